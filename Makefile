@@ -1,0 +1,52 @@
+# make bench: real speedups of speculative decoding on this machine. make test: everything that must hold. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN := results/bench
+ALL := results/bench-all
+
+.PHONY: bench bench-all benchmarks test report lint format zoo gpu setup clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+bench: setup  ## six tasks, three timed runs, a table, figures and a page
+	$(BIN)/specbench run target=mini target.shape=100m suite=mini limit=6 repeats=3 out=$(RUN)
+
+bench-all: setup  ## every preset that the embedded models can run, on more questions, beside transformers' own generate
+	$(BIN)/specbench run target=mini target.shape=100m suite=mini limit=20 repeats=3 engine=[native,hf] \
+	  method=[pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence] out=$(ALL)
+
+benchmarks: setup  ## the project's own speed and memory promises, as ratios in one run
+	$(BIN)/python -m benchmarks
+
+report: setup  ## tables, figures and page of the last bench again
+	$(BIN)/specbench report $(RUN)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+zoo: setup  ## train the embedded models again, by their recipes
+	$(BIN)/python -m specbench.zoo.train_target specbench/zoo/target
+	$(BIN)/python -m specbench.zoo.train_draft specbench/zoo/target specbench/zoo/draft
+
+gpu:  ## on a machine with a GPU whose Python has the packages: equality checks, bandwidth, bench, roofline card, a short table
+	$(PYTHON) -m benchmarks.gpu
+
+clean:
+	rm -rf $(VENV) $(RUN) $(ALL) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,19 @@
+"""Autoregressive decoding: the drafter that offers the root alone, so the baseline runs the very same loop."""
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import TargetOutput
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verified
+
+
+class Autoregressive(Drafter):
+    """State: the root, in a list of one."""
+
+    def start(self, prompt: list[int], out: TargetOutput) -> list[int]:
+        return prompt[-1:]
+
+    def draft(self, state: list[int], budget: int) -> DraftTree:
+        return DraftTree.chain(self.ids(state))
+
+    def observe(self, state: list[int], tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+        state[0] = verified.next_token

@@ -1,0 +1,68 @@
+"""Prompt lookup decoding (Saxena 2023): what followed the same n-gram earlier in prompt and answer is the draft."""
+
+from typing import Literal
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import TargetOutput
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verified
+
+Match = Literal["first", "last"]
+
+
+class NgramIndex:
+    """Where each n-gram stood first or last among the tokens so far; only n-grams with a token behind them are known."""
+
+    def __init__(self, tokens: list[int], sizes: range, match: Match) -> None:
+        self.tokens: list[int] = []
+        self.sizes, self.match = sizes, match
+        self._starts: dict[tuple[int, ...], int] = {}
+        self.extend(tokens)
+
+    def extend(self, tokens: list[int]) -> None:
+        old, known = len(self.tokens), self.tokens
+        known += tokens
+        for size in self.sizes:
+            grams = [(tuple(known[i : i + size]), i) for i in range(max(0, old - size), len(known) - size)]
+            if self.match == "last":
+                self._starts.update(grams)
+            else:
+                for gram, i in grams:
+                    self._starts.setdefault(gram, i)
+
+    def find(self, size: int) -> int | None:
+        """Start of the match for the last `size` tokens."""
+        return self._starts.get(tuple(self.tokens[-size:]))
+
+
+class PromptLookup(Drafter):
+    """Tries n-grams from `max_ngram` down to `min_ngram` tokens and copies up to `length` tokens behind the match.
+
+    match: the first or the last earlier place wins. full: only places followed by all `length` tokens count and the match must
+    end before the n-gram begins, as in Spec-Bench. filler: the token drafted when nothing matches (Spec-Bench: 100), or none.
+    """
+
+    def __init__(self, max_ngram: int, min_ngram: int, length: int, match: Match, full: bool, filler: int | None) -> None:
+        self.sizes = range(max_ngram, min_ngram - 1, -1)
+        self.length, self.match, self.full, self.filler = length, match, full, filler
+        self.nodes = length + 1
+
+    def start(self, prompt: list[int], out: TargetOutput) -> NgramIndex:
+        return NgramIndex(prompt, self.sizes, self.match)
+
+    def draft(self, state: NgramIndex, budget: int) -> DraftTree:
+        return DraftTree.chain(self.ids(state.tokens[-1:] + self.lookup(state)[:budget]))
+
+    def lookup(self, index: NgramIndex) -> list[int]:
+        """The copied tokens; empty when nothing matches."""
+        for size in self.sizes:
+            start = index.find(size)
+            if start is not None and (not self.full or self._is_full(start, size, len(index.tokens))):
+                return index.tokens[start + size : start + size + self.length]
+        return [] if self.filler is None else [self.filler]
+
+    def _is_full(self, start: int, size: int, known: int) -> bool:
+        return start + size + self.length <= known and start + size < known - size
+
+    def observe(self, state: NgramIndex, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+        state.extend(verified.tokens)

@@ -1,0 +1,104 @@
+"""Speculative sampling with a draft model (Leviathan et al. 2023; Chen et al. 2023): a small model writes, the target verifies."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, cat
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.kv_store import KVStore
+from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verified
+from specbench.errors import InputError
+
+Schedule = Literal["fixed", "heuristic"]
+
+
+@dataclass
+class DraftState:
+    """store: the draft model's KV; pending: committed tokens not in it yet, the root last; wanted: draft length K asked for."""
+
+    store: KVStore
+    pending: list[int]
+    wanted: int
+
+
+class SpeculativeSampling(Drafter):
+    """Drafts up to `draft_tokens` tokens with its own language model, the same class as the target.
+
+    schedule: `fixed`, or `heuristic` as in transformers (two more after a fully accepted draft, one less otherwise, at least one;
+    back to `draft_tokens` at every turn; at most `max_tokens`). confidence: stop behind a token whose probability is below it (0: never).
+    stop_at_eos: stop behind the model's end-of-sequence token.
+    """
+
+    def __init__(
+        self,
+        draft: LanguageModel,
+        draft_tokens: int,
+        schedule: Schedule,
+        max_tokens: int,
+        confidence: float,
+        stop_at_eos: bool,
+    ) -> None:
+        self.model, self.draft_tokens, self.schedule = draft, draft_tokens, schedule
+        self.max_tokens, self.confidence, self.stop_at_eos = max_tokens, confidence, stop_at_eos
+        self.nodes = 1 + (draft_tokens if schedule == "fixed" else max_tokens)
+        self._stores: list[KVStore] = []
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        if self.model.vocabulary != target.vocabulary:
+            raise InputError(f"the draft model has {self.model.vocabulary} tokens, the target {target.vocabulary}")
+
+    def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[DraftState]:
+        self.draft_forwards = 0
+        self._stores += [self.model.store(0) for _ in range(len(prompts) - len(self._stores))]
+        return [self._state(row, prompt) for row, prompt in enumerate(prompts)]
+
+    def reserve(self, capacity: int) -> None:
+        self._capacity = capacity
+
+    def _state(self, row: int, prompt: list[int]) -> DraftState:
+        if self._stores[row].capacity < self._capacity:
+            self._stores[row] = self.model.store(self._capacity)
+        self._stores[row].clear()
+        return DraftState(self._stores[row], prompt, self.draft_tokens)
+
+    def draft(self, state: DraftState, budget: int) -> DraftTree:
+        root, fed = self.ids(state.pending[-1:]), self.ids(state.pending)
+        drafted: list[Tensor] = []
+        while len(drafted) < min(state.wanted, budget):
+            logits = self._forward(state.store, fed)
+            fed = logits.argmax(dim=-1)  # (1,)
+            drafted.append(fed)
+            if self._stops(logits, fed):
+                break
+        state.pending = [] if drafted else state.pending
+        return DraftTree.chain(cat([root, *drafted]))
+
+    def _forward(self, store: KVStore, fed: Tensor) -> Tensor:
+        """(1, V) logits behind the fed tokens, which stay in the draft model's KV."""
+        self.draft_forwards += 1
+        out = self.model.forward(store, [DraftTree.chain(fed)], last_only=True)[0]
+        store.keep(0, range(len(fed)))
+        return out.logits
+
+    def _stops(self, logits: Tensor, token: Tensor) -> bool:
+        if self.confidence and logits.softmax(dim=-1).max() < self.confidence:
+            return True
+        return self.stop_at_eos and int(token) in self.model.eos_ids
+
+    def observe(self, state: DraftState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+        accepted, drafted = len(verified.path) - 1, len(tree) - 1
+        if drafted:
+            behind = drafted - 1  # drafted tokens that entered the draft model's KV: all but the last
+            state.store.rewind(0, state.store.lengths[0] - max(0, behind - accepted))
+            state.pending = verified.tokens[-2:] if accepted == drafted else verified.tokens[-1:]
+            self._reschedule(state, accepted)
+        else:
+            state.pending = state.pending + verified.tokens
+
+    def _reschedule(self, state: DraftState, accepted: int) -> None:
+        if self.schedule == "heuristic":
+            state.wanted = min(state.wanted + 2, self.max_tokens) if accepted == state.wanted else max(1, state.wanted - 1)

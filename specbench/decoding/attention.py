@@ -1,0 +1,129 @@
+"""The attention function that unmodified transformers models call: draft-tree attention over our own KV store."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from specbench.decoding.kv_store import KVStore
+from specbench.decoding.tree import DraftTree
+
+NAME = "specbench"
+
+
+class ForwardPass:
+    """What one forward needs to know in every layer: where the new entries go and who sees whom."""
+
+    def __init__(self, store: KVStore, trees: list[DraftTree], bias: "ChainBias") -> None:
+        self.store, self.trees = store, trees
+        self.sizes = [len(tree) for tree in trees]
+        self.single = len(trees) == 1
+        self.first = self.single and store.lengths[0] == 0 and trees[0].linear
+        self._bias = bias
+        self._masks: dict[int | None, Tensor | None] = {}
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """Additive mask, broadcastable to (B, heads, N, S); None where everything is visible (or plainly causal, see `first`)."""
+        longest = max(length + size for length, size in zip(self.store.lengths, self.sizes, strict=True))
+        if window is not None and longest <= window:
+            window = None
+        if window not in self._masks:
+            self._masks[window] = self._build(window)
+        return self._masks[window]
+
+    def _build(self, window: int | None) -> Tensor | None:
+        if self.single and window is None:
+            if self.sizes[0] == 1 or self.first:
+                return None
+            return self._bias.of(self.trees[0], self.store.lengths[0])
+        return _padded_mask(self.store.lengths, self.trees, window, self._bias.dtype)
+
+
+class ChainBias:
+    """Masks of single sequences, cut out of one buffer: the past is visible, the triangle of the new nodes is laid once."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self._past, self._nodes = 0, 0
+        self._chain = self._tree = torch.empty(0)
+
+    def of(self, tree: DraftTree, past: int) -> Tensor:
+        """(N, past + N) additive mask of one tree behind `past` committed tokens."""
+        nodes = len(tree)
+        if past > self._past or nodes > self._nodes:
+            self._grow(past, nodes)
+        columns = slice(self._past - past, self._past + nodes)
+        if tree.linear:
+            return self._chain[:nodes, columns]
+        hidden = torch.zeros(nodes, nodes, dtype=self.dtype, device=self.device)
+        self._tree[:nodes, self._past : self._past + nodes] = hidden.masked_fill_(~tree.ancestors, float("-inf"))
+        return self._tree[:nodes, columns]
+
+    def _grow(self, past: int, nodes: int) -> None:
+        self._past, self._nodes = max(past, 2 * self._past, 1024), max(nodes, self._nodes, 64)
+        triangle = torch.full((self._nodes, self._nodes), float("-inf"), dtype=self.dtype, device=self.device).triu_(1)
+        visible = torch.zeros(self._nodes, self._past, dtype=self.dtype, device=self.device)
+        self._chain = torch.cat([visible, triangle], dim=1)
+        self._tree = self._chain.clone()
+
+
+def _padded_mask(lengths: list[int], trees: list[DraftTree], window: int | None, dtype: torch.dtype) -> Tensor:
+    """(B, 1, N, S): the general case, rows of different lengths side by side; padding rows see entry 0 alone."""
+    nodes = max(len(tree) for tree in trees)
+    entries = max(length + len(tree) for length, tree in zip(lengths, trees, strict=True))
+    visible = torch.zeros(len(trees), 1, nodes, entries, dtype=torch.bool, device=trees[0].tokens.device)
+    visible[:, :, :, 0] = True
+    for row, (length, tree) in enumerate(zip(lengths, trees, strict=True)):
+        n = len(tree)
+        seen = torch.ones(n, length, dtype=torch.bool, device=visible.device)
+        seen = torch.cat([seen, tree.ancestors], dim=1)  # (n, length + n)
+        if window is not None:
+            at = torch.cat([torch.arange(length, device=visible.device), length + tree.depths])
+            seen = seen & (at[None, :] > at[length:, None] - window)
+        visible[row, 0, :n, : length + n] = seen
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    forward_pass: ForwardPass | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """query (B, heads, N, D), key and value (B, key-value heads, N, D), rotated -> (B, N, heads, D).
+
+    Other keywords are what transformers hands to every attention function; dropout does not exist in decoding.
+    """
+    assert forward_pass is not None, "the model was called outside LanguageModel.forward"
+    keys, values = forward_pass.store.write(module.layer_idx, key, value, forward_pass.sizes)  # type: ignore[arg-type]
+    mask = forward_pass.mask(sliding_window)
+    grouped = query.shape[1] != keys.shape[1]
+    if softcap is not None:
+        return _capped(query, keys, values, mask, forward_pass.first, scaling, softcap).transpose(1, 2), None
+    causal = forward_pass.first and mask is None and query.shape[2] > 1
+    out = scaled_dot_product_attention(query, keys, values, mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
+    return out.transpose(1, 2), None
+
+
+def _capped(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scaling: float | None, softcap: float
+) -> Tensor:
+    """Attention whose scores pass through softcap * tanh(score / softcap), as Gemma 2 does; float32 softmax."""
+    repeats = query.shape[1] // keys.shape[1]
+    keys, values = (x.repeat_interleave(repeats, dim=1) for x in (keys, values))
+    scores = query @ keys.mT * (scaling or query.shape[-1] ** -0.5)  # (B, heads, N, S)
+    scores = softcap * torch.tanh(scores / softcap)
+    if causal and mask is None:
+        mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=scores.device).triu_(1)
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype) @ values
+
+
+AttentionInterface.register(NAME, attend)

@@ -1,0 +1,57 @@
+"""The base class of every method's drafter: write `start`, `draft` and `observe` for one sequence, or the batched three."""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verified
+
+
+class Drafter:
+    """Proposes draft trees. All that belongs to a sequence, its own KV too, lives in that sequence's state."""
+
+    taps: tuple[int, ...] = ()  # hidden states of the target it reads, by absolute layer number
+    prompt_logits: bool = False  # whether `start` wants the target's logits of every prompt token
+    outlives: ClassVar[Literal["turn", "run"]] = "turn"  # what its state survives; "run" is cleared at the start of each repeat
+    nodes: int = 1  # the largest tree it offers, root included
+    draft_forwards: int = 0  # forwards of a model of its own since the start of the turn
+
+    def bind(self, target: LanguageModel) -> None:
+        """Meet the target; called once, before anything else."""
+        self.target = target
+
+    def reserve(self, capacity: int) -> None:
+        """The longest sequence (prompt and answer) that will come: preallocate here."""
+
+    def reset(self) -> None:
+        """Forget what outlives a turn; called at the start of each repeat."""
+
+    def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[Any]:
+        """New states for sequences whose prompt is prefilled; each prompt ends with the first committed token, the root."""
+        self.draft_forwards = 0
+        return [self.start(prompt, out) for prompt, out in zip(prompts, outs, strict=True)]
+
+    def propose(self, states: list[Any], budgets: list[int]) -> list[DraftTree]:
+        """One tree per sequence, none deeper than its budget."""
+        return [self.draft(state, budget) for state, budget in zip(states, budgets, strict=True)]
+
+    def update(self, states: list[Any], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verified]) -> None:
+        """Learn what the target made of the trees."""
+        for state, tree, out, choice in zip(states, trees, outs, verified, strict=True):
+            self.observe(state, tree, out, choice)
+
+    def start(self, prompt: list[int], out: TargetOutput) -> Any:
+        raise NotImplementedError
+
+    def draft(self, state: Any, budget: int) -> DraftTree:
+        raise NotImplementedError
+
+    def observe(self, state: Any, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+        raise NotImplementedError
+
+    def ids(self, tokens: list[int]) -> Tensor:
+        """Token ids on the target's device."""
+        return torch.tensor(tokens, device=self.target.device)

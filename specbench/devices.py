@@ -1,0 +1,102 @@
+"""Devices and dtypes: which are there, which `auto` takes, and what the CPU has for bfloat16."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specbench.errors import InputError
+from specbench.hints import nearest
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def devices() -> list[str]:
+    """What a device may be called on this machine, the one that `auto` takes first."""
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return [*(["cuda"] if cuda else []), *cuda, *mps, "cpu"]
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: CUDA, else MPS, else the CPU; cuda is the first card. Raises InputError for a device that is not there."""
+    there = devices()
+    if name not in ("auto", *there):
+        raise InputError(f"device={name}: not on this machine; expected {nearest(name, ['auto', *there])}")
+    chosen = there[0] if name == "auto" else name
+    return torch.device("cuda:0" if chosen == "cuda" else chosen)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 where the device multiplies it in hardware, else float16 on a GPU and float32 on a CPU.
+
+    Raises InputError for another name and for float64 on MPS, which lacks it.
+    """
+    if name == "auto":
+        return _fastest(device)
+    choices = [dtype for dtype in DTYPES if (dtype, device.type) != ("float64", "mps")]
+    if name not in choices:
+        raise InputError(f"dtype={name}: on {device.type} expected {nearest(name, ['auto', *choices])}")
+    return DTYPES[name]
+
+
+def _fastest(device: torch.device) -> torch.dtype:
+    if device.type == "cpu":
+        return torch.bfloat16 if has_bf16_units() else torch.float32
+    if device.type == "mps":
+        return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float16
+    with torch.cuda.device(device):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def has_bf16_units() -> bool:
+    """Whether this CPU has instructions that multiply bfloat16 and a torch that uses them.
+
+    Not asked of oneDNN: it also calls bfloat16 supported where plain AVX-512 emulates it, slower than float32.
+    """
+    there = cpu_capabilities()
+    x86 = there.get("amx_bf16") or there.get("avx512_bf16")
+    arm = there.get("bf16") or there.get("sve_bf16")
+    return bool((x86 or arm) and torch.backends.mkldnn.is_available())
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """Instruction sets by torch's names: avx512_f, avx512_vnni, avx512_bf16, amx_bf16; on ARM bf16, i8mm, sve."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    asked = {name: getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "avx512", "avx2")}
+    known = {name: bool(ask()) for name, ask in asked.items() if ask}
+    return {**known, "amx_bf16": torch.cpu._is_amx_tile_supported()}
+
+
+def device_name(device: torch.device) -> str:
+    """What the maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"{torch.backends.mps.get_name()} (MPS)" if hasattr(torch.backends.mps, "get_name") else "MPS"
+    return cpu_name()
+
+
+def cpu_name() -> str:
+    """The processor's model as the system gives it, else as torch does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else str(cpu_capabilities().get("cpu_name") or "unknown")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,34 @@
+"""What the harness asks of whoever generates: tokens in, tokens and counts out. Engines know no tasks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.loop import Generation, Sampling
+
+
+class Engine(ABC):
+    """Generates with one target by several methods, each known by its label."""
+
+    @abstractmethod
+    def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
+        """Meet the target and the methods, before anything is generated."""
+
+    @abstractmethod
+    def has(self, label: str) -> bool:
+        """Whether this engine can run the method."""
+
+    @abstractmethod
+    def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
+        """Decode one prompt, clocked from ids on the device to the last output id. Raises CapacityError."""
+
+    def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
+        """The longest prompt to come, so that memory can be taken before the clock runs."""
+
+    def reset(self, label: str) -> None:
+        """Start of a repeat: clear what the method keeps from turn to turn."""
+
+    def outlives(self, label: str) -> str:
+        """What the method's state survives: `turn` (nothing does) or `run`."""
+        return "turn"

@@ -1,0 +1,78 @@
+"""The peer: transformers' own `generate` on the very same weights, plain, with prompt lookup, with an assistant model.
+
+It cannot see steps, so a Generation has tokens and total seconds alone.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.loop import CapacityError, Generation, Sampling
+from specbench.engine.base import Engine
+from specbench.models import load_draft
+
+
+class TransformersGenerate(Engine):
+    """methods: label -> keywords of `generate`; the keyword `assistant` holds settings of the draft model's generation config."""
+
+    def __init__(
+        self, methods: Mapping[str, Mapping[str, Any]], draft: Mapping[str, Any] | None, device: str, weights: str
+    ) -> None:
+        self.methods, self._draft = methods, (draft, device, weights)
+        self._assistant: LanguageModel | None = None
+
+    def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
+        self.target = target
+        if any("assistant" in self.methods[label] for label in drafters if self.has(label)):
+            self._assistant = load_draft(*self._draft)
+
+    def has(self, label: str) -> bool:
+        return label in self.methods
+
+    def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
+        room = self.target.context - len(prompt)
+        if room < 1:
+            raise CapacityError(f"a prompt of {len(prompt)} tokens does not fit a context of {self.target.context}")
+        ids = torch.tensor([prompt], device=self.target.device)
+        settings = dict(self.methods[label])
+        assistant = self._assistant if "assistant" in settings else None
+        extra = self._assisting(assistant, settings.pop("assistant", {}))
+        with self.target.lent() as model, assistant.lent() if assistant else nullcontext():
+            begun = self._now()
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=min(sampling.max_new_tokens, room),
+                eos_token_id=list(sampling.stop_token_ids),
+                pad_token_id=sampling.stop_token_ids[0] if sampling.stop_token_ids else 0,
+                **settings,
+                **extra,
+            )[0, len(prompt) :].tolist()
+            seconds = self._now() - begun
+        return _generation(out, sampling, seconds, room)
+
+    def _assisting(self, assistant: LanguageModel | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """A fresh draft schedule for every turn, so that nothing leaks between questions."""
+        if assistant is None:
+            return {}
+        for name, value in settings.items():
+            setattr(assistant.model.generation_config, name, value)
+        return {"assistant_model": assistant.model}
+
+    def _now(self) -> float:
+        if self.target.device.type == "cuda":
+            torch.cuda.synchronize(self.target.device)
+        return perf_counter()
+
+
+def _generation(out: list[int], sampling: Sampling, seconds: float, room: int) -> Generation:
+    stops = [i for i, token in enumerate(out) if token in sampling.stop_token_ids]
+    kept = out[: stops[0] + 1] if stops else out
+    limit = "length" if room >= sampling.max_new_tokens else "capacity"
+    return Generation(output_ids=kept, finish_reason="eos" if stops else limit, decode_s=seconds, sees_steps=False)

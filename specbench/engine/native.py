@@ -1,0 +1,45 @@
+"""specbench's own engine: the one decode loop for every method."""
+
+from collections.abc import Mapping
+
+import torch
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.kv_store import KVStore
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.loop import Generation, Sampling, capacity, generate
+from specbench.engine.base import Engine
+
+
+class Native(Engine):
+    """profile: also time drafting and verifying, at the cost of a device synchronisation in each step."""
+
+    def __init__(self, profile: bool) -> None:
+        self.profile = profile
+
+    def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
+        self.target, self.drafters = target, drafters
+        self._store: KVStore | None = None
+        for drafter in drafters.values():
+            drafter.bind(target)
+
+    def has(self, label: str) -> bool:
+        return label in self.drafters
+
+    def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
+        needed = max(capacity(self.target, drafter, prompt_tokens, sampling) for drafter in self.drafters.values())
+        if self._store is None or self._store.capacity < needed:
+            self._store = self.target.store(needed)
+
+    def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
+        self.reserve(len(prompt), sampling)
+        drafter = self.drafters[label]
+        self.target.tap(drafter.taps)
+        ids = torch.tensor(prompt, device=self.target.device)
+        return generate(self.target, drafter, [ids], sampling, self._store, self.profile)[0]
+
+    def reset(self, label: str) -> None:
+        self.drafters[label].reset()
+
+    def outlives(self, label: str) -> str:
+        return self.drafters[label].outlives

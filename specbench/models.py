@@ -1,0 +1,94 @@
+"""From a target's settings to a loaded model: hub id or folder, pretrained or random, widened, packed for the CPU."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from specbench import ROOT
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.packed import can_pack, pack
+from specbench.devices import pick_device, pick_dtype
+from specbench.errors import InputError
+from specbench.zoo.widen import widened
+
+
+def load_model(
+    path: str | None,
+    revision: str | None = None,
+    weights: str = "pretrained",
+    config: Mapping[str, Any] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    shape: Mapping[str, int] | None = None,
+    packed: bool = True,
+) -> LanguageModel:
+    """weights: pretrained, or random (from `config` alone, nothing downloaded). shape: a wider one, outputs unchanged.
+
+    packed: on a CPU, linear layers in oneDNN's layout where that exists. Raises InputError for what cannot be had.
+    """
+    where = pick_device(device)
+    kind = pick_dtype(dtype, where)
+    if weights == "random":
+        model = _random(config, kind, where)
+    elif weights == "pretrained":
+        model = _pretrained(path, revision, kind, device_map, trust_remote_code)
+    else:
+        raise InputError(f"weights={weights}: expected pretrained or random")
+    if shape is not None:
+        model = widened(model, **shape)
+    if device_map is None:
+        model = model.to(where)
+    if packed and can_pack(where, kind):
+        pack(model)
+    return LanguageModel(model)
+
+
+def load_draft(draft: Mapping[str, Any] | None, device: str, weights: str) -> LanguageModel:
+    """The draft model that a target's YAML names beside it."""
+    if draft is None:
+        raise InputError("this target names no draft model: set target.draft.path, or leave the method out")
+    settings = {key: value for key, value in draft.items() if key != "weights"}
+    return load_model(**settings, device=device, weights=draft.get("weights", weights))
+
+
+def load_tokenizer(path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(_place(path), revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer at {path}: {_first_line(error)}") from None
+
+
+def _pretrained(
+    path: str | None, revision: str | None, dtype: torch.dtype, device_map: Any, trust_remote_code: bool
+) -> PreTrainedModel:
+    if path is None:
+        raise InputError("target.path is missing: a hub id or a folder")
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            _place(path), revision=revision, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"no model at {path}: {_first_line(error)}") from None
+
+
+def _random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    if config is None:
+        raise InputError("weights=random needs target.config, the model's architecture")
+    settings = dict(config)
+    made = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(made, dtype=dtype)
+
+
+def _place(path: str) -> str:
+    local = ROOT / path
+    return str(local) if local.is_dir() else path
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,189 @@
+"""Where numbers come from: versions, machine, device, commit and fingerprints, for run.json.
+
+No user, host or folder of this machine enters: only names of products, versions, sizes and hashes.
+"""
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from specbench.devices import cpu_capabilities, cpu_name, device_name, has_bf16_units
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("specbench", "torch", "transformers", "datasets", "numpy")
+CONTENT = (".safetensors", ".bin", ".json", ".jsonl", ".txt", ".model", ".jinja", ".tiktoken")
+CLOCKS = (  # nvidia-smi's names; MHz and W
+    *("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "clocks.applications.graphics"),
+    *("power.limit", "power.max_limit", "persistence_mode", "mig.mode.current"),
+)
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What run.json says of the place and the time, JSON-able; settings and fingerprints are the caller's to add."""
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "device": _device(device),
+        "machine": _machine(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "git": _git(),
+    }
+
+
+def _version(package: str) -> str | None:
+    """The installed version; specbench itself, run from a clone that is not installed, has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _machine() -> dict[str, Any]:
+    capabilities = {name: value for name, value in cpu_capabilities().items() if isinstance(value, bool)}
+    return {
+        "os": f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine(),
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "bf16_units": has_bf16_units(),
+        "instructions": sorted(name for name, there in capabilities.items() if there),
+        "memory_bytes": memory_bytes(),
+    }
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int | None:
+    """Main memory of the machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _device(device: torch.device) -> dict[str, Any]:
+    about: dict[str, Any] = {"kind": device.type, "name": device_name(device)}
+    if device.type != "cuda":
+        return about
+    card = torch.cuda.get_device_properties(device)
+    return about | {
+        "count": torch.cuda.device_count(),
+        "memory_bytes": card.total_memory,
+        "multiprocessors": card.multi_processor_count,
+        "capability": f"{card.major}.{card.minor}",
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        **_nvidia(f"GPU-{card.uuid}" if hasattr(card, "uuid") else str(device.index or 0)),
+    }
+
+
+def _nvidia(card: str) -> dict[str, Any]:
+    """Driver, clocks and power limits of one card; empty without nvidia-smi or a field it does not know."""
+    names = ("driver_version", *CLOCKS)
+    line = _output(["nvidia-smi", f"--id={card}", f"--query-gpu={','.join(names)}", "--format=csv,noheader"])
+    values = [value.strip() for value in (line or "").split(",")]
+    if len(values) != len(names):
+        return {}
+    return {"driver": values[0], "clocks": dict(zip(CLOCKS, values[1:], strict=True))}
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and whether anything differs from it; None where the code is no checkout of its own."""
+    git = ["git", "--no-optional-locks", "-C", str(ROOT)]
+    top = _output([*git, "rev-parse", "--show-toplevel"])
+    if top is None or Path(top).resolve() != ROOT.resolve():
+        return None
+    return {
+        "commit": _output([*git, "rev-parse", "--verify", "--quiet", "HEAD"]),
+        "dirty": bool(_output([*git, "status", "--porcelain"])),
+    }
+
+
+def _output(command: Sequence[str]) -> str | None:
+    """What a command prints, stripped; None when it is not there or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def fingerprint(path: str | Path, revision: str | None = None) -> str | None:
+    """sha256 over the sorted names and contents of a file, a folder or a hub id's downloaded snapshot; None: not there.
+
+    Of a folder: weights, configs and tokenizer files. Relative paths start here, else in the project's root.
+    """
+    place = _place(str(path), revision)
+    if place is None:
+        return None
+    found = hashlib.sha256()
+    for file in _contents(place):
+        name = file.name if place.is_file() else file.relative_to(place).as_posix()
+        found.update(f"{name}\0{_content_sha256(file)}\n".encode())
+    return found.hexdigest()
+
+
+def _place(path: str, revision: str | None) -> Path | None:
+    local = next((place for place in (Path(path), ROOT / path) if place.exists()), None)
+    if local is not None:
+        return local
+    try:
+        cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    except HFValidationError:  # no hub id either
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _contents(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    inside = (file for file in place.rglob("*") if file.is_file() and file.suffix in CONTENT)
+    return sorted(inside, key=lambda file: file.relative_to(place).as_posix())
+
+
+def _content_sha256(file: Path) -> str:
+    """Of the bytes; the hub's cache already names large files by it, which spares reading them."""
+    blob = file.resolve()
+    if blob.parent.name == "blobs" and len(blob.name) == 64:
+        return blob.name
+    found = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak so far, where the system lets us: CUDA, and Linux for main memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak alone (man 5 proc)
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """CUDA: most that torch had allocated since the reset. Else the process's largest resident size, weights included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

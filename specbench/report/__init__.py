@@ -1,0 +1,102 @@
+"""Run directories to tables, figures and one HTML page: pure functions of files, no model and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from specbench import metrics
+from specbench.errors import InputError
+from specbench.records import RunDirectory, write_atomic
+from specbench.report import figures, tables
+from specbench.report.alarms import Alarm, alarms
+from specbench.report.loaded import LoadedRun, load, method_order
+from specbench.report.page import Section, page
+from specbench.report.summary import summarise
+
+CAPTIONS = {
+    "speedup": "Speedup of every method on every task. Bars are 95 % intervals over questions.",
+    "conversion": "Speedup against mean accepted tokens. A line joins the points whose speedup is that share"
+    " of their mean accepted tokens; prefill, one more forward a turn, is left out of the lines.",
+    "acceptance": "Acceptance by draft position, all tasks together, where at least"
+    f" {figures.LEAST_REACHED} steps got that far.",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the report is, the files written, and what they say."""
+
+    out: Path
+    files: list[Path]
+    summary: pd.DataFrame  # the rows of summary.csv
+    alarms: list[Alarm]
+
+    @property
+    def page(self) -> Path:
+        """The HTML page to open."""
+        return self.out / "index.html"
+
+    @property
+    def terminal(self) -> list[Table]:
+        """The headline of every run, to be printed."""
+        return [tables.terminal(rows) for _, rows in self.summary.groupby("run", sort=False)]
+
+
+def render(run_dirs: Sequence[Path], out: Path) -> Report:
+    """Writes summary.csv, acceptance.csv, table.md, table.tex, the figures and index.html into `out`.
+
+    Raises InputError when a directory is not a run, when none is given, or when two have the same name.
+    """
+    runs = [load(path) for path in run_dirs]
+    if not runs or len({run.name for run in runs}) < len(runs):
+        raise InputError(
+            f"expected run directories of different names, got {[str(path) for path in run_dirs]}"
+        )
+    style = figures.styles(method_order(runs))
+    drawn = [_section(run, style, out, f"{run.name}-" if len(runs) > 1 else "") for run in runs]
+    sections = [section for section, _ in drawn]
+    summary = pd.concat([section.summary for section in sections], ignore_index=True)
+    positions = pd.concat([_positions(run).assign(run=run.name) for run in runs], ignore_index=True)
+    contents = {
+        "index.html": page(sections),
+        "table.md": tables.markdown(summary),
+        "table.tex": tables.latex(summary),
+        "summary.csv": tables.csv(summary),
+        "acceptance.csv": tables.csv(positions),
+    }
+    for name, content in contents.items():
+        write_atomic(out / name, content)
+    raised = [alarm for section in sections for alarm in section.alarms]
+    written = [path for _, paths in drawn for path in paths]
+    return Report(out, [*(out / name for name in contents), *written], summary, raised)
+
+
+def write_summary(run_dir: Path) -> pd.DataFrame:
+    """Writes the run directory's own summary.csv and gives its rows; InputError when it is not a run."""
+    summary = summarise(load(run_dir))
+    RunDirectory(run_dir).write_summary(tables.csv(summary))
+    return summary
+
+
+def _positions(run: LoadedRun) -> pd.DataFrame:
+    return metrics.acceptance_by_position(run.trials)
+
+
+def _section(run: LoadedRun, style: figures.Style, out: Path, prefix: str) -> tuple[Section, list[Path]]:
+    summary = summarise(run)
+    with figures.drawing():
+        made = {
+            "speedup": figures.speedup_by_task(summary, style),
+            "conversion": figures.speedup_by_acceptance(summary, style),
+            "acceptance": figures.acceptance_by_position(_positions(run), style),
+        }
+        paths = [
+            path for name, figure in made.items() for path in figures.save(figure, out / f"{prefix}{name}")
+        ]
+        inlined = [(CAPTIONS[name], figures.inline(figures.svg(figure))) for name, figure in made.items()]
+    return Section(run, summary, alarms(run, summary), inlined), paths

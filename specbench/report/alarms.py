@@ -1,0 +1,95 @@
+"""What a reader must know before believing a row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from specbench.metrics import BASELINE, OVERALL
+from specbench.report.loaded import LoadedRun
+
+BASELINE_MARGIN = 0.03
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One warning. level: "alarm" (do not publish the row as it is) or "notice" (good to know)."""
+
+    level: str
+    method: str
+    task: str
+    message: str
+
+    def __str__(self) -> str:
+        place = "" if self.task == OVERALL else f" on {self.task}"
+        return f"{self.level}: {self.method}{place}: {self.message}"
+
+
+Row = Mapping[Hashable, Any]
+
+
+def alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
+    """Everything wrong with a run, alarms first; `summary` is summarise(run)."""
+    found = [*_baseline(summary), *_profiled(run), *_errors(run)]
+    for row in summary.to_dict("records"):
+        found += [*_conversion(row), *_drafted_nothing(row), *_unfinished(row)]
+    return sorted(found, key=lambda alarm: alarm.level)
+
+
+def _baseline(summary: pd.DataFrame) -> Iterator[Alarm]:
+    """The other ways to decode autoregressively timed in this run: the rows autoregressive@engine."""
+    overall = summary[summary["task"] == OVERALL].set_index("method")["speedup"]
+    others = overall[overall.index.str.startswith(f"{BASELINE}@")].dropna()
+    if others.empty:
+        message = "not compared with the other ways to decode autoregressively on this device"
+        yield Alarm("notice", BASELINE, OVERALL, message)
+    elif 1 - 1 / others.max() > BASELINE_MARGIN:
+        message = f"{1 - 1 / others.max():.1%} slower than {others.idxmax()}: every speedup is too high"
+        yield Alarm("alarm", BASELINE, OVERALL, message)
+
+
+def _profiled(run: LoadedRun) -> Iterator[Alarm]:
+    if any(trial.draft_s is not None or trial.verify_s is not None for trial in run.trials):
+        yield Alarm("alarm", "the run", OVERALL, "profiled: it synchronises at every step and is no headline")
+
+
+def _errors(run: LoadedRun) -> Iterator[Alarm]:
+    turns = Counter((trial.method, trial.task) for trial in run.trials)
+    reasons: dict[tuple[str, str], Counter[str]] = {}
+    for trial in run.trials:
+        if trial.failed:
+            cell = reasons.setdefault((trial.method, trial.task), Counter())
+            cell[trial.error or trial.finish_reason] += 1
+    for (method, task), counts in sorted(reasons.items()):
+        reason, _ = counts.most_common(1)[0]
+        message = f"{counts.total()} of {turns[method, task]} turns failed, most often: {reason}"
+        yield Alarm("alarm", method, task, message)
+
+
+def _conversion(row: Row) -> Iterator[Alarm]:
+    value, low = row["conversion"], row["conversion_low"]
+    if row["method"] == BASELINE or not value > 1:
+        return
+    if low > 1:
+        message = f"conversion {value:.2f}, at least {low:.2f}: the baseline ran slower code than the method"
+        yield Alarm("alarm", row["method"], row["task"], message)
+    elif pd.isna(low):
+        message = f"conversion {value:.2f} is above 1, with too few questions to say whether by chance"
+        yield Alarm("notice", row["method"], row["task"], message)
+
+
+def _drafted_nothing(row: Row) -> Iterator[Alarm]:
+    if row["method"].partition("@")[0] != BASELINE and row["drafted"] == 0:
+        yield Alarm(
+            "alarm", row["method"], row["task"], "drafted nothing: this row is autoregressive decoding"
+        )
+
+
+def _unfinished(row: Row) -> Iterator[Alarm]:
+    if row["unpaired"]:
+        message = f"{row['unpaired']} questions not finished yet by it and autoregressive"
+        yield Alarm("notice", row["method"], row["task"], message)

@@ -1,0 +1,209 @@
+"""Three figures of a run: speedup by task, speedup against acceptance, acceptance by draft position.
+
+Drawn with one ink colour that the HTML page replaces by the reader's own text colour; SVG backgrounds are
+transparent.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from specbench.metrics import BASELINE, OVERALL
+from specbench.records import write_atomic
+from specbench.report.tables import shown_tasks
+
+INK = "#1b1b1a"
+GREY = "#7d7d7d"
+OKABE_ITO = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#a68a00")
+MARKERS = "osD^vPX<>*hd"
+CONVERSIONS = (1.0, 0.8, 0.6, 0.4)
+LAST_POSITION = 16  # long chains go on; acceptance.csv has them all
+LEAST_REACHED = 30  # a share of fewer steps than this is not drawn
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn everywhere."""
+
+    colour: str
+    marker: str
+    line: str
+
+
+Style = dict[str, Look]
+
+
+def styles(methods: Sequence[str]) -> Style:
+    """The look of a method by its position in the list: autoregressive grey, repeats of a colour dashed."""
+    looks = {BASELINE: Look(GREY, "o", "-")}
+    for position, method in enumerate(name for name in methods if name != BASELINE):
+        cycle, colour = divmod(position, len(OKABE_ITO))
+        looks[method] = Look(OKABE_ITO[colour], MARKERS[position % len(MARKERS)], ("-", "--", ":")[cycle % 3])
+    return looks
+
+
+def drawing() -> AbstractContextManager[None]:
+    """The settings under which figures are made and saved; ids inside an SVG are the same every time."""
+    settings: dict[str, Any] = {
+        "font.size": 11, "font.family": "sans-serif", "text.parse_math": False, "svg.fonttype": "none",
+        "svg.hashsalt": "specbench", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
+        "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.titlesize": 12, "axes.titlelocation": "left", "axes.titleweight": "bold",
+        "figure.facecolor": "none", "axes.facecolor": "none", "legend.fontsize": 10,
+        "axes.linewidth": 0.8, "legend.frameon": False,
+    }  # fmt: skip
+    return matplotlib.rc_context(cast(Any, settings))  # its keys are literals
+
+
+def speedup_by_task(summary: pd.DataFrame, style: Style) -> Figure:
+    """Points with 95 % intervals, one group a task, and a line where autoregressive decoding is."""
+    drafting = summary[summary["method"] != BASELINE].dropna(subset=["speedup"])
+    methods, tasks = list(drafting["method"].unique()), shown_tasks(summary)
+    figure, axes = _canvas(10, 4.8)
+    for position, method in enumerate(methods):
+        rows = drafting[drafting["method"] == method].set_index("task").reindex(tasks)
+        offset = (position + 0.5) / len(methods) - 0.5
+        places = [index + 0.8 * offset for index in range(len(tasks))]
+        _points(axes, places, rows, style[method], label=method)
+    for index in range(0, len(tasks), 2):
+        axes.axvspan(index - 0.5, index + 0.5, color=INK, alpha=0.04, linewidth=0)
+    axes.axhline(1, color=GREY, linewidth=1.4, zorder=1, label=f"{BASELINE} = 1")
+    axes.set_xticks(range(len(tasks)), [task.replace("_", "\n") for task in tasks])
+    axes.set_xlim(-0.5, len(tasks) - 0.5)
+    axes.set_ylim(bottom=min(0.5, *axes.get_ylim()) if len(drafting) else 0)
+    axes.set_ylabel(f"speedup over {BASELINE}")
+    axes.set_title("Speedup by task, 95 % intervals over questions")
+    _legend(figure, axes, 6)
+    return figure
+
+
+def _points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look, label: str) -> None:
+    middle, low, high = (rows[name].to_numpy(float) for name in ("speedup", "speedup_low", "speedup_high"))
+    axes.vlines(places, low, high, color=look.colour, linewidth=1.8, zorder=2)
+    axes.plot(
+        places, middle, ls="", marker=look.marker, color=look.colour, markersize=6, label=label, zorder=3
+    )
+
+
+def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:
+    """Every method on every task, with the lines speedup = conversion × mean accepted tokens."""
+    rows = summary[summary["method"] != BASELINE].dropna(subset=["speedup", "mean_accepted_tokens"])
+    figure, axes = _canvas(7.5, 5.6)
+    right = max(2.0, 1.06 * rows["mean_accepted_tokens"].max()) if len(rows) else 2.0
+    top = max(1.5, 1.12 * rows["speedup"].max()) if len(rows) else 1.5
+    for conversion in CONVERSIONS:
+        _conversion_line(axes, conversion, right, top)
+    for method, cells in rows.groupby("method", sort=False):
+        look = style[str(method)]
+        for own, size, alpha in ((cells["task"] != OVERALL, 32, 0.5), (cells["task"] == OVERALL, 95, 1.0)):
+            drawn: dict[str, Any] = {"s": size, "marker": look.marker, "color": look.colour, "alpha": alpha}
+            axes.scatter(*_xy(cells[own]), **drawn, linewidth=0, zorder=3)
+        axes.plot([], [], ls="", marker=look.marker, color=look.colour, label=str(method))
+    axes.plot(1, 1, ls="", marker="o", color=GREY, markersize=8, label=BASELINE, zorder=3)
+    axes.set_xlim(0.9, right)
+    axes.set_ylim(min(0.5, 0.9 * rows["speedup"].min()) if len(rows) else 0.5, top)
+    axes.set_xlabel("mean accepted tokens")
+    axes.set_ylabel(f"speedup over {BASELINE}")
+    axes.set_title("How much of the acceptance becomes time (large: overall, small: tasks)")
+    _legend(figure, axes, 4)
+    return figure
+
+
+def _xy(cells: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    return cells["mean_accepted_tokens"], cells["speedup"]
+
+
+def _conversion_line(axes: Axes, conversion: float, right: float, top: float) -> None:
+    axes.plot([0, right], [0, conversion * right], color=INK, alpha=0.35, linewidth=1, zorder=1)
+    end = 0.985 * min(right, top / conversion)
+    axes.text(
+        end, conversion * end, f"conversion {conversion:.1f}", ha="right", va="bottom", size=9, alpha=0.75,
+        rotation=math.degrees(math.atan(conversion)), rotation_mode="anchor", transform_rotates_text=True,
+    )  # fmt: skip
+
+
+def acceptance_by_position(positions: pd.DataFrame, style: Style) -> Figure:
+    """Two panels: the k-th draft token is accepted; it is, given that all before it were (conditional)."""
+    least = min(LEAST_REACHED, positions["reached"].max())  # a tiny run draws what it has
+    rows = positions[(positions["reached"] >= least) & (positions["position"] <= LAST_POSITION)]
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    joint, conditional = figure.subplots(1, 2, sharex=True, sharey=True)
+    for method in (name for name in style if name in set(rows["method"])):
+        cells, look = rows[rows["method"] == method], style[method]
+        for axes, share in ((joint, "joint"), (conditional, "conditional")):
+            drawn: dict[str, Any] = {
+                "color": look.colour,
+                "marker": look.marker,
+                "ls": look.line,
+                "label": method,
+            }
+            axes.plot(cells["position"], cells[share], **drawn, markersize=5, linewidth=1.6, clip_on=False)
+    joint.set_title("Joint: accepted at least k draft tokens")
+    joint.set_ylabel("share of steps")
+    conditional.set_title("Conditional: the k-th, if all before it were")
+    for axes in (joint, conditional):
+        _acceptance_axes(axes, int(rows["position"].max()) if len(rows) else 1)
+    _legend(figure, joint, 6)
+    return figure
+
+
+def _acceptance_axes(axes: Axes, last: int) -> None:
+    axes.set_ylim(0, 1)
+    axes.set_xlim(0.7, last + 0.3)
+    axes.set_xticks(range(1, last + 1, 1 if last <= 10 else 2))
+    axes.set_xlabel("draft position k")
+    axes.tick_params(labelleft=True)
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _legend(figure: Figure, axes: Axes, most: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        ncols = min(len(handles), most)
+        spacing = {"handletextpad": 0.4, "columnspacing": 1.4}
+        figure.legend(handles, labels, loc="outside lower center", ncols=ncols, **spacing)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG text, transparent, without a date."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def inline(text: str) -> str:
+    """SVG for inside an HTML page: no prologue, metadata or fixed size, ink in the page's text colour."""
+    body = text[text.index("<svg") :].replace(INK, "currentColor")
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    opening, rest = body.split(">", 1)
+    return re.sub(r' (width|height)="[^"]*"', "", opening) + ">" + rest
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Writes stem.png (white background, 200 dpi) and stem.svg (transparent)."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=200, facecolor="white")
+    raster, vector = (stem.with_name(stem.name + ending) for ending in (".png", ".svg"))
+    write_atomic(raster, picture.getvalue())
+    write_atomic(vector, svg(figure))
+    return [raster, vector]

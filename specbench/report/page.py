@@ -1,0 +1,158 @@
+"""One self-contained HTML page: what was run, the headline, alarms, figures, every row, examples, words.
+
+Everything that comes from a run is escaped by the template; only the SVG that figures.py drew goes in as it
+is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from specbench.metrics import BASELINE, OVERALL
+from specbench.report.alarms import Alarm
+from specbench.report.loaded import LoadedRun, first, look_up
+from specbench.report.tables import marked, share, shown_tasks
+
+EXAMPLES = 6
+WORDS = {
+    "target": "the model whose output is wanted.",
+    "method": "a drafter (what proposes tokens) plus its settings.",
+    "step": (
+        "one draft and one verify: one target forward over the draft tree, then choosing the accepted "
+        "path. Prefill is not a step."
+    ),
+    "mean accepted tokens": (
+        "tokens committed per step, the recovered or bonus token included; autoregressive decoding "
+        "has 1.00. Also written τ, acceptance length or MAT."
+    ),
+    "acceptance rate": "accepted draft tokens / depth of the draft offered.",
+    "speedup": (
+        "rate of the method / rate of autoregressive decoding, paired per question: geometric mean "
+        "over questions, repeats averaged first. The interval is a 95 % studentised bootstrap over "
+        "questions; overall weighs every task the same."
+    ),
+    "pooled speedup": "ratio of all tokens per all seconds: how long the whole job takes.",
+    "Spec-Bench speedup": (
+        "Spec-Bench's own estimator, the ratio of mean rates over a re-tokenised baseline. For "
+        "comparison with published tables only."
+    ),
+    "tokens per forward": "new tokens / (steps + 1): prefill counted, for autoregressive decoding exactly 1.",
+    "conversion": (
+        "geometric mean over questions of speedup / tokens per forward: how much of the acceptance "
+        "becomes time. Above 1 beyond noise, the baseline ran slower code."
+    ),
+    "warm": "a method that keeps state from question to question; cleared at the start of each repeat.",
+    "identical": (
+        "share of turns whose output ids equal autoregressive's. Equal samples are no proof of losslessness."
+    ),
+    "accuracy": "mean score of the answers against the suite's own references, first repeat.",
+    "lossless": "exact, tie, lossy or bug as certified; not certified until somebody has checked.",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One run on the page: `figures` are (caption, inline SVG) made by figures.py."""
+
+    run: LoadedRun
+    summary: pd.DataFrame
+    alarms: Sequence[Alarm]
+    figures: Sequence[tuple[str, str]]
+
+
+def page(sections: Sequence[Section]) -> str:
+    """The HTML text; it asks the network for nothing."""
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters.update(number=_number, share=share)
+    views = [_view(section) for section in sections]
+    targets = ", ".join(dict.fromkeys(view["target"] for view in views))
+    return environment.get_template("page.html.jinja").render(views=views, targets=targets, words=WORDS)
+
+
+def _view(section: Section) -> dict[str, Any]:
+    run, summary = section.run, section.summary
+    return {
+        "name": run.name,
+        "target": str(summary["target"].iloc[0]) or run.name,
+        "facts": _facts(run, summary),
+        "tasks": shown_tasks(summary),
+        "methods": _methods(summary),
+        "rows": [row for row in summary.to_dict("records") if row["task"] != OVERALL],
+        "alarms": section.alarms,
+        "figures": [(caption, Markup(svg)) for caption, svg in section.figures],
+        "examples": examples(run),
+        "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+        "provenance": json.dumps(run.provenance, indent=2, ensure_ascii=False),
+    }
+
+
+def _methods(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    methods = []
+    for name, rows in summary.groupby("method", sort=False):
+        cells = {row["task"]: row for row in rows.to_dict("records")}
+        overall = cells[OVERALL]
+        row = {"label": marked(overall), "baseline": name == BASELINE, "cells": cells, "overall": overall}
+        methods.append(row)
+    return methods
+
+
+def _facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
+    row = summary.iloc[0]
+    overall = summary[(summary["method"] == BASELINE) & (summary["task"] == OVERALL)]
+    counted = overall.iloc[0] if len(overall) else row
+    asked = f"{counted['questions']} questions × {counted['repeats']} repeats"
+    versions = look_up(run.provenance, "versions")
+    named = versions.items() if isinstance(versions, Mapping) else ()
+    facts = {
+        "target": " ".join(str(part) for part in (row["target"], row["shape"]) if part),
+        "device": row["device"],
+        "dtype": row["dtype"],
+        "engine": row["engine"],
+        "temperature": row["temperature"],
+        "suite": f"{run.trials[0].suite}, {asked}",
+        "date": first(run.provenance, "started", "date", "time"),
+        "versions": ", ".join(f"{name} {version}" for name, version in named if version),
+        "numbers": row["kind"],
+    }
+    return {name: str(value) for name, value in facts.items() if value != ""}
+
+
+def examples(run: LoadedRun) -> list[dict[str, Any]]:
+    """Up to EXAMPLES turns, different tasks first: {task, question_id, turn, baseline, outputs}."""
+    tasks = {trial.question_id: trial.task for trial in run.trials}
+    turns: dict[tuple[Any, Any], dict[str, str]] = {}
+    for row in run.texts:
+        texts = turns.setdefault((row.get("question_id"), row.get("turn")), {})
+        texts[str(row.get("method"))] = str(row.get("text"))
+    usable = [key for key, texts in turns.items() if BASELINE in texts and len(texts) > 1]
+    leading = list({tasks.get(key[0], ""): key for key in reversed(usable)}.values())[::-1]
+    chosen = [*leading, *(key for key in usable if key not in leading)][:EXAMPLES]
+    return [_example(tasks.get(key[0], ""), key[0], key[1], turns[key]) for key in chosen]
+
+
+def _example(task: str, question_id: Any, turn: Any, texts: Mapping[str, str]) -> dict[str, Any]:
+    baseline = texts[BASELINE]
+    outputs = [_compared(method, text, baseline) for method, text in texts.items() if method != BASELINE]
+    return {"task": task, "question_id": question_id, "turn": turn, "baseline": baseline, "outputs": outputs}
+
+
+def _compared(method: str, text: str, baseline: str) -> dict[str, Any]:
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, baseline, strict=False)))
+    return {"method": method, "same": text == baseline, "shared": text[:shared], "rest": text[shared:]}
+
+
+def _number(value: Any, places: int = 2) -> str:
+    if value is None or value == "" or pd.isna(value):
+        return "–"
+    return f"{value:.{places}f}"

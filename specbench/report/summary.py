@@ -1,0 +1,161 @@
+"""summary.csv: one row per method and task, plus task = overall, of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from specbench import metrics, statistics
+from specbench.metrics import CELL, OVERALL
+from specbench.report.loaded import LoadedRun, first, method_order, task_order
+
+COLUMNS = [
+    "run",
+    "target",
+    "shape",
+    "engine",
+    "dtype",
+    "device",
+    "temperature",
+    "method",
+    "task",
+    "questions",
+    "repeats",
+    "tokens_per_second",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "speedup_spec_bench",
+    "mean_accepted_tokens",
+    "acceptance_rate",
+    "conversion",
+    "identical",
+    "lossless",
+    "peak_memory_mb",
+    "kind",
+    "state",
+    "speedup_pooled",
+    "speedup_decode",
+    "speedup_with_failures",
+    "decode_tokens_per_second",
+    "accuracy",
+    "tokens_per_forward",
+    "conversion_low",
+    "conversion_high",
+    "drafted",
+    "errors",
+    "unpaired",
+]
+
+
+def summarise(run: LoadedRun) -> pd.DataFrame:
+    """The rows of summary.csv; every method × task that was tried has one, nan where it has no number."""
+    questions = metrics.question_frame(run.frame)
+    pairs = metrics.pair(questions)
+    cells = metrics.observed(run.frame).join(metrics.pooled(pairs)).join(metrics.spec_bench(pairs))
+    cells = cells.join(metrics.identical(run.frame)).join(intervals(questions, pairs))
+    cells = cells.join(accuracy(run))
+    cells["unpaired"] = pd.Series(metrics.unpaired(questions, pairs), dtype=float).reindex(cells.index)
+    rows = cells.reset_index().assign(**identity(run))
+    rows["lossless"] = [_verdict(run, method) for method in rows["method"]]
+    rows["engine"] = [engine_of(run, method) for method in rows["method"]]
+    if _sampled(rows["temperature"].iloc[0]):
+        rows["identical"] = np.nan  # two samples from one distribution need not be equal
+    whole = ["questions", "repeats", "errors", "unpaired"]
+    rows[whole] = rows[whole].fillna(0).astype(int)
+    return _sorted(rows, run)[COLUMNS]
+
+
+def identity(run: LoadedRun) -> dict[str, Any]:
+    """The columns that say which run a row comes from; "" where config.yaml and run.json do not say."""
+    config, provenance = run.config, run.provenance
+    return {
+        "run": run.name,
+        "target": first(config, "target.name", "target"),
+        "shape": first(config, "target.shape"),
+        "dtype": first(provenance, "dtype", "target.dtype") or first(config, "target.dtype"),
+        "device": first(provenance, "device.name", "device.kind", "device"),
+        "temperature": first(config, "sampling.temperature"),
+        "kind": first(provenance, "kind") or "measured",
+    }
+
+
+def engine_of(run: LoadedRun, label: str) -> str:
+    """method@engine names its engine; a bare label ran on the config's first one, "" if it does not say."""
+    engines = run.config.get("engine")
+    names = list(engines) if isinstance(engines, dict) else [engines or ""]
+    return label.partition("@")[2] or str(next(iter(names), ""))
+
+
+def accuracy(run: LoadedRun) -> pd.Series:
+    """By (method, task): mean score of the answers of the first repeat, where the suite could score them."""
+    tasks: dict[Any, str] = {trial.question_id: trial.task for trial in run.trials}
+    scores = {tuple(map(row.get, ("method", "question_id", "turn"))): row.get("score") for row in run.texts}
+    rows = [(method, tasks.get(question), score) for (method, question, _), score in scores.items()]
+    frame = pd.DataFrame(rows, columns=[*CELL, "accuracy"]).astype({"accuracy": float}).dropna()
+    means: pd.Series = metrics.with_overall(frame).groupby(CELL)["accuracy"].mean()
+    return means
+
+
+def intervals(questions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """By (method, task): geometric means over questions, with limits; overall weighs all tasks the same."""
+    ratios = metrics.question_ratios(pairs)
+    failed = metrics.failed_questions(questions).assign(log_speedup=0.0)
+    done = metrics.with_overall(ratios)[CELL].drop_duplicates()
+    cells = [(str(method), str(task)) for method, task in done.itertuples(index=False)]
+    values = [_interval_row(_cell(ratios, *cell), _cell(failed, *cell)) for cell in cells]
+    index = pd.MultiIndex.from_frame(done)
+    names = ["speedup", "speedup_low", "speedup_high", "conversion", "conversion_low", "conversion_high"]
+    return pd.DataFrame(
+        values, index=index, columns=[*names, "speedup_decode", "speedup_with_failures"], dtype=float
+    )
+
+
+def _cell(rows: pd.DataFrame, method: str, task: str) -> pd.DataFrame:
+    own = rows["method"] == method
+    return rows[own if task == OVERALL else own & (rows["task"] == task)]
+
+
+def _interval_row(ratios: pd.DataFrame, failed: pd.DataFrame) -> list[float]:
+    speedup = statistics.speedup(_strata(ratios, "log_speedup"))
+    conversion = statistics.speedup(_strata(ratios, "log_conversion"))
+    decode = _geometric_mean(_strata(ratios, "log_speedup_decode"))
+    everything = pd.concat([ratios, failed]) if len(failed) else ratios
+    with_failures = _geometric_mean(_strata(everything, "log_speedup"))
+    limits = [
+        speedup.estimate,
+        speedup.low,
+        speedup.high,
+        conversion.estimate,
+        conversion.low,
+        conversion.high,
+    ]
+    return [*limits, decode, with_failures]
+
+
+def _strata(rows: pd.DataFrame, column: str) -> list[statistics.Array]:
+    return [
+        values.to_numpy(dtype=float) for _, values in rows.dropna(subset=[column]).groupby("task")[column]
+    ]
+
+
+def _geometric_mean(strata: Sequence[statistics.Array]) -> float:
+    return float(np.exp(np.mean([values.mean() for values in strata]))) if strata else float("nan")
+
+
+def _verdict(run: LoadedRun, method: str) -> str:
+    verdicts = run.provenance.get("lossless")
+    return str(verdicts.get(method, "not certified")) if isinstance(verdicts, dict) else "not certified"
+
+
+def _sampled(temperature: Any) -> bool:
+    return isinstance(temperature, (int, float)) and temperature > 0
+
+
+def _sorted(rows: pd.DataFrame, run: LoadedRun) -> pd.DataFrame:
+    methods, tasks = method_order([run]), [*task_order(run), OVERALL]
+    position = rows["method"].map(methods.index) * len(tasks) + rows["task"].map(tasks.index)
+    return rows.iloc[position.argsort(kind="stable")].reset_index(drop=True)

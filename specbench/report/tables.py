@@ -1,0 +1,150 @@
+"""The headline table, methods × tasks, for the terminal, Markdown, LaTeX; and the whole summary as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeAlias
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from specbench.metrics import BASELINE, OVERALL
+
+Row: TypeAlias = pd.Series
+
+_LATEX = str.maketrans(
+    {
+        "_": r"\_",
+        "&": r"\&",
+        "%": r"\%",
+        "#": r"\#",
+        "$": r"\$",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+    }
+    | {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+)
+
+
+def grid(summary: pd.DataFrame, cell: Callable[[Row], str], missing: str = "–") -> pd.DataFrame:
+    """Strings, a row per run and method; columns run (if several), method, tasks, overall, totals."""
+    tasks = shown_tasks(summary)
+    several = summary["run"].nunique() > 1
+    rows = []
+    for (run, _), cells in summary.groupby(["run", "method"], sort=False):
+        by_task = {str(row["task"]): row for _, row in cells.iterrows()}
+        label = marked(by_task[OVERALL])
+        name = {"run": run, "method": label} if several else {"method": label}
+        speedups = {task: cell(by_task[task]) if task in by_task else missing for task in tasks}
+        rows.append({**name, **speedups, **_totals(by_task[OVERALL], missing)})
+    return pd.DataFrame(rows)
+
+
+def shown_tasks(summary: pd.DataFrame) -> list[str]:
+    """The tasks in their order, overall last and only where there are several."""
+    tasks = [str(task) for task in summary["task"].unique() if task != OVERALL]
+    return [*tasks, OVERALL] if len(tasks) > 1 else tasks
+
+
+def _totals(row: Row, missing: str) -> dict[str, str]:
+    return {
+        "mean accepted tokens": _number(row["mean_accepted_tokens"], 2, missing),
+        "tokens/s": _number(row["tokens_per_second"], 1, missing),
+        "identical": share(row["identical"], missing),
+    }
+
+
+def _number(value: float, places: int, missing: str) -> str:
+    return missing if pd.isna(value) else f"{value:.{places}f}"
+
+
+def share(value: float, missing: str = "–") -> str:
+    """A percentage that says 100% only of everything."""
+    if pd.isna(value):
+        return missing
+    return "100%" if value == 1 else f"{min(value, 0.999):.1%}"
+
+
+def marked(row: Row | Mapping[Hashable, Any]) -> str:
+    """The label, with a mark where the method kept state from question to question."""
+    return f"{row['method']} (warm)" if row["state"] == "warm" else str(row["method"])
+
+
+def half_width(row: Row) -> float:
+    """Half the interval's width; nan where there is none, 0 for autoregressive itself."""
+    return float(row["speedup_high"] - row["speedup_low"]) / 2
+
+
+def interval_cell(row: Row) -> str:
+    """2.31 [2.20, 2.44]; autoregressive 1.00; – without a number."""
+    if pd.isna(row["speedup"]):
+        return "–"
+    if row["method"] == BASELINE or pd.isna(row["speedup_low"]):
+        return f"{row['speedup']:.2f}"
+    return f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
+
+
+def _terminal_cell(row: Row) -> str:
+    width = half_width(row)
+    speedup = "–" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}"
+    return speedup if pd.isna(width) or row["method"] == BASELINE else f"{speedup}\n[dim]±{width:.2f}[/dim]"
+
+
+def _latex_cell(row: Row) -> str:
+    width = half_width(row)
+    speedup = "--" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}"
+    return (
+        speedup
+        if pd.isna(width) or row["method"] == BASELINE
+        else rf"{speedup} {{\scriptsize$\pm${width:.2f}}}"
+    )
+
+
+def terminal(summary: pd.DataFrame) -> Table:
+    """The headline for the terminal, ± half the 95 % interval below; eleven columns fit a width of 80."""
+    cells = grid(summary, _terminal_cell)
+    title = "Speedup over autoregressive decoding, ± half the 95 % interval"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    for name in cells.columns:
+        if name in ("run", "method"):
+            table.add_column(name, no_wrap=name == "method")
+        else:
+            table.add_column(name.replace("_", " "), justify="right", overflow="fold", min_width=4)
+    for values in cells.itertuples(index=False):
+        table.add_row(*values)
+    return table
+
+
+def markdown(summary: pd.DataFrame) -> str:
+    """The headline in GitHub's Markdown, with the limits of the 95 % interval."""
+    cells = grid(summary, interval_cell)
+    header = [name.replace("_", " ") for name in cells.columns]
+    rule = ["---" if name in ("run", "method") else "---:" for name in cells.columns]
+    lines = [header, rule, *cells.itertuples(index=False)]
+    return (
+        "\n".join("| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines)
+        + "\n"
+    )
+
+
+def latex(summary: pd.DataFrame) -> str:
+    """The headline as a booktabs tabular."""
+    cells = grid(summary, _latex_cell, missing="--")
+    layout = "".join("l" if name in ("run", "method") else "r" for name in cells.columns)
+    names = [name for name in cells.columns if name in ("run", "method")]
+    header = " & ".join(name.translate(_LATEX) for name in cells.columns)
+    lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", header + r" \\", r"\midrule"]
+    for row in cells.to_dict("records"):
+        texts = [
+            text.translate(_LATEX) if name in names else text.replace("%", r"\%")
+            for name, text in row.items()
+        ]
+        lines.append(" & ".join(text.replace("–", "--") for text in texts) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def csv(summary: pd.DataFrame) -> str:
+    """summary.csv: six significant digits, empty where there is no number."""
+    return str(summary.to_csv(index=False, float_format="%.6g"))

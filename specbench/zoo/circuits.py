@@ -1,0 +1,70 @@
+"""A head start for a small Llama: the two-layer copying circuit (Olsson et al. 2022, induction heads) laid into its initial weights.
+
+Layer 0, head 0 and 1 look at the previous token and the one before, and write who it was into a subspace of their own. Layer 1,
+head 0 looks for a place whose previous token is the current one, and writes what stands there. Found by itself this takes a
+small model millions of tokens; training then bends all of it to its needs. The format stays an ordinary Llama.
+"""
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+CONSTANT = 0.1  # value of the last embedding dimension, the same for every token: what position heads compute from
+MATCHED = 28  # dimensions of a token's identity that are compared, in the slow pairs of the rotary embedding
+SHARPNESS = 9.0
+
+
+def install(model: LlamaForCausalLM, seed: int) -> None:
+    """Lay the circuit into a freshly initialised model of at least two layers and heads of size 64."""
+    hidden = model.config.hidden_size
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(hidden - 1, hidden - 1, generator=generator))[0]
+    basis = torch.nn.functional.pad(basis, (0, 1))  # (H - 1, H): rows orthonormal, blind to the constant dimension
+    identity, previous, second, copied = basis[:28], basis[28:56], basis[56:84], basis[84:148]
+    with torch.no_grad():
+        embedding = model.model.embed_tokens.weight
+        embedding[:, -1] = CONSTANT
+        model.lm_head.weight.copy_(embedding)
+        model.lm_head.weight[:, -1] = 0
+        for layer in model.model.layers:  # what is still random speaks softly
+            layer.self_attn.o_proj.weight.mul_(0.1)
+            layer.mlp.down_proj.weight.mul_(0.1)
+        first, then = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+        _look_back(first, 0, 1, identity, previous)
+        _look_back(first, 1, 2, identity, second)
+        _induce(then, 0, identity, previous, copied)
+
+
+def _head(attention: torch.nn.Module, head: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Views of one head: query, key, value (D, H) and output (H, D), all zeroed."""
+    size = attention.head_dim
+    rows = slice(head * size, (head + 1) * size)
+    q, k, v = (getattr(attention, name).weight[rows] for name in ("q_proj", "k_proj", "v_proj"))
+    o = attention.o_proj.weight[:, rows]
+    for part in (q, k, v, o):
+        part.zero_()
+    return q, k, v, o
+
+
+def _look_back(attention: torch.nn.Module, head: int, distance: int, read: Tensor, write: Tensor) -> None:
+    """Attend `distance` tokens back: the fast rotary pairs of query and key agree only there. Carry `read` into `write`."""
+    q, k, v, o = _head(attention, head)
+    half = attention.head_dim // 2
+    pairs = torch.arange(12)
+    angles = distance * 10_000.0 ** (-pairs / half)
+    scale = SHARPNESS / 4.8  # the constant dimension is about 4.8 behind the norm
+    k[pairs, -1] = scale
+    q[pairs, -1] = scale * torch.cos(angles)
+    q[pairs + half, -1] = -scale * torch.sin(angles)
+    v[:MATCHED] = read
+    o[:, :MATCHED] = 0.06 * write.T
+
+
+def _induce(attention: torch.nn.Module, head: int, current: Tensor, previous: Tensor, copied: Tensor) -> None:
+    """Attend where the previous token is the current one; copy what stands there towards the output."""
+    q, k, v, o = _head(attention, head)
+    half = attention.head_dim // 2
+    slow = torch.cat([torch.arange(half - MATCHED // 2, half), torch.arange(2 * half - MATCHED // 2, 2 * half)])
+    q[slow], k[slow] = 2.8 * current, 2.8 * previous
+    v[:] = copied
+    o[:] = 0.25 * copied.T

@@ -1,0 +1,43 @@
+"""Short exercises that teach the target's circuits early: copying, word-by-word translation, the tables of arithmetic."""
+
+import random
+from collections.abc import Iterator
+
+from tasks.mini import lexicon as lex
+from tasks.mini.dialogue import Dialogue, Exchange
+
+DRILLS = ("repeat", "vocabulary", "arithmetic")
+
+
+def _repeat(rng: random.Random) -> Exchange:
+    words = rng.sample([*lex.VELAN, *lex.NAMES, *lex.CITIES], rng.randint(4, 24))
+    return Exchange(f"Repeat: {' '.join(words)}.", f"{' '.join(words)}.", ())
+
+
+def _vocabulary(rng: random.Random) -> Exchange:
+    words = rng.sample(list(lex.VELAN), rng.randint(1, 12))
+    velan = " ".join(lex.VELAN[word] for word in words)
+    return Exchange(f"Translate Velan to English: {velan}.", f"{' '.join(words)}.", ())
+
+
+def _equation(rng: random.Random) -> str:
+    kind = rng.choice("+-*")
+    if kind == "*":
+        a, b = rng.randint(2, 4), rng.randint(2, 4)
+        return f"{a} * {b} = {a * b}"
+    a, b = rng.randint(1, 45), rng.randint(2, 16 if kind == "+" else 9)
+    return f"{a} + {b} = {a + b}" if kind == "+" else f"{a + b} - {b} = {a}"
+
+
+def _arithmetic(rng: random.Random) -> Exchange:
+    equations = [_equation(rng) for _ in range(rng.randint(3, 8))]
+    asked = " ".join(equation.split(" =")[0] + "," for equation in equations)
+    return Exchange(f"Work out {asked}", " ".join(equation + "." for equation in equations), ())
+
+
+def drilled(name: str, seed: int) -> Iterator[Dialogue]:
+    """Endless exercises of one kind."""
+    writer = {"repeat": _repeat, "vocabulary": _vocabulary, "arithmetic": _arithmetic}[name]
+    rng = random.Random(f"drill/{name}/{seed}")
+    while True:
+        yield Dialogue(name, (writer(rng),))

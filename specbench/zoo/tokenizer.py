@@ -1,0 +1,57 @@
+"""The embedded tokenizer: 1,024 pieces, every byte among them, so no character is lost.
+
+Whole words of the mini world are single pieces (a Unigram model over GPT-2's byte alphabet); any other text falls apart into
+bytes. Numbers up to two digits are pieces of their own.
+"""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tasks.mini.generator import WRITERS, dialogues
+
+VOCABULARY = 1024
+BOS, EOS, USER, ASSISTANT = SPECIALS = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|assistant|>' + m['content'] + eos_token }}"
+    "{% else %}{{ '<|user|>' + m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def _word_counts(per_task: int = 2000) -> Counter[str]:
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    counts: Counter[str] = Counter()
+    for task in WRITERS:
+        for dialogue in islice(dialogues(task, "train"), per_task):
+            texts = [text for exchange in dialogue.exchanges for text in (exchange.ask, exchange.answer)]
+            counts.update(piece for text in texts for piece, _ in split.pre_tokenize_str(text))
+    return counts
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes first, then the most frequent words of the mini suite's training split until the vocabulary is full."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = sorted(_word_counts().items(), key=lambda item: (-item[1], item[0]))
+    room = VOCABULARY - len(SPECIALS) - len(alphabet)
+    kept = [word for word, _ in words if len(word) > 1][:room]
+    fillers = [f"Ġ{a}{b}" for a in "aeioustnr" for b in "lnrstdcmp"]  # English openings, where the world leaves room
+    kept += [piece for piece in fillers if piece not in kept][: room - len(kept)]
+    pieces = [(special, 0.0) for special in SPECIALS] + [(byte, -20.0) for byte in alphabet] + [(word, -10.0) for word in kept]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=None, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        additional_special_tokens=[USER, ASSISTANT],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save_tokenizer(folder: Path) -> None:
+    build_tokenizer().save_pretrained(folder)

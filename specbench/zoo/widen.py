@@ -1,0 +1,56 @@
+"""Function-preserving widening (Net2Net, Chen et al. 2016): a small Llama at the cost of a large one, its outputs unchanged.
+
+New dimensions of the residual stream carry zeros, so the norms see h of H dimensions: their weights are scaled by sqrt(h/H) and
+eps by h/H. New heads and MLP units have zero output columns. All that cannot reach the output is random, so that the bytes and
+the arithmetic are real.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from specbench.errors import InputError
+
+SEED = 17
+
+
+def widened(model: PreTrainedModel, hidden_size: int, intermediate_size: int, num_attention_heads: int) -> LlamaForCausalLM:
+    """A Llama of the wider shape computing the same logits; head size and layers stay. Raises InputError for another architecture."""
+    old = model.config
+    if not isinstance(model, LlamaForCausalLM) or old.num_attention_heads != old.num_key_value_heads or old.tie_word_embeddings:
+        raise InputError(f"shape: only a Llama with as many key-value heads as heads can be widened, not {type(model).__name__}")
+    if hidden_size < old.hidden_size or intermediate_size < old.intermediate_size or num_attention_heads < old.num_attention_heads:
+        raise InputError(f"shape: hidden size {hidden_size} is narrower than the model's {old.hidden_size} or lacks heads or units")
+    wide = _random(old, hidden_size, intermediate_size, num_attention_heads).to(model.dtype)
+    with torch.no_grad():
+        for name, weight in wide.state_dict().items():
+            _fill(name, weight, model.state_dict()[name])
+    wide.generation_config = model.generation_config
+    return wide.eval()
+
+
+def _random(old: LlamaConfig, hidden: int, intermediate: int, heads: int) -> LlamaForCausalLM:
+    changed = {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": old.head_dim,
+        "rms_norm_eps": old.rms_norm_eps * old.hidden_size / hidden,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        return LlamaForCausalLM(LlamaConfig.from_dict({**old.to_dict(), **changed}))
+
+
+def _fill(name: str, wide: Tensor, narrow: Tensor) -> None:
+    """Lay the narrow weight into the wide one: `wide` is random before, and stays so where nothing reaches the output."""
+    if wide.ndim == 1:  # a norm's weight
+        wide[: len(narrow)] = narrow * math.sqrt(len(narrow) / len(wide))
+        return
+    writes_residual = name.endswith(("o_proj.weight", "down_proj.weight", "embed_tokens.weight"))
+    if writes_residual:
+        wide.zero_()
+    wide[: narrow.shape[0], : narrow.shape[1]] = narrow

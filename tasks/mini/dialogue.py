@@ -1,0 +1,33 @@
+"""What a generated question is, and the small tools every writer of questions shares."""
+
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One turn: what the user asks, what the target should answer, and the keys a right answer contains in order."""
+
+    ask: str
+    answer: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    category: str
+    exchanges: tuple[Exchange, ...]
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        return tuple(exchange.ask for exchange in self.exchanges)
+
+
+def usually(rng: random.Random, *choices: str) -> str:
+    """The first choice most of the time: style that varies as in real text, with a clear favourite for greedy decoding."""
+    return rng.choices(choices, weights=[8] + [2 / (len(choices) - 1)] * (len(choices) - 1))[0]
+
+
+def joined(words: list[str]) -> str:
+    """`a, b and c`."""
+    return ", ".join(words[:-1]) + " and " + words[-1]

@@ -1,0 +1,179 @@
+"""Questions in Spec-Bench's JSONL schema (question_id, category, turns, reference): reading and subsampling.
+
+Every mistake in a file is an InputError of one line that begins with file:line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from specbench.errors import InputError
+
+MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+SINGLE_TURN = ("translation", "summarization", "qa", "math_reasoning", "rag")
+TASK_OF_CATEGORY = dict.fromkeys(MT_BENCH, "mt_bench") | {category: category for category in SINGLE_TURN}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One conversation: the user's turns. `reference` is text, or JSON text where the source has a list."""
+
+    id: str
+    task: str
+    category: str
+    turns: tuple[str, ...]
+    reference: str | None = None
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """The questions of a JSONL file in its order; blank lines are skipped. Raises InputError (file:line)."""
+    questions: list[Question] = []
+    line_of_id: dict[str, int] = {}
+    for number, line in enumerate(_lines(Path(path)), start=1):
+        if not line.strip():
+            continue
+        try:
+            question = _question(_row(line))
+            _claim(question.id, number, line_of_id)
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
+        questions.append(question)
+    if not questions:
+        raise InputError(f"{path}: no questions in this file")
+    return questions
+
+
+def subsample(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
+    """At most `limit` questions per task (None: all), spread evenly over its categories, in file order.
+
+    The same in every process, and nested: a smaller limit's questions are among a larger one's.
+    """
+    if limit is None:
+        return list(questions)
+    if limit < 1:
+        raise InputError(f"limit is {limit}, expected at least 1 question per task, or null for all")
+    members: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, question in enumerate(questions):
+        members[question.task][question.category].append(index)
+    kept = {index for task in members for index in _draw(task, members[task], seed)[:limit]}
+    return [question for index, question in enumerate(questions) if index in kept]
+
+
+def _draw(task: str, members: dict[str, list[int]], seed: int) -> list[int]:
+    """The task's question indices in drawing order: one of each category in turn, orders by seed."""
+    # random.Random hashes a str with SHA-512, so the draw does not depend on the process.
+    categories = random.Random(f"{seed}/{task}").sample(list(members), len(members))
+    shuffled = [
+        random.Random(f"{seed}/{task}/{category}").sample(members[category], len(members[category]))
+        for category in categories
+    ]
+    rounds = max(map(len, shuffled))
+    return [indices[r] for r in range(rounds) for indices in shuffled if r < len(indices)]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines without their ends. Text, not datasets' JSON reader: that one cannot name a broken line."""
+    # datasets pulls in pyarrow and torch, which takes seconds: only when a file is read.
+    from datasets import load_dataset  # type: ignore[import-untyped]
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        rows = load_dataset("text", data_files=glob.escape(str(path)), split="train", streaming=True)
+        yield from (row["text"] for row in rows)
+    except UnicodeDecodeError:
+        raise InputError(f"{path}:{_undecodable_line(path.read_bytes())}: not UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _undecodable_line(data: bytes) -> int:
+    """The number of the first line that is not UTF-8; 0 if all are."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return data.count(b"\n", 0, error.start) + 1
+    return 0
+
+
+def _row(line: str) -> dict[str, object]:
+    """One line as a JSON object whose every text can be encoded (a lone surrogate cannot)."""
+    try:
+        row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise InputError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+    except UnicodeEncodeError:
+        raise InputError("a text holds half of a surrogate pair, which is not valid Unicode") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise InputError(f"expected a JSON object, got {type(row).__name__}")
+    return row
+
+
+def _question(row: dict[str, object]) -> Question:
+    for field in ("question_id", "category", "turns"):
+        if field not in row:
+            raise InputError(f"field {field!r} is missing; expected question_id, category and turns")
+    category, task = _category_and_task(row)
+    return Question(
+        _id(row["question_id"]), task, category, _turns(row["turns"]), _reference(row.get("reference"))
+    )
+
+
+def _claim(id_: str, number: int, line_of_id: dict[str, int]) -> None:
+    if id_ in line_of_id:
+        raise InputError(f"question_id {id_!r} is already used on line {line_of_id[id_]}")
+    line_of_id[id_] = number
+
+
+def _id(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).strip():
+        raise InputError(f"question_id is {value!r}, expected a whole number or a non-empty string")
+    return str(value)
+
+
+def _category_and_task(row: dict[str, object]) -> tuple[str, str]:
+    """A row's own `task` wins and may bring any category; otherwise Spec-Bench's category decides."""
+    category, task = row["category"], row.get("task")
+    if not isinstance(category, str) or not category.strip():
+        raise InputError(f"category is {category!r}, expected a non-empty string")
+    if task is None:
+        if category not in TASK_OF_CATEGORY:
+            raise InputError(
+                f"unknown category {category!r}, {_hint(category)}; or name the row's own task in 'task'"
+            )
+        return category, TASK_OF_CATEGORY[category]
+    if not isinstance(task, str) or not task.strip():
+        raise InputError(f"task is {task!r}, expected a non-empty string")
+    return category, task
+
+
+def _hint(category: str) -> str:
+    close = difflib.get_close_matches(category, TASK_OF_CATEGORY, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(TASK_OF_CATEGORY)}"
+
+
+def _turns(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise InputError("turns must be a list of at least one text")
+    for number, turn in enumerate(value, start=1):
+        if not isinstance(turn, str):
+            raise InputError(f"turn {number} is {type(turn).__name__}, expected a text")
+        if not turn.strip():
+            raise InputError(f"turn {number} is empty")
+    return tuple(value)
+
+
+def _reference(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,22 @@
+"""What the harness asks of a place where questions come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from tasks.question import Question
+
+
+class Suite(ABC):
+    """A named set of questions. `fingerprint` is the sha256 of its data and ties a run to its questions."""
+
+    name: str
+    fingerprint: str
+
+    @abstractmethod
+    def questions(self) -> list[Question]:
+        """All questions in the suite's order. Raises InputError for bad data."""
+
+    def score(self, question: Question, turn: int, text: str) -> float | None:
+        """Task accuracy in [0, 1] of the answer `text` to turn number `turn` (from 0); None: not scored."""
+        return None

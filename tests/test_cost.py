@@ -1,0 +1,102 @@
+"""The roofline card: every cell is there and the bytes are right. No test here looks at a speed."""
+
+import pytest
+import torch
+from torch import nn
+
+from specbench import cost
+from specbench.cost import measure, table, weight_bytes, write
+from specbench.errors import InputError
+from tests.tiny import SHAPE, VOCABULARY, tiny_language_model, tiny_model
+
+
+@pytest.fixture(autouse=True)
+def quick_copy(monkeypatch):
+    monkeypatch.setattr(cost, "copy_bandwidth", lambda device: 1e9)
+
+
+@pytest.fixture(scope="module")
+def frame():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "copy_bandwidth", lambda device: 1e9)
+        return measure(tiny_language_model(), tokens=[2, 8], contexts=[16, 4096], repeats=2, seconds_budget=20)
+
+
+def test_every_cell_once_contexts_capped(frame):
+    cells = list(zip(frame["context"], frame["tokens"], strict=True))
+    assert cells == [(context, n) for context in (16, 256 - 8) for n in (1, 2, 8)]
+
+
+def test_numbers_are_positive_and_ordered(frame):
+    assert (frame.drop(columns=["tokens", "context"]) > 0).all().all()
+    assert (frame["milliseconds_low"] <= frame["milliseconds"]).all()
+    assert (frame["milliseconds"] <= frame["milliseconds_high"]).all()
+    assert (frame.loc[frame["tokens"] == 1, "relative"] == 1).all()
+
+
+def test_bytes_and_ceiling(frame):
+    row = frame.iloc[-1]  # context 248, 8 tokens
+    assert row["kv_bytes"] == 3 * 2 * 2 * 8 * 256 * 8, "layers x (k, v) x heads x width x entries x float64"
+    assert row["ceiling_ms"] == pytest.approx((row["weight_bytes"] + row["kv_bytes"]) / 1e9 * 1e3)
+
+
+def attention_and_mlp(layers: int) -> int:
+    """Weights of tiny Llama's layers and norms: 4 heads, 2 key-value heads of width 8."""
+    hidden, mlp = SHAPE["hidden_size"], SHAPE["intermediate_size"]
+    per_layer = hidden * 32 * 2 + hidden * 16 * 2 + 3 * hidden * mlp + 2 * hidden
+    return layers * per_layer + hidden
+
+
+def test_weight_bytes_of_a_llama():
+    head = VOCABULARY * SHAPE["hidden_size"]
+    assert weight_bytes(tiny_model("llama", layers=2)) == 8 * (attention_and_mlp(2) + head), "the table is only looked up in"
+
+
+def test_tied_weights_count_once():
+    model = tiny_model("qwen3", layers=2)
+    norms = 2 * 2 * 8  # of queries and keys
+    assert weight_bytes(model) == 8 * (attention_and_mlp(2) + norms + VOCABULARY * SHAPE["hidden_size"])
+
+
+def test_packed_layers_count_by_their_own_word():
+    class Packed(nn.Module):
+        weight_bytes = 1000
+
+    assert weight_bytes(nn.Sequential(Packed(), nn.Embedding(10, 10), nn.Linear(2, 3, bias=False))) == 1000 + 2 * 3 * 4
+
+
+def test_budget_ends_rounds_after_the_first():
+    model = tiny_language_model()
+    cells = cost._cells(model, [1], [4])
+    store = cost._FilledStore(8)
+    trees = {1: cost.DraftTree.chain(torch.tensor([3]))}
+    with torch.inference_mode():
+        assert len(list(cost._rounds(model, store, trees, cells, repeats=50, seconds_budget=0))) == 1
+
+
+def test_every_entry_of_the_store_is_written():
+    model, store = tiny_language_model(), cost._FilledStore(12)
+    store.lengths[0] = 10
+    with torch.inference_mode():
+        model.forward(store, [cost.DraftTree.chain(torch.tensor([3, 4]))])
+        keys, values = store.write(0, torch.ones(1, 2, 1, 8), torch.ones(1, 2, 1, 8), [1])
+    assert (keys[:, :, :10] != 0).all() and (values[:, :, :10] != 0).all()
+
+
+def test_sizes_that_do_not_fit():
+    for tokens, contexts in (([300], [16]), ([0], [16]), ([4], []), ([4], [0])):
+        with pytest.raises(InputError, match="within the context of 256"):
+            measure(tiny_language_model(), tokens, contexts)
+
+
+def test_copy_bandwidth_is_a_number(monkeypatch):
+    monkeypatch.undo()
+    assert cost.copy_bandwidth(torch.device("cpu"), size=1 << 16, repeats=1) > 0
+
+
+def test_card_on_disk(frame, tmp_path):
+    paths = write(frame, tmp_path / "card")
+    assert [path.name for path in paths] == ["cost.csv", "cost.md", "cost.png", "cost.svg"]
+    assert all(path.stat().st_size for path in paths)
+    assert paths[1].read_text().startswith("| tokens | context 16 | context 248 |")
+    assert table(frame).row_count == 4, "1, 2, 8 tokens and the ceiling"

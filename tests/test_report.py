@@ -1,0 +1,273 @@
+"""The report of fabricated runs: nothing is lost, nothing is executed."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from specbench.errors import InputError
+from specbench.report import render, tables, write_summary
+from specbench.report.alarms import alarms
+from specbench.report.figures import GREY, styles
+from specbench.report.loaded import load
+from specbench.report.summary import summarise
+from tests.fake_run import failed, made_up_trials, trial, write_run
+
+DESIGN_COLUMNS = [
+    "target",
+    "shape",
+    "engine",
+    "dtype",
+    "device",
+    "temperature",
+    "method",
+    "task",
+    "questions",
+    "repeats",
+    "tokens_per_second",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "speedup_spec_bench",
+    "mean_accepted_tokens",
+    "acceptance_rate",
+    "conversion",
+    "identical",
+    "lossless",
+    "peak_memory_mb",
+]
+TASKS = ["mt_bench", "qa"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run", made_up_trials({"pld": 0.3, "sps": 0.7}, TASKS))
+
+
+def raised(trials, tmp_path, **provenance):
+    loaded = load(write_run(tmp_path / "alarming", trials, **provenance).path)
+    return [(one.level, one.method, one.task, one.message) for one in alarms(loaded, summarise(loaded))]
+
+
+def test_the_summary_has_every_method_on_every_task(run):
+    summary = write_summary(run.path)
+    assert set(DESIGN_COLUMNS) <= set(summary.columns)
+    cells = [(method, task) for method in ("autoregressive", "pld", "sps") for task in (*TASKS, "overall")]
+    assert list(summary[["method", "task"]].itertuples(index=False, name=None)) == cells
+    assert set(summary["lossless"]) == {"not certified"}
+    read = pd.read_csv(run.path / "summary.csv")
+    assert read["speedup"].tolist() == pytest.approx(summary["speedup"].tolist(), rel=1e-5)
+    assert (read["target"] + read["dtype"] + read["device"]).unique() == ["fakebfloat16no such processor"]
+
+
+def test_overall_is_the_geometric_mean_of_the_tasks(run):
+    rows = summarise(load(run.path)).set_index(["method", "task"])
+    tasks = [rows.loc[("sps", task), "speedup"] for task in TASKS]
+    overall = rows.loc[("sps", "overall")]
+    assert overall["speedup"] == pytest.approx(math.sqrt(tasks[0] * tasks[1]))
+    assert overall["speedup_low"] < overall["speedup"] < overall["speedup_high"]
+
+
+def test_sparse_settings_leave_columns_empty_and_verdicts_are_taken_over(tmp_path):
+    directory = write_run(tmp_path, made_up_trials({"pld": 0.3}, ["qa"]), lossless={"pld": "exact"})
+    directory.write_config({"target": "somebody/model", "engine": "hf", "sampling": {"temperature": 1.0}})
+    rows = summarise(load(tmp_path)).set_index(["method", "task"])
+    row = rows.loc[("pld", "qa")]
+    assert (row["target"], row["shape"], row["engine"], row["lossless"]) == (
+        "somebody/model",
+        "",
+        "hf",
+        "exact",
+    )
+    assert math.isnan(row["identical"]), "two samples need not be equal"
+
+
+def test_render_writes_everything(run, tmp_path):
+    report = render([run.path], tmp_path / "out")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    figures = {
+        f"{name}.{kind}" for name in ("speedup", "conversion", "acceptance") for kind in ("png", "svg")
+    }
+    assert written == figures | {"index.html", "table.md", "table.tex", "summary.csv", "acceptance.csv"}
+    assert {path.name for path in report.files} == written
+    assert len(report.terminal) == 1 and report.page.exists()
+
+
+def test_several_runs_say_which_row_is_whose(run, tmp_path):
+    other = write_run(tmp_path / "other", made_up_trials({"pld": 0.3}, ["qa"], seed=1))
+    report = render([run.path, other.path], tmp_path / "out")
+    assert set(report.summary["run"]) == {"run", "other"}
+    assert (report.out / "table.md").read_text().startswith("| run | method |")
+    assert (tmp_path / "out" / "other-speedup.svg").exists()
+    with pytest.raises(InputError, match="different names"):
+        render([run.path, run.path], tmp_path / "twice")
+
+
+class _Page(HTMLParser):
+    """Collects tags and everything a browser would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.fetched = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        wanted = [value for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+        self.fetched += [value for value in wanted if not value.startswith("#")]
+
+
+def test_the_page_runs_and_fetches_nothing(tmp_path):
+    evil = "<script>alert(1)</script>"
+    trials = made_up_trials({f"pld{evil}": 0.3}, [f"qa{evil}"], questions=2)
+    directory = write_run(tmp_path / "run", trials, note=evil)
+    rows = [{"method": method, "question_id": 0, "turn": 0, "text": f"What is {evil}?{method}"}
+            for method in ("autoregressive", f"pld{evil}")]  # fmt: skip
+    (directory.path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = render([directory.path], tmp_path / "out").page.read_text()
+    page = _Page()
+    page.feed(html)
+    assert "script" not in page.tags and evil not in html
+    assert "What is &lt;script&gt;" in html and "1 of 1 differ" in html
+    assert page.fetched == [] and "url(http" not in html and "@import" not in html
+    assert page.tags.count("svg") == 3
+
+
+def test_examples_are_left_out_without_texts(run, tmp_path):
+    assert "Example outputs" not in render([run.path], tmp_path / "out").page.read_text()
+
+
+def test_a_failed_question_is_counted_and_alarmed_never_timed(tmp_path):
+    trials = [
+        trial(method, [1] * 4, 1.0, question_id=q) for method in ("autoregressive", "pld") for q in (1, 2, 3)
+    ]
+    trials[5] = failed("pld", question_id=3)
+    loaded = load(write_run(tmp_path / "run", trials).path)
+    row = summarise(loaded).set_index(["method", "task"]).loc[("pld", "qa")]
+    assert (row["questions"], row["errors"], row["speedup"]) == (2, 1, 1)
+    assert ("alarm", "pld", "qa", "1 of 3 turns failed, most often: out of memory") in raised(
+        trials, tmp_path
+    )
+
+
+def test_failures_count_as_one_beside_the_complete_cases(tmp_path):
+    trials = [trial("autoregressive", [1] * 4, 4.0, question_id=q) for q in (1, 2)]
+    trials += [trial("pld", [2, 2], 1.0, question_id=1), failed("pld", question_id=2)]
+    row = summarise(load(write_run(tmp_path, trials).path)).set_index(["method", "task"]).loc[("pld", "qa")]
+    assert row["speedup"] == pytest.approx(4)
+    assert row["speedup_with_failures"] == pytest.approx(2), "sqrt(4 * 1)"
+
+
+def test_a_method_that_always_fails_still_has_its_row(tmp_path):
+    trials = [trial("autoregressive", [1] * 4, 1.0), failed("pld")]
+    report = render([write_run(tmp_path / "run", trials).path], tmp_path / "out")
+    assert "| pld | – |" in (report.out / "table.md").read_text()
+    assert report.summary.set_index(["method", "task"]).loc[("pld", "qa"), "errors"] == 1
+
+
+@pytest.mark.parametrize("trials", [[trial("autoregressive", [1], 1.0)], [failed("autoregressive")],
+                                    [failed("autoregressive"), trial("pld", [2], 1.0)]])  # fmt: skip
+def test_a_run_with_next_to_nothing_still_has_its_report(tmp_path, trials):
+    report = render([write_run(tmp_path / "run", trials).path], tmp_path / "out")
+    assert set(report.summary["method"]) == {one.method for one in trials}
+
+
+def test_a_profiled_run_is_no_headline(tmp_path):
+    found = raised([trial("autoregressive", [1], 1.0, draft_s=0.1, verify_s=0.9)], tmp_path)
+    assert any(one[0] == "alarm" and one[3].startswith("profiled") for one in found)
+
+
+def test_conversion_above_one_raises_an_alarm_only_beyond_noise(tmp_path):
+    def both(seconds):
+        for question, each in enumerate(seconds):
+            yield trial("autoregressive", [1] * 9, 10.0, question_id=question)
+            yield trial("pld", [3, 3, 3], each, question_id=question)
+
+    high = [one for one in raised(list(both([2.0, 2.1, 2.2, 2.3, 2.1])), tmp_path) if "conversion" in one[3]]
+    assert {one[:3] for one in high} == {("alarm", "pld", "overall"), ("alarm", "pld", "qa")}
+    noisy = raised(list(both([1.0, 8.0, 5.0, 4.0, 2.0])), tmp_path / "noisy")
+    assert not [one for one in noisy if "conversion" in one[3]]
+    single = [one for one in raised(list(both([2.0])), tmp_path / "single") if "conversion" in one[3]]
+    assert {one[0] for one in single} == {"notice"}
+
+
+def test_a_drafter_that_drafts_nothing_is_alarmed(tmp_path):
+    found = raised([trial("autoregressive", [1] * 4, 1.0), trial("pld", [1] * 4, 1.0)], tmp_path)
+    assert ("alarm", "pld", "qa", "drafted nothing: this row is autoregressive decoding") in found
+    assert ("notice", "autoregressive", "overall") in {one[:3] for one in found}, (
+        "no other baseline was timed"
+    )
+
+
+@pytest.mark.parametrize(("seconds", "slower"), [(0.96, True), (0.98, False)])
+def test_a_baseline_slower_than_another_engine_is_alarmed(tmp_path, seconds, slower):
+    found = raised([trial("autoregressive", [1], 1.0), trial("autoregressive@hf", [1], seconds)], tmp_path)
+    message = "4.0% slower than autoregressive@hf: every speedup is too high"
+    assert (("alarm", "autoregressive", "overall", message) in found) == slower
+    assert not any("drafted nothing" in one[3] for one in found)
+
+
+def test_each_row_names_its_engine_and_tasks_keep_the_order_of_the_config(tmp_path):
+    labels = ("autoregressive", "pld", "pld@hf")
+    trials = [trial(label, [1], 1.0, task=task, question_id=task) for label in labels for task in ("a", "b")]
+    directory = write_run(tmp_path, trials)
+    directory.write_config(
+        {"engine": {"native": {}, "hf": {}}, "task": {"x": {"name": "b"}, "y": {"name": "a"}}}
+    )
+    rows = summarise(load(tmp_path))
+    assert rows["task"].tolist()[:3] == ["b", "a", "overall"]
+    assert rows.set_index("method")["engine"].to_dict() == {
+        "autoregressive": "native", "pld": "native", "pld@hf": "hf",
+    }  # fmt: skip
+
+
+def test_accuracy_is_the_mean_score_of_the_answers_that_have_one(tmp_path):
+    directory = write_run(tmp_path, [trial("autoregressive", [1], 1.0, question_id=q) for q in (1, 2, 3)])
+    rows = [{"method": "autoregressive", "question_id": q, "turn": 0, "text": "", "score": score}
+            for q, score in ((1, 1.0), (2, 0.5), (3, None))]  # fmt: skip
+    (directory.path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert summarise(load(tmp_path))["accuracy"].tolist() == [0.75, 0.75]
+
+
+def test_the_terminal_table_fits_eighty_columns_with_all_its_numbers(tmp_path):
+    tasks = ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag"]
+    summary = summarise(load(write_run(tmp_path, made_up_trials({"self_speculative": 0.5}, tasks, 3)).path))
+    console = Console(width=80)
+    with console.capture() as printed:
+        console.print(tables.terminal(summary))
+    line = next(one for one in printed.get().splitlines() if "self_spec" in one)
+    assert len(re.findall(r"\d+\.\d+", line)) == 9 and "100%" in line, line
+
+
+def test_a_method_that_keeps_state_is_marked(tmp_path):
+    trials = [trial("autoregressive", [1], 1.0), trial("token_recycling", [1], 1.0, state="warm")]
+    report = render([write_run(tmp_path / "run", trials).path], tmp_path / "out")
+    assert "| token_recycling (warm) |" in (report.out / "table.md").read_text()
+    assert "<th>token_recycling (warm)</th>" in report.page.read_text()
+
+
+def test_latex_escapes_and_markdown_keeps_its_columns(tmp_path):
+    summary = summarise(load(write_run(tmp_path, made_up_trials({"a_b|c&d": 0.5}, ["qa"], 3)).path))
+    assert r"a\_b|c\&d" in tables.latex(summary)
+    assert r"a_b\|c&d" in tables.markdown(summary)
+
+
+def test_colours_follow_the_order_and_autoregressive_is_grey():
+    style = styles(["autoregressive", *"abcdefghij"])
+    assert style["autoregressive"].colour == GREY
+    assert len({(look.colour, look.line) for look in style.values()}) == 11
+
+
+def test_a_directory_without_trials_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no trial"):
+        load(write_run(tmp_path, []).path)
+
+
+def test_a_report_loads_no_model():
+    code = "import specbench.report, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

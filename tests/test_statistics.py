@@ -1,0 +1,86 @@
+"""The bootstrap against a slow one, and against what it promises."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from specbench.statistics import mean_interval, speedup
+
+
+def slow_interval(strata, resamples=400, seed=3):
+    """Bootstrap-t with loops, straight from Efron & Tibshirani 1993, section 12.5."""
+    rng = np.random.default_rng(seed)
+
+    def mean_and_error(groups):
+        means = [sum(group) / len(group) for group in groups]
+        squares = [
+            sum((x - m) ** 2 for x in g) / (len(g) - 1) / len(g) for g, m in zip(groups, means, strict=True)
+        ]
+        return sum(means) / len(means), math.sqrt(sum(squares)) / len(groups)
+
+    mean, error = mean_and_error(strata)
+    t = []
+    while len(t) < resamples:
+        drawn, drawn_error = mean_and_error([rng.choice(group, len(group)) for group in strata])
+        if drawn_error > 1e-12:
+            t.append((drawn - mean) / drawn_error)
+    low, high = np.quantile(t, [0.025, 0.975])
+    return mean, mean - high * error, mean - low * error
+
+
+@pytest.mark.parametrize("sizes", [(30,), (12, 20, 16)])
+def test_the_fast_bootstrap_agrees_with_the_slow_one(sizes):
+    rng = np.random.default_rng(0)
+    strata = [rng.gamma(2.0, 0.2, size) for size in sizes]
+    mean, low, high = slow_interval(strata)
+    fast = mean_interval(strata)
+    assert fast.estimate == pytest.approx(mean)
+    tolerance = 0.12 * (high - low)
+    message = "a 2.5 % quantile of 400 t has SE sqrt(.025*.975/400)/.05 = 0.16, 4 % of the width 3.9: 3 SE"
+    assert fast.low == pytest.approx(low, abs=tolerance), message
+    assert fast.high == pytest.approx(high, abs=tolerance), message
+
+
+def test_a_speedup_is_a_geometric_mean_and_tasks_weigh_the_same():
+    assert speedup([np.log([2.0, 8.0])]).estimate == pytest.approx(4), "sqrt(2 * 8)"
+    many, few = np.log([2.0] * 9 + [2.0]), np.log([8.0, 8.0])
+    assert speedup([many, few]).estimate == pytest.approx(4), "sqrt(2 * 8), whatever the number of questions"
+
+
+def test_one_question_gives_no_interval():
+    for strata in ([[0.3]], [[0.3, 0.4, 0.5, 0.2], [0.7]]):
+        interval = speedup(strata)
+        assert math.isfinite(interval.estimate) and math.isnan(interval.low) and math.isnan(interval.high)
+    assert math.isnan(speedup([]).estimate)
+
+
+def test_two_questions_get_students_t():
+    interval = mean_interval([[0.0, 1.0]])
+    assert interval.high == pytest.approx(0.5 + stats.t.ppf(0.975, 1) * 0.5), (
+        "s/sqrt(2) = 0.5, one degree of freedom"
+    )
+
+
+def test_autoregressive_against_itself_is_exactly_one():
+    interval = speedup([np.zeros(5), np.zeros(5)])
+    assert (interval.estimate, interval.low, interval.high) == (1, 1, 1)
+
+
+def test_the_same_numbers_give_the_same_interval():
+    values = [np.random.default_rng(1).normal(0.5, 0.3, 20)]
+    assert speedup(values) == speedup(values)
+    assert speedup(values) != speedup(values, seed=1)
+
+
+@pytest.mark.parametrize(("tasks", "questions"), [(1, 4), (1, 20), (6, 3)])
+def test_it_covers_what_it_says_on_skewed_speedups(tasks, questions):
+    rng = np.random.default_rng(2)
+    truth = math.log(1.8) + 0.3
+    draws = [math.log(1.8) + 0.3 * rng.exponential(1.0, (tasks, questions)) for _ in range(400)]
+    intervals = [mean_interval(list(strata), resamples=400) for strata in draws]
+    covered = sum(one.low <= truth <= one.high for one in intervals) / len(intervals)
+    assert 0.91 <= covered <= 0.99, (
+        f"{covered:.3f}: nominal 0.95, SE sqrt(.95*.05/400) = 0.011, -3.6 and +3.6 SE"
+    )

@@ -1,0 +1,72 @@
+"""The real targets' YAMLs: complete, and their inline architectures have the published sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+CONF = Path(__file__).parents[1] / "conf" / "target"
+KEYS = {
+    *("name", "path", "revision", "format", "dtype", "device", "device_map"),
+    *("trust_remote_code", "weights", "shape", "config", "draft"),
+}
+PARAMETERS = {  # target, draft; as counted in the published checkpoints, tied embeddings once
+    "vicuna_7b": (6_738_415_616, 68_030_208),
+    "vicuna_13b": (13_015_864_320, 68_030_208),
+    "vicuna_33b": (32_528_943_616, 68_030_208),
+    "llama31_8b": (8_030_261_248, 1_235_814_400),
+    "qwen25_7b": (7_615_616_512, 494_032_768),
+    "qwen3_8b": (8_190_735_360, 596_049_920),
+}
+
+
+def build(config: DictConfig) -> PreTrainedConfig:
+    """The way a loader builds it: plain Python values, no download."""
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    return AutoConfig.for_model(**{str(key): value for key, value in plain.items()})
+
+
+def load(name: str) -> DictConfig:
+    config = OmegaConf.load(CONF / f"{name}.yaml")
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def parameters(config: DictConfig) -> int:
+    """Built on the meta device: no memory, no weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(build(config))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_inline_architectures_have_the_published_size(name: str) -> None:
+    target = load(name)
+    assert (parameters(target.config), parameters(target.draft.config)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_key_of_an_architecture_is_one_that_transformers_reads(name: str) -> None:
+    target = load(name)
+    for config in (target.config, target.draft.config):
+        known = AutoConfig.for_model(config.model_type).to_dict()
+        assert set(config) <= set(known), f"{set(config) - set(known)} would be ignored"
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_target_is_complete_and_names_itself(name: str) -> None:
+    target = load(name)
+    assert set(target) == KEYS and target.name == name
+    assert set(target.draft) == {"path", "revision", "dtype", "config"}
+    assert target.format == ("vicuna" if name.startswith("vicuna") else "template")
+    assert target.trust_remote_code is False
+
+
+def test_rope_settings_arrive() -> None:
+    rope = build(load("llama31_8b").draft.config).rope_parameters
+    assert (rope["rope_type"], rope["rope_theta"], rope["factor"]) == ("llama3", 500_000.0, 32.0)
