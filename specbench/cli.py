@@ -26,7 +26,7 @@ def run(argv: list[str]) -> int:
     config = composed(overrides, options.config_dir)
     with ProgressDisplay(console) as display:
         path = execute(config, display)
-    return _report([path], path / "report")
+    return _report([path], Path("reports") / path.resolve().name)
 
 
 def report(argv: list[str]) -> int:
@@ -91,7 +91,7 @@ def _report(runs: list[Path], out: Path) -> int:
     for table in files.terminal:
         console.print(table)
     for alarm in files.alarms:
-        console.print(f"{alarm.level}: {alarm.message}", markup=False)
+        console.print(str(alarm), markup=False)
     console.print(f"page: {files.page}", markup=False)
     return 0
 

@@ -10,26 +10,30 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
-from specbench.devices import synchronize
+from specbench.devices import device_name, synchronize
 from specbench.errors import InputError
-from specbench.records import write_atomic
+from specbench.provenance import provenance
+from specbench.records import RunDirectory, write_atomic
 from specbench.report.figures import INK, MARKERS, OKABE_ITO, drawing, save
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (128, 1024, 4096)
+TITLE = "What one forward of the target takes"
 COPIES = 4  # back to back in one timing, so that launching them does not count
 Cell = tuple[int, int]  # context, tokens
 
@@ -96,7 +100,7 @@ def _rounds(
 ) -> Iterator[list[float]]:
     """Per round the seconds of every cell, in the order of `cells`; directions alternate, a first round warms up unseen."""
     begun = perf_counter()
-    for number in range(repeats + 1):
+    for number in range(max(repeats, 1) + 1):
         started = perf_counter()
         order = cells if number % 2 else cells[::-1]
         seconds = {(context, n): _seconds(model, store, trees[n], context) for context, n in order}
@@ -167,67 +171,66 @@ def _copy_seconds(source: Tensor, target: Tensor) -> float:
 
 
 def card(config: DictConfig, out: Path) -> Table:
-    """Load the configured target, measure it, write its card into the folder `out`; the table for the terminal."""
+    """Load the configured target, measure it, write its card and run.json into the folder `out`; the table."""
     from specbench.run import target_of  # here, so that measuring a model needs no Hydra
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    frame = measure(target_of(config.target).model)
-    write(frame, out)
-    return table(frame)
+    target = target_of(config.target)
+    device, dtype = target.model.device, str(target.model.dtype).removeprefix("torch.")
+    frame = measure(target.model)
+    title = f"One forward of {target.name}\n{dtype} on {device_name(device)}"
+    RunDirectory(out).write_provenance(provenance(device) | {"target": target.name, "dtype": dtype})
+    write(frame, out, title)
+    return table(frame, title)
 
 
-def write(frame: pd.DataFrame, out: Path) -> list[Path]:
+def write(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:
     """cost.csv, cost.md, cost.png and cost.svg in the folder `out`; their paths."""
     write_atomic(out / "cost.csv", str(frame.to_csv(index=False, float_format="%.6g")))
-    write_atomic(out / "cost.md", markdown(frame))
-    return [out / "cost.csv", out / "cost.md", *figure(frame, out / "cost")]
+    write_atomic(out / "cost.md", markdown(frame, title))
+    return [out / "cost.csv", out / "cost.md", *figure(frame, out / "cost", title)]
 
 
-def figure(frame: pd.DataFrame, out: Path) -> list[Path]:
+def figure(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:
     """`out`.png and `out`.svg: milliseconds against tokens per forward, a line per context, its ceiling dashed."""
     with drawing():
         drawn = Figure(figsize=(7.5, 4.8), layout="constrained")
         axes = drawn.subplots()
         for place, (context, rows) in enumerate(frame.groupby("context")):
-            colour, marker = OKABE_ITO[place % len(OKABE_ITO)], MARKERS[place % len(MARKERS)]
-            axes.vlines(
-                rows["tokens"],
-                rows["milliseconds_low"],
-                rows["milliseconds_high"],
-                color=colour,
-                linewidth=1.8,
-            )
-            axes.plot(
-                rows["tokens"],
-                rows["milliseconds"],
-                color=colour,
-                marker=marker,
-                markersize=5,
-                label=f"context {context}",
-            )
-            axes.plot(rows["tokens"], rows["ceiling_ms"], color=colour, linestyle="--", linewidth=1.2)
-        axes.plot([], [], color=INK, linestyle="--", linewidth=1.2, label="weight and KV bytes at copy bandwidth")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(frame["tokens"].unique()))
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.set_ylim(bottom=0)
-        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
-        axes.set_xlabel("tokens per forward")
-        axes.set_ylabel("milliseconds (median, quartiles)")
-        axes.set_title("What one forward of the target takes")
-        axes.legend()
+            look: dict[str, Any] = {"color": OKABE_ITO[place % len(OKABE_ITO)], "linewidth": 1.6}
+            axes.vlines(rows["tokens"], rows["milliseconds_low"], rows["milliseconds_high"], **look)
+            marker = MARKERS[place % len(MARKERS)]
+            axes.plot(rows["tokens"], rows["milliseconds"], marker=marker, markersize=5, label=f"context {context}", **look)
+            axes.plot(rows["tokens"], rows["ceiling_ms"], linestyle="--", **look)
+        axes.plot([], [], color=INK, linestyle="--", label="weight and KV bytes at copy bandwidth")
+        _axes(axes, sorted(frame["tokens"].unique()), title)
         return save(drawn, out)
 
 
+def _axes(axes: Axes, tokens: list[int], title: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(tokens, [str(n) for n in tokens])
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
+    axes.set_xlabel("tokens per forward")
+    axes.set_ylabel("milliseconds, median and quartiles")
+    axes.set_title(title)
+    axes.legend(loc="upper left")
+
+
 def _lines(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows as text: one row per tokens, per context the milliseconds and, in brackets, the ratio to 1 token."""
+    """Header and rows as text: a row per tokens, per context milliseconds and the ratio to 1 token; the ceilings last."""
     contexts = sorted(frame["context"].unique())
-    cells = {(row.tokens, row.context): f"{row.milliseconds:.3g} ms ({row.relative:.2f})" for row in frame.itertuples()}
+    cells = {(row.tokens, row.context): f"{_ms(row.milliseconds)} ({row.relative:.2f})" for row in frame.itertuples()}
     ceilings = frame[frame["tokens"] == 1].set_index("context")["ceiling_ms"]
     rows = [[str(n), *(cells[n, context] for context in contexts)] for n in sorted(frame["tokens"].unique())]
-    rows.append(["ceiling", *(f"{ceilings[context]:.3g} ms" for context in contexts)])
+    rows.append(["ceiling", *(_ms(ceilings[context]) for context in contexts)])
     return ["tokens", *(f"context {context}" for context in contexts)], rows
+
+
+def _ms(milliseconds: Any) -> str:
+    return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
 
 
 def _caption(frame: pd.DataFrame) -> str:
@@ -239,16 +242,10 @@ def _caption(frame: pd.DataFrame) -> str:
     )
 
 
-def table(frame: pd.DataFrame) -> Table:
+def table(frame: pd.DataFrame, title: str = TITLE) -> Table:
     """The card for the terminal."""
     header, rows = _lines(frame)
-    made = Table(
-        title="What one forward of the target takes",
-        title_justify="left",
-        caption=_caption(frame),
-        box=SIMPLE_HEAD,
-    )
-    made.caption_justify = "left"
+    made = Table(title=Text(title), title_justify="left", caption=_caption(frame), caption_justify="left", box=SIMPLE_HEAD)
     for name in header:
         made.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -256,8 +253,8 @@ def table(frame: pd.DataFrame) -> Table:
     return made
 
 
-def markdown(frame: pd.DataFrame) -> str:
+def markdown(frame: pd.DataFrame, title: str = TITLE) -> str:
     """The card in GitHub's Markdown."""
     header, rows = _lines(frame)
     lines = ["| " + " | ".join(line) + " |" for line in (header, ["---:"] * len(header), *rows)]
-    return "\n".join([*lines, "", _caption(frame), ""])
+    return "\n".join([f"**{title}**", "", *lines, "", _caption(frame), ""])

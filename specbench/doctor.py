@@ -108,7 +108,7 @@ def _threads() -> Check:
     threads, cores = torch.get_num_threads(), usable_cores()
     if threads > cores:
         return Check("threads", False, f"{threads} on {cores} cores: set threads={cores} or fewer")
-    spare = f"; {cores - threads} cores idle (one thread a physical core is usual)" if threads < cores else ""
+    spare = f"; idle cores: {cores - threads} (one thread a physical core is usual)" if threads < cores else ""
     return Check("threads", True, f"{threads} on {cores} cores{spare}")
 
 

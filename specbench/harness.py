@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from specbench.decoding.loop import CapacityError, Generation, Sampling
 from specbench.engine.base import Engine
 from specbench.errors import InputError
+from specbench.metrics import BASELINE
 from specbench.prompts import answer_text, render, retokenised
 from specbench.provenance import peak_memory_bytes, reset_peak_memory
 from specbench.records import Prompt, RunDirectory, Trial, ids_sha256
 from tasks.question import Question
 from tasks.suite import Suite
 
-BASELINE = "autoregressive"
 WARM_UP_TOKENS = 24
 
 

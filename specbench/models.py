@@ -41,7 +41,7 @@ def load_model(
     if shape is not None:
         model = widened(model, **shape)
     if device_map is None:
-        model = model.to(where)
+        model = model.to(where)  # type: ignore[arg-type]
     if packed and can_pack(where, kind):
         pack(model)
     return LanguageModel(model)

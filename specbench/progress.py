@@ -7,9 +7,8 @@ from collections import defaultdict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from specbench.metrics import BASELINE
 from specbench.records import Trial
-
-BASELINE = "autoregressive"
 
 
 class ProgressDisplay:

@@ -73,9 +73,7 @@ def plain_text(turns: Turns) -> str:
 def _template_prompt(turns: Turns, tokenizer: Tokenizer) -> list[int]:
     """The template writes its own BOS; transformers then encodes without adding special tokens."""
     if not tokenizer.chat_template:
-        raise InputError(
-            "target.format is template, but the tokenizer has no chat template; try target.format=plain"
-        )
+        raise InputError("target.format is template, but the tokenizer has no chat template; try target.format=plain")
     messages = [
         {"role": role, "content": text}
         for turn in turns

@@ -237,13 +237,9 @@ class RunDirectory:
         """All whole prompts. Raises InputError naming file:line."""
         return [self._prompt(number, row) for number, row in self._prompts.numbered()]
 
-    def append_text(
-        self, method: str, question_id: QuestionId, turn: int, text: str, score: float | None
-    ) -> None:
+    def append_text(self, method: str, question_id: QuestionId, turn: int, text: str, score: float | None) -> None:
         """One line to texts.jsonl: the decoded answer and its task accuracy in [0, 1], where the suite can score it."""
-        self._texts.append(
-            {"method": method, "question_id": question_id, "turn": turn, "text": text, "score": score}
-        )
+        self._texts.append({"method": method, "question_id": question_id, "turn": turn, "text": text, "score": score})
 
     def texts(self) -> list[dict[str, Any]]:
         """Decoded outputs of the first repeat, rows {method, question_id, turn, text, score}; empty when there are none."""

@@ -22,6 +22,7 @@ from specbench.models import load_model, load_tokenizer
 from specbench.prompts import render
 from specbench.provenance import fingerprint, provenance
 from specbench.records import RunDirectory
+from specbench.report import write_summary
 from specbench.zoo.tokenizer import build_tokenizer
 from tasks.question import Question, subsample
 from tasks.suite import Suite
@@ -157,6 +158,7 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     _write_heads(run, config, target, suite)
     schedule = Schedule(config.repeats, config.seed, config.context)
     Harness(run, arms, suite, questions, target.tokenizer, target.chat, sampling, schedule, target.model.device).go(watcher)
+    write_summary(run.path)
     return run.path
 
 

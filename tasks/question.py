@@ -71,8 +71,7 @@ def _draw(task: str, members: dict[str, list[int]], seed: int) -> list[int]:
     # random.Random hashes a str with SHA-512, so the draw does not depend on the process.
     categories = random.Random(f"{seed}/{task}").sample(list(members), len(members))
     shuffled = [
-        random.Random(f"{seed}/{task}/{category}").sample(members[category], len(members[category]))
-        for category in categories
+        random.Random(f"{seed}/{task}/{category}").sample(members[category], len(members[category])) for category in categories
     ]
     rounds = max(map(len, shuffled))
     return [indices[r] for r in range(rounds) for indices in shuffled if r < len(indices)]
@@ -124,9 +123,7 @@ def _question(row: dict[str, object]) -> Question:
         if field not in row:
             raise InputError(f"field {field!r} is missing; expected question_id, category and turns")
     category, task = _category_and_task(row)
-    return Question(
-        _id(row["question_id"]), task, category, _turns(row["turns"]), _reference(row.get("reference"))
-    )
+    return Question(_id(row["question_id"]), task, category, _turns(row["turns"]), _reference(row.get("reference")))
 
 
 def _claim(id_: str, number: int, line_of_id: dict[str, int]) -> None:
@@ -148,9 +145,7 @@ def _category_and_task(row: dict[str, object]) -> tuple[str, str]:
         raise InputError(f"category is {category!r}, expected a non-empty string")
     if task is None:
         if category not in TASK_OF_CATEGORY:
-            raise InputError(
-                f"unknown category {category!r}, {_hint(category)}; or name the row's own task in 'task'"
-            )
+            raise InputError(f"unknown category {category!r}, {_hint(category)}; or name the row's own task in 'task'")
         return category, TASK_OF_CATEGORY[category]
     if not isinstance(task, str) or not task.strip():
         raise InputError(f"task is {task!r}, expected a non-empty string")

@@ -54,6 +54,4 @@ def _write(file: Path, data: bytes) -> None:
             part.write(data)
         os.replace(part.name, file)
     except OSError as error:
-        raise InputError(
-            f"{file}: cannot be written ({error.strerror}); give suite.cache_dir=DIR, or {REMEDY}"
-        ) from None
+        raise InputError(f"{file}: cannot be written ({error.strerror}); give suite.cache_dir=DIR, or {REMEDY}") from None

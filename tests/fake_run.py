@@ -56,9 +56,7 @@ def write_run(path: Path, trials: Sequence[Trial], **provenance: Any) -> RunDire
     return run
 
 
-def made_up_trials(
-    methods: dict[str, float], tasks: Sequence[str], questions: int = 6, seed: int = 0
-) -> list[Trial]:
+def made_up_trials(methods: dict[str, float], tasks: Sequence[str], questions: int = 6, seed: int = 0) -> list[Trial]:
     """Two repeats of methods with these acceptance probabilities: drafts of five tokens, a step of 24 ms."""
     rng = random.Random(seed)
     return [
@@ -66,9 +64,7 @@ def made_up_trials(
         for number, task in enumerate(tasks)
         for question in range(questions)
         for method, chance in {"autoregressive": 0.0, **methods}.items()
-        for one in _repeats(
-            rng, method, min(0.95, chance * rng.uniform(0.8, 1.2)), task, 100 * number + question
-        )
+        for one in _repeats(rng, method, min(0.95, chance * rng.uniform(0.8, 1.2)), task, 100 * number + question)
     ]
 
 
@@ -81,7 +77,4 @@ def _repeats(rng: random.Random, method: str, chance: float, task: str, question
     seconds = len(committed) * (0.024 if chance else 0.020)
     lists = {"drafted": [length] * len(committed), "depth": [length] * len(committed)}
     names = {"task": task, "category": task, "question_id": question_id, "prefill_s": 0.03}
-    return [
-        trial(method, committed, seconds * rng.uniform(0.99, 1.01), repeat=repeat, **names, **lists)
-        for repeat in range(2)
-    ]
+    return [trial(method, committed, seconds * rng.uniform(0.99, 1.01), repeat=repeat, **names, **lists) for repeat in range(2)]

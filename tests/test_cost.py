@@ -1,7 +1,11 @@
 """The roofline card: every cell is there and the bytes are right. No test here looks at a speed."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from specbench import cost
@@ -41,8 +45,8 @@ def test_bytes_and_ceiling(frame):
 
 
 def attention_and_mlp(layers: int) -> int:
-    """Weights of tiny Llama's layers and norms: 4 heads, 2 key-value heads of width 8."""
-    hidden, mlp = SHAPE["hidden_size"], SHAPE["intermediate_size"]
+    """Weights of tiny Llama's layers and norms: width 32, MLP 48, 4 heads and 2 key-value heads of 8."""
+    hidden, mlp = 32, 48
     per_layer = hidden * 32 * 2 + hidden * 16 * 2 + 3 * hidden * mlp + 2 * hidden
     return layers * per_layer + hidden
 
@@ -98,5 +102,14 @@ def test_card_on_disk(frame, tmp_path):
     paths = write(frame, tmp_path / "card")
     assert [path.name for path in paths] == ["cost.csv", "cost.md", "cost.png", "cost.svg"]
     assert all(path.stat().st_size for path in paths)
-    assert paths[1].read_text().startswith("| tokens | context 16 | context 248 |")
+    assert "| tokens | context 16 | context 248 |" in paths[1].read_text().splitlines()
     assert table(frame).row_count == 4, "1, 2, 8 tokens and the ceiling"
+
+
+def test_card_of_a_configured_target(monkeypatch, tmp_path, frame):
+    target = SimpleNamespace(name="tiny", model=tiny_language_model())
+    monkeypatch.setattr("specbench.run.target_of", lambda settings: target)
+    monkeypatch.setattr(cost, "measure", lambda model: frame)
+    made = cost.card(OmegaConf.create({"target": {}, "threads": None}), tmp_path)
+    assert str(made.title).startswith("One forward of tiny\nfloat64 on ")
+    assert json.loads((tmp_path / "run.json").read_text())["target"] == "tiny"

@@ -17,9 +17,9 @@ def quick_copy(monkeypatch):
 
 
 def shown(found: list[Check]) -> str:
-    console = Console(file=io.StringIO(), width=200)
-    console.print(render(found))
-    return console.file.getvalue()
+    page = io.StringIO()
+    Console(file=page, width=200).print(render(found))
+    return page.getvalue()
 
 
 def test_answers_everything():

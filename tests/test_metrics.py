@@ -20,9 +20,7 @@ RUN = [
     trial("autoregressive", [1] * 7, 4.0, question_id=1, retokenised=7),
     trial("autoregressive", [1] * 3, 1.0, question_id=2, retokenised=3),
     trial("autoregressive", [1] * 5, 3.0, question_id=3, task="rag"),
-    trial(
-        "pld", [3, 1, 3], 2.0, question_id=1, depth=[2, 0, 4], drafted=[2, 0, 9], peak_memory_bytes=3_000_000
-    ),
+    trial("pld", [3, 1, 3], 2.0, question_id=1, depth=[2, 0, 4], drafted=[2, 0, 9], peak_memory_bytes=3_000_000),
     trial("pld", [1, 2], 1.0, question_id=2, depth=[2, 1], drafted=[2, 1]),
     trial("pld", [5], 1.0, question_id=3, depth=[4], drafted=[4], task="rag"),
 ]
@@ -57,16 +55,10 @@ def test_autoregressive_has_one_token_per_forward_and_per_step():
 
 def test_ratios_are_per_question():
     ratios = metrics.question_ratios(pairs_of(RUN)).set_index(["method", "question_id"])
-    assert ratios.loc[("pld", 1), "log_speedup"] == pytest.approx(math.log(2)), (
-        "8 tokens / 2 s over 8 tokens / 4 s"
-    )
+    assert ratios.loc[("pld", 1), "log_speedup"] == pytest.approx(math.log(2)), "8 tokens / 2 s over 8 tokens / 4 s"
     assert ratios.loc[("pld", 2), "log_speedup"] == pytest.approx(0)
-    assert math.exp(ratios.loc[("pld", 1), "log_conversion"]) == pytest.approx(1), (
-        "speedup 2 / (8 tokens / 4 forwards)"
-    )
-    assert math.exp(ratios.loc[("pld", 2), "log_conversion"]) == pytest.approx(3 / 4), (
-        "speedup 1 / (4 tokens / 3)"
-    )
+    assert math.exp(ratios.loc[("pld", 1), "log_conversion"]) == pytest.approx(1), "speedup 2 / (8 tokens / 4 forwards)"
+    assert math.exp(ratios.loc[("pld", 2), "log_conversion"]) == pytest.approx(3 / 4), "speedup 1 / (4 tokens / 3)"
 
 
 def test_turns_and_repeats_are_added_before_dividing():
@@ -76,21 +68,15 @@ def test_turns_and_repeats_are_added_before_dividing():
         for (repeat, turn), seconds in zip([(0, 0), (0, 1), (1, 0), (1, 1)], times, strict=True)
     ]
     ratio = metrics.question_ratios(pairs_of(trials)).set_index("method").loc["pld"]
-    assert math.exp(ratio["log_speedup"]) == pytest.approx(18 / 10), (
-        "decode 14 s and 6 s, prefill 4 × 1 s each"
-    )
-    assert math.exp(ratio["log_speedup_decode"]) == pytest.approx(14 / 6), (
-        "without prefill and its first tokens"
-    )
+    assert math.exp(ratio["log_speedup"]) == pytest.approx(18 / 10), "decode 14 s and 6 s, prefill 4 × 1 s each"
+    assert math.exp(ratio["log_speedup_decode"]) == pytest.approx(14 / 6), "without prefill and its first tokens"
 
 
 def test_spec_bench_divides_mean_rates_by_retokenised_mean_rates():
     speedups = metrics.spec_bench(pairs_of(RUN))
     assert speedups["pld", "qa"] == pytest.approx(4 / 2.375), "mean(8/2, 4/1) / mean(7/4, 3/1)"
     assert speedups["pld", "rag"] == pytest.approx(3), "not re-tokenised, so new tokens: (6/1) / (6/3)"
-    assert speedups["pld", "overall"] == pytest.approx((14 / 3) / (6.75 / 3)), (
-        "mean(4, 4, 6) / mean(1.75, 3, 2)"
-    )
+    assert speedups["pld", "overall"] == pytest.approx((14 / 3) / (6.75 / 3)), "mean(4, 4, 6) / mean(1.75, 3, 2)"
     assert speedups["autoregressive", "qa"] == pytest.approx(1)
 
 
@@ -123,14 +109,10 @@ def test_an_error_row_takes_its_question_out_and_is_counted(changes):
     frame = metrics.trial_frame(trials)
     questions = metrics.question_frame(frame)
     row = metrics.pooled(metrics.pair(questions)).loc["pld", "qa"]
-    assert (row["questions"], row["tokens_per_second"], row["speedup_pooled"]) == (1, 8 / 2, 2), (
-        "question 1 alone"
-    )
+    assert (row["questions"], row["tokens_per_second"], row["speedup_pooled"]) == (1, 8 / 2, 2), "question 1 alone"
     assert metrics.observed(frame)["errors"].to_dict()["pld", "qa"] == 1
     assert metrics.failed_questions(questions).values.tolist() == [["pld", "qa", 2]]
-    assert metrics.unpaired(questions, metrics.pair(questions))["pld", "qa"] == 0, (
-        "an error is not unfinished"
-    )
+    assert metrics.unpaired(questions, metrics.pair(questions))["pld", "qa"] == 0, "an error is not unfinished"
 
 
 def test_a_failed_repeat_takes_the_whole_question_out():
@@ -175,11 +157,7 @@ def test_acceptance_by_position():
     first, third = frame.loc[("pld", 1)], frame.loc[("pld", 3)]
     assert first["joint"] == 4 / 6, "steps accepted 2 0 2 | 0 1 | 4: four of six accepted one or more"
     assert first["conditional"] == 4 / 5, "one step offered nothing"
-    assert (third["offered"], third["reached"], third["accepted"]) == (2, 2, 1), (
-        "depth 4 twice, accepted 2 and 4"
-    )
+    assert (third["offered"], third["reached"], third["accepted"]) == (2, 2, 1), "depth 4 twice, accepted 2 and 4"
     assert third["conditional"] == 1 / 2
     joint = frame.loc["pld", "joint"].sum()
-    assert 1 + joint == pytest.approx(15 / 6), (
-        "1 + the sum of joint shares is the mean accepted tokens: no step was cut"
-    )
+    assert 1 + joint == pytest.approx(15 / 6), "1 + the sum of joint shares is the mean accepted tokens: no step was cut"

@@ -91,9 +91,7 @@ def test_sparse_settings_leave_columns_empty_and_verdicts_are_taken_over(tmp_pat
 def test_render_writes_everything(run, tmp_path):
     report = render([run.path], tmp_path / "out")
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    figures = {
-        f"{name}.{kind}" for name in ("speedup", "conversion", "acceptance") for kind in ("png", "svg")
-    }
+    figures = {f"{name}.{kind}" for name in ("speedup", "conversion", "acceptance") for kind in ("png", "svg")}
     assert written == figures | {"index.html", "table.md", "table.tex", "summary.csv", "acceptance.csv"}
     assert {path.name for path in report.files} == written
     assert len(report.terminal) == 1 and report.page.exists()
@@ -143,16 +141,12 @@ def test_examples_are_left_out_without_texts(run, tmp_path):
 
 
 def test_a_failed_question_is_counted_and_alarmed_never_timed(tmp_path):
-    trials = [
-        trial(method, [1] * 4, 1.0, question_id=q) for method in ("autoregressive", "pld") for q in (1, 2, 3)
-    ]
+    trials = [trial(method, [1] * 4, 1.0, question_id=q) for method in ("autoregressive", "pld") for q in (1, 2, 3)]
     trials[5] = failed("pld", question_id=3)
     loaded = load(write_run(tmp_path / "run", trials).path)
     row = summarise(loaded).set_index(["method", "task"]).loc[("pld", "qa")]
     assert (row["questions"], row["errors"], row["speedup"]) == (2, 1, 1)
-    assert ("alarm", "pld", "qa", "1 of 3 turns failed, most often: out of memory") in raised(
-        trials, tmp_path
-    )
+    assert ("alarm", "pld", "qa", "1 of 3 turns failed, most often: out of memory") in raised(trials, tmp_path)
 
 
 def test_failures_count_as_one_beside_the_complete_cases(tmp_path):
@@ -199,9 +193,7 @@ def test_conversion_above_one_raises_an_alarm_only_beyond_noise(tmp_path):
 def test_a_drafter_that_drafts_nothing_is_alarmed(tmp_path):
     found = raised([trial("autoregressive", [1] * 4, 1.0), trial("pld", [1] * 4, 1.0)], tmp_path)
     assert ("alarm", "pld", "qa", "drafted nothing: this row is autoregressive decoding") in found
-    assert ("notice", "autoregressive", "overall") in {one[:3] for one in found}, (
-        "no other baseline was timed"
-    )
+    assert ("notice", "autoregressive", "overall") in {one[:3] for one in found}, "no other baseline was timed"
 
 
 @pytest.mark.parametrize(("seconds", "slower"), [(0.96, True), (0.98, False)])
@@ -216,9 +208,7 @@ def test_each_row_names_its_engine_and_tasks_keep_the_order_of_the_config(tmp_pa
     labels = ("autoregressive", "pld", "pld@hf")
     trials = [trial(label, [1], 1.0, task=task, question_id=task) for label in labels for task in ("a", "b")]
     directory = write_run(tmp_path, trials)
-    directory.write_config(
-        {"engine": {"native": {}, "hf": {}}, "task": {"x": {"name": "b"}, "y": {"name": "a"}}}
-    )
+    directory.write_config({"engine": {"native": {}, "hf": {}}, "task": {"x": {"name": "b"}, "y": {"name": "a"}}})
     rows = summarise(load(tmp_path))
     assert rows["task"].tolist()[:3] == ["b", "a", "overall"]
     assert rows.set_index("method")["engine"].to_dict() == {

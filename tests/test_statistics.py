@@ -15,9 +15,7 @@ def slow_interval(strata, resamples=400, seed=3):
 
     def mean_and_error(groups):
         means = [sum(group) / len(group) for group in groups]
-        squares = [
-            sum((x - m) ** 2 for x in g) / (len(g) - 1) / len(g) for g, m in zip(groups, means, strict=True)
-        ]
+        squares = [sum((x - m) ** 2 for x in g) / (len(g) - 1) / len(g) for g, m in zip(groups, means, strict=True)]
         return sum(means) / len(means), math.sqrt(sum(squares)) / len(groups)
 
     mean, error = mean_and_error(strata)
@@ -58,9 +56,7 @@ def test_one_question_gives_no_interval():
 
 def test_two_questions_get_students_t():
     interval = mean_interval([[0.0, 1.0]])
-    assert interval.high == pytest.approx(0.5 + stats.t.ppf(0.975, 1) * 0.5), (
-        "s/sqrt(2) = 0.5, one degree of freedom"
-    )
+    assert interval.high == pytest.approx(0.5 + stats.t.ppf(0.975, 1) * 0.5), "s/sqrt(2) = 0.5, one degree of freedom"
 
 
 def test_autoregressive_against_itself_is_exactly_one():
@@ -81,6 +77,4 @@ def test_it_covers_what_it_says_on_skewed_speedups(tasks, questions):
     draws = [math.log(1.8) + 0.3 * rng.exponential(1.0, (tasks, questions)) for _ in range(400)]
     intervals = [mean_interval(list(strata), resamples=400) for strata in draws]
     covered = sum(one.low <= truth <= one.high for one in intervals) / len(intervals)
-    assert 0.91 <= covered <= 0.99, (
-        f"{covered:.3f}: nominal 0.95, SE sqrt(.95*.05/400) = 0.011, -3.6 and +3.6 SE"
-    )
+    assert 0.91 <= covered <= 0.99, f"{covered:.3f}: nominal 0.95, SE sqrt(.95*.05/400) = 0.011, -3.6 and +3.6 SE"

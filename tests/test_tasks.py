@@ -23,9 +23,7 @@ from tasks.spec_bench import SpecBench
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 REAL = os.environ.get("SPEC_BENCH_QUESTIONS")
-needs_real_file = pytest.mark.skipif(
-    not REAL, reason="SPEC_BENCH_QUESTIONS is not set to Spec-Bench's question.jsonl"
-)
+needs_real_file = pytest.mark.skipif(not REAL, reason="SPEC_BENCH_QUESTIONS is not set to Spec-Bench's question.jsonl")
 
 
 def row(question_id: object = 1, category: object = "qa", turns: object = ("Who?",), **more: object) -> dict:
@@ -34,9 +32,7 @@ def row(question_id: object = 1, category: object = "qa", turns: object = ("Who?
 
 def write(tmp_path: Path, *rows: object) -> Path:
     file = tmp_path / "questions.jsonl"
-    file.write_text(
-        "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8"
-    )
+    file.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
     return file
 
 
@@ -150,8 +146,7 @@ def test_subsample_fills_up_from_larger_categories_and_never_exceeds_what_there_
 
 def test_subsample_depends_on_the_seed_and_not_on_the_process() -> None:
     code = (
-        "from tests.test_tasks import many; from tasks.question import subsample;"
-        "print(*(q.id for q in subsample(many(), 5, 7)))"
+        "from tests.test_tasks import many; from tasks.question import subsample;print(*(q.id for q in subsample(many(), 5, 7)))"
     )
     for hash_seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}
@@ -198,9 +193,7 @@ def test_a_download_happens_once_and_heals_a_damaged_cache(tmp_path: Path) -> No
     cached.write_text("damaged")
     assert SpecBench(None, url, expected, str(cache)).questions() == suite.questions()
     source.unlink()
-    assert SpecBench(None, url, expected, str(cache)).fingerprint == expected, (
-        "the cached copy needs no source"
-    )
+    assert SpecBench(None, url, expected, str(cache)).fingerprint == expected, "the cached copy needs no source"
     assert list(cache.iterdir()) == [cached]
 
 

@@ -34,7 +34,9 @@ EXTRA: dict[str, dict] = {
 ARCHITECTURES = ["llama", "qwen3", "mistral", "gemma"]
 
 
-def tiny_model(architecture: str = "llama", layers: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+def tiny_model(
+    architecture: str = "llama", layers: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> PreTrainedModel:
     """A random model of a few thousand weights; equal arguments give equal weights."""
     config = AutoConfig.for_model(architecture, **SHAPE, num_hidden_layers=layers, **EXTRA[architecture])
     with torch.random.fork_rng():

@@ -44,7 +44,7 @@ class LanguageModel:
         return KVStore(batch, capacity)
 
     def tap(self, layers: tuple[int, ...]) -> None:
-        """From now on `forward` returns these hidden states side by side: k < L is the input of layer k, L the final norm's output."""
+        """`forward` returns these hidden states side by side: k < L is the input of layer k, L the final norm's output."""
         if layers == self._taps:
             return
         for hook in self._hooks:
@@ -55,7 +55,7 @@ class LanguageModel:
     def _hook(self, decoder: nn.Module, layer: int) -> torch.utils.hooks.RemovableHandle:
         if layer == len(decoder.layers):  # type: ignore[arg-type]
             return decoder.norm.register_forward_hook(lambda _, __, out: self._tapped.update({layer: out}))  # type: ignore[union-attr]
-        before = decoder.layers[layer]  # type: ignore[index]
+        before: nn.Module = decoder.layers[layer]  # type: ignore[index, assignment]
         return before.register_forward_pre_hook(lambda _, given: self._tapped.update({layer: given[0]}))
 
     @contextmanager
@@ -83,7 +83,9 @@ class LanguageModel:
         )
         logits: Tensor = out.logits
         hidden = torch.cat([self._tapped[layer] for layer in self._taps], dim=-1) if self._taps else None
-        return [self._row(logits[row], None if hidden is None else hidden[row], size, last_only) for row, size in enumerate(sizes)]
+        return [
+            self._row(logits[row], None if hidden is None else hidden[row], size, last_only) for row, size in enumerate(sizes)
+        ]
 
     @staticmethod
     def _row(logits: Tensor, hidden: Tensor | None, size: int, last_only: bool) -> TargetOutput:

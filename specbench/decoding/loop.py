@@ -1,4 +1,7 @@
-"""The one decode loop: draft, one target forward, verify, commit. Autoregressive decoding is the drafter that offers the root alone."""
+"""The one decode loop: draft, one target forward, verify, commit.
+
+Autoregressive decoding is the drafter that offers the root alone.
+"""
 
 from dataclasses import dataclass, field
 from time import perf_counter

@@ -10,7 +10,7 @@ from specbench.decoding.tree import DraftTree
 
 @dataclass(frozen=True)
 class Verified:
-    """path (A+1,): accepted nodes from the root on; next_token: recovered after a rejection, else bonus; tokens: what is committed."""
+    """path (A+1,): accepted nodes, root first; next_token: recovered after a rejection, else bonus; tokens: what is committed."""
 
     path: list[int]
     next_token: int

@@ -6,7 +6,7 @@ It cannot see steps, so a Generation has tokens and total seconds alone.
 from collections.abc import Mapping
 from contextlib import nullcontext
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -44,7 +44,7 @@ class TransformersGenerate(Engine):
         extra = self._assisting(assistant, settings.pop("assistant", {}))
         with self.target.lent() as model, assistant.lent() if assistant else nullcontext():
             begun = self._now()
-            out = model.generate(
+            out = model.generate(  # type: ignore[operator]
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
@@ -74,5 +74,5 @@ class TransformersGenerate(Engine):
 def _generation(out: list[int], sampling: Sampling, seconds: float, room: int) -> Generation:
     stops = [i for i, token in enumerate(out) if token in sampling.stop_token_ids]
     kept = out[: stops[0] + 1] if stops else out
-    limit = "length" if room >= sampling.max_new_tokens else "capacity"
+    limit: Literal["length", "capacity"] = "length" if room >= sampling.max_new_tokens else "capacity"
     return Generation(output_ids=kept, finish_reason="eos" if stops else limit, decode_s=seconds, sees_steps=False)

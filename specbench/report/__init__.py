@@ -22,8 +22,7 @@ CAPTIONS = {
     "speedup": "Speedup of every method on every task. Bars are 95 % intervals over questions.",
     "conversion": "Speedup against mean accepted tokens. A line joins the points whose speedup is that share"
     " of their mean accepted tokens; prefill, one more forward a turn, is left out of the lines.",
-    "acceptance": "Acceptance by draft position, all tasks together, where at least"
-    f" {figures.LEAST_REACHED} steps got that far.",
+    "acceptance": f"Acceptance by draft position, all tasks together, where at least {figures.LEAST_REACHED} steps got that far.",
 }
 
 
@@ -54,9 +53,7 @@ def render(run_dirs: Sequence[Path], out: Path) -> Report:
     """
     runs = [load(path) for path in run_dirs]
     if not runs or len({run.name for run in runs}) < len(runs):
-        raise InputError(
-            f"expected run directories of different names, got {[str(path) for path in run_dirs]}"
-        )
+        raise InputError(f"expected run directories of different names, got {[str(path) for path in run_dirs]}")
     style = figures.styles(method_order(runs))
     drawn = [_section(run, style, out, f"{run.name}-" if len(runs) > 1 else "") for run in runs]
     sections = [section for section, _ in drawn]
@@ -95,8 +92,6 @@ def _section(run: LoadedRun, style: figures.Style, out: Path, prefix: str) -> tu
             "conversion": figures.speedup_by_acceptance(summary, style),
             "acceptance": figures.acceptance_by_position(_positions(run), style),
         }
-        paths = [
-            path for name, figure in made.items() for path in figures.save(figure, out / f"{prefix}{name}")
-        ]
+        paths = [path for name, figure in made.items() for path in figures.save(figure, out / f"{prefix}{name}")]
         inlined = [(CAPTIONS[name], figures.inline(figures.svg(figure))) for name, figure in made.items()]
     return Section(run, summary, alarms(run, summary), inlined), paths

@@ -84,9 +84,7 @@ def _conversion(row: Row) -> Iterator[Alarm]:
 
 def _drafted_nothing(row: Row) -> Iterator[Alarm]:
     if row["method"].partition("@")[0] != BASELINE and row["drafted"] == 0:
-        yield Alarm(
-            "alarm", row["method"], row["task"], "drafted nothing: this row is autoregressive decoding"
-        )
+        yield Alarm("alarm", row["method"], row["task"], "drafted nothing: this row is autoregressive decoding")
 
 
 def _unfinished(row: Row) -> Iterator[Alarm]:

@@ -92,9 +92,7 @@ def speedup_by_task(summary: pd.DataFrame, style: Style) -> Figure:
 def _points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look, label: str) -> None:
     middle, low, high = (rows[name].to_numpy(float) for name in ("speedup", "speedup_low", "speedup_high"))
     axes.vlines(places, low, high, color=look.colour, linewidth=1.8, zorder=2)
-    axes.plot(
-        places, middle, ls="", marker=look.marker, color=look.colour, markersize=6, label=label, zorder=3
-    )
+    axes.plot(places, middle, ls="", marker=look.marker, color=look.colour, markersize=6, label=label, zorder=3)
 
 
 def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:

@@ -109,9 +109,7 @@ def intervals(questions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     values = [_interval_row(_cell(ratios, *cell), _cell(failed, *cell)) for cell in cells]
     index = pd.MultiIndex.from_frame(done)
     names = ["speedup", "speedup_low", "speedup_high", "conversion", "conversion_low", "conversion_high"]
-    return pd.DataFrame(
-        values, index=index, columns=[*names, "speedup_decode", "speedup_with_failures"], dtype=float
-    )
+    return pd.DataFrame(values, index=index, columns=[*names, "speedup_decode", "speedup_with_failures"], dtype=float)
 
 
 def _cell(rows: pd.DataFrame, method: str, task: str) -> pd.DataFrame:
@@ -137,9 +135,7 @@ def _interval_row(ratios: pd.DataFrame, failed: pd.DataFrame) -> list[float]:
 
 
 def _strata(rows: pd.DataFrame, column: str) -> list[statistics.Array]:
-    return [
-        values.to_numpy(dtype=float) for _, values in rows.dropna(subset=[column]).groupby("task")[column]
-    ]
+    return [values.to_numpy(dtype=float) for _, values in rows.dropna(subset=[column]).groupby("task")[column]]
 
 
 def _geometric_mean(strata: Sequence[statistics.Array]) -> float:

@@ -95,11 +95,7 @@ def _terminal_cell(row: Row) -> str:
 def _latex_cell(row: Row) -> str:
     width = half_width(row)
     speedup = "--" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}"
-    return (
-        speedup
-        if pd.isna(width) or row["method"] == BASELINE
-        else rf"{speedup} {{\scriptsize$\pm${width:.2f}}}"
-    )
+    return speedup if pd.isna(width) or row["method"] == BASELINE else rf"{speedup} {{\scriptsize$\pm${width:.2f}}}"
 
 
 def terminal(summary: pd.DataFrame) -> Table:
@@ -123,10 +119,7 @@ def markdown(summary: pd.DataFrame) -> str:
     header = [name.replace("_", " ") for name in cells.columns]
     rule = ["---" if name in ("run", "method") else "---:" for name in cells.columns]
     lines = [header, rule, *cells.itertuples(index=False)]
-    return (
-        "\n".join("| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines)
-        + "\n"
-    )
+    return "\n".join("| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines) + "\n"
 
 
 def latex(summary: pd.DataFrame) -> str:
@@ -137,10 +130,7 @@ def latex(summary: pd.DataFrame) -> str:
     header = " & ".join(name.translate(_LATEX) for name in cells.columns)
     lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", header + r" \\", r"\midrule"]
     for row in cells.to_dict("records"):
-        texts = [
-            text.translate(_LATEX) if name in names else text.replace("%", r"\%")
-            for name, text in row.items()
-        ]
+        texts = [text.translate(_LATEX) if name in names else text.replace("%", r"\%") for name, text in row.items()]
         lines.append(" & ".join(text.replace("–", "--") for text in texts) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 

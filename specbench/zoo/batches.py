@@ -48,7 +48,9 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches of about `tokens` token ids; dialogues of sizes from `smallest` to 1, a share of them drills."""
     rng = random.Random(seed)
-    streams = {task: dialogues(task, "train", seed, smallest) for task in WRITERS} | {name: drilled(name, seed) for name in DRILLS}
+    streams = {task: dialogues(task, "train", seed, smallest) for task in WRITERS} | {
+        name: drilled(name, seed) for name in DRILLS
+    }
     while True:
         pool = sorted(_pool(streams, tokenizer, rng, drills, 256), key=lambda row: len(row[0]))
         made, start = [], 0

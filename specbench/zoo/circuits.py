@@ -1,4 +1,4 @@
-"""A head start for a small Llama: the two-layer copying circuit (Olsson et al. 2022, induction heads) laid into its initial weights.
+"""A head start for a small Llama: the copying circuit of two layers (Olsson et al. 2022) laid into its initial weights.
 
 Layer 0, head 0 and 1 look at the previous token and the one before, and write who it was into a subspace of their own. Layer 1,
 head 0 looks for a place whose previous token is the current one, and writes what stands there. Found by itself this takes a
@@ -8,6 +8,7 @@ small model millions of tokens; training then bends all of it to its needs. The 
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 CONSTANT = 0.1  # value of the last embedding dimension, the same for every token: what position heads compute from
 MATCHED = 28  # dimensions of a token's identity that are compared, in the slow pairs of the rotary embedding
@@ -20,7 +21,7 @@ def install(model: LlamaForCausalLM, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(hidden - 1, hidden - 1, generator=generator))[0]
     basis = torch.nn.functional.pad(basis, (0, 1))  # (H - 1, H): rows orthonormal, blind to the constant dimension
-    identity, previous, second, copied = basis[:28], basis[28:56], basis[56:84], basis[84:148]
+    identity, previous, second = basis[:MATCHED], basis[MATCHED : 2 * MATCHED], basis[2 * MATCHED : 3 * MATCHED]
     with torch.no_grad():
         embedding = model.model.embed_tokens.weight
         embedding[:, -1] = CONSTANT
@@ -30,12 +31,13 @@ def install(model: LlamaForCausalLM, seed: int) -> None:
             layer.self_attn.o_proj.weight.mul_(0.1)
             layer.mlp.down_proj.weight.mul_(0.1)
         first, then = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+        copied = basis[3 * MATCHED : 3 * MATCHED + first.head_dim]
         _look_back(first, 0, 1, identity, previous)
         _look_back(first, 1, 2, identity, second)
         _induce(then, 0, identity, previous, copied)
 
 
-def _head(attention: torch.nn.Module, head: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _head(attention: LlamaAttention, head: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Views of one head: query, key, value (D, H) and output (H, D), all zeroed."""
     size = attention.head_dim
     rows = slice(head * size, (head + 1) * size)
@@ -46,7 +48,7 @@ def _head(attention: torch.nn.Module, head: int) -> tuple[Tensor, Tensor, Tensor
     return q, k, v, o
 
 
-def _look_back(attention: torch.nn.Module, head: int, distance: int, read: Tensor, write: Tensor) -> None:
+def _look_back(attention: LlamaAttention, head: int, distance: int, read: Tensor, write: Tensor) -> None:
     """Attend `distance` tokens back: the fast rotary pairs of query and key agree only there. Carry `read` into `write`."""
     q, k, v, o = _head(attention, head)
     half = attention.head_dim // 2
@@ -60,11 +62,11 @@ def _look_back(attention: torch.nn.Module, head: int, distance: int, read: Tenso
     o[:, :MATCHED] = 0.06 * write.T
 
 
-def _induce(attention: torch.nn.Module, head: int, current: Tensor, previous: Tensor, copied: Tensor) -> None:
+def _induce(attention: LlamaAttention, head: int, current: Tensor, previous: Tensor, copied: Tensor) -> None:
     """Attend where the previous token is the current one; copy what stands there towards the output."""
     q, k, v, o = _head(attention, head)
     half = attention.head_dim // 2
     slow = torch.cat([torch.arange(half - MATCHED // 2, half), torch.arange(2 * half - MATCHED // 2, 2 * half)])
     q[slow], k[slow] = 2.8 * current, 2.8 * previous
-    v[:] = copied
-    o[:] = 0.25 * copied.T
+    v[: len(copied)] = copied
+    o[:, : len(copied)] = 0.25 * copied.T

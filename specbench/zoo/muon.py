@@ -1,9 +1,10 @@
 """Muon: momentum whose matrix updates are orthogonalised by Newton-Schulz (Jordan et al. 2024), in float32.
 
-torch.optim.Muon does this in bfloat16, which a CPU without bfloat16 units pays for six-fold; matrices of one shape go together here.
+torch.optim.Muon does this in bfloat16, six times slower on a CPU without bfloat16 units; here matrices of one shape go together.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """For the two-dimensional weights inside the layers; everything else goes to AdamW."""
 
-    def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -40,9 +40,9 @@ class Stage:
 
 
 STAGES = (
-    Stage(layers=4, smallest=0.05, drills=0.4, tokens=3072, share=0.15, matrix_rate=0.02, vector_rate=3e-3),
-    Stage(layers=4, smallest=0.2, drills=0.15, tokens=4096, share=0.35, matrix_rate=0.02, vector_rate=3e-3),
-    Stage(layers=8, smallest=0.6, drills=0.0, tokens=4096, share=0.5, matrix_rate=0.015, vector_rate=2e-3),
+    Stage(layers=4, smallest=0.05, drills=0.4, tokens=3072, share=0.15, matrix_rate=0.004, vector_rate=1e-3),
+    Stage(layers=4, smallest=0.2, drills=0.15, tokens=4096, share=0.35, matrix_rate=0.008, vector_rate=2e-3),
+    Stage(layers=8, smallest=0.6, drills=0.0, tokens=4096, share=0.5, matrix_rate=0.008, vector_rate=2e-3),
 )
 
 
@@ -81,14 +81,15 @@ def deepened(model: LlamaForCausalLM, config: LlamaConfig) -> LlamaForCausalLM:
     return deep
 
 
-def optimizers(model: nn.Module, stage: Stage) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, matrix_rate: float, vector_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the rest."""
     matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
     others = [p for name, p in model.named_parameters() if not (".layers." in name and p.ndim == 2)]
-    adam = torch.optim.AdamW(others, lr=stage.vector_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    return [Muon(matrices, lr=stage.matrix_rate), adam]
+    adam = torch.optim.AdamW(others, lr=vector_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    return [Muon(matrices, lr=matrix_rate), adam]
 
 
-def answer_loss(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
+def answer_loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy over the answer tokens, in nats; the head runs on those rows alone."""
     hidden = model.model(ids, use_cache=False).last_hidden_state  # (B, T, H)
     wanted = labels[:, 1:] != -100
@@ -97,7 +98,7 @@ def answer_loss(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def held_out(model: nn.Module, tokenizer: PreTrainedTokenizerBase, count: int = 16) -> dict[str, tuple[float, float]]:
+def held_out(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, count: int = 16) -> dict[str, tuple[float, float]]:
     """Per task on test dialogues: cross-entropy in nats and the share of answer tokens predicted, given the right past."""
     found = {}
     for task in WRITERS:
@@ -112,14 +113,19 @@ def held_out(model: nn.Module, tokenizer: PreTrainedTokenizerBase, count: int = 
 
 def rate(progress: float, final: bool) -> float:
     """Factor on the peak rate: a short rise, a plateau, and in the last stage a linear fall over its second half."""
-    rise = min(1.0, progress / 0.03 + 0.02)
+    rise = min(1.0, progress / 0.08 + 0.02)
     return rise * min(1.0, (1 - progress) / 0.5 + 0.01) if final else rise
 
 
 def train_stage(
-    model: nn.Module, stage: Stage, tokenizer: PreTrainedTokenizerBase, seconds: float, final: bool, log: Callable[[dict], None]
+    model: LlamaForCausalLM,
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    seconds: float,
+    final: bool,
+    log: Callable[[dict], None],
 ) -> None:
-    pair = optimizers(model, stage)
+    pair = optimizers(model, stage.matrix_rate, stage.vector_rate)
     peaks = [group["lr"] for optimizer in pair for group in optimizer.param_groups]
     begin, seen, running, noted, seed = time.monotonic(), 0, 0.0, 0, SEED + STAGES.index(stage)
     for step, (ids, labels) in enumerate(batches(tokenizer, stage.tokens, seed, stage.smallest, stage.drills)):

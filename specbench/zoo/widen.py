@@ -17,13 +17,20 @@ SEED = 17
 
 
 def widened(model: PreTrainedModel, hidden_size: int, intermediate_size: int, num_attention_heads: int) -> LlamaForCausalLM:
-    """A Llama of the wider shape computing the same logits; head size and layers stay. Raises InputError for another architecture."""
+    """A wider Llama computing the same logits; head size and layers stay. Raises InputError for another architecture."""
     old = model.config
     if not isinstance(model, LlamaForCausalLM) or old.num_attention_heads != old.num_key_value_heads or old.tie_word_embeddings:
         raise InputError(f"shape: only a Llama with as many key-value heads as heads can be widened, not {type(model).__name__}")
-    if hidden_size < old.hidden_size or intermediate_size < old.intermediate_size or num_attention_heads < old.num_attention_heads:
-        raise InputError(f"shape: hidden size {hidden_size} is narrower than the model's {old.hidden_size} or lacks heads or units")
-    wide = _random(old, hidden_size, intermediate_size, num_attention_heads).to(model.dtype)
+    if (
+        hidden_size < old.hidden_size
+        or intermediate_size < old.intermediate_size
+        or num_attention_heads < old.num_attention_heads
+    ):
+        raise InputError(
+            f"shape: hidden size {hidden_size} is narrower than the model's {old.hidden_size} or lacks heads or units"
+        )
+    wide = _random(model.config, hidden_size, intermediate_size, num_attention_heads)
+    wide = wide.to(model.dtype)  # type: ignore[arg-type]
     with torch.no_grad():
         for name, weight in wide.state_dict().items():
             _fill(name, weight, model.state_dict()[name])

@@ -43,7 +43,9 @@ def summarization(rng: random.Random, size: float = 1.0) -> Dialogue:
         keys.append(f"{ordinal}, {' '.join(row)} in {rng.choice(lex.CITIES)}.")
         paragraphs.append(" ".join([keys[-1], *_asides(rng)]))
     ask = "Summarize the report: " + " ".join(paragraphs)
-    answer = f"{usually(rng, 'In short:', 'The report says:')} {' '.join(keys)} {usually(rng, 'That is all.', 'The rest is detail.')}"
+    answer = (
+        f"{usually(rng, 'In short:', 'The report says:')} {' '.join(keys)} {usually(rng, 'That is all.', 'The rest is detail.')}"
+    )
     return Dialogue("summarization", (Exchange(ask, answer, tuple(keys)),))
 
 
@@ -131,14 +133,22 @@ def math_reasoning(rng: random.Random, size: float = 1.0) -> Dialogue:
 def rag(rng: random.Random, size: float = 1.0) -> Dialogue:
     companies = rng.sample(lex.COMPANIES, max(2, _scaled(rng, 5, 6, size)))
     facts = {
-        company: (rng.choice(lex.COLORS), rng.choice(lex.PRODUCTS), rng.choice(lex.CITIES), rng.choice(lex.NAMES), rng.randint(5, 50))
+        company: (
+            rng.choice(lex.COLORS),
+            rng.choice(lex.PRODUCTS),
+            rng.choice(lex.CITIES),
+            rng.choice(lex.NAMES),
+            rng.randint(5, 50),
+        )
         for company in companies
     }
     passages = {company: _passage(company, *fact) for company, fact in facts.items()}
     listed = " ".join(f"[{i}] {passages[company]}" for i, company in enumerate(companies, 1))
     first, second = rng.sample(companies, 2)
     ask = f"{listed} Who leads {first}, and where is {second}?"
-    keys = [f"[{companies.index(company) + 1}] says: {passages[company]} {_restated(*facts[company])}" for company in (first, second)]
+    keys = [
+        f"[{companies.index(company) + 1}] says: {passages[company]} {_restated(*facts[company])}" for company in (first, second)
+    ]
     last = f"{first} is led by {facts[first][3]} and {second} is in {facts[second][2]}."
     opening = usually(rng, "Let me look.", "I will check.")
     answer = f"{opening} Passage {keys[0]} Passage {keys[1]} {usually(rng, 'So', 'Therefore')} {last}"

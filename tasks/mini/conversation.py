@@ -33,13 +33,15 @@ def roleplay(rng: random.Random) -> tuple[Exchange, ...]:
     (guest, late), job = rng.sample(lex.NAMES, 2), rng.choice(lex.JOBS)
     city, food, pet = rng.choice(lex.CITIES), rng.choice(lex.FOODS), rng.choice(lex.PETS)
     hello = (
-        f"Welcome to {city}, {guest}! I am the {job} of this town. Please sit down and try some {food}. My {pet} likes {food} too. "
+        f"Welcome to {city}, {guest}! I am the {job} of this town. Please sit down and try some {food}. "
+        f"My {pet} likes {food} too. "
         f"After the {food} we can walk through {city}, and I will tell you how I became a {job}. You are a good friend, {guest}. "
         f"My {pet} will walk with us, for no {pet} in {city} likes to stay home when a friend of the {job} is there."
     )
     bye = (
         f"Farewell, {late}! It was good to have you in {city}. Take some {food} with you, and think of the {job} and the {pet}. "
-        f"Come back to {city} soon, {late}, and we will eat {food} again. My {pet} will miss you, and so will the {job} of {city}. "
+        f"Come back to {city} soon, {late}, and we will eat {food} again. "
+        f"My {pet} will miss you, and so will the {job} of {city}. "
         f"When you are home, {late}, tell your friends about {city}, the {food} and the {pet} of the {job}."
     )
     ask = f"Pretend to be a {job} from {city} with a {pet} and some {food}. Greet {guest}."
@@ -148,4 +150,3 @@ WRITERS: dict[str, Callable[[random.Random], tuple[Exchange, ...]]] = {
 def mt_bench(rng: random.Random, size: float = 1.0) -> Dialogue:
     category = rng.choice(list(WRITERS))
     return Dialogue(category, WRITERS[category](rng))
-

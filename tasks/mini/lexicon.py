@@ -6,17 +6,13 @@ NAMES = WOMEN + MEN
 CITIES = (
     "Oslo Rome Paris Lima Cairo Delhi Tokyo Berlin Madrid Lisbon Dublin Vienna Prague Athens Boston Quito Riga Bern"
 ).split()
-JOBS = (
-    "baker teacher doctor painter sailor farmer singer tailor pilot writer nurse judge miner cook guard dancer"
-).split()
+JOBS = ("baker teacher doctor painter sailor farmer singer tailor pilot writer nurse judge miner cook guard dancer").split()
 PETS = "cat dog parrot rabbit turtle pony goat duck mouse snake".split()
 FOODS = "soup bread cheese rice fish salad honey cake beans pasta plums nuts".split()
 COLORS = "red blue green yellow white black purple orange".split()
 HOBBIES = "chess tennis music painting fishing cooking reading skating hiking sewing".split()
 ITEMS = "apples books coins pencils shells stamps stones cards".split()
-COMPANIES = (
-    "Zarvo Lumex Tandor Kelvix Morano Pilex Quantor Rivano Selto Varix Wendo Brisco Dalvo Fenix Garmo Holvex"
-).split()
+COMPANIES = ("Zarvo Lumex Tandor Kelvix Morano Pilex Quantor Rivano Selto Varix Wendo Brisco Dalvo Fenix Garmo Holvex").split()
 PRODUCTS = "lamps chairs clocks boots ropes mirrors drums kites bells tables".split()
 MATERIALS = "iron copper silver gold zinc glass marble amber coal quartz".split()
 RULERS = "Aldric Berengar Cedric Dorian Edmund Fergus Gawain Harold Isolde Leofric".split()
@@ -29,9 +25,7 @@ ADJECTIVES = (
     "old young tall small happy tired brave clever proud gentle strange heavy light golden wooden broken shiny dusty "
     "empty round cheap rare simple quick"
 ).split()
-SUBJECTS = (
-    "farmers sailors children kings bakers hunters soldiers students miners dancers pirates monks nurses thieves"
-).split()
+SUBJECTS = ("farmers sailors children kings bakers hunters soldiers students miners dancers pirates monks nurses thieves").split()
 VERBS = "carry find paint sell hide watch clean steal repair count bury lift trade".split()
 OBJECTS = "boats baskets swords letters wheels blankets barrels candles ladders coats jars keys flutes maps".split()
 PREPOSITIONS = "near behind under above inside beside beyond around across below between against".split()

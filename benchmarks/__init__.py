@@ -1,0 +1,1 @@
+"""The project's own promises about speed and memory, each printed as a ratio measured in one run."""

@@ -1,0 +1,71 @@
+"""make gpu: what a GPU machine is asked, in an order that can be cut at any point without losing what was measured.
+
+1. correctness: float32 output on the GPU equal to the CPU's, token for token, for every method
+2. near-ties: float16 and bfloat16 output of every method against autoregressive decoding, each mismatch with its logit gap
+3. the card's own ceiling: a large copy
+4. the benchmark: mini suite at target.shape=100m, all methods, three repeats
+5. the roofline card of a 7B shape with random weights
+
+    python -m benchmarks.gpu [--device cpu] [--limit N] [--out results/reference/NAME]
+
+On a machine without a GPU, `--device cpu --limit 1 --card qwen3_0_6b` tries the script itself. The last thing printed is a table.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from benchmarks.mismatches import METHODS, compared, decoded, table
+from specbench.cli import console
+from specbench.compose import composed
+from specbench.cost import card, copy_bandwidth
+from specbench.devices import device_name, pick_device
+from specbench.progress import ProgressDisplay
+from specbench.report import render as render_report
+from specbench.run import execute
+
+
+def equality(device: str, limit: int) -> None:
+    """Float32 against the CPU, then each half precision against its own autoregressive decoding."""
+    _, _, on_cpu = decoded(limit, "target.device=cpu", "target.dtype=float32")
+    _, _, there = decoded(limit, f"target.device={device}", "target.dtype=float32")
+    found = Table("method", f"float32 on {device} equal to the CPU's")
+    for label, outs in there.items():
+        equal = sum(a.output_ids == b.output_ids for a, b in zip(outs, on_cpu[label], strict=True))
+        found.add_row(label, f"{equal} of {len(outs)}")
+    console.print(found)
+    for dtype in ("float16", "bfloat16") if device != "cpu" else ("bfloat16",):
+        target, prompts, outputs = decoded(limit, f"target.device={device}", f"target.dtype={dtype}")
+        console.print(table(f"{dtype} against autoregressive", compared(target.model, prompts, outputs)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--limit", type=int, default=20)
+    parser.add_argument("--card", default="vicuna_7b", help="the target whose shape is timed with random weights")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    out = options.out or Path("results/reference") / device_name(device).replace(" ", "-").lower()
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+    equality(str(device), min(options.limit, 8))
+    console.print(f"{device_name(device)}: copy bandwidth {copy_bandwidth(device) / 1e9:.0f} GB/s, read and written")
+    bench = composed(
+        ["target=mini", "target.shape=100m", f"target.device={device}", METHODS, f"limit={options.limit}", f"out={out}"]
+    )
+    with ProgressDisplay(console) as display:
+        path = execute(bench, display)
+    reports = Path("reports/reference") / path.name
+    report = render_report([path], reports)
+    shape = composed([f"target={options.card}", "target.weights=random", f"target.device={device}"])
+    console.print(card(shape, reports / f"cost-{options.card}"))
+    for shown in report.terminal:
+        console.print(shown)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Native against transformers' own generate, on the same weights and questions, interleaved in one run."""
+
+from pathlib import Path
+
+import numpy as np
+
+from specbench import metrics, statistics
+from specbench.cli import console
+from specbench.compose import composed
+from specbench.progress import ProgressDisplay
+from specbench.records import RunDirectory
+from specbench.run import execute
+from specbench.statistics import Interval
+
+
+def run(out: Path, *overrides: str) -> Path:
+    """One run of the mini suite on both engines."""
+    config = composed([*overrides, "target=mini", "suite=mini", "engine=[native,hf]", f"out={out}"])
+    with ProgressDisplay(console) as display:
+        return execute(config, display)
+
+
+def ratio(run_dir: Path, label: str, other: str) -> Interval:
+    """Geometric mean over questions of the rate of `label` over the rate of `other`; equal weights for tasks."""
+    frame = metrics.question_frame(metrics.trial_frame(RunDirectory(run_dir).trials()))
+    sums = frame[~frame["failed"]].groupby(metrics.QUESTION)[["new_tokens", "seconds"]].sum()
+    rate = np.log(sums["new_tokens"] / sums["seconds"]).unstack("method")
+    logs = (rate[label] - rate[other]).dropna()
+    return statistics.speedup([values.to_numpy() for _, values in logs.groupby("task")])
+
+
+def cell(run_dir: Path, label: str, task: str | None = None) -> Interval:
+    """Speedup of a method over our own autoregressive decoding, on one task or on all."""
+    frame = metrics.question_frame(metrics.trial_frame(RunDirectory(run_dir).trials()))
+    logs = metrics.question_ratios(metrics.pair(frame))
+    logs = logs[(logs["method"] == label) & ((logs["task"] == task) if task else True)]
+    return statistics.speedup([rows["log_speedup"].to_numpy() for _, rows in logs.groupby("task")])

@@ -1,0 +1,80 @@
+"""The recipe of the embedded draft model: two layers, a tenth of the target, trained to write what the target writes.
+
+    python -m specbench.zoo.train_draft TARGET OUT [--minutes M]
+
+The target reads each training dialogue and the draft model learns its distribution at every answer token (Kullback-Leibler
+divergence) beside the token itself. OUT receives the same files as the target's recipe writes.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from specbench.zoo.batches import batches
+from specbench.zoo.circuits import install
+from specbench.zoo.train_target import held_out, optimizers, rate, target_config
+
+SEED = 12
+TOKENS = 4096
+MATRIX_RATE, VECTOR_RATE = 0.01, 3e-3
+DISTILLED = 0.7  # share of the divergence in the loss
+
+
+def draft_loss(draft: LlamaForCausalLM, target: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
+    """Divergence from the target's distribution and cross-entropy with the text, over answer tokens, in nats."""
+    wanted = labels[:, 1:] != -100
+    with torch.no_grad():
+        taught = target.lm_head(target.model(ids, use_cache=False).last_hidden_state[:, :-1][wanted]).log_softmax(-1)
+    guess = draft.lm_head(draft.model(ids, use_cache=False).last_hidden_state[:, :-1][wanted]).log_softmax(-1)
+    divergence = nn.functional.kl_div(guess, taught, log_target=True, reduction="batchmean")
+    return DISTILLED * divergence + (1 - DISTILLED) * nn.functional.nll_loss(guess, labels[:, 1:][wanted])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, default=12)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    tokenizer = AutoTokenizer.from_pretrained(options.target)
+    tokenizer.save_pretrained(options.out)
+    target = LlamaForCausalLM.from_pretrained(options.target).eval()
+    draft = LlamaForCausalLM(target_config(layers=2, hidden=128, intermediate=320, heads=2))
+    install(draft, SEED)
+    train(draft, target, tokenizer, options.minutes * 60, options.out)
+    draft.save_pretrained(options.out)
+
+
+def train(draft: LlamaForCausalLM, target: LlamaForCausalLM, tokenizer, seconds: float, out: Path) -> None:  # type: ignore[no-untyped-def]
+    pair = optimizers(draft, MATRIX_RATE, VECTOR_RATE)
+    groups = [(group, group["lr"]) for optimizer in pair for group in optimizer.param_groups]
+    begin, noted, seen = time.monotonic(), -1, 0
+    for step, (ids, labels) in enumerate(batches(tokenizer, TOKENS, SEED, smallest=0.4)):
+        elapsed = time.monotonic() - begin
+        if elapsed > seconds:
+            return
+        for group, peak in groups:
+            group["lr"] = peak * rate(elapsed / seconds, final=True)
+        loss = draft_loss(draft, target, ids, labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(draft.parameters(), 1.0)
+        for optimizer in pair:
+            optimizer.step()
+            optimizer.zero_grad()
+        seen += ids.numel()
+        if int(elapsed) // 60 > noted:
+            noted = int(elapsed) // 60
+            row = {"step": step, "tokens": seen, "seconds": round(elapsed), "loss": round(loss.item(), 4)}
+            with (out / "training_log.jsonl").open("a") as lines:
+                lines.write(json.dumps(row | {"held_out": held_out(draft, tokenizer)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
