@@ -24,7 +24,7 @@ def ratio(run_dir: Path, label: str, other: str) -> Interval:
     """Geometric mean over questions of the rate of `label` over the rate of `other`; equal weights for tasks."""
     frame = metrics.question_frame(metrics.trial_frame(RunDirectory(run_dir).trials()))
     sums = frame[~frame["failed"]].groupby(metrics.QUESTION)[["new_tokens", "seconds"]].sum()
-    rate = np.log(sums["new_tokens"] / sums["seconds"]).unstack("method")
+    rate = (sums["new_tokens"] / sums["seconds"]).map(np.log).unstack("method")
     logs = (rate[label] - rate[other]).dropna()
     return statistics.speedup([values.to_numpy() for _, values in logs.groupby("task")])
 

@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from specbench.decoding.language_model import LanguageModel
 
-VOCABULARY = 64
+VOCABULARY = 128  # above 100, the token that Spec-Bench drafts where nothing matches
 SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -38,7 +38,7 @@ def tiny_model(
     architecture: str = "llama", layers: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> PreTrainedModel:
     """A random model of a few thousand weights; equal arguments give equal weights."""
-    config = AutoConfig.for_model(architecture, **SHAPE, num_hidden_layers=layers, **EXTRA[architecture])
+    config = AutoConfig.for_model(architecture, **{**SHAPE, **EXTRA[architecture]}, num_hidden_layers=layers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config).to(dtype).eval()

@@ -1,28 +1,31 @@
-"""Linear layers whose weights lie in oneDNN's own block layout, so that a CPU multiplies few tokens as cheaply as one.
+"""Linear layers that also hold their weights in oneDNN's block layout, so that a CPU multiplies few tokens as cheaply as one.
 
-torch's plain float32 matrix product repacks the whole weight for every call with four rows or more; measured on two AVX-512
-cores, 101 M weights: 1, 8, 16 rows take 21, 64, 86 ms plain and 23, 29, 32 ms packed. The model's code is untouched; one of its
-submodules is replaced by its equal, for the baseline and for every method alike.
+torch's plain float32 product repacks the whole weight for every call with four rows or more. Measured on two AVX-512 cores over
+101 M weights, 1, 8, 16, 64 rows: 21, 64, 86, 112 ms plain and 23, 29, 32, 91 ms packed. So up to three rows take the plain path
+and more take the packed one, for the baseline and for every method alike. The model's code is untouched; submodules are replaced
+by their equals. The price is a second copy of the weights.
 """
 
 import torch
 from torch import Tensor, nn
 
-ROWS = 8  # the block layout is chosen for this many rows; single rows and large batches run at full speed with it too
+ROWS = 8  # the block layout is chosen for this many rows
+PLAIN_ROWS = 3  # up to here the plain product does not repack
+SMALLEST = 500_000  # weights; below this a call of oneDNN costs more than it saves
 
 
-class PackedLinear(nn.Module):
-    """(..., in) -> (..., out), the same function as the layer it replaces."""
+class PackedLinear(nn.Linear):
+    """(..., in) -> (..., out), the same function as the layer it replaces, sharing its parameters."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight_bytes = linear.weight.nbytes
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), ROWS)
-        self.bias = linear.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+    def forward(self, input: Tensor) -> Tensor:
+        if input.numel() <= PLAIN_ROWS * self.in_features:
+            return nn.functional.linear(input, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], "")
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -32,8 +35,8 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def pack(model: nn.Module) -> None:
-    """Replace every linear layer in place; the plain weights are freed unless something else (an embedding) shares them."""
+    """Replace every linear layer of at least SMALLEST weights, in place."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and child.weight.numel() >= SMALLEST:
                 setattr(module, name, PackedLinear(child))
