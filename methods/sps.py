@@ -12,6 +12,7 @@ from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 from specbench.errors import InputError
 
+PADDING = 0.01  # models of one tokenizer may pad their vocabularies differently (Qwen2.5: 151,936 and 152,064 rows)
 Schedule = Literal["fixed", "heuristic"]
 
 
@@ -48,8 +49,9 @@ class SpeculativeSampling(Drafter):
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
-        if self.model.vocabulary != target.vocabulary:
-            raise InputError(f"the draft model has {self.model.vocabulary} tokens, the target {target.vocabulary}")
+        ours, theirs = self.model.vocabulary, target.vocabulary
+        if abs(ours - theirs) > PADDING * theirs:
+            raise InputError(f"the draft model has a vocabulary of {ours} tokens, the target of {theirs}: they must share one")
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[DraftState]:
         self.draft_forwards = 0
@@ -80,9 +82,10 @@ class SpeculativeSampling(Drafter):
     def _forward(self, store: KVStore, fed: Tensor) -> Tensor:
         """(1, V) logits behind the fed tokens, which stay in the draft model's KV."""
         self.draft_forwards += 1
-        out = self.model.forward(store, [DraftTree.chain(fed)], last_only=True)[0]
+        known = fed.clamp(max=self.model.vocabulary - 1) if self.model.vocabulary < self.target.vocabulary else fed
+        out = self.model.forward(store, [DraftTree.chain(known)], last_only=True)[0]
         store.keep(0, range(len(fed)))
-        return out.logits
+        return out.logits[:, : self.target.vocabulary]
 
     def _stops(self, logits: Tensor, token: Tensor) -> bool:
         if self.confidence and logits.softmax(dim=-1).max() < self.confidence:

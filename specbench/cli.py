@@ -1,57 +1,74 @@
 """specbench: the one entry point. Exit status: 0 fine, 1 the answer is no, 2 unusable input."""
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
-from specbench.errors import InputError
+from specbench.errors import InputError, refuse
+from specbench.hints import nearest
 
 console = Console()
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
 def run(argv: list[str]) -> int:
-    """Time methods against autoregressive decoding: specbench run [overrides] [--config-dir DIR] [-m]."""
-    if {"-m", "--multirun"} & set(argv):
-        return _multirun(argv)
-    options, overrides = _with_config_dir("run", argv)
+    """Time methods against autoregressive decoding."""
+    parser = _overriding("run")
+    parser.add_argument("-m", "--multirun", action="store_true", help="one run for each of the values that a comma separates")
+    options = _parsed(parser, argv)
+    if options.multirun:
+        return _sweep(options)
     from specbench.compose import composed
     from specbench.progress import ProgressDisplay
     from specbench.run import execute
 
-    config = composed(overrides, options.config_dir)
+    config = composed(options.overrides, options.config_dir)
     with ProgressDisplay(console) as display:
         path = execute(config, display)
     return _report([path], Path("reports") / path.resolve().name)
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from specbench.multirun import sweep
+
+    folder, runs = sweep(options.overrides, options.config_dir)
+    return _report(runs, Path("reports") / folder.resolve().name)
+
+
 def report(argv: list[str]) -> int:
-    """Tables, figures and the page of finished runs: specbench report RUN… [--out DIR]."""
-    parser = argparse.ArgumentParser(prog="specbench report", description=report.__doc__)
-    parser.add_argument("runs", nargs="+", type=Path)
+    """Tables, figures and the page of finished runs."""
+    parser = _Parser(prog="specbench report", description=report.__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, help="default: reports/<name of the run>")
     options = parser.parse_args(argv)
     return _report(options.runs, options.out or Path("reports") / options.runs[0].resolve().name)
 
 
 def cost(argv: list[str]) -> int:
-    """The roofline card of a target: specbench cost [overrides] (weights=random: nothing is downloaded)."""
-    options, overrides = _with_config_dir("cost", argv)
+    """The roofline card of a target (weights=random: nothing is downloaded)."""
+    options = _parsed(_overriding("cost"), argv)
     from specbench.compose import composed
     from specbench.cost import card
 
-    config = composed(overrides, options.config_dir)
+    config = composed(options.overrides, options.config_dir)
     console.print(card(config, Path(config.out or f"reports/cost-{config.target.name}")))
     return 0
 
 
 def doctor(argv: list[str]) -> int:
     """What this machine can do, and what is missing."""
-    argparse.ArgumentParser(prog="specbench doctor", description=doctor.__doc__).parse_args(argv)
+    _Parser(prog="specbench doctor", description=doctor.__doc__).parse_args(argv)
     from specbench.doctor import checks, render
 
     found = checks()
@@ -61,27 +78,53 @@ def doctor(argv: list[str]) -> int:
 
 def list_(argv: list[str]) -> int:
     """What may be chosen: targets, methods, tasks, suites, engines."""
-    parser = argparse.ArgumentParser(prog="specbench list", description=list_.__doc__)
-    parser.add_argument("--config-dir", type=Path)
+    parser = _Parser(prog="specbench list", description=list_.__doc__)
+    parser.add_argument("--config-dir", type=Path, metavar="DIR")
     folder = parser.parse_args(argv).config_dir
-    from specbench.compose import options
+    from specbench.compose import GROUPS, check_folder, options
 
-    for group in ("target", "method", "task", "suite", "engine", "experiment"):
-        console.print(f"[bold]{group}[/bold]: {', '.join(options(group, folder)) or '-'}", highlight=False)
+    check_folder(folder)
+    for group in GROUPS:
+        console.print(f"[bold]{group}[/bold]: {', '.join(options(group, folder)) or '-'}", highlight=False, soft_wrap=True)
     return 0
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": run, "report": report, "cost": cost, "doctor": doctor, "list": list_}
 
 
-def _with_config_dir(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog=f"specbench {command}", description=COMMANDS[command].__doc__)
-    parser.add_argument("--config-dir", type=Path, help="a further folder of method/, task/, target/ YAMLs")
-    options, overrides = parser.parse_known_args(argv)
-    for override in overrides:
-        if override.startswith("-") or "=" not in override.lstrip("~"):
-            raise InputError(f"{override}: expected an override such as method=[pld,sps]")
-    return options, overrides
+def _overriding(command: str) -> _Parser:
+    from specbench.compose import CONF
+
+    settings = (CONF / "config.yaml").read_text(encoding="utf-8").split("\nhydra:")[0]
+    parser = _Parser(
+        prog=f"specbench {command}",
+        description=COMMANDS[command].__doc__,
+        epilog=f"The settings and their defaults; specbench list says what may be chosen.\n\n{settings}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="for example method=[pld,sps] limit=10 out=results/my-run"
+    )
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a further folder of method/, task/, target/ YAMLs")
+    return parser
+
+
+def _parsed(parser: _Parser, argv: list[str]) -> argparse.Namespace:
+    options = parser.parse_intermixed_args(argv)
+    for given in options.overrides:
+        if not given.startswith("~") and not given.partition("=")[1] or given.startswith("="):
+            raise InputError(f"{given}: expected KEY=VALUE, {_meant(given, options.config_dir)}")
+    return options
+
+
+def _meant(given: str, config_dir: Path | None) -> str:
+    """The override that a bare word may have been meant as."""
+    from specbench.compose import GROUPS, LISTS, options
+
+    for group in GROUPS:
+        if given in options(group, config_dir):
+            return f"such as {group}=[{given}]" if group in LISTS else f"such as {group}={given}"
+    return "such as limit=10 or method=[pld,sps]"
 
 
 def _report(runs: list[Path], out: Path) -> int:
@@ -92,15 +135,8 @@ def _report(runs: list[Path], out: Path) -> int:
         console.print(table)
     for alarm in files.alarms:
         console.print(str(alarm), markup=False)
-    console.print(f"page: {files.page}", markup=False)
+    console.print(f"page: {files.page}", markup=False, soft_wrap=True)
     return 0
-
-
-def _multirun(argv: list[str]) -> int:
-    """Hydra's own sweep, so that its launchers work: each job is one `specbench run`."""
-    from specbench.multirun import sweep
-
-    return sweep(argv)
 
 
 def _usage() -> str:
@@ -108,25 +144,28 @@ def _usage() -> str:
     return "usage: specbench COMMAND …\n\n" + "\n".join(lines)
 
 
+def _called(argv: list[str]) -> int:
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name not in COMMANDS:
+        raise InputError(f"{name}: no such command; there is {nearest(name, list(COMMANDS))}")
+    return COMMANDS[name](argv[1:])
+
+
 def main() -> None:
     warnings.filterwarnings("ignore")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    name, argv = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
-    if name in ("", "-h", "--help"):
-        print(_usage())
-        sys.exit(0)
     try:
-        if name not in COMMANDS:
-            from specbench.hints import nearest
-
-            raise InputError(f"{name}: no such command; there is {nearest(name, list(COMMANDS))}")
-        sys.exit(COMMANDS[name](argv))
+        status = _called(sys.argv[1:])
     except InputError as error:
-        print(f"specbench: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        status = refuse(error)
+    except OSError as error:  # a full disk, a folder that may not be written
+        status = refuse(InputError(str(error)))
     except KeyboardInterrupt:
-        print("specbench: stopped; the same command with the same out goes on from here", file=sys.stderr)
-        sys.exit(130)
+        print("specbench: stopped; the same command with out=<this run's folder> goes on from here", file=sys.stderr)
+        status = 130
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
-"""Overrides to a resolved config, by Hydra; what Hydra says of a mistake becomes one line."""
+"""Overrides to a resolved config, by Hydra; what Hydra, OmegaConf or a YAML parser says of a mistake becomes one line."""
 
+import difflib
 import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -14,56 +20,146 @@ from specbench.errors import InputError
 from specbench.hints import nearest
 
 CONF = ROOT / "conf"
+GROUPS = ("target", "method", "task", "suite", "engine", "experiment")
+LISTS = {"method": "_target_", "task": "name", "engine": "_target_"}  # groups of several choices: what each of them must have
+TARGET = (  # what every target's YAML must have
+    *("name", "path", "revision", "format", "dtype", "device", "device_map"),
+    *("trust_remote_code", "weights", "config", "shape", "draft"),
+)
 
 
-def composed(overrides: list[str], config_dir: Path | None = None) -> DictConfig:
-    """The config of a run. config_dir: a further folder of method/, task/, target/ YAMLs. Raises InputError."""
-    if config_dir is not None and not config_dir.is_dir():
-        raise InputError(f"--config-dir {config_dir}: no such folder")
-    extra = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("config", overrides=[*overrides, *extra])
-            OmegaConf.resolve(config)
-            return config
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_one_line(error, overrides, config_dir)) from None
-    except Exception as error:  # a YAML that does not parse reaches us as the parser's own exception
-        raise InputError(" ".join(str(error).split())) from None
+def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """The resolved config of a run. config_dir: a further folder of method/, task/, target/ YAMLs. Raises InputError."""
+    with explained(overrides, config_dir):
+        check_folder(config_dir)
+        _check_overrides(overrides, config_dir)
+        return resolved(_composed(overrides, config_dir))
+
+
+def resolved(config: DictConfig) -> DictConfig:
+    """The same config, its structure checked and its interpolations filled in. Raises InputError."""
+    with explained():
+        _check_structure(config)
+        return OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[return-value]
+
+
+def importable(folder: Path) -> None:
+    """A --config-dir may hold the Python files that its YAMLs name."""
+    if str(folder.resolve()) not in sys.path:
+        sys.path.append(str(folder.resolve()))
 
 
 def options(group: str, config_dir: Path | None = None) -> list[str]:
     """What may be chosen for a config group."""
     folders = [CONF, config_dir] if config_dir else [CONF]
-    return sorted(path.stem for folder in folders for path in (folder / group).glob("*.yaml"))
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
-def _one_line(error: Exception, overrides: list[str], config_dir: Path | None) -> str:
-    text = str(error)
-    if missing := re.search(r"Could not (?:find|load) '([\w/]+)/([^']+)'", text):
-        group, name = missing.groups()
-        return f"{group}={name}: no such {group}; there is {nearest(name, options(group, config_dir))}"
-    if unknown := re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", text):
-        return _unknown_key(unknown, overrides)
-    return " ".join(text.split())
+@contextmanager
+def explained(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Iterator[None]:
+    """Whatever is wrong with a config comes out as an InputError of one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise InputError(_one_line(error, overrides, config_dir)) from None
 
 
-def _unknown_key(unknown: re.Match[str], overrides: list[str]) -> str:
-    key = unknown.group(1) or unknown.group(2)
-    given = next((o.split("=")[0] for o in overrides if key in o.split("=")[0]), key)
+def _composed(overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
+    extra = [f"hydra.searchpath=['file://{config_dir.resolve()}']"] if config_dir else []
+    GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        names = _keys(compose("config", overrides=[]))
-    close = nearest(given, names).split(", ")[0]
-    return f"{given}: no such setting; did you mean {close}?"
+        return compose("config", overrides=[*overrides, *extra])
+
+
+def check_folder(config_dir: Path | None) -> None:
+    """A YAML of a list group must put itself under its own name: without that, two of them would silently become one."""
+    if config_dir is None:
+        return
+    if not config_dir.is_dir():
+        raise InputError(f"--config-dir {config_dir}: no such folder")
+    importable(config_dir)
+    for path in sorted(path for group in GROUPS for path in (config_dir / group).glob("*.yaml")):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from None
+        package = re.search(r"^#\s*@package\s+(\S+)", text, re.MULTILINE)
+        wanted, found = f"{path.parent.name}.{path.stem}", package[1] if package else None
+        if path.parent.name in LISTS and found != wanted:
+            raise InputError(f"{path}: expected the first line '# @package {wanted}', found {found or 'none'}")
+
+
+def _check_overrides(overrides: Sequence[str], config_dir: Path | None) -> None:
+    """Choices that are not there, among them what Hydra would take or refuse without saying of what: null, two targets."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group = override.key_or_group
+        if group not in GROUPS or override.is_delete() or override.is_sweep_override():
+            continue
+        value, there = override.value(), options(group, config_dir)
+        for name in value if group in LISTS and isinstance(value, list) else [value]:
+            if name not in there:
+                given = "null" if name is None else name
+                raise InputError(f"{group}={given}: no such {group}; there is {nearest(str(given), there) or 'none'}")
+
+
+def _check_structure(config: DictConfig) -> None:
+    settings = OmegaConf.load(CONF / "config.yaml")
+    assert isinstance(settings, DictConfig)
+    known = [*GROUPS, *(str(key) for key in settings if key != "defaults")]
+    for key in config:
+        if key not in known:
+            raise InputError(f"{key}: no such setting; the nearest is {closest(str(key), known)}")
+    for key in [*(group for group in GROUPS if group != "experiment"), "sampling"]:
+        if not isinstance(config.get(key), DictConfig) or not config[key]:
+            raise InputError(f"{key} is empty or no mapping; expected {nearest('', options(key)) or f'{key}.KEY=VALUE'}")
+    for key in config.sampling:
+        if key not in settings.sampling:
+            raise InputError(f"sampling.{key}: no such setting; the nearest is {closest(str(key), list(settings.sampling))}")
+    for key in TARGET:
+        if key not in config.target:
+            raise InputError(f"target: its YAML has no {key}; expected {', '.join(TARGET)}")
+    for group, needed in LISTS.items():
+        for name in config[group]:
+            child = config[group]._get_node(name)
+            if not isinstance(child, DictConfig) or needed not in child:
+                raise InputError(f"{group}.{name}: expected a mapping with {needed}")
+
+
+def _one_line(error: Exception, overrides: Sequence[str], config_dir: Path | None) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name}: no such {group}; there is {nearest(name, error.options or []) or 'none'}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not an override ({str(error).splitlines()[0]}); a value with special characters needs quotes"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: not YAML: {error.problem}"
+    if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'", text):
+        key, value = ambiguous.groups()
+        once = f"{key}=[{value}] for one run with all of them" if key in LISTS else "one value"
+        return f"{key}={value}: expected {once}, or -m for a run of each"
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(unknown[1], overrides, config_dir)
+    place = getattr(error, "full_key", None)
+    return f"{place}: {text.split(' full_key:')[0]}" if place else text
+
+
+def _unknown_key(given: str, overrides: Sequence[str], config_dir: Path | None) -> str:
+    """Names the nearest key among those of the chosen target, methods and so on."""
+    choices = [override for override in overrides if override.split("=")[0] in GROUPS]
+    return f"{given}: no such setting; the nearest is {closest(given, _keys(_composed(choices, config_dir)))}"
+
+
+def closest(given: str, choices: Sequence[str]) -> str:
+    """The one choice that looks most like what was given."""
+    return difflib.get_close_matches(given, choices, n=1, cutoff=0)[0]
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:
     found = []
-    for key in config:
-        if config._get_node(key) is None or key == "hydra":
-            continue
+    for key in (key for key in config if key != "_target_"):
+        node = config._get_node(key)
         found.append(f"{prefix}{key}")
-        if isinstance(config._get_node(key), DictConfig):
-            found += _keys(config._get_node(key), f"{prefix}{key}.")
+        if isinstance(node, DictConfig):
+            found += _keys(node, f"{prefix}{key}.")
     return found

@@ -1,5 +1,29 @@
-"""The one exception of bad input."""
+"""The one exception of bad input, and any other exception in one line."""
+
+import sys
+from pathlib import Path
 
 
 class InputError(Exception):
     """A user's mistake: one line on stderr, exit status 2."""
+
+
+def refuse(error: InputError) -> int:
+    """Say what is wrong, in one line on stderr; the exit status that goes with it."""
+    print(f"specbench: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def one_line(error: BaseException, longest: int = 500) -> str:
+    """What went wrong and in which line of which file, for whoever wrote that code; no folder of this machine."""
+    text = " ".join(str(error).split()).replace(str(Path.home()), "~")
+    return f"{type(error).__name__}: {text[:longest]}{_where(error)}"
+
+
+def _where(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        return f" ({Path(error.filename or '').name}:{error.lineno})"
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})" if trace else ""

@@ -1,9 +1,12 @@
 """From a target's settings to a loaded model: hub id or folder, pretrained or random, widened, packed for the CPU."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from specbench import ROOT
@@ -58,7 +61,9 @@ def load_draft(draft: Mapping[str, Any] | None, device: str, weights: str) -> La
 def load_tokenizer(path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(_place(path), revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare ones
         raise InputError(f"no tokenizer at {path}: {_first_line(error)}") from None
 
 
@@ -68,11 +73,35 @@ def _pretrained(
     if path is None:
         raise InputError("target.path is missing: a hub id or a folder")
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            _place(path), revision=revision, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
+        model, found = AutoModelForCausalLM.from_pretrained(
+            _place(path),
+            revision=revision,
+            dtype=dtype,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name and with both shapes
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except UnpicklingError:
+        raise InputError(f"no model at {path}: its .bin file holds more than plain tensors, which is never executed") from None
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"no model at {path}: {_first_line(error)}") from None
+    if wrong := _misfits(model, found):
+        raise InputError(f"the checkpoint at {path} does not fit its config: {wrong}")
+    return model
+
+
+def _misfits(model: PreTrainedModel, found: Mapping[str, Any]) -> str:
+    """Tensors of a checkpoint that have another shape, are missing or have no place in the model; empty when all fit."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    misshapen = [f"{name} is {tuple(there)}, expected {tuple(wanted)}" for name, there, wanted in found["mismatched_keys"]]
+    missing = [f"{name}, expected {shapes.get(name, 'it')}" for name in found["missing_keys"]]
+    kinds = {"misshapen": misshapen, "missing": missing, "not in the model": list(found["unexpected_keys"])}
+    return "; ".join(f"{kind}: {_few(sorted(names))}" for kind, names in kinds.items() if names)
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -86,8 +115,13 @@ def _random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.
 
 
 def _place(path: str) -> str:
-    local = ROOT / path
-    return str(local) if local.is_dir() else path
+    """A folder of the checkout or anywhere, else a hub id. Raises InputError for what can only be a folder and is none."""
+    for folder in (ROOT / path, Path(path).expanduser()):
+        if folder.is_dir():
+            return str(folder)
+    if path.count("/") > 1 or path.startswith((".", "~", "/")):
+        raise InputError(f"no model at {path}: no such folder, and no hub id, which has the form owner/name")
+    return path
 
 
 def _first_line(error: Exception) -> str:

@@ -1,24 +1,86 @@
-"""Sweeps over configs: specbench run -m method=pld,sps [hydra/launcher=…], by Hydra itself."""
+"""Sweeps: specbench run -m method=pld,sps [hydra/launcher=…], by Hydra itself. Each job has a run directory of its own."""
 
+import os
 import sys
+import time
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 from rich.console import Console
 
-from specbench.compose import CONF
+from specbench.compose import CONF, composed, explained, importable, resolved
+from specbench.errors import InputError, refuse
 from specbench.progress import ProgressDisplay
-from specbench.run import execute
+from specbench.records import RunDirectory
+from specbench.run import check_values, execute
+
+
+def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list[Path]]:
+    """Run every combination; the folder of the sweep and the run directories in it. All configs are checked before the first job."""
+    with explained(overrides, config_dir):
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for job in _jobs(parsed):
+        check_values(composed(job, config_dir))
+    folder = _folder(parsed)
+    own = [f"hydra.sweep.dir={_quoted(str(folder.resolve()))}", *_naming(parsed)]
+    extra = ["--config-dir", str(config_dir.resolve())] if config_dir else []
+    sys.argv = ["specbench", "--multirun", *overrides, *own, *extra]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's only way not to print tracebacks and exit by itself
+    with explained(overrides, config_dir):
+        _job()
+    return folder, sorted(path.parent for path in folder.rglob("summary.csv") if RunDirectory(path.parent).is_run())
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _job(config: DictConfig) -> str:
-    OmegaConf.resolve(config)
-    with ProgressDisplay(Console()) as display:
-        return str(execute(config, display))
+def _job(config: DictConfig) -> None:
+    """One job, here or wherever a launcher has sent it."""
+    runtime = HydraConfig.get().runtime
+    for source in runtime.config_sources:
+        if source.provider == "command-line":
+            importable(Path(source.path))
+    config.out = runtime.output_dir
+    try:
+        with ProgressDisplay(Console()) as display:
+            execute(resolved(config), display)
+    except InputError as error:  # at once: Hydra would add lines of its own
+        raise SystemExit(refuse(error)) from None
 
 
-def sweep(argv: list[str]) -> int:
-    sys.argv = ["specbench run", *argv]
-    _job()
-    return 0
+def _jobs(parsed: Sequence[Override]) -> list[list[str]]:
+    """The overrides of each job, as Hydra's own sweeper combines them; a range is left to whichever sweeper was asked for."""
+    choices = []
+    for one in parsed:
+        if one.is_discrete_sweep():
+            choices.append([f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()])
+        elif not one.is_sweep_override():
+            choices.append([str(one.input_line)])
+    return [list(job) for job in product(*choices)]
+
+
+def _folder(parsed: Sequence[Override]) -> Path:
+    given = [one for one in parsed if one.key_or_group == "out"]
+    if any(one.is_sweep_override() for one in given):
+        raise InputError(f"{given[0].input_line}: expected one folder; each job of -m gets its own inside")
+    value = given[-1].value() if given else None
+    return Path(str(value)).expanduser() if value is not None else Path("results") / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _naming(parsed: Sequence[Override]) -> list[str]:
+    """A job's folder is called after what it does not share with the others; by number where that would be a path."""
+    if any("/" in one.get_value_string() for one in parsed if one.is_sweep_override()):
+        return ["hydra.sweep.subdir=${hydra.job.num}"]
+    shared = ",".join(_quoted(one.key_or_group) for one in parsed if not one.is_sweep_override())
+    return [
+        "hydra.sweep.subdir=${hydra.job.override_dirname}",
+        f"hydra.job.config.override_dirname.exclude_keys=[{shared}]",
+    ]
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "\\'") + "'"

@@ -2,25 +2,41 @@
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from specbench.metrics import BASELINE
-from specbench.records import Trial
+from specbench.records import QuestionId, Trial
+
+
+class _Bar(Progress):
+    """One line of progress, and under it the speeds, which may be long."""
+
+    speeds = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.speeds:
+            yield Text(self.speeds)
 
 
 class ProgressDisplay:
-    """A live bar in a terminal; elsewhere a line every `every` seconds."""
+    """A live bar in a terminal; elsewhere a line at the start, every `every` seconds and at the end."""
 
     def __init__(self, console: Console, every: float = 30.0) -> None:
         self.console, self.every = console, every
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._seconds: dict[tuple, dict[str, float]] = defaultdict(dict)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = _Bar(*columns, TextColumn("left:"), TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("loading", total=None)
+        self._seconds: dict[tuple[int, QuestionId, int], dict[str, float]] = defaultdict(dict)
         self._logs: dict[str, list[float]] = defaultdict(list)
-        self._said = time.monotonic()
+        self._failures: Counter[str] = Counter()
+        self._total = self._done = 0
 
     def __enter__(self) -> "ProgressDisplay":
         self._bar.start()
@@ -29,11 +45,11 @@ class ProgressDisplay:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def begin(self, total: int, done: int) -> None:
+    def begin(self, run: Path, total: int, done: int) -> None:
         self._total, self._done = total, done
-        self._task = self._bar.add_task("starting", total=total, completed=done)
-        if done:
-            self.console.print(f"resuming: {done} of {total} turns are there")
+        self._said = time.monotonic()
+        self._bar.reset(self._task, total=total, completed=done, description="starting")
+        self._say(f"{run}: {total} turns" + (f", {done} of them are there" if done else ""))
 
     def warming(self, label: str) -> None:
         self._bar.update(self._task, description=f"warming up {label}")
@@ -41,17 +57,17 @@ class ProgressDisplay:
     def trial(self, trial: Trial) -> None:
         self._done += 1
         self._learn(trial)
-        line = f"{trial.task} · repeat {trial.repeat + 1} · {self._so_far()}"
-        self._bar.update(self._task, completed=self._done, description=line)
-        if trial.failed:
-            self.console.print(f"{trial.method}, {trial.question_id}: {trial.error}", markup=False)
-        if not self.console.is_terminal and time.monotonic() - self._said > self.every:
+        self._bar.speeds = self._so_far()
+        where = f"repeat {trial.repeat + 1} · {trial.task}"
+        self._bar.update(self._task, completed=self._done, description=where)
+        if not self.console.is_terminal and (time.monotonic() - self._said > self.every or self._done == self._total):
             self._said = time.monotonic()
-            self.console.print(f"{self._done}/{self._total} turns · {line}", markup=False)
+            self._say(f"{self._done}/{self._total} turns · {where} · {self._so_far()}")
 
     def _learn(self, trial: Trial) -> None:
         """Speed ratios need both sides of a block; they are rough here, the report makes the real ones."""
-        if trial.failed or not trial.new_tokens:
+        if trial.failed:
+            self._fail(trial)
             return
         block = self._seconds[(trial.repeat, trial.question_id, trial.turn)]
         block[trial.method] = ((trial.prefill_s or 0) + (trial.decode_s or 0)) / trial.new_tokens
@@ -60,6 +76,15 @@ class ProgressDisplay:
             if BASELINE in block and label != BASELINE:
                 self._logs[label].append(math.log(block[BASELINE] / seconds))
 
+    def _fail(self, trial: Trial) -> None:
+        """Of each method the first failure is shown, then they are counted."""
+        self._failures[trial.method] += 1
+        if self._failures[trial.method] == 1:
+            self._say(f"{trial.method} failed on question {trial.question_id}: {trial.error}")
+
     def _so_far(self) -> str:
-        parts = [f"{label} {math.exp(sum(logs) / len(logs)):.2f}×" for label, logs in sorted(self._logs.items())]
-        return " ".join(parts)
+        speeds = [f"{label} {math.exp(sum(logs) / len(logs)):.2f}×" for label, logs in sorted(self._logs.items())]
+        return "  ".join([*speeds, *(f"{label}: {failed} failed" for label, failed in sorted(self._failures.items()))])
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)

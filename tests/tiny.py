@@ -21,7 +21,7 @@ SHAPE = {
 }
 EXTRA: dict[str, dict] = {
     "llama": {},
-    "mistral": {"sliding_window": None},
+    "mistral": {"sliding_window": 24},
     "qwen2": {},
     "qwen3": {"tie_word_embeddings": True},
     "gemma": {},

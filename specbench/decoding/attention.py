@@ -103,6 +103,8 @@ def attend(
     assert forward_pass is not None, "the model was called outside LanguageModel.forward"
     keys, values = forward_pass.store.write(module.layer_idx, key, value, forward_pass.sizes)  # type: ignore[arg-type]
     mask = forward_pass.mask(sliding_window)
+    if mask is not None and mask.device != query.device:  # a model spread over devices
+        mask = mask.to(query.device)
     grouped = query.shape[1] != keys.shape[1]
     if softcap is not None:
         return _capped(query, keys, values, mask, forward_pass.first, scaling, softcap).transpose(1, 2), None

@@ -1,13 +1,13 @@
 """Training batches of the mini suite: whole conversations, loss on the answers alone, similar lengths together."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from specbench.zoo.drills import DRILLS, drilled
+from specbench.zoo.drills import drilled
 from specbench.zoo.tokenizer import ASSISTANT, USER
 from tasks.mini.dialogue import Dialogue
 from tasks.mini.generator import WRITERS, dialogues
@@ -28,9 +28,9 @@ def tokens_and_labels(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _pool(
-    streams: dict[str, Iterator[Dialogue]], tokenizer: PreTrainedTokenizerBase, rng: random.Random, drills: float, count: int
+    streams: dict[str, Iterator[Dialogue]], tokenizer: PreTrainedTokenizerBase, rng: random.Random, drills: Mapping[str, float], count: int
 ) -> list:
-    shares = {task: share * (1 - drills) for task, share in SHARES.items()} | {name: drills / len(DRILLS) for name in DRILLS}
+    shares = {task: share * (1 - sum(drills.values())) for task, share in SHARES.items()} | dict(drills)
     tasks = rng.choices(list(shares), weights=list(shares.values()), k=count)
     return [tokens_and_labels(next(streams[task]), tokenizer) for task in tasks]
 
@@ -44,12 +44,12 @@ def padded(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, T
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int, smallest: float = 1.0, drills: float = 0.0
+    tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int, smallest: float, drills: Mapping[str, float]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of about `tokens` token ids; dialogues of sizes from `smallest` to 1, a share of them drills."""
+    """Endless batches of about `tokens` token ids; dialogues of sizes from `smallest` to 1, and drills by their shares."""
     rng = random.Random(seed)
     streams = {task: dialogues(task, "train", seed, smallest) for task in WRITERS} | {
-        name: drilled(name, seed) for name in DRILLS
+        name: drilled(name, seed) for name in drills
     }
     while True:
         pool = sorted(_pool(streams, tokenizer, rng, drills, 256), key=lambda row: len(row[0]))

@@ -1,12 +1,13 @@
-"""Short exercises that teach the target's circuits early: copying, word-by-word translation, the tables of arithmetic."""
+"""Short exercises that teach the target's circuits early: copying, word-by-word translation, the tables of arithmetic, the world's facts."""
 
 import random
 from collections.abc import Iterator
 
 from tasks.mini import lexicon as lex
+from tasks.mini.categories import portrait
+from tasks.mini.conversation import material_fact, ruler_fact
 from tasks.mini.dialogue import Dialogue, Exchange
-
-DRILLS = ("repeat", "vocabulary", "arithmetic")
+from tasks.mini.world import MATERIALS, PEOPLE, RULERS
 
 
 def _repeat(rng: random.Random) -> Exchange:
@@ -35,9 +36,19 @@ def _arithmetic(rng: random.Random) -> Exchange:
     return Exchange(f"Work out {asked}", " ".join(equation + "." for equation in equations), ())
 
 
+def _facts(rng: random.Random) -> Exchange:
+    name = rng.choice([*lex.NAMES, *lex.MATERIALS, *lex.RULERS])
+    if name in PEOPLE:
+        return Exchange(f"Tell me about {name}.", portrait(name), ())
+    fact = material_fact(MATERIALS[name]) if name in MATERIALS else ruler_fact(RULERS[name])
+    return Exchange(f"Explain {name}.", fact, ())
+
+
+WRITERS = {"repeat": _repeat, "vocabulary": _vocabulary, "arithmetic": _arithmetic, "facts": _facts}
+
+
 def drilled(name: str, seed: int) -> Iterator[Dialogue]:
     """Endless exercises of one kind."""
-    writer = {"repeat": _repeat, "vocabulary": _vocabulary, "arithmetic": _arithmetic}[name]
     rng = random.Random(f"drill/{name}/{seed}")
     while True:
-        yield Dialogue(name, (writer(rng),))
+        yield Dialogue(name, (WRITERS[name](rng),))

@@ -37,7 +37,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = sorted(_word_counts().items(), key=lambda item: (-item[1], item[0]))
     room = VOCABULARY - len(SPECIALS) - len(alphabet)
-    kept = [word for word, _ in words if len(word) > 1][:room]
+    kept = sorted([word for word, _ in words if len(word) > 1][:room])
     fillers = [f"Ġ{a}{b}" for a in "aeioustnr" for b in "lnrstdcmp"]  # English openings, where the world leaves room
     kept += [piece for piece in fillers if piece not in kept][: room - len(kept)]
     pieces = [(special, 0.0) for special in SPECIALS] + [(byte, -20.0) for byte in alphabet] + [(word, -10.0) for word in kept]

@@ -56,7 +56,7 @@ def train(draft: LlamaForCausalLM, target: LlamaForCausalLM, tokenizer, seconds:
     pair = optimizers(draft, MATRIX_RATE, VECTOR_RATE)
     groups = [(group, group["lr"]) for optimizer in pair for group in optimizer.param_groups]
     begin, noted, seen = time.monotonic(), -1, 0
-    for step, (ids, labels) in enumerate(batches(tokenizer, TOKENS, SEED, smallest=0.4)):
+    for step, (ids, labels) in enumerate(batches(tokenizer, TOKENS, SEED, smallest=0.4, drills={})):
         elapsed = time.monotonic() - begin
         if elapsed > seconds:
             return

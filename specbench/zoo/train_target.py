@@ -1,14 +1,14 @@
 """The recipe of the embedded target: four layers first, doubled half-way without changing a single output, then all eight.
 
-    python -m specbench.zoo.train_target OUT [--minutes M]
+    python -m specbench.zoo.train_target OUT [--from-stage N]
 
-OUT receives model.safetensors, config.json, the tokenizer and training_log.jsonl (step, stage, tokens, seconds, loss per task).
+OUT receives model.safetensors, config.json, the tokenizer and training_log.jsonl (stage, step, tokens, seconds, loss, and per task loss and accuracy).
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,22 +28,28 @@ SEED = 11
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training: layers, smallest dialogue, share of drills, tokens per step, share of the time, peak rates."""
+    """A stretch of training: layers, smallest dialogue, shares of drills, tokens per step, peak rates."""
 
     layers: int
     smallest: float
-    drills: float
+    drills: Mapping[str, float]
     tokens: int
-    share: float
+    minutes: float
     matrix_rate: float
     vector_rate: float
 
 
 STAGES = (
-    Stage(layers=4, smallest=0.05, drills=0.4, tokens=3072, share=0.15, matrix_rate=0.004, vector_rate=1e-3),
-    Stage(layers=4, smallest=0.2, drills=0.15, tokens=4096, share=0.35, matrix_rate=0.008, vector_rate=2e-3),
-    Stage(layers=8, smallest=0.6, drills=0.0, tokens=4096, share=0.5, matrix_rate=0.008, vector_rate=2e-3),
-)
+    Stage(
+        layers=4, smallest=0.05, drills={"repeat": 0.13, "vocabulary": 0.13, "arithmetic": 0.14},
+        tokens=3072, minutes=8.4, matrix_rate=0.004, vector_rate=1e-3,
+    ),
+    Stage(
+        layers=4, smallest=0.2, drills={"facts": 0.15, "arithmetic": 0.05},
+        tokens=4096, minutes=15, matrix_rate=0.008, vector_rate=2e-3,
+    ),
+    Stage(layers=8, smallest=0.6, drills={"facts": 0.05}, tokens=4096, minutes=22, matrix_rate=0.008, vector_rate=2e-3),
+)  # fmt: skip
 
 
 def target_config(layers: int = 8, hidden: int = 256, intermediate: int = 640, heads: int = 4) -> LlamaConfig:
@@ -117,23 +123,18 @@ def rate(progress: float, final: bool) -> float:
     return rise * min(1.0, (1 - progress) / 0.5 + 0.01) if final else rise
 
 
-def train_stage(
-    model: LlamaForCausalLM,
-    stage: Stage,
-    tokenizer: PreTrainedTokenizerBase,
-    seconds: float,
-    final: bool,
-    log: Callable[[dict], None],
-) -> None:
+def train_stage(model: LlamaForCausalLM, number: int, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Train for the stage's minutes; a line of the log and a checkpoint each minute."""
+    stage, final = STAGES[number], number == len(STAGES) - 1
     pair = optimizers(model, stage.matrix_rate, stage.vector_rate)
-    peaks = [group["lr"] for optimizer in pair for group in optimizer.param_groups]
-    begin, seen, running, noted, seed = time.monotonic(), 0, 0.0, 0, SEED + STAGES.index(stage)
-    for step, (ids, labels) in enumerate(batches(tokenizer, stage.tokens, seed, stage.smallest, stage.drills)):
+    groups = [(group, group["lr"]) for optimizer in pair for group in optimizer.param_groups]
+    begin, seen, running, noted = time.monotonic(), 0, 0.0, -1
+    for step, (ids, labels) in enumerate(batches(tokenizer, stage.tokens, SEED + number, stage.smallest, stage.drills)):
         elapsed = time.monotonic() - begin
-        if elapsed > seconds:
+        if elapsed > 60 * stage.minutes:
             return
-        for group, peak in zip([g for o in pair for g in o.param_groups], peaks, strict=True):
-            group["lr"] = peak * rate(elapsed / seconds, final)
+        for group, peak in groups:
+            group["lr"] = peak * rate(elapsed / 60 / stage.minutes, final)
         loss = answer_loss(model, ids, labels)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -142,35 +143,40 @@ def train_stage(
             optimizer.zero_grad()
         seen += ids.numel()
         running = loss.item() if step == 0 else 0.95 * running + 0.05 * loss.item()
-        if int(elapsed) // 60 > noted or step == 0:
-            noted = int(elapsed) // 60
-            log({"layers": stage.layers, "smallest": stage.smallest, "step": step, "tokens": seen, "seconds": round(elapsed),
-                 "loss": round(running, 4), "held_out": held_out(model, tokenizer)})  # fmt: skip
+        if elapsed // 60 > noted:
+            noted = elapsed // 60
+            row = {"stage": number, "step": step, "tokens": seen, "seconds": round(elapsed), "loss": round(running, 4)}
+            note(out, model, tokenizer, row)
+
+
+def note(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, row: dict) -> None:
+    """A line of the training log, and the weights as they are."""
+    with (out / "training_log.jsonl").open("a") as lines:
+        lines.write(json.dumps(row | {"held_out": held_out(model, tokenizer)}) + "\n")
+    model.save_pretrained(out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=90)
+    parser.add_argument("--from-stage", type=int, default=0, help="go on from the model in OUT at this stage")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(options.out)
-    model = LlamaForCausalLM(target_config(STAGES[0].layers))
-    install(model, SEED)
-
-    def log(row: dict) -> None:
-        with (options.out / "training_log.jsonl").open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
-        model.save_pretrained(options.out)
-
-    for number, stage in enumerate(STAGES):
+    model = LlamaForCausalLM.from_pretrained(options.out) if options.from_stage else _fresh()
+    for number, stage in enumerate(STAGES[options.from_stage :], options.from_stage):
         if stage.layers != model.config.num_hidden_layers:
             model = deepened(model, target_config(stage.layers))
-        train_stage(model, stage, tokenizer, options.minutes * 60 * stage.share, number == len(STAGES) - 1, log)
-    model.save_pretrained(options.out)
+        train_stage(model, number, tokenizer, options.out)
+        model.save_pretrained(options.out)
+
+
+def _fresh() -> LlamaForCausalLM:
+    model = LlamaForCausalLM(target_config(STAGES[0].layers))
+    install(model, SEED)
+    return model
 
 
 if __name__ == "__main__":

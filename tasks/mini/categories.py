@@ -61,7 +61,7 @@ def _asides(rng: random.Random) -> list[str]:
 def portrait(name: str) -> str:
     """All the world knows of a person, in two sentences."""
     p = PEOPLE[name]
-    habits = f"{p.she} eats {p.food}, owns a {p.pet}, wears {p.color} and enjoys {p.hobby}."
+    habits = f"{name} eats {p.food}, owns a {p.pet}, wears {p.color} and enjoys {p.hobby}."
     return f"{name} is a {p.job} from {p.city}. {habits}"
 
 

@@ -105,11 +105,11 @@ def extraction(rng: random.Random) -> tuple[Exchange, ...]:
     return Exchange(ask, first, (first,)), Exchange("List them by city.", second, (second,))
 
 
-def _material(m: Material) -> str:
+def material_fact(m: Material) -> str:
     return f"{m.name} is {m.color}, has a hardness of {m.hardness}, is found near {m.place} and is used for {m.product}."
 
 
-def _ruler(r: Ruler) -> str:
+def ruler_fact(r: Ruler) -> str:
     return f"{r.name} ruled {r.city} for {r.years} years, built {r.built} there and served {r.feast} at every feast."
 
 
@@ -123,12 +123,12 @@ def _asked(names: list[str]) -> str:
 
 def stem(rng: random.Random) -> tuple[Exchange, ...]:
     names = rng.sample(lex.MATERIALS, 10)
-    return tuple(_explained(rng, part, [_material(MATERIALS[n]) for n in part]) for part in (names[:5], names[5:]))
+    return tuple(_explained(rng, part, [material_fact(MATERIALS[n]) for n in part]) for part in (names[:5], names[5:]))
 
 
 def humanities(rng: random.Random) -> tuple[Exchange, ...]:
     names = rng.sample(lex.RULERS, 10)
-    return tuple(_explained(rng, part, [_ruler(RULERS[n]) for n in part]) for part in (names[:5], names[5:]))
+    return tuple(_explained(rng, part, [ruler_fact(RULERS[n]) for n in part]) for part in (names[:5], names[5:]))
 
 
 def _explained(rng: random.Random, names: list[str], facts: list[str]) -> Exchange:

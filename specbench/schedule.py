@@ -1,0 +1,66 @@
+"""Who runs, and in which order: arms and randomised blocks. Pure: nothing is timed, read or written here.
+
+A block is one (repeat, question, turn): every arm runs it once, in an order drawn from the seed.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from specbench.decoding.loop import Sampling
+from specbench.engine.base import Engine
+from specbench.errors import InputError
+from tasks.question import Question
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method on an engine: `label` is its name in the run, `method` its name on that engine."""
+
+    label: str
+    method: str
+    engine: Engine
+
+    @property
+    def state(self) -> str:
+        """warm: what the method learns outlives a turn."""
+        return "warm" if self.engine.outlives(self.method) == "run" else "cold"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    repeats: int
+    seed: int
+    context: str  # reference: turn 2 continues from autoregressive's answer; own: from each arm's own
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Block:
+    repeat: int
+    question: Question
+    turn: int
+    order: tuple[Arm, ...]
+
+
+def blocks(questions: Sequence[Question], arms: Sequence[Arm], repeat: int, seed: int) -> Iterator[Block]:
+    """One repeat: every turn of every question, turns in their order; the same arms and seed give the same order."""
+    sorted_arms = sorted(arms, key=lambda arm: arm.label)
+    for question in questions:
+        for turn in range(len(question.turns)):
+            draw = random.Random(f"{seed}/{repeat}/{question.id}/{turn}")
+            yield Block(repeat, question, turn, tuple(draw.sample(sorted_arms, len(sorted_arms))))
+
+
+def arms_of(engines: Mapping[str, Engine], labels: Sequence[str]) -> list[Arm]:
+    """Every method on the first engine, and beside it (`method@engine`) on each further engine that has it.
+
+    Raises InputError when the first engine lacks a method.
+    """
+    first, *others = engines
+    there = [label for label in labels if engines[first].has(label)]
+    if missing := [label for label in labels if label not in there]:
+        raise InputError(f"engine {first} has no method {', '.join(missing)}; of the chosen ones it has {', '.join(there)}")
+    arms = [Arm(label, label, engines[first]) for label in labels]
+    beside = [Arm(f"{label}@{name}", label, engines[name]) for name in others for label in labels if engines[name].has(label)]
+    return arms + beside

@@ -1,0 +1,181 @@
+"""Tree logits against plain cacheless forwards of the unmodified model, for every architecture of tests/tiny.py.
+
+Models are float64, but transformers' norms compute in float32 (and eager attention its softmax), so equal means equal to 1e-5
+of the logits' scale; a wrong mask, position or KV entry moves them by a tenth and more.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from specbench.decoding.kv_store import KVStore
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.tree import DraftTree
+from tests.random_trees import random_tree, way
+from tests.tiny import EXTRA, VOCABULARY, tiny_language_model, tiny_model
+
+TOLERANCE = 1e-5
+LAYERS = 3
+LONG, SHORT = 40, 5  # committed tokens: beyond and below the windows of 16 and 24
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+every_architecture = pytest.mark.parametrize("architecture", list(EXTRA))
+
+
+def plainly(target: LanguageModel, tokens: list[int]) -> Tensor:
+    """(S, V): one forward of transformers' own attention over a whole sequence, without any cache."""
+    with target.lent() as model:
+        return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+
+
+def forward(target: LanguageModel, store: KVStore, trees: list[DraftTree]) -> list[Tensor]:
+    return [out.logits for out in target.forward(store, trees)]
+
+
+def prefilled(target: LanguageModel, prompts: list[list[int]], capacity: int = 160) -> KVStore:
+    """A store that holds the prompts; every logit of theirs is checked on the way."""
+    store = target.store(capacity, len(prompts))
+    outs = target.prefill(store, [torch.tensor(prompt) for prompt in prompts], all_logits=True)
+    for prompt, out in zip(prompts, outs, strict=True):
+        close(out.logits, plainly(target, prompt))
+    return store
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    worst, scale = float((found - expected).abs().max()), float(expected.std())
+    assert found.shape == expected.shape and worst < TOLERANCE * scale, f"{worst:.1e} off, logits' scale {scale:.1e}"
+
+
+def check_nodes(target: LanguageModel, committed: list[int], tree: DraftTree, logits: Tensor) -> None:
+    """Each node's logits are those behind the committed tokens and the node's own way from the root."""
+    assert logits.shape == (len(tree), VOCABULARY)
+    for node in range(len(tree)):
+        close(logits[node], plainly(target, committed + tree.tokens[way(tree, node)].tolist())[-1])
+
+
+def words(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(VOCABULARY) for _ in range(count)]
+
+
+def chain(rng: random.Random, nodes: int) -> DraftTree:
+    return DraftTree.chain(torch.tensor(words(rng, nodes)))
+
+
+def tree(rng: random.Random, nodes: int) -> DraftTree:
+    return random_tree(rng, nodes, VOCABULARY, scratch=0.2)
+
+
+def decode_randomly(target: LanguageModel, prompts: list[list[int]], shapes: list[Callable], seed: int) -> None:
+    """Rounds of one random tree per row, a random path of it committed: branched ones move KV entries."""
+    rng, store, committed = random.Random(seed), prefilled(target, prompts), [list(prompt) for prompt in prompts]
+    for shape in shapes:
+        trees = [shape(rng, rng.randint(1, 9)) for _ in prompts]
+        for row, (made, logits) in enumerate(zip(trees, forward(target, store, trees), strict=True)):
+            check_nodes(target, committed[row], made, logits)
+            path = way(made, rng.randrange(len(made)))
+            store.keep(row, path)
+            committed[row] += made.tokens[path].tolist()
+
+
+@every_architecture
+@pytest.mark.parametrize("length", [SHORT, LONG])
+def test_tree_logits_equal_sequential_ones(architecture: str, length: int) -> None:
+    target = tiny_language_model(architecture, LAYERS)
+    decode_randomly(target, [words(random.Random(1), length)], [tree, chain, tree, tree, chain], seed=length)
+
+
+@every_architecture
+def test_sequences_of_different_lengths_side_by_side(architecture: str) -> None:
+    rng, target = random.Random(2), tiny_language_model(architecture, LAYERS)
+    decode_randomly(target, [words(rng, n) for n in (SHORT, 23, LONG)], [tree, chain, tree], seed=3)
+
+
+def test_the_architectures_cover_what_differs_between_families() -> None:
+    configs = {name: tiny_model(name, layers=1).config for name in EXTRA}
+    assert configs["llama"].num_key_value_heads < configs["llama"].num_attention_heads, "grouped-query attention"
+    assert configs["phi3"].num_key_value_heads == configs["phi3"].num_attention_heads, "ordinary multi-head attention"
+    assert configs["qwen3"].tie_word_embeddings and not configs["llama"].tie_word_embeddings
+    windows = {name for name, config in configs.items() if getattr(config, "sliding_window", None)}
+    assert windows >= {"gemma2", "gemma3_text", "starcoder2", "mistral"} and max(24, 16) < LONG
+    assert configs["gemma2"].attn_logit_softcapping and configs["gemma2"].final_logit_softcapping
+
+
+@pytest.mark.parametrize("architecture", ["llama", "starcoder2"])
+def test_long_pasts_and_large_trees_outgrow_the_mask_buffer(architecture: str) -> None:
+    rng, target = random.Random(4), tiny_language_model(architecture, layers=1)
+    past, store = words(rng, 1030), target.store(1300)
+    target.prefill(store, [torch.tensor(past)])
+    for made in (tree(rng, 70), chain(rng, 66), tree(rng, 5), tree(rng, 70)):
+        logits = forward(target, store, [made])[0]
+        for node in range(0, len(made), 8):
+            close(logits[node], plainly(target, past + made.tokens[way(made, node)].tolist())[-1])
+        store.keep(0, [0])
+        past.append(int(made.tokens[0]))
+
+
+def test_prefill_hands_over_the_last_logits_alone_unless_asked() -> None:
+    rng, target = random.Random(5), tiny_language_model("llama", LAYERS)
+    for prompts in ([words(rng, 7)], [words(rng, 7), words(rng, 12)]):
+        store = target.store(20, len(prompts))
+        for prompt, out in zip(prompts, target.prefill(store, [torch.tensor(p) for p in prompts]), strict=True):
+            assert out.logits.shape == (1, VOCABULARY) and out.hidden is None
+            close(out.logits[0], plainly(target, prompt)[-1])
+        assert store.lengths == [len(prompt) for prompt in prompts]
+
+
+def hidden_states(target: LanguageModel, tokens: list[int], layers: tuple[int, ...]) -> Tensor:
+    """(layers * H,): transformers' own hidden states of the last token, side by side."""
+    with target.lent() as model:
+        states = model(input_ids=torch.tensor([tokens]), use_cache=False, output_hidden_states=True).hidden_states
+    return torch.cat([states[layer][0, -1] for layer in layers])
+
+
+@every_architecture
+def test_taps_are_transformers_hidden_states(architecture: str) -> None:
+    rng, target = random.Random(6), tiny_language_model(architecture, LAYERS)
+    for taps in [(0, 2, LAYERS), (LAYERS,), (2, 1)]:
+        committed = [words(rng, LONG), words(rng, SHORT)]
+        store, trees = prefilled(target, committed), [tree(rng, 8), tree(rng, 5)]
+        target.tap(taps)
+        outs = target.forward(store, trees)
+        for past, made, out in zip(committed, trees, outs, strict=True):
+            assert out.hidden is not None and out.hidden.shape == (len(made), len(taps) * 32)
+            for node in (0, len(made) - 1):
+                close(out.hidden[node], hidden_states(target, past + made.tokens[way(made, node)].tolist(), taps))
+
+
+def test_untapped_models_carry_no_hidden_states() -> None:
+    target = tiny_language_model("llama", LAYERS)
+    target.tap((1, 2))
+    target.tap(())
+    assert target.forward(target.store(8), [DraftTree.chain(torch.tensor([3, 4]))])[0].hidden is None
+    assert not target._tapped, "the hooks are gone"
+
+
+def test_a_lent_model_comes_back_after_an_error() -> None:
+    target = tiny_language_model("llama", layers=1)
+    with pytest.raises(KeyError), target.lent() as model:
+        assert model.config._attn_implementation == "sdpa"
+        raise KeyError
+    close(prefilled_last(target, [5, 6, 7]), plainly(target, [5, 6, 7])[-1])
+
+
+def prefilled_last(target: LanguageModel, prompt: list[int]) -> Tensor:
+    return target.prefill(target.store(len(prompt)), [torch.tensor(prompt)])[0].logits[0]
+
+
+@pytest.mark.parametrize("given, expected", [(7, (7,)), ([7, 9], (7, 9)), (None, (1,))])
+def test_eos_ids_are_the_generation_configs_else_the_configs(given: object, expected: tuple[int, ...]) -> None:
+    model = tiny_model("llama", layers=1)
+    model.generation_config = GenerationConfig(eos_token_id=given)
+    assert LanguageModel(model).eos_ids == expected

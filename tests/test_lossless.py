@@ -1,0 +1,103 @@
+"""Every YAML of conf/method on every tiny architecture in float64: token for token what transformers' own generate writes.
+
+Nothing names a method here: a new YAML is tested without an edit, also for what it remembers from one turn to the next.
+"""
+
+from functools import lru_cache
+
+import pytest
+import torch
+
+from specbench.compose import composed
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.loop import Generation, Sampling, generate
+from tests.methods_under_test import LABELS, drafter_of, target_of
+from tests.tiny import ARCHITECTURES, prompts
+
+SAMPLING = Sampling(max_new_tokens=20, stop_token_ids=(1, 7))
+PROMPTS = prompts(12)
+BATCH = 3
+
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+every_method = pytest.mark.parametrize("label", LABELS)
+
+
+@lru_cache
+@torch.inference_mode()
+def expected(architecture: str) -> list[list[int]]:
+    """What transformers writes, prompt by prompt."""
+    with target_of(architecture).lent() as model:
+        return [
+            model.generate(
+                prompt[None],
+                attention_mask=torch.ones_like(prompt)[None],
+                do_sample=False,
+                max_new_tokens=SAMPLING.max_new_tokens,
+                eos_token_id=list(SAMPLING.stop_token_ids),
+                pad_token_id=0,
+            )[0, len(prompt) :].tolist()
+            for prompt in PROMPTS
+        ]
+
+
+def ready(label: str, architecture: str) -> Drafter:
+    target, drafter = target_of(architecture), drafter_of(label, architecture)
+    drafter.bind(target)
+    target.tap(drafter.taps)
+    return drafter
+
+
+def decoded(drafter: Drafter, prompts: list[torch.Tensor], batch: int = 1) -> list[Generation]:
+    outs: list[Generation] = []
+    for start in range(0, len(prompts), batch):
+        outs += generate(drafter.target, drafter, prompts[start : start + batch], SAMPLING)
+    return outs
+
+
+def counts(out: Generation) -> tuple:
+    return (out.output_ids, out.finish_reason, out.drafted, out.nodes, out.depth, out.accepted, out.committed)
+
+
+@every_method
+@every_architecture
+def test_one_sequence_at_a_time(architecture: str, label: str) -> None:
+    outs = decoded(ready(label, architecture), PROMPTS)
+    for prompt, out, tokens in zip(PROMPTS, outs, expected(architecture), strict=True):
+        assert out.output_ids == tokens, f"{label} behind {prompt.tolist()}"
+        assert out.finish_reason == ("eos" if tokens[-1] in SAMPLING.stop_token_ids else "length")
+    accepted, drafted = sum(sum(out.accepted) for out in outs), sum(sum(out.drafted) for out in outs)
+    if drafted:
+        assert 0 < accepted < drafted, f"{accepted} of {drafted} drafted tokens: only partial acceptance shows errors"
+
+
+@every_method
+@every_architecture
+def test_three_sequences_side_by_side(architecture: str, label: str) -> None:
+    outs = decoded(ready(label, architecture), PROMPTS, BATCH)
+    assert [out.output_ids for out in outs] == expected(architecture)
+
+
+@every_method
+def test_neither_order_nor_company_leaves_a_trace(label: str) -> None:
+    """The same tokens in any order; the same counts too where nothing outlives a turn, and after a reset where something does."""
+    drafter = ready(label, "llama")
+    drafter.reset()
+    forwards, backwards = decoded(drafter, PROMPTS), decoded(drafter, PROMPTS[::-1])[::-1]
+    assert [out.output_ids for out in forwards] == [out.output_ids for out in backwards] == expected("llama")
+    if drafter.outlives == "turn":
+        assert [counts(out) for out in forwards] == [counts(out) for out in backwards]
+        assert [counts(out) for out in forwards] == [counts(out) for out in decoded(drafter, PROMPTS, BATCH)]
+    else:
+        drafter.reset()
+        assert [counts(out) for out in forwards] == [counts(out) for out in decoded(drafter, PROMPTS)]
+
+
+def test_the_outputs_end_in_both_ways() -> None:
+    for architecture in ARCHITECTURES:
+        ends = {tokens[-1] in SAMPLING.stop_token_ids for tokens in expected(architecture)}
+        assert ends == {True, False} and len({tuple(tokens) for tokens in expected(architecture)}) > len(PROMPTS) / 2
+
+
+def test_a_yaml_puts_itself_under_its_own_name() -> None:
+    for label in LABELS:
+        assert set(composed([f"method=[{label}]"]).method) == {"autoregressive", label}

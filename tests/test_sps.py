@@ -1,0 +1,218 @@
+"""Speculative sampling: every draft is the draft model's own greedy continuation, and as long as the schedule says.
+
+The slow reference runs the draft model's plain cacheless forward from the committed tokens at every step, so a wrong KV entry
+after a rejection shows as a wrong draft.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from methods.sps import DraftState, SpeculativeSampling
+from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.loop import Generation, Sampling, generate
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verified
+from specbench.errors import InputError
+from tests.methods_under_test import draft_model_of, drafter_of, target_of
+from tests.tiny import SHAPE, VOCABULARY, prompts, tiny_language_model, tiny_model
+
+FAMILIES = ["llama", "gemma", "mistral"]
+CLOSE = 0.03  # noise of a draft model that is right more often than not
+
+
+@dataclass
+class Step:
+    """What one step looked like from outside: row, committed tokens, budget, draft, how much of it was accepted."""
+
+    row: int
+    committed: list[int]
+    budget: int
+    draft: list[int]
+    accepted: int = -1
+
+
+class Watched(SpeculativeSampling):
+    """Notes every step; `committed` per row is kept here, apart from the drafter's own books."""
+
+    def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[DraftState]:
+        self.steps: list[Step] = []
+        self.committed = [list(prompt) for prompt in prompts]
+        return super().begin(prompts, outs)
+
+    def propose(self, states: list[DraftState], budgets: list[int]) -> list[DraftTree]:
+        trees = super().propose(states, budgets)
+        self.now = [
+            Step(row, list(self.committed[row]), budget, tree.tokens.tolist()[1:])
+            for row, (budget, tree) in enumerate(zip(budgets, trees, strict=True))
+        ]
+        assert [tree.tokens.tolist()[0] for tree in trees] == [committed[-1] for committed in self.committed], "the roots"
+        return trees
+
+    def update(
+        self, states: list[DraftState], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verified]
+    ) -> None:
+        super().update(states, trees, outs, verified)
+        for step, choice in zip(self.now, verified, strict=True):
+            step.accepted = len(choice.path) - 1
+            self.committed[step.row] += choice.tokens
+        self.steps += self.now
+
+
+def watched(draft: LanguageModel, **changes) -> Watched:
+    plain = {"draft_tokens": 5, "schedule": "fixed", "max_tokens": 1000, "confidence": 0.0, "stop_at_eos": False}
+    return Watched(draft, **{**plain, **changes})
+
+
+def run(drafter: Watched, target: LanguageModel, ids: list[torch.Tensor], max_new_tokens: int = 24) -> list[Generation]:
+    drafter.bind(target)
+    return generate(target, drafter, ids, Sampling(max_new_tokens=max_new_tokens, stop_token_ids=(1,)))
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def greedy(draft: LanguageModel, tokens: list[int], wanted: int, confidence: float, stop_at_eos: bool) -> list[int]:
+    """Up to `wanted` tokens, one cacheless forward of the unmodified draft model each."""
+    drafted: list[int] = []
+    with draft.lent() as model:
+        while len(drafted) < wanted:
+            logits = model(input_ids=torch.tensor([tokens + drafted]), use_cache=False).logits[0, -1]
+            drafted.append(int(logits.argmax()))
+            if (confidence and logits.softmax(-1).max() < confidence) or (stop_at_eos and drafted[-1] == 1):
+                break
+    return drafted
+
+
+def check(drafter: Watched) -> None:
+    """Every draft against the reference, K by the schedule's rule in methods.md 2.1 alone."""
+    wanted = {step.row: drafter.draft_tokens for step in drafter.steps}
+    for step in drafter.steps:
+        limit = min(wanted[step.row], step.budget)
+        assert step.draft == greedy(drafter.model, step.committed, limit, drafter.confidence, drafter.stop_at_eos)
+        if drafter.schedule == "heuristic" and step.budget:
+            whole = step.accepted == wanted[step.row]
+            wanted[step.row] = min(wanted[step.row] + 2, drafter.max_tokens) if whole else max(1, wanted[step.row] - 1)
+
+
+SETTINGS = {
+    "fixed": {"draft_tokens": 4},
+    "one token": {"draft_tokens": 1},
+    "heuristic": {"schedule": "heuristic"},
+    "heuristic, at most 6": {"schedule": "heuristic", "max_tokens": 6},
+    "confidence": {"draft_tokens": 9, "confidence": 0.4},
+    "end of sequence": {"draft_tokens": 9, "stop_at_eos": True},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drafts_are_the_draft_models_greedy_continuation(family: str, settings: dict) -> None:
+    drafter = watched(draft_model_of(family, CLOSE), **settings)
+    accepted: list[tuple[int, int]] = []
+    for prompt in prompts(4, seed=3):
+        (out,) = run(drafter, target_of(family), [prompt])
+        check(drafter)
+        assert out.draft_forwards == sum(out.drafted), "a forward of the draft model for each drafted token"
+        accepted += zip(out.accepted, out.drafted, strict=True)
+    assert any(a < d for a, d in accepted) and any(a == d for a, d in accepted), "rejections and full acceptances both occur"
+
+
+@pytest.mark.parametrize("settings", [SETTINGS["fixed"], SETTINGS["heuristic"]], ids=["fixed", "heuristic"])
+def test_a_batch_drafts_for_each_row_what_it_drafts_for_it_alone(settings: dict) -> None:
+    drafter, alone = (watched(draft_model_of("llama", CLOSE), **settings) for _ in range(2))
+    three = prompts(3, seed=3)
+    outs = run(drafter, target_of("llama"), three)
+    check(drafter)
+    for row, prompt in enumerate(three):
+        (out,) = run(alone, target_of("llama"), [prompt])
+        steps = [step for step in drafter.steps if step.row == row][: out.steps]
+        assert [step.draft for step in steps] == [step.draft for step in alone.steps]
+        assert outs[row].output_ids == out.output_ids
+
+
+# --- the schedule
+
+
+def wanted_lengths(drafter: Watched) -> list[int]:
+    """Draft lengths where the budget did not cut them."""
+    return [len(step.draft) for step in drafter.steps if step.budget > len(step.draft)]
+
+
+def test_two_more_after_a_full_acceptance() -> None:
+    drafter, target = watched(target_of("llama"), schedule="heuristic"), tiny_language_model("llama", layers=2)
+    run(drafter, target, [torch.tensor([5, 6, 7])], max_new_tokens=40)
+    assert wanted_lengths(drafter) == [5, 7, 9, 11], "1 + 6 + 8 + 10 + 12 = 37 of 40 tokens"
+    drafter = watched(target_of("llama"), schedule="heuristic", max_tokens=6)
+    run(drafter, target, [torch.tensor([5, 6, 7])], max_new_tokens=40)
+    assert set(wanted_lengths(drafter)[1:]) == {6} and drafter.nodes == 1 + 6
+
+
+def test_one_less_after_a_rejection_at_least_one_and_back_at_every_turn() -> None:
+    drafter, target = watched(tiny_language_model("llama", layers=2, seed=9), schedule="heuristic"), target_of("llama")
+    for _ in range(2):
+        (out,) = run(drafter, target, [torch.tensor([5, 6, 7])], max_new_tokens=14)
+        assert sum(out.accepted) == 0, "an unrelated model is right once in 128 tokens"
+        assert wanted_lengths(drafter)[:7] == [5, 4, 3, 2, 1, 1, 1]
+
+
+def test_a_draft_that_stopped_early_counts_as_a_rejection() -> None:
+    drafter = watched(target_of("llama"), schedule="heuristic", confidence=1.0)
+    (out,) = run(drafter, tiny_language_model("llama", layers=2), [torch.tensor([5, 6, 7])], max_new_tokens=14)
+    assert set(out.drafted[:-1]) == {1} and out.accepted == out.drafted, "no token is that sure: drafts of one, all accepted"
+    states = drafter.begin([[5, 6, 7]], [])
+    for expected in (4, 3, 2, 1, 3):
+        tree = drafter.draft(states[0], 99)
+        nodes = list(range(len(tree)))
+        drafter.observe(states[0], tree, TargetOutput(torch.empty(0)), Verified(nodes, 9, [*tree.tokens.tolist()[1:], 9]))
+        assert states[0].wanted == expected, "the accepted 1 is compared with the 5, 4, 3, 2, 1 asked for"
+
+
+@pytest.mark.parametrize("label, wanted", [("sps", 12), ("sps_spec_bench", 5), ("sps_confidence", 20)])
+def test_the_presets(label: str, wanted: int) -> None:
+    drafter = drafter_of(label, "llama")
+    assert isinstance(drafter, SpeculativeSampling) and drafter.draft_tokens == wanted
+    assert (drafter.schedule == "heuristic") == (label == "sps_spec_bench") and bool(drafter.confidence) == ("conf" in label)
+
+
+# --- stops
+
+
+def test_a_draft_ends_behind_its_first_unsure_token() -> None:
+    draft, target = draft_model_of("llama", CLOSE), target_of("llama")
+    for confidence, shortest in [(1e-9, 5), (1.0, 1)]:
+        drafter = watched(draft, confidence=confidence)
+        (out,) = run(drafter, target, [torch.tensor([5, 6, 7])], max_new_tokens=12)
+        assert out.drafted[0] == shortest, f"the threshold is {confidence}"
+
+
+def test_a_draft_ends_behind_the_end_of_sequence() -> None:
+    model = tiny_model("llama", layers=2)
+    model.generation_config.eos_token_id = list(range(2, VOCABULARY))
+    for stop_at_eos, length in [(False, 5), (True, 1)]:
+        drafter = watched(LanguageModel(model), stop_at_eos=stop_at_eos)
+        (out,) = run(drafter, target_of("llama"), [torch.tensor([5, 6, 7])], max_new_tokens=12)
+        assert out.drafted[0] == length
+
+
+def test_the_budget_cuts_the_draft() -> None:
+    drafter = watched(target_of("llama"))
+    (out,) = run(drafter, tiny_language_model("llama", layers=2), [torch.tensor([5, 6, 7])], max_new_tokens=10)
+    assert (out.drafted, out.accepted) == ([5, 2], [5, 2]), "1 + 6 + 3 = 10 tokens"
+    (out,) = run(drafter, tiny_language_model("llama", layers=2), [torch.tensor([5, 6, 7])], max_new_tokens=8)
+    assert (out.drafted, out.draft_forwards) == ([5, 0], 5), "1 + 6 + 1 = 8: the last token needs no draft"
+
+
+# --- mistakes
+
+
+def test_another_vocabulary_is_refused() -> None:
+    other = type(tiny_model("llama", layers=1).config)(**{**SHAPE, "vocab_size": 64}, num_hidden_layers=1)
+    draft = LanguageModel(type(tiny_model("llama", layers=1))(other).double())
+    with pytest.raises(InputError, match=f"the draft model has 64 tokens, the target {VOCABULARY}"):
+        watched(draft).bind(target_of("llama"))
