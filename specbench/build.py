@@ -1,4 +1,4 @@
-"""A config node with a `_target_` becomes its object; every mistake in it is found from the constructor's signature beforehand."""
+"""A config node with a `_target_` becomes its object; its mistakes are found beforehand, from the constructor's signature."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -39,20 +39,26 @@ def _check(plain: Mapping[Any, Any], place: str) -> None:
     target = plain["_target_"]
     made = _located(target, place)
     parameters = inspect.signature(made).parameters
-    hints = _hints(made)
     given = {key: value for key, value in plain.items() if not key.startswith("_")}
-    for key, value in given.items():
+    for key in given:
         if key not in parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-            raise InputError(
-                f"{place}.{key}: {target} takes no {key}; the nearest is {closest(key, list(parameters) or ['none'])}"
-            )
-        if isinstance(value, dict) and "_target_" in value:
-            _check(value, f"{place}.{key}")
-        elif not _fits(value, hints.get(key, Any)):
-            raise InputError(f"{place}.{key}={value}: expected {_expected(value, hints[key])}")
+            near = closest(key, list(parameters)) if parameters else "none"
+            raise InputError(f"{place}.{key}: {target} takes no {key}; the nearest is {near}")
     for key, one in parameters.items():
         if one.default is one.empty and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) and key not in given:
             raise InputError(f"{place}: {target} needs {key}; given: {', '.join(given) or 'nothing'}")
+    check_types(made, given, place)
+
+
+def check_types(made: Any, given: Mapping[Any, Any], place: str) -> None:
+    """Raises InputError for a value that the annotation of a parameter of `made` rules out; nested nodes are checked as well."""
+    hints = _hints(made)
+    for key, value in given.items():
+        if isinstance(value, dict) and "_target_" in value:
+            _check(value, f"{place}.{key}")
+        elif not _fits(value, hints.get(key, Any)):
+            shown = "null" if value is None else value
+            raise InputError(f"{place}.{key}={shown}: expected {_expected(value, hints[key])}")
 
 
 def _located(target: Any, place: str) -> Any:

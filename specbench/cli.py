@@ -13,6 +13,7 @@ from specbench.errors import InputError, refuse
 from specbench.hints import nearest
 
 console = Console()
+LOG_WIDTH = 140  # of tables outside a terminal, where rich would squeeze them into 80 columns
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,9 +103,7 @@ def _overriding(command: str) -> _Parser:
         epilog=f"The settings and their defaults; specbench list says what may be chosen.\n\n{settings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="for example method=[pld,sps] limit=10 out=results/my-run"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as method=[pld,sps] limit=10 out=results/my-run")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a further folder of method/, task/, target/ YAMLs")
     return parser
 
@@ -112,7 +111,8 @@ def _overriding(command: str) -> _Parser:
 def _parsed(parser: _Parser, argv: list[str]) -> argparse.Namespace:
     options = parser.parse_intermixed_args(argv)
     for given in options.overrides:
-        if not given.startswith("~") and not given.partition("=")[1] or given.startswith("="):
+        key, equals, _ = given.partition("=")
+        if not key or not (equals or key.startswith("~")):
             raise InputError(f"{given}: expected KEY=VALUE, {_meant(given, options.config_dir)}")
     return options
 
@@ -132,9 +132,9 @@ def _report(runs: list[Path], out: Path) -> int:
 
     files = render(runs, out)
     for table in files.terminal:
-        console.print(table)
+        console.print(table, width=None if console.is_terminal else LOG_WIDTH)
     for alarm in files.alarms:
-        console.print(str(alarm), markup=False)
+        console.print(str(alarm), markup=False, highlight=False, soft_wrap=True)
     console.print(f"page: {files.page}", markup=False, soft_wrap=True)
     return 0
 
@@ -163,7 +163,7 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder that may not be written
         status = refuse(InputError(str(error)))
     except KeyboardInterrupt:
-        print("specbench: stopped; the same command with out=<this run's folder> goes on from here", file=sys.stderr)
+        print("specbench: stopped; the same command with out=FOLDER, the folder named above, goes on from here", file=sys.stderr)
         status = 130
     sys.exit(status)
 

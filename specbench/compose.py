@@ -106,20 +106,20 @@ def _check_structure(config: DictConfig) -> None:
     settings = OmegaConf.load(CONF / "config.yaml")
     assert isinstance(settings, DictConfig)
     known = [*GROUPS, *(str(key) for key in settings if key != "defaults")]
-    for key in config:
+    for key in map(str, config):
         if key not in known:
-            raise InputError(f"{key}: no such setting; the nearest is {closest(str(key), known)}")
+            raise InputError(f"{key}: no such setting; the nearest is {closest(key, known)}")
     for key in [*(group for group in GROUPS if group != "experiment"), "sampling"]:
         if not isinstance(config.get(key), DictConfig) or not config[key]:
             raise InputError(f"{key} is empty or no mapping; expected {nearest('', options(key)) or f'{key}.KEY=VALUE'}")
-    for key in config.sampling:
+    for key in map(str, config.sampling):
         if key not in settings.sampling:
-            raise InputError(f"sampling.{key}: no such setting; the nearest is {closest(str(key), list(settings.sampling))}")
+            raise InputError(f"sampling.{key}: no such setting; the nearest is {closest(key, list(settings.sampling))}")
     for key in TARGET:
         if key not in config.target:
             raise InputError(f"target: its YAML has no {key}; expected {', '.join(TARGET)}")
     for group, needed in LISTS.items():
-        for name in config[group]:
+        for name in map(str, config[group]):
             child = config[group]._get_node(name)
             if not isinstance(child, DictConfig) or needed not in child:
                 raise InputError(f"{group}.{name}: expected a mapping with {needed}")
@@ -157,7 +157,7 @@ def closest(given: str, choices: Sequence[str]) -> str:
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:
     found = []
-    for key in (key for key in config if key != "_target_"):
+    for key in (str(key) for key in config if key != "_target_"):
         node = config._get_node(key)
         found.append(f"{prefix}{key}")
         if isinstance(node, DictConfig):

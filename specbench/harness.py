@@ -1,6 +1,7 @@
 """Runs a schedule: warm-up, repeats, resume, records to disk. Knows no method and no task by name."""
 
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,9 +61,8 @@ class Harness:
 
     def go(self) -> None:
         """Run what is missing: trials already in the run directory are kept, except those of a warm arm's broken repeat."""
-        turns = sum(len(question.turns) for question in self.questions)
-        wanted = turns * self.schedule.repeats * len(self.arms)
-        self.finished = self._kept(turns)
+        wanted = len(self._turns()) * self.schedule.repeats * len(self.arms)
+        self.finished = self._kept()
         self._noted = {(prompt.question_id, prompt.turn, prompt.sha256) for prompt in self.run.prompts()}
         self.watcher.begin(self.run.path, wanted, len(self.finished))
         if len(self.finished) < wanted:
@@ -73,19 +73,19 @@ class Harness:
             for block in blocks(self.questions, self.arms, repeat, self.schedule.seed):
                 self._run(block)
 
-    def _kept(self, turns: int) -> dict[TrialKey, Trial]:
+    def _kept(self) -> dict[TrialKey, Trial]:
         """What is on disk and belongs to this schedule. A warm arm's repeat must have gone through in one process."""
         done = {trial.key: trial for trial in self.run.trials()}
-        kept = {}
-        for arm in self.arms:
-            for repeat in range(self.schedule.repeats):
-                keys = [
-                    (arm.label, repeat, question.id, turn) for question in self.questions for turn in range(len(question.turns))
-                ]
-                there = [key for key in keys if key in done]
-                if arm.state == "cold" or len(there) == turns:
-                    kept.update({key: done[key] for key in there})
+        kept: dict[TrialKey, Trial] = {}
+        for arm, repeat in product(self.arms, range(self.schedule.repeats)):
+            keys: list[TrialKey] = [(arm.label, repeat, question, turn) for question, turn in self._turns()]
+            there = {key: done[key] for key in keys if key in done}
+            if arm.state == "cold" or len(there) == len(keys):
+                kept |= there
         return kept
+
+    def _turns(self) -> list[tuple[QuestionId, int]]:
+        return [(question.id, turn) for question in self.questions for turn in range(len(question.turns))]
 
     def _warm_up(self) -> None:
         """Each task's longest first prompt through every arm, a few tokens each: the shapes and the memory of the run."""

@@ -73,7 +73,7 @@ def _pretrained(
     if path is None:
         raise InputError("target.path is missing: a hub id or a folder")
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             _place(path),
             revision=revision,
             dtype=dtype,
@@ -86,6 +86,7 @@ def _pretrained(
         raise InputError(f"no model at {path}: its .bin file holds more than plain tensors, which is never executed") from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"no model at {path}: {_first_line(error)}") from None
+    model, found = loaded
     if wrong := _misfits(model, found):
         raise InputError(f"the checkpoint at {path} does not fit its config: {wrong}")
     return model

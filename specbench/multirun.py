@@ -22,7 +22,7 @@ from specbench.run import check_values, execute
 
 
 def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list[Path]]:
-    """Run every combination; the folder of the sweep and the run directories in it. All configs are checked before the first job."""
+    """Run every combination, all checked before the first; the folder of the sweep and the run directories in it."""
     with explained(overrides, config_dir):
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     for job in _jobs(parsed):

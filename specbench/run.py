@@ -1,8 +1,6 @@
 """The composition root: a resolved config becomes a suite, a target, methods, engines and a harness. Only here config is read."""
 
-import time
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,10 @@ import torch
 import transformers.utils.logging as transformers_logging
 from jinja2 import TemplateError
 from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
 
-from specbench.build import built, check
+from specbench.build import built, check, check_types
+from specbench.continuation import open_run, run_directory
 from specbench.decoding.loop import Sampling
 from specbench.engine.base import Engine
 from specbench.errors import InputError, one_line
@@ -22,7 +22,6 @@ from specbench.metrics import BASELINE
 from specbench.models import load_model, load_tokenizer
 from specbench.prompts import render
 from specbench.provenance import fingerprint, provenance
-from specbench.records import RunDirectory
 from specbench.report import write_summary
 from specbench.schedule import Schedule, arms_of
 from specbench.zoo.tokenizer import build_tokenizer
@@ -31,14 +30,13 @@ from tasks.suite import Suite
 
 CONTEXTS = ("reference", "own")
 LOADING = ("path", "revision", "weights", "config", "dtype", "device", "device_map", "trust_remote_code")
-SAME = ("dtype", "suite_sha256", "target_sha256", "draft_sha256")  # of run.json: what an extension must share
 
 
 def execute(config: DictConfig, watcher: Watcher) -> Path:
     """One job: check everything cheap, load, run what is missing; the run directory. Raises InputError."""
     quiet()
     check_values(config)
-    run = directory_of(config)
+    run = run_directory(config.out, config.target.name, plain_config(config))
     suite: Suite = built(config.suite)
     questions = questions_of(suite, [task.name for task in config.task.values()], config.limit, config.seed)
     if config.threads is not None:
@@ -50,7 +48,7 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     for engine in engines.values():
         engine.open(target.model, drafters)
     arms = arms_of(engines, [BASELINE, *(label for label in drafters if label != BASELINE)])
-    write_heads(run, config, target, suite)
+    open_run(run, plain_config(config), provenance(target.model.device) | prints(config, target, suite))
     sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids, seed=config.seed)
     schedule = Schedule(config.repeats, config.seed, config.context, sampling)
     Harness(run, target, suite, questions, arms, schedule, watcher).go()
@@ -75,6 +73,7 @@ def check_values(config: DictConfig) -> None:
             raise InputError(f"{name}={given}: expected {expected}")
     if config.context not in CONTEXTS:
         raise InputError(f"context={config.context}: expected {nearest(config.context, CONTEXTS)}")
+    check_types(load_model, {key: config.target[key] for key in LOADING}, "target")
     check(config.suite, "suite")
     for group in ("method", "engine"):
         for label, settings in config[group].items():
@@ -95,23 +94,9 @@ def _rules() -> dict[str, tuple[Callable[[Any], bool], str]]:
         "sampling.max_new_tokens": (whole, "a whole number, at least 1"),
         "sampling.temperature": (lambda value: value == 0, "0: only greedy decoding is built so far"),
         "target.name": (lambda value: isinstance(value, str), "a name"),
+        "target.format": (lambda value: isinstance(value, str), "a chat format"),
+        "target.draft": (lambda value: value is None or isinstance(value, DictConfig), "a mapping with path, or null"),
     }
-
-
-def directory_of(config: DictConfig) -> RunDirectory:
-    """The run directory, new or fit to be continued. Raises InputError when it holds another config's run."""
-    run = RunDirectory(Path(config.out).expanduser() if config.out else _unused(config.target.name))
-    if run.is_run():
-        _check_same(run, plain_config(config))
-    elif run.path.exists() and (not run.path.is_dir() or any(path.name[0] != "." for path in run.path.iterdir())):
-        raise InputError(f"out={run.path}: expected a run's folder or an empty or new one")
-    return run
-
-
-def _unused(name: str) -> Path:
-    stamp = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    numbered = (Path("results") / (f"{stamp}-{number}" if number > 1 else stamp) for number in count(1))
-    return next(path for path in numbered if not path.exists())
 
 
 def plain_config(config: DictConfig) -> dict[str, Any]:
@@ -128,33 +113,6 @@ def _without_home(value: Any) -> Any:
         return [_without_home(inner) for inner in value]
     home = f"{Path.home()}/"
     return f"~/{value.removeprefix(home)}" if isinstance(value, str) and value.startswith(home) else value
-
-
-def _check_same(run: RunDirectory, new: dict[str, Any]) -> None:
-    """A run may be extended by more methods, further engines or repeats, never by another config."""
-    old = run.config()
-    for key in sorted((old.keys() | new.keys()) - {"repeats"}):
-        before, now = old.get(key), new.get(key)
-        if key in ("method", "engine") and isinstance(before, dict) and isinstance(now, dict):
-            if key == "engine" and next(iter(before), None) != next(iter(now)):
-                raise _another(run, "first engine", next(iter(before), None), next(iter(now)))
-            shared = before.keys() & now.keys()
-            before, now = ({name: value[name] for name in shared} for value in (before, now))
-        if before != now:
-            raise _another(run, *_difference(key, before, now))
-
-
-def _difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
-    """The first setting inside that differs: its dotted name and both values."""
-    if not isinstance(before, dict) or not isinstance(now, dict):
-        return key, before, now
-    inner = next(name for name in [*before, *now] if before.get(name) != now.get(name))
-    return _difference(f"{key}.{inner}", before.get(inner), now.get(inner))
-
-
-def _another(run: RunDirectory, what: str, before: Any, now: Any) -> InputError:
-    values = (f"{text[:77]}..." if len(text) > 80 else text for text in (str(before), str(now)))
-    return InputError("out={} holds another run: its {} is {}, here {}; choose another out".format(run.path, what, *values))
 
 
 def questions_of(suite: Suite, tasks: list[str], limit: int | None, seed: int) -> list[Question]:
@@ -175,16 +133,22 @@ def target_of(settings: DictConfig) -> Target:
     shape, shapes = plain["shape"], plain.get("shapes") or {}
     if shape is not None and shape not in shapes:
         raise InputError(f"target.shape={shape}: {plain['name']} has {nearest(shape, list(shapes)) or 'no shapes'}")
-    if plain["weights"] == "random":
-        tokenizer, chat = build_tokenizer(), "template"
-    else:
-        tokenizer, chat = load_tokenizer(plain["path"], plain["revision"], plain["trust_remote_code"]), plain["format"]
+    tokenizer, chat = _tokenizer(plain)
     try:
         render(chat, [("Hello", None)], tokenizer)
     except TemplateError as error:
         raise InputError(f"the chat template of {plain['path']}: {one_line(error)}") from None
     model = load_model(**{key: plain[key] for key in LOADING}, shape=shapes[shape] if shape else None)
     return Target(plain["name"], model, tokenizer, chat)
+
+
+def _tokenizer(settings: dict[Any, Any]) -> tuple[PreTrainedTokenizerBase, str]:
+    """Tokenizer and chat format; random weights have none of their own and take the embedded ones."""
+    if settings["weights"] == "random":
+        return build_tokenizer(), "template"
+    if settings["path"] is None:
+        raise InputError("target.path=null: expected a hub id or a folder")
+    return load_tokenizer(settings["path"], settings["revision"], settings["trust_remote_code"]), settings["format"]
 
 
 def check_prompts(questions: list[Question], target: Target) -> None:
@@ -204,40 +168,10 @@ def check_prompts(questions: list[Question], target: Target) -> None:
             raise InputError(f"task {task}: {reason}; tasks that fit: {', '.join(fitting) or 'none'}")
 
 
-def write_heads(run: RunDirectory, config: DictConfig, target: Target, suite: Suite) -> None:
-    """config.yaml and run.json, on disk before the first trial; of a run that goes on, what it must share is compared."""
-    about = provenance(target.model.device) | {"dtype": str(target.model.dtype).removeprefix("torch.")} | _prints(config, suite)
-    started = (run.path / "run.json").is_file()
-    if started:
-        _check_same_place(run, about)
-    run.repair()
-    run.write_config(_merged(run, plain_config(config)))
-    if not started:
-        run.write_provenance(about)
-
-
-def _prints(config: DictConfig, suite: Suite) -> dict[str, Any]:
+def prints(config: DictConfig, target: Target, suite: Suite) -> dict[str, Any]:
+    """What run.json adds to its provenance: the dtype and the fingerprints of data and weights."""
     models = {"target_sha256": config.target, "draft_sha256": config.target.draft or {}}
     read = {name: model for name, model in models.items() if model.get("path") and config.target.weights != "random"}
-    prints = {name: fingerprint(Path(model["path"]).expanduser(), model.get("revision")) for name, model in read.items()}
-    return {"suite_sha256": suite.fingerprint, **dict.fromkeys(models), **prints}
-
-
-def _check_same_place(run: RunDirectory, now: dict[str, Any]) -> None:
-    """Trials on two devices, or of two weights, cannot stand in one table."""
-    before = run.provenance()
-    for key in SAME:
-        if before.get(key) not in (None, now[key]):
-            raise _another(run, key, before.get(key), now[key])
-    devices = [(about.get("device") or {}).get("name") for about in (before, now)]
-    if devices[0] != devices[1]:
-        raise _another(run, "device", *devices)
-
-
-def _merged(run: RunDirectory, new: dict[str, Any]) -> dict[str, Any]:
-    """What config.yaml says after an extension: every method and engine that ever ran here, the most repeats."""
-    if not run.is_run():
-        return new
-    old = run.config()
-    wider = {key: {**old.get(key, {}), **new[key]} for key in ("method", "engine")}
-    return {**new, **wider, "repeats": max(old["repeats"], new["repeats"])}
+    found = {name: fingerprint(Path(model["path"]).expanduser(), model.get("revision")) for name, model in read.items()}
+    dtype = str(target.model.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "suite_sha256": suite.fingerprint, **dict.fromkeys(models), **found}

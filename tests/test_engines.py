@@ -9,14 +9,14 @@ import torch
 
 from specbench import run as runs
 from specbench.compose import composed
-from specbench.decoding.loop import CapacityError, Generation, Sampling
+from specbench.decoding.loop import CapacityError, Sampling
 from specbench.engine.hf import TransformersGenerate
 from specbench.engine.native import Native
 from specbench.errors import InputError
 from specbench.schedule import arms_of
 from tests.methods_under_test import drafter_of, target_of
 from tests.test_prompts import CHAT, byte_tokenizer
-from tests.tiny import SHAPE, prompts, tiny_language_model
+from tests.tiny import SHAPE, prompts
 
 LABELS = ["autoregressive", "pld", "sps"]
 METHODS = {
@@ -147,7 +147,3 @@ def test_records_of_the_peer_leave_the_steps_null(tmp_path: Path, monkeypatch: p
         unseen = [row[name] for name in [*PER_STEP, "steps", "target_forwards", "draft_forwards", "prefill_s"]]
         seen = not row["method"].endswith("@hf")
         assert all((value is not None) == seen for value in unseen) and row["decode_s"] > 0
-
-
-def test_a_generation_of_another_engine_says_so() -> None:
-    assert Generation().sees_steps and tiny_language_model("llama", layers=1).eos_ids == (1,)

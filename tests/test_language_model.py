@@ -76,13 +76,13 @@ def tree(rng: random.Random, nodes: int) -> DraftTree:
 
 
 def decode_randomly(target: LanguageModel, prompts: list[list[int]], shapes: list[Callable], seed: int) -> None:
-    """Rounds of one random tree per row, a random path of it committed: branched ones move KV entries."""
+    """Rounds of one random tree per row, then a path of it is committed: a branched one moves KV entries."""
     rng, store, committed = random.Random(seed), prefilled(target, prompts), [list(prompt) for prompt in prompts]
     for shape in shapes:
         trees = [shape(rng, rng.randint(1, 9)) for _ in prompts]
         for row, (made, logits) in enumerate(zip(trees, forward(target, store, trees), strict=True)):
             check_nodes(target, committed[row], made, logits)
-            path = way(made, rng.randrange(len(made)))
+            path = way(made, rng.randrange(len(made)) if made.linear else len(made) - 1)
             store.keep(row, path)
             committed[row] += made.tokens[path].tolist()
 
@@ -98,6 +98,12 @@ def test_tree_logits_equal_sequential_ones(architecture: str, length: int) -> No
 def test_sequences_of_different_lengths_side_by_side(architecture: str) -> None:
     rng, target = random.Random(2), tiny_language_model(architecture, LAYERS)
     decode_randomly(target, [words(rng, n) for n in (SHORT, 23, LONG)], [tree, chain, tree], seed=3)
+
+
+@every_architecture
+def test_a_branched_tree_may_be_the_first_thing_a_store_sees(architecture: str) -> None:
+    target, made = tiny_language_model(architecture, LAYERS), tree(random.Random(7), 8)
+    check_nodes(target, [], made, forward(target, target.store(8), [made])[0])
 
 
 def test_the_architectures_cover_what_differs_between_families() -> None:

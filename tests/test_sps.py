@@ -208,11 +208,41 @@ def test_the_budget_cuts_the_draft() -> None:
     assert (out.drafted, out.draft_forwards) == ([5, 0], 5), "1 + 6 + 1 = 8: the last token needs no draft"
 
 
-# --- mistakes
+# --- vocabularies
 
 
-def test_another_vocabulary_is_refused() -> None:
-    other = type(tiny_model("llama", layers=1).config)(**{**SHAPE, "vocab_size": 64}, num_hidden_layers=1)
-    draft = LanguageModel(type(tiny_model("llama", layers=1))(other).double())
-    with pytest.raises(InputError, match=f"the draft model has 64 tokens, the target {VOCABULARY}"):
-        watched(draft).bind(target_of("llama"))
+def with_vocabulary(rows: int) -> LanguageModel:
+    """The tiny Llama with another number of embedding rows, the shared ones perturbed alike."""
+    model, given = tiny_model("llama", layers=2), dict(draft_model_of("llama", CLOSE).model.state_dict())
+    other = type(model)(type(model.config)(**{**SHAPE, "vocab_size": rows}, num_hidden_layers=2)).double()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        resized = other.state_dict()[name]
+        resized[: len(given[name])] = given[name][:rows]
+        given[name] = resized
+    other.load_state_dict(given)
+    return LanguageModel(other)
+
+
+@pytest.mark.parametrize("rows", [VOCABULARY - 1, VOCABULARY + 1], ids=["one row less", "one row more"])
+def test_vocabularies_may_be_padded_differently(rows: int) -> None:
+    drafter, last = watched(with_vocabulary(rows), draft_tokens=4), VOCABULARY - 1
+    for ids in [torch.tensor([5, last, 6, last]), *prompts(2, seed=3)]:
+        run(drafter, target_of("llama"), [ids])
+        for step in drafter.steps:
+            assert step.draft == padded_greedy(drafter.model, step.committed, len(step.draft))
+
+
+def padded_greedy(draft: LanguageModel, tokens: list[int], count: int) -> list[int]:
+    """Only the target's tokens are drafted; one that the draft model lacks is read as its last."""
+    drafted: list[int] = []
+    with draft.lent() as model:
+        for _ in range(count):
+            known = torch.tensor([min(token, draft.vocabulary - 1) for token in tokens + drafted])
+            drafted.append(int(model(input_ids=known[None], use_cache=False).logits[0, -1, :VOCABULARY].argmax()))
+    return drafted
+
+
+@pytest.mark.parametrize("rows", [64, VOCABULARY - 2, VOCABULARY + 2])
+def test_another_vocabulary_is_refused(rows: int) -> None:
+    with pytest.raises(InputError, match=rf"\b{rows} tokens.*\b{VOCABULARY}\b"):
+        watched(with_vocabulary(rows)).bind(target_of("llama"))

@@ -28,7 +28,11 @@ def tokens_and_labels(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _pool(
-    streams: dict[str, Iterator[Dialogue]], tokenizer: PreTrainedTokenizerBase, rng: random.Random, drills: Mapping[str, float], count: int
+    streams: dict[str, Iterator[Dialogue]],
+    tokenizer: PreTrainedTokenizerBase,
+    rng: random.Random,
+    drills: Mapping[str, float],
+    count: int,
 ) -> list:
     shares = {task: share * (1 - sum(drills.values())) for task, share in SHARES.items()} | dict(drills)
     tasks = rng.choices(list(shares), weights=list(shares.values()), k=count)

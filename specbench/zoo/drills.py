@@ -1,4 +1,4 @@
-"""Short exercises that teach the target's circuits early: copying, word-by-word translation, the tables of arithmetic, the world's facts."""
+"""Short exercises that teach early: copying, word-by-word translation, the tables of arithmetic, the world's facts."""
 
 import random
 from collections.abc import Iterator

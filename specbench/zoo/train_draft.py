@@ -2,8 +2,8 @@
 
     python -m specbench.zoo.train_draft TARGET OUT [--minutes M]
 
-The target reads each training dialogue and the draft model learns its distribution at every answer token (Kullback-Leibler
-divergence) beside the token itself. OUT receives the same files as the target's recipe writes.
+It first reads the training dialogues alone; then the target reads along, and the draft model learns its distribution at every
+answer token (Kullback-Leibler divergence) beside the token itself. OUT receives the same files as the target's recipe writes.
 """
 
 import argparse
@@ -23,23 +23,33 @@ SEED = 12
 TOKENS = 4096
 MATRIX_RATE, VECTOR_RATE = 0.01, 3e-3
 DISTILLED = 0.7  # share of the divergence in the loss
+ALONE = 0.5  # of the time, before the target joins as teacher
 
 
-def draft_loss(draft: LlamaForCausalLM, target: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
-    """Divergence from the target's distribution and cross-entropy with the text, over answer tokens, in nats."""
+def draft_loss(draft: LlamaForCausalLM, target: LlamaForCausalLM | None, ids: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with the text over answer tokens and, given a target, divergence from its distribution; in nats."""
     wanted = labels[:, 1:] != -100
+    guess = _log_probabilities(draft, ids, wanted)
+    text = nn.functional.nll_loss(guess, labels[:, 1:][wanted])
+    if target is None:
+        return text
     with torch.no_grad():
-        taught = target.lm_head(target.model(ids, use_cache=False).last_hidden_state[:, :-1][wanted]).log_softmax(-1)
-    guess = draft.lm_head(draft.model(ids, use_cache=False).last_hidden_state[:, :-1][wanted]).log_softmax(-1)
+        taught = _log_probabilities(target, ids, wanted)
     divergence = nn.functional.kl_div(guess, taught, log_target=True, reduction="batchmean")
-    return DISTILLED * divergence + (1 - DISTILLED) * nn.functional.nll_loss(guess, labels[:, 1:][wanted])
+    return DISTILLED * divergence + (1 - DISTILLED) * text
+
+
+def _log_probabilities(model: LlamaForCausalLM, ids: Tensor, wanted: Tensor) -> Tensor:
+    """(answer tokens, V) float32."""
+    hidden = model.model(ids, use_cache=False).last_hidden_state  # (B, T, H)
+    return model.lm_head(hidden[:, :-1][wanted]).log_softmax(-1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--minutes", type=float, default=9)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
@@ -49,7 +59,7 @@ def main() -> None:
     draft = LlamaForCausalLM(target_config(layers=2, hidden=128, intermediate=320, heads=2))
     install(draft, SEED)
     train(draft, target, tokenizer, options.minutes * 60, options.out)
-    draft.save_pretrained(options.out)
+    draft.half().save_pretrained(options.out)
 
 
 def train(draft: LlamaForCausalLM, target: LlamaForCausalLM, tokenizer, seconds: float, out: Path) -> None:  # type: ignore[no-untyped-def]
@@ -62,7 +72,7 @@ def train(draft: LlamaForCausalLM, target: LlamaForCausalLM, tokenizer, seconds:
             return
         for group, peak in groups:
             group["lr"] = peak * rate(elapsed / seconds, final=True)
-        loss = draft_loss(draft, target, ids, labels)
+        loss = draft_loss(draft, target if elapsed > ALONE * seconds else None, ids, labels)
         loss.backward()
         nn.utils.clip_grad_norm_(draft.parameters(), 1.0)
         for optimizer in pair:

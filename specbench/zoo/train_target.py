@@ -2,7 +2,8 @@
 
     python -m specbench.zoo.train_target OUT [--from-stage N]
 
-OUT receives model.safetensors, config.json, the tokenizer and training_log.jsonl (stage, step, tokens, seconds, loss, and per task loss and accuracy).
+OUT receives model.safetensors, config.json, the tokenizer and training_log.jsonl: a line a minute with stage, step, tokens,
+seconds, loss and, per task, held-out loss and share of answer tokens predicted.
 """
 
 import argparse
@@ -171,6 +172,7 @@ def main() -> None:
             model = deepened(model, target_config(stage.layers))
         train_stage(model, number, tokenizer, options.out)
         model.save_pretrained(options.out)
+    model.half().save_pretrained(options.out)
 
 
 def _fresh() -> LlamaForCausalLM:

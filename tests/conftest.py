@@ -1,0 +1,77 @@
+"""A saved target small enough to run everywhere, and specbench's command line in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from specbench.zoo.tokenizer import build_tokenizer
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class Tiny(NamedTuple):
+    """Folders of a random target and draft model with the embedded tokenizer, and overrides that make a run of them short."""
+
+    target: Path
+    draft: Path
+    tokenizer: PreTrainedTokenizerFast
+
+    def overrides(self, *more: str) -> list[str]:
+        paths = [f"target.path={self.target}", f"target.draft.path={self.draft}", "target.dtype=float32", "threads=1"]
+        return [*paths, "suite.per_task=2", "sampling.max_new_tokens=8", *more]
+
+    def model(self, folder: Path, layers: int = 1, **changes: int) -> Path:
+        """Another saved model beside the same tokenizer."""
+        config = {
+            "vocab_size": 1024,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 2048,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "initializer_range": 0.4,
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(layers)
+            LlamaForCausalLM(LlamaConfig(**{**config, **changes})).save_pretrained(folder)  # type: ignore[arg-type]
+        self.tokenizer.save_pretrained(folder)
+        return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    root = tmp_path_factory.mktemp("tiny")
+    made = Tiny(root / "target", root / "draft", build_tokenizer())
+    made.model(made.target, layers=2)
+    made.model(made.draft, layers=1)
+    return made
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """cli("run", "limit=3"): exit status and what was printed; relative paths lie in tmp_path."""
+    from specbench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["specbench", *argv])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        said = capfd.readouterr()
+        return Outcome(int(exit_.value.code or 0), said.out, said.err)
+
+    return call

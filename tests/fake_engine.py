@@ -1,0 +1,119 @@
+"""An engine that says what it was told to, a tokenizer of bytes and a suite that scores: the harness without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from specbench.decoding.loop import Generation, Sampling
+from specbench.engine.base import Engine
+from specbench.harness import Harness, Target
+from specbench.records import RunDirectory, Trial
+from specbench.schedule import Arm, Schedule
+from tasks.question import Question
+from tasks.suite import Suite
+
+Answers = Callable[[str, list[int]], str]
+
+
+class ByteTokenizer:
+    """One token a byte; nothing is special."""
+
+    bos_token_id = None
+
+    def __call__(self, text: str) -> Any:
+        return SimpleNamespace(input_ids=list(text.encode()))
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        return bytes(ids).decode()
+
+
+class FakeEngine(Engine):
+    """answers: (method, prompt) -> text, or raises. `log` keeps what was asked, prompts as text, warm-ups apart."""
+
+    def __init__(self, answers: Answers, warm: Sequence[str] = ()) -> None:
+        self.answers, self.warm = answers, warm
+        self.log: list[tuple[str, str]] = []
+        self.warm_ups: list[str] = []
+        self.warming = True
+
+    def open(self, target: Any, drafters: Any) -> None:
+        pass
+
+    def has(self, label: str) -> bool:
+        return True
+
+    def outlives(self, label: str) -> str:
+        return "run" if label in self.warm else "turn"
+
+    def reset(self, label: str) -> None:
+        self.warming = False
+        self.log.append((label, "RESET"))
+
+    def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
+        text = bytes(prompt).decode()
+        self.warm_ups.append(label) if self.warming else self.log.append((label, text))
+        ids = list(self.answers(label, prompt).encode())
+        steps = len(ids) - 1
+        zeros, ones = [0] * steps, [1] * steps
+        return Generation(ids, "eos", zeros, ones, zeros, zeros, ones, prefill_s=0.25, decode_s=0.5)
+
+
+class FakeSuite(Suite):
+    name, fingerprint = "fake-suite", "0"
+
+    def questions(self) -> list[Question]:
+        return []
+
+    def score(self, question: Question, turn: int, text: str) -> float | None:
+        return float(text.startswith("autoregressive"))
+
+
+class Quiet:
+    """A watcher that counts."""
+
+    def __init__(self) -> None:
+        self.began: list[tuple[int, int]] = []
+        self.trials: list[Trial] = []
+
+    def begin(self, run: Path, total: int, done: int) -> None:
+        self.began.append((total, done))
+
+    def warming(self, label: str) -> None:
+        pass
+
+    def trial(self, trial: Trial) -> None:
+        self.trials.append(trial)
+
+
+QUESTIONS = [
+    Question("q1", "mt_bench", "writing", ("first?", "second?")),
+    Question("q2", "qa", "qa", ("only?",)),
+    Question("q3", "qa", "qa", ("other?",)),
+]
+METHODS = ("autoregressive", "pld", "sps")
+
+
+def harness(
+    folder: Path,
+    engine: FakeEngine,
+    methods: Sequence[str] = METHODS,
+    questions: Sequence[Question] = QUESTIONS,
+    repeats: int = 2,
+    seed: int = 0,
+    context: str = "reference",
+) -> Harness:
+    """A harness over the fake engine; the run directory is there already."""
+    run = RunDirectory(folder)
+    if not run.is_run():
+        run.write_config({})
+        run.write_provenance({})
+    model: Any = SimpleNamespace(device=torch.device("cpu"))
+    target = Target("fake", model, ByteTokenizer(), "plain")  # type: ignore[arg-type]
+    arms = [Arm(method, method, engine) for method in methods]
+    schedule = Schedule(repeats, seed, context, Sampling(max_new_tokens=8))
+    return Harness(run, target, FakeSuite(), list(questions), arms, schedule, Quiet())

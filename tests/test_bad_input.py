@@ -1,0 +1,282 @@
+"""What a user's mistake gets: exit status 2, one line on stderr with the nearest valid choice, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from specbench.compose import composed
+from specbench.run import execute
+from tests.conftest import Outcome, Tiny
+from tests.fake_engine import Quiet
+
+Cli = Callable[..., Outcome]
+Refuse = Callable[..., str]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def refuse(cli: Cli, tmp_path: Path) -> Refuse:
+    """The one line that a command is refused with; that nothing was changed is checked as well."""
+
+    def call(*argv: str) -> str:
+        before = contents(tmp_path)
+        status, out, err = cli(*argv)
+        assert status == 2 and out == "", (status, out, err)
+        assert err.startswith("specbench: ") and err.count("\n") == 1 and err.endswith("\n"), err
+        assert contents(tmp_path) == before, "nothing is written"
+        return err.removeprefix("specbench: ").rstrip()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["rnu"], "rnu: no such command; there is run, "),
+        (["report"], "specbench report: the following arguments are required: RUN; see specbench report --help"),
+        (["report", "nowhere"], "nowhere is not a run directory: it has no config.yaml"),
+        (["report", ".", "--ot", "x"], "specbench report: "),
+        (["list", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
+        (["run", "limit"], "limit: expected KEY=VALUE, such as limit=10"),
+        (["run", "pld"], "pld: expected KEY=VALUE, such as method=[pld]"),
+        (["run", "=3"], "=3: expected KEY=VALUE"),
+        (["run", "--confg-dir=x"], "specbench run: unrecognized arguments: --confg-dir=x; see specbench run --help"),
+        (["run", "method=pld", "--config-dir", "nowhere", "limit=3"], "--config-dir nowhere: no such folder"),
+        (["run", "method=pdl"], "method=pdl: no such method; there is pld, "),
+        (["run", "limt=3"], "limt: no such setting; the nearest is limit"),
+        (["run", "repeats=0"], "repeats=0: expected a whole number, at least 1"),
+        (["cost", "target=vicuna_7"], "target=vicuna_7: no such target; there is vicuna_7b, "),
+        (["run", "-m", "method=pld,pdl"], "method=pdl: no such method; there is pld, "),
+        (["run", "-m", "limit=1,0"], "limit=0: expected a number of questions"),
+        (["run", "-m", "limt=1,2"], "limt: no such setting; the nearest is limit"),
+        (["run", "-m", "method=[pld,sps"], "method=[pld,sps: not an override"),
+        (["run", "-m", "limit=1,2", "out=a,b"], "out=a,b: expected one folder; each job of -m gets its own inside"),
+        (["run", "-m", "limit=1,2", "hydra/launcher=slurm"], "hydra/launcher=slurm: no such hydra/launcher; there is basic"),
+    ],
+)
+def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> None:
+    assert expected in refuse(*argv)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["target.path=/nowhere/at/all"], "no model at /nowhere/at/all: no such folder"),
+        (["target.path=null"], "target.path=null: expected a hub id or a folder"),
+        (["target.shape=10m"], "target.shape=10m: mini has 100m"),
+        (["target.dtype=bloat16"], "dtype=bloat16: on cpu expected bfloat16, "),
+        (["target.device=cdua"], "device=cdua: not on this machine; expected "),
+        (["target.device=cuda:99"], "device=cuda:99: not on this machine; expected "),
+        (["target.format=vicnua"], "unknown target.format 'vicnua', did you mean 'vicuna'?"),
+        (["target.weights=randm"], "weights=randm: expected pretrained or random"),
+        (["target.weights=random"], "weights=random needs target.config, the model's architecture"),
+        (
+            ["target.shape=100m", "target.shapes={100m: {hidden_size: 8, intermediate_size: 8, num_attention_heads: 1}}"],
+            "shape: ",
+        ),
+        (["suite=jsonl", "~suite.per_task"], "suite.per_task"),
+        (["suite.per_task=0"], "suite mini has no question of task qa; it has none at all"),
+        (
+            ["engine=hf", "method=pld_spec_bench"],
+            "engine hf has no method pld_spec_bench; of the chosen ones it has autoregressive",
+        ),
+        (["method=[sps]", "target.draft=null"], "this target names no draft model: set target.draft.path"),
+        (["method=[sps]", "target.draft.path=/nowhere/at/all"], "no model at /nowhere/at/all: no such folder"),
+    ],
+)
+def test_what_a_run_is_made_of(refuse: Refuse, tiny: Tiny, overrides: list[str], expected: str) -> None:
+    given = ["task=qa", "method=[]", "out=results/x", *tiny.overrides()]
+    assert expected in refuse("run", *given, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("lines", "task", "expected"),
+    [
+        (None, "qa", "questions.jsonl: cannot be read"),
+        (['{"question_id": 1, "category": "qa", "turns": ["?"]}', "{"], "qa", "questions.jsonl:2: not valid JSON"),
+        (['{"question_id": 1, "category": "qa"}'], "qa", "questions.jsonl:1: field 'turns' is missing"),
+        (
+            ['{"question_id": 1, "category": "qa", "turns": ["?"]}'] * 2,
+            "qa",
+            "questions.jsonl:2: question_id '1' is already used",
+        ),
+        (['{"question_id": 1, "category": "qa", "turns": [" "]}'], "qa", "questions.jsonl:1: turn 1 is empty"),
+        (['{"question_id": 1, "category": "qa", "turns": ["?"]}'], "rag", "suite jsonl has no question of task rag; it has qa"),
+    ],
+)
+def test_questions(refuse: Refuse, tmp_path: Path, lines: list[str] | None, task: str, expected: str) -> None:
+    if lines is not None:
+        (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    assert expected in refuse("run", "suite=jsonl", "suite.path=questions.jsonl", f"task={task}", "method=[]", "out=results/x")
+    assert "suite jsonl needs a questions file: give suite.path=FILE" in refuse("run", "suite=jsonl", "method=[]")
+
+
+def tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def renamed(folder: Path) -> None:
+    tensors(folder, lambda weights: weights.update({"model.norm.wait": weights.pop("model.norm.weight")}))
+
+
+def misshapen(folder: Path) -> None:
+    tensors(folder, lambda weights: weights.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(40, 32)}))
+
+
+def too_many(folder: Path) -> None:
+    more = {f"model.layers.{layer}.mlp.up_proj.weight": torch.zeros(48, 32) for layer in range(2, 7)}
+    tensors(folder, lambda weights: weights.update(more))
+
+
+def torn(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+class Malicious:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch '{self.mark}'",)
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Malicious(folder / "executed")}, folder / "pytorch_model.bin")
+
+
+def changed(folder: Path, file: str, **changes: object) -> None:
+    (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **changes}))
+
+
+def own_code(folder: Path) -> None:
+    changed(folder, "config.json", model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    (folder / "own.py").write_text(f"open({str(folder / 'executed')!r}, 'w')\n")
+
+
+def empty(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+BROKEN: Mapping[str, tuple[Callable[[Path], None], str]] = {
+    "renamed": (
+        renamed,
+        "does not fit its config: missing: model.norm.weight, expected (32,); not in the model: model.norm.wait",
+    ),
+    "misshapen": (misshapen, "misshapen: model.layers.1.mlp.up_proj.weight is (40, 32), expected (48, 32)"),
+    "too-many": (too_many, "not in the model: model.layers.2.mlp.up_proj.weight, model.layers.3"),
+    "torn": (torn, "no model at "),
+    "pointer": (pointer, "no model at "),
+    "pickled": (pickled, "its .bin file holds more than plain tensors, which is never executed"),
+    "own-code": (own_code, "custom code"),
+    "empty": (empty, "no file named model.safetensors"),
+    "no-config": (lambda folder: (folder / "config.json").unlink(), "Unrecognized model"),
+    "other-kind": (lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'), "T5Config"),
+    "tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer at "),
+    "template": (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), "the chat template of "),
+    "no-template": (lambda folder: (folder / "chat_template.jinja").unlink(), "try target.format=plain"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_checkpoints(refuse: Refuse, tiny: Tiny, tmp_path: Path, name: str) -> None:
+    spoil, expected = BROKEN[name]
+    folder = Path(shutil.copytree(tiny.target, tmp_path / name))
+    spoil(folder)
+    said = refuse("run", *tiny.overrides("task=qa", "method=[]", "out=results/x", f"target.path={folder}"))
+    assert expected in said and len(said) < 600
+    assert not (folder / "executed").exists(), "nothing in a checkpoint is ever executed"
+
+
+def test_a_bin_of_plain_tensors_is_read(cli: Cli, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specbench.cli._report", lambda runs, out: 0)
+    folder = Path(shutil.copytree(tiny.target, tmp_path / "plain"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    done = cli("run", *tiny.overrides("task=qa", "method=[]", "limit=1", "repeats=1", f"target.path={folder}"))
+    assert done.status == 0, done.err
+
+
+def test_a_draft_model_of_another_vocabulary(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
+    other = tiny.model(tmp_path / "other", vocab_size=1100)
+    said = refuse("run", *tiny.overrides("task=qa", "method=[sps]", f"target.draft.path={other}", "out=results/x"))
+    assert "1100" in said and "1024" in said and "draft model" in said
+
+
+def test_a_tokenizer_of_another_model(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
+    small = tiny.model(tmp_path / "small", vocab_size=300)
+    said = refuse("run", *tiny.overrides("task=qa", "method=[]", f"target.path={small}", "out=results/x"))
+    assert said.startswith("the tokenizer gives id ") and "mini has a vocabulary of 300" in said
+
+
+def test_a_task_that_never_fits(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
+    short = tiny.model(tmp_path / "short", max_position_embeddings=16)
+    said = refuse("run", *tiny.overrides("task=[qa,rag]", "method=[]", f"target.path={short}", "out=results/x"))
+    assert said.startswith("task qa: its shortest prompt has ") and "the context of mini 16; tasks that fit: none" in said
+
+
+def test_a_device_that_is_not_there(refuse: Refuse, tiny: Tiny) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    said = refuse("run", *tiny.overrides("task=qa", "method=[]", "target.device=cuda", "out=results/x"))
+    assert said == "device=cuda: not on this machine; expected auto or cpu" or "mps" in said
+
+
+def test_a_folder_that_is_no_run(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("dear")
+    for out in ("letters", "letters/dear.txt"):
+        said = refuse("run", *tiny.overrides("task=qa", "method=[]", f"out={out}"))
+        assert said == f"out={out}: expected a run's folder, an empty one or a new one"
+
+
+def test_a_folder_that_holds_another_run(refuse: Refuse, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused for every setting that changes what is measured; not a byte of it changes."""
+    monkeypatch.chdir(tmp_path)
+    command = tiny.overrides("task=qa", "method=[pld]", "limit=1", "repeats=1", "out=run")
+    execute(composed(command), Quiet())
+    other = tiny.model(tmp_path / "other", layers=2, hidden_size=64)
+    for change, expected in {
+        "limit=2": "its limit is 1, here 2",
+        "seed=1": "its seed is 0, here 1",
+        "context=own": "its context is reference, here own",
+        "sampling.max_new_tokens=9": "its sampling.max_new_tokens is 8, here 9",
+        "task=rag": "its task.qa is {",
+        "suite.seed=1": "its suite.seed is 0, here 1",
+        "target.dtype=float64": "its target.dtype is float32, here float64",
+        f"target.path={other}": "its target.path is ",
+        "method.pld.length=3": "its method.pld.length is 10, here 3",
+        "engine=hf": "its first engine is native, here hf",
+        "engine=[hf,native]": "its first engine is native, here hf",
+    }.items():
+        said = refuse("run", *command, change)
+        assert said.startswith("out=run holds another run: ") and expected in said and said.endswith("; choose another out")
+
+
+def test_a_run_whose_weights_were_exchanged(refuse: Refuse, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(shutil.copytree(tiny.target, tmp_path / "model"))
+    command = tiny.overrides("task=qa", "method=[]", "limit=1", "repeats=1", "out=run", f"target.path={folder}")
+    execute(composed(command), Quiet())
+    tensors(folder, lambda weights: weights["model.norm.weight"].mul_(2))
+    assert "out=run holds another run: its target_sha256 is " in refuse("run", *command, "repeats=2")

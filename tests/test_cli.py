@@ -1,0 +1,133 @@
+"""The command line: its help, whole runs of it, methods from elsewhere, sweeps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from specbench import ROOT
+from specbench.records import RunDirectory
+from tests.conftest import Outcome, Tiny
+
+Cli = Callable[..., Outcome]
+
+MINE = """
+from methods.pld import PromptLookup
+
+class Mine(PromptLookup):
+    def __init__(self, length: int) -> None:
+        super().__init__(max_ngram=3, min_ngram=1, length=length, match="last", full=False, filler=7)
+"""
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> list[list[Path]]:
+    """Runs to be reported, instead of their reports."""
+    asked: list[list[Path]] = []
+    monkeypatch.setattr("specbench.cli._report", lambda runs, out: asked.append(runs) or 0)
+    return asked
+
+
+def test_alone_it_says_which_commands_there_are(cli: Cli) -> None:
+    for argv in ([], ["-h"], ["--help"]):
+        status, out, err = cli(*argv)
+        assert status == 0 and err == ""
+        for command in ("run", "report", "cost", "doctor", "list"):
+            assert f"\n  {command} " in out
+
+
+def test_list_says_what_may_be_chosen(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# @package method.mine\n")
+    status, out, _ = cli("list", "--config-dir", str(tmp_path))
+    lines = dict(line.split(": ", 1) for line in out.splitlines())
+    assert status == 0
+    assert {"autoregressive", "mine", "pld", "sps"} <= set(lines["method"].split(", "))
+    assert "mini" in lines["target"] and "hf, native" in lines["engine"] and "rag" in lines["task"] and "jsonl" in lines["suite"]
+
+
+def test_help_of_run_names_every_setting(cli: Cli) -> None:
+    status, out, _ = cli("run", "--help")
+    assert status == 0 and "--config-dir" in out and "--multirun" in out
+    for setting in ("limit", "repeats", "seed", "context", "profile", "threads", "out", "max_new_tokens", "method"):
+        assert f"{setting}:" in out
+
+
+def test_a_run_prints_its_table_and_leaves_its_files(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
+    status, out, err = cli("run", *tiny.overrides("task=[qa,mt_bench]", "repeats=1", "out=results/first"))
+    assert status == 0, err
+    assert "Loading weights" not in out + err and "warn" not in (out + err).lower() and err == ""
+    assert "results/first: 18 turns" in out and "18/18 turns" in out and "page: reports/first/index.html" in out
+    assert (tmp_path / "reports" / "first" / "index.html").is_file()
+    run = RunDirectory(tmp_path / "results" / "first")
+    assert {trial.method for trial in run.trials()} == {"autoregressive", "pld", "sps"} and len(run.trials()) == 18
+    assert {path.name for path in run.path.iterdir()} == {
+        *("config.yaml", "run.json", "prompts.jsonl", "trials.jsonl", "texts.jsonl", "summary.csv"),
+    }
+    assert "out" not in run.config() and run.config()["sampling"]["max_new_tokens"] == 8
+    about = json.loads((run.path / "run.json").read_text())
+    assert about["dtype"] == "float32" and about["target_sha256"] and about["draft_sha256"] and about["suite_sha256"]
+
+
+def test_without_out_no_two_runs_share_a_folder(
+    cli: Cli, tiny: Tiny, tmp_path: Path, no_report: list[list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specbench.continuation.time.strftime", lambda _: "20261120-120000")
+    for _ in range(2):
+        assert cli("run", *tiny.overrides("task=qa", "method=[]", "limit=1", "repeats=1")).status == 0
+    names = [run.name for (run,) in no_report]
+    assert names == ["mini-20261120-120000", "mini-20261120-120000-2"]
+
+
+def test_a_method_from_elsewhere_needs_no_edit_here(cli: Cli, tiny: Tiny, tmp_path: Path, no_report: list[list[Path]]) -> None:
+    """Its YAML names its class, whose file may lie beside: --config-dir can be imported from."""
+    outside = tmp_path / "outside"
+    (outside / "method").mkdir(parents=True)
+    (outside / "elsewhere.py").write_text(MINE)
+    (outside / "method" / "mine.yaml").write_text("# @package method.mine\n_target_: elsewhere.Mine\nlength: 4\n")
+    chosen = ["--config-dir", "outside", "task=qa", "limit=1", "repeats=1"]
+    status, _, err = cli("run", "method=[mine,pld]", *tiny.overrides(*chosen, "out=results/mine"))
+    assert status == 0, err
+    trials = RunDirectory(tmp_path / "results/mine").trials()
+    assert {trial.method for trial in trials} == {"autoregressive", "mine", "pld"} and not any(t.failed for t in trials)
+
+    status, _, err = cli("run", "-m", "method=mine,pld", *tiny.overrides(*chosen, "out=results/sweep"))
+    assert status == 0, err
+    runs = [tmp_path / "results/sweep/method=mine", tmp_path / "results/sweep/method=pld"]
+    assert no_report[-1] == runs
+    for run, method in zip(runs, ("mine", "pld"), strict=True):
+        assert {trial.method for trial in RunDirectory(run).trials()} == {"autoregressive", method}
+    again = cli("run", "-m", "method=mine,pld", *tiny.overrides(*chosen, "out=results/sweep"))
+    assert again.status == 0 and again.out.count("2 of them are there") == 2, "a sweep goes on like a run"
+
+
+def test_ctrl_c_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("specbench.run.execute", stopped)
+    status, _, err = cli("run")
+    assert status == 130 and err.startswith("specbench: stopped; ") and err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "results/x/trials.jsonl")
+
+    monkeypatch.setattr("specbench.run.execute", full)
+    status, _, err = cli("run")
+    assert status == 2 and err.count("\n") == 1 and "No space left on device" in err and "results/x/trials.jsonl" in err
+
+
+def test_the_program_itself_leaves_with_the_status_and_one_line(tmp_path: Path) -> None:
+    """The one test of a real process: nothing that an import or Hydra prints gets past."""
+    command = [sys.executable, "-m", "specbench.cli", "run", "-m", "method=pld,pdl", f"out={tmp_path / 'sweep'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("specbench: method=pdl: no such method; there is pld, ") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

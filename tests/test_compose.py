@@ -1,0 +1,204 @@
+"""Overrides to a config, and every mistake in them to one line; constructors' signatures as the schema of YAMLs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from omegaconf import OmegaConf
+
+from specbench.build import built, check
+from specbench.compose import GROUPS, composed, options
+from specbench.errors import InputError
+from specbench.run import check_values
+
+
+def refusal(*overrides: str, config_dir: Path | None = None) -> str:
+    with pytest.raises(InputError) as error:
+        check_values(composed(overrides, config_dir))
+    return " ".join(str(error.value).split())
+
+
+def test_the_default_is_the_embedded_target_on_all_tasks() -> None:
+    config = composed([])
+    assert config.target.name == "mini" and config.suite["_target_"].endswith("Mini")
+    assert list(config.method) == ["autoregressive", "pld", "sps"] and len(config.task) == 6
+    check_values(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [("pld", {"pld"}), ("[pld,sps_confidence]", {"pld", "sps_confidence"}), ("[]", set())],
+)
+def test_autoregressive_is_always_among_the_methods(given: str, labels: set[str]) -> None:
+    assert set(composed([f"method={given}"]).method) == {"autoregressive", *labels}
+
+
+def test_interpolations_are_filled_in() -> None:
+    config = composed(["target.device=cpu", "profile=true", "method=[sps]"])
+    assert config.method.sps.draft.device == "cpu" and config.engine.native.profile is True
+
+
+@pytest.mark.parametrize("group", [group for group in GROUPS if group != "experiment"])
+def test_every_choice_there_is_can_be_composed(group: str) -> None:
+    for name in options(group):
+        config = composed([f"{group}={name}"])
+        check_values(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("target=mimi", "target=mimi: no such target; there is mini, "),
+        ("method=[pld,spss]", "method=spss: no such method; there is sps, "),
+        ("method=pdl", "method=pdl: no such method; there is pld, "),
+        ("task=[ragg]", "task=ragg: no such task; there is rag, "),
+        ("suite=spec-bench", "suite=spec-bench: no such suite; there is spec_bench, "),
+        ("engine=natvie", "engine=natvie: no such engine; there is native or hf"),
+        ("experiment=foo", "experiment=foo: no such experiment"),
+        ("hydra/launcher=slurm", "hydra/launcher=slurm: no such hydra/launcher; there is "),
+        ("target=[mini,vicuna_7b]", "no such target; there is "),
+        ("target=null", "target=null: no such target; there is "),
+        ("method=null", "method=null: no such method; there is "),
+        ("task=[]", "task is empty or no mapping; expected math_reasoning, "),
+        ("engine=[]", "engine is empty or no mapping; expected hf or native"),
+        ("sampling=3", "sampling is empty or no mapping"),
+        ("method.pld=3", "method.pld: expected a mapping with _target_"),
+        ("limt=3", "limt: no such setting; the nearest is limit"),
+        ("+limt=3", "limt: no such setting; the nearest is limit"),
+        ("+sampling.temprature=1", "sampling.temprature: no such setting; the nearest is temperature"),
+        ("target.dtpe=float32", "target.dtpe: no such setting; the nearest is target.dtype"),
+        ("method.pld.lenght=4", "method.pld.lenght: no such setting; the nearest is method.pld.length"),
+        ("suite.pertask=4", "suite.pertask: no such setting; the nearest is suite.per_task"),
+        ("method=[pld", "method=[pld: not an override"),
+        ("out=a=b", "out=a=b: not an override"),
+        ("method=pld,sps", "method=pld,sps: expected method=[pld,sps] for one run with all of them, or -m for a run of each"),
+        ("limit=1,2", "limit=1,2: expected one value, or -m for a run of each"),
+        ("out=${nothing}", "out: Interpolation key 'nothing' not found"),
+        ("~target.draft", "target: its YAML has no draft"),
+        ("limit=0", "limit=0: expected a number of questions per task, at least 1, or null for all"),
+        ("limit=few", "limit=few: expected a number"),
+        ("repeats=1.5", "repeats=1.5: expected a whole number, at least 1"),
+        ("repeats=null", "repeats=null: expected a whole number"),
+        ("seed=a", "seed=a: expected a whole number"),
+        ("threads=0", "threads=0: expected a whole number, at least 1, or null"),
+        ("profile=perhaps", "profile=perhaps: expected true or false"),
+        ("out=3", "out=3: expected a folder"),
+        ("context=refrence", "context=refrence: expected reference or own"),
+        ("sampling.temperature=0.7", "sampling.temperature=0.7: expected 0"),
+        ("sampling.max_new_tokens=0", "sampling.max_new_tokens=0: expected a whole number, at least 1"),
+        ("+method.pld.size=4", "method.pld.size: methods.pld.PromptLookup takes no size; the nearest is filler"),
+        ("~method.pld.length", "method.pld: methods.pld.PromptLookup needs length; given: max_ngram, "),
+        ("method.pld.length=ten", "method.pld.length=ten: expected int"),
+        ("method.pld.filler=x", "method.pld.filler=x: expected int or null"),
+        ("method.pld.match=lst", "method.pld.match=lst: expected last or first"),
+        ("method.sps.draft.device=3", "method.sps.draft.device=3: expected str"),
+        ("engine.native.profile=1", "engine.native.profile=1: expected bool"),
+        ("suite.per_task=many", "suite.per_task=many: expected int"),
+        ("method.pld._target_=methods.pld.PromptLokup", "methods.pld has no PromptLokup; the nearest is PromptLookup"),
+        ("method.pld._target_=methods.dlp.PromptLookup", "_target_ methods.dlp.PromptLookup: no module methods.dlp"),
+        ("method.pld._target_=PromptLookup", "method.pld: _target_ PromptLookup: "),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_nearest_choice(override: str, expected: str) -> None:
+    assert expected in refusal(override)
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return folder
+
+
+PLD = "_target_: methods.pld.PromptLookup\nmax_ngram: 3\nmin_ngram: 1\nmatch: last\nfull: false\nfiller: null\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# @package method.mine\n_target_: [x\ny: z\n", "mine.yaml:3: not YAML: "),
+        ("# @package method.mine\n- a\n", "method.mine: expected a mapping with _target_"),
+        ("# @package method.mine\nlength: 4\n", "method.mine: expected a mapping with _target_"),
+        (f"{PLD}length: 4\n", "mine.yaml: expected the first line '# @package method.mine', found none"),
+        (
+            f"# @package method.pld\n{PLD}length: 4\n",
+            "mine.yaml: expected the first line '# @package method.mine', found method.pld",
+        ),
+        (
+            f"# @package method.mine\n{PLD}lenght: 4\n",
+            "method.mine.lenght: methods.pld.PromptLookup takes no lenght; the nearest is length",
+        ),
+        (f"# @package method.mine\n{PLD}length: ???\n", "method.mine.length=???: expected int"),
+        (
+            f"# @package method.mine\n{PLD}length: ${{target.heads}}\n",
+            "method.mine.length: Interpolation key 'target.heads' not found",
+        ),
+        ("# @package method.mine\n_target_: brokenmodule.Mine\n", "_target_ brokenmodule.Mine: SyntaxError: "),
+        ("# @package method.mine\n_target_: importingmodule.Mine\n", "_target_ importingmodule.Mine: no module no_such_package"),
+        (b"# @package method.mine\n\xff\xfe\n", "mine.yaml: cannot be read: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_mistake_in_a_yaml_brought_along_is_named(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    write(tmp_path, "method/mine.yaml", text)
+    write(tmp_path, "brokenmodule.py", "def f(:\n")
+    write(tmp_path, "importingmodule.py", "import no_such_package\n")
+    assert expected in refusal("method=mine", config_dir=tmp_path)
+
+
+def test_a_broken_yaml_that_nobody_chose_does_no_harm(tmp_path: Path) -> None:
+    write(tmp_path, "method/mine.yaml", "# @package method.mine\n[\n")
+    composed(["method=pld"], tmp_path)
+
+
+def test_a_target_brought_along_must_be_complete(tmp_path: Path) -> None:
+    write(tmp_path, "target/mine.yaml", "name: mine\npath: x\n")
+    assert "target: its YAML has no revision; expected name, path, revision, " in refusal("target=mine", config_dir=tmp_path)
+    assert "target=mien: no such target; there is mine, " in refusal("target=mien", config_dir=tmp_path)
+    assert "--config-dir nowhere: no such folder" in refusal(config_dir=Path("nowhere"))
+
+
+class Sample:
+    def __init__(
+        self, count: int, share: float, kind: Literal["a", "b"], names: list[str], more: Mapping[str, Any] | None = None
+    ):
+        if count > 5:
+            raise InputError(f"count={count}: expected at most 5")
+        self.sum = share / count
+
+
+def node(**changes: Any) -> Any:
+    values = {"_target_": f"{__name__}.Sample", "count": 1, "share": 1, "kind": "a", "names": ["x"], **changes}
+    return OmegaConf.create({key: value for key, value in values.items() if value != "left out"})
+
+
+def test_a_node_that_fits_its_class_is_built() -> None:
+    for fine in (node(), node(share=0.5), node(more={"x": 1}), node(names=[]), node(kind="b")):
+        check(fine, "here")
+        assert isinstance(built(fine), Sample)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"count": 1.5}, "here.count=1.5: expected int"),
+        ({"count": True}, "here.count=True: expected int"),
+        ({"share": "much"}, "here.share=much: expected float"),
+        ({"kind": "c"}, "here.kind=c: expected a or b"),
+        ({"names": "x"}, "here.names=x: expected list"),
+        ({"more": 3}, "here.more=3: expected Mapping or null"),
+        ({"count": "left out"}, "here: tests.test_compose.Sample needs count; given: share, kind, names"),
+    ],
+)
+def test_a_node_that_does_not_is_refused(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InputError) as error:
+        check(node(**changes), "here")
+    assert expected in str(error.value)
+
+
+def test_what_a_constructor_says_comes_out_as_one_line() -> None:
+    with pytest.raises(InputError, match=r"^count=6: expected at most 5$"):
+        built(node(count=6))
+    with pytest.raises(InputError, match=r"^tests.test_compose.Sample: ZeroDivisionError: .* \(test_compose.py:\d+\)$"):
+        built(node(count=0))

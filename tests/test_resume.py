@@ -1,0 +1,130 @@
+"""kill -9 at any moment, then the same command again: no trial is lost and none is run twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from specbench import ROOT
+from specbench.compose import composed
+from specbench.records import RunDirectory
+from specbench.run import execute
+from tests.conftest import Tiny
+from tests.fake_engine import Quiet
+
+COUNTS = ["method", "task", "questions", "repeats", "mean_accepted_tokens", "acceptance_rate", "identical", "drafted", "errors"]
+KILLS = 6
+
+
+def run_all(plan: list[dict], folder: Path) -> list[int]:
+    """The exit status of each step; -9 is killed."""
+    (folder / "plan.json").write_text(json.dumps(plan))
+    command = [sys.executable, "-m", "tests.mortal_run", str(folder / "plan.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return [int(line) for line in done.stdout.splitlines()]
+
+
+def counts(run: Path) -> pd.DataFrame:
+    return pd.read_csv(run / "summary.csv")[[*COUNTS, "unpaired", "tokens_per_forward"]]
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
+
+
+def key(row: dict) -> tuple:
+    return (row["method"], row["repeat"], row["question_id"], row["turn"])
+
+
+def told(row: dict) -> dict:
+    """What does not depend on the machine's mood."""
+    own = ("run_id", "prefill_s", "decode_s", "peak_memory_bytes")
+    return {name: value for name, value in row.items() if name not in own}
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="needs fork and waitid")
+def test_killed_again_and_again_a_run_ends_as_if_it_had_not_been(tiny: Tiny, tmp_path: Path) -> None:
+    """The kills come at moments drawn anew each time: before the first trial, inside one, while a line is written."""
+    moments = random.Random()
+    command = tiny.overrides("task=[mt_bench,qa]", "repeats=2")
+    kills = [[0, moments.uniform(0, 0.3)], *([moments.randint(1, 5), moments.uniform(0, 0.03)] for _ in range(KILLS - 1))]
+    broken = [{"overrides": [*command, f"out={tmp_path / 'broken'}"], "kill": kill} for kill in [*kills, None, None]]
+    whole = {"overrides": [*command, f"out={tmp_path / 'whole'}"], "kill": None}
+    statuses = run_all([whole, *broken], tmp_path)
+    assert statuses[0] == 0 and statuses[-2:] == [0, 0] and set(statuses[1 : 1 + KILLS]) <= {-9, 0}, (statuses, kills)
+    assert -9 in statuses, "at least the first kill comes before the end"
+
+    lines = rows(tmp_path / "broken")
+    assert Counter(map(key, lines)) == Counter(map(key, rows(tmp_path / "whole"))), f"lost or twice, killed at {kills}"
+    by_key = {key(row): told(row) for row in rows(tmp_path / "whole")}
+    assert all(told(row) == by_key[key(row)] for row in lines)
+    pd.testing.assert_frame_equal(counts(tmp_path / "broken"), counts(tmp_path / "whole"))
+    prompts = [RunDirectory(tmp_path / name).prompts() for name in ("broken", "whole")]
+    assert sorted(map(str, prompts[0])) == sorted(map(str, prompts[1]))
+    assert (tmp_path / "broken" / "config.yaml").read_text() == (tmp_path / "whole" / "config.yaml").read_text()
+
+
+def short(tiny: Tiny, *more: str) -> list[str]:
+    return tiny.overrides("task=[mt_bench,qa]", "limit=1", "method=[pld]", *more)
+
+
+def test_a_torn_last_line_is_run_again(tiny: Tiny, tmp_path: Path) -> None:
+    command = short(tiny, "repeats=1", f"out={tmp_path / 'run'}")
+    execute(composed(command), Quiet())
+    before = rows(tmp_path / "run")
+    for file in ("trials.jsonl", "prompts.jsonl", "texts.jsonl"):
+        data = (tmp_path / "run" / file).read_bytes()
+        (tmp_path / "run" / file).write_bytes(data[:-20])
+    watcher = Quiet()
+    execute(composed(command), watcher)
+    assert watcher.began == [(6, 5)] and len(watcher.trials) == 1
+    assert [told(row) for row in rows(tmp_path / "run")] == [told(row) for row in before]
+    assert len(RunDirectory(tmp_path / "run").prompts()) == 3
+
+
+def test_a_run_killed_between_its_first_files_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+    command = short(tiny, "repeats=1", f"out={tmp_path / 'run'}")
+    execute(composed(command), Quiet())
+    (tmp_path / "run" / "run.json").unlink()
+    (tmp_path / "run" / ".run.json.x1y2").write_text("{")
+    execute(composed(command), Quiet())
+    assert RunDirectory(tmp_path / "run").provenance()["dtype"] == "float32"
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / ".config.yaml.x1y2").write_text("target: ")
+    execute(composed([*command[:-1], f"out={tmp_path / 'half'}"]), Quiet())
+    assert len(rows(tmp_path / "half")) == 6
+
+
+def test_a_run_is_extended_by_methods_engines_and_repeats(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder may be given relative to wherever the command is called from."""
+    monkeypatch.chdir(tmp_path)
+
+    def new(*overrides: str) -> Counter[tuple[str, int]]:
+        watcher = Quiet()
+        execute(composed([*tiny.overrides("task=[mt_bench,qa]", "limit=1"), *overrides]), watcher)
+        return Counter((trial.method, trial.repeat) for trial in watcher.trials)
+
+    assert new("method=[pld]", "repeats=1", "out=run") == {("autoregressive", 0): 3, ("pld", 0): 3}
+    assert new("method=[sps]", "repeats=1", f"out={tmp_path / 'run'}") == {("sps", 0): 3}
+    assert new("method=[pld]", "repeats=2", "out=./run") == {("autoregressive", 1): 3, ("pld", 1): 3}
+    assert new("method=[]", "repeats=1", "engine=[native,hf]", "out=run") == {("autoregressive@hf", 0): 3}
+    assert new("method=[sps,pld]", "repeats=2", "engine=[native,hf]", "out=run") == {
+        **{("sps", 1): 3, ("autoregressive@hf", 1): 3},
+        **{(f"{method}@hf", repeat): 3 for method in ("pld", "sps") for repeat in range(2)},
+    }
+    config = RunDirectory("run").config()
+    assert list(config["method"]) == ["autoregressive", "pld", "sps"] and list(config["engine"]) == ["native", "hf"]
+    assert config["repeats"] == 2
+    summary = pd.read_csv("run/summary.csv")
+    overall = summary[summary["task"] == "overall"].set_index("method")
+    assert len(overall) == 6 and (overall["repeats"] == 2).all() and (overall["errors"] == 0).all()
+    assert (overall["identical"] == 1).all(), "greedy decoding in float32 on one CPU: every method gives the target's own text"
