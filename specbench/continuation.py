@@ -3,14 +3,21 @@
 A run is resumed, or extended by more methods, further engines or more repeats; never by another config.
 """
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from specbench.errors import InputError
 from specbench.records import RunDirectory
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 SAME = ("dtype", "suite_sha256", "target_sha256", "draft_sha256")  # of run.json: what every trial of a run has in common
 
@@ -23,6 +30,29 @@ def run_directory(out: str | None, name: str, config: Mapping[str, Any]) -> RunD
     elif run.path.exists() and (not run.path.is_dir() or any(path.name[0] != "." for path in run.path.iterdir())):
         raise InputError(f"out={run.path}: expected a run's folder, an empty one or a new one")
     return run
+
+
+@contextmanager
+def alone(run: RunDirectory) -> Iterator[None]:
+    """Raises InputError while another process writes there. The system frees what a killed process has locked."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    folder = os.open(run.path, os.O_RDONLY) if fcntl else None
+    try:
+        if folder is not None:
+            _lock(folder, run)
+        yield
+    finally:
+        if folder is not None:
+            os.close(folder)
+
+
+def _lock(folder: int, run: RunDirectory) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"out={run.path}: another process is writing there; wait for it, or choose another out") from None
+    except OSError:  # a file system without locks
+        return
 
 
 def open_run(run: RunDirectory, config: Mapping[str, Any], about: Mapping[str, Any]) -> None:

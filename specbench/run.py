@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from specbench.build import built, check, check_types
-from specbench.continuation import open_run, run_directory
+from specbench.continuation import alone, open_run, run_directory
 from specbench.decoding.loop import Sampling
 from specbench.engine.base import Engine
 from specbench.errors import InputError, one_line
@@ -48,11 +48,12 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     for engine in engines.values():
         engine.open(target.model, drafters)
     arms = arms_of(engines, [BASELINE, *(label for label in drafters if label != BASELINE)])
-    open_run(run, plain_config(config), provenance(target.model.device) | prints(config, target, suite))
     sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids, seed=config.seed)
     schedule = Schedule(config.repeats, config.seed, config.context, sampling)
-    Harness(run, target, suite, questions, arms, schedule, watcher).go()
-    write_summary(run.path)
+    with alone(run):
+        open_run(run, plain_config(config), provenance(target.model.device) | prints(config, target, suite))
+        Harness(run, target, suite, questions, arms, schedule, watcher).go()
+        write_summary(run.path)
     return run.path
 
 

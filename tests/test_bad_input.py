@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specbench.compose import composed
+from specbench.continuation import alone
+from specbench.records import RunDirectory
 from specbench.run import execute
 from tests.conftest import Outcome, Tiny
 from tests.fake_engine import Quiet
@@ -271,6 +273,14 @@ def test_a_folder_that_holds_another_run(refuse: Refuse, tiny: Tiny, tmp_path: P
     }.items():
         said = refuse("run", *command, change)
         assert said.startswith("out=run holds another run: ") and expected in said and said.endswith("; choose another out")
+
+
+def test_a_run_that_is_still_going_on(refuse: Refuse, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = tiny.overrides("task=qa", "method=[]", "limit=1", "repeats=1", "out=run")
+    with alone(RunDirectory(tmp_path / "run")):
+        assert "out=run: another process is writing there" in refuse("run", *command)
+    execute(composed(command), Quiet())
 
 
 def test_a_run_whose_weights_were_exchanged(refuse: Refuse, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from specbench.build import built, check
-from specbench.compose import GROUPS, composed, options
+from specbench.compose import GROUPS, LISTS, composed, options
 from specbench.errors import InputError
 from specbench.run import check_values
 
@@ -43,9 +43,9 @@ def test_interpolations_are_filled_in() -> None:
 
 @pytest.mark.parametrize("group", [group for group in GROUPS if group != "experiment"])
 def test_every_choice_there_is_can_be_composed(group: str) -> None:
-    for name in options(group):
-        config = composed([f"{group}={name}"])
-        check_values(config)
+    choices = [f"[{','.join(options(group))}]"] if group in LISTS else options(group)
+    for choice in choices:
+        check_values(composed([f"{group}={choice}"]))
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_a_broken_yaml_that_nobody_chose_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_target_brought_along_must_be_complete(tmp_path: Path) -> None:
-    write(tmp_path, "target/mine.yaml", "name: mine\npath: x\n")
-    assert "target: its YAML has no revision; expected name, path, revision, " in refusal("target=mine", config_dir=tmp_path)
-    assert "target=mien: no such target; there is mine, " in refusal("target=mien", config_dir=tmp_path)
+    write(tmp_path, "target/small.yaml", "name: small\npath: x\n")
+    assert "target: its YAML has no revision; expected name, path, revision, " in refusal("target=small", config_dir=tmp_path)
+    assert "target=smal: no such target; there is small, " in refusal("target=smal", config_dir=tmp_path)
     assert "--config-dir nowhere: no such folder" in refusal(config_dir=Path("nowhere"))
 
 

@@ -67,14 +67,14 @@ def test_conversations_have_two_turns_and_even_categories() -> None:
 
 @every_task
 def test_no_first_question_is_in_both_splits(task: str) -> None:
-    train = {dialogue.turns[0] for size in (1.0, 0.3) for dialogue in stream(task, "train", 3000, size)}
-    test = {dialogue.turns[0] for dialogue in stream(task, "test", 600)}
-    assert not train & test and len(train) > 1000 and len(test) > 300
+    train = {dialogue.turns[0] for size in (1.0, 0.3) for dialogue in stream(task, "train", 2000, size)}
+    test = {dialogue.turns[0] for dialogue in stream(task, "test", 400)}
+    assert not train & test and len(train) > 1000 and len(test) > 200
 
 
 @every_task
 def test_a_suite_is_the_beginning_of_the_stream(task: str) -> None:
-    asked = {dialogue.turns for dialogue in stream(task, "test", 600)}
+    asked = {dialogue.turns for dialogue in stream(task, "test", 400)}
     assert all(question.turns in asked for question in suite().questions() if question.task == task)
 
 
@@ -83,7 +83,7 @@ def test_a_suite_is_the_beginning_of_the_stream(task: str) -> None:
 
 def answered() -> list[tuple[Question, Dialogue]]:
     """Each question beside the dialogue it was made from."""
-    made = {dialogue.turns: dialogue for task in WRITERS for dialogue in stream(task, "test", 600)}
+    made = {dialogue.turns: dialogue for task in WRITERS for dialogue in stream(task, "test", 400)}
     return [(question, made[question.turns]) for question in suite().questions()]
 
 

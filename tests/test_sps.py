@@ -20,7 +20,6 @@ from tests.methods_under_test import draft_model_of, drafter_of, target_of
 from tests.tiny import SHAPE, VOCABULARY, prompts, tiny_language_model, tiny_model
 
 FAMILIES = ["llama", "gemma", "mistral"]
-CLOSE = 0.03  # noise of a draft model that is right more often than not
 
 
 @dataclass
@@ -113,7 +112,7 @@ SETTINGS = {
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize("family", FAMILIES)
 def test_drafts_are_the_draft_models_greedy_continuation(family: str, settings: dict) -> None:
-    drafter = watched(draft_model_of(family, CLOSE), **settings)
+    drafter = watched(draft_model_of(family), **settings)
     accepted: list[tuple[int, int]] = []
     for prompt in prompts(4, seed=3):
         (out,) = run(drafter, target_of(family), [prompt])
@@ -125,7 +124,7 @@ def test_drafts_are_the_draft_models_greedy_continuation(family: str, settings: 
 
 @pytest.mark.parametrize("settings", [SETTINGS["fixed"], SETTINGS["heuristic"]], ids=["fixed", "heuristic"])
 def test_a_batch_drafts_for_each_row_what_it_drafts_for_it_alone(settings: dict) -> None:
-    drafter, alone = (watched(draft_model_of("llama", CLOSE), **settings) for _ in range(2))
+    drafter, alone = (watched(draft_model_of("llama"), **settings) for _ in range(2))
     three = prompts(3, seed=3)
     outs = run(drafter, target_of("llama"), three)
     check(drafter)
@@ -184,7 +183,7 @@ def test_the_presets(label: str, wanted: int) -> None:
 
 
 def test_a_draft_ends_behind_its_first_unsure_token() -> None:
-    draft, target = draft_model_of("llama", CLOSE), target_of("llama")
+    draft, target = draft_model_of("llama"), target_of("llama")
     for confidence, shortest in [(1e-9, 5), (1.0, 1)]:
         drafter = watched(draft, confidence=confidence)
         (out,) = run(drafter, target, [torch.tensor([5, 6, 7])], max_new_tokens=12)
@@ -213,7 +212,7 @@ def test_the_budget_cuts_the_draft() -> None:
 
 def with_vocabulary(rows: int) -> LanguageModel:
     """The tiny Llama with another number of embedding rows, the shared ones perturbed alike."""
-    model, given = tiny_model("llama", layers=2), dict(draft_model_of("llama", CLOSE).model.state_dict())
+    model, given = tiny_model("llama", layers=2), dict(draft_model_of("llama").model.state_dict())
     other = type(model)(type(model.config)(**{**SHAPE, "vocab_size": rows}, num_hidden_layers=2)).double()
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         resized = other.state_dict()[name]

@@ -1,0 +1,66 @@
+"""The embedded models: their size on disk, their shape, and that they know their world."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from methods.autoregressive import Autoregressive
+from specbench import ROOT
+from specbench.decoding.loop import Sampling, generate
+from specbench.models import load_model, load_tokenizer
+from specbench.prompts import answer_text, render
+from specbench.zoo.train_target import deepened, target_config
+from tasks.mini.suite import Mini
+
+ZOO = ROOT / "specbench" / "zoo"
+
+
+def weights(folder: Path) -> int:
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+
+
+def test_shipped_files_are_small_and_safe() -> None:
+    files = [path for path in ZOO.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) <= 40e6
+    assert max(path.stat().st_size for path in files) <= 16e6
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
+
+
+def test_the_draft_model_is_ten_times_smaller() -> None:
+    target, draft = weights(ZOO / "target"), weights(ZOO / "draft")
+    assert 6e6 <= target <= 12e6
+    assert target >= 10 * draft, f"{target} against {draft}"
+
+
+def test_the_target_knows_its_world() -> None:
+    suite = Mini(per_task=2)
+    model = load_model("specbench/zoo/target", dtype="float32", device="cpu")
+    tokenizer = load_tokenizer("specbench/zoo/target", None, False)
+    drafter = Autoregressive()
+    drafter.bind(model)
+    scores = []
+    for question in suite.questions():
+        ids = torch.tensor(render("template", [(question.turns[0], None)], tokenizer))
+        (out,) = generate(model, drafter, [ids], Sampling(max_new_tokens=256, stop_token_ids=model.eos_ids))
+        scores.append(suite.score(question, 0, answer_text("template", tokenizer, out.output_ids)))
+    assert sum(scores) >= 9, f"{sum(scores)} of 12 held-out answers right; at 90 % each, 8 or fewer would come 1 time in 40"
+
+
+def test_doubling_the_layers_changes_no_output() -> None:
+    torch.manual_seed(0)
+    small = target_config(layers=2, hidden=128, intermediate=64, heads=2)
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(small).double().eval()
+    deep = deepened(model.float(), target_config(layers=4, hidden=128, intermediate=64, heads=2)).double().eval()
+    ids = torch.randint(4, 1024, (1, 20))
+    with torch.inference_mode():
+        assert torch.allclose(model.double()(ids).logits, deep(ids).logits, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["target", "draft"])
+def test_a_log_tells_how_it_was_trained(name: str) -> None:
+    assert (ZOO / name / "training_log.jsonl").read_text().count("held_out") >= 5
