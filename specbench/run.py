@@ -146,6 +146,8 @@ def target_of(settings: DictConfig) -> Target:
 def _tokenizer(settings: dict[Any, Any]) -> tuple[PreTrainedTokenizerBase, str]:
     """Tokenizer and chat format; random weights have none of their own and take the embedded ones."""
     if settings["weights"] == "random":
+        if settings["config"] is None:
+            raise InputError("target.weights=random needs target.config, the model's architecture")
         return build_tokenizer(), "template"
     if settings["path"] is None:
         raise InputError("target.path=null: expected a hub id or a folder")

@@ -82,12 +82,11 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["target.device=cuda:99"], "device=cuda:99: not on this machine; expected "),
         (["target.format=vicnua"], "unknown target.format 'vicnua', did you mean 'vicuna'?"),
         (["target.weights=randm"], "weights=randm: expected pretrained or random"),
-        (["target.weights=random"], "weights=random needs target.config, the model's architecture"),
+        (["target.weights=random"], "target.weights=random needs target.config, the model's architecture"),
         (
             ["target.shape=100m", "target.shapes={100m: {hidden_size: 8, intermediate_size: 8, num_attention_heads: 1}}"],
             "shape: ",
         ),
-        (["suite=jsonl", "~suite.per_task"], "suite.per_task"),
         (["suite.per_task=0"], "suite mini has no question of task qa; it has none at all"),
         (
             ["engine=hf", "method=pld_spec_bench"],
