@@ -61,8 +61,10 @@ def cost(argv: list[str]) -> int:
     options = _parsed(_overriding("cost"), argv)
     from specbench.compose import composed
     from specbench.cost import card
+    from specbench.run import check_values
 
     config = composed(options.overrides, options.config_dir)
+    check_values(config)
     console.print(card(config, Path(config.out or f"reports/cost-{config.target.name}")))
     return 0
 
@@ -131,8 +133,10 @@ def _report(runs: list[Path], out: Path) -> int:
     from specbench.report import render
 
     files = render(runs, out)
+    if not console.is_terminal:
+        console.width = max(console.width, LOG_WIDTH)
     for table in files.terminal:
-        console.print(table, width=None if console.is_terminal else LOG_WIDTH)
+        console.print(table)
     for alarm in files.alarms:
         console.print(str(alarm), markup=False, highlight=False, soft_wrap=True)
     console.print(f"page: {files.page}", markup=False, soft_wrap=True)

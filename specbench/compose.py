@@ -60,7 +60,7 @@ def explained(overrides: Sequence[str] = (), config_dir: Path | None = None) -> 
     """Whatever is wrong with a config comes out as an InputError of one line."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(_one_line(error, overrides, config_dir)) from None
 
 
@@ -68,7 +68,10 @@ def _composed(overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
     extra = [f"hydra.searchpath=['file://{config_dir.resolve()}']"] if config_dir else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=[*overrides, *extra])
+        try:
+            return compose("config", overrides=[*overrides, *extra])
+        except ValueError as error:  # Hydra's own, of a header or a value
+            raise HydraException(str(error)) from None
 
 
 def check_folder(config_dir: Path | None) -> None:

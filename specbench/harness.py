@@ -129,11 +129,19 @@ class Harness:
         return Trial(**self._frame(arm, block, place), prompt_tokens=len(ids), prompt_sha256=ids_sha256(ids), **found)
 
     def _frame(self, arm: Arm, block: Block, place: int) -> dict[str, Any]:
-        question = block.question
         return {
-            **{"run_id": self.run.name, "suite": self.suite.name, "seed": self.schedule.seed, "context": self.schedule.context},
-            **{"task": question.task, "category": question.category, "question_id": question.id, "turn": block.turn},
-            **{"method": arm.label, "repeat": block.repeat, "order": place, "state": arm.state},
+            "run_id": self.run.name,
+            "suite": self.suite.name,
+            "task": block.question.task,
+            "category": block.question.category,
+            "question_id": block.question.id,
+            "turn": block.turn,
+            "context": self.schedule.context,
+            "method": arm.label,
+            "seed": self.schedule.seed,
+            "repeat": block.repeat,
+            "order": place,
+            "state": arm.state,
         }
 
     def _prompt(self, arm: Arm, block: Block) -> list[int]:

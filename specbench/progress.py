@@ -26,12 +26,16 @@ class _Bar(Progress):
 
 
 class ProgressDisplay:
-    """A live bar in a terminal; elsewhere a line at the start, every `every` seconds and at the end."""
+    """A bar in a terminal; elsewhere a line at the start, every `every` seconds and at the end.
+
+    It is drawn between turns alone: a thread that draws while the clock runs would take its time from what is measured.
+    """
 
     def __init__(self, console: Console, every: float = 30.0) -> None:
         self.console, self.every = console, every
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = _Bar(*columns, TextColumn("left:"), TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        left = (TextColumn("left:"), TimeRemainingColumn())
+        self._bar = _Bar(*columns, *left, console=console, disable=not console.is_terminal, auto_refresh=False)
         self._task = self._bar.add_task("loading", total=None)
         self._seconds: dict[tuple[int, QuestionId, int], dict[str, float]] = defaultdict(dict)
         self._logs: dict[str, list[float]] = defaultdict(list)
@@ -52,14 +56,14 @@ class ProgressDisplay:
         self._say(f"{run}: {total} turns" + (f", {done} of them are there" if done else ""))
 
     def warming(self, label: str) -> None:
-        self._bar.update(self._task, description=f"warming up {label}")
+        self._bar.update(self._task, description=f"warming up {label}", refresh=True)
 
     def trial(self, trial: Trial) -> None:
         self._done += 1
         self._learn(trial)
         self._bar.speeds = self._so_far()
         where = f"repeat {trial.repeat + 1} · {trial.task}"
-        self._bar.update(self._task, completed=self._done, description=where)
+        self._bar.update(self._task, completed=self._done, description=where, refresh=True)
         if not self.console.is_terminal and (time.monotonic() - self._said > self.every or self._done == self._total):
             self._said = time.monotonic()
             self._say(f"{self._done}/{self._total} turns · {where} · {self._so_far()}")

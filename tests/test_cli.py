@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from specbench import ROOT
+from specbench.compose import composed
 from specbench.records import RunDirectory
+from specbench.run import execute
 from tests.conftest import Outcome, Tiny
+from tests.fake_engine import Quiet
 
 Cli = Callable[..., Outcome]
 
@@ -72,6 +75,49 @@ def test_a_run_prints_its_table_and_leaves_its_files(cli: Cli, tiny: Tiny, tmp_p
     assert "out" not in run.config() and run.config()["sampling"]["max_new_tokens"] == 8
     about = json.loads((run.path / "run.json").read_text())
     assert about["dtype"] == "float32" and about["target_sha256"] and about["draft_sha256"] and about["suite_sha256"]
+
+
+def test_limit_and_seed_draw_the_questions(tiny: Tiny, tmp_path: Path) -> None:
+    def asked(name: str, *overrides: str) -> dict[str, set]:
+        command = tiny.overrides("task=[mt_bench,qa]", "method=[]", "repeats=1", "suite.per_task=16", "sampling.max_new_tokens=1")
+        execute(composed([*command, *overrides, f"out={tmp_path / name}"]), Quiet())
+        trials = RunDirectory(tmp_path / name).trials()
+        return {task: {trial.question_id for trial in trials if trial.task == task} for task in ("mt_bench", "qa")}
+
+    few, more, other = asked("few", "limit=3"), asked("more", "limit=5"), asked("other", "limit=3", "seed=1")
+    assert [len(ids) for ids in few.values()] == [3, 3] and [len(ids) for ids in more.values()] == [5, 5]
+    assert all(few[task] < more[task] for task in few), "a smaller limit's questions are among a larger one's"
+    assert few != other
+
+
+def test_a_run_in_which_everything_fails_ends_with_its_error_rows(
+    cli: Cli, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("CUDA error: device lost")
+
+    monkeypatch.setattr("specbench.engine.native.Native.generate", broken)
+    status, out, err = cli("run", *tiny.overrides("task=[qa,mt_bench]", "repeats=1", "limit=1", "out=results/broken"))
+    assert status == 0 and err == ""
+    assert out.count(" failed on question ") == 3, "once a method"
+    trials = RunDirectory(tmp_path / "results" / "broken").trials()
+    assert len(trials) == 9 and all(trial.failed for trial in trials)
+
+
+def test_random_weights_speak_with_the_embedded_tokenizer(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their vocabulary is the larger one, and ids beyond the tokenizer's have no text; two turns go through all the same."""
+    monkeypatch.setattr("specbench.run.build_tokenizer", lambda: tiny.tokenizer)
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    shape = [f"target{draft}.config.{key}={value}" for key, value in small.items() for draft in ("", ".draft")]
+    heads = [f"target{draft}.config.{key}={value}" for draft in ("", ".draft") for key, value in (("num_key_value_heads", 4),)]
+    sizes = [*shape, *heads, "target.draft.config.head_dim=8"]
+    command = ["target=vicuna_7b", "target.weights=random", *sizes, "task=mt_bench", "limit=1", "repeats=1", "threads=1"]
+    execute(composed([*command, "sampling.max_new_tokens=8", f"out={tmp_path / 'run'}"]), Quiet())
+    trials = RunDirectory(tmp_path / "run").trials()
+    assert len(trials) == 6 and not any(trial.failed for trial in trials)
+    assert max(max(trial.output_ids or []) for trial in trials) >= 1024
+    about = RunDirectory(tmp_path / "run").provenance()
+    assert about["target_sha256"] is None and about["draft_sha256"] is None
 
 
 def test_without_out_no_two_runs_share_a_folder(

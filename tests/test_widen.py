@@ -133,8 +133,8 @@ def test_the_shipped_target_at_100m_writes_its_own_tokens() -> None:
     model = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32).eval()
     wide = widened(model, **shape)  # type: ignore[arg-type]
     assert 90e6 < sum(weight.numel() for weight in wide.parameters()) < 110e6
-    for ids in prompts(3):
-        found, expected = logits(wide, ids), logits(model, ids)
-        assert float((found - expected).abs().max()) < 1e-3 * float(expected.std())
-        given = {"attention_mask": torch.ones_like(ids)[None], "do_sample": False, "max_new_tokens": 16}
-        assert wide.generate(ids[None], **given).tolist() == model.generate(ids[None], **given).tolist()
+    (ids,) = prompts(1, longest=20)
+    found, expected = logits(wide, ids), logits(model, ids)
+    assert float((found - expected).abs().max()) < 1e-3 * float(expected.std())
+    given = {"attention_mask": torch.ones_like(ids)[None], "do_sample": False, "max_new_tokens": 8}
+    assert wide.generate(ids[None], **given).tolist() == model.generate(ids[None], **given).tolist()
