@@ -6,6 +6,7 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
+from specbench.errors import InputError
 
 Match = Literal["first", "last"]
 
@@ -38,11 +39,14 @@ class NgramIndex:
 class PromptLookup(Drafter):
     """Tries n-grams from `max_ngram` down to `min_ngram` tokens and copies up to `length` tokens behind the match.
 
-    match: the first or the last earlier place wins. full: only places followed by all `length` tokens count and the match must
-    end before the n-gram begins, as in Spec-Bench. filler: the token drafted when nothing matches (Spec-Bench: 100), or none.
+    match: the first or the last earlier place wins. full: only a first place followed by all `length` tokens
+    counts, and the match must end before the n-gram begins, as in Spec-Bench. filler: the token drafted when nothing matches
+    (Spec-Bench: 100), or none.
     """
 
     def __init__(self, max_ngram: int, min_ngram: int, length: int, match: Match, full: bool, filler: int | None) -> None:
+        if full and match == "last":
+            raise InputError("pld: match=last with full=true would drop what it looks for; take match=first")
         self.sizes = range(max_ngram, min_ngram - 1, -1)
         self.length, self.match, self.full, self.filler = length, match, full, filler
         self.nodes = length + 1

@@ -29,7 +29,7 @@ class SpeculativeSampling(Drafter):
     """Drafts up to `draft_tokens` tokens with its own language model, the same class as the target.
 
     schedule: `fixed`, or `heuristic` as in transformers (two more after a fully accepted draft, one less otherwise, at least one;
-    back to `draft_tokens` at every turn; at most `max_tokens`). confidence: stop behind a token less probable than this (0: never).
+    back to `draft_tokens` at every turn; at most `max_tokens`). confidence: stop behind a less probable token (0: never).
     stop_at_eos: stop behind the model's end-of-sequence token.
     """
 

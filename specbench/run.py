@@ -175,6 +175,6 @@ def prints(config: DictConfig, target: Target, suite: Suite) -> dict[str, Any]:
     """What run.json adds to its provenance: the dtype and the fingerprints of data and weights."""
     models = {"target_sha256": config.target, "draft_sha256": config.target.draft or {}}
     read = {name: model for name, model in models.items() if model.get("path") and config.target.weights != "random"}
-    found = {name: fingerprint(Path(model["path"]).expanduser(), model.get("revision")) for name, model in read.items()}
+    found = {name: fingerprint(str(Path(model["path"]).expanduser()), model.get("revision")) for name, model in read.items()}
     dtype = str(target.model.dtype).removeprefix("torch.")
     return {"dtype": dtype, "suite_sha256": suite.fingerprint, **dict.fromkeys(models), **found}

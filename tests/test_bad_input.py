@@ -58,6 +58,7 @@ def refuse(cli: Cli, tmp_path: Path) -> Refuse:
         (["run", "method=pdl"], "method=pdl: no such method; there is pld, "),
         (["run", "limt=3"], "limt: no such setting; the nearest is limit"),
         (["run", "repeats=0"], "repeats=0: expected a whole number, at least 1"),
+        (["run", "suite=jsonl", "method=[]"], "suite jsonl needs a questions file: give suite.path=FILE"),
         (["cost", "target=vicuna_7"], "target=vicuna_7: no such target; there is vicuna_7b, "),
         (["run", "-m", "method=pld,pdl"], "method=pdl: no such method; there is pld, "),
         (["run", "-m", "limit=1,0"], "limit=0: expected a number of questions"),
@@ -120,7 +121,6 @@ def test_questions(refuse: Refuse, tmp_path: Path, lines: list[str] | None, task
     if lines is not None:
         (tmp_path / "questions.jsonl").write_text("\n".join(lines))
     assert expected in refuse("run", "suite=jsonl", "suite.path=questions.jsonl", f"task={task}", "method=[]", "out=results/x")
-    assert "suite jsonl needs a questions file: give suite.path=FILE" in refuse("run", "suite=jsonl", "method=[]")
 
 
 def tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
@@ -192,7 +192,7 @@ BROKEN: Mapping[str, tuple[Callable[[Path], None], str]] = {
     "own-code": (own_code, "custom code"),
     "empty": (empty, "no file named model.safetensors"),
     "no-config": (lambda folder: (folder / "config.json").unlink(), "Unrecognized model"),
-    "other-kind": (lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'), "T5Config"),
+    "unknown-kind": (lambda folder: changed(folder, "config.json", model_type="lama"), "model type `lama`"),
     "tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer at "),
     "template": (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), "the chat template of "),
     "no-template": (lambda folder: (folder / "chat_template.jinja").unlink(), "try target.format=plain"),

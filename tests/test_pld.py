@@ -9,6 +9,7 @@ import torch
 from methods.pld import NgramIndex, PromptLookup
 from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.verify import Verified
+from specbench.errors import InputError
 from tests.methods_under_test import drafter_of
 from tests.tiny import tiny_language_model
 
@@ -45,16 +46,6 @@ def oldest_short(tokens: list[int]) -> list[int]:
     return []
 
 
-def latest_full(tokens: list[int]) -> list[int]:
-    """The latest place of one or two tokens that is followed by four tokens and ends before the last tokens begin."""
-    length = len(tokens)
-    for g in (2, 1):
-        for i in reversed(range(length - g)):
-            if tokens[i : i + g] == tokens[-g:] and i + g + 4 <= length and i + g < length - g:
-                return tokens[i + g : i + g + 4]
-    return []
-
-
 def lookup(max_ngram: int, min_ngram: int, length: int, match: str, full: bool) -> PromptLookup:
     return PromptLookup(max_ngram, min_ngram, length, match, full, filler=None)  # type: ignore[arg-type]
 
@@ -63,11 +54,7 @@ RULES = {
     "last, not full": (lambda: lookup(3, 2, 10, "last", full=False), most_recent),
     "pld_spec_bench": (lambda: drafter_of("pld_spec_bench", "llama"), spec_bench),
     "first, not full": (lambda: lookup(2, 1, 4, "first", full=False), oldest_short),
-    "last, full": (lambda: lookup(2, 1, 4, "last", full=True), latest_full),
 }
-UNBUILT = pytest.mark.xfail(
-    strict=True, reason="match=last with full=true sees only the latest place, so an earlier full one is never found"
-)
 
 
 def grown(rng: random.Random, alphabet: int, pieces: int) -> list[list[int]]:
@@ -90,7 +77,7 @@ def offered(drafter: PromptLookup, scan: Scan, seed: int, alphabet: int) -> int:
     return found
 
 
-@pytest.mark.parametrize("rule", [pytest.param(name, marks=UNBUILT if name == "last, full" else ()) for name in RULES])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("alphabet", [2, 4, 10])
 def test_lookups_equal_a_scan_while_the_text_grows(rule: str, alphabet: int) -> None:
     make, scan = RULES[rule]
@@ -144,3 +131,8 @@ def test_spec_bench_takes_the_oldest_and_the_default_the_latest_place() -> None:
     for label, first in [("pld_spec_bench", 20), ("pld", 40)]:
         drafter = drafter_of(label, "llama")
         assert drafter.lookup(start(drafter, text))[:4] == list(range(first, first + 4))
+
+
+def test_the_latest_full_place_is_not_kept_and_therefore_refused() -> None:
+    with pytest.raises(InputError, match="match=first"):
+        lookup(2, 1, 4, "last", full=True)

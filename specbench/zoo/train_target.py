@@ -145,7 +145,7 @@ def train_stage(model: LlamaForCausalLM, number: int, tokenizer: PreTrainedToken
         seen += ids.numel()
         running = loss.item() if step == 0 else 0.95 * running + 0.05 * loss.item()
         if elapsed // 60 > noted:
-            noted = elapsed // 60
+            noted = int(elapsed // 60)
             row = {"stage": number, "step": step, "tokens": seen, "seconds": round(elapsed), "loss": round(running, 4)}
             note(out, model, tokenizer, row)
 

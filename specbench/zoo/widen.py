@@ -19,8 +19,14 @@ SEED = 17
 def widened(model: PreTrainedModel, hidden_size: int, intermediate_size: int, num_attention_heads: int) -> LlamaForCausalLM:
     """A wider Llama computing the same logits; head size and layers stay. Raises InputError for another architecture."""
     old = model.config
-    if not isinstance(model, LlamaForCausalLM) or old.num_attention_heads != old.num_key_value_heads or old.tie_word_embeddings:
-        raise InputError(f"shape: only a Llama with as many key-value heads as heads can be widened, not {type(model).__name__}")
+    biased = any(name.endswith(".bias") for name, _ in model.named_parameters())
+    if (
+        not isinstance(model, LlamaForCausalLM)
+        or old.num_attention_heads != old.num_key_value_heads
+        or old.tie_word_embeddings
+        or biased
+    ):
+        raise InputError(f"shape: only a Llama without biases, ungrouped and untied, can be widened, not {type(model).__name__}")
     if (
         hidden_size < old.hidden_size
         or intermediate_size < old.intermediate_size
