@@ -31,10 +31,11 @@ def run(argv: list[str]) -> int:
     if options.multirun:
         return _sweep(options)
     from specbench.compose import composed
+
+    config = composed(options.overrides, options.config_dir)  # before torch is imported, which takes seconds
     from specbench.progress import ProgressDisplay
     from specbench.run import execute
 
-    config = composed(options.overrides, options.config_dir)
     with ProgressDisplay(console) as display:
         path = execute(config, display)
     return _report([path], Path("reports") / path.resolve().name)
@@ -60,10 +61,11 @@ def cost(argv: list[str]) -> int:
     """The roofline card of a target (weights=random: nothing is downloaded)."""
     options = _parsed(_overriding("cost"), argv)
     from specbench.compose import composed
+
+    config = composed(options.overrides, options.config_dir)
     from specbench.cost import card
     from specbench.run import check_values
 
-    config = composed(options.overrides, options.config_dir)
     check_values(config)
     console.print(card(config, Path(config.out or f"reports/cost-{config.target.name}")))
     return 0

@@ -16,17 +16,18 @@ from rich.console import Console
 
 from specbench.compose import CONF, composed, explained, importable, resolved
 from specbench.errors import InputError, refuse
-from specbench.progress import ProgressDisplay
 from specbench.records import RunDirectory
-from specbench.run import check_values, execute
 
 
 def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list[Path]]:
     """Run every combination, all checked before the first; the folder of the sweep and the run directories in it."""
     with explained(overrides, config_dir):
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-    for job in _jobs(parsed):
-        check_values(composed(job, config_dir))
+    jobs = [composed(job, config_dir) for job in _jobs(parsed)]  # before torch is imported, which takes seconds
+    from specbench.run import check_values
+
+    for job in jobs:
+        check_values(job)
     folder = _folder(parsed)
     own = [f"hydra.sweep.dir={_quoted(str(folder.resolve()))}", *_naming(parsed)]
     extra = ["--config-dir", str(config_dir.resolve())] if config_dir else []
@@ -40,6 +41,9 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(config: DictConfig) -> None:
     """One job, here or wherever a launcher has sent it."""
+    from specbench.progress import ProgressDisplay
+    from specbench.run import execute
+
     runtime = HydraConfig.get().runtime
     for source in runtime.config_sources:
         if source.provider == "command-line":

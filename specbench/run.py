@@ -24,10 +24,10 @@ from specbench.prompts import render
 from specbench.provenance import fingerprint, provenance
 from specbench.report import write_summary
 from specbench.schedule import Schedule, arms_of
-from specbench.zoo.tokenizer import build_tokenizer
 from tasks.question import Question, subsample
 from tasks.suite import Suite
 
+EMBEDDED = "specbench/zoo/target"
 CONTEXTS = ("reference", "own")
 LOADING = ("path", "revision", "weights", "config", "dtype", "device", "device_map", "trust_remote_code")
 
@@ -148,7 +148,7 @@ def _tokenizer(settings: dict[Any, Any]) -> tuple[PreTrainedTokenizerBase, str]:
     if settings["weights"] == "random":
         if settings["config"] is None:
             raise InputError("target.weights=random needs target.config, the model's architecture")
-        return build_tokenizer(), "template"
+        return load_tokenizer(EMBEDDED, None, False), "template"
     if settings["path"] is None:
         raise InputError("target.path=null: expected a hub id or a folder")
     return load_tokenizer(settings["path"], settings["revision"], settings["trust_remote_code"]), settings["format"]

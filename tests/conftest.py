@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from specbench.zoo.tokenizer import build_tokenizer
+from specbench.models import load_tokenizer
+from specbench.run import EMBEDDED
 
 
 class Outcome(NamedTuple):
@@ -25,7 +26,7 @@ class Tiny(NamedTuple):
 
     target: Path
     draft: Path
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase
 
     def overrides(self, *more: str) -> list[str]:
         paths = [f"target.path={self.target}", f"target.draft.path={self.draft}", "target.dtype=float32", "threads=1"]
@@ -54,7 +55,7 @@ class Tiny(NamedTuple):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     root = tmp_path_factory.mktemp("tiny")
-    made = Tiny(root / "target", root / "draft", build_tokenizer())
+    made = Tiny(root / "target", root / "draft", load_tokenizer(EMBEDDED, None, False))
     made.model(made.target, layers=2)
     made.model(made.draft, layers=1)
     return made

@@ -104,13 +104,11 @@ def test_a_run_in_which_everything_fails_ends_with_its_error_rows(
     assert len(trials) == 9 and all(trial.failed for trial in trials)
 
 
-def test_random_weights_speak_with_the_embedded_tokenizer(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_weights_speak_with_the_embedded_tokenizer(tmp_path: Path) -> None:
     """Their vocabulary is the larger one, and ids beyond the tokenizer's have no text; two turns go through all the same."""
-    monkeypatch.setattr("specbench.run.build_tokenizer", lambda: tiny.tokenizer)
-    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-    shape = [f"target{draft}.config.{key}={value}" for key, value in small.items() for draft in ("", ".draft")]
-    heads = [f"target{draft}.config.{key}={value}" for draft in ("", ".draft") for key, value in (("num_key_value_heads", 4),)]
-    sizes = [*shape, *heads, "target.draft.config.head_dim=8"]
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, **heads}
+    sizes = [f"target{draft}.config.{key}={value}" for key, value in small.items() for draft in ("", ".draft")]
     command = ["target=vicuna_7b", "target.weights=random", *sizes, "task=mt_bench", "limit=1", "repeats=1", "threads=1"]
     execute(composed([*command, "sampling.max_new_tokens=8", f"out={tmp_path / 'run'}"]), Quiet())
     trials = RunDirectory(tmp_path / "run").trials()
@@ -172,7 +170,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(cli: Cli, monkeypatch: pyte
 
 def test_the_program_itself_leaves_with_the_status_and_one_line(tmp_path: Path) -> None:
     """The one test of a real process: nothing that an import or Hydra prints gets past."""
-    command = [sys.executable, "-m", "specbench.cli", "run", "-m", "method=pld,pdl", f"out={tmp_path / 'sweep'}"]
+    command = [sys.executable, "-m", "specbench.cli", "run", "method=pdl", f"out={tmp_path / 'run'}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("specbench: method=pdl: no such method; there is pld, ") and done.stderr.count("\n") == 1

@@ -21,7 +21,7 @@ from tests.conftest import Tiny
 from tests.fake_engine import Quiet
 
 COUNTS = ["method", "task", "questions", "repeats", "mean_accepted_tokens", "acceptance_rate", "identical", "drafted", "errors"]
-KILLS = 6
+KILLS = 4
 
 
 def run_all(plan: list[dict], folder: Path) -> list[int]:
