@@ -55,9 +55,9 @@ class Harness:
     arms: list[Arm]
     schedule: Schedule
     watcher: Watcher
-    finished: dict[TrialKey, Trial] = field(default_factory=dict)
-    _prompts: dict[tuple[QuestionId, int, str], list[int]] = field(default_factory=dict)  # by question, turn, whose answers
-    _noted: set[tuple[QuestionId, int, str]] = field(default_factory=set)  # in prompts.jsonl: question, turn, sha256
+    finished: dict[TrialKey, Trial] = field(default_factory=dict, init=False)
+    _prompts: dict[tuple[QuestionId, int, str], list[int]] = field(default_factory=dict, init=False)  # question, turn, source
+    _noted: set[tuple[QuestionId, int, str]] = field(default_factory=set, init=False)  # in prompts.jsonl: question, turn, sha256
 
     def go(self) -> None:
         """Run what is missing: trials already in the run directory are kept, except those of a warm arm's broken repeat."""

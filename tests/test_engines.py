@@ -15,7 +15,6 @@ from specbench.engine.native import Native
 from specbench.errors import InputError
 from specbench.schedule import arms_of
 from tests.methods_under_test import drafter_of, target_of
-from tests.test_prompts import CHAT, byte_tokenizer
 from tests.tiny import SHAPE, prompts
 
 LABELS = ["autoregressive", "pld", "sps"]
@@ -128,9 +127,8 @@ class Silent:
         return lambda *given: None
 
 
-def test_records_of_the_peer_leave_the_steps_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "build_tokenizer", lambda: byte_tokenizer(template=CHAT))
-    llama = {"model_type": "llama", **SHAPE, "vocab_size": 258, "num_hidden_layers": 2, "max_position_embeddings": 2048}
+def test_records_of_the_peer_leave_the_steps_null(tmp_path: Path) -> None:
+    llama = {"model_type": "llama", **SHAPE, "vocab_size": 1024, "num_hidden_layers": 2, "max_position_embeddings": 2048}
     written = "{" + ",".join(f"{key}:{value}" for key, value in llama.items()) + "}"
     config = composed(
         [

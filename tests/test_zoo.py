@@ -63,4 +63,4 @@ def test_doubling_the_layers_changes_no_output() -> None:
 
 @pytest.mark.parametrize("name", ["target", "draft"])
 def test_a_log_tells_how_it_was_trained(name: str) -> None:
-    assert (ZOO / name / "training_log.jsonl").read_text().count("held_out") >= 5
+    assert (ZOO / name / "training_log.jsonl").read_text().count("held_out") >= 3
