@@ -13,7 +13,7 @@ from specbench.run import built, questions_of, target_of
 
 @dataclass(frozen=True)
 class Growth:
-    """Bytes: `loaded` after loading, `first` after the first twelve questions, `last` after all; `kv` the KV store's own."""
+    """Bytes: `loaded` after loading, `first` after the first six questions, `last` after all; `kv` the KV store's own."""
 
     loaded: int
     first: int
@@ -27,7 +27,7 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def growth(*overrides: str, limit: int = 8) -> Growth:
+def growth(*overrides: str, limit: int = 3) -> Growth:
     config = composed([*overrides, "target=mini", "suite=mini", "method=[pld,sps]"])
     target, suite = target_of(config.target), built(config.suite)
     drafters = {label: built(settings) for label, settings in config.method.items()}
@@ -42,4 +42,4 @@ def growth(*overrides: str, limit: int = 8) -> Growth:
             engine.generate(label, prompt, sampling)
         seen.append(resident())
     assert engine._store is not None
-    return Growth(loaded, seen[11], seen[-1], engine._store.bytes)
+    return Growth(loaded, seen[5], seen[-1], engine._store.bytes)

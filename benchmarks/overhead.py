@@ -30,7 +30,7 @@ class Stopwatch:
         model.model = timed  # type: ignore[assignment]
 
 
-def shares(*overrides: str, limit: int = 4) -> dict[str, float]:
+def shares(*overrides: str, limit: int = 1) -> dict[str, float]:
     """Method -> share of its turns' time outside the forwards of target and draft model."""
     config = composed([*overrides, "target=mini", "suite=mini", "method=[pld,sps]"])
     target, suite = target_of(config.target), built(config.suite)
