@@ -2,7 +2,7 @@
 
 1. correctness: float32 output on the GPU equal to the CPU's, token for token, for every method
 2. near-ties: float16 and bfloat16 output of every method against autoregressive decoding, each mismatch with its logit gap
-3. the card's own ceiling: a large copy
+3. the card's own ceiling: a large copy; memory beside weights and KV store
 4. the benchmark: mini suite at target.shape=100m, all methods, three repeats
 5. the roofline card of a 7B shape with random weights
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from benchmarks import memory
 from benchmarks.mismatches import METHODS, compared, decoded, table
 from specbench.cli import console
 from specbench.compose import composed
@@ -54,6 +55,10 @@ def main() -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
     equality(str(device), min(options.limit, 8))
     console.print(f"{device_name(device)}: copy bandwidth {copy_bandwidth(device) / 1e9:.0f} GB/s, read and written")
+    grown = memory.growth("target.shape=100m", f"target.device={device}")
+    console.print(
+        f"memory grew by {(grown.last - grown.loaded) / 1e6:.0f} MB after loading, allowed {grown.allowed / 1e6:.0f} MB"
+    )
     bench = composed(
         ["target=mini", "target.shape=100m", f"target.device={device}", METHODS, f"limit={options.limit}", f"out={out}"]
     )

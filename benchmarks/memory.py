@@ -1,28 +1,41 @@
-"""Memory of the process after loading: how far it grows while questions are answered, and whether it stays flat."""
+"""Memory after loading: how far it grows while questions are answered, and whether it stays flat."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from specbench.compose import composed
 from specbench.decoding.loop import Sampling
 from specbench.engine.native import Native
 from specbench.prompts import render
+from specbench.provenance import reset_peak_memory
 from specbench.run import built, questions_of, target_of
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Bytes: `loaded` after loading, `first` after the first six questions, `last` after all; `kv` the KV store's own."""
+    """Bytes: `loaded` after loading, `first` after the first six questions, `last` after all; `kv` the KV store's own.
+
+    On a GPU the peak of what torch allocated, on a CPU what the process holds.
+    """
 
     loaded: int
     first: int
     last: int
     kv: int
 
+    @property
+    def allowed(self) -> float:
+        """How far it may grow: the KV store, and a tenth of everything."""
+        return self.kv + 0.1 * (self.loaded + self.kv)
 
-def resident() -> int:
-    """Bytes of this process in memory (Linux)."""
+
+def in_use(device: torch.device) -> int:
+    """Bytes: the peak of torch's allocation on a GPU; this process in memory on a CPU (Linux)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -33,13 +46,14 @@ def growth(*overrides: str, limit: int = 3) -> Growth:
     drafters = {label: built(settings) for label, settings in config.method.items()}
     engine = Native(profile=False)
     engine.open(target.model, drafters)
-    loaded = resident()
+    reset_peak_memory(target.model.device)
+    loaded = in_use(target.model.device)
     sampling = Sampling(max_new_tokens=256, stop_token_ids=target.model.eos_ids)
     seen = []
     for question in questions_of(suite, list(config.task), limit, 0):
         prompt = render(target.chat, [(question.turns[0], None)], target.tokenizer)
         for label in drafters:
             engine.generate(label, prompt, sampling)
-        seen.append(resident())
+        seen.append(in_use(target.model.device))
     assert engine._store is not None
     return Growth(loaded, seen[5], seen[-1], engine._store.bytes)

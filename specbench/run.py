@@ -1,6 +1,7 @@
 """The composition root: a resolved config becomes a suite, a target, methods, engines and a harness. Only here config is read."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from jinja2 import TemplateError
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
+from specbench.baseline import Rates, other_dtypes, rates, ways
 from specbench.build import built, check, check_types
 from specbench.continuation import alone, open_run, run_directory
+from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Sampling
 from specbench.engine.base import Engine
 from specbench.errors import InputError, one_line
@@ -51,7 +54,10 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids, seed=config.seed)
     schedule = Schedule(config.repeats, config.seed, config.context, sampling)
     with alone(run):
-        open_run(run, plain_config(config), provenance(target.model.device) | prints(config, target, suite))
+        about = provenance(target.model.device) | prints(config, target, suite)
+        if config.check_baseline and not run.is_run():
+            about["baseline"] = baseline_rates(config, target, questions)
+        open_run(run, plain_config(config), about)
         Harness(run, target, suite, questions, arms, schedule, watcher).go()
         write_summary(run.path)
     return run.path
@@ -91,6 +97,7 @@ def _rules() -> dict[str, tuple[Callable[[Any], bool], str]]:
         "seed": (lambda value: type(value) is int, "a whole number"),
         "threads": (lambda value: value is None or whole(value), "a whole number, at least 1, or null for torch's choice"),
         "profile": (lambda value: type(value) is bool, "true or false"),
+        "check_baseline": (lambda value: type(value) is bool, "true or false"),
         "out": (lambda value: value is None or (isinstance(value, str) and value != ""), "a folder, or null"),
         "sampling.max_new_tokens": (whole, "a whole number, at least 1"),
         "sampling.temperature": (lambda value: value == 0, "0: only greedy decoding is built so far"),
@@ -139,8 +146,26 @@ def target_of(settings: DictConfig) -> Target:
         render(chat, [("Hello", None)], tokenizer)
     except TemplateError as error:
         raise InputError(f"the chat template of {plain['path']}: {one_line(error)}") from None
-    model = load_model(**{key: plain[key] for key in LOADING}, shape=shapes[shape] if shape else None)
-    return Target(plain["name"], model, tokenizer, chat)
+    return Target(plain["name"], _model(plain), tokenizer, chat)
+
+
+def _model(settings: dict[Any, Any], **changes: Any) -> LanguageModel:
+    shape = settings["shape"]
+    return load_model(**{key: settings[key] for key in LOADING} | changes, shape=settings["shapes"][shape] if shape else None)
+
+
+def baseline_rates(config: DictConfig, target: Target, questions: list[Question]) -> Rates:
+    """Autoregressive decoding by the run's own way, and by the others that this device and its memory allow."""
+    plain: Any = OmegaConf.to_container(config.target, resolve=True)
+    own, (first, *_) = target.model.dtype_name, config.engine
+    models = {own: target.model}
+    if plain["device_map"] is None:
+        for other in other_dtypes(target.model.device, own):
+            with suppress(torch.OutOfMemoryError):
+                models[other] = _model(plain, dtype=other)
+    shortest = min((render(target.chat, [(question.turns[0], None)], target.tokenizer) for question in questions), key=len)
+    there = ways(models)
+    return rates({(first, own): there.pop((first, own)), **there}, shortest) if (first, own) in there else []
 
 
 def _tokenizer(settings: dict[Any, Any]) -> tuple[PreTrainedTokenizerBase, str]:
@@ -176,5 +201,4 @@ def prints(config: DictConfig, target: Target, suite: Suite) -> dict[str, Any]:
     models = {"target_sha256": config.target, "draft_sha256": config.target.draft or {}}
     read = {name: model for name, model in models.items() if model.get("path") and config.target.weights != "random"}
     found = {name: fingerprint(str(Path(model["path"]).expanduser()), model.get("revision")) for name, model in read.items()}
-    dtype = str(target.model.dtype).removeprefix("torch.")
-    return {"dtype": dtype, "suite_sha256": suite.fingerprint, **dict.fromkeys(models), **found}
+    return {"dtype": target.model.dtype_name, "suite_sha256": suite.fingerprint, **dict.fromkeys(models), **found}

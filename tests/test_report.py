@@ -204,6 +204,16 @@ def test_a_baseline_slower_than_another_engine_is_alarmed(tmp_path, seconds, slo
     assert not any("drafted nothing" in one[3] for one in found)
 
 
+def test_a_baseline_slower_than_what_was_timed_before_the_run_is_alarmed(tmp_path):
+    rates = [{"engine": name, "dtype": "float32", "tokens_per_second": [rate]} for name, rate in (("native", 10.0), ("hf", 12.5))]
+    directory = write_run(tmp_path, [trial("autoregressive", [1], 1.0)])
+    directory.write_provenance({**directory.provenance(), "baseline": rates})
+    run = load(tmp_path)
+    assert [str(alarm) for alarm in alarms(run, summarise(run))] == [
+        "alarm: autoregressive: 20.0% slower than hf float32: every speedup is too high"
+    ]
+
+
 def test_each_row_names_its_engine_and_tasks_keep_the_order_of_the_config(tmp_path):
     labels = ("autoregressive", "pld", "pld@hf")
     trials = [trial(label, [1], 1.0, task=task, question_id=task) for label in labels for task in ("a", "b")]

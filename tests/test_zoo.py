@@ -11,7 +11,8 @@ from specbench import ROOT
 from specbench.decoding.loop import Sampling, generate
 from specbench.models import load_model, load_tokenizer
 from specbench.prompts import answer_text, render
-from specbench.zoo.train_target import deepened, target_config
+from specbench.zoo.fit import mini_config
+from specbench.zoo.train_target import deepened
 from tasks.mini.suite import Mini
 
 ZOO = ROOT / "specbench" / "zoo"
@@ -51,11 +52,11 @@ def test_the_target_knows_its_world() -> None:
 
 def test_doubling_the_layers_changes_no_output() -> None:
     torch.manual_seed(0)
-    small = target_config(layers=2, hidden=128, intermediate=64, heads=2)
+    small = mini_config(layers=2, hidden=128, intermediate=64, heads=2)
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM(small).double().eval()
-    deep = deepened(model.float(), target_config(layers=4, hidden=128, intermediate=64, heads=2)).double().eval()
+    deep = deepened(model.float(), mini_config(layers=4, hidden=128, intermediate=64, heads=2)).double().eval()
     ids = torch.randint(4, 1024, (1, 20))
     with torch.inference_mode():
         assert torch.allclose(model.double()(ids).logits, deep(ids).logits, atol=1e-9)

@@ -40,6 +40,10 @@ class LanguageModel:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._tapped: dict[int, Tensor] = {}
 
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
     def store(self, capacity: int, batch: int = 1) -> KVStore:
         return KVStore(batch, capacity)
 
@@ -54,7 +58,7 @@ class LanguageModel:
 
     def _hook(self, decoder: nn.Module, layer: int) -> torch.utils.hooks.RemovableHandle:
         if layer == len(decoder.layers):  # type: ignore[arg-type]
-            return decoder.norm.register_forward_hook(lambda _, __, out: self._tapped.update({layer: out}))  # type: ignore[union-attr]
+            return decoder.register_forward_hook(lambda _, __, out: self._tapped.update({layer: out[0]}))
         before: nn.Module = decoder.layers[layer]  # type: ignore[index, assignment]
         return before.register_forward_pre_hook(lambda _, given: self._tapped.update({layer: given[0]}))
 

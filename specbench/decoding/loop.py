@@ -121,7 +121,7 @@ def generate(
     """Decode every prompt, (T,) int64 on the target's device each. Raises CapacityError before the first forward."""
     sequences = [_sequence(target, len(prompt), sampling) for prompt in prompts]
     needed = max(capacity(target, drafter, len(prompt), sampling) for prompt in prompts)
-    if store is None or store.capacity < needed:
+    if store is None or store.capacity < needed or len(store.lengths) != len(prompts):
         store = target.store(needed, len(prompts))
     store.clear()
     drafter.reserve(store.capacity)

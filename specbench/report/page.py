@@ -21,6 +21,7 @@ from markupsafe import Markup
 from specbench.metrics import BASELINE, OVERALL
 from specbench.report.alarms import Alarm
 from specbench.report.loaded import LoadedRun, first, look_up
+from specbench.report.rivals import described
 from specbench.report.tables import marked, share, shown_tasks
 
 EXAMPLES = 6
@@ -121,6 +122,7 @@ def _facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
         "suite": f"{run.trials[0].suite}, {asked}",
         "date": first(run.provenance, "started", "date", "time"),
         "versions": ", ".join(f"{name} {version}" for name, version in named if version),
+        "autoregressive otherwise": described(run.provenance.get("baseline") or []),
         "numbers": row["kind"],
     }
     return {name: str(value) for name, value in facts.items() if value != ""}

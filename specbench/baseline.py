@@ -1,0 +1,49 @@
+"""Is the run's autoregressive decoding the best baseline of its device? Timed beside other dtypes and transformers' generate."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from methods.autoregressive import Autoregressive
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.loop import Sampling
+from specbench.engine.base import Engine
+from specbench.engine.hf import TransformersGenerate
+from specbench.engine.native import Native
+from specbench.metrics import BASELINE
+
+ROUNDS, TOKENS = 5, 24
+DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float16"), "mps": ("bfloat16", "float16")}
+
+Rates = list[dict[str, Any]]  # of run.json: engine, dtype, tokens_per_second of each round; the run's own way first
+
+
+def other_dtypes(device: torch.device, dtype: str) -> list[str]:
+    """What else targets are run in on such a device."""
+    return [other for other in DTYPES.get(device.type, ()) if other != dtype]
+
+
+def ways(models: Mapping[str, LanguageModel]) -> dict[tuple[str, str], Engine]:
+    """Both engines on each of the models, which are named by dtype."""
+    made: dict[tuple[str, str], Engine] = {}
+    for dtype, model in models.items():
+        plain = TransformersGenerate({BASELINE: {}}, draft=None, device="auto", weights="pretrained")
+        for name, engine in {"native": Native(profile=False), "hf": plain}.items():
+            engine.open(model, {BASELINE: Autoregressive()})
+            made[name, dtype] = engine
+    return made
+
+
+def rates(ways: Mapping[tuple[str, str], Engine], prompt: list[int]) -> Rates:
+    """Plain decoding of TOKENS tokens by each way, (engine, dtype), in turn, ROUNDS times after a warm-up."""
+    found: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+    for number in range(ROUNDS + 1):
+        for way, engine in ways.items():
+            out = engine.generate(BASELINE, prompt, Sampling(max_new_tokens=TOKENS))
+            if number:
+                found[way].append(len(out.output_ids) / (out.prefill_s + out.decode_s))
+    return [
+        {"engine": engine, "dtype": dtype, "tokens_per_second": [round(rate, 3) for rate in rates]}
+        for (engine, dtype), rates in found.items()
+    ]

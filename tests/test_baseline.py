@@ -1,0 +1,55 @@
+"""The run's baseline beside the other ways to decode autoregressively."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from specbench.baseline import ROUNDS, other_dtypes
+from specbench.report.rivals import described, faster
+
+
+def test_a_run_times_its_baseline_beside_the_other_ways(tiny, cli, tmp_path):
+    assert (
+        cli("run", *tiny.overrides("check_baseline=true", "task=[qa]", "method=[]", "limit=1", "repeats=1", "out=run")).status
+        == 0
+    )
+    rates = json.loads((tmp_path / "run" / "run.json").read_text())["baseline"]
+    ways = [(way["engine"], way["dtype"]) for way in rates]
+    assert ways[0] == ("native", "float32"), "the run's own way comes first"
+    assert sorted(ways) == [("hf", "bfloat16"), ("hf", "float32"), ("native", "bfloat16"), ("native", "float32")]
+    assert all(len(way["tokens_per_second"]) == ROUNDS and min(way["tokens_per_second"]) > 0 for way in rates)
+
+
+def test_another_engine_first_makes_its_own_way_the_measure(tiny, cli, tmp_path):
+    chosen = ["check_baseline=true", "engine=[hf]", "task=[qa]", "method=[]", "limit=1", "repeats=1", "out=run"]
+    assert cli("run", *tiny.overrides(*chosen)).status == 0
+    first, *_ = json.loads((tmp_path / "run" / "run.json").read_text())["baseline"]
+    assert (first["engine"], first["dtype"]) == ("hf", "float32")
+
+
+def test_other_dtypes_are_those_of_the_device():
+    assert other_dtypes(torch.device("cpu"), "float32") == ["bfloat16"]
+    assert other_dtypes(torch.device("cpu"), "float64") == ["float32", "bfloat16"]
+    assert other_dtypes(torch.device("cuda"), "bfloat16") == ["float16"]
+
+
+def way(engine: str, dtype: str, *rates: float) -> dict:
+    return {"engine": engine, "dtype": dtype, "tokens_per_second": list(rates)}
+
+
+@pytest.mark.parametrize(
+    ("rival", "found"),
+    [((11.0, 22.0), {"hf float32": 1.1}), ((11.0, 20.5), {}), ((9.0, 18.0), {})],
+)
+def test_only_a_way_that_is_faster_in_every_round_counts(rival, found):
+    own = way("native", "float32", 10.0, 20.0)
+    assert faster([own, way("hf", "float32", *rival)]) == pytest.approx(found)
+    assert faster([own]) == faster([]) == {}
+
+
+def test_ratios_are_told_by_name():
+    rates = [way("native", "float32", 10.0, 20.0, 30.0), way("native", "bfloat16", 8.0, 16.0, 30.0)]
+    assert described(rates) == "native bfloat16 0.80×" and described([]) == ""
