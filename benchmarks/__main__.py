@@ -6,6 +6,7 @@ The last thing printed is a table: promise, bound, measured (with its 95 % inter
 """
 
 import argparse
+import time
 from pathlib import Path
 
 from rich.table import Table
@@ -66,7 +67,7 @@ def room(promises: Promises) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--out", type=Path, default=Path("results") / f"benchmarks-{time.strftime('%Y%m%d-%H%M%S')}")
     options = parser.parse_args()
     promises = Promises()
     outside(promises)

@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from benchmarks import memory
@@ -28,7 +29,15 @@ from specbench.report import render as render_report
 from specbench.run import execute
 
 
-def equality(device: str, limit: int) -> None:
+def told(shown: RenderableType, out: Path) -> None:
+    """Print it, and keep it in checks.txt: what was measured survives a cut."""
+    console.print(shown)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "checks.txt").open("a", encoding="utf-8") as file:
+        Console(file=file, width=140).print(shown)
+
+
+def equality(device: str, limit: int, out: Path) -> None:
     """Float32 against the CPU, then each half precision against its own autoregressive decoding."""
     _, _, on_cpu = decoded(limit, "target.device=cpu", "target.dtype=float32")
     _, _, there = decoded(limit, f"target.device={device}", "target.dtype=float32")
@@ -36,10 +45,10 @@ def equality(device: str, limit: int) -> None:
     for label, outs in there.items():
         equal = sum(a.output_ids == b.output_ids for a, b in zip(outs, on_cpu[label], strict=True))
         found.add_row(label, f"{equal} of {len(outs)}")
-    console.print(found)
+    told(found, out)
     for dtype in ("float16", "bfloat16") if device != "cpu" else ("bfloat16",):
         target, prompts, outputs = decoded(limit, f"target.device={device}", f"target.dtype={dtype}")
-        console.print(table(f"{dtype} against autoregressive", compared(target.model, prompts, outputs)))
+        told(table(f"{dtype} against autoregressive", compared(target.model, prompts, outputs)), out)
 
 
 def main() -> None:
@@ -53,18 +62,17 @@ def main() -> None:
     out = options.out or Path("results/reference") / device_name(device).replace(" ", "-").lower()
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
-    equality(str(device), min(options.limit, 8))
-    console.print(f"{device_name(device)}: copy bandwidth {copy_bandwidth(device) / 1e9:.0f} GB/s, read and written")
+    reports = Path("reports/reference") / out.name
+    equality(str(device), min(options.limit, 8), reports)
+    told(f"{device_name(device)}: copy bandwidth {copy_bandwidth(device) / 1e9:.0f} GB/s, read and written", reports)
     grown = memory.growth("target.shape=100m", f"target.device={device}")
-    console.print(
-        f"memory grew by {(grown.last - grown.loaded) / 1e6:.0f} MB after loading, allowed {grown.allowed / 1e6:.0f} MB"
-    )
+    megabytes = (grown.last - grown.loaded) / 1e6
+    told(f"memory grew by {megabytes:.0f} MB after loading, allowed {grown.allowed / 1e6:.0f} MB", reports)
     bench = composed(
         ["target=mini", "target.shape=100m", f"target.device={device}", METHODS, f"limit={options.limit}", f"out={out}"]
     )
     with ProgressDisplay(console) as display:
         path = execute(bench, display)
-    reports = Path("reports/reference") / path.name
     report = render_report([path], reports)
     shape = composed([f"target={options.card}", "target.weights=random", f"target.device={device}"])
     console.print(card(shape, reports / f"cost-{options.card}"))

@@ -49,7 +49,6 @@ class PromptLookup(Drafter):
             raise InputError("pld: match=last with full=true would drop what it looks for; take match=first")
         self.sizes = range(max_ngram, min_ngram - 1, -1)
         self.length, self.match, self.full, self.filler = length, match, full, filler
-        self.nodes = length + 1
 
     def start(self, prompt: list[int], out: TargetOutput) -> NgramIndex:
         return NgramIndex(prompt, self.sizes, self.match)

@@ -29,7 +29,7 @@ class SpeculativeSampling(Drafter):
     """Drafts up to `draft_tokens` tokens with its own language model, the same class as the target.
 
     schedule: `fixed`, or `heuristic` as in transformers (two more after a fully accepted draft, one less otherwise, at least one;
-    back to `draft_tokens` at every turn; at most `max_tokens`). confidence: stop behind a less probable token (0: never).
+    back to `draft_tokens` at every turn). confidence: stop behind a less probable token (0: never).
     stop_at_eos: stop behind the model's end-of-sequence token.
     """
 
@@ -38,13 +38,11 @@ class SpeculativeSampling(Drafter):
         draft: LanguageModel,
         draft_tokens: int,
         schedule: Schedule,
-        max_tokens: int,
         confidence: float,
         stop_at_eos: bool,
     ) -> None:
         self.model, self.draft_tokens, self.schedule = draft, draft_tokens, schedule
-        self.max_tokens, self.confidence, self.stop_at_eos = max_tokens, confidence, stop_at_eos
-        self.nodes = 1 + (draft_tokens if schedule == "fixed" else max_tokens)
+        self.confidence, self.stop_at_eos = confidence, stop_at_eos
         self._stores: list[KVStore] = []
 
     def bind(self, target: LanguageModel) -> None:
@@ -54,7 +52,6 @@ class SpeculativeSampling(Drafter):
             raise InputError(f"the draft model has a vocabulary of {ours} tokens, the target of {theirs}: they must share one")
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[DraftState]:
-        self.draft_forwards = 0
         self._stores += [self.model.store(0) for _ in range(len(prompts) - len(self._stores))]
         return [self._state(row, prompt) for row, prompt in enumerate(prompts)]
 
@@ -104,4 +101,4 @@ class SpeculativeSampling(Drafter):
 
     def _reschedule(self, state: DraftState, accepted: int) -> None:
         if self.schedule == "heuristic":
-            state.wanted = min(state.wanted + 2, self.max_tokens) if accepted == state.wanted else max(1, state.wanted - 1)
+            state.wanted = state.wanted + 2 if accepted == state.wanted else max(1, state.wanted - 1)

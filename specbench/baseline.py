@@ -6,22 +6,34 @@ from typing import Any
 import torch
 
 from methods.autoregressive import Autoregressive
+from specbench import devices
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Sampling
+from specbench.decoding.packed import can_pack
+from specbench.devices import free_memory_bytes
 from specbench.engine.base import Engine
 from specbench.engine.hf import TransformersGenerate
 from specbench.engine.native import Native
 from specbench.metrics import BASELINE
 
 ROUNDS, TOKENS = 5, 24
+ROOM = 0.7  # of the free memory may go to one copy
 DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float16"), "mps": ("bfloat16", "float16")}
 
 Rates = list[dict[str, Any]]  # of run.json: engine, dtype, tokens_per_second of each round; the run's own way first
 
 
-def other_dtypes(device: torch.device, dtype: str) -> list[str]:
-    """What else targets are run in on such a device."""
-    return [other for other in DTYPES.get(device.type, ()) if other != dtype]
+def other_dtypes(model: LanguageModel, dtype: str) -> list[str]:
+    """What else targets are run in on the model's device, where its memory holds a copy of such weights beside the model."""
+    weights, free = sum(p.numel() for p in model.model.parameters()), free_memory_bytes(model.device)
+    there = [other for other in DTYPES.get(model.device.type, ()) if other != dtype]
+    return [other for other in there if free is None or _bytes(weights, other, model.device) < ROOM * free]
+
+
+def _bytes(weights: int, dtype: str, device: torch.device) -> int:
+    """Packed layers hold their weights twice."""
+    kind = devices.DTYPES[dtype]
+    return weights * kind.itemsize * (2 if can_pack(device, kind) else 1)
 
 
 def ways(models: Mapping[str, LanguageModel]) -> dict[tuple[str, str], Engine]:

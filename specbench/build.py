@@ -10,9 +10,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from specbench.compose import closest
 from specbench.errors import InputError, one_line
-from specbench.hints import nearest
+from specbench.hints import closest, nearest
 
 SCALARS = (bool, int, float, str, NoneType)
 CONTAINERS = (list, tuple, dict, Sequence, Mapping)
@@ -36,7 +35,9 @@ def check(node: DictConfig, place: str) -> None:
 
 
 def _check(plain: Mapping[Any, Any], place: str) -> None:
-    target = plain["_target_"]
+    target = plain.get("_target_")
+    if target is None:
+        raise InputError(f"{place}: expected a _target_, the class to build; given: {', '.join(map(str, plain)) or 'nothing'}")
     made = _located(target, place)
     parameters = inspect.signature(made).parameters
     given = {key: value for key, value in plain.items() if not key.startswith("_")}

@@ -67,7 +67,7 @@ def cost(argv: list[str]) -> int:
     from specbench.run import check_values
 
     check_values(config)
-    console.print(card(config, Path(config.out or f"reports/cost-{config.target.name}")))
+    console.print(card(config, Path(config.out or f"reports/cost-{config.target.name}").expanduser()))
     return 0
 
 
@@ -140,7 +140,7 @@ def _report(runs: list[Path], out: Path) -> int:
     for table in files.terminal:
         console.print(table)
     for alarm in files.alarms:
-        console.print(str(alarm), markup=False, highlight=False, soft_wrap=True)
+        console.print(alarm, markup=False, highlight=False, soft_wrap=True)
     console.print(f"page: {files.page}", markup=False, soft_wrap=True)
     return 0
 

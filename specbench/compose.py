@@ -1,6 +1,5 @@
 """Overrides to a resolved config, by Hydra; what Hydra, OmegaConf or a YAML parser says of a mistake becomes one line."""
 
-import difflib
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from specbench import ROOT
 from specbench.errors import InputError
-from specbench.hints import nearest
+from specbench.hints import closest, nearest
 
 CONF = ROOT / "conf"
 GROUPS = ("target", "method", "task", "suite", "engine", "experiment")
@@ -151,11 +150,6 @@ def _unknown_key(given: str, overrides: Sequence[str], config_dir: Path | None) 
     """Names the nearest key among those of the chosen target, methods and so on."""
     choices = [override for override in overrides if override.split("=")[0] in GROUPS]
     return f"{given}: no such setting; the nearest is {closest(given, _keys(_composed(choices, config_dir)))}"
-
-
-def closest(given: str, choices: Sequence[str]) -> str:
-    """The one choice that looks most like what was given."""
-    return difflib.get_close_matches(given, choices, n=1, cutoff=0)[0]
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:

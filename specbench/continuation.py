@@ -19,6 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+NOTED = ("versions", "git", "machine")  # what may change when a run goes on, and is then noted
 SAME = ("dtype", "suite_sha256", "target_sha256", "draft_sha256")  # of run.json: what every trial of a run has in common
 
 
@@ -60,10 +61,19 @@ def open_run(run: RunDirectory, config: Mapping[str, Any], about: Mapping[str, A
     started = (run.path / "run.json").is_file()
     if started:
         _check_place(run, about)
+        run.write_provenance(_noted(run.provenance(), about))
     run.repair()
     run.write_config(_merged(run.config(), config) if run.is_run() else config)
     if not started:
         run.write_provenance(about)
+
+
+def _noted(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """run.json with a further entry under `continued` where something differs from all that is noted already."""
+    seen = [before, *before.get("continued", [])]
+    differs = [key for key in NOTED if now.get(key) not in [one.get(key) for one in seen]]
+    entry = {"started": now.get("started"), "differs": differs, **{key: now.get(key) for key in NOTED}}
+    return {**before, "continued": [*before.get("continued", []), entry]} if differs else dict(before)
 
 
 def _unused(name: str) -> Path:

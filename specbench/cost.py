@@ -137,7 +137,7 @@ def _row(rounds: pd.DataFrame, cell: Cell, weights: int, kv: int, bandwidth: flo
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of weights that a forward of a dense model reads: shared ones once, packed layers by their own count.
+    """Bytes of weights that a forward of a dense model reads, shared ones once.
 
     An embedding table that no linear layer shares is left out: a lookup reads a row per token and not the table.
     """
@@ -145,8 +145,7 @@ def weight_bytes(model: nn.Module) -> int:
     lookups = {module.weight.data_ptr() for module in modules if isinstance(module, nn.Embedding)}
     lookups -= {module.weight.data_ptr() for module in modules if isinstance(module, nn.Linear)}
     read = {weight.data_ptr(): weight.nbytes for weight in model.parameters() if weight.data_ptr() not in lookups}
-    packed = (getattr(module, "weight_bytes", 0) for module in modules)
-    return sum(read.values()) + sum(size for size in packed if isinstance(size, int))
+    return sum(read.values())
 
 
 def copy_bandwidth(device: torch.device, size: int | None = None, repeats: int = 5) -> float:
@@ -171,13 +170,18 @@ def _copy_seconds(source: Tensor, target: Tensor) -> float:
 
 
 def card(config: DictConfig, out: Path) -> Table:
-    """Load the configured target, measure it, write its card and run.json into the folder `out`; the table."""
+    """Load the configured target, measure it, write its card and run.json into the folder `out`; the table.
+
+    Raises InputError when `out` holds a run, whose run.json would be lost.
+    """
     from specbench.run import target_of  # here, so that measuring a model needs no Hydra
 
+    if RunDirectory(out).is_run():
+        raise InputError(f"out={out} holds a run; choose another folder for the card")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     target = target_of(config.target)
-    device, dtype = target.model.device, str(target.model.dtype).removeprefix("torch.")
+    device, dtype = target.model.device, target.model.dtype_name
     frame = measure(target.model)
     title = f"One forward of {target.name}\n{dtype} on {device_name(device)}"
     RunDirectory(out).write_provenance(provenance(device) | {"target": target.name, "dtype": dtype})

@@ -94,6 +94,18 @@ def cpu_name() -> str:
     return names[0] if names else str(cpu_capabilities().get("cpu_name") or "unknown")
 
 
+def free_memory_bytes(device: torch.device) -> int | None:
+    """What can still be had: of a CUDA card, else of main memory without swapping. None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    return sizes[0] if sizes else None
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all it was given."""
     if device.type == "cuda":

@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 from safetensors import SafetensorError, safe_open
 
+from specbench import ROOT
 from specbench.cost import copy_bandwidth
 from specbench.decoding.packed import can_pack
-from specbench.devices import device_name, has_bf16_units, pick_device, pick_dtype
-from specbench.provenance import ROOT, memory_bytes, usable_cores
+from specbench.devices import device_name, free_memory_bytes, has_bf16_units, pick_device, pick_dtype
+from specbench.provenance import memory_bytes, usable_cores
 
 PYTHON = ">=3.10"  # where specbench runs uninstalled; else its metadata says
 PACKAGES = ("torch", "transformers", "datasets", "pandas", "matplotlib", "hydra-core", "rich")
@@ -125,21 +126,11 @@ def _bandwidth() -> Check:
 
 
 def _memory() -> Check:
-    free, whole = free_memory_bytes(), memory_bytes()
+    free, whole = free_memory_bytes(torch.device("cpu")), memory_bytes()
     if free is None:
         return Check("memory", None, "the system does not say how much is free")
     total = f" of {whole / 1e9:.3g} GB" if whole else ""
     return Check("memory", free >= LEAST_MEMORY, f"{free / 1e9:.3g} GB free{total}")
-
-
-def free_memory_bytes() -> int | None:
-    """Main memory a new process can have without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    sizes = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    return sizes[0] if sizes else None
 
 
 def _disk() -> Check:

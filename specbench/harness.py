@@ -94,16 +94,24 @@ class Harness:
             ids = self._rendered(question, 0, BASELINE)
             if len(ids) > len(longest.get(question.task, [])):
                 longest[question.task] = ids
-        sampling = self.schedule.sampling
+        sampling, most = self.schedule.sampling, self._longest_prompt()
         short = Sampling(max_new_tokens=min(WARM_UP_TOKENS, sampling.max_new_tokens), stop_token_ids=sampling.stop_token_ids)
         for arm in self.arms:
             self.watcher.warming(arm.label)
             for ids in longest.values():
                 try:
-                    arm.engine.reserve(len(ids), sampling)
+                    arm.engine.reserve(most, sampling)
                     arm.engine.generate(arm.method, ids, short)
                 except Exception:  # its own trial will say so
                     continue
+
+    def _longest_prompt(self) -> int:
+        """Tokens of the longest prompt that may come: whole conversations whose answers take all they may."""
+        longest = 0
+        for question in self.questions:
+            asked = sum(len(render(self.target.chat, [(turn, None)], self.target.tokenizer)) for turn in question.turns)
+            longest = max(longest, asked + (len(question.turns) - 1) * self.schedule.sampling.max_new_tokens)
+        return min(longest, self.target.model.context - 1)
 
     def _run(self, block: Block) -> None:
         for place, arm in enumerate(block.order):

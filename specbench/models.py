@@ -1,6 +1,8 @@
 """From a target's settings to a loaded model: hub id or folder, pretrained or random, widened, packed for the CPU."""
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -35,27 +37,36 @@ def load_model(
     """
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
-    if weights == "random":
-        model = _random(config, kind, where)
-    elif weights == "pretrained":
-        model = _pretrained(path, revision, kind, device_map, trust_remote_code)
-    else:
+    if weights not in ("pretrained", "random"):
         raise InputError(f"weights={weights}: expected pretrained or random")
-    if shape is not None:
-        model = widened(model, **shape)
-    if device_map is None:
-        model = model.to(where)  # type: ignore[arg-type]
+    try:
+        if weights == "random":
+            model = _random(config, kind, where)
+        else:
+            model = _pretrained(path, revision, kind, device_map, trust_remote_code)
+        if shape is not None:
+            model = widened(model, **shape)
+        if device_map is None:
+            model = model.to(where)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError:
+        raise InputError(f"{path} does not fit the memory of {where}; try another device, dtype or device_map") from None
     if packed and can_pack(where, kind):
         pack(model)
-    return LanguageModel(model)
+    made = LanguageModel(model)
+    made.check()
+    return made
 
 
 def load_draft(draft: Mapping[str, Any] | None, device: str, weights: str) -> LanguageModel:
-    """The draft model that a target's YAML names beside it."""
+    """The draft model that a target's YAML names beside it; methods that name the same one share it."""
     if draft is None:
         raise InputError("this target names no draft model: set target.draft.path, or leave the method out")
-    settings = {key: value for key, value in draft.items() if key != "weights"}
-    return load_model(**settings, device=device, weights=draft.get("weights", weights))
+    return _shared_draft(json.dumps({"weights": weights, **draft, "device": device}))
+
+
+@lru_cache(maxsize=1)
+def _shared_draft(settings: str) -> LanguageModel:
+    return load_model(**json.loads(settings))
 
 
 def load_tokenizer(path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -108,18 +119,28 @@ def _few(names: list[str], most: int = 3) -> str:
 def _random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     if config is None:
         raise InputError("weights=random needs target.config, the model's architecture")
-    settings = dict(config)
-    made = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    with torch.random.fork_rng(), torch.device(device):
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(made, dtype=dtype)
+    if "model_type" not in config:
+        raise InputError("target.config: expected a model_type, such as llama")
+    try:
+        made = AutoConfig.for_model(**config)
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(0)
+            return AutoModelForCausalLM.from_config(made, dtype=dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a config that fits no architecture makes of it
+        raise InputError(f"target.config makes no model: {_first_line(error)}") from None
+
+
+def local_folder(path: str) -> Path | None:
+    """The folder meant by a target's path: of the checkout, else anywhere; None for a hub id."""
+    return next((folder for folder in (ROOT / path, Path(path).expanduser()) if folder.is_dir()), None)
 
 
 def _place(path: str) -> str:
-    """A folder of the checkout or anywhere, else a hub id. Raises InputError for what can only be a folder and is none."""
-    for folder in (ROOT / path, Path(path).expanduser()):
-        if folder.is_dir():
-            return str(folder)
+    """A folder, else a hub id. Raises InputError for what can only be a folder and is none."""
+    if (folder := local_folder(path)) is not None:
+        return str(folder)
     if path.count("/") > 1 or path.startswith((".", "~", "/")):
         raise InputError(f"no model at {path}: no such folder, and no hub id, which has the form owner/name")
     return path

@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from specbench.errors import InputError
+from specbench.hints import nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -119,7 +119,5 @@ FORMATS = {
 
 def _chat_format(name: str) -> ChatFormat:
     if name not in FORMATS:
-        close = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(FORMATS)}"
-        raise InputError(f"unknown target.format {name!r}, {hint}")
+        raise InputError(f"target.format={name}: expected {nearest(name, list(FORMATS))}")
     return FORMATS[name]

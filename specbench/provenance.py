@@ -19,9 +19,10 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from specbench import ROOT
 from specbench.devices import cpu_capabilities, cpu_name, device_name, has_bf16_units
+from specbench.models import local_folder
 
-ROOT = Path(__file__).parent.parent
 PACKAGES = ("specbench", "torch", "transformers", "datasets", "numpy")
 CONTENT = (".safetensors", ".bin", ".json", ".jsonl", ".txt", ".model", ".jinja", ".tiktoken")
 CLOCKS = (  # nvidia-smi's names; MHz and W
@@ -124,24 +125,22 @@ def _output(command: Sequence[str]) -> str | None:
 
 
 def fingerprint(path: str | Path, revision: str | None = None) -> str | None:
-    """sha256 over the sorted names and contents of a file, a folder or a hub id's downloaded snapshot; None: not there.
+    """sha256 over the sorted names and contents of a folder or a hub id's downloaded snapshot; None: not there.
 
-    Of a folder: weights, configs and tokenizer files. Relative paths start here, else in the project's root.
+    Of a folder: weights, configs and tokenizer files.
     """
     place = _place(str(path), revision)
     if place is None:
         return None
     found = hashlib.sha256()
     for file in _contents(place):
-        name = file.name if place.is_file() else file.relative_to(place).as_posix()
-        found.update(f"{name}\0{_content_sha256(file)}\n".encode())
+        found.update(f"{file.relative_to(place).as_posix()}\0{_content_sha256(file)}\n".encode())
     return found.hexdigest()
 
 
 def _place(path: str, revision: str | None) -> Path | None:
-    local = next((place for place in (Path(path), ROOT / path) if place.exists()), None)
-    if local is not None:
-        return local
+    if (folder := local_folder(path)) is not None:
+        return folder
     try:
         cached = try_to_load_from_cache(path, "config.json", revision=revision)
     except HFValidationError:  # no hub id either
@@ -150,8 +149,6 @@ def _place(path: str, revision: str | None) -> Path | None:
 
 
 def _contents(place: Path) -> list[Path]:
-    if place.is_file():
-        return [place]
     inside = (file for file in place.rglob("*") if file.is_file() and file.suffix in CONTENT)
     return sorted(inside, key=lambda file: file.relative_to(place).as_posix())
 

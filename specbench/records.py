@@ -1,9 +1,8 @@
 """What a run leaves on disk: the trial record and the run directory.
 
-A run directory holds config.yaml, run.json, prompts.jsonl, trials.jsonl and summary.csv. Whole files are
-written under a temporary name and renamed; lines are appended and synced one at a time, so a run that is
-killed loses at most the turn it was in. Reading drops a torn last line; `repair()` cuts it off before a run
-goes on.
+A run directory holds config.yaml, run.json, prompts.jsonl, trials.jsonl, texts.jsonl (the decoded answers and their scores) and
+summary.csv. Whole files are written under a temporary name and renamed; lines are appended and synced one at a time, so a run
+that is killed loses at most the turn it was in. Reading drops a torn last line; `repair()` cuts it off before a run goes on.
 """
 
 from __future__ import annotations
@@ -218,10 +217,6 @@ class RunDirectory:
         self._file("config.yaml")
         trials = (self._trial(number, row) for number, row in self._trials.numbered())
         return list({trial.key: trial for trial in trials}.values())
-
-    def finished(self) -> set[TrialKey]:
-        """Keys (method, repeat, question_id, turn) that are there already, error rows included."""
-        return {trial.key for trial in self.trials()} if self.is_run() else set()
 
     def repair(self) -> None:
         """Cuts torn last lines off before a run goes on."""

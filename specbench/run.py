@@ -1,7 +1,6 @@
 """The composition root: a resolved config becomes a suite, a target, methods, engines and a harness. Only here config is read."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +43,18 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     questions = questions_of(suite, [task.name for task in config.task.values()], config.limit, config.seed)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    drafters = {label: built(settings) for label, settings in config.method.items()}
     engines: dict[str, Engine] = {name: built(settings) for name, settings in config.engine.items()}
+    arms = arms_of(engines, [BASELINE, *(label for label in config.method if label != BASELINE)])
+    drafters = {label: built(settings) for label, settings in config.method.items()}
     target = target_of(config.target)
     check_prompts(questions, target)
     for engine in engines.values():
         engine.open(target.model, drafters)
-    arms = arms_of(engines, [BASELINE, *(label for label in drafters if label != BASELINE)])
     sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids, seed=config.seed)
     schedule = Schedule(config.repeats, config.seed, config.context, sampling)
     with alone(run):
-        about = provenance(target.model.device) | prints(config, target, suite)
+        turns = sum(len(question.turns) for question in questions)
+        about = provenance(target.model.device) | prints(config, target, suite) | {"turns": turns}
         if config.check_baseline and not run.is_run():
             about["baseline"] = baseline_rates(config, target, questions)
         open_run(run, plain_config(config), about)
@@ -103,6 +103,7 @@ def _rules() -> dict[str, tuple[Callable[[Any], bool], str]]:
         "sampling.temperature": (lambda value: value == 0, "0: only greedy decoding is built so far"),
         "target.name": (lambda value: isinstance(value, str), "a name"),
         "target.format": (lambda value: isinstance(value, str), "a chat format"),
+        "target.shape": (lambda value: value is None or isinstance(value, str), "the name of a shape, or null"),
         "target.draft": (lambda value: value is None or isinstance(value, DictConfig), "a mapping with path, or null"),
     }
 
@@ -160,9 +161,8 @@ def baseline_rates(config: DictConfig, target: Target, questions: list[Question]
     own, (first, *_) = target.model.dtype_name, config.engine
     models = {own: target.model}
     if plain["device_map"] is None:
-        for other in other_dtypes(target.model.device, own):
-            with suppress(torch.OutOfMemoryError):
-                models[other] = _model(plain, dtype=other)
+        for other in other_dtypes(target.model, own):
+            models[other] = _model(plain, dtype=other)
     shortest = min((render(target.chat, [(question.turns[0], None)], target.tokenizer) for question in questions), key=len)
     there = ways(models)
     return rates({(first, own): there.pop((first, own)), **there}, shortest) if (first, own) in there else []
@@ -200,5 +200,5 @@ def prints(config: DictConfig, target: Target, suite: Suite) -> dict[str, Any]:
     """What run.json adds to its provenance: the dtype and the fingerprints of data and weights."""
     models = {"target_sha256": config.target, "draft_sha256": config.target.draft or {}}
     read = {name: model for name, model in models.items() if model.get("path") and config.target.weights != "random"}
-    found = {name: fingerprint(str(Path(model["path"]).expanduser()), model.get("revision")) for name, model in read.items()}
+    found = {name: fingerprint(model["path"], model.get("revision")) for name, model in read.items()}
     return {"dtype": target.model.dtype_name, "suite_sha256": suite.fingerprint, **dict.fromkeys(models), **found}

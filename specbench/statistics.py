@@ -26,11 +26,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def half_width(self) -> float:
-        """The ± of a table."""
-        return (self.high - self.low) / 2
-
 
 def speedup(strata: Sequence[Sequence[float] | Array], seed: int = 0, level: float = 0.95) -> Interval:
     """Geometric mean of ratios with a studentised bootstrap interval, both back on the scale of ratios.

@@ -5,7 +5,6 @@ Every mistake in a file is an InputError of one line that begins with file:line.
 
 from __future__ import annotations
 
-import difflib
 import glob
 import json
 import random
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specbench.errors import InputError
+from specbench.hints import nearest
 
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 SINGLE_TURN = ("translation", "summarization", "qa", "math_reasoning", "rag")
@@ -145,16 +145,12 @@ def _category_and_task(row: dict[str, object]) -> tuple[str, str]:
         raise InputError(f"category is {category!r}, expected a non-empty string")
     if task is None:
         if category not in TASK_OF_CATEGORY:
-            raise InputError(f"unknown category {category!r}, {_hint(category)}; or name the row's own task in 'task'")
+            known = nearest(category, list(TASK_OF_CATEGORY))
+            raise InputError(f"unknown category {category!r}, expected {known}; or name the row's own task in 'task'")
         return category, TASK_OF_CATEGORY[category]
     if not isinstance(task, str) or not task.strip():
         raise InputError(f"task is {task!r}, expected a non-empty string")
     return category, task
-
-
-def _hint(category: str) -> str:
-    close = difflib.get_close_matches(category, TASK_OF_CATEGORY, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(TASK_OF_CATEGORY)}"
 
 
 def _turns(value: object) -> tuple[str, ...]:

@@ -40,12 +40,16 @@ class FakeEngine(Engine):
         self.log: list[tuple[str, str]] = []
         self.warm_ups: list[str] = []
         self.warming = True
+        self.reserved = 0  # prompt tokens
 
     def open(self, target: Any, drafters: Any) -> None:
         pass
 
     def has(self, label: str) -> bool:
         return True
+
+    def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
+        self.reserved = max(self.reserved, prompt_tokens)
 
     def outlives(self, label: str) -> str:
         return "run" if label in self.warm else "turn"
@@ -112,8 +116,8 @@ def harness(
     if not run.is_run():
         run.write_config({})
         run.write_provenance({})
-    model: Any = SimpleNamespace(device=torch.device("cpu"))
+    model: Any = SimpleNamespace(device=torch.device("cpu"), context=1000)
     target = Target("fake", model, ByteTokenizer(), "plain")  # type: ignore[arg-type]
     arms = [Arm(method, method, engine) for method in methods]
-    schedule = Schedule(repeats, seed, context, Sampling(max_new_tokens=8))
+    schedule = Schedule(repeats, seed, context, Sampling(max_new_tokens=16))
     return Harness(run, target, FakeSuite(), list(questions), arms, schedule, Quiet())

@@ -81,7 +81,12 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["target.dtype=bloat16"], "dtype=bloat16: on cpu expected bfloat16, "),
         (["target.device=cdua"], "device=cdua: not on this machine; expected "),
         (["target.device=cuda:99"], "device=cuda:99: not on this machine; expected "),
-        (["target.format=vicnua"], "unknown target.format 'vicnua', did you mean 'vicuna'?"),
+        (["target.format=vicnua"], "target.format=vicnua: expected vicuna, template or plain"),
+        (["target.shape=[100m]"], "target.shape=['100m']: expected the name of a shape, or null"),
+        (["suite.split=valid"], "suite.split=valid: expected train or test"),
+        (["~suite._target_"], "suite: expected a _target_, the class to build; given: "),
+        (["target.weights=random", "target.config={hidden_size: 8}"], "target.config: expected a model_type, such as llama"),
+        (["target.weights=random", "target.config={model_type: lama}"], "target.config makes no model: "),
         (["target.weights=randm"], "weights=randm: expected pretrained or random"),
         (["target.weights=random"], "target.weights=random needs target.config, the model's architecture"),
         (

@@ -9,6 +9,7 @@ import torch
 
 from specbench.baseline import ROUNDS, other_dtypes
 from specbench.report.rivals import described, faster
+from tests.tiny import tiny_language_model
 
 
 def test_a_run_times_its_baseline_beside_the_other_ways(tiny, cli, tmp_path):
@@ -30,10 +31,18 @@ def test_another_engine_first_makes_its_own_way_the_measure(tiny, cli, tmp_path)
     assert (first["engine"], first["dtype"]) == ("hf", "float32")
 
 
-def test_other_dtypes_are_those_of_the_device():
-    assert other_dtypes(torch.device("cpu"), "float32") == ["bfloat16"]
-    assert other_dtypes(torch.device("cpu"), "float64") == ["float32", "bfloat16"]
-    assert other_dtypes(torch.device("cuda"), "bfloat16") == ["float16"]
+@pytest.mark.parametrize(("free", "expected"), [(None, ["float32", "bfloat16"]), (10**9, ["float32", "bfloat16"]), (10, [])])
+def test_other_dtypes_are_those_of_the_device_that_fit_its_memory(monkeypatch, free, expected):
+    monkeypatch.setattr("specbench.baseline.free_memory_bytes", lambda device: free)
+    assert other_dtypes(tiny_language_model("llama", layers=1), "float64") == expected
+
+
+def test_packed_float32_weights_count_twice(monkeypatch):
+    model = tiny_language_model("llama", layers=1)
+    weights = sum(p.numel() for p in model.model.parameters())
+    monkeypatch.setattr("specbench.baseline.can_pack", lambda device, dtype: dtype == torch.float32)
+    monkeypatch.setattr("specbench.baseline.free_memory_bytes", lambda device: 6 * weights)
+    assert other_dtypes(model, "float64") == ["bfloat16"], "0.7 * 6 = 4.2 bytes a weight: 2 fit, 4 + 4 do not"
 
 
 def way(engine: str, dtype: str, *rates: float) -> dict:

@@ -11,6 +11,7 @@ from torch import nn
 from specbench import cost
 from specbench.cost import measure, table, weight_bytes, write
 from specbench.errors import InputError
+from specbench.records import RunDirectory
 from tests.tiny import SHAPE, VOCABULARY, tiny_language_model, tiny_model
 
 
@@ -62,11 +63,8 @@ def test_tied_weights_count_once():
     assert weight_bytes(model) == 8 * (attention_and_mlp(2) + norms + VOCABULARY * SHAPE["hidden_size"])
 
 
-def test_packed_layers_count_by_their_own_word():
-    class Packed(nn.Module):
-        weight_bytes = 1000
-
-    assert weight_bytes(nn.Sequential(Packed(), nn.Embedding(10, 10), nn.Linear(2, 3, bias=False))) == 1000 + 2 * 3 * 4
+def test_lookups_do_not_count():
+    assert weight_bytes(nn.Sequential(nn.Embedding(10, 10), nn.Linear(2, 3, bias=False))) == 2 * 3 * 4
 
 
 def test_budget_ends_rounds_after_the_first():
@@ -113,3 +111,6 @@ def test_card_of_a_configured_target(monkeypatch, tmp_path, frame):
     made = cost.card(OmegaConf.create({"target": {}, "threads": None}), tmp_path)
     assert str(made.title).startswith("One forward of tiny\nfloat64 on ")
     assert json.loads((tmp_path / "run.json").read_text())["target"] == "tiny"
+    RunDirectory(tmp_path).write_config({})
+    with pytest.raises(InputError, match="holds a run; choose another folder"):
+        cost.card(OmegaConf.create({"target": {}, "threads": None}), tmp_path)

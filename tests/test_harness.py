@@ -198,6 +198,8 @@ def test_every_arm_is_warmed_up_with_each_tasks_longest_prompt(tmp_path: Path) -
     engine = FakeEngine(named)
     harness(tmp_path, engine).go()
     assert Counter(engine.warm_ups) == dict.fromkeys(METHODS, 2)
+    prompts = [text for label, text in engine.log if text != "RESET"]
+    assert engine.reserved >= max(map(len, prompts)), "memory for turn 2 is taken before the clock runs"
 
 
 def test_arms_are_reset_at_the_start_of_each_repeat_and_never_inside(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from specbench.decoding.attention import ChainBias, aligned, attend
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
+from specbench.errors import InputError
 from tests.random_trees import random_tree, way
 from tests.tiny import EXTRA, VOCABULARY, tiny_language_model, tiny_model
 
@@ -185,3 +187,27 @@ def test_eos_ids_are_the_generation_configs_else_the_configs(given: object, expe
     model = tiny_model("llama", layers=1)
     model.generation_config = GenerationConfig(eos_token_id=given)
     assert LanguageModel(model).eos_ids == expected
+
+
+def test_masks_for_cuda_are_aligned() -> None:
+    bias = ChainBias(torch.float32, torch.device("cpu"))
+    for past in range(20):
+        mask = bias.of(DraftTree.chain(torch.arange(5)), past)
+        copy = aligned(mask)
+        assert torch.equal(copy, mask) and copy.data_ptr() % 16 == 0 and copy.stride(0) % 8 == 0
+
+
+def test_what_attends_outside_the_interface_is_refused() -> None:
+    model = tiny_language_model("llama")
+    model.check()
+    model._config.num_hidden_layers += 1
+    with pytest.raises(InputError, match="3 of 4 layers attend"):
+        model.check()
+    with pytest.raises(InputError, match="sinks"):
+        attend(None, *[torch.zeros(1, 1, 1, 4)] * 3, None, forward_pass=object(), s_aux=torch.zeros(1))  # type: ignore[arg-type]
+
+
+def test_a_model_without_a_longest_sequence_is_refused() -> None:
+    config = AutoConfig.for_model("bloom", hidden_size=8, n_head=1, n_layer=1, vocab_size=16)
+    with pytest.raises(InputError, match="bloom: its config has no max_position_embeddings"):
+        LanguageModel(AutoModelForCausalLM.from_config(config))

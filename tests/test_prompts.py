@@ -76,9 +76,9 @@ def test_plain_ends_every_text_with_a_line_break() -> None:
 def test_a_users_mistakes_are_named() -> None:
     with pytest.raises(InputError, match="no chat template"):
         render("template", [("q", None)], byte_tokenizer())
-    with pytest.raises(InputError, match="unknown target.format 'vicunia', did you mean 'vicuna'"):
+    with pytest.raises(InputError, match="target.format=vicunia: expected vicuna, "):
         render("vicunia", [("q", None)], byte_tokenizer())
-    with pytest.raises(InputError, match="expected one of vicuna, template, plain"):
+    with pytest.raises(InputError, match="target.format=zzz: expected vicuna, template or plain"):
         answer_text("zzz", byte_tokenizer(), [])
 
 

@@ -103,6 +103,8 @@ def test_several_runs_say_which_row_is_whose(run, tmp_path):
     assert set(report.summary["run"]) == {"run", "other"}
     assert (report.out / "table.md").read_text().startswith("| run | method |")
     assert (tmp_path / "out" / "other-speedup.svg").exists()
+    assert {str(table.title).split(":")[0] for table in report.terminal} == {"run", "other"}
+    assert {alarm.split(":")[0] for alarm in report.alarms} == {"run", "other"}
     with pytest.raises(InputError, match="different names"):
         render([run.path, run.path], tmp_path / "twice")
 
@@ -169,6 +171,16 @@ def test_a_method_that_always_fails_still_has_its_row(tmp_path):
 def test_a_run_with_next_to_nothing_still_has_its_report(tmp_path, trials):
     report = render([write_run(tmp_path / "run", trials).path], tmp_path / "out")
     assert set(report.summary["method"]) == {one.method for one in trials}
+
+
+def test_a_run_says_what_is_missing_and_that_its_code_changed(tmp_path):
+    directory = write_run(tmp_path, [trial(label, [1], 1.0) for label in ("autoregressive", "pld")])
+    directory.write_config({**directory.config(), "repeats": 3})
+    continued = [{"started": "2026-01-02", "differs": ["git", "versions"]}]
+    directory.write_provenance({**directory.provenance(), "turns": 2, "continued": continued})
+    said = [str(alarm) for alarm in alarms(load(tmp_path), summarise(load(tmp_path)))]
+    assert "notice: pld: 5 of 6 turns are still to be run; the same command goes on" in said
+    assert "notice: the run: continued on 2026-01-02 under another git, versions" in said
 
 
 def test_a_profiled_run_is_no_headline(tmp_path):

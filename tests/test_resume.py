@@ -15,6 +15,7 @@ import pytest
 
 from specbench import ROOT
 from specbench.compose import composed
+from specbench.continuation import SAME, open_run
 from specbench.records import RunDirectory
 from specbench.run import execute
 from tests.conftest import Tiny
@@ -121,6 +122,7 @@ def test_a_run_is_extended_by_methods_engines_and_repeats(tiny: Tiny, tmp_path: 
         **{("sps", 1): 3, ("autoregressive@hf", 1): 3},
         **{(f"{method}@hf", repeat): 3 for method in ("pld", "sps") for repeat in range(2)},
     }
+    assert "continued" not in RunDirectory("run").provenance(), "the same code on the same machine"
     config = RunDirectory("run").config()
     assert list(config["method"]) == ["autoregressive", "pld", "sps"] and list(config["engine"]) == ["native", "hf"]
     assert config["repeats"] == 2
@@ -128,3 +130,14 @@ def test_a_run_is_extended_by_methods_engines_and_repeats(tiny: Tiny, tmp_path: 
     overall = summary[summary["task"] == "overall"].set_index("method")
     assert len(overall) == 6 and (overall["repeats"] == 2).all() and (overall["errors"] == 0).all()
     assert (overall["identical"] == 1).all(), "greedy decoding in float32 on one CPU: every method gives the target's own text"
+
+
+def test_other_versions_are_noted_once_and_never_lost(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    about = {"device": {"name": "cpu"}, **dict.fromkeys(SAME), "versions": {"torch": "1"}, "git": None, "machine": {"threads": 2}}
+    newer = {**about, "started": "later", "versions": {"torch": "2"}}
+    for now in (about, about, newer, newer, about):
+        open_run(run, {"method": {}, "engine": {}, "repeats": 1}, now)
+    (noted,) = run.provenance()["continued"]
+    assert noted["differs"] == ["versions"] and noted["started"] == "later" and noted["versions"] == {"torch": "2"}
+    assert run.provenance()["versions"] == {"torch": "1"}

@@ -47,7 +47,7 @@ def test_the_target_knows_its_world() -> None:
         ids = torch.tensor(render("template", [(question.turns[0], None)], tokenizer))
         (out,) = generate(model, drafter, [ids], Sampling(max_new_tokens=256, stop_token_ids=model.eos_ids))
         scores.append(suite.score(question, 0, answer_text("template", tokenizer, out.output_ids)))
-    assert sum(scores) >= 4, f"{sum(scores)} of 12 held-out answers right; at the 54 % measured, 3 or fewer come 1 time in 20"
+    assert sum(scores) >= 10, f"{sum(scores)} of 12 held-out answers right; at 97 %, 9 or fewer come 5 times in 1,000"
 
 
 def test_doubling_the_layers_changes_no_output() -> None:

@@ -7,6 +7,7 @@ from transformers import AttentionInterface
 
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.tree import DraftTree
+from specbench.errors import InputError
 
 NAME = "specbench"
 
@@ -35,8 +36,15 @@ class ForwardPass:
         if self.single and window is None:
             if self.sizes[0] == 1 or self.first:
                 return None
-            return self._bias.of(self.trees[0], self.store.lengths[0])
+            mask = self._bias.of(self.trees[0], self.store.lengths[0])
+            return aligned(mask) if mask.is_cuda else mask
         return _padded_mask(self.store.lengths, self.trees, window, self._bias.dtype)
+
+
+def aligned(mask: Tensor) -> Tensor:
+    """(N, S) copied to where CUDA's kernels can read it: rows of a multiple of 8 entries, the first one 16 bytes aligned."""
+    nodes, entries = mask.shape
+    return mask.new_zeros(nodes, -(-entries // 8) * 8)[:, :entries].copy_(mask)
 
 
 class ChainBias:
@@ -94,13 +102,18 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     forward_pass: ForwardPass | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """query (B, heads, N, D), key and value (B, key-value heads, N, D), rotated -> (B, N, heads, D).
 
-    Other keywords are what transformers hands to every attention function; dropout does not exist in decoding.
+    Other keywords are what transformers hands to every attention function; dropout does not exist in decoding. Raises InputError
+    for attention sinks and position biases, which are not built.
     """
     assert forward_pass is not None, "the model was called outside LanguageModel.forward"
+    if s_aux is not None or position_bias is not None:
+        raise InputError("the model's attention has sinks or position biases, which are not built")
     keys, values = forward_pass.store.write(module.layer_idx, key, value, forward_pass.sizes)  # type: ignore[arg-type]
     mask = forward_pass.mask(sliding_window)
     if mask is not None and mask.device != query.device:  # a model spread over devices
@@ -109,8 +122,23 @@ def attend(
     if softcap is not None:
         return _capped(query, keys, values, mask, forward_pass.first, scaling, softcap).transpose(1, 2), None
     causal = forward_pass.first and mask is None and query.shape[2] > 1
+    if grouped and not causal:
+        return _grouped(query, keys, values, mask, scaling).transpose(1, 2), None
     out = scaled_dot_product_attention(query, keys, values, mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
     return out.transpose(1, 2), None
+
+
+def _grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Query heads that share a key-value head as further rows of it: KV is read once, and every kernel can do it.
+
+    CUDA's fast kernels take a mask or grouped heads, not both; baseline and methods should not run different ones.
+    """
+    batch, heads, nodes, width = query.shape
+    shared = heads // keys.shape[1]
+    rows = query.reshape(batch, heads // shared, shared * nodes, width)
+    if mask is not None:
+        mask = mask.repeat(*[1] * (mask.ndim - 2), shared, 1)
+    return scaled_dot_product_attention(rows, keys, values, mask, scale=scaling).reshape(batch, heads, nodes, -1)
 
 
 def _capped(

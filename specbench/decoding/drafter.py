@@ -16,8 +16,8 @@ class Drafter:
     taps: tuple[int, ...] = ()  # hidden states of the target it reads, by absolute layer number
     prompt_logits: bool = False  # whether `start` wants the target's logits of every prompt token
     outlives: ClassVar[Literal["turn", "run"]] = "turn"  # what its state survives; "run" is cleared at the start of each repeat
-    nodes: int = 1  # the largest tree it offers, root included
-    draft_forwards: int = 0  # forwards of a model of its own since the start of the turn
+    nodes: int = 0  # of the largest branched tree; a chain is never deeper than its budget and needs no room of its own
+    draft_forwards: int = 0  # forwards of a model of its own since the start of the turn, for all sequences of a batch
 
     def bind(self, target: LanguageModel) -> None:
         """Meet the target; called once, before anything else."""
@@ -31,7 +31,6 @@ class Drafter:
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[Any]:
         """New states for sequences whose prompt is prefilled; each prompt ends with the first committed token, the root."""
-        self.draft_forwards = 0
         return [self.start(prompt, out) for prompt, out in zip(prompts, outs, strict=True)]
 
     def propose(self, states: list[Any], budgets: list[int]) -> list[DraftTree]:

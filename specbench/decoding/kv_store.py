@@ -54,6 +54,11 @@ class KVStore:
         self.lengths[row] = min(length, self.lengths[row])
 
     @property
+    def layers(self) -> int:
+        """How many have written here."""
+        return len(self._keys)
+
+    @property
     def bytes(self) -> int:
         return sum(t.nbytes for store in (self._keys, self._values) for t in store.values())
 

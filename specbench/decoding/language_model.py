@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from specbench.decoding import attention
 from specbench.decoding.attention import ChainBias, ForwardPass
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.tree import DraftTree
+from specbench.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class LanguageModel:
         self._own_attention = self._config._attn_implementation
         self._config._attn_implementation = attention.NAME
         self.vocabulary: int = self._config.vocab_size
-        self.context: int = self._config.max_position_embeddings
+        self.context: int = _context(self._config)
         self.eos_ids = _eos_ids(model)
         self._bias = ChainBias(self.dtype, self.device)
         self._taps: tuple[int, ...] = ()
@@ -46,6 +47,15 @@ class LanguageModel:
 
     def store(self, capacity: int, batch: int = 1) -> KVStore:
         return KVStore(batch, capacity)
+
+    @torch.inference_mode()
+    def check(self) -> None:
+        """Raises InputError for a model some of whose layers keep their past elsewhere, or attend outside the interface."""
+        store = self.store(2)
+        self.prefill(store, [torch.zeros(2, dtype=torch.long, device=self.device)])
+        if store.layers != self._config.num_hidden_layers:
+            kind, layers = self._config.model_type, self._config.num_hidden_layers
+            raise InputError(f"{kind}: {store.layers} of {layers} layers attend through transformers' interface; expected all")
 
     def tap(self, layers: tuple[int, ...]) -> None:
         """`forward` returns these hidden states side by side: k < L is the input of layer k, L the final norm's output."""
@@ -102,6 +112,14 @@ class LanguageModel:
         for row, prompt in enumerate(prompts):
             store.keep(row, range(len(prompt)))
         return outs
+
+
+def _context(config: PretrainedConfig) -> int:
+    """Longest sequence. Raises InputError for a model that names none: it has no rotary or learned positions."""
+    found = getattr(config, "max_position_embeddings", None)
+    if found is None:
+        raise InputError(f"{config.model_type}: its config has no max_position_embeddings, so this model cannot be run")
+    return found
 
 
 def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:

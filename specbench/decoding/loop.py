@@ -15,6 +15,7 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified, verify_greedy
+from specbench.devices import synchronize
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,6 @@ class Generation:
 @dataclass
 class _Sequence:
     generation: Generation
-    prompt: int  # T
     limit: int  # new tokens that may come
     why: Literal["length", "capacity"]  # the reason to give when the limit is reached
     stops: frozenset[int]
@@ -89,7 +89,7 @@ def _sequence(target: LanguageModel, prompt: int, sampling: Sampling) -> _Sequen
     if room < 1:
         raise CapacityError(f"a prompt of {prompt} tokens does not fit a context of {target.context}")
     why: Literal["length", "capacity"] = "length" if room >= sampling.max_new_tokens else "capacity"
-    return _Sequence(Generation(), prompt, min(room, sampling.max_new_tokens), why, frozenset(sampling.stop_token_ids))
+    return _Sequence(Generation(), min(room, sampling.max_new_tokens), why, frozenset(sampling.stop_token_ids))
 
 
 class Clock:
@@ -99,13 +99,13 @@ class Clock:
         self.device, self.on, self.draft, self.verify = device, on, 0.0, 0.0
 
     def now(self) -> float:
-        if self.on and self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.on:
+            synchronize(self.device)
         return perf_counter() if self.on else 0.0
 
 
 def capacity(target: LanguageModel, drafter: Drafter, prompt: int, sampling: Sampling) -> int:
-    """KV entries that decoding a prompt of so many tokens can need: prompt, answer and the largest tree."""
+    """KV entries that decoding a prompt of so many tokens can need: prompt, answer and the largest branched tree."""
     return min(prompt + sampling.max_new_tokens, target.context) + drafter.nodes
 
 
@@ -125,6 +125,7 @@ def generate(
         store = target.store(needed, len(prompts))
     store.clear()
     drafter.reserve(store.capacity)
+    drafter.draft_forwards = 0
     clock = Clock(target.device, profile)
     _decode(target, drafter, prompts, sequences, store, clock)
     for sequence in sequences:
@@ -143,7 +144,7 @@ def _decode(
     for sequence, root in zip(sequences, roots, strict=True):
         sequence.commit([root])
     prefilled = perf_counter()
-    if any(sequence.budget >= 0 and not sequence.generation.finish_reason for sequence in sequences):
+    if not all(sequence.generation.finish_reason for sequence in sequences):
         states = drafter.begin([[*prompt.tolist(), root] for prompt, root in zip(prompts, roots, strict=True)], outs)
         while not all(sequence.generation.finish_reason for sequence in sequences):
             _step(target, drafter, states, sequences, store, clock)

@@ -9,10 +9,12 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
+from transformers import GenerationConfig
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import CapacityError, Generation, Sampling
+from specbench.devices import synchronize
 from specbench.engine.base import Engine
 from specbench.models import load_draft
 
@@ -28,6 +30,7 @@ class TransformersGenerate(Engine):
 
     def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
         self.target = target
+        target.model.generation_config = GenerationConfig()  # the checkpoint's own may penalise repetition, even greedily
         if any("assistant" in self.methods[label] for label in drafters if self.has(label)):
             self._assistant = load_draft(*self._draft)
 
@@ -61,13 +64,11 @@ class TransformersGenerate(Engine):
         """A fresh draft schedule for every turn, so that nothing leaks between questions."""
         if assistant is None:
             return {}
-        for name, value in settings.items():
-            setattr(assistant.model.generation_config, name, value)
+        assistant.model.generation_config = GenerationConfig(**settings)
         return {"assistant_model": assistant.model}
 
     def _now(self) -> float:
-        if self.target.device.type == "cuda":
-            torch.cuda.synchronize(self.target.device)
+        synchronize(self.target.device)
         return perf_counter()
 
 

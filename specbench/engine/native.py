@@ -24,7 +24,7 @@ class Native(Engine):
             drafter.bind(target)
 
     def has(self, label: str) -> bool:
-        return label in self.drafters
+        return True
 
     def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
         needed = max(capacity(self.target, drafter, prompt_tokens, sampling) for drafter in self.drafters.values())

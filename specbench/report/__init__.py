@@ -13,7 +13,7 @@ from specbench import metrics
 from specbench.errors import InputError
 from specbench.records import RunDirectory, write_atomic
 from specbench.report import figures, tables
-from specbench.report.alarms import Alarm, alarms
+from specbench.report.alarms import alarms
 from specbench.report.loaded import LoadedRun, load, method_order
 from specbench.report.page import Section, page
 from specbench.report.summary import summarise
@@ -33,7 +33,7 @@ class Report:
     out: Path
     files: list[Path]
     summary: pd.DataFrame  # the rows of summary.csv
-    alarms: list[Alarm]
+    alarms: list[str]
 
     @property
     def page(self) -> Path:
@@ -43,7 +43,8 @@ class Report:
     @property
     def terminal(self) -> list[Table]:
         """The headline of every run, to be printed."""
-        return [tables.terminal(rows) for _, rows in self.summary.groupby("run", sort=False)]
+        groups = list(self.summary.groupby("run", sort=False))
+        return [tables.terminal(rows, str(run) if len(groups) > 1 else "") for run, rows in groups]
 
 
 def render(run_dirs: Sequence[Path], out: Path) -> Report:
@@ -68,7 +69,8 @@ def render(run_dirs: Sequence[Path], out: Path) -> Report:
     }
     for name, content in contents.items():
         write_atomic(out / name, content)
-    raised = [alarm for section in sections for alarm in section.alarms]
+    named = {section.run.name: f"{section.run.name}: " * (len(runs) > 1) for section in sections}
+    raised = [f"{named[section.run.name]}{alarm}" for section in sections for alarm in section.alarms]
     written = [path for _, paths in drawn for path in paths]
     return Report(out, [*(out / name for name in contents), *written], summary, raised)
 

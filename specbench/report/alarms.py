@@ -33,7 +33,7 @@ Row = Mapping[Hashable, Any]
 
 def alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Everything wrong with a run, alarms first; `summary` is summarise(run)."""
-    found = [*_baseline(run, summary), *_profiled(run), *_errors(run)]
+    found = [*_baseline(run, summary), *_profiled(run), *_continued(run), *_missing(run), *_errors(run)]
     for row in summary.to_dict("records"):
         found += [*_conversion(row), *_drafted_nothing(row), *_unfinished(row)]
     return sorted(found, key=lambda alarm: alarm.level)
@@ -55,6 +55,22 @@ def _baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
 def _profiled(run: LoadedRun) -> Iterator[Alarm]:
     if any(trial.draft_s is not None or trial.verify_s is not None for trial in run.trials):
         yield Alarm("alarm", "the run", OVERALL, "profiled: it synchronises at every step and is no headline")
+
+
+def _continued(run: LoadedRun) -> Iterator[Alarm]:
+    for later in run.provenance.get("continued") or []:
+        message = f"continued on {later.get('started')} under another {', '.join(later.get('differs', ()))}"
+        yield Alarm("notice", "the run", OVERALL, message)
+
+
+def _missing(run: LoadedRun) -> Iterator[Alarm]:
+    """Turns that the run has still to make."""
+    turns, repeats = run.provenance.get("turns"), run.config.get("repeats")
+    made = Counter(trial.method for trial in run.trials)
+    for method, count in sorted(made.items()):
+        if turns and repeats and count < turns * repeats:
+            message = f"{turns * repeats - count} of {turns * repeats} turns are still to be run; the same command goes on"
+            yield Alarm("notice", method, OVERALL, message)
 
 
 def _errors(run: LoadedRun) -> Iterator[Alarm]:

@@ -98,10 +98,10 @@ def _latex_cell(row: Row) -> str:
     return speedup if pd.isna(width) or row["method"] == BASELINE else rf"{speedup} {{\scriptsize$\pm${width:.2f}}}"
 
 
-def terminal(summary: pd.DataFrame) -> Table:
-    """The headline for the terminal, ± half the 95 % interval below; eleven columns fit a width of 80."""
+def terminal(summary: pd.DataFrame, run: str = "") -> Table:
+    """The headline for the terminal, ± half the 95 % interval below; eleven columns fit 80. `run` tells it apart from others."""
     cells = grid(summary, _terminal_cell)
-    title = "Speedup over autoregressive decoding, ± half the 95 % interval"
+    title = f"{run}: " * bool(run) + "Speedup over autoregressive decoding, ± half the 95 % interval"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for name in cells.columns:
         if name in ("run", "method"):

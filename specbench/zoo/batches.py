@@ -12,7 +12,7 @@ from specbench.zoo.tokenizer import ASSISTANT, USER
 from tasks.mini.dialogue import Dialogue
 from tasks.mini.generator import WRITERS, dialogues
 
-SHARES = {"mt_bench": 0.28, "translation": 0.20, "summarization": 0.15, "qa": 0.08, "math_reasoning": 0.16, "rag": 0.13}
+SHARES = {"mt_bench": 0.28, "translation": 0.12, "summarization": 0.17, "qa": 0.10, "math_reasoning": 0.18, "rag": 0.15}
 IGNORED = -100
 
 

@@ -24,9 +24,9 @@ def _vocabulary(rng: random.Random) -> Exchange:
 def _equation(rng: random.Random) -> str:
     kind = rng.choice("+-*")
     if kind == "*":
-        a, b = rng.randint(2, 4), rng.randint(2, 4)
+        a, b = rng.randint(2, 3), rng.randint(2, 4)
         return f"{a} * {b} = {a * b}"
-    a, b = rng.randint(1, 45), rng.randint(2, 16 if kind == "+" else 9)
+    a, b = rng.randint(1, 25), rng.randint(2, 12 if kind == "+" else 6)
     return f"{a} + {b} = {a + b}" if kind == "+" else f"{a + b} - {b} = {a}"
 
 

@@ -41,7 +41,7 @@ def fit(
     loss_of: Callable[[Tensor, Tensor, float], Tensor],
     tokens: int,
     rates: tuple[float, float],
-    final: bool,
+    falling: bool,
     note: Callable[[dict], None],
 ) -> None:
     """Train until `tokens` are seen. `loss_of(ids, labels, progress)` in nats; `rates` are the peaks of Muon and AdamW.
@@ -53,7 +53,7 @@ def fit(
     begin, seen, running, noted = time.monotonic(), 0, 0.0, 0
     for step, (ids, labels) in enumerate(stream):
         for group, peak in groups:
-            group["lr"] = peak * _rate(seen / tokens, final)
+            group["lr"] = peak * _rate(seen / tokens, falling)
         loss = loss_of(ids, labels, seen / tokens)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -77,10 +77,10 @@ def _optimizers(model: nn.Module, matrix_rate: float, vector_rate: float) -> lis
     return [Muon(matrices, lr=matrix_rate), adam]
 
 
-def _rate(progress: float, final: bool) -> float:
-    """Factor on the peak rate: a short rise, a plateau and, where training ends, a linear fall over the second half."""
+def _rate(progress: float, falling: bool) -> float:
+    """Factor on the peak rate: a short rise, a plateau and, if falling, a linear way down over the second half."""
     rise = min(1.0, progress / 0.08 + 0.02)
-    return rise * min(1.0, (1 - progress) / 0.5 + 0.01) if final else rise
+    return rise * min(1.0, (1 - progress) / 0.5 + 0.01) if falling else rise
 
 
 def log_line(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, row: dict) -> None:

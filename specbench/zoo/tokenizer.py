@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tasks.mini import lexicon as lex
 from tasks.mini.generator import WRITERS, dialogues
 
 VOCABULARY = 1024
@@ -24,7 +25,7 @@ CHAT_TEMPLATE = (
 
 def _word_counts(per_task: int = 2000) -> Counter[str]:
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    counts: Counter[str] = Counter()
+    counts = Counter(f"Ġ{word}" for word in lex.ORDINALS)  # all of them, also the one that no report reaches
     for task in WRITERS:
         for dialogue in islice(dialogues(task, "train"), per_task):
             texts = [text for exchange in dialogue.exchanges for text in (exchange.ask, exchange.answer)]

@@ -72,7 +72,8 @@ def main() -> None:
     draft = LlamaForCausalLM(mini_config(layers=2, hidden=128, intermediate=320, heads=2))
     install(draft, SEED)
     loss_of = partial(draft_loss, draft, target)
-    fit(draft, lessons(tokenizer), loss_of, TOKENS, RATES, final=True, note=partial(log_line, options.out, draft, tokenizer))
+    note = partial(log_line, options.out, draft, tokenizer)
+    fit(draft, lessons(tokenizer), loss_of, TOKENS, RATES, falling=True, note=note)
     draft.half().save_pretrained(options.out)
 
 

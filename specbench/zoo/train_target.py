@@ -1,4 +1,4 @@
-"""The recipe of the embedded target: four layers first, doubled half-way without changing a single output, then all eight.
+"""The recipe of the embedded target: four layers first, doubled without changing a single output, then all eight.
 
     python -m specbench.zoo.train_target OUT [--from-stage N]
 
@@ -25,7 +25,7 @@ SEED = 11
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training: layers, smallest dialogue, shares of drills, tokens in all and per step, peak rates."""
+    """A stretch: layers, smallest dialogue, shares of drills, tokens in all and per step, peak rates and whether they fall."""
 
     layers: int
     smallest: float
@@ -33,6 +33,7 @@ class Stage:
     tokens: int
     step_tokens: int
     rates: tuple[float, float]
+    falling: bool = False
 
 
 STAGES = (
@@ -46,8 +47,9 @@ STAGES = (
     ),
     Stage(
         layers=8, smallest=0.6, drills={"facts": 0.05, "arithmetic": 0.06},
-        tokens=4_000_000, step_tokens=4096, rates=(0.008, 2e-3),
+        tokens=4_000_000, step_tokens=4096, rates=(0.008, 2e-3), falling=True,
     ),
+    Stage(layers=8, smallest=1.0, drills={}, tokens=1_200_000, step_tokens=4096, rates=(0.004, 1e-3), falling=True),
 )  # fmt: skip
 
 
@@ -93,7 +95,7 @@ def train_stage(model: LlamaForCausalLM, number: int, tokenizer: PreTrainedToken
         return answer_loss(model, ids, labels)
 
     stream = batches(tokenizer, stage.step_tokens, SEED + number, stage.smallest, stage.drills)
-    fit(model, stream, loss_of, stage.tokens, stage.rates, final=number == len(STAGES) - 1, note=note)
+    fit(model, stream, loss_of, stage.tokens, stage.rates, stage.falling, note)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ Dialogue. How much an answer copies from its prompt follows Spec-Bench: most in 
 """
 
 import random
+from dataclasses import dataclass
 
 from tasks.mini import lexicon as lex
 from tasks.mini.dialogue import Dialogue, Exchange, joined, usually
@@ -29,7 +30,7 @@ def columns(rng: random.Random, count: int) -> list[list[str]]:
 
 
 def translation(rng: random.Random, size: float = 1.0) -> Dialogue:
-    rows = columns(rng, _scaled(rng, 10, 12, size))
+    rows = columns(rng, _scaled(rng, 10, 11, size))
     english = [sentence(row) for row in rows]
     velan = [sentence([lex.VELAN[word] for word in row]) for row in rows]
     ask = "Translate Velan to English: " + " ".join(velan)
@@ -37,10 +38,10 @@ def translation(rng: random.Random, size: float = 1.0) -> Dialogue:
 
 
 def summarization(rng: random.Random, size: float = 1.0) -> Dialogue:
-    count = _scaled(rng, 7, 8, size)
+    count = _scaled(rng, 6, 7, size)
     keys, paragraphs = [], []
     for ordinal, row in zip(lex.ORDINALS, columns(rng, count), strict=False):
-        keys.append(f"{ordinal}, {' '.join(row)} in {rng.choice(lex.CITIES)}.")
+        keys.append(f"{ordinal} {' '.join(row)} in {rng.choice(lex.CITIES)}.")
         paragraphs.append(" ".join([keys[-1], *_asides(rng)]))
     ask = "Summarize the report: " + " ".join(paragraphs)
     answer = (
@@ -66,20 +67,24 @@ def portrait(name: str) -> str:
 
 
 def qa(rng: random.Random, size: float = 1.0) -> Dialogue:
-    while True:
-        names = rng.sample(lex.NAMES, _scaled(rng, 4, 4, size))
-        kind = rng.choice(["city", "pet", "food", "job"])
-        chosen = rng.choice(names)
-        value = getattr(PEOPLE[chosen], kind)
-        if [getattr(PEOPLE[name], kind) for name in names].count(value) == 1:
-            break
-    verb = {"city": "lives in", "pet": "owns a", "food": "eats", "job": "works as a"}[kind]
+    names = rng.sample(lex.NAMES, _scaled(rng, 5, 5, size))
     portraits = tuple(portrait(name) for name in names)
-    question = usually(rng, f"Which of them {verb} {value}?", f"Who of them {verb} {value}?")
+    question, last = _asked(rng, rng.choice(names))
     ask = f"Tell me about {joined(names) if len(names) > 1 else names[0]}. {question}"
-    last = f"the one who {verb} {value} is {chosen}."
     answer = f"{usually(rng, 'Here is what I know.', 'Gladly.')} {' '.join(portraits)} {usually(rng, 'So', 'Therefore')} {last}"
     return Dialogue("qa", (Exchange(ask, answer, (*portraits, last)),))
+
+
+def _asked(rng: random.Random, name: str) -> tuple[str, str]:
+    """A question about one of a person's facts, and the sentence that answers it."""
+    p = PEOPLE[name]
+    questions = {
+        f"Where does {name} live?": f"{name} lives in {p.city}.",
+        f"Which pet does {name} own?": f"{name} owns a {p.pet}.",
+        f"What does {name} eat?": f"{name} eats {p.food}.",
+        f"What is the job of {name}?": f"{name} works as a {p.job}.",
+    }
+    return rng.choice(list(questions.items()))
 
 
 class Purse:
@@ -90,23 +95,23 @@ class Purse:
         self.she = PEOPLE[name].she
 
     def event(self) -> tuple[str, str]:
-        events = [self._finds] * (self.total < 42) + [self._gives] * (self.total > 3) + [self._boxes] * (self.total < 30)
+        events = [self._finds] * (self.total < 26) + [self._gives] * (self.total > 3) + [self._boxes] * (self.total < 18)
         return self.rng.choice(events)()
 
     def _finds(self) -> tuple[str, str]:
-        n, before = self.rng.randint(2, 9), self.total
+        n, before = self.rng.randint(2, 6), self.total
         self.total += n
         return f"{self.she} finds {n} more.", f"{self.she} finds {n} more, and {before} + {n} = {self.total}."
 
     def _gives(self) -> tuple[str, str]:
-        n, before = self.rng.randint(2, min(9, self.total - 1)), self.total
+        n, before = self.rng.randint(2, min(6, self.total - 1)), self.total
         friend = self.rng.choice([name for name in lex.NAMES if name != self.name])
         self.total -= n
         told = f"{self.she} gives {n} to {friend}"
         return f"{told}.", f"{told}, and {before} - {n} = {self.total}."
 
     def _boxes(self) -> tuple[str, str]:
-        boxes, each, before = self.rng.randint(2, 4), self.rng.randint(2, 4), self.total
+        boxes, each, before = self.rng.randint(2, 3), self.rng.randint(2, 4), self.total
         self.total += boxes * each
         worked = f"That is {boxes} * {each} = {boxes * each}, and {before} + {boxes * each} = {self.total}."
         return f"{self.she} buys {boxes} boxes of {each}.", f"{self.she} buys {boxes} boxes of {each}. {worked}"
@@ -114,7 +119,7 @@ class Purse:
 
 def sums(rng: random.Random, steps: int) -> tuple[Purse, Exchange]:
     """A word problem of `steps` events, worked step by step."""
-    purse = Purse(rng, rng.choice(lex.NAMES), rng.choice(lex.ITEMS), rng.randint(3, 20))
+    purse = Purse(rng, rng.choice(lex.NAMES), rng.choice(lex.ITEMS), rng.randint(3, 15))
     begin = f"{purse.name} has {purse.total} {purse.item}."
     events = [purse.event() for _ in range(steps)]
     told = " ".join([begin, *(story for story, _ in events)])
@@ -130,34 +135,35 @@ def math_reasoning(rng: random.Random, size: float = 1.0) -> Dialogue:
     return Dialogue("math_reasoning", (sums(rng, _scaled(rng, 6, 7, size))[1],))
 
 
+@dataclass(frozen=True)
+class _Company:
+    """What a passage tells; no two companies of a question share any of it."""
+
+    name: str
+    color: str
+    product: str
+    city: str
+    leader: str
+    workers: int
+
+    @property
+    def passage(self) -> str:
+        return f"{self.name} makes {self.color} {self.product} in {self.city} and {self.leader} leads {self.workers} workers."
+
+    @property
+    def restated(self) -> str:
+        makers = f"{self.leader} and {self.workers} workers"
+        return f"In other words, {makers} make {self.product} that are {self.color}, and {self.city} is their home."
+
+
 def rag(rng: random.Random, size: float = 1.0) -> Dialogue:
-    companies = rng.sample(lex.COMPANIES, max(2, _scaled(rng, 5, 6, size)))
-    facts = {
-        company: (
-            rng.choice(lex.COLORS),
-            rng.choice(lex.PRODUCTS),
-            rng.choice(lex.CITIES),
-            rng.choice(lex.NAMES),
-            rng.randint(5, 50),
-        )
-        for company in companies
-    }
-    passages = {company: _passage(company, *fact) for company, fact in facts.items()}
-    listed = " ".join(f"[{i}] {passages[company]}" for i, company in enumerate(companies, 1))
-    first, second = rng.sample(companies, 2)
-    ask = f"{listed} Who leads {first}, and where is {second}?"
-    keys = [
-        f"[{companies.index(company) + 1}] says: {passages[company]} {_restated(*facts[company])}" for company in (first, second)
-    ]
-    last = f"{first} is led by {facts[first][3]} and {second} is in {facts[second][2]}."
-    opening = usually(rng, "Let me look.", "I will check.")
-    answer = f"{opening} Passage {keys[0]} Passage {keys[1]} {usually(rng, 'So', 'Therefore')} {last}"
+    pools = (lex.COMPANIES, lex.COLORS, lex.PRODUCTS, lex.CITIES, lex.NAMES, range(5, 51))
+    count = max(3, _scaled(rng, 4, 5, size))
+    companies = [_Company(*row) for row in zip(*(rng.sample(pool, count) for pool in pools), strict=True)]  # type: ignore[arg-type]
+    listed = " ".join(f"[{number}] {company.passage}" for number, company in enumerate(companies, 1))
+    led, found, making = asked = rng.sample(companies, 3)
+    ask = f"{listed} Who runs {led.name}, where is {found.name}, and what does {making.name} make?"
+    keys = [f"{company.passage} {company.restated}" for company in asked]
+    last = f"{led.name} is led by {led.leader}, {found.name} is in {found.city} and {making.name} makes {making.product}."
+    answer = f"{usually(rng, 'Let me look.', 'I will check.')} {' '.join(keys)} {usually(rng, 'So', 'Therefore')} {last}"
     return Dialogue("rag", (Exchange(ask, answer, (*keys, last)),))
-
-
-def _passage(company: str, color: str, product: str, city: str, leader: str, workers: int) -> str:
-    return f"{company} makes {color} {product} in {city}. It is led by {leader} and has {workers} workers."
-
-
-def _restated(color: str, product: str, city: str, leader: str, workers: int) -> str:
-    return f"In other words, {leader} and {workers} workers make {product} that are {color}, and {city} is their home."

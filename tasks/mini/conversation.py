@@ -99,10 +99,10 @@ def extraction(rng: random.Random) -> tuple[Exchange, ...]:
     rows = [(n, rng.choice(lex.CITIES), rng.randint(2, 9), rng.choice(lex.ITEMS)) for n in rng.sample(lex.NAMES, 8)]
     told = " ".join(f"{name} from {city} bought {count} {item}." for name, city, count, item in rows)
     lists = [f"name: {name}, city: {city}, item: {item}, number: {count}" for name, city, count, item in rows]
-    cities = [f"{city}: {name} and {count} {item}" for name, city, count, item in rows]
-    first, second = "\n".join(lists), "\n".join(cities)
+    brief = [f"{name}: {count} {item}, {city}" for name, city, count, item in rows]
+    first, second = "\n".join(lists), "\n".join(brief)
     ask = f"List name, city, item and number. {told}"
-    return Exchange(ask, first, (first,)), Exchange("List them by city.", second, (second,))
+    return Exchange(ask, first, (first,)), Exchange("Make it shorter.", second, (second,))
 
 
 def material_fact(m: Material) -> str:

@@ -9,7 +9,6 @@ from tasks.mini.conversation import mt_bench
 from tasks.mini.dialogue import Dialogue
 
 VERSION = "1"  # of the frozen suite: change a word of it and every trained head is void
-SPLITS = ("train", "test")
 
 WRITERS: dict[str, Callable[[random.Random, float], Dialogue]] = {
     "mt_bench": mt_bench,

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from itertools import islice
+from typing import Literal
 
 from tasks.mini.conversation import WRITERS as CONVERSATIONS
 from tasks.mini.dialogue import Dialogue
@@ -15,7 +16,7 @@ from tasks.suite import Suite
 class Mini(Suite):
     """`per_task` questions of each of the six tasks; two-turn conversations spread evenly over their eight categories."""
 
-    def __init__(self, per_task: int, split: str = "test", seed: int = 0) -> None:
+    def __init__(self, per_task: int, split: Literal["train", "test"] = "test", seed: int = 0) -> None:
         self.name = "mini"
         self.per_task, self.split, self.seed = per_task, split, seed
         rows = [[q.id, q.task, q.category, q.turns, q.reference] for q in self.questions()]
