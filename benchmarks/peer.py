@@ -29,6 +29,11 @@ def ratio(run_dir: Path, label: str, other: str) -> Interval:
     return statistics.speedup([values.to_numpy() for _, values in logs.groupby("task")])
 
 
+def best(run_dir: Path, labels: list[str]) -> str:
+    """The label with the highest speedup over autoregressive decoding."""
+    return max(labels, key=lambda label: cell(run_dir, label).estimate)
+
+
 def cell(run_dir: Path, label: str, task: str | None = None) -> Interval:
     """Speedup of a method over our own autoregressive decoding, on one task or on all."""
     frame = metrics.question_frame(metrics.trial_frame(RunDirectory(run_dir).trials()))

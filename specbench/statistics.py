@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy import stats
 
 RESAMPLES = 2_000
+LEAST_FREEDOM = 5  # of the bootstrap
 
 Array = npt.NDArray[np.float64]
 
@@ -45,8 +46,8 @@ def mean_interval(
 
     [m - q(1-a/2) se, m - q(a/2) se], q the quantiles of t* = (m* - m)/se*, se = sqrt(sum_k s_k^2/n_k)/K;
     resampled within strata (Davison & Hinkley 1997, section 3.2). No limits where a stratum has one
-    question; Student's t with Welch-Satterthwaite degrees of freedom below four questions, where
-    bootstrap-t covers 81 % and less.
+    question; Student's t with Welch-Satterthwaite degrees of freedom below six questions: it covers 87 % (skewed) to 95 %
+    (normal) there, while one bootstrap-t interval in twenty is 5 to 20 times as wide as the median one.
     """
     groups = [np.asarray(values, dtype=np.float64) for values in strata if len(values)]
     if not groups:
@@ -59,7 +60,7 @@ def mean_interval(
     if error <= 1e-12 * max(1.0, abs(estimate)):  # autoregressive against itself
         return Interval(estimate, estimate, estimate)
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
-    if sum(len(group) - 1 for group in groups) < 3:
+    if sum(len(group) - 1 for group in groups) < LEAST_FREEDOM:
         low, high = stats.t.ppf(tails, _welch_satterthwaite(groups, variances))
     else:
         low, high = np.quantile(_bootstrap_t(groups, resamples, seed), tails)

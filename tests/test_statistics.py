@@ -59,6 +59,11 @@ def test_two_questions_get_students_t():
     assert interval.high == pytest.approx(0.5 + stats.t.ppf(0.975, 1) * 0.5), "s/sqrt(2) = 0.5, one degree of freedom"
 
 
+def test_few_alike_questions_do_not_make_an_interval_without_bound():
+    interval = mean_interval([[1.0, 1.001, 1.002, 1.4]])
+    assert interval.high - interval.low < 0.8, "two times t(3) = 3.18 times s/2 = 0.1 are 0.64"
+
+
 def test_autoregressive_against_itself_is_exactly_one():
     interval = speedup([np.zeros(5), np.zeros(5)])
     assert (interval.estimate, interval.low, interval.high) == (1, 1, 1)
@@ -70,7 +75,7 @@ def test_the_same_numbers_give_the_same_interval():
     assert speedup(values) != speedup(values, seed=1)
 
 
-@pytest.mark.parametrize(("tasks", "questions"), [(1, 4), (1, 20), (6, 3)])
+@pytest.mark.parametrize(("tasks", "questions"), [(1, 6), (1, 20), (6, 3)])
 def test_it_covers_what_it_says_on_skewed_speedups(tasks, questions):
     rng = np.random.default_rng(2)
     truth = math.log(1.8) + 0.3
