@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from specbench.run import built, questions_of, target_of
 
 @dataclass(frozen=True)
 class Growth:
-    """Bytes: `loaded` after loading, `first` after the first six questions, `last` after all; `kv` the KV store's own.
+    """Bytes: `loaded` after loading, `first` after all questions once, `last` after all again; `kv` the KV store's own.
 
     On a GPU the peak of what torch allocated, on a CPU what the process holds.
     """
@@ -40,7 +41,7 @@ def in_use(device: torch.device) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def growth(*overrides: str, limit: int = 3) -> Growth:
+def growth(*overrides: str, limit: int = 1) -> Growth:
     config = composed([*overrides, "target=mini", "suite=mini", "method=[pld,sps]"])
     target, suite = target_of(config.target), built(config.suite)
     drafters = {label: built(settings) for label, settings in config.method.items()}
@@ -49,11 +50,12 @@ def growth(*overrides: str, limit: int = 3) -> Growth:
     reset_peak_memory(target.model.device)
     loaded = in_use(target.model.device)
     sampling = Sampling(max_new_tokens=256, stop_token_ids=target.model.eos_ids)
+    questions = questions_of(suite, list(config.task), limit, 0)
+    prompts = [render(target.chat, [(question.turns[0], None)], target.tokenizer) for question in questions]
     seen = []
-    for question in questions_of(suite, list(config.task), limit, 0):
-        prompt = render(target.chat, [(question.turns[0], None)], target.tokenizer)
-        for label in drafters:
+    for _ in range(2):
+        for prompt, label in product(prompts, drafters):
             engine.generate(label, prompt, sampling)
         seen.append(in_use(target.model.device))
     assert engine._store is not None
-    return Growth(loaded, seen[5], seen[-1], engine._store.bytes)
+    return Growth(loaded, *seen, engine._store.bytes)

@@ -1,7 +1,11 @@
 """The share of a turn spent outside the models' forwards: drafting logic, verification, bookkeeping."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from specbench.compose import composed
 from specbench.decoding.language_model import LanguageModel
@@ -17,9 +21,18 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def watch(self, model: LanguageModel) -> None:
-        call = model.model
+    @contextmanager
+    def watching(self, models: list[LanguageModel]) -> Iterator[None]:
+        calls = [model.model for model in models]
+        for model, call in zip(models, calls, strict=True):
+            model.model = self._timed(call)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for model, call in zip(models, calls, strict=True):
+                model.model = call
 
+    def _timed(self, call: PreTrainedModel) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             begun = perf_counter()
             try:
@@ -27,7 +40,7 @@ class Stopwatch:
             finally:
                 self.seconds += perf_counter() - begun
 
-        model.model = timed  # type: ignore[assignment]
+        return timed
 
 
 def shares(*overrides: str, limit: int = 1) -> dict[str, float]:
@@ -39,11 +52,10 @@ def shares(*overrides: str, limit: int = 1) -> dict[str, float]:
     engine = Native(profile=False)
     engine.open(target.model, drafters)
     watch = Stopwatch()
-    for model in (target.model, drafters["sps"].model):
-        watch.watch(model)
     sampling = Sampling(max_new_tokens=256, stop_token_ids=target.model.eos_ids)
     prompts = [render(target.chat, [(question.turns[0], None)], target.tokenizer) for question in questions]
-    return {label: _outside(engine, label, prompts, sampling, watch) for label in drafters}
+    with watch.watching([target.model, drafters["sps"].model]):
+        return {label: _outside(engine, label, prompts, sampling, watch) for label in drafters}
 
 
 def _outside(engine: Native, label: str, prompts: list[list[int]], sampling: Sampling, watch: Stopwatch) -> float:
