@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, cat
 
-from specbench.decoding.drafter import Drafter
+from specbench.decoding.drafter import KeepingDrafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
@@ -25,7 +25,7 @@ class DraftState:
     wanted: int
 
 
-class SpeculativeSampling(Drafter):
+class SpeculativeSampling(KeepingDrafter[KVStore]):
     """Drafts up to `draft_tokens` tokens with its own language model, the same class as the target.
 
     schedule: `fixed`, or `heuristic` as in transformers (two more after a fully accepted draft, one less otherwise, at least one;
@@ -42,8 +42,8 @@ class SpeculativeSampling(Drafter):
         stop_at_eos: bool,
     ) -> None:
         self.model, self.draft_tokens, self.schedule = draft, draft_tokens, schedule
+        super().__init__()
         self.confidence, self.stop_at_eos = confidence, stop_at_eos
-        self._stores: list[KVStore] = []
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
@@ -51,18 +51,11 @@ class SpeculativeSampling(Drafter):
         if abs(ours - theirs) > PADDING * theirs:
             raise InputError(f"the draft model has a vocabulary of {ours} tokens, the target of {theirs}: they must share one")
 
-    def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[DraftState]:
-        self._stores += [self.model.store(0) for _ in range(len(prompts) - len(self._stores))]
-        return [self._state(row, prompt) for row, prompt in enumerate(prompts)]
+    def new_store(self, capacity: int) -> KVStore:
+        return self.model.store(capacity)
 
-    def reserve(self, capacity: int) -> None:
-        self._capacity = capacity
-
-    def _state(self, row: int, prompt: list[int]) -> DraftState:
-        if self._stores[row].capacity < self._capacity:
-            self._stores[row] = self.model.store(self._capacity)
-        self._stores[row].clear()
-        return DraftState(self._stores[row], prompt, self.draft_tokens)
+    def start_in(self, store: KVStore, prompt: list[int], out: TargetOutput) -> DraftState:
+        return DraftState(store, prompt, self.draft_tokens)
 
     def draft(self, state: DraftState, budget: int) -> DraftTree:
         root, fed = self.ids(state.pending[-1:]), self.ids(state.pending)

@@ -71,6 +71,21 @@ def cost(argv: list[str]) -> int:
     return 0
 
 
+def train(argv: list[str]) -> int:
+    """Train a drafter's own weights for a target."""
+    options = _parsed(_overriding("train", "train"), argv)
+    from specbench.compose import composed
+
+    config = composed(options.overrides, options.config_dir, "train")
+    from specbench.progress import TrainingDisplay
+    from specbench.training.train import train as go
+
+    with TrainingDisplay(console) as display:
+        out = go(config, display.at)
+    console.print(f"checkpoint: {out}; its card: {out}/README.md", markup=False, soft_wrap=True)
+    return 0
+
+
 def doctor(argv: list[str]) -> int:
     """What this machine can do, and what is missing."""
     _Parser(prog="specbench doctor", description=doctor.__doc__).parse_args(argv)
@@ -94,13 +109,20 @@ def list_(argv: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": run, "report": report, "cost": cost, "doctor": doctor, "list": list_}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": run,
+    "report": report,
+    "train": train,
+    "cost": cost,
+    "doctor": doctor,
+    "list": list_,
+}
 
 
-def _overriding(command: str) -> _Parser:
+def _overriding(command: str, root: str = "config") -> _Parser:
     from specbench.compose import CONF
 
-    settings = (CONF / "config.yaml").read_text(encoding="utf-8").split("\nhydra:")[0]
+    settings = (CONF / f"{root}.yaml").read_text(encoding="utf-8").split("\nhydra:")[0]
     parser = _Parser(
         prog=f"specbench {command}",
         description=COMMANDS[command].__doc__,

@@ -21,24 +21,32 @@ from specbench.hints import closest, nearest
 CONF = ROOT / "conf"
 GROUPS = ("target", "method", "task", "suite", "engine", "experiment")
 LISTS = {"method": "_target_", "task": "name", "engine": "_target_"}  # groups of several choices: what each of them must have
+RUN = "config"  # the root config of a run
+ROOTS = {  # the mappings that a root config must have
+    RUN: ("target", "method", "task", "suite", "engine", "sampling"),
+    "train": ("target", "method", "task", "suite"),
+}
 TARGET = (  # what every target's YAML must have
     *("name", "path", "revision", "format", "dtype", "device", "device_map"),
     *("trust_remote_code", "weights", "config", "shape", "draft"),
 )
 
 
-def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
-    """The resolved config of a run. config_dir: a further folder of method/, task/, target/ YAMLs. Raises InputError."""
-    with explained(overrides, config_dir):
+def composed(overrides: Sequence[str], config_dir: Path | None = None, root: str = RUN) -> DictConfig:
+    """The resolved config of a run, or of what another root config is for.
+
+    config_dir: a further folder of method/, task/, target/ YAMLs. Raises InputError.
+    """
+    with explained(overrides, config_dir, root):
         check_folder(config_dir)
         _check_overrides(overrides, config_dir)
-        return resolved(_composed(overrides, config_dir))
+        return resolved(_composed(overrides, config_dir, root), root)
 
 
-def resolved(config: DictConfig) -> DictConfig:
+def resolved(config: DictConfig, root: str = RUN) -> DictConfig:
     """The same config, its structure checked and its interpolations filled in. Raises InputError."""
-    with explained():
-        _check_structure(config)
+    with explained(root=root):
+        _check_structure(config, root)
         return OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[return-value]
 
 
@@ -55,20 +63,20 @@ def options(group: str, config_dir: Path | None = None) -> list[str]:
 
 
 @contextmanager
-def explained(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Iterator[None]:
+def explained(overrides: Sequence[str] = (), config_dir: Path | None = None, root: str = RUN) -> Iterator[None]:
     """Whatever is wrong with a config comes out as an InputError of one line."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise InputError(_one_line(error, overrides, config_dir)) from None
+        raise InputError(_one_line(error, overrides, config_dir, root)) from None
 
 
-def _composed(overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
+def _composed(overrides: Sequence[str], config_dir: Path | None, root: str) -> DictConfig:
     extra = [f"hydra.searchpath=['file://{config_dir.resolve()}']"] if config_dir else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            return compose("config", overrides=[*overrides, *extra])
+            return compose(root, overrides=[*overrides, *extra])
         except ValueError as error:  # Hydra's own, of a header or a value
             raise HydraException(str(error)) from None
 
@@ -104,30 +112,31 @@ def _check_overrides(overrides: Sequence[str], config_dir: Path | None) -> None:
                 raise InputError(f"{group}={given}: no such {group}; there is {nearest(str(given), there) or 'none'}")
 
 
-def _check_structure(config: DictConfig) -> None:
-    settings = OmegaConf.load(CONF / "config.yaml")
+def _check_structure(config: DictConfig, root: str) -> None:
+    settings = OmegaConf.load(CONF / f"{root}.yaml")
     assert isinstance(settings, DictConfig)
     known = [*GROUPS, *(str(key) for key in settings if key != "defaults")]
     for key in map(str, config):
         if key not in known:
             raise InputError(f"{key}: no such setting; the nearest is {closest(key, known)}")
-    for key in [*(group for group in GROUPS if group != "experiment"), "sampling"]:
+    for key in ROOTS[root]:
         if not isinstance(config.get(key), DictConfig) or not config[key]:
             raise InputError(f"{key} is empty or no mapping; expected {nearest('', options(key)) or f'{key}.KEY=VALUE'}")
-    for key in map(str, config.sampling):
+    for key in map(str, config.get("sampling", {})):
         if key not in settings.sampling:
             raise InputError(f"sampling.{key}: no such setting; the nearest is {closest(key, list(settings.sampling))}")
     for key in TARGET:
         if key not in config.target:
             raise InputError(f"target: its YAML has no {key}; expected {', '.join(TARGET)}")
-    for group, needed in LISTS.items():
+    for group in (group for group in LISTS if group in ROOTS[root]):
+        needed = LISTS[group]
         for name in map(str, config[group]):
             child = config[group]._get_node(name)
             if not isinstance(child, DictConfig) or needed not in child:
                 raise InputError(f"{group}.{name}: expected a mapping with {needed}")
 
 
-def _one_line(error: Exception, overrides: Sequence[str], config_dir: Path | None) -> str:
+def _one_line(error: Exception, overrides: Sequence[str], config_dir: Path | None, root: str) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
@@ -141,15 +150,15 @@ def _one_line(error: Exception, overrides: Sequence[str], config_dir: Path | Non
         once = f"{key}=[{value}] for one run with all of them" if key in LISTS else "one value"
         return f"{key}={value}: expected {once}, or -m for a run of each"
     if unknown := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(unknown[1], overrides, config_dir)
+        return _unknown_key(unknown[1], overrides, config_dir, root)
     place = getattr(error, "full_key", None)
     return f"{place}: {text.split(' full_key:')[0]}" if place else text
 
 
-def _unknown_key(given: str, overrides: Sequence[str], config_dir: Path | None) -> str:
+def _unknown_key(given: str, overrides: Sequence[str], config_dir: Path | None, root: str) -> str:
     """Names the nearest key among those of the chosen target, methods and so on."""
     choices = [override for override in overrides if override.split("=")[0] in GROUPS]
-    return f"{given}: no such setting; the nearest is {closest(given, _keys(_composed(choices, config_dir)))}"
+    return f"{given}: no such setting; the nearest is {closest(given, _keys(_composed(choices, config_dir, root)))}"
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from specbench import ROOT
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.packed import can_pack, pack
 from specbench.devices import pick_device, pick_dtype
-from specbench.errors import InputError
+from specbench.errors import InputError, few
 from specbench.zoo.widen import widened
 
 
@@ -109,11 +109,7 @@ def _misfits(model: PreTrainedModel, found: Mapping[str, Any]) -> str:
     misshapen = [f"{name} is {tuple(there)}, expected {tuple(wanted)}" for name, there, wanted in found["mismatched_keys"]]
     missing = [f"{name}, expected {shapes.get(name, 'it')}" for name in found["missing_keys"]]
     kinds = {"misshapen": misshapen, "missing": missing, "not in the model": list(found["unexpected_keys"])}
-    return "; ".join(f"{kind}: {_few(sorted(names))}" for kind, names in kinds.items() if names)
-
-
-def _few(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return "; ".join(f"{kind}: {few(sorted(names))}" for kind, names in kinds.items() if names)
 
 
 def _random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

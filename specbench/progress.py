@@ -3,8 +3,9 @@
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -92,3 +93,30 @@ class ProgressDisplay:
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class TrainingDisplay:
+    """How far a training is, its loss, and how often each depth guesses right; outside a terminal a line now and then."""
+
+    def __init__(self, console: Console, every: float = 30.0) -> None:
+        self.console, self.every, self._said = console, every, 0.0
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("loading", total=None)
+
+    def __enter__(self) -> "TrainingDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def at(self, what: str, done: int, of: int, row: Mapping[str, Any]) -> None:
+        """`row`: the latest line of the log, empty while there is none."""
+        if row:
+            shares = " ".join(f"{100 * share:.0f}" for share in row["held_out_right"])
+            what = f"{what} · held-out loss {row['held_out_loss']:.3f}, right by depth {shares} %"
+        self._bar.update(self._task, description=what, completed=done, total=of)
+        if not self.console.is_terminal and (time.monotonic() - self._said > self.every or done == of):
+            self._said = time.monotonic()
+            self.console.print(f"{done}/{of} · {what}", markup=False, highlight=False, soft_wrap=True)

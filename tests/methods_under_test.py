@@ -38,8 +38,10 @@ def _settings(label: str) -> OmegaConf:
 
 
 def drafter_of(label: str, architecture: str) -> Drafter:
-    """A new drafter as its YAML describes it; one that drafts with a language model gets a tiny one."""
+    """A new drafter as its YAML describes it; one with a language model gets a tiny one, one with a checkpoint random weights."""
     settings = dict(_settings(label))
+    if "checkpoint" in settings:
+        settings["checkpoint"] = "random"
     if settings.pop("draft", None) is None:
         return instantiate(settings, _convert_="all")
     return instantiate(settings, _partial_=True, _convert_="all")(draft=draft_model_of(architecture))

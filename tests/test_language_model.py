@@ -200,7 +200,7 @@ def test_masks_for_cuda_are_aligned() -> None:
 def test_what_attends_outside_the_interface_is_refused() -> None:
     model = tiny_language_model("llama")
     model.check()
-    model._config.num_hidden_layers += 1
+    model.config.num_hidden_layers += 1
     with pytest.raises(InputError, match="3 of 4 layers attend"):
         model.check()
     with pytest.raises(InputError, match="sinks"):

@@ -1,4 +1,4 @@
-"""verify_greedy against searching the offered children node by node."""
+"""verify_greedy against going down every way of the tree node by node."""
 
 import random
 
@@ -11,19 +11,16 @@ from tests.random_trees import random_tree
 
 
 def slow(tree: DraftTree, logits: torch.Tensor) -> tuple[list[int], int]:
-    """Path and next token; of equal siblings the one drafted first is taken."""
+    """Path and next token: of all ways down the tree that the target would go, the deepest, of equals the one that ends first."""
     scratch = tree.scratch if tree.scratch is not None else torch.zeros(len(tree), dtype=torch.bool)
-    path = [0]
-    while True:
-        wanted = int(logits[path[-1]].argmax())
-        fitting = [
-            node
-            for node in range(1, len(tree))
-            if int(tree.parents[node]) == path[-1] and int(tree.tokens[node]) == wanted and not scratch[node]
-        ]
-        if not fitting:
-            return path, wanted
-        path.append(fitting[0])
+    ways = [[0]]
+    for way in ways:  # grows while it is walked
+        wanted = int(logits[way[-1]].argmax())
+        for node in range(1, len(tree)):
+            if int(tree.parents[node]) == way[-1] and int(tree.tokens[node]) == wanted and not scratch[node]:
+                ways.append([*way, node])
+    path = min(ways, key=lambda way: (-len(way), way[-1]))
+    return path, int(logits[path[-1]].argmax())
 
 
 @pytest.mark.parametrize("scratch", [0.0, 0.3])

@@ -57,17 +57,23 @@ class ChainBias:
 
     def of(self, tree: DraftTree, past: int) -> Tensor:
         """(N, past + N) additive mask of one tree behind `past` committed tokens."""
-        nodes = len(tree)
-        if past > self._past or nodes > self._nodes:
-            self._grow(past, nodes)
-        columns = slice(self._past - past, self._past + nodes)
-        if tree.linear:
-            return self._chain[:nodes, columns]
-        hidden = torch.zeros(nodes, nodes, dtype=self.dtype, device=self.device)
-        self._tree[:nodes, self._past : self._past + nodes] = hidden.masked_fill_(~tree.ancestors, float("-inf"))
-        return self._tree[:nodes, columns]
+        return self.chain(len(tree), past) if tree.linear else self.behind(past, tree.ancestors)
+
+    def chain(self, nodes: int, past: int) -> Tensor:
+        """(N, past + N): every node sees the ones before it."""
+        self._grow(past, nodes)
+        return self._chain[:nodes, self._past - past : self._past + nodes]
+
+    def behind(self, past: int, visible: Tensor) -> Tensor:
+        """(N, past + M): `visible` (N, M) bool says which of the last M entries each node sees; it sees all before them."""
+        nodes, entries = visible.shape
+        self._grow(past, entries)
+        self._tree[:nodes, self._past : self._past + entries].zero_().masked_fill_(~visible, float("-inf"))
+        return self._tree[:nodes, self._past - past : self._past + entries]
 
     def _grow(self, past: int, nodes: int) -> None:
+        if past <= self._past and nodes <= self._nodes:
+            return
         self._past, self._nodes = max(past, 2 * self._past, 1024), max(nodes, self._nodes, 64)
         triangle = torch.full((self._nodes, self._nodes), float("-inf"), dtype=self.dtype, device=self.device).triu_(1)
         visible = torch.zeros(self._nodes, self._past, dtype=self.dtype, device=self.device)

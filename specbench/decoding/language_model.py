@@ -30,11 +30,11 @@ class LanguageModel:
         self.model = model.eval()
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self._config = model.config.get_text_config()
-        self._own_attention = self._config._attn_implementation
-        self._config._attn_implementation = attention.NAME
-        self.vocabulary: int = self._config.vocab_size
-        self.context: int = _context(self._config)
+        self.config = model.config.get_text_config()
+        self._own_attention = self.config._attn_implementation
+        self.config._attn_implementation = attention.NAME
+        self.vocabulary: int = self.config.vocab_size
+        self.context: int = _context(self.config)
         self.eos_ids = _eos_ids(model)
         self._bias = ChainBias(self.dtype, self.device)
         self._taps: tuple[int, ...] = ()
@@ -45,6 +45,15 @@ class LanguageModel:
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
+    @property
+    def head(self) -> nn.Module:
+        """From the final norm's output to logits."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def embedding(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
     def store(self, capacity: int, batch: int = 1) -> KVStore:
         return KVStore(batch, capacity)
 
@@ -53,8 +62,8 @@ class LanguageModel:
         """Raises InputError for a model some of whose layers keep their past elsewhere, or attend outside the interface."""
         store = self.store(2)
         self.prefill(store, [torch.zeros(2, dtype=torch.long, device=self.device)])
-        if store.layers != self._config.num_hidden_layers:
-            kind, layers = self._config.model_type, self._config.num_hidden_layers
+        if store.layers != self.config.num_hidden_layers:
+            kind, layers = self.config.model_type, self.config.num_hidden_layers
             raise InputError(f"{kind}: {store.layers} of {layers} layers attend through transformers' interface; expected all")
 
     def tap(self, layers: tuple[int, ...]) -> None:
@@ -75,11 +84,11 @@ class LanguageModel:
     @contextmanager
     def lent(self) -> Iterator[PreTrainedModel]:
         """The same weights under transformers' own attention, for its `generate`."""
-        self._config._attn_implementation = self._own_attention
+        self.config._attn_implementation = self._own_attention
         try:
             yield self.model
         finally:
-            self._config._attn_implementation = attention.NAME
+            self.config._attn_implementation = attention.NAME
 
     def forward(self, store: KVStore, trees: list[DraftTree], last_only: bool = False) -> list[TargetOutput]:
         """One forward over one tree per row of the store, padded to the largest; nothing is committed.
@@ -105,6 +114,13 @@ class LanguageModel:
     def _row(logits: Tensor, hidden: Tensor | None, size: int, last_only: bool) -> TargetOutput:
         kept = logits[:size][-1:] if last_only else logits[:size]
         return TargetOutput(kept, None if hidden is None else hidden[:size])
+
+    @torch.no_grad()
+    def read(self, ids: Tensor) -> Tensor:
+        """The tapped hidden states (B, T, taps * H) of whole texts (B, T), padded on the right; transformers' own attention."""
+        with self.lent() as model:
+            model.get_decoder()(input_ids=ids, use_cache=False)
+        return torch.cat([self._tapped[layer] for layer in self._taps], dim=-1)
 
     def prefill(self, store: KVStore, prompts: list[Tensor], all_logits: bool = False) -> list[TargetOutput]:
         """Commit whole prompts, (T,) int64 each, to an empty store."""

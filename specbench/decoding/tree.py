@@ -1,10 +1,14 @@
 """The draft tree: candidate continuations of one sequence, rooted at the last committed token."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from specbench.errors import InputError
 
 
 @lru_cache(maxsize=512)
@@ -25,6 +29,7 @@ class DraftTree:
     probs: Tensor | None = None
     scratch: Tensor | None = None
     linear: bool = False  # a chain: every node's parent is the node before it
+    shape: "TreeShape | None" = None  # the static tree that it is
 
     @staticmethod
     def chain(tokens: Tensor, probs: Tensor | None = None) -> "DraftTree":
@@ -42,22 +47,120 @@ class DraftTree:
     @cached_property
     def ancestors(self) -> Tensor:
         """(N, N) bool: row i is true at i and at every node on the way from i to the root."""
+        if self.shape is not None:
+            return self.shape.ancestors
         if self.linear:
             return torch.ones(len(self), len(self), dtype=torch.bool, device=self.tokens.device).tril()
-        mask = torch.eye(len(self), dtype=torch.bool)
-        for node, parent in enumerate(self.parents.tolist()[1:], start=1):
-            mask[node] |= mask[parent]
-        return mask.to(self.tokens.device)
+        return _ancestors(self.parents)
 
     @cached_property
     def depths(self) -> Tensor:
         """(N,) int64: steps from the root."""
+        if self.shape is not None:
+            return self.shape.depths
         return self.parents + 1 if self.linear else self.ancestors.sum(dim=1) - 1
 
     @cached_property
     def depth(self) -> int:
         """Depth of the deepest node that can be accepted."""
+        if self.shape is not None and self.scratch is None:
+            return self.shape.depth
         if self.linear:
             return len(self) - 1
         offered = self.depths if self.scratch is None else self.depths[~self.scratch]
         return int(offered.max())
+
+
+def _ancestors(parents: Tensor) -> Tensor:
+    """(N, N) bool from parents (N,), one round per level."""
+    nodes = torch.arange(len(parents), device=parents.device)
+    above, at = parents.clamp(min=0), nodes
+    mask = torch.eye(len(parents), dtype=torch.bool, device=parents.device)
+    while bool(at.any()):
+        at = above[at]
+        mask[nodes, at] = True
+    return mask
+
+
+class Level(NamedTuple):
+    """The n nodes of one depth of a static tree, m of which have children of their own.
+
+    rows (n,): which of the expanded nodes above is the parent; ranks (n,): which of its best tokens; expanded (m,): which of
+    these nodes have children; visible (m, M) bool: which of all expanded nodes down to here each of them sees.
+    """
+
+    rows: Tensor
+    ranks: Tensor
+    expanded: Tensor
+    visible: Tensor
+
+
+class TreeShape:
+    """A static draft tree: the same parents in every step, so that all that follows from them is made once.
+
+    paths: one list of ranks per node but the root; the path [0, 2] is the third best child of the best child of the root. Every
+    path's beginnings are paths as well. Nodes stand in order of depth, then of ranks. Raises InputError.
+    """
+
+    def __init__(self, paths: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> None:
+        self.paths = sorted((tuple(path) for path in paths), key=lambda path: (len(path), path))
+        self.device = torch.device(device)
+        _check_paths(self.paths)
+        node = {path: at for at, path in enumerate([(), *self.paths])}
+        self.parents = torch.tensor([-1] + [node[path[:-1]] for path in self.paths], device=device)
+        self.ranks = torch.tensor([0] + [path[-1] for path in self.paths], device=device)  # (N,) of a node among its siblings
+        self.ancestors = _ancestors(self.parents)
+        self.depths = self.ancestors.sum(dim=1) - 1
+        self.depth = max((len(path) for path in self.paths), default=0)
+        self.width = 1 + int(self.ranks.max())  # children that a node needs to choose from
+        self._cuts: dict[int, TreeShape] = {}
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    def cut(self, depth: int) -> "TreeShape":
+        """The same tree without what lies deeper."""
+        if depth >= self.depth:
+            return self
+        if depth not in self._cuts:
+            self._cuts[depth] = TreeShape([path for path in self.paths if len(path) <= depth], self.device)
+        return self._cuts[depth]
+
+    @cached_property
+    def levels(self) -> "list[Level]":
+        """Depth by depth, what a drafter needs that drafts each node's children from the node itself."""
+        made: list[Level] = []
+        above: list[tuple[int, ...]] = [()]  # the expanded nodes of the level above
+        fed = torch.zeros(0, dtype=torch.long, device=self.device)
+        for depth in range(1, self.depth + 1):
+            nodes = [path for path in self.paths if len(path) == depth]
+            parents = {path[:-1] for path in self.paths if len(path) == depth + 1}
+            expanded = [at for at, path in enumerate(nodes) if path in parents]
+            first = 1 + self.paths.index(nodes[0])
+            fed = torch.cat([fed, torch.tensor([first + at for at in expanded], dtype=torch.long, device=self.device)])
+            made.append(
+                Level(
+                    rows=torch.tensor([above.index(path[:-1]) for path in nodes], device=self.device),
+                    ranks=torch.tensor([path[-1] for path in nodes], device=self.device),
+                    expanded=torch.tensor(expanded, dtype=torch.long, device=self.device),
+                    visible=self.ancestors[fed[len(fed) - len(expanded) :]][:, fed],
+                )
+            )
+            above = [nodes[at] for at in expanded]
+        return made
+
+    def tree(self, tokens: Tensor) -> DraftTree:
+        """tokens (N,) int64, the root first."""
+        return DraftTree(tokens, self.parents, shape=self)
+
+
+def _check_paths(paths: list[tuple[int, ...]]) -> None:
+    there = {(), *paths}
+    if len(there) <= len(paths):
+        twice = next(path for path in paths if path == () or paths.count(path) > 1)
+        raise InputError(f"tree: the path {list(twice)} is empty or stands there twice")
+    for path in paths:
+        if path[:-1] not in there:
+            raise InputError(f"tree: the path {list(path)} has no parent {list(path[:-1])}")
+        if path[-1] < 0:
+            raise InputError(f"tree: the path {list(path)} has a negative rank")

@@ -1,6 +1,7 @@
 """Verification: which path of the draft tree the target would have written itself."""
 
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -18,20 +19,20 @@ class Verified:
 
 
 def verify_greedy(tree: DraftTree, logits: Tensor) -> Verified:
-    """Follow the target's argmax through the tree. logits (N, V); one device-to-host copy."""
+    """The deepest path that follows the target's argmax, the first of equals. logits (N, V); one device-to-host copy."""
     if tree.linear:
         tokens, wanted = torch.stack([tree.tokens, logits.argmax(dim=-1)]).tolist()
         return _along_chain(tokens, wanted)
-    tokens, parents, wanted = torch.stack([tree.tokens, tree.parents, logits.argmax(dim=-1)]).tolist()
-    scratch = tree.scratch.tolist() if tree.scratch is not None else [False] * len(tokens)
-    children: dict[tuple[int, int], int] = {}
-    for node in range(1, len(tokens)):
-        if not scratch[node]:
-            children.setdefault((parents[node], tokens[node]), node)
-    path = [0]
-    while (child := children.get((path[-1], wanted[path[-1]]))) is not None:
-        path.append(child)
-    next_token = wanted[path[-1]]
+    wanted = logits.argmax(dim=-1)  # (N,)
+    right = tree.tokens == wanted[tree.parents.clamp(min=0)]
+    right[0] = True
+    if tree.scratch is not None:
+        right &= ~tree.scratch
+    reached = (right | ~tree.ancestors).all(dim=1)  # all of the way from the root is right
+    deepest = torch.where(reached, tree.depths, -1).argmax()
+    tokens, next_tokens, on_path = torch.stack([tree.tokens, wanted, tree.ancestors[deepest].long()]).tolist()
+    path = list(compress(range(len(tokens)), on_path))
+    next_token = next_tokens[path[-1]]
     return Verified(path, next_token, [tokens[node] for node in path[1:]] + [next_token])
 
 

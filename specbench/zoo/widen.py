@@ -6,6 +6,7 @@ the arithmetic are real.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from specbench.errors import InputError
 
 SEED = 17
+WRITES_HIDDEN = ("o_proj.weight", "down_proj.weight", "embed_tokens.weight")  # rows, or vectors looked up, of H dimensions
 
 
 def widened(model: PreTrainedModel, hidden_size: int, intermediate_size: int, num_attention_heads: int) -> LlamaForCausalLM:
@@ -37,15 +39,16 @@ def widened(model: PreTrainedModel, hidden_size: int, intermediate_size: int, nu
         )
     wide = _random(model.config, hidden_size, intermediate_size, num_attention_heads)
     wide = wide.to(model.dtype)  # type: ignore[arg-type]
+    narrow = model.state_dict()
     with torch.no_grad():
         for name, weight in wide.state_dict().items():
-            _fill(name, weight, model.state_dict()[name])
+            laid(weight, narrow[name], name.endswith(WRITES_HIDDEN))
     wide.generation_config = model.generation_config
     return wide.eval()
 
 
 def _random(old: LlamaConfig, hidden: int, intermediate: int, heads: int) -> LlamaForCausalLM:
-    changed = {
+    changed: dict[str, Any] = {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
         "num_attention_heads": heads,
@@ -53,17 +56,30 @@ def _random(old: LlamaConfig, hidden: int, intermediate: int, heads: int) -> Lla
         "head_dim": old.head_dim,
         "rms_norm_eps": old.rms_norm_eps * old.hidden_size / hidden,
     }
+    changed["widened_from"] = {name: getattr(old, name) for name in changed}
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         return LlamaForCausalLM(LlamaConfig.from_dict({**old.to_dict(), **changed}))
 
 
-def _fill(name: str, wide: Tensor, narrow: Tensor) -> None:
-    """Lay the narrow weight into the wide one: `wide` is random before, and stays so where nothing reaches the output."""
-    if wide.ndim == 1:  # a norm's weight
-        wide[: len(narrow)] = narrow * math.sqrt(len(narrow) / len(wide))
-        return
-    writes_residual = name.endswith(("o_proj.weight", "down_proj.weight", "embed_tokens.weight"))
-    if writes_residual:
+def laid(wide: Tensor, narrow: Tensor, writes_hidden: bool, beside: int = 1) -> None:
+    """Lay a narrow weight into a wide one, which is random before and stays so where nothing reaches the output.
+
+    writes_hidden: its rows are dimensions of the residual stream. beside: it reads so many hidden vectors side by side.
+    """
+    if not wide.is_floating_point():
+        wide.copy_(narrow)
+    elif wide.ndim == 1:
+        _laid_vector(wide, narrow, writes_hidden)
+    else:
+        if writes_hidden:
+            wide.zero_()
+        columns = wide.view(len(wide), beside, -1)  # a view: what is written there is in `wide`
+        columns[: len(narrow), :, : narrow.shape[1] // beside] = narrow.view(len(narrow), beside, -1)
+
+
+def _laid_vector(wide: Tensor, narrow: Tensor, is_bias: bool) -> None:
+    """A bias of hidden dimensions, else a norm's weight."""
+    if is_bias:
         wide.zero_()
-    wide[: narrow.shape[0], : narrow.shape[1]] = narrow
+    wide[: len(narrow)] = narrow if is_bias else narrow * math.sqrt(len(narrow) / len(wide))

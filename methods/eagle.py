@@ -1,0 +1,220 @@
+"""EAGLE-1 (Li et al. 2024a) and EAGLE-2 (Li et al. 2024b): one decoder layer continues the target's hidden states.
+
+The pair of a hidden state f_t (after the final norm) and the token x_{t+1} stands at position t; the layer's output is read by
+the target's own head and serves as the hidden state of the next level. EAGLE-1 fills a static tree, EAGLE-2 grows the
+tree where the drafter is sure.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from specbench.checkpoints import DraftNetwork, TargetShape, layer_config, network_for
+from specbench.decoding.attention import ChainBias
+from specbench.decoding.draft_layers import DraftKV, LayerPass, Rotary
+from specbench.decoding.drafter import KeepingDrafter
+from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.tree import DraftTree, TreeShape
+from specbench.decoding.verify import Verified
+from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence
+
+NOISE = 0.1  # half the width of the uniform noise on the hidden states in training (EAGLE-1, section 4.2)
+ROOM = 256  # KV entries and positions for the expanded nodes of one tree
+TOKEN_WEIGHT = 0.1  # of the token loss beside the regression of hidden states (section 4.2)
+
+
+class EagleNetwork(DraftNetwork):
+    """fc and one Llama layer without its first norm; the target's head. Embeddings are a copy of the target's."""
+
+    files = ("pytorch_model.bin",)
+    unused = ("layers.0.self_attn.rotary_emb",)
+    writes_hidden = ("embed_tokens.weight", "fc.weight", "fc.bias", "o_proj.weight", "down_proj.weight")
+    beside: Mapping[str, int] = {"fc.weight": 2}
+
+    def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
+        super().__init__(config, shape)
+        self.layer_config = layer_config(self.config, shape)
+        hidden = self.layer_config.hidden_size
+        self.embed_tokens = nn.Embedding(self.layer_config.vocab_size, hidden)
+        self.fc = nn.Linear(2 * hidden, hidden, bias=self.config.get("bias", True))
+        self.layers = nn.ModuleList([_unnormed(LlamaDecoderLayer(self.layer_config, 0), self.config.get("qkv_bias", False))])
+
+    @classmethod
+    def new_config(cls, shape: TargetShape) -> dict[str, Any]:
+        return {**shape.layer(), "hidden_act": "silu", "rope_theta": 10000.0}
+
+    def start_from(self, target: LanguageModel) -> None:
+        self.embed_tokens.weight.data.copy_(target.embedding.weight)  # type: ignore[arg-type]
+        self.embed_tokens.weight.requires_grad_(False)
+
+    def meet(self, target: LanguageModel) -> None:
+        self.rotary = Rotary(self.layer_config, target.context + ROOM, self.fc.weight)
+        self._head, self._head_dtype = target.head.forward, target.dtype
+
+    def forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: LayerPass) -> Tensor:
+        """hidden (B, N, H), tokens (B, N), positions (N,) -> (B, N, H), the hidden states one place further."""
+        read = self.fc(torch.cat([self.embed_tokens(tokens), hidden], dim=-1))
+        return self.layers[0](read, position_embeddings=self.rotary.at(positions), forward_pass=forward_pass)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(N, H) -> (N, draft vocabulary)."""
+        return self._head(hidden.to(self._head_dtype))
+
+    def target_tokens(self, tokens: Tensor) -> Tensor:
+        """Ids of the draft vocabulary -> ids of the target's."""
+        return tokens
+
+    def loss(self, lesson: Lesson) -> Depths:
+        """Smooth L1 to the target's next hidden state, and cross-entropy with what the target makes of that."""
+        noise = (torch.rand_like(lesson.hidden) - 0.5) * 2 * NOISE
+        positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
+        guessed = self(lesson.hidden + noise, lesson.ids.roll(-1, dims=1), positions, TrainingPass())
+        there, tokens = lesson.ahead(2)
+        states, logits = guessed[there], self.logits(guessed[there])
+        regression = nn.functional.smooth_l1_loss(states.float(), lesson.last.roll(-1, dims=1)[there].float())
+        loss = regression + TOKEN_WEIGHT * divergence(logits, lesson.teacher(there, 2))
+        return Depths(loss, [(logits.argmax(-1) == tokens).float().mean()])
+
+
+def _unnormed(layer: LlamaDecoderLayer, biased: bool) -> LlamaDecoderLayer:
+    layer.input_layernorm = nn.Identity()  # type: ignore[assignment]
+    if biased:  # as in Qwen2: queries, keys and values have biases, the output has none
+        attention = layer.self_attn
+        for name in ("q_proj", "k_proj", "v_proj"):
+            old = getattr(attention, name)
+            setattr(attention, name, nn.Linear(old.in_features, old.out_features))
+    return layer
+
+
+@dataclass
+class EagleState:
+    """hidden (n, taps * H) and tokens (n): pairs that the drafter has not read yet, the root last."""
+
+    kv: DraftKV
+    hidden: Tensor
+    tokens: list[int]
+
+
+class Eagle(KeepingDrafter[DraftKV]):
+    """EAGLE-1: each expanded node of a static tree (`tree`: its paths) takes its own most probable children."""
+
+    network_class: ClassVar[type] = EagleNetwork
+
+    def __init__(self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str) -> None:
+        super().__init__()
+        self.checkpoint, self.paths, self.dtype = checkpoint, tree["paths"], dtype
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        self.network: EagleNetwork = network_for(self.network_class, self.checkpoint, target, self.dtype)
+        self._bias = ChainBias(self.network.dtype, target.device)
+        self.taps = self.network.taps
+        self._shape()
+
+    def _shape(self) -> None:
+        self.tree = TreeShape(self.paths, self.target.device)
+        self.nodes = len(self.tree)
+
+    def new_store(self, capacity: int) -> DraftKV:
+        return DraftKV(capacity + ROOM, self._bias)
+
+    def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput) -> EagleState:
+        assert out.hidden is not None
+        return EagleState(store, out.hidden, prompt[1:])
+
+    def draft(self, state: EagleState, budget: int) -> DraftTree:
+        root, hidden = self.ids(state.tokens[-1:]), self._read(state)
+        if budget == 0:
+            return DraftTree.chain(root)
+        tree = self._grown(state.kv, root, hidden, budget)
+        state.kv.drop()
+        return tree
+
+    def _read(self, state: EagleState) -> Tensor:
+        """(1, H) behind the root, once all that was committed has gone through the drafter."""
+        count = len(state.tokens)
+        positions = torch.arange(state.kv.length, state.kv.length + count, device=self.target.device)
+        out = self._forward(state.hidden, self.ids(state.tokens), positions, state.kv.real(count))
+        state.kv.keep(count)
+        return out[-1:]
+
+    def _forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: LayerPass) -> Tensor:
+        self.draft_forwards += 1
+        return self.network(hidden[None].to(self.network.dtype), tokens[None], positions, forward_pass)[0]
+
+    def _level(self, kv: DraftKV, depth: int, hidden: Tensor, tokens: Tensor, visible: Tensor) -> Tensor:
+        """(m, H) behind the m expanded nodes of a depth (1: the root's children), which stay for the levels below."""
+        positions = torch.full((len(tokens),), kv.length + depth - 1, device=tokens.device)
+        out = self._forward(hidden, tokens, positions, kv.level(visible))
+        kv.stack(len(tokens))
+        return out
+
+    def _grown(self, kv: DraftKV, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
+        """The draft tree; hidden (1, H) is what the drafter made of the root."""
+        shape, drafted = self.tree.cut(budget), [root]
+        for depth, level in enumerate(shape.levels, start=1):
+            best = self.network.target_tokens(self.network.logits(hidden).topk(self.tree.width).indices)  # (m, width)
+            tokens = best[level.rows, level.ranks]
+            drafted.append(tokens)
+            if depth < shape.depth:
+                hidden = self._level(kv, depth, hidden[level.rows[level.expanded]], tokens[level.expanded], level.visible)
+        return shape.tree(torch.cat(drafted))
+
+    def observe(self, state: EagleState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+        assert out.hidden is not None
+        state.hidden, state.tokens = out.hidden[verified.path], verified.tokens
+
+
+class Eagle2(Eagle):
+    """EAGLE-2: `top_k` nodes are expanded at each of `depth` levels; the most probable `total_tokens` - 1 nodes make the tree.
+
+    Scores are sums of log-probabilities in float32; of equal ones the node drafted first counts, so a parent before its child.
+    """
+
+    def __init__(self, checkpoint: str | None, total_tokens: int, depth: int, top_k: int, dtype: str) -> None:
+        super().__init__(checkpoint, {"paths": []}, dtype)
+        self.total_tokens, self.depth, self.top_k = total_tokens, depth, top_k
+
+    def _shape(self) -> None:
+        self.nodes = self.total_tokens
+
+    def _grown(self, kv: DraftKV, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
+        k = self.top_k
+        logs, best = self._children(hidden)  # (1, k) each
+        scores, tokens = [logs[0]], [best[0]]
+        above = [torch.full_like(best[0], -1)]  # the candidate each was drafted from, -1: the root
+        at, hidden = torch.arange(k, device=root.device), hidden.expand(k, -1)  # the current nodes, as candidates
+        visible = torch.eye(k, dtype=torch.bool, device=root.device)
+        eye = visible
+        for depth in range(1, min(self.depth + 1, budget)):
+            hidden = self._level(kv, depth, hidden, torch.cat(tokens)[at], visible)
+            logs, best = self._children(hidden)  # (k, k) each
+            sums = (torch.cat(scores)[at][:, None] + logs).flatten()
+            first = sum(len(some) for some in scores)
+            scores, tokens, above = [*scores, sums], [*tokens, best.flatten()], [*above, at.repeat_interleave(k)]
+            chosen = _best(sums, k)
+            rows = chosen // k
+            at, hidden = first + chosen, hidden[rows]
+            visible = torch.cat([visible[rows], eye], dim=1)
+        return self._chosen(root, torch.cat(scores), torch.cat(tokens), torch.cat(above))
+
+    def _children(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(m, H) -> log-probabilities in float32 and ids in the target's vocabulary of the top k tokens, (m, k) each."""
+        found = self.network.logits(hidden).float().log_softmax(dim=-1).topk(self.top_k)
+        return found.values, self.network.target_tokens(found.indices)
+
+    def _chosen(self, root: Tensor, scores: Tensor, tokens: Tensor, above: Tensor) -> DraftTree:
+        """The best candidates as a tree, in the order in which they were drafted."""
+        kept = _best(scores, self.total_tokens - 1).sort().values
+        parents = torch.searchsorted(kept, above[kept]) + 1
+        parents = torch.where(above[kept] < 0, 0, parents)
+        return DraftTree(torch.cat([root, tokens[kept]]), torch.cat([parents.new_tensor([-1]), parents]))
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    """Indices of the highest scores, of equal ones the first."""
+    return scores.sort(descending=True, stable=True).indices[:count]

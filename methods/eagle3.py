@@ -1,0 +1,140 @@
+"""EAGLE-3 (Li et al. 2025): a layer over hidden states of three depths of the target, a head of its own; EAGLE-2's tree."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
+
+from methods.eagle import ROOM, Eagle2
+from specbench.checkpoints import DraftNetwork, TargetShape, layer_config
+from specbench.decoding.draft_layers import Rotary
+from specbench.decoding.language_model import LanguageModel
+from specbench.errors import InputError
+from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence
+
+ROUNDS = 7  # of the training-time test (section 3.2)
+DECAY = 0.8  # of a round's weight in the loss with each further one
+TAPS = "eagle_aux_hidden_state_layer_ids"  # config.json's name for them in later runtimes; absent in the authors' files
+
+
+class MidLayer(nn.Module):
+    """A Llama layer whose attention reads an embedding beside a hidden state; the residual is the hidden state."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.self_attn = LlamaAttention(config, 0)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            old = getattr(self.self_attn, name)
+            setattr(self.self_attn, name, nn.Linear(2 * config.hidden_size, old.out_features, bias=old.bias is not None))
+        self.mlp = LlamaMLP(config)
+        self.hidden_norm, self.input_layernorm, self.post_attention_layernorm = (
+            LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(3)
+        )
+
+    def forward(self, embedded: Tensor, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], forward_pass: Any) -> Tensor:
+        """(B, N, H) each -> (B, N, H)."""
+        read = torch.cat([self.input_layernorm(embedded), self.hidden_norm(hidden)], dim=-1)
+        hidden = hidden + self.self_attn(read, position_embeddings=position_embeddings, forward_pass=forward_pass)[0]
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class Eagle3Network(DraftNetwork):
+    """fc over three hidden states, one layer, a norm and a head over a draft vocabulary; d2t: what to add to its ids."""
+
+    files = ("pytorch_model.bin",)
+    unused = ("midlayer.self_attn.rotary_emb",)
+    writes_hidden = ("embed_tokens.weight", "fc.weight", "o_proj.weight", "down_proj.weight")
+    beside: Mapping[str, int] = {"fc.weight": 3, "q_proj.weight": 2, "k_proj.weight": 2, "v_proj.weight": 2}
+
+    def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
+        super().__init__(config, shape)
+        self.layer_config = layer_config({**config, "num_hidden_layers": 1}, shape)
+        hidden = self.layer_config.hidden_size
+        self.fc = nn.Linear(3 * self.config.get("target_hidden_size", shape.hidden_size), hidden, bias=False)
+        self.midlayer = MidLayer(self.layer_config)
+        self.norm = LlamaRMSNorm(hidden, eps=self.layer_config.rms_norm_eps)
+        self.lm_head = nn.Linear(hidden, self.draft_vocabulary, bias=False)
+        if self.draft_vocabulary < shape.vocab_size:
+            self.d2t = nn.Buffer(torch.zeros(self.draft_vocabulary, dtype=torch.long))
+            self.t2d = nn.Buffer(torch.zeros(shape.vocab_size, dtype=torch.bool))
+        if self.config.get("own_embeddings"):
+            self.embed_tokens = nn.Embedding(shape.vocab_size, hidden)
+
+    @property
+    def draft_vocabulary(self) -> int:
+        return self.config.get("draft_vocab_size") or self.shape.vocab_size
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The inputs of an early, the middle and a late layer."""
+        layers = self.shape.num_hidden_layers
+        return tuple(self.config.get(TAPS) or (2, layers // 2, layers - 3))
+
+    @classmethod
+    def new_config(cls, shape: TargetShape) -> dict[str, Any]:
+        layers = shape.num_hidden_layers
+        taps = [min(2, layers), layers // 2, max(0, layers - 3)]
+        return {**shape.layer(), "hidden_act": "silu", "rope_theta": 10000.0, "draft_vocab_size": shape.vocab_size, TAPS: taps}
+
+    @classmethod
+    def understood(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The vocabulary maps are dropped where the vocabularies are equal; embeddings are the target's unless they lie there."""
+        if config.get("draft_vocab_size", config.get("vocab_size")) == config.get("vocab_size"):
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in ("d2t", "t2d")}
+        return config | {"own_embeddings": "embed_tokens.weight" in tensors}, tensors
+
+    def meet(self, target: LanguageModel) -> None:
+        if not self.config.get("own_embeddings"):
+            self._embed = target.embedding.forward
+            if self.layer_config.hidden_size != target.config.hidden_size:
+                raise InputError(
+                    f"eagle3: a hidden size of {self.layer_config.hidden_size} needs embed_tokens.weight in the checkpoint: the "
+                    f"target's embeddings have {target.config.hidden_size}"
+                )
+        else:
+            self._embed = self.embed_tokens.forward
+        self.rotary = Rotary(self.layer_config, target.context + ROOM, self.fc.weight)
+
+    def forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: Any) -> Tensor:
+        """hidden (B, N, 3 H) of the target or (B, N, H) of the drafter, tokens (B, N), positions (N,) -> (B, N, H)."""
+        if hidden.shape[-1] == self.fc.in_features:
+            hidden = self.fc(hidden)
+        embedded = self._embed(tokens).to(hidden.dtype)
+        return self.midlayer(embedded, hidden, position_embeddings=self.rotary.at(positions), forward_pass=forward_pass)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(self.norm(hidden))
+
+    def target_tokens(self, tokens: Tensor) -> Tensor:
+        return tokens + self.d2t[tokens] if self.draft_vocabulary < self.shape.vocab_size else tokens
+
+    def loss(self, lesson: Lesson) -> Depths:
+        """Training-time test: ROUNDS times the network reads its own output, one token further each time."""
+        positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
+        hidden, rounds, losses, right = lesson.hidden, TrainingPass(), [], []
+        for i in range(ROUNDS):
+            hidden = self(hidden, lesson.ids.roll(-1 - i, dims=1), positions + i, rounds)
+            there, tokens = lesson.ahead(2 + i)
+            logits, teacher = self.logits(hidden[there]), lesson.teacher(there, 2 + i)
+            known = self._known(teacher)
+            losses.append(DECAY**i * divergence(logits[known], self._drafted(teacher[known])))
+            right.append((self.target_tokens(logits.argmax(-1)) == tokens).float().mean())
+            rounds.next_round()
+        return Depths(torch.stack(losses).sum(), right)
+
+    def _known(self, teacher: Tensor) -> Tensor:
+        """(n,) bool: where the target's best token is in the draft vocabulary."""
+        best = teacher.argmax(-1)
+        return self.t2d[best] if self.draft_vocabulary < self.shape.vocab_size else torch.ones_like(best, dtype=torch.bool)
+
+    def _drafted(self, teacher: Tensor) -> Tensor:
+        """(n, V) -> (n, draft vocabulary)."""
+        return teacher[:, self.t2d] if self.draft_vocabulary < self.shape.vocab_size else teacher
+
+
+class Eagle3(Eagle2):
+    """EAGLE-2's dynamic tree over EAGLE-3's network."""
+
+    network_class = Eagle3Network

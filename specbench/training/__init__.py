@@ -1,0 +1,1 @@
+"""Trains drafters for any target: lessons from its own answers, one loop for every method, the authors' layouts as output."""

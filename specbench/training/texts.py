@@ -1,0 +1,104 @@
+"""What drafters are trained on: answers that the target wrote itself, or anyone's chats; prompt ids and answer ids."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from methods.autoregressive import Autoregressive
+from specbench.decoding.loop import CapacityError, Sampling, generate
+from specbench.errors import InputError
+from specbench.harness import Target
+from specbench.prompts import answer_text, render
+from tasks.question import Question
+
+SIDE_BY_SIDE = 64  # conversations that the target answers at once
+ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt (T,) and the answer that stands behind it, its end-of-sequence token included."""
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+
+def answered(target: Target, questions: list[Question], max_new_tokens: int, watch: Callable[[int], None]) -> Iterator[Text]:
+    """Every turn of every question with the target's own greedy answer, in batches of questions of like length."""
+    drafter = Autoregressive()
+    drafter.bind(target.model)
+    sampling = Sampling(max_new_tokens=max_new_tokens, stop_token_ids=target.model.eos_ids)
+    ordered = sorted(questions, key=lambda question: (len(question.turns), sum(map(len, question.turns))))
+    for start in range(0, len(ordered), SIDE_BY_SIDE):
+        group = ordered[start : start + SIDE_BY_SIDE]
+        yield from _group(target, drafter, group, sampling)
+        watch(len(group))
+
+
+def _group(target: Target, drafter: Autoregressive, group: list[Question], sampling: Sampling) -> Iterator[Text]:
+    said: list[list[tuple[str, str | None]]] = [[] for _ in group]
+    for turn in range(max(len(question.turns) for question in group)):
+        going = [at for at, question in enumerate(group) if turn < len(question.turns)]
+        prompts = [render(target.chat, [*said[at], (group[at].turns[turn], None)], target.tokenizer) for at in going]
+        on_device = [torch.tensor(prompt, device=target.model.device) for prompt in prompts]
+        try:
+            outs = generate(target.model, drafter, on_device, sampling)
+        except CapacityError:
+            return
+        for at, prompt, out in zip(going, prompts, outs, strict=True):
+            yield Text(prompt, out.output_ids)
+            said[at].append((group[at].turns[turn], answer_text(target.chat, target.tokenizer, out.output_ids)))
+
+
+def write_texts(path: Path, texts: Iterator[Text]) -> None:
+    """One line each; the file appears when it is whole."""
+    begun = path.with_suffix(".part")
+    with begun.open("w", encoding="utf-8") as lines:
+        for text in texts:
+            lines.write(json.dumps(asdict(text)) + "\n")
+    begun.rename(path)
+
+
+def read_texts(path: Path, target: Target) -> list[Text]:
+    """Of a file that `write_texts` wrote, or of chats: `conversations` (ShareGPT's from, value) or `messages` (role, content).
+
+    Raises InputError with file and line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    made: list[Text] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            made += list(_texts(json.loads(line), target))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path}:{number}: expected prompt_ids and answer_ids, conversations or messages: {error!r}"
+            ) from None
+    if not made:
+        raise InputError(f"{path}: holds no answer")
+    return made
+
+
+def _texts(row: dict[str, Any], target: Target) -> Iterator[Text]:
+    if "prompt_ids" in row:
+        yield Text(row["prompt_ids"], row["answer_ids"])
+        return
+    spoken = row["messages"] if "messages" in row else row["conversations"]
+    said: list[tuple[str, str | None]] = []
+    asked = ""
+    for message in spoken:
+        role = ROLES.get(message.get("role") or message["from"])
+        content = message["content"] if "content" in message else message["value"]
+        if role == "user":
+            asked = content
+        elif role == "assistant":
+            prompt = render(target.chat, [*said, (asked, None)], target.tokenizer)
+            ids = target.tokenizer(content, add_special_tokens=False).input_ids
+            yield Text(prompt, [*ids, *target.model.eos_ids[:1]])
+            said.append((asked, content))

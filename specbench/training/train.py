@@ -1,0 +1,130 @@
+"""`specbench train`: from a config to a trained drafter, its log, its curves and a card of how it was made."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from specbench.build import built, check, check_types
+from specbench.checkpoints import OURS, DraftNetwork, new_network, write
+from specbench.errors import InputError
+from specbench.harness import Target
+from specbench.hints import nearest
+from specbench.metrics import BASELINE
+from specbench.models import load_model
+from specbench.provenance import provenance
+from specbench.run import LOADING, plain_config, questions_of, target_of
+from specbench.training.curves import curves
+from specbench.training.texts import Text, answered, read_texts, write_texts
+from specbench.training.trainer import LOG, Plan, Trainer
+
+TEXTS, CONFIG = "texts.jsonl", "train.yaml"
+PRECISIONS = ("no", "bf16", "fp16")
+Watch = Callable[[str, int, int, dict[str, Any]], None]
+
+
+def train(config: DictConfig, watch: Watch) -> Path:
+    """The folder of the trained checkpoint. watch(what, done, of, row of the log). Raises InputError."""
+    label, settings = next((str(label), node) for label, node in config.method.items() if label != BASELINE)
+    kind = _checked(config, label, settings)
+    out = _folder(config, label)
+    target = target_of(config.target)
+    texts, held_out = _split(_texts(config, target, out, watch), config.held_out, config.seed)
+    torch.manual_seed(config.seed)
+    network = new_network(kind, target.model)
+    given = {field.name: config[field.name] for field in fields(Plan)}
+    plan = Plan(**given | {"rate": config.rate or kind.rate})
+    Trainer(network, target.model, plan, out).fit(texts, held_out, lambda *now: watch("training", *now))
+    write(network, out, config.file)
+    curves(out / LOG, out / "curves.png")
+    (out / "README.md").write_text(_card(label, plan, target, out, len(texts), len(held_out)), encoding="utf-8")
+    return out
+
+
+def _checked(config: DictConfig, label: str, settings: DictConfig) -> type[DraftNetwork]:
+    check(settings, f"method.{label}")
+    check(config.suite, "suite")
+    check_types(load_model, {key: config.target[key] for key in LOADING}, "target")
+    kind = getattr(get_object(settings._target_), "network_class", None)
+    if kind is None:
+        raise InputError(f"method={label}: has no weights of its own to train")
+    if config.precision not in PRECISIONS:
+        raise InputError(f"precision={config.precision}: expected {nearest(str(config.precision), list(PRECISIONS))}")
+    for name in ("epochs", "batch_tokens", "accumulate", "save_every", "max_new_tokens"):
+        if isinstance(config[name], bool) or not isinstance(config[name], (int, float)) or config[name] <= 0:
+            raise InputError(f"{name}={config[name]}: expected a number above 0")
+    if config.file not in (OURS, *kind.files):
+        raise InputError(f"file={config.file}: expected {nearest(str(config.file), [OURS, *kind.files])}")
+    return kind
+
+
+def _folder(config: DictConfig, label: str) -> Path:
+    """`out`, with the config beside what will lie there. Raises InputError for a folder of another training."""
+    out = Path(config.out or f"results/train-{config.target.name}-{label}").expanduser()
+    said = OmegaConf.to_yaml(OmegaConf.create(plain_config(config)))
+    there = out / CONFIG
+    if there.is_file() and there.read_text(encoding="utf-8") != said:
+        raise InputError(f"out={out}: holds a training of another config ({CONFIG}); choose another folder")
+    if not there.is_file() and out.exists() and any(out.iterdir()):
+        raise InputError(f"out={out}: expected a training's folder, an empty one or a new one")
+    out.mkdir(parents=True, exist_ok=True)
+    there.write_text(said, encoding="utf-8")
+    return out
+
+
+def _texts(config: DictConfig, target: Target, out: Path, watch: Watch) -> list[Text]:
+    """Those of `data`; else the target's own answers, kept in the folder for a later start and for other methods."""
+    if config.data is not None:
+        return read_texts(Path(config.data).expanduser(), target)
+    if not (out / TEXTS).is_file():
+        questions = questions_of(built(config.suite), [task.name for task in config.task.values()], config.limit, config.seed)
+        done = 0
+
+        def answering(count: int) -> None:
+            nonlocal done
+            done += count
+            watch("the target answers", done, len(questions), {})
+
+        write_texts(out / TEXTS, answered(target, questions, config.max_new_tokens, answering))
+    return read_texts(out / TEXTS, target)
+
+
+def _split(texts: list[Text], held_out: int, seed: int) -> tuple[list[Text], list[Text]]:
+    """Raises InputError when nothing would be left to train on."""
+    if not 0 < held_out < len(texts):
+        raise InputError(f"held_out={held_out}: expected 1 to {len(texts) - 1}, for there are {len(texts)} answers")
+    shuffled = random.Random(seed).sample(texts, len(texts))
+    return shuffled[held_out:], shuffled[:held_out]
+
+
+def _card(label: str, plan: Plan, target: Target, out: Path, trained: int, held_out: int) -> str:
+    last = json.loads((out / LOG).read_text(encoding="utf-8").splitlines()[-1])
+    about = provenance(target.model.device)
+    shares = {"training": last["right"], "held-out": last["held_out_right"]}
+    rows = [f"| {name} | {' | '.join(f'{share:.1%}' for share in found)} |" for name, found in shares.items()]
+    depths = " | ".join(str(depth) for depth in range(1, len(last["right"]) + 1))
+    return "\n".join(
+        [
+            f"# {label} for {target.name}",
+            "",
+            f"Made by `specbench train` from the settings in {CONFIG}: {last['step']:,} steps, {last['tokens']:,} tokens with",
+            f"their padding, {last['seconds'] / 60:.1f} minutes; {trained:,} answers to learn from, {held_out} held out.",
+            f"Learning rate {plan.rate:g}, mixed precision {plan.precision}.",
+            f"specbench {about['versions']['specbench']}, torch {about['versions']['torch']}, commit {about['git']['commit']}.",
+            "",
+            "How often the best guess was the right token, by depth of the draft, given the right tokens before it:",
+            "",
+            f"| answers | {depths} |",
+            f"|---|{'---:|' * len(last['right'])}",
+            *rows,
+            "",
+            f"[Log]({LOG}), [curves](curves.png).",
+            "",
+        ]
+    )

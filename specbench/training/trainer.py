@@ -1,0 +1,196 @@
+"""One training loop for every drafter: lessons through the target, AdamW, accelerate for precision and devices, resume."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from specbench.checkpoints import DraftNetwork
+from specbench.decoding.language_model import LanguageModel
+from specbench.training.lesson import Lesson
+from specbench.training.texts import Text
+
+WARM_UP = 0.05  # of all steps
+CLIP = 1.0  # of the gradient's norm
+STATE, LOG = "state", "training_log.jsonl"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how fast. batch_tokens: of one forward; accumulate: forwards to a step; rate: the learning rate's peak."""
+
+    epochs: float
+    batch_tokens: int
+    accumulate: int
+    rate: float
+    precision: str
+    save_every: int
+    seed: int
+
+
+class _Taught(nn.Module):
+    """The loss as a forward, so that gradients of several devices meet in it."""
+
+    def __init__(self, network: DraftNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        found = self.network.loss(lesson)
+        return found.loss, torch.stack(found.right)
+
+
+class Batches:
+    """Batches of texts of like length, about `tokens` tokens each with their padding, in another order each epoch."""
+
+    def __init__(self, texts: list[Text], tokens: int, longest: int) -> None:
+        fitting = [text for text in texts if len(text.prompt_ids) + len(text.answer_ids) <= longest and len(text.answer_ids) > 1]
+        fitting.sort(key=_length)
+        self.batches: list[list[Text]] = [[]]
+        for text in fitting:
+            if (len(self.batches[-1]) + 1) * _length(text) > tokens and self.batches[-1]:
+                self.batches.append([])
+            self.batches[-1].append(text)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def at(self, place: int, seed: int) -> list[Text]:
+        """The batch at a place of the order that the seed gives."""
+        return self.batches[_order(len(self), seed)[place]]
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def _length(text: Text) -> int:
+    return len(text.prompt_ids) + len(text.answer_ids)
+
+
+def lesson_of(texts: list[Text], target: LanguageModel, taps: tuple[int, ...]) -> Lesson:
+    """The target reads the texts. `taps` are the network's; the final norm's output comes on top."""
+    ids = [text.prompt_ids + text.answer_ids for text in texts]
+    width = max(map(len, ids))
+    padded = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=target.device)
+    wanted = torch.zeros_like(padded, dtype=torch.bool)
+    for row, text in enumerate(texts):
+        wanted[row, len(text.prompt_ids) : len(ids[row])] = True
+    last = target.config.num_hidden_layers
+    target.tap((*taps, last))
+    states = target.read(padded)
+    hidden = target.config.hidden_size
+    return Lesson(padded, wanted, states[..., :-hidden].float(), states[..., -hidden:], target.head)
+
+
+class Trainer:
+    """Trains a network in `out`, where its log and, while it runs, its state lie."""
+
+    def __init__(self, network: DraftNetwork, target: LanguageModel, plan: Plan, out: Path) -> None:
+        self.network, self.target, self.plan, self.out = network, target, plan, out
+        self.accelerator = Accelerator(
+            mixed_precision=plan.precision, gradient_accumulation_steps=plan.accumulate, cpu=target.device.type == "cpu"
+        )
+        self._seen, self._seconds, self._done = 0, 0.0, 0
+
+    def fit(self, texts: list[Text], held_out: list[Text], watch: Callable[[int, int, dict[str, Any]], None]) -> None:
+        """watch(step, steps, row): `row` is the latest line of the log, which is written with each saved state."""
+        lessons, tests = (Batches(some, self.plan.batch_tokens, self.target.context) for some in (texts, held_out))
+        at_once = self.plan.accumulate * self.accelerator.num_processes
+        steps = max(1, math.ceil(self.plan.epochs * len(lessons) / at_once))
+        self._trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(self._trained, lr=self.plan.rate, betas=(0.9, 0.95), weight_decay=0.0)
+        self._schedule = LambdaLR(optimizer, lambda step: _rate(step / steps))
+        self._taught, self._optimizer = self.accelerator.prepare(_Taught(self.network), optimizer)
+        self._resume()
+        row: dict[str, Any] = {}
+        while self._done < steps:
+            begun = time.monotonic()
+            loss, right = self._step(lessons)
+            self._done += 1
+            self._seconds += time.monotonic() - begun
+            if self._done % self.plan.save_every == 0 or self._done == steps:
+                row = self._row(loss, right, tests)
+                self._save(row)
+            watch(self._done, steps, row)
+
+    def _step(self, lessons: Batches) -> tuple[Tensor, Tensor]:
+        """One step of the optimizer; loss and shares of its last forward."""
+        for part in range(self.plan.accumulate):
+            lesson = lesson_of(self._batch(lessons, part), self.target, self.network.taps)
+            with self.accelerator.accumulate(self._taught):
+                loss, right = self._taught(lesson)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self._trained, CLIP)
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+            self._seen += lesson.ids.numel() * self.accelerator.num_processes
+        self._schedule.step()
+        return loss.detach(), right
+
+    def _batch(self, lessons: Batches, part: int) -> list[Text]:
+        """Every process takes another one. It follows from the step alone, so that a resumed training goes on alike."""
+        at = (self._done * self.plan.accumulate + part) * self.accelerator.num_processes + self.accelerator.process_index
+        epoch, place = divmod(at, len(lessons))
+        return lessons.at(place, self.plan.seed + epoch)
+
+    @torch.no_grad()
+    def _row(self, loss: Tensor, right: Tensor, tests: Batches) -> dict[str, Any]:
+        found = [self._taught(lesson_of(texts, self.target, self.network.taps)) for texts in tests.batches]
+        held_out = torch.stack([torch.cat([one[None], shares]) for one, shares in found]).mean(dim=0).tolist()
+        return {
+            "step": self._done,
+            "tokens": self._seen,
+            "seconds": round(self._seconds, 1),
+            "loss": round(loss.item(), 4),
+            "right": [round(share, 4) for share in right.tolist()],
+            "held_out_loss": round(held_out[0], 4),
+            "held_out_right": [round(share, 4) for share in held_out[1:]],
+        }
+
+    def _resume(self) -> None:
+        """Go on behind the last saved state, if there is one; the log is cut to what that state knows."""
+        saved = self.out / STATE
+        if not (saved / "progress.json").is_file():
+            return
+        progress = json.loads((saved / "progress.json").read_text())
+        self.accelerator.load_state(str(saved / progress["folder"]))
+        self._schedule.load_state_dict(torch.load(saved / progress["folder"] / "schedule.pt", weights_only=True))
+        self._done, self._seen, self._seconds = progress["done"], progress["seen"], progress["seconds"]
+        rows = [line for line in (self.out / LOG).read_text().splitlines() if json.loads(line)["step"] <= self._done]
+        (self.out / LOG).write_text("".join(f"{line}\n" for line in rows))
+
+    def _save(self, row: dict[str, Any]) -> None:
+        """A new folder, then the one file that names it: a kill between the two leaves the state before."""
+        if not self.accelerator.is_main_process:
+            return
+        saved, name = self.out / STATE, f"step-{self._done}"
+        with (self.out / LOG).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
+        self.accelerator.save_state(str(saved / name))
+        torch.save(self._schedule.state_dict(), saved / name / "schedule.pt")
+        progress = {"folder": name, "done": self._done, "seen": self._seen, "seconds": self._seconds}
+        (saved / "progress.part").write_text(json.dumps(progress))
+        (saved / "progress.part").replace(saved / "progress.json")
+        for folder in saved.glob("step-*"):
+            if folder.name != name:
+                shutil.rmtree(folder)
+
+
+def _rate(progress: float) -> float:
+    """Factor on the peak rate: a linear rise, then a cosine down to a hundredth."""
+    if progress < WARM_UP:
+        return (progress + 1e-3) / WARM_UP
+    return max(0.01, 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))))
