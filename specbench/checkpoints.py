@@ -170,8 +170,8 @@ def _random(kind: type[Network], shape: TargetShape) -> Network:
 
 def _read(kind: type[Network], checkpoint: str, shape: TargetShape) -> Network:
     folder = _folder(checkpoint)
-    config = _config(folder / "config.json")
-    config, tensors = kind.understood(config, read_tensors(folder, kind.files))
+    tensors = read_tensors(folder, kind.files)
+    config, tensors = kind.understood(_config(folder / "config.json"), tensors)
     with torch.device("meta"):
         network = kind(config, shape)
     fill(network, tensors, checkpoint)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 CONF = Path(__file__).parents[1] / "conf" / "target"
 KEYS = {
     *("name", "path", "revision", "format", "dtype", "device", "device_map"),
-    *("trust_remote_code", "weights", "shape", "config", "draft"),
+    *("trust_remote_code", "weights", "shape", "config", "draft", "checkpoints"),
 }
 PARAMETERS = {  # target, draft; as counted in the published checkpoints, tied embeddings once
     "vicuna_7b": (6_738_415_616, 68_030_208),
@@ -65,6 +65,18 @@ def test_a_target_is_complete_and_names_itself(name: str) -> None:
     assert set(target.draft) == {"path", "revision", "dtype", "config"}
     assert target.format == ("vicuna" if name.startswith("vicuna") else "template")
     assert target.trust_remote_code is False
+
+
+def test_the_small_target_is_the_draft_model_of_its_large_sibling() -> None:
+    small, large = load("qwen3_0_6b"), load("qwen3_8b")
+    assert set(small) == KEYS and small.draft is None
+    assert (small.path, small.revision, small.config) == (large.draft.path, large.draft.revision, large.draft.config)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_checkpoints_of_trained_drafters_are_hub_ids(name: str) -> None:
+    for method, checkpoint in load(name).checkpoints.items():
+        assert method in ("medusa", "hydra_heads", "eagle", "eagle3") and checkpoint.count("/") == 1
 
 
 def test_rope_settings_arrive() -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from methods.eagle import Eagle, EagleNetwork
+from methods.eagle import Eagle, Eagle2, EagleNetwork
 from methods.eagle3 import Eagle3, Eagle3Network
 from methods.hydra_heads import HydraHeads, HydraNetwork
 from methods.medusa import Medusa, MedusaHeads
@@ -14,6 +15,7 @@ from specbench.checkpoints import DraftNetwork, network_for, write
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, Sampling, generate
+from specbench.errors import InputError
 from specbench.zoo.widen import widened
 from tests.tiny import prompts
 
@@ -88,3 +90,160 @@ def test_the_wide_network_gives_the_same_numbers(kind: type[DraftNetwork], tmp_p
             (tree,) = drafter.propose([state], [8])
         trees.append(tree)
     assert torch.equal(trees[0].tokens, trees[1].tokens) and torch.equal(trees[0].parents, trees[1].parents)
+
+
+def saved(kind: type[DraftNetwork], folder: Path, file: str) -> dict[str, torch.Tensor]:
+    network = network_for(kind, "random", target())
+    write(network.float(), folder, file)
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_layouts_are_read_alike(kind: type[DraftNetwork], tmp_path: Path) -> None:
+    """The authors' own file and safetensors hold the same tensors under the same names."""
+    tensors = saved(kind, tmp_path / "theirs", kind.files[0])
+    assert not (tmp_path / "theirs" / "model.safetensors").exists()
+    write(network_for(kind, str(tmp_path / "theirs"), target()).float(), tmp_path / "ours")
+    for folder in ("theirs", "ours"):
+        read = network_for(kind, str(tmp_path / folder), target()).state_dict()
+        assert list(read) == list(tensors)
+        for name, tensor in tensors.items():
+            assert torch.equal(read[name].half(), tensor.half()), name
+
+
+NAMES = {  # methods.md: the published tensors
+    MedusaHeads: {"0.0.linear.weight": (32, 32), "0.0.linear.bias": (32,), "3.1.weight": (128, 32)},
+    HydraNetwork: {
+        "prefix_embeding_layer.layers.0.self_attn.q_proj.weight": (32, 32),
+        "prefix_embeding_layer.layers.0.input_layernorm.weight": (32,),
+        "prefix_embeding_layer.norm.weight": (32,),
+        "hydra_mlp.0.1.linear.weight": (32, 64),
+        "hydra_mlp.3.1.res_connection.bias": (32,),
+        "hydra_mlp.3.1.res_connection.weight": (32, 160),
+        "hydra_mlp.2.7.linear.weight": (32, 32),
+        "hydra_lm_head.3.1.weight": (128, 32),
+        "hydra_lm_head.3.1.bias": (128,),
+    },
+    EagleNetwork: {
+        "embed_tokens.weight": (128, 32),
+        "fc.weight": (32, 64),
+        "fc.bias": (32,),
+        "layers.0.self_attn.k_proj.weight": (32, 32),
+        "layers.0.mlp.down_proj.weight": (32, 48),
+        "layers.0.post_attention_layernorm.weight": (32,),
+    },
+    Eagle3Network: {
+        "fc.weight": (32, 96),
+        "midlayer.self_attn.q_proj.weight": (32, 64),
+        "midlayer.self_attn.o_proj.weight": (32, 32),
+        "midlayer.hidden_norm.weight": (32,),
+        "midlayer.input_layernorm.weight": (32,),
+        "midlayer.post_attention_layernorm.weight": (32,),
+        "norm.weight": (32,),
+        "lm_head.weight": (128, 32),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_have_the_published_names_and_shapes(kind: type[DraftNetwork]) -> None:
+    tensors = {name: tuple(tensor.shape) for name, tensor in network_for(kind, "random", target()).state_dict().items()}
+    assert NAMES[kind].items() <= tensors.items()
+    assert not any("rotary" in name or name.startswith("layers.0.input_layernorm") for name in tensors)
+
+
+def test_what_published_files_hold_beside_is_passed_over(tmp_path: Path) -> None:
+    extra = {
+        HydraNetwork: ["prefix_embeding_layer.embed_tokens.weight", "input_embed_fn.weight"],
+        EagleNetwork: ["layers.0.self_attn.rotary_emb.inv_freq"],
+        Eagle3Network: ["d2t", "t2d"],
+    }
+    for kind, names in extra.items():
+        folder = tmp_path / kind.__name__
+        tensors = saved(kind, folder, kind.files[0])
+        torch.save(tensors | {name: torch.zeros(4) for name in names}, folder / kind.files[0])
+        network_for(kind, str(folder), target())
+
+
+def test_a_draft_vocabulary_is_mapped_to_the_targets(tmp_path: Path) -> None:
+    model = target()
+    config = Eagle3Network.new_config(network_for(Eagle3Network, "random", model).shape) | {"draft_vocab_size": 40}
+    network = Eagle3Network(config, network_for(Eagle3Network, "random", model).shape)
+    kept = torch.randperm(128)[:40].sort().values
+    network.d2t.copy_(kept - torch.arange(40))
+    network.t2d[kept] = True
+    write(network, tmp_path)
+    drafter = Eagle3(str(tmp_path), 20, 3, 4, "auto")
+    outs = decoded(model, drafter)
+    assert drafter.network.target_tokens(torch.arange(40)).tolist() == kept.tolist()
+    plain = decoded(model, Medusa("random", TREE, "auto"))
+    assert [out.output_ids for out in outs] == [out.output_ids for out in plain]
+
+
+def test_medusa_takes_the_heads_that_are_there_whatever_its_config_says(tmp_path: Path) -> None:
+    tensors = saved(MedusaHeads, tmp_path, "medusa_lm_head.pt")
+    (tmp_path / "config.json").write_text('{"medusa_num_heads": 2, "medusa_num_layers": 1}')
+    assert len(network_for(MedusaHeads, str(tmp_path), target())) == 4
+    torch.save({name: tensor for name, tensor in tensors.items() if name[0] in "01"}, tmp_path / "medusa_lm_head.pt")
+    with pytest.raises(InputError, match="a tree of depth 3 needs as many heads; there are 2"):
+        Medusa(str(tmp_path), TREE, "auto").bind(target())
+
+
+def test_tensors_that_do_not_fit_are_named_with_both_shapes(tmp_path: Path) -> None:
+    tensors = saved(EagleNetwork, tmp_path, "pytorch_model.bin")
+    tensors["fc.weight"] = torch.zeros(32, 32)
+    del tensors["fc.bias"]
+    torch.save(tensors | {"surplus": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError) as error:
+        network_for(EagleNetwork, str(tmp_path), target())
+    said = str(error.value)
+    assert "misshapen: fc.weight is (32, 32), expected (32, 64)" in said
+    assert "missing: fc.bias, expected (32,)" in said and "not in the network: surplus" in said
+
+
+def test_pickles_are_never_executed(tmp_path: Path) -> None:
+    saved(MedusaHeads, tmp_path, "medusa_lm_head.pt")
+    torch.save({"0.0.linear.weight": Path("x")}, tmp_path / "medusa_lm_head.pt")
+    with pytest.raises(InputError, match="more than plain tensors"):
+        network_for(MedusaHeads, str(tmp_path), target())
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "said"),
+    [(None, "names no such checkpoint"), ("nowhere/at/all", "no checkpoint at nowhere/at/all"), ("tests", "expected one of")],
+)
+def test_a_checkpoint_that_is_not_there(checkpoint: str | None, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        network_for(EagleNetwork, checkpoint, target())
+
+
+@pytest.mark.parametrize(("found", "said"), [("eagle-attn", "not built"), ("cross-attn", "not built"), ("mpl", "expected mlp")])
+def test_hydra_refuses_other_architectures_by_name(found: str, said: str, tmp_path: Path) -> None:
+    saved(HydraNetwork, tmp_path, "hydra_lm_head.pt")
+    (tmp_path / "config.json").write_text(f'{{"hydra_head_arch": "{found}", "hydra_num_heads": 4, "hydra_num_layers": 4}}')
+    with pytest.raises(InputError, match=said):
+        network_for(HydraNetwork, str(tmp_path), target())
+
+
+def test_hydras_plain_heads_have_no_prefix_and_other_names(tmp_path: Path) -> None:
+    model = target()
+    shape = network_for(HydraNetwork, "random", model).shape
+    network = HydraNetwork({**HydraNetwork.new_config(shape), "hydra_head_arch": "mlp", "hydra_num_layers": 1}, shape)
+    assert {"hydra_mlp.0.0.linear.weight", "hydra_lm_head.3.weight", "hydra_lm_head.3.bias"} <= set(network.state_dict())
+    assert not any("prefix" in name for name in network.state_dict())
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    write(network, tmp_path)
+    outs = decoded(model, HydraHeads(str(tmp_path), TREE, "auto"))
+    assert sum(sum(out.accepted) for out in outs) > 0
+
+
+def test_eagle2_by_hand() -> None:
+    """methods.md 2.5: the best nodes of all levels, a parent before its child, in the order in which they were drafted."""
+    drafter = Eagle2("random", total_tokens=6, depth=2, top_k=2, dtype="auto")
+    root = torch.tensor([9])
+    scores = torch.tensor([-0.1, -0.2, -0.3, -0.1, -0.25, -0.9, -0.15, -0.1, -0.3, -0.4])  # 2 + 4 + 4 candidates
+    tokens = torch.arange(10, 20)
+    above = torch.tensor([-1, -1, 0, 0, 1, 1, 3, 3, 4, 4])
+    tree = drafter._chosen(root, scores, tokens, above)
+    assert tree.tokens.tolist() == [9, 10, 11, 13, 16, 17], "of equal scores (-0.1) the ones drafted first; -0.15 and -0.2 next"
+    assert tree.parents.tolist() == [-1, 0, 0, 1, 3, 3]

@@ -1,0 +1,230 @@
+"""`specbench train`: what it learns from, that it learns, goes on after a kill, and writes what the methods read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from methods.eagle import EagleNetwork
+from methods.eagle3 import ROUNDS, Eagle3Network
+from methods.hydra_heads import HydraNetwork
+from methods.medusa import MedusaHeads
+from specbench.checkpoints import DraftNetwork, new_network
+from specbench.compose import composed
+from specbench.decoding.attention import ChainBias
+from specbench.decoding.draft_layers import DraftKV
+from specbench.decoding.language_model import LanguageModel
+from specbench.harness import Target
+from specbench.models import load_model
+from specbench.training.lesson import TrainingPass
+from specbench.training.texts import Text, answered, read_texts
+from specbench.training.train import train
+from specbench.training.trainer import Batches, lesson_of
+from tasks.question import Question
+from tests.conftest import Outcome, Tiny
+from tests.tiny import tiny_model
+
+KINDS: list[type[DraftNetwork]] = [MedusaHeads, HydraNetwork, EagleNetwork, Eagle3Network]
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def target(tiny: Tiny) -> Target:
+    return Target("tiny", load_model(str(tiny.target), dtype="float32", device="cpu"), tiny.tokenizer, "template")
+
+
+def six_layers() -> LanguageModel:
+    return LanguageModel(tiny_model("llama", layers=6, dtype=torch.float32))
+
+
+def texts(count: int) -> list[Text]:
+    """Prompt and answer of a pattern that can be learned: each token follows from the one before."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(count):
+        first = int(torch.randint(2, 60, (1,), generator=generator))
+        ids = [2 + (first + 7 * step) % 60 for step in range(24)]
+        made.append(Text(ids[:8], ids[8:]))
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_loss_falls(kind: type[DraftNetwork]) -> None:
+    torch.manual_seed(0)
+    model = six_layers()
+    network = new_network(kind, model)
+    lesson = lesson_of(texts(16), model, network.taps)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=3e-3)
+    found = []
+    for _ in range(30):
+        depths = network.loss(lesson)
+        depths.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(depths.loss.item())
+    assert found[-1] < 0.8 * found[0], found
+    assert all(0 <= float(share) <= 1 for share in depths.right)
+
+
+def test_the_training_time_test_sees_what_drafting_sees() -> None:
+    """Round j of training, at one place, is the j-th level of a chain drafted behind it."""
+    torch.manual_seed(1)
+    model = six_layers()
+    network = new_network(Eagle3Network, model).double()
+    network.meet(model)
+    network._embed = lambda tokens: model.embedding(tokens).double()
+    network.rotary.cos, network.rotary.sin = network.rotary.cos.double(), network.rotary.sin.double()
+    (text,) = texts(1)
+    lesson = lesson_of([text], model, network.taps)
+    positions, rounds, hidden = torch.arange(24), TrainingPass(), lesson.hidden.double()
+    taught = []
+    for i in range(ROUNDS):
+        hidden = network(hidden, lesson.ids.roll(-1 - i, dims=1), positions + i, rounds)
+        taught.append(hidden[0])
+        rounds.next_round()
+    place = 9
+    kv = DraftKV(64, ChainBias(torch.float64, torch.device("cpu")))
+    ids = lesson.ids[0]
+    out = network(lesson.hidden.double()[:, : place + 1], ids[None, 1 : place + 2], positions[: place + 1], kv.real(place + 1))
+    kv.keep(place + 1)
+    state = out[:, -1:]
+    assert torch.allclose(state[0, 0], taught[0][place])
+    for i in range(1, ROUNDS):
+        visible = torch.ones(1, i, dtype=torch.bool)
+        token = ids[None, place + 1 + i : place + 2 + i]
+        state = network(state, token, torch.tensor([place + i]), kv.level(visible))
+        kv.stack(1)
+        assert torch.allclose(state[0, 0], taught[i][place]), f"round {i}"
+
+
+def test_lessons_hold_what_the_target_saw() -> None:
+    model, some = six_layers(), texts(3)
+    shorter = [Text(some[0].prompt_ids[:5], some[0].answer_ids[:6]), *some[1:]]
+    lesson = lesson_of(shorter, model, (2, 3))
+    hidden = model.config.hidden_size
+    assert lesson.hidden.shape == (3, 24, 2 * hidden) and lesson.last.shape == (3, 24, hidden)
+    assert lesson.wanted.sum(dim=1).tolist() == [6, 16, 16]
+    there, tokens = lesson.ahead(2)
+    assert tokens.tolist() == [token for text in shorter for token in text.answer_ids]
+    with torch.inference_mode(), model.lent() as plain:
+        logits = plain(torch.tensor([shorter[1].prompt_ids + shorter[1].answer_ids])).logits[0]
+    teacher = lesson.teacher(there, 2)[6:22]  # the second text's answer
+    assert torch.allclose(teacher, logits[7:23], atol=1e-4)
+
+
+def test_batches_hold_every_text_once_and_no_longer_than_asked() -> None:
+    some = [Text([2] * n, [3, 4]) for n in (5, 50, 7, 20, 300, 6)] + [Text([2], [3])]
+    made = Batches(some, tokens=64, longest=100)
+    found = [text for at in range(len(made)) for text in made.at(at, seed=3)]
+    assert sorted(len(text.prompt_ids) for text in found) == [5, 6, 7, 20, 50], "too long, or an answer of one token: left out"
+    for batch in made.batches:
+        assert len(batch) * max(len(text.prompt_ids) + 2 for text in batch) <= 64 or len(batch) == 1
+
+
+def test_the_targets_own_answers(target: Target) -> None:
+    questions = [Question("a", "qa", "qa", ("hello", "and then"), None), Question("b", "qa", "qa", ("what",), None)]
+    done: list[int] = []
+    made = list(answered(target, questions, 8, done.append))
+    assert len(made) == 3 and sum(done) == 2
+    for text in made:
+        ids = torch.tensor([text.prompt_ids])
+        with torch.inference_mode(), target.model.lent() as model:
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, pad_token_id=0)
+        assert out[0, ids.shape[1] :].tolist() == text.answer_ids
+
+
+def test_chats_of_both_kinds_are_read_alike(target: Target, tmp_path: Path) -> None:
+    said = [("user", "hello"), ("assistant", "yes"), ("user", "more"), ("assistant", "no more")]
+    names = {"user": "human", "assistant": "gpt"}
+    file = tmp_path / "chats.jsonl"
+    lines = [
+        {"messages": [{"role": role, "content": text} for role, text in said]},
+        {"conversations": [{"from": names[role], "value": text} for role, text in said]},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = read_texts(file, target)
+    assert len(made) == 4 and made[:2] == made[2:]
+    assert made[1].prompt_ids[: len(made[0].prompt_ids)] == made[0].prompt_ids
+    assert made[0].answer_ids[-1] == target.model.eos_ids[0]
+
+
+def overrides(tiny: Tiny, out: Path, method: str = "medusa", *more: str) -> list[str]:
+    return [
+        *(f"target.path={tiny.target}", f"target.draft.path={tiny.draft}", "target.dtype=float32", f"method={method}"),
+        *("suite.split=train", "suite.per_task=2", "max_new_tokens=12", "held_out=4", "epochs=4", "batch_tokens=1024"),
+        *("save_every=3", f"out={out}", *more),
+    ]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_killed_training_goes_on_and_ends_alike(tiny: Tiny, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole = train(composed(overrides(tiny, tmp_path / "whole"), root="train"), lambda *_: None)
+
+    def killer(what: str, done: int, of: int, row: dict) -> None:
+        if what == "training" and done == 5:
+            raise KeyboardInterrupt
+
+    config = composed(overrides(tiny, tmp_path / "killed"), root="train")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, killer)
+    seen: list[int] = []
+    killed = train(config, lambda what, done, of, row: seen.append(done) if what == "training" else None)
+    torch.set_num_threads(threads)
+    assert seen[0] == 4, "the last saved state was behind step 3"
+    assert weights(killed) == weights(whole)
+    steps = [
+        [json.loads(line)["step"] for line in (out / "training_log.jsonl").read_text().splitlines()] for out in (whole, killed)
+    ]
+    assert steps[0] == steps[1]
+    assert (killed / "curves.png").stat().st_size > 1000 and "held out" in (killed / "README.md").read_text()
+
+
+def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", *overrides(tiny, tmp_path / "eagle3", "eagle3", "file=pytorch_model.bin")).status == 0
+    ran = cli(
+        "run", *tiny.overrides("method=[eagle3]", f"method.eagle3.checkpoint={tmp_path / 'eagle3'}", "limit=1", "repeats=1")
+    )
+    assert ran.status == 0, ran.err
+    assert "eagle3" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["method=pld"], "method=pld: has no weights of its own to train"),
+        (["precision=bf15"], "precision=bf15: expected"),
+        (["epochs=0"], "epochs=0: expected a number above 0"),
+        (["file=x.bin"], "file=x.bin: expected"),
+        (["held_out=1000"], "held_out=1000: expected 1 to"),
+        (["data=nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        (["epoch=1"], "epoch: no such setting; the nearest is epochs"),
+        (["out=tests"], None),
+    ],
+)
+def test_mistakes_get_one_line(tiny: Tiny, cli: Cli, tmp_path: Path, more: list[str], said: str | None) -> None:
+    if more == ["out=tests"]:
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "file").write_text("x")
+        more, said = [f"out={tmp_path / 'full'}"], "expected a training's folder, an empty one or a new one"
+    method = more[0].removeprefix("method=") if more[0].startswith("method=") else "medusa"
+    given = [
+        override for override in overrides(tiny, tmp_path / "out", method) if override.split("=")[0] != more[0].split("=")[0]
+    ]
+    outcome = cli("train", *given, *more)
+    assert outcome.status == 2 and outcome.err.count("\n") == 1 and str(said) in outcome.err, outcome.err
+
+
+def test_a_broken_line_is_named(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text('{"messages": []}\n{"nothing": 1}\n')
+    outcome = cli("train", *overrides(tiny, tmp_path / "out"), f"data={tmp_path / 'chats.jsonl'}")
+    assert outcome.status == 2 and "chats.jsonl:2: expected" in outcome.err
