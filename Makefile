@@ -44,6 +44,7 @@ format: setup
 zoo: setup  ## train the embedded models again, by their recipes
 	$(BIN)/python -m specbench.zoo.train_target specbench/zoo/target
 	$(BIN)/python -m specbench.zoo.train_draft specbench/zoo/target specbench/zoo/draft
+	$(BIN)/python -m specbench.zoo.train_heads specbench/zoo
 
 gpu:  ## on a machine with a GPU whose Python has the packages: equality checks, bandwidth, bench, roofline card, a short table
 	$(PYTHON) -m benchmarks.gpu

@@ -17,7 +17,7 @@ from specbench.report.alarms import alarms
 from specbench.report.figures import GREY, styles
 from specbench.report.loaded import load
 from specbench.report.summary import summarise
-from tests.fake_run import failed, made_up_trials, trial, write_run
+from tests.fake_run import CONFIG, failed, made_up_trials, trial, write_run
 
 DESIGN_COLUMNS = [
     "target",
@@ -283,3 +283,16 @@ def test_a_directory_without_trials_is_refused(tmp_path):
 def test_a_report_loads_no_model():
     code = "import specbench.report, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_sizes_of_one_methods_tree_make_a_figure_and_name_the_best(tmp_path):
+    sized = {f"n{nodes}": {"_target_": "methods.eagle.Eagle2", "total_tokens": nodes, "depth": 3} for nodes in (8, 16, 32)}
+    trials = made_up_trials({"n8": 0.3, "n16": 0.8, "n32": 0.5, "other": 0.9}, ["qa", "rag"])
+    run = write_run(tmp_path / "sized", trials)
+    run.write_config({**CONFIG, "method": {**sized, "other": {"_target_": "methods.pld.PromptLookup"}}})
+    report = render([run.path], tmp_path / "report")
+    assert (tmp_path / "report" / "tree_size.png").stat().st_size > 1000
+    assert "The fastest here: n16, 16 nodes and depth 3" in report.page.read_text()
+    plain = write_run(tmp_path / "plain", made_up_trials({"n8": 0.3}, ["qa"]))
+    render([plain.path], tmp_path / "none")
+    assert not (tmp_path / "none" / "tree_size.png").exists()

@@ -67,7 +67,7 @@ def test_every_loss_falls(kind: type[DraftNetwork]) -> None:
         optimizer.step()
         optimizer.zero_grad()
         found.append(depths.loss.item())
-    assert found[-1] < 0.8 * found[0], found
+    assert found[-1] < 0.9 * found[0], found
     assert all(0 <= float(share) <= 1 for share in depths.right)
 
 

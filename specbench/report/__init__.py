@@ -17,6 +17,7 @@ from specbench.report.alarms import alarms
 from specbench.report.loaded import LoadedRun, load, method_order
 from specbench.report.page import Section, page
 from specbench.report.summary import summarise
+from specbench.report.trees import best_size, tree_sizes
 
 CAPTIONS = {
     "speedup": "Speedup of every method on every task. Bars are 95 % intervals over questions.",
@@ -94,6 +95,9 @@ def _section(run: LoadedRun, style: figures.Style, out: Path, prefix: str) -> tu
             "conversion": figures.speedup_by_acceptance(summary, style),
             "acceptance": figures.acceptance_by_position(_positions(run), style),
         }
+        captions = dict(CAPTIONS)
+        if len(sizes := tree_sizes(run, summary)):
+            made["tree_size"], captions["tree_size"] = figures.speedup_by_tree_size(sizes), best_size(sizes)
         paths = [path for name, figure in made.items() for path in figures.save(figure, out / f"{prefix}{name}")]
-        inlined = [(CAPTIONS[name], figures.inline(figures.svg(figure))) for name, figure in made.items()]
+        inlined = [(captions[name], figures.inline(figures.svg(figure))) for name, figure in made.items()]
     return Section(run, summary, alarms(run, summary), inlined), paths

@@ -1,4 +1,4 @@
-"""Three figures of a run: speedup by task, speedup against acceptance, acceptance by draft position.
+"""The figures of a run: speedup by task, speedup against acceptance, acceptance by draft position, speedup by tree size.
 
 Drawn with one ink colour that the HTML page replaces by the reader's own text colour; SVG backgrounds are
 transparent.
@@ -130,6 +130,26 @@ def _conversion_line(axes: Axes, conversion: float, right: float, top: float) ->
         end, conversion * end, f"conversion {conversion:.1f}", ha="right", va="bottom", size=9, alpha=0.75,
         rotation=math.degrees(math.atan(conversion)), rotation_mode="anchor", transform_rotates_text=True,
     )  # fmt: skip
+
+
+def speedup_by_tree_size(sizes: pd.DataFrame) -> Figure:
+    """Speedup over all tasks against the nodes of the tree, a line for each depth. sizes: see trees.tree_sizes."""
+    figure, axes = _canvas(7.5, 4.8)
+    for position, (series, rows) in enumerate(sizes.groupby("series", sort=False)):
+        colour, marker = OKABE_ITO[position % len(OKABE_ITO)], MARKERS[position % len(MARKERS)]
+        apart = rows["total_tokens"] * (1 + 0.015 * position)  # intervals of equal sizes side by side
+        axes.vlines(apart, rows["speedup_low"], rows["speedup_high"], color=colour, linewidth=1.4, alpha=0.6)
+        axes.plot(apart, rows["speedup"], marker=marker, color=colour, markersize=6, linewidth=1.6, label=str(series))
+    axes.axhline(1, color=GREY, linewidth=1.4, zorder=1, label=f"{BASELINE} = 1")
+    axes.set_xscale("log", base=2)
+    ticks = sorted(set(sizes["total_tokens"]))
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("nodes of the draft tree, root included")
+    axes.set_ylabel(f"speedup over {BASELINE}")
+    axes.set_title("Speedup by tree size, all tasks")
+    _legend(figure, axes, 4)
+    return figure
 
 
 def acceptance_by_position(positions: pd.DataFrame, style: Style) -> Figure:

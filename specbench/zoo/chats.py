@@ -23,15 +23,19 @@ def messages(dialogue: Dialogue) -> list[dict[str, str]]:
     ]
 
 
+def write_chats(file: Path, per_task: int) -> None:
+    with file.open("w", encoding="utf-8") as lines:
+        for task in WRITERS:
+            for dialogue in islice(dialogues(task, "train", SEED, SMALLEST), per_task):
+                lines.write(json.dumps({"messages": messages(dialogue)}) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--per-task", type=int, default=2000)
     options = parser.parse_args()
-    with options.file.open("w", encoding="utf-8") as lines:
-        for task in WRITERS:
-            for dialogue in islice(dialogues(task, "train", SEED, SMALLEST), options.per_task):
-                lines.write(json.dumps({"messages": messages(dialogue)}) + "\n")
+    write_chats(options.file, options.per_task)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+"""The recipe of the embedded drafters: Medusa and Hydra heads, EAGLE's layer (for EAGLE-1 and 2) and EAGLE-3's.
+
+    python -m specbench.zoo.train_heads ZOO [METHOD ...]
+
+Each is trained by `specbench train` on the suite's training dialogues and laid into ZOO/METHOD.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from specbench.checkpoints import OURS
+from specbench.cli import console
+from specbench.compose import composed
+from specbench.progress import TrainingDisplay
+from specbench.training.train import train
+from specbench.training.trainer import LOG
+from specbench.zoo.chats import write_chats
+
+METHODS = ("medusa", "hydra_heads", "eagle", "eagle3")
+PER_TASK = 2000
+SHIPPED = (OURS, "config.json", LOG, "README.md")
+SETTINGS = ["target=mini", "target.dtype=float32", "epochs=1"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("zoo", type=Path)
+    parser.add_argument("methods", nargs="*", default=METHODS)
+    options = parser.parse_args()
+    with TemporaryDirectory() as scratch, TrainingDisplay(console) as display:
+        chats = Path(scratch) / "chats.jsonl"
+        write_chats(chats, PER_TASK)
+        for method in options.methods:
+            given = [*SETTINGS, f"method={method}", f"data={chats}", f"out={scratch}/{method}"]
+            out = train(composed(given, root="train"), display.at)
+            (options.zoo / method).mkdir(exist_ok=True)
+            for name in SHIPPED:
+                shutil.copy(out / name, options.zoo / method / name)
+
+
+if __name__ == "__main__":
+    main()
