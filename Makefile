@@ -19,9 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 bench: setup  ## six tasks, three timed runs, a table, figures and a page
 	$(BIN)/specbench run target=mini target.shape=100m suite=mini limit=4 repeats=3 out=$(RUN)
 
-bench-all: setup  ## every preset that the embedded models can run, on more questions, beside transformers' own generate
-	$(BIN)/specbench run target=mini target.shape=100m suite=mini limit=20 repeats=3 engine=[native,hf] \
-	  method=[pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence] out=$(ALL)
+bench-all: setup  ## every preset of the embedded models, beside transformers' own generate: hours on two cores
+	$(BIN)/specbench run target=mini target.shape=100m suite=mini limit=8 repeats=3 engine=[native,hf] \
+	  method=[pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3] out=$(ALL)
 
 benchmarks: setup  ## the project's own speed and memory promises, as ratios in one run
 	$(BIN)/python -m benchmarks
@@ -41,10 +41,11 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-zoo: setup  ## train the embedded models again, by their recipes
-	$(BIN)/python -m specbench.zoo.train_target specbench/zoo/target
-	$(BIN)/python -m specbench.zoo.train_draft specbench/zoo/target specbench/zoo/draft
-	$(BIN)/python -m specbench.zoo.train_heads specbench/zoo
+zoo: setup  ## train the embedded models again, by their recipes, into build/zoo: about two hours on two cores
+	rm -rf build/zoo
+	$(BIN)/python -m specbench.zoo.train_target build/zoo/target
+	$(BIN)/python -m specbench.zoo.train_draft build/zoo/target build/zoo/draft
+	$(BIN)/python -m specbench.zoo.train_heads build/zoo
 
 gpu:  ## on a machine with a GPU whose Python has the packages: equality checks, bandwidth, bench, roofline card, a short table
 	$(PYTHON) -m benchmarks.gpu

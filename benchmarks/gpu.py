@@ -12,6 +12,7 @@ On a machine without a GPU, `--device cpu --limit 1 --card qwen3_0_6b` tries the
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -20,10 +21,11 @@ from rich.table import Table
 
 from benchmarks import memory
 from benchmarks.mismatches import METHODS, compared, decoded, table
-from specbench.cli import console
+from specbench.cli import LOG_WIDTH, console
 from specbench.compose import composed
 from specbench.cost import card, copy_bandwidth
 from specbench.devices import device_name, pick_device
+from specbench.errors import InputError, refuse
 from specbench.progress import ProgressDisplay
 from specbench.report import render as render_report
 from specbench.run import execute
@@ -39,16 +41,16 @@ def told(shown: RenderableType, out: Path) -> None:
 
 def equality(device: str, limit: int, out: Path) -> None:
     """Float32 against the CPU, then each half precision against its own autoregressive decoding."""
-    _, _, on_cpu = decoded(limit, "target.device=cpu", "target.dtype=float32")
-    _, _, there = decoded(limit, f"target.device={device}", "target.dtype=float32")
+    _, on_cpu = decoded(limit, "target.device=cpu", "target.dtype=float32")
+    _, on_device = decoded(limit, f"target.device={device}", "target.dtype=float32")
     found = Table("method", f"float32 on {device} equal to the CPU's")
-    for label, outs in there.items():
+    for label, outs in on_device.items():
         equal = sum(a.output_ids == b.output_ids for a, b in zip(outs, on_cpu[label], strict=True))
         found.add_row(label, f"{equal} of {len(outs)}")
     told(found, out)
     for dtype in ("float16", "bfloat16") if device != "cpu" else ("bfloat16",):
-        target, prompts, outputs = decoded(limit, f"target.device={device}", f"target.dtype={dtype}")
-        told(table(f"{dtype} against autoregressive", compared(target.model, prompts, outputs)), out)
+        there, outputs = decoded(limit, f"target.device={device}", f"target.dtype={dtype}")
+        told(table(f"{dtype} against autoregressive", compared(there, outputs)), out)
 
 
 def main() -> None:
@@ -60,6 +62,8 @@ def main() -> None:
     options = parser.parse_args()
     device = pick_device(options.device)
     out = options.out or Path("results/reference") / device_name(device).replace(" ", "-").lower()
+    shape = composed([f"target={options.card}", "target.weights=random", f"target.device={device}"])  # refused before all else
+    console.width = max(console.width, LOG_WIDTH)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
     reports = Path("reports/reference") / out.name
@@ -74,11 +78,13 @@ def main() -> None:
     with ProgressDisplay(console) as display:
         path = execute(bench, display)
     report = render_report([path], reports)
-    shape = composed([f"target={options.card}", "target.weights=random", f"target.device={device}"])
     console.print(card(shape, reports / f"cost-{options.card}"))
-    for shown in report.terminal:
+    for shown in [*report.terminal, *report.alarms]:
         console.print(shown)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(refuse(error))

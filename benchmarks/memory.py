@@ -7,12 +7,8 @@ from pathlib import Path
 
 import torch
 
-from specbench.compose import composed
-from specbench.decoding.loop import Sampling
-from specbench.engine.native import Native
-from specbench.prompts import render
-from specbench.provenance import reset_peak_memory
-from specbench.run import built, questions_of, target_of
+from benchmarks.embedded import opened
+from specbench.devices import reset_peak_memory
 
 
 @dataclass(frozen=True)
@@ -41,21 +37,15 @@ def in_use(device: torch.device) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def growth(*overrides: str, limit: int = 1) -> Growth:
-    config = composed([*overrides, "target=mini", "suite=mini", "method=[pld,sps]"])
-    target, suite = target_of(config.target), built(config.suite)
-    drafters = {label: built(settings) for label, settings in config.method.items()}
-    engine = Native(profile=False)
-    engine.open(target.model, drafters)
-    reset_peak_memory(target.model.device)
-    loaded = in_use(target.model.device)
-    sampling = Sampling(max_new_tokens=256, stop_token_ids=target.model.eos_ids)
-    questions = questions_of(suite, list(config.task), limit, 0)
-    prompts = [render(target.chat, [(question.turns[0], None)], target.tokenizer) for question in questions]
-    seen = []
+def growth(*overrides: str) -> Growth:
+    """What pld and sps take for a question of each task, asked twice."""
+    there = opened("method=[pld,sps]", *overrides)
+    device = there.target.model.device
+    reset_peak_memory(device)
+    loaded, seen = in_use(device), []
     for _ in range(2):
-        for prompt, label in product(prompts, drafters):
-            engine.generate(label, prompt, sampling)
-        seen.append(in_use(target.model.device))
-    assert engine._store is not None
-    return Growth(loaded, *seen, engine._store.bytes)
+        for prompt, label in product(there.prompts, there.drafters):
+            there.generate(label, prompt)
+        seen.append(in_use(device))
+    assert there.engine._store is not None
+    return Growth(loaded, *seen, there.engine._store.bytes)

@@ -12,16 +12,13 @@ from dataclasses import dataclass
 import torch
 from rich.table import Table
 
+from benchmarks.embedded import Opened, opened
 from specbench.cli import console
-from specbench.compose import composed
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.loop import Generation, Sampling
+from specbench.decoding.loop import Generation
 from specbench.decoding.tree import DraftTree
-from specbench.engine.native import Native
-from specbench.prompts import render
-from specbench.run import Target, built, questions_of, target_of
 
-METHODS = "method=[pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence]"
+METHODS = "method=[pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3]"
 
 
 @dataclass(frozen=True)
@@ -70,26 +67,21 @@ class Comparison:
         return self.label, f"{self.questions - len(self.mismatches)} of {self.questions}", listed or "-", wrong or "-"
 
 
-def compared(target: LanguageModel, prompts: list[list[int]], outputs: dict[str, list[Generation]]) -> list[Comparison]:
+def compared(there: Opened, outputs: dict[str, list[Generation]]) -> list[Comparison]:
+    """A row per method, of its outputs on the same prompts."""
     baseline = outputs["autoregressive"]
     found = []
     for label, outs in outputs.items():
-        pairs = zip(prompts, outs, baseline, strict=True)
-        every = [explained(target, prompt, out.output_ids, base.output_ids) for prompt, out, base in pairs]
+        pairs = zip(there.prompts, outs, baseline, strict=True)
+        every = [explained(there.target.model, prompt, out.output_ids, base.output_ids) for prompt, out, base in pairs]
         found.append(Comparison(label, len(outs), [mismatch for mismatch in every if mismatch]))
     return found
 
 
-def decoded(limit: int, *overrides: str) -> tuple[Target, list[list[int]], dict[str, list[Generation]]]:
+def decoded(limit: int, *overrides: str) -> tuple[Opened, dict[str, list[Generation]]]:
     """Every method's output on first turns of the mini suite, `limit` questions a task."""
-    config = composed(["target=mini", METHODS, *overrides])
-    target, engine = target_of(config.target), Native(profile=False)
-    drafters = {label: built(settings) for label, settings in config.method.items()}
-    engine.open(target.model, drafters)
-    questions = questions_of(built(config.suite), list(config.task), limit, 0)
-    prompts = [render(target.chat, [(question.turns[0], None)], target.tokenizer) for question in questions]
-    sampling = Sampling(max_new_tokens=256, stop_token_ids=target.model.eos_ids)
-    return target, prompts, {label: [engine.generate(label, prompt, sampling) for prompt in prompts] for label in drafters}
+    there = opened(METHODS, *overrides, limit=limit)
+    return there, {label: [there.generate(label, prompt) for prompt in there.prompts] for label in there.drafters}
 
 
 def table(title: str, comparisons: list[Comparison]) -> Table:
@@ -104,8 +96,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--limit", type=int, default=4)
     options = parser.parse_args()
-    target, prompts, outputs = decoded(options.limit, "target.shape=100m", f"target.dtype={options.dtype}")
-    console.print(table(f"mini at 100m, {options.dtype}, against autoregressive", compared(target.model, prompts, outputs)))
+    there, outputs = decoded(options.limit, "target.shape=100m", f"target.dtype={options.dtype}")
+    console.print(table(f"mini at 100m, {options.dtype}, against autoregressive", compared(there, outputs)))
 
 
 if __name__ == "__main__":

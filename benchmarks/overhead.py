@@ -7,12 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from specbench.compose import composed
+from benchmarks.embedded import Opened, opened
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.loop import Sampling
-from specbench.engine.native import Native
-from specbench.prompts import render
-from specbench.run import built, questions_of, target_of
 
 
 class Stopwatch:
@@ -43,25 +39,18 @@ class Stopwatch:
         return timed
 
 
-def shares(*overrides: str, limit: int = 1) -> dict[str, float]:
+def shares(*overrides: str) -> dict[str, float]:
     """Method -> share of its turns' time outside the forwards of target and draft model."""
-    config = composed([*overrides, "target=mini", "suite=mini", "method=[pld,sps]"])
-    target, suite = target_of(config.target), built(config.suite)
-    questions = questions_of(suite, list(config.task), limit, 0)
-    drafters = {label: built(settings) for label, settings in config.method.items()}
-    engine = Native(profile=False)
-    engine.open(target.model, drafters)
-    watch = Stopwatch()
-    sampling = Sampling(max_new_tokens=256, stop_token_ids=target.model.eos_ids)
-    prompts = [render(target.chat, [(question.turns[0], None)], target.tokenizer) for question in questions]
-    with watch.watching([target.model, drafters["sps"].model]):
-        return {label: _outside(engine, label, prompts, sampling, watch) for label in drafters}
+    there, watch = opened("method=[pld,sps]", *overrides), Stopwatch()
+    draft: Any = there.drafters["sps"]
+    with watch.watching([there.target.model, draft.model]):
+        return {label: _outside(there, label, watch) for label in there.drafters}
 
 
-def _outside(engine: Native, label: str, prompts: list[list[int]], sampling: Sampling, watch: Stopwatch) -> float:
-    engine.generate(label, prompts[0], sampling)
+def _outside(there: Opened, label: str, watch: Stopwatch) -> float:
+    there.generate(label, there.prompts[0])
     watch.seconds, total = 0.0, 0.0
-    for prompt in prompts:
-        out = engine.generate(label, prompt, sampling)
+    for prompt in there.prompts:
+        out = there.generate(label, prompt)
         total += out.prefill_s + out.decode_s
     return 1 - watch.seconds / total

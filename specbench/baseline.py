@@ -18,7 +18,7 @@ from specbench.metrics import BASELINE
 
 ROUNDS, TOKENS = 5, 24
 ROOM = 0.7  # of the free memory may go to one copy
-DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float16"), "mps": ("bfloat16", "float16")}
+ALTERNATIVES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float16"), "mps": ("bfloat16", "float16")}
 
 Rates = list[dict[str, Any]]  # of run.json: engine, dtype, tokens_per_second of each round; the run's own way first
 
@@ -26,7 +26,7 @@ Rates = list[dict[str, Any]]  # of run.json: engine, dtype, tokens_per_second of
 def other_dtypes(model: LanguageModel, dtype: str) -> list[str]:
     """What else targets are run in on the model's device, where its memory holds a copy of such weights beside the model."""
     weights, free = sum(p.numel() for p in model.model.parameters()), free_memory_bytes(model.device)
-    there = [other for other in DTYPES.get(model.device.type, ()) if other != dtype]
+    there = [other for other in ALTERNATIVES.get(model.device.type, ()) if other != dtype]
     return [other for other in there if free is None or _bytes(weights, other, model.device) < ROOM * free]
 
 

@@ -1,7 +1,9 @@
 """A config node with a `_target_` becomes its object; its mistakes are found beforehand, from the constructor's signature."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -64,10 +66,22 @@ def check_types(made: Any, given: Mapping[Any, Any], place: str) -> None:
 
 def _located(target: Any, place: str) -> Any:
     try:
-        return get_object(target)
+        with _silent("hydra.utils"):
+            return get_object(target)
     except Exception as error:
         module, _, name = str(target).rpartition(".")
         raise InputError(f"{place}: _target_ {target}: {_why(module, name) or one_line(error)}") from None
+
+
+@contextmanager
+def _silent(logger: str) -> Iterator[None]:
+    """Hydra logs what it also raises; a user's mistake gets one line."""
+    talking = logging.getLogger(logger)
+    before, talking.disabled = talking.disabled, True
+    try:
+        yield
+    finally:
+        talking.disabled = before
 
 
 def _why(module: str, name: str) -> str | None:

@@ -37,7 +37,10 @@ def run(argv: list[str]) -> int:
     from specbench.run import execute
 
     with ProgressDisplay(console) as display:
-        path = execute(config, display)
+        try:
+            path = execute(config, display)
+        except KeyboardInterrupt:
+            return _stopped(display.run)
     return _report([path], Path("reports") / path.resolve().name)
 
 
@@ -167,6 +170,12 @@ def _report(runs: list[Path], out: Path) -> int:
     return 0
 
 
+def _stopped(run: Path | None) -> int:
+    """Say how a run goes on, if it had begun."""
+    print("specbench: stopped" + (f"; the same command with out={run} goes on from here" if run else ""), file=sys.stderr)
+    return 130
+
+
 def _usage() -> str:
     lines = [f"  {name:8} {command.__doc__}" for name, command in COMMANDS.items()]
     return "usage: specbench COMMAND …\n\n" + "\n".join(lines)
@@ -191,8 +200,7 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder that may not be written
         status = refuse(InputError(str(error)))
     except KeyboardInterrupt:
-        print("specbench: stopped; the same command with out=FOLDER, the folder named above, goes on from here", file=sys.stderr)
-        status = 130
+        status = _stopped(None)
     sys.exit(status)
 
 

@@ -93,6 +93,8 @@ def check_folder(config_dir: Path | None) -> None:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read: {error}") from None
+        if (CONF / path.parent.name / path.name).is_file():
+            raise InputError(f"{path}: {path.parent.name}={path.stem} is specbench's own and would win; expected another name")
         package = re.search(r"^#\s*@package\s+(\S+)", text, re.MULTILINE)
         wanted, found = f"{path.parent.name}.{path.stem}", package[1] if package else None
         if path.parent.name in LISTS and found != wanted:

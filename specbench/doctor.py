@@ -18,8 +18,15 @@ from safetensors import SafetensorError, safe_open
 from specbench import ROOT
 from specbench.cost import copy_bandwidth
 from specbench.decoding.packed import can_pack
-from specbench.devices import device_name, free_memory_bytes, has_bf16_units, pick_device, pick_dtype
-from specbench.provenance import memory_bytes, usable_cores
+from specbench.devices import (
+    device_name,
+    free_memory_bytes,
+    has_bf16_units,
+    memory_bytes,
+    pick_device,
+    pick_dtype,
+    usable_cores,
+)
 
 PYTHON = ">=3.10"  # where specbench runs uninstalled; else its metadata says
 PACKAGES = ("torch", "transformers", "datasets", "pandas", "matplotlib", "hydra-core", "rich")

@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import CapacityError, Generation, Sampling
+from specbench.devices import peak_memory_bytes, reset_peak_memory
 from specbench.errors import one_line
 from specbench.metrics import BASELINE
 from specbench.prompts import answer_text, render, retokenised
-from specbench.provenance import peak_memory_bytes, reset_peak_memory
 from specbench.records import Prompt, QuestionId, RunDirectory, Trial, TrialKey, ids_sha256
 from specbench.schedule import Arm, Block, Schedule, blocks
 from tasks.question import Question
@@ -39,11 +39,17 @@ class Target:
 class Watcher(Protocol):
     """Who looks on while a run goes: the progress display."""
 
-    def begin(self, run: Path, total: int, done: int) -> None: ...
+    def writes(self, run: Path) -> None:
+        """The run directory is known, and locked for this process."""
 
-    def warming(self, label: str) -> None: ...
+    def doing(self, what: str, long: bool = False) -> None:
+        """Something else than trials; long: more than a few seconds."""
 
-    def trial(self, trial: Trial) -> None: ...
+    def begin(self, run: Path, total: int, done: int) -> None:
+        """`total` turns are wanted, `done` of them are there."""
+
+    def trial(self, trial: Trial) -> None:
+        """One more turn is on disk."""
 
 
 @dataclass
@@ -97,7 +103,7 @@ class Harness:
         sampling, most = self.schedule.sampling, self._longest_prompt()
         short = Sampling(max_new_tokens=min(WARM_UP_TOKENS, sampling.max_new_tokens), stop_token_ids=sampling.stop_token_ids)
         for arm in self.arms:
-            self.watcher.warming(arm.label)
+            self.watcher.doing(f"warming up {arm.label}")
             for ids in longest.values():
                 try:
                     arm.engine.reserve(most, sampling)

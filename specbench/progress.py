@@ -42,6 +42,7 @@ class ProgressDisplay:
         self._logs: dict[str, list[float]] = defaultdict(list)
         self._failures: Counter[str] = Counter()
         self._total = self._done = 0
+        self.run: Path | None = None  # its directory, once that is known
 
     def __enter__(self) -> "ProgressDisplay":
         self._bar.start()
@@ -56,8 +57,13 @@ class ProgressDisplay:
         self._bar.reset(self._task, total=total, completed=done, description="starting")
         self._say(f"{run}: {total} turns" + (f", {done} of them are there" if done else ""))
 
-    def warming(self, label: str) -> None:
-        self._bar.update(self._task, description=f"warming up {label}", refresh=True)
+    def writes(self, run: Path) -> None:
+        self.run = run
+
+    def doing(self, what: str, long: bool = False) -> None:
+        self._bar.update(self._task, description=what, refresh=True)
+        if long and not self.console.is_terminal:
+            self._say(what)
 
     def trial(self, trial: Trial) -> None:
         self._done += 1

@@ -4,12 +4,9 @@ No user, host or folder of this machine enters: only names of products, versions
 """
 
 import hashlib
-import os
 import platform
 import subprocess
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from specbench import ROOT
-from specbench.devices import cpu_capabilities, cpu_name, device_name, has_bf16_units
+from specbench.devices import cpu_capabilities, cpu_name, device_name, has_bf16_units, memory_bytes, usable_cores
 from specbench.models import local_folder
 
 PACKAGES = ("specbench", "torch", "transformers", "datasets", "numpy")
@@ -62,19 +59,6 @@ def _machine() -> dict[str, Any]:
         "instructions": sorted(name for name, there in capabilities.items() if there),
         "memory_bytes": memory_bytes(),
     }
-
-
-def usable_cores() -> int:
-    """Logical cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory_bytes() -> int | None:
-    """Main memory of the machine; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _device(device: torch.device) -> dict[str, Any]:
@@ -163,24 +147,3 @@ def _content_sha256(file: Path) -> str:
         while chunk := stream.read(1 << 20):
             found.update(chunk)
     return found.hexdigest()
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Forget the peak so far, where the system lets us: CUDA, and Linux for main memory."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak alone (man 5 proc)
-
-
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """CUDA: most that torch had allocated since the reset. Else the process's largest resident size, weights included."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

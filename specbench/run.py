@@ -16,6 +16,7 @@ from specbench.build import built, check, check_types
 from specbench.continuation import alone, open_run, run_directory
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Sampling
+from specbench.devices import release_memory
 from specbench.engine.base import Engine
 from specbench.errors import InputError, one_line
 from specbench.harness import Harness, Target, Watcher
@@ -53,10 +54,13 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids, seed=config.seed)
     schedule = Schedule(config.repeats, config.seed, config.context, sampling)
     with alone(run):
+        watcher.writes(run.path)
         turns = sum(len(question.turns) for question in questions)
         about = provenance(target.model.device) | prints(config, target, suite) | {"turns": turns}
         if config.check_baseline and not run.is_run():
+            watcher.doing("timing the baseline in other ways", long=True)
             about["baseline"] = baseline_rates(config, target, questions)
+            release_memory(target.model.device)
         open_run(run, plain_config(config), about)
         Harness(run, target, suite, questions, arms, schedule, watcher).go()
         write_summary(run.path)
@@ -101,6 +105,8 @@ def _rules() -> dict[str, tuple[Callable[[Any], bool], str]]:
         "out": (lambda value: value is None or (isinstance(value, str) and value != ""), "a folder, or null"),
         "sampling.max_new_tokens": (whole, "a whole number, at least 1"),
         "sampling.temperature": (lambda value: value == 0, "0: only greedy decoding is built so far"),
+        "sampling.top_p": (lambda value: value == 1, "1: only greedy decoding is built so far"),
+        "sampling.top_k": (lambda value: value == 0, "0: only greedy decoding is built so far"),
         "target.name": (lambda value: isinstance(value, str), "a name"),
         "target.format": (lambda value: isinstance(value, str), "a chat format"),
         "target.shape": (lambda value: value is None or isinstance(value, str), "the name of a shape, or null"),

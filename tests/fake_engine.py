@@ -87,7 +87,10 @@ class Quiet:
     def begin(self, run: Path, total: int, done: int) -> None:
         self.began.append((total, done))
 
-    def warming(self, label: str) -> None:
+    def writes(self, run: Path) -> None:
+        pass
+
+    def doing(self, what: str, long: bool = False) -> None:
         pass
 
     def trial(self, trial: Trial) -> None:

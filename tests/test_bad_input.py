@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from specbench import ROOT
 from specbench.compose import composed
 from specbench.continuation import alone
 from specbench.records import RunDirectory
@@ -294,3 +297,11 @@ def test_a_run_whose_weights_were_exchanged(refuse: Refuse, tiny: Tiny, tmp_path
     execute(composed(command), Quiet())
     tensors(folder, lambda weights: weights["model.norm.weight"].mul_(2))
     assert "out=run holds another run: its target_sha256 is " in refuse("run", *command, "repeats=2")
+
+
+def test_a_wrong_class_gets_one_line_in_a_process_of_its_own() -> None:
+    """Where no test runner swallows what libraries log."""
+    command = [sys.executable, "-m", "specbench.cli", "run", "method.pld._target_=methods.pld.PromptLookdown", "limit=1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "the nearest is PromptLookup" in done.stderr

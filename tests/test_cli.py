@@ -12,6 +12,7 @@ import pytest
 
 from specbench import ROOT
 from specbench.compose import composed
+from specbench.progress import ProgressDisplay
 from specbench.records import RunDirectory
 from specbench.run import execute
 from tests.conftest import Outcome, Tiny
@@ -159,12 +160,21 @@ def test_a_job_that_cannot_run_stops_its_sweep_with_one_line(cli: Cli, tiny: Tin
 
 
 def test_ctrl_c_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*_: object) -> None:
+    def stopped(_: object, watcher: ProgressDisplay) -> None:
+        watcher.writes(Path("results/x"))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("specbench.run.execute", stopped)
     status, _, err = cli("run")
-    assert status == 130 and err.startswith("specbench: stopped; ") and err.count("\n") == 1
+    assert status == 130 and err == "specbench: stopped; the same command with out=results/x goes on from here\n"
+
+
+def test_ctrl_c_before_anything_was_written_promises_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("specbench.run.execute", stopped)
+    assert cli("run")[::2] == (130, "specbench: stopped\n")
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

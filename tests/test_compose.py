@@ -118,37 +118,40 @@ PLD = "_target_: methods.pld.PromptLookup\nmax_ngram: 3\nmin_ngram: 1\nmatch: la
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("# @package method.mine\n_target_: [x\ny: z\n", "mine.yaml:3: not YAML: "),
-        ("# @package method.mine\n- a\n", "method.mine: expected a mapping with _target_"),
-        ("# @package method.mine\nlength: 4\n", "method.mine: expected a mapping with _target_"),
-        (f"{PLD}length: 4\n", "mine.yaml: expected the first line '# @package method.mine', found none"),
+        ("# @package method.brought\n_target_: [x\ny: z\n", "brought.yaml:3: not YAML: "),
+        ("# @package method.brought\n- a\n", "method.brought: expected a mapping with _target_"),
+        ("# @package method.brought\nlength: 4\n", "method.brought: expected a mapping with _target_"),
+        (f"{PLD}length: 4\n", "brought.yaml: expected the first line '# @package method.brought', found none"),
         (
             f"# @package method.pld\n{PLD}length: 4\n",
-            "mine.yaml: expected the first line '# @package method.mine', found method.pld",
+            "brought.yaml: expected the first line '# @package method.brought', found method.pld",
         ),
         (
-            f"# @package method.mine\n{PLD}lenght: 4\n",
-            "method.mine.lenght: methods.pld.PromptLookup takes no lenght; the nearest is length",
+            f"# @package method.brought\n{PLD}lenght: 4\n",
+            "method.brought.lenght: methods.pld.PromptLookup takes no lenght; the nearest is length",
         ),
-        (f"# @package method.mine\n{PLD}length: ???\n", "method.mine.length=???: expected int"),
+        (f"# @package method.brought\n{PLD}length: ???\n", "method.brought.length=???: expected int"),
         (
-            f"# @package method.mine\n{PLD}length: ${{target.heads}}\n",
-            "method.mine.length: Interpolation key 'target.heads' not found",
+            f"# @package method.brought\n{PLD}length: ${{target.heads}}\n",
+            "method.brought.length: Interpolation key 'target.heads' not found",
         ),
-        ("# @package method.mine\n_target_: brokenmodule.Mine\n", "_target_ brokenmodule.Mine: SyntaxError: "),
-        ("# @package method.mine\n_target_: importingmodule.Mine\n", "_target_ importingmodule.Mine: no module no_such_package"),
-        (b"# @package method.mine\n\xff\xfe\n", "mine.yaml: cannot be read: 'utf-8' codec can't decode"),
+        ("# @package method.brought\n_target_: brokenmodule.Mine\n", "_target_ brokenmodule.Mine: SyntaxError: "),
+        (
+            "# @package method.brought\n_target_: importingmodule.Mine\n",
+            "_target_ importingmodule.Mine: no module no_such_package",
+        ),
+        (b"# @package method.brought\n\xff\xfe\n", "brought.yaml: cannot be read: 'utf-8' codec can't decode"),
     ],
 )
 def test_a_mistake_in_a_yaml_brought_along_is_named(tmp_path: Path, text: str | bytes, expected: str) -> None:
-    write(tmp_path, "method/mine.yaml", text)
+    write(tmp_path, "method/brought.yaml", text)
     write(tmp_path, "brokenmodule.py", "def f(:\n")
     write(tmp_path, "importingmodule.py", "import no_such_package\n")
-    assert expected in refusal("method=mine", config_dir=tmp_path)
+    assert expected in refusal("method=brought", config_dir=tmp_path)
 
 
 def test_a_broken_yaml_that_nobody_chose_does_no_harm(tmp_path: Path) -> None:
-    write(tmp_path, "method/mine.yaml", "# @package method.mine\n[\n")
+    write(tmp_path, "method/brought.yaml", "# @package method.brought\n[\n")
     composed(["method=pld"], tmp_path)
 
 
@@ -202,3 +205,9 @@ def test_what_a_constructor_says_comes_out_as_one_line() -> None:
         built(node(count=6))
     with pytest.raises(InputError, match=r"^tests.test_compose.Sample: ZeroDivisionError: .* \(test_compose.py:\d+\)$"):
         built(node(count=0))
+
+
+def test_a_yaml_brought_along_may_not_have_a_name_of_ours(tmp_path: Path) -> None:
+    """Hydra would take ours and say nothing."""
+    write(tmp_path, "method/pld.yaml", f"# @package method.pld\n{PLD}length: 2\n")
+    assert "method=pld is specbench's own and would win" in refusal("method=pld", config_dir=tmp_path)

@@ -5,12 +5,14 @@ from itertools import pairwise
 import pytest
 import torch
 
+from methods.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import CapacityError, Generation, Sampling, capacity, generate
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
+from tests.tiny import tiny_language_model
 
 VOCABULARY = 256
 
@@ -252,3 +254,14 @@ def test_phases_are_clocked_in_profiled_runs_alone() -> None:
 def test_the_walk_visits_every_token_once() -> None:
     walked = walk(0, VOCABULARY)
     assert sorted(walked) == list(range(VOCABULARY)) and all(successor(a) == b for a, b in pairwise(walked))
+
+
+def test_a_draft_deeper_than_its_budget_is_refused_by_name() -> None:
+    class Deep(Autoregressive):
+        def draft(self, state: list[int], budget: int) -> DraftTree:
+            return DraftTree.chain(self.ids(state * (budget + 2)))
+
+    drafter, target = Deep(), tiny_language_model()
+    drafter.bind(target)
+    with pytest.raises(ValueError, match="Deep drafted 4 tokens deep, with a budget of 3"):
+        generate(target, drafter, [torch.tensor([3, 4])], Sampling(max_new_tokens=5))

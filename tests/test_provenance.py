@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from specbench import provenance as module
-from specbench.devices import DTYPES, devices, has_bf16_units, pick_device, pick_dtype
+from specbench.devices import DTYPES, devices, has_bf16_units, peak_memory_bytes, pick_device, pick_dtype, reset_peak_memory
 from specbench.errors import InputError
-from specbench.provenance import fingerprint, peak_memory_bytes, provenance, reset_peak_memory
+from specbench.provenance import fingerprint, provenance
 
 CPU = torch.device("cpu")
 

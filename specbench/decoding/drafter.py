@@ -43,12 +43,21 @@ class Drafter:
             self.observe(state, tree, out, choice)
 
     def start(self, prompt: list[int], out: TargetOutput) -> Any:
+        """The state of a new sequence. prompt: ids of the prompt and, last, the root, which the target has just written.
+
+        out: the prefill's: logits (1, V), or (T, V) with `prompt_logits`; hidden (T, taps * H) with `taps`.
+        """
         raise NotImplementedError
 
     def draft(self, state: Any, budget: int) -> DraftTree:
+        """A tree whose root is the last committed token. budget: its greatest depth, 0 where only the root may come."""
         raise NotImplementedError
 
     def observe(self, state: Any, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+        """What the target made of the tree: logits (N, V) and hidden states of its nodes; the path and what was committed.
+
+        verified.tokens are the committed tokens behind the old root; the last of them is the next root.
+        """
         raise NotImplementedError
 
     def ids(self, tokens: list[int]) -> Tensor:

@@ -157,7 +157,11 @@ def _step(
     target: LanguageModel, drafter: Drafter, states: list, sequences: list[_Sequence], store: KVStore, clock: Clock
 ) -> None:
     t0 = clock.now()
-    trees = drafter.propose(states, [sequence.budget for sequence in sequences])
+    budgets = [sequence.budget for sequence in sequences]
+    trees = drafter.propose(states, budgets)
+    for tree, budget in zip(trees, budgets, strict=True):
+        if tree.depth > budget:
+            raise ValueError(f"{type(drafter).__name__} drafted {tree.depth} tokens deep, with a budget of {budget}")
     t1 = clock.now()
     outs = target.forward(store, trees)
     verified = [verify_greedy(tree, out.logits) for tree, out in zip(trees, outs, strict=True)]

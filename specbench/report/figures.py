@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -96,7 +97,10 @@ def _points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look, lab
 
 
 def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:
-    """Every method on every task, with the lines speedup = conversion × mean accepted tokens."""
+    """Every method on every task, with the lines speedup = conversion × mean accepted tokens.
+
+    Overall is the geometric mean of the tasks in both directions: one weighting, or the lines would not fit it.
+    """
     rows = summary[summary["method"] != BASELINE].dropna(subset=["speedup", "mean_accepted_tokens"])
     figure, axes = _canvas(7.5, 5.6)
     right = max(2.0, 1.06 * rows["mean_accepted_tokens"].max()) if len(rows) else 2.0
@@ -105,9 +109,11 @@ def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:
         _conversion_line(axes, conversion, right, top)
     for method, cells in rows.groupby("method", sort=False):
         look = style[str(method)]
-        for own, size, alpha in ((cells["task"] != OVERALL, 32, 0.5), (cells["task"] == OVERALL, 95, 1.0)):
-            drawn: dict[str, Any] = {"s": size, "marker": look.marker, "color": look.colour, "alpha": alpha}
-            axes.scatter(*_xy(cells[own]), **drawn, linewidth=0, zorder=3)
+        drawn: dict[str, Any] = {"marker": look.marker, "color": look.colour, "linewidth": 0, "zorder": 3}
+        tasks = cells[cells["task"] != OVERALL]
+        axes.scatter(tasks["mean_accepted_tokens"], tasks["speedup"], **drawn, s=32, alpha=0.5)
+        overall = cells.loc[cells["task"] == OVERALL, "speedup"]
+        axes.scatter([math.exp(np.log(tasks["mean_accepted_tokens"]).mean())] * len(overall), overall, **drawn, s=95)
         axes.plot([], [], ls="", marker=look.marker, color=look.colour, label=str(method))
     axes.plot(1, 1, ls="", marker="o", color=GREY, markersize=8, label=BASELINE, zorder=3)
     axes.set_xlim(0.9, right)
@@ -117,10 +123,6 @@ def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:
     axes.set_title("How much of the acceptance becomes time (large: overall, small: tasks)")
     _legend(figure, axes, 4)
     return figure
-
-
-def _xy(cells: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    return cells["mean_accepted_tokens"], cells["speedup"]
 
 
 def _conversion_line(axes: Axes, conversion: float, right: float, top: float) -> None:

@@ -40,7 +40,7 @@ WORDS = {
     "speedup": (
         "rate of the method / rate of autoregressive decoding, paired per question: geometric mean "
         "over questions, repeats averaged first. The interval is a 95 % studentised bootstrap over "
-        "questions; overall weighs every task the same."
+        "questions, below six of them Student's t; overall weighs every task the same."
     ),
     "pooled speedup": "ratio of all tokens per all seconds: how long the whole job takes.",
     "Spec-Bench speedup": (
@@ -87,7 +87,7 @@ def _view(section: Section) -> dict[str, Any]:
         "facts": _facts(run, summary),
         "tasks": shown_tasks(summary),
         "methods": _methods(summary),
-        "rows": [row for row in summary.to_dict("records") if row["task"] != OVERALL],
+        "rows": summary.to_dict("records"),
         "alarms": section.alarms,
         "figures": [(caption, Markup(svg)) for caption, svg in section.figures],
         "examples": examples(run),
@@ -120,7 +120,7 @@ def _facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
         "engine": row["engine"],
         "temperature": row["temperature"],
         "suite": f"{run.trials[0].suite}, {asked}",
-        "date": first(run.provenance, "started", "date", "time"),
+        "date": first(run.provenance, "started"),
         "versions": ", ".join(f"{name} {version}" for name, version in named if version),
         "autoregressive otherwise": described(run.provenance.get("baseline") or []),
         "numbers": row["kind"],

@@ -76,10 +76,10 @@ def identity(run: LoadedRun) -> dict[str, Any]:
         "run": run.name,
         "target": first(config, "target.name", "target"),
         "shape": first(config, "target.shape"),
-        "dtype": first(provenance, "dtype", "target.dtype") or first(config, "target.dtype"),
+        "dtype": first(provenance, "dtype") or first(config, "target.dtype"),
         "device": first(provenance, "device.name", "device.kind", "device"),
         "temperature": first(config, "sampling.temperature"),
-        "kind": first(provenance, "kind") or "measured",
+        "kind": "measured",
     }
 
 

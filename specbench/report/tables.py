@@ -72,11 +72,6 @@ def marked(row: Row | Mapping[Hashable, Any]) -> str:
     return f"{row['method']} (warm)" if row["state"] == "warm" else str(row["method"])
 
 
-def half_width(row: Row) -> float:
-    """Half the interval's width; nan where there is none, 0 for autoregressive itself."""
-    return float(row["speedup_high"] - row["speedup_low"]) / 2
-
-
 def interval_cell(row: Row) -> str:
     """2.31 [2.20, 2.44]; autoregressive 1.00; – without a number."""
     if pd.isna(row["speedup"]):
@@ -87,21 +82,23 @@ def interval_cell(row: Row) -> str:
 
 
 def _terminal_cell(row: Row) -> str:
-    width = half_width(row)
     speedup = "–" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}"
-    return speedup if pd.isna(width) or row["method"] == BASELINE else f"{speedup}\n[dim]±{width:.2f}[/dim]"
+    if row["method"] == BASELINE or pd.isna(row["speedup_low"]):
+        return speedup
+    return f"{speedup}\n[dim]{row['speedup_low']:.2f}–\n{row['speedup_high']:.2f}[/dim]"
 
 
 def _latex_cell(row: Row) -> str:
-    width = half_width(row)
     speedup = "--" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}"
-    return speedup if pd.isna(width) or row["method"] == BASELINE else rf"{speedup} {{\scriptsize$\pm${width:.2f}}}"
+    if row["method"] == BASELINE or pd.isna(row["speedup_low"]):
+        return speedup
+    return rf"{speedup} {{\scriptsize [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]}}"
 
 
 def terminal(summary: pd.DataFrame, run: str = "") -> Table:
-    """The headline for the terminal, ± half the 95 % interval below; eleven columns fit 80. `run` tells it apart from others."""
+    """The headline for the terminal, the 95 % interval below; eleven columns fit 80. `run` tells it apart from others."""
     cells = grid(summary, _terminal_cell)
-    title = f"{run}: " * bool(run) + "Speedup over autoregressive decoding, ± half the 95 % interval"
+    title = f"{run}: " * bool(run) + "Speedup over autoregressive decoding, with its 95 % interval"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for name in cells.columns:
         if name in ("run", "method"):

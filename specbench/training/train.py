@@ -115,7 +115,7 @@ def _card(label: str, plan: Plan, target: Target, out: Path, trained: int, held_
             "",
             f"Made by `specbench train` from the settings in {CONFIG}: {last['step']:,} steps, {last['tokens']:,} tokens with",
             f"their padding, {last['seconds'] / 60:.1f} minutes; {trained:,} answers to learn from, {held_out} held out.",
-            f"Learning rate {plan.rate:g}, mixed precision {plan.precision}.",
+            f"Learning rate {plan.rate:g}{f', Muon {plan.muon:g}' if plan.muon else ''}, mixed precision {plan.precision}.",
             f"specbench {about['versions']['specbench']}, torch {about['versions']['torch']}, commit {about['git']['commit']}.",
             "",
             "How often the best guess was the right token, by depth of the draft, given the right tokens before it:",

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from specbench.checkpoints import DraftNetwork
 from specbench.decoding.language_model import LanguageModel
 from specbench.training.lesson import Lesson
+from specbench.training.muon import Muon
 from specbench.training.texts import Text
 
 WARM_UP = 0.05  # of all steps
@@ -27,12 +28,13 @@ STATE, LOG = "state", "training_log.jsonl"
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, how fast. batch_tokens: of one forward; accumulate: forwards to a step; rate: the learning rate's peak."""
+    """How long, how fast. batch_tokens: of one forward; accumulate: forwards to a step; rate: AdamW's peak; muon: Muon's."""
 
     epochs: float
     batch_tokens: int
     accumulate: int
     rate: float
+    muon: float | None
     precision: str
     save_every: int
     seed: int
@@ -110,9 +112,9 @@ class Trainer:
         at_once = self.plan.accumulate * self.accelerator.num_processes
         steps = max(1, math.ceil(self.plan.epochs * len(lessons) / at_once))
         self._trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(self._trained, lr=self.plan.rate, betas=(0.9, 0.95), weight_decay=0.0)
-        self._schedule = LambdaLR(optimizer, lambda step: _rate(step / steps))
-        self._taught, self._optimizer = self.accelerator.prepare(_Taught(self.network), optimizer)
+        optimizers = self._optimizers_of(self._trained)
+        self._schedules = [LambdaLR(optimizer, lambda step: _rate(step / steps)) for optimizer in optimizers]
+        self._taught, *self._optimizers = self.accelerator.prepare(_Taught(self.network), *optimizers)
         self._resume()
         row: dict[str, Any] = {}
         while self._done < steps:
@@ -125,6 +127,16 @@ class Trainer:
                 self._save(row)
             watch(self._done, steps, row)
 
+    def _optimizers_of(self, trained: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+        """AdamW; with a rate for Muon that for the matrices between hidden dimensions, and AdamW for the rest."""
+        vocabulary = self.network.shape.vocab_size
+        matrices = [p for p in trained if p.ndim == 2 and vocabulary not in p.shape] if self.plan.muon else []
+        others = [p for p in trained if not any(p is matrix for matrix in matrices)]
+        made: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=self.plan.rate, betas=(0.9, 0.95), weight_decay=0.0)]
+        if self.plan.muon and matrices:
+            made.append(Muon(matrices, lr=self.plan.muon))
+        return made
+
     def _step(self, lessons: Batches) -> tuple[Tensor, Tensor]:
         """One step of the optimizer; loss and shares of its last forward."""
         for part in range(self.plan.accumulate):
@@ -134,10 +146,12 @@ class Trainer:
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self._trained, CLIP)
-                self._optimizer.step()
-                self._optimizer.zero_grad()
+                for optimizer in self._optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
             self._seen += lesson.ids.numel() * self.accelerator.num_processes
-        self._schedule.step()
+        for schedule in self._schedules:
+            schedule.step()
         return loss.detach(), right
 
     def _batch(self, lessons: Batches, part: int) -> list[Text]:
@@ -167,7 +181,9 @@ class Trainer:
             return
         progress = json.loads((saved / "progress.json").read_text())
         self.accelerator.load_state(str(saved / progress["folder"]))
-        self._schedule.load_state_dict(torch.load(saved / progress["folder"] / "schedule.pt", weights_only=True))
+        states = torch.load(saved / progress["folder"] / "schedules.pt", weights_only=True)
+        for schedule, state in zip(self._schedules, states, strict=True):
+            schedule.load_state_dict(state)
         self._done, self._seen, self._seconds = progress["done"], progress["seen"], progress["seconds"]
         rows = [line for line in (self.out / LOG).read_text().splitlines() if json.loads(line)["step"] <= self._done]
         (self.out / LOG).write_text("".join(f"{line}\n" for line in rows))
@@ -180,7 +196,7 @@ class Trainer:
         with (self.out / LOG).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
         self.accelerator.save_state(str(saved / name))
-        torch.save(self._schedule.state_dict(), saved / name / "schedule.pt")
+        torch.save([schedule.state_dict() for schedule in self._schedules], saved / name / "schedules.pt")
         progress = {"folder": name, "done": self._done, "seen": self._seen, "seconds": self._seconds}
         (saved / "progress.part").write_text(json.dumps(progress))
         (saved / "progress.part").replace(saved / "progress.json")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from specbench.training.muon import Muon
 from specbench.zoo.batches import padded, tokens_and_labels
-from specbench.zoo.muon import Muon
 from specbench.zoo.tokenizer import VOCABULARY
 from tasks.mini.generator import WRITERS, dialogues
 

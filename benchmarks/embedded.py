@@ -1,0 +1,34 @@
+"""The embedded target with its methods, opened on the native engine, and first turns of the mini suite."""
+
+from dataclasses import dataclass
+
+from specbench.compose import composed
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.loop import Generation, Sampling
+from specbench.engine.native import Native
+from specbench.prompts import render
+from specbench.run import Target, built, questions_of, target_of
+
+
+@dataclass(frozen=True)
+class Opened:
+    target: Target
+    drafters: dict[str, Drafter]
+    engine: Native
+    prompts: list[list[int]]
+
+    def generate(self, label: str, prompt: list[int]) -> Generation:
+        sampling = Sampling(max_new_tokens=256, stop_token_ids=self.target.model.eos_ids)
+        return self.engine.generate(label, prompt, sampling)
+
+
+def opened(*overrides: str, limit: int = 1) -> Opened:
+    """limit: questions a task. The overrides choose methods, shape, dtype and device."""
+    config = composed(["target=mini", "suite=mini", *overrides])
+    target = target_of(config.target)
+    drafters = {str(label): built(settings) for label, settings in config.method.items()}
+    engine = Native(profile=False)
+    engine.open(target.model, drafters)
+    questions = questions_of(built(config.suite), list(config.task), limit, 0)
+    prompts = [render(target.chat, [(question.turns[0], None)], target.tokenizer) for question in questions]
+    return Opened(target, drafters, engine, prompts)
