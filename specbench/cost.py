@@ -174,7 +174,7 @@ def card(config: DictConfig, out: Path) -> Table:
 
     Raises InputError when `out` holds a run, whose run.json would be lost.
     """
-    from specbench.run import target_of  # here, so that measuring a model needs no Hydra
+    from specbench.run import plain_config, target_of  # here, so that measuring a model needs no Hydra
 
     if RunDirectory(out).is_run():
         raise InputError(f"out={out} holds a run; choose another folder for the card")
@@ -183,8 +183,10 @@ def card(config: DictConfig, out: Path) -> Table:
     target = target_of(config.target)
     device, dtype = target.model.device, target.model.dtype_name
     frame = measure(target.model)
-    title = f"One forward of {target.name}\n{dtype} on {device_name(device)}"
-    RunDirectory(out).write_provenance(provenance(device) | {"target": target.name, "dtype": dtype})
+    random = config.target.weights == "random"
+    title = f"One forward of {target.name}{', random weights' if random else ''}\n{dtype} on {device_name(device)}"
+    settings = plain_config(config)["target"]
+    RunDirectory(out).write_provenance(provenance(device) | {"target": target.name, "dtype": dtype, "settings": settings})
     write(frame, out, title)
     return table(frame, title)
 

@@ -124,6 +124,10 @@ def _random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.
             return AutoModelForCausalLM.from_config(made, dtype=dtype)
     except torch.OutOfMemoryError:
         raise
+    except RuntimeError as error:
+        if "alloc" in str(error):  # main memory: torch has no exception of its own for it
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise InputError(f"target.config makes no model: {_first_line(error)}") from None
     except Exception as error:  # whatever a config that fits no architecture makes of it
         raise InputError(f"target.config makes no model: {_first_line(error)}") from None
 

@@ -106,15 +106,16 @@ def _split(texts: list[Text], held_out: int, seed: int) -> tuple[list[Text], lis
 def _card(label: str, plan: Plan, target: Target, out: Path, trained: int, held_out: int) -> str:
     last = json.loads((out / LOG).read_text(encoding="utf-8").splitlines()[-1])
     about = provenance(target.model.device)
-    shares = {"training": last["right"], "held-out": last["held_out_right"]}
+    shares = {"training, one batch": last["right"], "held-out": last["held_out_right"]}
     rows = [f"| {name} | {' | '.join(f'{share:.1%}' for share in found)} |" for name, found in shares.items()]
     depths = " | ".join(str(depth) for depth in range(1, len(last["right"]) + 1))
     return "\n".join(
         [
             f"# {label} for {target.name}",
             "",
-            f"Made by `specbench train` from the settings in {CONFIG}: {last['step']:,} steps, {last['tokens']:,} tokens with",
-            f"their padding, {last['seconds'] / 60:.1f} minutes; {trained:,} answers to learn from, {held_out} held out.",
+            f"Made by `specbench train`: {last['step']:,} steps of {plan.accumulate} × {plan.batch_tokens:,} tokens,",
+            f"{last['tokens']:,} in all with their padding, {last['seconds'] / 60:.1f} minutes;",
+            f"{trained:,} answers to learn from, {held_out} held out.",
             f"Learning rate {plan.rate:g}{f', Muon {plan.muon:g}' if plan.muon else ''}, mixed precision {plan.precision}.",
             f"specbench {about['versions']['specbench']}, torch {about['versions']['torch']}, commit {about['git']['commit']}.",
             "",

@@ -20,7 +20,7 @@ from specbench.zoo.chats import write_chats
 
 METHODS = ("medusa", "hydra_heads", "eagle", "eagle3")
 PER_TASK = 2000
-SHIPPED = (OURS, "config.json", LOG, "README.md")
+SHIPPED = (OURS, "config.json", LOG, "curves.png", "README.md")
 SETTINGS = ["target=mini", "target.dtype=float32", "epochs=1"]
 
 
