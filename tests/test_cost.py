@@ -108,9 +108,10 @@ def test_card_of_a_configured_target(monkeypatch, tmp_path, frame):
     target = SimpleNamespace(name="tiny", model=tiny_language_model())
     monkeypatch.setattr("specbench.run.target_of", lambda settings: target)
     monkeypatch.setattr(cost, "measure", lambda model: frame)
-    made = cost.card(OmegaConf.create({"target": {}, "threads": None}), tmp_path)
-    assert str(made.title).startswith("One forward of tiny\nfloat64 on ")
-    assert json.loads((tmp_path / "run.json").read_text())["target"] == "tiny"
+    made = cost.card(OmegaConf.create({"target": {"weights": "random", "config": {"a": 1}}, "threads": None}), tmp_path)
+    assert str(made.title).startswith("One forward of tiny, random weights\nfloat64 on ")
+    said = json.loads((tmp_path / "run.json").read_text())
+    assert (said["target"], said["settings"]) == ("tiny", {"weights": "random", "config": {"a": 1}})
     RunDirectory(tmp_path).write_config({})
     with pytest.raises(InputError, match="holds a run; choose another folder"):
-        cost.card(OmegaConf.create({"target": {}, "threads": None}), tmp_path)
+        cost.card(OmegaConf.create({"target": {"weights": "random"}, "threads": None}), tmp_path)

@@ -123,7 +123,7 @@ class Silent:
     """Watches a run without a word."""
 
     def __getattr__(self, name: str):
-        return lambda *given: None
+        return lambda *given, **named: None
 
 
 def test_records_of_the_peer_leave_the_steps_null(tmp_path: Path) -> None:
