@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from specbench.checkpoints import DraftNetwork, TargetShape, layer_config, network_for
+from specbench.checkpoints import DraftNetwork, NetworkDrafter, TargetShape, layer_config
 from specbench.decoding.attention import ChainBias
 from specbench.decoding.draft_layers import DraftKV, LayerPass, Rotary
 from specbench.decoding.drafter import KeepingDrafter
@@ -99,25 +99,14 @@ class EagleState:
     tokens: list[int]
 
 
-class Eagle(KeepingDrafter[DraftKV]):
-    """EAGLE-1: each expanded node of a static tree (`tree`: its paths) takes its own most probable children."""
+class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
+    """What EAGLE's drafters share: reading what was committed, and feeding a tree level by level."""
 
-    network_class: ClassVar[type] = EagleNetwork
-
-    def __init__(self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str) -> None:
-        super().__init__()
-        self.checkpoint, self.paths, self.dtype = checkpoint, tree["paths"], dtype
+    network_class: ClassVar[type[Any]] = EagleNetwork
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
-        self.network: EagleNetwork = network_for(self.network_class, self.checkpoint, target, self.dtype)
         self._bias = ChainBias(self.network.dtype, target.device)
-        self.taps = self.network.taps
-        self._shape()
-
-    def _shape(self) -> None:
-        self.tree = TreeShape(self.paths, self.target.device)
-        self.nodes = len(self.tree)
 
     def new_store(self, capacity: int) -> DraftKV:
         return DraftKV(capacity + ROOM, self._bias)
@@ -155,6 +144,26 @@ class Eagle(KeepingDrafter[DraftKV]):
 
     def _grown(self, kv: DraftKV, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
         """The draft tree; hidden (1, H) is what the drafter made of the root."""
+        raise NotImplementedError
+
+    def observe(self, state: EagleState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+        assert out.hidden is not None
+        state.hidden, state.tokens = out.hidden[verified.path], verified.tokens
+
+
+class Eagle(EagleDrafter):
+    """EAGLE-1: each expanded node of a static tree (`tree`: its paths) takes its own most probable children."""
+
+    def __init__(self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str) -> None:
+        super().__init__(checkpoint, dtype)
+        self.paths = tree["paths"]
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        self.tree = TreeShape(self.paths, target.device)
+        self.nodes = len(self.tree)
+
+    def _grown(self, kv: DraftKV, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
         shape, drafted = self.tree.cut(budget), [root]
         for depth, level in enumerate(shape.levels, start=1):
             best = self.network.target_tokens(self.network.logits(hidden).topk(self.tree.width).indices)  # (m, width)
@@ -164,23 +173,17 @@ class Eagle(KeepingDrafter[DraftKV]):
                 hidden = self._level(kv, depth, hidden[level.rows[level.expanded]], tokens[level.expanded], level.visible)
         return shape.tree(torch.cat(drafted))
 
-    def observe(self, state: EagleState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
-        assert out.hidden is not None
-        state.hidden, state.tokens = out.hidden[verified.path], verified.tokens
 
-
-class Eagle2(Eagle):
+class Eagle2(EagleDrafter):
     """EAGLE-2: `top_k` nodes are expanded at each of `depth` levels; the most probable `total_tokens` - 1 nodes make the tree.
 
     Scores are sums of log-probabilities in float32; of equal ones the node drafted first counts, so a parent before its child.
     """
 
     def __init__(self, checkpoint: str | None, total_tokens: int, depth: int, top_k: int, dtype: str) -> None:
-        super().__init__(checkpoint, {"paths": []}, dtype)
+        super().__init__(checkpoint, dtype)
         self.total_tokens, self.depth, self.top_k = total_tokens, depth, top_k
-
-    def _shape(self) -> None:
-        self.nodes = self.total_tokens
+        self.nodes = total_tokens
 
     def _grown(self, kv: DraftKV, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
         k = self.top_k

@@ -105,9 +105,11 @@ class Eagle3Network(DraftNetwork):
         return self.midlayer(embedded, hidden, position_embeddings=self.rotary.at(positions), forward_pass=forward_pass)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """(N, H) -> (N, draft vocabulary)."""
         return self.lm_head(self.norm(hidden))
 
     def target_tokens(self, tokens: Tensor) -> Tensor:
+        """Ids of the draft vocabulary -> ids of the target's, of any shape."""
         return tokens + self.d2t[tokens] if self.draft_vocabulary < self.shape.vocab_size else tokens
 
     def loss(self, lesson: Lesson) -> Depths:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-from specbench.checkpoints import DraftNetwork, TargetShape, layer_config, network_for
+from specbench.checkpoints import DraftNetwork, NetworkDrafter, TargetShape, layer_config
 from specbench.decoding.attention import ChainBias
 from specbench.decoding.draft_layers import DraftKV, Rotary
 from specbench.decoding.drafter import KeepingDrafter
@@ -36,6 +36,7 @@ class HydraBlock(nn.Module):
         self.res_connection = nn.Linear(vectors * hidden, hidden) if vectors > 1 else nn.Identity()
 
     def forward(self, read: Tensor) -> Tensor:
+        """(..., vectors * H) -> (..., H)."""
         return self.res_connection(read) + nn.functional.silu(self.linear(read))
 
 
@@ -162,22 +163,19 @@ class HydraState:
     root: int
 
 
-class HydraHeads(KeepingDrafter[DraftKV]):
-    """checkpoint: a folder, a hub id or `random`; tree: the paths of a static tree."""
+class HydraHeads(NetworkDrafter, KeepingDrafter[DraftKV]):
+    """tree: a static tree's paths. Each expanded node has its own children."""
 
     network_class: ClassVar = HydraNetwork
 
     def __init__(self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str) -> None:
-        super().__init__()
-        self.checkpoint, self.paths, self.dtype = checkpoint, tree["paths"], dtype
+        super().__init__(checkpoint, dtype)
+        self.paths = tree["paths"]
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
-        self.network = network_for(self.network_class, self.checkpoint, target, self.dtype)
-        self.tree = TreeShape(self.paths, target.device)
-        if self.tree.depth > len(self.network):
-            raise InputError(f"hydra_heads: a tree of depth {self.tree.depth} needs as many heads; there are {len(self.network)}")
-        self.taps, self.nodes = self.network.taps, len(self.tree)
+        self.tree = TreeShape(self.paths, target.device, heads=len(self.network))
+        self.nodes = len(self.tree)
         self._bias = ChainBias(self.network.dtype, target.device)
 
     def new_store(self, capacity: int) -> DraftKV:

@@ -7,12 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from specbench.checkpoints import DraftNetwork, TargetShape, network_for
-from specbench.decoding.drafter import Drafter
+from specbench.checkpoints import DraftNetwork, NetworkDrafter, TargetShape
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Verified
-from specbench.errors import InputError
 from specbench.training.lesson import Depths, Lesson, cross_entropy
 
 DECAY = 0.8  # of a head's weight in the loss with each position further ahead (section 2.2.1)
@@ -91,6 +89,7 @@ class MedusaHeads(DraftNetwork):
 
 
 def _together(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """(heads, ...) of one parameter a head, which from then on looks at its part."""
     stacked = torch.stack([parameter.data for parameter in parameters])
     for parameter, view in zip(parameters, stacked, strict=True):
         parameter.data = view
@@ -105,21 +104,19 @@ class Reading:
     root: int
 
 
-class Medusa(Drafter):
-    """checkpoint: a folder, a hub id or `random`; tree: a static tree's paths. All parents of a depth have the same children."""
+class Medusa(NetworkDrafter):
+    """tree: a static tree's paths. All parents of a depth have the same children."""
 
     network_class: ClassVar = MedusaHeads
 
     def __init__(self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str) -> None:
-        self.checkpoint, self.paths, self.dtype = checkpoint, tree["paths"], dtype
+        super().__init__(checkpoint, dtype)
+        self.paths = tree["paths"]
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
-        self.network = network_for(self.network_class, self.checkpoint, target, self.dtype)
-        self.tree = TreeShape(self.paths, target.device)
-        if self.tree.depth > len(self.network):
-            raise InputError(f"medusa: a tree of depth {self.tree.depth} needs as many heads; there are {len(self.network)}")
-        self.taps, self.nodes = self.network.taps, len(self.tree)
+        self.tree = TreeShape(self.paths, target.device, heads=len(self.network))
+        self.nodes = len(self.tree)
 
     def start(self, prompt: list[int], out: TargetOutput) -> Reading:
         assert out.hidden is not None

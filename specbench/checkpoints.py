@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, PretrainedConfig
 
 from specbench.decoding import attention
+from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.packed import can_pack, pack
 from specbench.devices import pick_dtype
@@ -90,7 +91,6 @@ class DraftNetwork(nn.Module):
     writes_hidden: ClassVar[tuple[str, ...]] = ()  # ends of the names of weights whose rows are hidden dimensions
     beside: Mapping[str, int] = {}  # ends of the names of weights that read so many hidden vectors side by side
     packs: ClassVar[bool] = True  # whether its linear layers are called as they are, so that a CPU may pack their weights
-    rate: ClassVar[float] = 1e-3  # the learning rate that `specbench train` starts from
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__()
@@ -151,6 +151,21 @@ def network_for(kind: type[Network], checkpoint: str | None, target: LanguageMod
     network.meet(target)
     network.prepare()
     return network
+
+
+class NetworkDrafter(Drafter):
+    """A drafter with weights of its own. checkpoint: a folder, a hub id (owner/name@revision) or `random`; dtype: theirs."""
+
+    network_class: ClassVar[type[Any]]  # a DraftNetwork
+
+    def __init__(self, checkpoint: str | None, dtype: str) -> None:
+        super().__init__()
+        self.checkpoint, self.dtype = checkpoint, dtype
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        self.network = network_for(self.network_class, self.checkpoint, target, self.dtype)
+        self.taps = self.network.taps
 
 
 def new_network(kind: type[Network], target: LanguageModel) -> Network:

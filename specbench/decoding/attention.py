@@ -36,9 +36,13 @@ class ForwardPass:
         if self.single and window is None:
             if self.sizes[0] == 1 or self.first:
                 return None
-            mask = self._bias.of(self.trees[0], self.store.lengths[0])
-            return aligned(mask) if mask.is_cuda else mask
+            return readable(self._bias.of(self.trees[0], self.store.lengths[0]))
         return _padded_mask(self.store.lengths, self.trees, window, self._bias.dtype)
+
+
+def readable(mask: Tensor) -> Tensor:
+    """(N, S) as it is, or on CUDA as its kernels want it."""
+    return aligned(mask) if mask.is_cuda else mask
 
 
 def aligned(mask: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from specbench.decoding.attention import ChainBias, aligned
+from specbench.decoding.attention import ChainBias, readable
 from specbench.decoding.kv_store import KVStore
 
 
@@ -39,8 +39,8 @@ class DraftKV:
     def real(self, nodes: int) -> LayerPass:
         """The pass of `nodes` further real tokens; it counts once `keep` was called."""
         past = self.length
-        mask = self._bias.chain(nodes, past) if past and nodes > 1 else None
-        return LayerPass(self.store, nodes, _readable(mask), first=past == 0)
+        mask = readable(self._bias.chain(nodes, past)) if past and nodes > 1 else None
+        return LayerPass(self.store, nodes, mask, first=past == 0)
 
     def keep(self, nodes: int) -> None:
         self.store.keep(0, range(nodes))
@@ -48,7 +48,7 @@ class DraftKV:
 
     def level(self, visible: Tensor) -> LayerPass:
         """The pass of a tree's next level. visible (N, M) bool: which entries of the tree, its own last, each node sees."""
-        return LayerPass(self.store, len(visible), _readable(self._bias.behind(self.length, visible)), first=False)
+        return LayerPass(self.store, len(visible), readable(self._bias.behind(self.length, visible)), first=False)
 
     def stack(self, nodes: int) -> None:
         """The level's entries stay for the levels below it."""
@@ -59,10 +59,6 @@ class DraftKV:
         self.store.rewind(0, self.length)
 
 
-def _readable(mask: Tensor | None) -> Tensor | None:
-    return aligned(mask) if mask is not None and mask.is_cuda else mask
-
-
 class Rotary:
     """cos and sin of positions (N,), (1, N, D) each, from a table that is made once."""
 
@@ -71,4 +67,5 @@ class Rotary:
         self.cos, self.sin = (x[0] for x in rotary(like, torch.arange(positions, device=like.device)[None]))
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) -> cos and sin, (1, N, D) each."""
         return self.cos[positions][None], self.sin[positions][None]

@@ -99,10 +99,11 @@ class TreeShape:
     """A static draft tree: the same parents in every step, so that all that follows from them is made once.
 
     paths: one list of ranks per node but the root; the path [0, 2] is the third best child of the best child of the root. Every
-    path's beginnings are paths as well. Nodes stand in order of depth, then of ranks. Raises InputError.
+    path's beginnings are paths as well. Nodes stand in order of depth, then of ranks. heads: how many there are, where each depth
+    needs one of its own. Raises InputError.
     """
 
-    def __init__(self, paths: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> None:
+    def __init__(self, paths: Sequence[Sequence[int]], device: torch.device | str = "cpu", heads: int | None = None) -> None:
         self.paths = sorted((tuple(path) for path in paths), key=lambda path: (len(path), path))
         self.device = torch.device(device)
         _check_paths(self.paths)
@@ -112,6 +113,8 @@ class TreeShape:
         self.ancestors = _ancestors(self.parents)
         self.depths = self.ancestors.sum(dim=1) - 1
         self.depth = max((len(path) for path in self.paths), default=0)
+        if heads is not None and self.depth > heads:
+            raise InputError(f"a tree of depth {self.depth} needs as many heads; there are {heads}")
         self.width = 1 + int(self.ranks.max())  # children that a node needs to choose from
         self._cuts: dict[int, TreeShape] = {}
 

@@ -12,7 +12,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from specbench.build import built, check, check_types
-from specbench.checkpoints import OURS, DraftNetwork, new_network, write
+from specbench.checkpoints import OURS, DraftNetwork, NetworkDrafter, new_network, write
 from specbench.errors import InputError
 from specbench.harness import Target
 from specbench.hints import nearest
@@ -38,8 +38,7 @@ def train(config: DictConfig, watch: Watch) -> Path:
     texts, held_out = _split(_texts(config, target, out, watch), config.held_out, config.seed)
     torch.manual_seed(config.seed)
     network = new_network(kind, target.model)
-    given = {field.name: config[field.name] for field in fields(Plan)}
-    plan = Plan(**given | {"rate": config.rate or kind.rate})
+    plan = Plan(**{field.name: config[field.name] for field in fields(Plan)})
     Trainer(network, target.model, plan, out).fit(texts, held_out, lambda *now: watch("training", *now))
     write(network, out, config.file)
     curves(out / LOG, out / "curves.png")
@@ -51,12 +50,13 @@ def _checked(config: DictConfig, label: str, settings: DictConfig) -> type[Draft
     check(settings, f"method.{label}")
     check(config.suite, "suite")
     check_types(load_model, {key: config.target[key] for key in LOADING}, "target")
-    kind = getattr(get_object(settings._target_), "network_class", None)
-    if kind is None:
+    drafter = get_object(settings._target_)
+    if not (isinstance(drafter, type) and issubclass(drafter, NetworkDrafter)):
         raise InputError(f"method={label}: has no weights of its own to train")
+    kind = drafter.network_class
     if config.precision not in PRECISIONS:
         raise InputError(f"precision={config.precision}: expected {nearest(str(config.precision), list(PRECISIONS))}")
-    for name in ("epochs", "batch_tokens", "accumulate", "save_every", "max_new_tokens"):
+    for name in ("rate", "epochs", "batch_tokens", "accumulate", "save_every", "max_new_tokens"):
         if isinstance(config[name], bool) or not isinstance(config[name], (int, float)) or config[name] <= 0:
             raise InputError(f"{name}={config[name]}: expected a number above 0")
     if config.file not in (OURS, *kind.files):
