@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from specbench.checkpoints import DraftNetwork, NetworkDrafter, TargetShape, layer_config
+from specbench.checkpoints import DraftNetwork, NetworkDrafter, TargetShape, embedding_scale, layer_config
 from specbench.decoding.attention import ChainBias
 from specbench.decoding.draft_layers import DraftKV, LayerPass, Rotary
 from specbench.decoding.drafter import KeepingDrafter
@@ -48,8 +48,10 @@ class EagleNetwork(DraftNetwork):
         return {**shape.layer(), "hidden_act": "silu", "rope_theta": 10000.0}
 
     def start_from(self, target: LanguageModel) -> None:
+        """Tokens begin as loud as hidden states: much softer ones are noticed late."""
         self.embed_tokens.weight.data.copy_(target.embedding.weight)  # type: ignore[arg-type]
         self.embed_tokens.weight.requires_grad_(False)
+        self.fc.weight.data[:, : self.embed_tokens.embedding_dim] *= embedding_scale(target)
 
     def meet(self, target: LanguageModel) -> None:
         self.rotary = Rotary(self.layer_config, target.context + ROOM, self.fc.weight)

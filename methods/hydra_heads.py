@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-from specbench.checkpoints import DraftNetwork, NetworkDrafter, TargetShape, layer_config
+from specbench.checkpoints import DraftNetwork, NetworkDrafter, TargetShape, embedding_scale, layer_config
 from specbench.decoding.attention import ChainBias
 from specbench.decoding.draft_layers import DraftKV, Rotary
 from specbench.decoding.drafter import KeepingDrafter
@@ -101,6 +101,11 @@ class HydraNetwork(DraftNetwork):
         return (self.shape.num_hidden_layers - self.config.get("hidden_state_offset", 0),)
 
     def start_from(self, target: LanguageModel) -> None:
+        """Every head begins with the target's output head, and reads tokens as loud as hidden states."""
+        for mlp in self.hydra_mlp:
+            first: Any = next(module for module in mlp if isinstance(module, HydraBlock))  # type: ignore[union-attr]
+            for linear in (first.linear, first.res_connection):
+                linear.weight.data[:, self.shape.hidden_size :] *= embedding_scale(target)
         for head in self.hydra_lm_head:
             logits: Any = head[-1] if self.prefixed else head  # type: ignore[index]
             nn.init.zeros_(logits.bias)

@@ -168,6 +168,11 @@ class NetworkDrafter(Drafter):
         self.taps = self.network.taps
 
 
+def embedding_scale(target: LanguageModel) -> float:
+    """What brings the target's embeddings, often much smaller, to the size of hidden states behind a norm: unit RMS."""
+    return 1 / target.embedding.weight.detach().float().pow(2).mean().sqrt().item()  # type: ignore[union-attr, operator]
+
+
 def new_network(kind: type[Network], target: LanguageModel) -> Network:
     """A network that training starts from, float32 on the target's device."""
     shape = TargetShape.of(target.config)

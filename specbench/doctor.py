@@ -123,7 +123,7 @@ def _threads() -> Check:
 def _packing() -> Check:
     there = can_pack(torch.device("cpu"), torch.float32)
     without = "torch without oneDNN: a float32 verify of several tokens on the CPU costs far more than one token"
-    return Check("weight packing", there or None, "float32 weights in oneDNN's layout on the CPU" if there else without)
+    return Check("weight packing", there or None, "weights in oneDNN's layout on the CPU" if there else without)
 
 
 def _bandwidth() -> Check:

@@ -30,7 +30,7 @@ def trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
     fields = list(Trial.__dataclass_fields__)
     rows = [{**trial.to_row(), **_sums(trial), "failed": trial.failed} for trial in trials]
     frame = pd.DataFrame(rows, columns=[*fields, "failed"])
-    for name in ("steps", "prefill_s", "decode_s", "retokenised", "peak_memory_bytes", *_PER_STEP):
+    for name in ("steps", "prefill_s", "decode_s", "draft_s", "verify_s", "retokenised", "peak_memory_bytes", *_PER_STEP):
         frame[name] = pd.to_numeric(frame[name])
     frame["seconds"] = frame["prefill_s"].fillna(0) + frame["decode_s"]
     frame["decode_seconds"] = frame["decode_s"].where(frame["prefill_s"].notna())
@@ -140,6 +140,31 @@ def identical(trials: pd.DataFrame) -> pd.Series:
     same = both.assign(identical=(both["output_sha256"] == both["output_sha256_baseline"]).astype(float))
     shares: pd.Series = with_overall(same).groupby(CELL, sort=False)["identical"].mean()
     return shares
+
+
+def time_split(trials: pd.DataFrame) -> pd.DataFrame:
+    """Of a profiled run, by method: what a step costs in steps of autoregressive decoding, and of that its parts.
+
+    step = draft + verify + rest, where verify is the target's forward and the choice, rest the bookkeeping of loop and
+    drafter; step_ms in milliseconds; mean_accepted_tokens is what it yields. Empty without a profiled turn.
+    """
+    whole = trials[~trials["failed"].astype(bool) & trials["draft_s"].notna()]
+    sums = whole.groupby("method", sort=False)[["steps", "decode_s", "draft_s", "verify_s", "committed"]].sum()
+    if BASELINE not in sums.index:
+        sums = sums.iloc[:0]
+    per_step = sums.div(sums["steps"], axis=0)
+    unit = per_step["decode_s"].get(BASELINE, float("nan"))
+    step, draft, verify = (per_step[name] / unit for name in ("decode_s", "draft_s", "verify_s"))
+    return pd.DataFrame(
+        {
+            "step": step,
+            "draft": draft,
+            "verify": verify,
+            "rest": step - draft - verify,
+            "step_ms": 1e3 * per_step["decode_s"],
+            "mean_accepted_tokens": per_step["committed"],
+        }
+    ).reset_index()
 
 
 def observed(trials: pd.DataFrame) -> pd.DataFrame:

@@ -161,3 +161,16 @@ def test_acceptance_by_position():
     assert third["conditional"] == 1 / 2
     joint = frame.loc["pld", "joint"].sum()
     assert 1 + joint == pytest.approx(15 / 6), "1 + the sum of joint shares is the mean accepted tokens: no step was cut"
+
+
+def test_the_time_of_a_step_is_told_in_autoregressive_steps():
+    """A baseline step takes 0.5 s; four of pld take 4 s, of which 1 s drafts and 2.4 s verifies, and commit 10 tokens."""
+    profiled = [
+        trial("autoregressive", [1] * 8, 4.0, draft_s=0.0, verify_s=3.8),
+        trial("pld", [3, 2, 4, 1], 4.0, draft_s=1.0, verify_s=2.4),
+        failed("pld", question_id=2),
+    ]
+    row = metrics.time_split(metrics.trial_frame(profiled)).set_index("method").loc["pld"]
+    assert row[["step", "draft", "verify", "rest"]].tolist() == pytest.approx([2.0, 0.5, 1.2, 0.3])
+    assert row["step_ms"] == pytest.approx(1000) and row["mean_accepted_tokens"] == 2.5
+    assert metrics.time_split(metrics.trial_frame(RUN)).empty, "nothing was profiled"

@@ -22,21 +22,25 @@ def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "SMALLEST", 0)
 
 
-@packable
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("width, height", [(32, 48), (256, 688), (100, 1024), (7, 3)])
 @torch.inference_mode()
-def test_a_packed_layer_equals_the_plain_one_for_1_to_64_rows(width: int, height: int, bias: bool) -> None:
+def test_a_packed_layer_equals_the_plain_one_for_1_to_64_rows(
+    width: int, height: int, bias: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    if not can_pack(CPU, dtype):
+        pytest.skip(f"this machine packs no {dtype}")
     torch.manual_seed(0)
-    plain = nn.Linear(width, height, bias=bias)
+    plain = nn.Linear(width, height, bias=bias).to(dtype)
     layer = PackedLinear(plain)
     assert (layer.in_features, layer.out_features) == (width, height)
     for rows in range(1, 65):
         for shape in [(1, rows, width), (rows, width), (rows, 2, width)]:
-            x = torch.randn(shape)
+            x = torch.randn(shape).to(dtype)
             found, expected = layer(x), plain(x)
             worst = float((found - expected).abs().max())
-            assert found.shape == expected.shape and worst < 1e-5, f"{rows} rows: {worst:.1e} off, sums of {width} products"
+            assert found.shape == expected.shape and worst < tolerance, f"{rows} rows: {worst:.1e} off, sums of {width} products"
 
 
 @packable
@@ -87,6 +91,6 @@ def test_a_packed_model_writes_the_same_tokens_by_generate_and_by_the_loop(archi
         assert out.output_ids == expected
 
 
-def test_only_float32_on_a_cpu_is_packed() -> None:
-    assert not can_pack(CPU, torch.float64) and not can_pack(CPU, torch.bfloat16)
+def test_only_float32_and_bfloat16_on_a_cpu_are_packed() -> None:
+    assert not can_pack(CPU, torch.float64) and not can_pack(CPU, torch.float16)
     assert not can_pack(torch.device("cuda"), torch.float32) and not can_pack(torch.device("mps"), torch.float32)

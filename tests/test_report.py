@@ -1,5 +1,6 @@
 """The report of fabricated runs: nothing is lost, nothing is executed."""
 
+import dataclasses
 import json
 import math
 import re
@@ -296,3 +297,15 @@ def test_sizes_of_one_methods_tree_make_a_figure_and_name_the_best(tmp_path):
     plain = write_run(tmp_path / "plain", made_up_trials({"n8": 0.3}, ["qa"]))
     render([plain.path], tmp_path / "none")
     assert not (tmp_path / "none" / "tree_size.png").exists()
+
+
+def test_a_profiled_run_shows_where_a_step_spends_its_time(tmp_path):
+    trials = [
+        dataclasses.replace(one, draft_s=0.2 * one.decode_s, verify_s=0.7 * one.decode_s)
+        for one in made_up_trials({"pld": 0.3, "sps": 0.8}, ["qa", "rag"])
+    ]
+    report = render([write_run(tmp_path / "profiled", trials).path], tmp_path / "report")
+    assert (tmp_path / "report" / "time.png").stat().st_size > 1000
+    split = pd.read_csv(tmp_path / "report" / "time.csv").set_index("method")
+    assert split.loc["autoregressive", "step"] == 1
+    assert "What a step of every method costs" in report.page.read_text()

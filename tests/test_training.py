@@ -156,7 +156,7 @@ def test_chats_of_both_kinds_are_read_alike(target: Target, tmp_path: Path) -> N
 def overrides(tiny: Tiny, out: Path, method: str = "medusa", *more: str) -> list[str]:
     return [
         *(f"target.path={tiny.target}", f"target.draft.path={tiny.draft}", "target.dtype=float32", f"method={method}"),
-        *("suite.split=train", "suite.per_task=2", "max_new_tokens=12", "held_out=4", "epochs=4", "batch_tokens=1024"),
+        *("suite.per_task=2", "max_new_tokens=12", "held_out=4", "epochs=4", "batch_tokens=1024"),
         *("save_every=3", f"out={out}", *more),
     ]
 

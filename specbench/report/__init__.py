@@ -23,6 +23,8 @@ CAPTIONS = {
     "speedup": "Speedup of every method on every task. Bars are 95 % intervals over questions.",
     "conversion": "Speedup against mean accepted tokens. A line joins the points whose speedup is that share"
     " of their mean accepted tokens; prefill, one more forward a turn, is left out of the lines.",
+    "time": "What a step of every method costs in steps of autoregressive decoding, and the tokens it commits: diamonds right of"
+    " their bar are a speedup. Measured with profiling, which synchronises the device in every step.",
     "acceptance": f"Acceptance by draft position, all tasks together, where at least {figures.LEAST_REACHED} steps got that far.",
 }
 
@@ -61,12 +63,14 @@ def render(run_dirs: Sequence[Path], out: Path) -> Report:
     sections = [section for section, _ in drawn]
     summary = pd.concat([section.summary for section in sections], ignore_index=True)
     positions = pd.concat([_positions(run).assign(run=run.name) for run in runs], ignore_index=True)
+    splits = pd.concat([_split(run).assign(run=run.name) for run in runs], ignore_index=True)
     contents = {
         "index.html": page(sections),
         "table.md": tables.markdown(summary),
         "table.tex": tables.latex(summary),
         "summary.csv": tables.csv(summary),
         "acceptance.csv": tables.csv(positions),
+        **({"time.csv": tables.csv(splits)} if len(splits) else {}),
     }
     for name, content in contents.items():
         write_atomic(out / name, content)
@@ -87,6 +91,10 @@ def _positions(run: LoadedRun) -> pd.DataFrame:
     return metrics.acceptance_by_position(run.trials)
 
 
+def _split(run: LoadedRun) -> pd.DataFrame:
+    return metrics.time_split(metrics.trial_frame(run.trials))
+
+
 def _section(run: LoadedRun, style: figures.Style, out: Path, prefix: str) -> tuple[Section, list[Path]]:
     summary = summarise(run)
     with figures.drawing():
@@ -96,6 +104,8 @@ def _section(run: LoadedRun, style: figures.Style, out: Path, prefix: str) -> tu
             "acceptance": figures.acceptance_by_position(_positions(run), style),
         }
         captions = dict(CAPTIONS)
+        if len(split := _split(run)) > 1:
+            made["time"] = figures.time_of_a_step(split)
         if len(sizes := tree_sizes(run, summary)):
             made["tree_size"], captions["tree_size"] = figures.speedup_by_tree_size(sizes), best_size(sizes)
         paths = [path for name, figure in made.items() for path in figures.save(figure, out / f"{prefix}{name}")]

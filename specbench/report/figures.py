@@ -1,4 +1,4 @@
-"""The figures of a run: speedup by task, speedup against acceptance, acceptance by draft position, speedup by tree size.
+"""The figures of a run: speedup by task, speedup against acceptance, acceptance by draft position, speedup by tree size, a step's time.
 
 Drawn with one ink colour that the HTML page replaces by the reader's own text colour; SVG backgrounds are
 transparent.
@@ -151,6 +151,26 @@ def speedup_by_tree_size(sizes: pd.DataFrame) -> Figure:
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title("Speedup by tree size, all tasks")
     _legend(figure, axes, 4)
+    return figure
+
+
+def time_of_a_step(split: pd.DataFrame) -> Figure:
+    """Bars: what a step costs in autoregressive steps, by part; a diamond: the tokens it yields. split: see metrics.time_split."""
+    rows = split[split["method"] != BASELINE].iloc[::-1]
+    figure, axes = _canvas(7.5, 1.8 + 0.42 * len(rows))
+    left = np.zeros(len(rows))
+    for part, colour in zip(("draft", "verify", "rest"), OKABE_ITO, strict=False):
+        width = rows[part].to_numpy(float)
+        axes.barh(rows["method"], width, left=left, color=colour, height=0.62, label=part)
+        left += width
+    axes.plot(rows["mean_accepted_tokens"], rows["method"], ls="", marker="D", color=INK, markersize=6, label="tokens it yields")
+    axes.axvline(1, color=GREY, linewidth=1.4, zorder=1, label=f"a step of {BASELINE} = 1")
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"steps of {BASELINE}; tokens")
+    axes.set_title("Where a step's time goes, and what it yields")
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.8)
+    _legend(figure, axes, 5)
     return figure
 
 

@@ -42,7 +42,7 @@ def train(config: DictConfig, watch: Watch) -> Path:
     Trainer(network, target.model, plan, out).fit(texts, held_out, lambda *now: watch("training", *now))
     write(network, out, config.file)
     curves(out / LOG, out / "curves.png")
-    (out / "README.md").write_text(_card(label, plan, target, out, len(texts), len(held_out)), encoding="utf-8")
+    (out / "README.md").write_text(_card(label, _source(config), plan, target, out, len(texts), len(held_out)), encoding="utf-8")
     return out
 
 
@@ -103,7 +103,13 @@ def _split(texts: list[Text], held_out: int, seed: int) -> tuple[list[Text], lis
     return shuffled[held_out:], shuffled[:held_out]
 
 
-def _card(label: str, plan: Plan, target: Target, out: Path, trained: int, held_out: int) -> str:
+def _source(config: DictConfig) -> str:
+    if config.data is not None:
+        return Path(config.data).name
+    return f"the target's own to the questions of {get_object(config.suite._target_).__name__}"
+
+
+def _card(label: str, source: str, plan: Plan, target: Target, out: Path, trained: int, held_out: int) -> str:
     last = json.loads((out / LOG).read_text(encoding="utf-8").splitlines()[-1])
     about = provenance(target.model.device)
     shares = {"training, one batch": last["right"], "held-out": last["held_out_right"]}
@@ -115,7 +121,7 @@ def _card(label: str, plan: Plan, target: Target, out: Path, trained: int, held_
             "",
             f"Made by `specbench train`: {last['step']:,} steps of {plan.accumulate} × {plan.batch_tokens:,} tokens,",
             f"{last['tokens']:,} in all with their padding, {last['seconds'] / 60:.1f} minutes;",
-            f"{trained:,} answers to learn from, {held_out} held out.",
+            f"{trained:,} answers to learn from, {held_out} held out: {source}.",
             f"Learning rate {plan.rate:g}{f', Muon {plan.muon:g}' if plan.muon else ''}, mixed precision {plan.precision}.",
             f"specbench {about['versions']['specbench']}, torch {about['versions']['torch']}, commit {about['git']['commit']}.",
             "",

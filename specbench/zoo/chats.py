@@ -1,18 +1,23 @@
-"""The embedded suite's training dialogues as a file of chats, which `specbench train data=FILE` reads.
+"""The embedded suite's training dialogues, short and long, and exercises between them, as a file of chats for
+`specbench train data=FILE`.
 
-python -m specbench.zoo.chats FILE [--per-task N]
+python -m specbench.zoo.chats FILE [--count N]
 """
 
 import argparse
 import json
-from itertools import islice
+import random
 from pathlib import Path
 
+from specbench.zoo.batches import SHARES
+from specbench.zoo.drills import drilled
 from tasks.mini.dialogue import Dialogue
-from tasks.mini.generator import WRITERS, dialogues
+from tasks.mini.generator import dialogues
 
 SEED = 21
-SMALLEST = 0.3  # of a dialogue's size; the suite's own are of size 1
+SMALLEST = 0.05  # of a dialogue's size; the suite's own are of size 1
+DRILLS = {"repeat": 0.23, "vocabulary": 0.27, "arithmetic": 0.13, "facts": 0.18}  # shares of all chats
+COUNT = 48_000
 
 
 def messages(dialogue: Dialogue) -> list[dict[str, str]]:
@@ -23,19 +28,21 @@ def messages(dialogue: Dialogue) -> list[dict[str, str]]:
     ]
 
 
-def write_chats(file: Path, per_task: int) -> None:
+def write_chats(file: Path, count: int) -> None:
+    rng = random.Random(SEED)
+    shares = {task: share * (1 - sum(DRILLS.values())) for task, share in SHARES.items()} | DRILLS
+    streams = {task: dialogues(task, "train", SEED, SMALLEST) for task in SHARES} | {name: drilled(name, SEED) for name in DRILLS}
     with file.open("w", encoding="utf-8") as lines:
-        for task in WRITERS:
-            for dialogue in islice(dialogues(task, "train", SEED, SMALLEST), per_task):
-                lines.write(json.dumps({"messages": messages(dialogue)}) + "\n")
+        for kind in rng.choices(list(shares), weights=list(shares.values()), k=count):
+            lines.write(json.dumps({"messages": messages(next(streams[kind]))}) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--per-task", type=int, default=2000)
+    parser.add_argument("--count", type=int, default=COUNT)
     options = parser.parse_args()
-    write_chats(options.file, options.per_task)
+    write_chats(options.file, options.count)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m specbench.zoo.train_heads ZOO [METHOD ...]
 
-Each is trained by `specbench train` on the suite's training dialogues and laid into ZOO/METHOD.
+Each is trained by `specbench train` on the suite's training dialogues (specbench.zoo.chats) and laid into ZOO/METHOD.
 """
 
 import argparse
@@ -16,24 +16,23 @@ from specbench.compose import composed
 from specbench.progress import TrainingDisplay
 from specbench.training.train import train
 from specbench.training.trainer import LOG
-from specbench.zoo.chats import write_chats
+from specbench.zoo.chats import COUNT, write_chats
 
-METHODS = ("medusa", "hydra_heads", "eagle", "eagle3")
-PER_TASK = 2000
+EPOCHS = {"medusa": 1, "hydra_heads": 1, "eagle": 2, "eagle3": 1}
 SHIPPED = (OURS, "config.json", LOG, "curves.png", "README.md")
-SETTINGS = ["target=mini", "target.dtype=float32", "epochs=1"]
+SETTINGS = ["target=mini", "target.dtype=bfloat16", "precision=bf16", "muon=0.03", "rate=0.005", "held_out=400"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("zoo", type=Path)
-    parser.add_argument("methods", nargs="*", default=METHODS)
+    parser.add_argument("methods", nargs="*", default=list(EPOCHS))
     options = parser.parse_args()
     with TemporaryDirectory() as scratch, TrainingDisplay(console) as display:
         chats = Path(scratch) / "chats.jsonl"
-        write_chats(chats, PER_TASK)
+        write_chats(chats, COUNT)
         for method in options.methods:
-            given = [*SETTINGS, f"method={method}", f"data={chats}", f"out={scratch}/{method}"]
+            given = [*SETTINGS, f"method={method}", f"epochs={EPOCHS[method]}", f"data={chats}", f"out={scratch}/{method}"]
             out = train(composed(given, root="train"), display.at)
             (options.zoo / method).mkdir(exist_ok=True)
             for name in SHIPPED:
