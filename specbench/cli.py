@@ -80,12 +80,15 @@ def train(argv: list[str]) -> int:
     from specbench.compose import composed
 
     config = composed(options.overrides, options.config_dir, "train")
+    from accelerate import PartialState
+
     from specbench.progress import TrainingDisplay
     from specbench.training.train import train as go
 
     with TrainingDisplay(console) as display:
         out = go(config, display.at)
-    console.print(f"checkpoint: {out}; its card: {out}/README.md", markup=False, soft_wrap=True)
+    if PartialState().is_main_process:
+        console.print(f"checkpoint: {out}; its card: {out}/README.md", markup=False, soft_wrap=True)
     return 0
 
 

@@ -30,12 +30,15 @@ def devices() -> list[str]:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: CUDA, else MPS, else the CPU; cuda is the first card. Raises InputError for a device that is not there."""
+    """auto: CUDA, else MPS, else the CPU; cuda is the first card, or that of this process's LOCAL_RANK where several train.
+
+    Raises InputError for a device that is not there.
+    """
     there = devices()
     if name not in ("auto", *there):
         raise InputError(f"device={name}: not on this machine; expected {nearest(name, ['auto', *there])}")
     chosen = there[0] if name == "auto" else name
-    return torch.device("cuda:0" if chosen == "cuda" else chosen)
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if chosen == "cuda" else chosen)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

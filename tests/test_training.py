@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from methods.eagle import EagleNetwork
 from methods.eagle3 import ROUNDS, Eagle3Network
 from methods.hydra_heads import HydraNetwork
 from methods.medusa import MedusaHeads
+from specbench import ROOT
 from specbench.checkpoints import DraftNetwork, new_network
 from specbench.compose import composed
 from specbench.decoding.attention import ChainBias
@@ -187,6 +190,20 @@ def test_a_killed_training_goes_on_and_ends_alike(tiny: Tiny, tmp_path: Path) ->
     ]
     assert steps[0] == steps[1]
     assert (killed / "curves.png").stat().st_size > 1000 and "held out" in (killed / "README.md").read_text()
+
+
+def test_two_processes_train_one_network(tiny: Tiny, tmp_path: Path) -> None:
+    """Each reads other batches; one writes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = Path(sys.executable).with_name("specbench")
+    given = overrides(tiny, tmp_path / "out", "eagle", "target.device=cpu")
+    done = subprocess.run([*command, str(program), "train", *given], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()]
+    alone = train(composed(overrides(tiny, tmp_path / "alone", "eagle"), root="train"), lambda *_: None)
+    steps = [json.loads(line)["step"] for line in (alone / "training_log.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == -(-steps[-1] // 2), "twice as much in a step"
+    assert (tmp_path / "out" / "model.safetensors").is_file() and done.stdout.count("checkpoint:") == 1
 
 
 def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:

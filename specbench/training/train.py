@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from specbench.build import built, check, check_types
 from specbench.checkpoints import OURS, DraftNetwork, NetworkDrafter, new_network, write
+from specbench.devices import pick_device
 from specbench.errors import InputError
 from specbench.harness import Target
 from specbench.hints import nearest
@@ -30,20 +32,33 @@ Watch = Callable[[str, int, int, dict[str, Any]], None]
 
 
 def train(config: DictConfig, watch: Watch) -> Path:
-    """The folder of the trained checkpoint. watch(what, done, of, row of the log). Raises InputError."""
+    """The folder of the trained checkpoint. watch(what, done, of, row of the log). Raises InputError.
+
+    Of several processes (torchrun, accelerate launch) the first one writes and watches.
+    """
     label, settings = next((str(label), node) for label, node in config.method.items() if label != BASELINE)
     kind = _checked(config, label, settings)
-    out = _folder(config, label)
-    target = target_of(config.target)
-    texts, held_out = _split(_texts(config, target, out, watch), config.held_out, config.seed)
+    processes = PartialState(cpu=pick_device(config.target.device).type == "cpu")
+    if not processes.is_main_process:
+        watch = _unwatched
+    with processes.main_process_first():
+        out = _folder(config, label)
+        target = target_of(config.target)
+        texts, held_out = _split(_texts(config, target, out, watch), config.held_out, config.seed)
     torch.manual_seed(config.seed)
     network = new_network(kind, target.model)
     plan = Plan(**{field.name: config[field.name] for field in fields(Plan)})
     Trainer(network, target.model, plan, out).fit(texts, held_out, lambda *now: watch("training", *now))
-    write(network, out, config.file)
-    curves(out / LOG, out / "curves.png")
-    (out / "README.md").write_text(_card(label, _source(config), plan, target, out, len(texts), len(held_out)), encoding="utf-8")
+    if processes.is_main_process:
+        write(network, out, config.file)
+        curves(out / LOG, out / "curves.png")
+        card = _card(label, _source(config), plan, target, out, len(texts), len(held_out))
+        (out / "README.md").write_text(card, encoding="utf-8")
     return out
+
+
+def _unwatched(*_: Any) -> None:
+    pass
 
 
 def _checked(config: DictConfig, label: str, settings: DictConfig) -> type[DraftNetwork]:

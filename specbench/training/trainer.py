@@ -185,17 +185,19 @@ class Trainer:
         for schedule, state in zip(self._schedules, states, strict=True):
             schedule.load_state_dict(state)
         self._done, self._seen, self._seconds = progress["done"], progress["seen"], progress["seconds"]
-        rows = [line for line in (self.out / LOG).read_text().splitlines() if json.loads(line)["step"] <= self._done]
-        (self.out / LOG).write_text("".join(f"{line}\n" for line in rows))
+        if self.accelerator.is_main_process:
+            rows = [line for line in (self.out / LOG).read_text().splitlines() if json.loads(line)["step"] <= self._done]
+            (self.out / LOG).write_text("".join(f"{line}\n" for line in rows))
 
     def _save(self, row: dict[str, Any]) -> None:
         """A new folder, then the one file that names it: a kill between the two leaves the state before."""
+        saved, name = self.out / STATE, f"step-{self._done}"
+        self.accelerator.save_state(str(saved / name))  # every process has random numbers of its own
+        self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
-        saved, name = self.out / STATE, f"step-{self._done}"
         with (self.out / LOG).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
-        self.accelerator.save_state(str(saved / name))
         torch.save([schedule.state_dict() for schedule in self._schedules], saved / name / "schedules.pt")
         progress = {"folder": name, "done": self._done, "seen": self._seen, "seconds": self._seconds}
         (saved / "progress.part").write_text(json.dumps(progress))
