@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks import memory, overhead, peer
+from benchmarks import memory, overhead, peer, trained
 from specbench.cli import console
 from specbench.statistics import Interval
 
@@ -52,6 +52,20 @@ def speed(promises: Promises, out: Path, limit: int) -> None:
         promises.at_least(f"pld over autoregressive, {task}, 100m", 0.95, peer.cell(wide, "pld", task))
 
 
+def trained_drafters(promises: Promises, out: Path, limit: int) -> None:
+    rows = trained.overall(out / "trained-100m", WIDE, f"limit={limit}", "repeats=1")
+    for label in trained.METHODS:
+        eagle = label.startswith("eagle")
+        row = rows.loc[label]
+        speedup, conversion = (Interval(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in ("speedup", "conversion"))
+        promises.at_least(f"{label} over autoregressive, six tasks, 100m", 1.8 if eagle else 1.6, speedup)
+        promises.at_least(f"conversion of {label}, 100m", 0.45 if eagle else 0.6, conversion)
+    best = rows.loc[rows["speedup"].idxmax()]
+    promises.at_least(f"the best of them, {best.name}", 2.4, Interval(best["speedup"], best["speedup_low"], best["speedup_high"]))
+    steps = trained.step(out / "step-100m", "eagle2_spec_bench", WIDE, "limit=1")
+    promises.add("a step of EAGLE-2, 60 nodes, 100m", "≤ 2.5 autoregressive steps", f"{steps:.2f}", steps <= 2.5)
+
+
 def outside(promises: Promises) -> None:
     for shape, overrides, bounds in (("100m", [WIDE], (1, 3, 3)), ("mini", ["target.dtype=float32"], (3, 5, 5))):
         for (label, share), bound in zip(overhead.shares(*overrides).items(), bounds, strict=True):
@@ -76,6 +90,7 @@ def main() -> None:
     outside(promises)
     room(promises)
     speed(promises, options.out, options.limit)
+    trained_drafters(promises, options.out, options.limit)
     console.print(promises.table)
 
 

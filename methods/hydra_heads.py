@@ -39,6 +39,12 @@ class HydraBlock(nn.Module):
         """(..., vectors * H) -> (..., H)."""
         return self.res_connection(read) + nn.functional.silu(self.linear(read))
 
+    def scale_tokens(self, scale: float) -> None:
+        """All that is read beside the first vector counts so many times more."""
+        for layer in (self.linear, self.res_connection):
+            if isinstance(layer, nn.Linear):
+                layer.weight.data[:, layer.out_features :] *= scale
+
 
 class Prefix(nn.Module):
     """A Llama of one layer without embeddings."""
@@ -102,10 +108,9 @@ class HydraNetwork(DraftNetwork):
 
     def start_from(self, target: LanguageModel) -> None:
         """Every head begins with the target's output head, and reads tokens as loud as hidden states."""
-        for mlp in self.hydra_mlp:
-            first: Any = next(module for module in mlp if isinstance(module, HydraBlock))  # type: ignore[union-attr]
-            for linear in (first.linear, first.res_connection):
-                linear.weight.data[:, self.shape.hidden_size :] *= embedding_scale(target)
+        for block in self.modules():
+            if isinstance(block, HydraBlock):
+                block.scale_tokens(embedding_scale(target))
         for head in self.hydra_lm_head:
             logits: Any = head[-1] if self.prefixed else head  # type: ignore[index]
             nn.init.zeros_(logits.bias)

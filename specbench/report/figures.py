@@ -1,4 +1,4 @@
-"""The figures of a run: speedup by task, speedup against acceptance, acceptance by draft position, speedup by tree size, a step's time.
+"""The figures of a run: speedup by task and by tree size, speedup against acceptance, acceptance by position, a step's time.
 
 Drawn with one ink colour that the HTML page replaces by the reader's own text colour; SVG backgrounds are
 transparent.
@@ -155,7 +155,7 @@ def speedup_by_tree_size(sizes: pd.DataFrame) -> Figure:
 
 
 def time_of_a_step(split: pd.DataFrame) -> Figure:
-    """Bars: what a step costs in autoregressive steps, by part; a diamond: the tokens it yields. split: see metrics.time_split."""
+    """Bars: what a step costs in autoregressive steps, by part; a diamond: the tokens it yields (metrics.time_split)."""
     rows = split[split["method"] != BASELINE].iloc[::-1]
     figure, axes = _canvas(7.5, 1.8 + 0.42 * len(rows))
     left = np.zeros(len(rows))

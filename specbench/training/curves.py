@@ -12,7 +12,7 @@ def curves(log: Path, picture: Path) -> None:
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     losses, shares = figure.subplots(1, 2)
-    losses.plot(steps, [row["loss"] for row in rows], label="training, one batch", alpha=0.5)
+    losses.plot(steps, [row["loss"] for row in rows], label="training", alpha=0.5)
     losses.plot(steps, [row["held_out_loss"] for row in rows], label="held out")
     losses.set(xlabel="step", ylabel="loss")
     losses.legend()

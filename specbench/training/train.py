@@ -127,7 +127,7 @@ def _source(config: DictConfig) -> str:
 def _card(label: str, source: str, plan: Plan, target: Target, out: Path, trained: int, held_out: int) -> str:
     last = json.loads((out / LOG).read_text(encoding="utf-8").splitlines()[-1])
     about = provenance(target.model.device)
-    shares = {"training, one batch": last["right"], "held-out": last["held_out_right"]}
+    shares = {"training, the last steps": last["right"], "held-out": last["held_out_right"]}
     rows = [f"| {name} | {' | '.join(f'{share:.1%}' for share in found)} |" for name, found in shares.items()]
     depths = " | ".join(str(depth) for depth in range(1, len(last["right"]) + 1))
     return "\n".join(

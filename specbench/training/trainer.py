@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -105,6 +106,7 @@ class Trainer:
             mixed_precision=plan.precision, gradient_accumulation_steps=plan.accumulate, cpu=target.device.type == "cpu"
         )
         self._seen, self._seconds, self._done = 0, 0.0, 0
+        self._recent: deque[Tensor] = deque(maxlen=plan.save_every)  # loss and shares of the last steps
 
     def fit(self, texts: list[Text], held_out: list[Text], watch: Callable[[int, int, dict[str, Any]], None]) -> None:
         """watch(step, steps, row): `row` is the latest line of the log, which is written with each saved state."""
@@ -119,11 +121,11 @@ class Trainer:
         row: dict[str, Any] = {}
         while self._done < steps:
             begun = time.monotonic()
-            loss, right = self._step(lessons)
+            self._recent.append(self._step(lessons))
             self._done += 1
             self._seconds += time.monotonic() - begun
             if self._done % self.plan.save_every == 0 or self._done == steps:
-                row = self._row(loss, right, tests)
+                row = self._row(tests)
                 self._save(row)
             watch(self._done, steps, row)
 
@@ -137,8 +139,8 @@ class Trainer:
             made.append(Muon(matrices, lr=self.plan.muon))
         return made
 
-    def _step(self, lessons: Batches) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer; loss and shares of its last forward."""
+    def _step(self, lessons: Batches) -> Tensor:
+        """One step of the optimizer; loss and shares of its last forward, (1 + depths,)."""
         for part in range(self.plan.accumulate):
             lesson = lesson_of(self._batch(lessons, part), self.target, self.network.taps)
             with self.accelerator.accumulate(self._taught):
@@ -152,7 +154,7 @@ class Trainer:
             self._seen += lesson.ids.numel() * self.accelerator.num_processes
         for schedule in self._schedules:
             schedule.step()
-        return loss.detach(), right
+        return torch.cat([loss.detach()[None], right])
 
     def _batch(self, lessons: Batches, part: int) -> list[Text]:
         """Every process takes another one. It follows from the step alone, so that a resumed training goes on alike."""
@@ -161,15 +163,16 @@ class Trainer:
         return lessons.at(place, self.plan.seed + epoch)
 
     @torch.no_grad()
-    def _row(self, loss: Tensor, right: Tensor, tests: Batches) -> dict[str, Any]:
+    def _row(self, tests: Batches) -> dict[str, Any]:
+        trained = torch.stack(list(self._recent)).mean(dim=0).tolist()
         found = [self._taught(lesson_of(texts, self.target, self.network.taps)) for texts in tests.batches]
         held_out = torch.stack([torch.cat([one[None], shares]) for one, shares in found]).mean(dim=0).tolist()
         return {
             "step": self._done,
             "tokens": self._seen,
             "seconds": round(self._seconds, 1),
-            "loss": round(loss.item(), 4),
-            "right": [round(share, 4) for share in right.tolist()],
+            "loss": round(trained[0], 4),
+            "right": [round(share, 4) for share in trained[1:]],
             "held_out_loss": round(held_out[0], 4),
             "held_out_right": [round(share, 4) for share in held_out[1:]],
         }
