@@ -74,6 +74,21 @@ def test_every_loss_falls(kind: type[DraftNetwork]) -> None:
     assert all(0 <= float(share) <= 1 for share in depths.right)
 
 
+@pytest.mark.parametrize(("kind", "layer"), [(EagleNetwork, "fc"), (HydraNetwork, "hydra_mlp.0.1.res_connection")])
+def test_tokens_begin_as_loud_as_hidden_states(kind: type[DraftNetwork], layer: str) -> None:
+    """EAGLE reads tokens first, Hydra the hidden state; embeddings are many times smaller than what a norm gives."""
+    torch.manual_seed(2)
+    model = six_layers()
+    model.embedding.weight.data.mul_(0.05)
+    weight, width = new_network(kind, model).get_submodule(layer).weight, model.config.hidden_size
+    assert isinstance(weight, torch.Tensor)
+    first, second = weight[:, :width], weight[:, width : 2 * width]
+    tokens, hidden = (first, second) if kind is EagleNetwork else (second, first)
+    ids = torch.randint(0, model.config.vocab_size, (64,))
+    loud = (model.embedding(ids) @ tokens.T).std() / (torch.randn(64, width) @ hidden.T).std()
+    assert 0.5 < loud < 2, loud
+
+
 def test_the_training_time_test_sees_what_drafting_sees() -> None:
     """Round j of training, at one place, is the j-th level of a chain drafted behind it."""
     torch.manual_seed(1)

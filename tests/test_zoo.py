@@ -53,9 +53,12 @@ def test_the_target_knows_its_world() -> None:
     assert sum(scores) >= 10, f"{sum(scores)} of 12 held-out answers right; at 97 %, 9 or fewer come 5 times in 1,000"
 
 
-@pytest.mark.parametrize("label", ["medusa", "hydra_heads", "eagle", "eagle2", "eagle3"])
+LEAST = {"medusa": 2.0, "hydra_heads": 2.7, "eagle": 4.2, "eagle2": 4.2, "eagle3": 4.2}  # mean accepted tokens
+
+
+@pytest.mark.parametrize("label", list(LEAST))
 def test_the_embedded_drafters_know_their_target(label: str) -> None:
-    """On held-out questions; an untrained one has 1.0 to 1.1 mean accepted tokens."""
+    """On held-out questions."""
     config = composed([f"method=[{label}]", "target.dtype=float32", "target.device=cpu"])
     target, drafter = target_of(config.target), built(config.method[label])
     drafter.bind(target.model)
@@ -66,7 +69,7 @@ def test_the_embedded_drafters_know_their_target(label: str) -> None:
         sampling = Sampling(max_new_tokens=64, stop_token_ids=target.model.eos_ids)
         outs += generate(target.model, drafter, [ids], sampling)
     steps, committed = sum(out.steps for out in outs), sum(sum(out.committed) for out in outs)
-    assert committed >= 1.4 * steps, f"{committed / steps:.2f} mean accepted tokens"
+    assert committed >= LEAST[label] * steps, f"{committed / steps:.2f} mean accepted tokens"
 
 
 def test_doubling_the_layers_changes_no_output() -> None:
