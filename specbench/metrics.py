@@ -149,7 +149,7 @@ def time_split(trials: pd.DataFrame) -> pd.DataFrame:
     drafter; step_ms in milliseconds; mean_accepted_tokens is what it yields. Empty without a profiled turn.
     """
     whole = trials[~trials["failed"].astype(bool) & trials["draft_s"].notna()]
-    sums = whole.groupby("method", sort=False)[["steps", "decode_s", "draft_s", "verify_s", "committed"]].sum()
+    sums = whole.groupby("method")[["steps", "decode_s", "draft_s", "verify_s", "committed"]].sum()
     if BASELINE not in sums.index:
         sums = sums.iloc[:0]
     per_step = sums.div(sums["steps"], axis=0)
