@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 bench: setup  ## six tasks, three timed runs, a table, figures and a page
 	$(BIN)/specbench run target=mini target.shape=100m suite=mini limit=4 repeats=3 method=[pld,sps,eagle2] out=$(RUN)
 
-bench-all: setup  ## every preset of the embedded models, beside transformers' own generate: hours on two cores
+bench-all: setup  ## the presets for the embedded models, beside transformers' own generate: hours on two cores
 	$(BIN)/specbench run target=mini target.shape=100m suite=mini limit=8 repeats=3 engine=[native,hf] \
 	  method=[pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3] out=$(ALL)
 

@@ -20,7 +20,7 @@ from specbench.decoding.drafter import KeepingDrafter
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Verified
-from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence
+from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence, mean
 
 NOISE = 0.1  # half the width of the uniform noise on the hidden states in training (EAGLE-1, section 4.2)
 ROOM = 256  # KV entries and positions for the expanded nodes of one tree
@@ -72,14 +72,17 @@ class EagleNetwork(DraftNetwork):
 
     def loss(self, lesson: Lesson) -> Depths:
         """Smooth L1 to the target's next hidden state, and cross-entropy with what the target makes of that."""
-        noise = (torch.rand_like(lesson.hidden) - 0.5) * 2 * NOISE
+        hidden = lesson.hidden
+        if self.training:
+            hidden = hidden + (torch.rand_like(hidden) - 0.5) * 2 * NOISE
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
-        guessed = self(lesson.hidden + noise, lesson.ids.roll(-1, dims=1), positions, TrainingPass())
+        guessed = self(hidden, lesson.ids.roll(-1, dims=1), positions, TrainingPass())
         there, tokens = lesson.ahead(2)
         states, logits = guessed[there], self.logits(guessed[there])
-        regression = nn.functional.smooth_l1_loss(states.float(), lesson.last.roll(-1, dims=1)[there].float())
+        wanted = lesson.last.roll(-1, dims=1)[there].float()
+        regression = mean(nn.functional.smooth_l1_loss(states.float(), wanted, reduction="none"))
         loss = regression + TOKEN_WEIGHT * divergence(logits, lesson.teacher(there, 2))
-        return Depths(loss, [(logits.argmax(-1) == tokens).float().mean()])
+        return Depths(loss, [mean(logits.argmax(-1) == tokens)])
 
 
 def _unnormed(layer: LlamaDecoderLayer, biased: bool) -> LlamaDecoderLayer:

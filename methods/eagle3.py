@@ -12,7 +12,7 @@ from specbench.checkpoints import DraftNetwork, TargetShape, layer_config
 from specbench.decoding.draft_layers import Rotary
 from specbench.decoding.language_model import LanguageModel
 from specbench.errors import InputError
-from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence
+from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence, mean
 
 ROUNDS = 7  # of the training-time test (section 3.2)
 DECAY = 0.8  # of a round's weight in the loss with each further one
@@ -122,7 +122,7 @@ class Eagle3Network(DraftNetwork):
             logits, teacher = self.logits(hidden[there]), lesson.teacher(there, 2 + i)
             known = self._known(teacher)
             losses.append(DECAY**i * divergence(logits[known], self._drafted(teacher[known])))
-            right.append((self.target_tokens(logits.argmax(-1)) == tokens).float().mean())
+            right.append(mean(self.target_tokens(logits.argmax(-1)) == tokens))
             rounds.next_round()
         return Depths(torch.stack(losses).sum(), right)
 

@@ -20,7 +20,7 @@ from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Verified
 from specbench.errors import InputError
 from specbench.hints import nearest
-from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence
+from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence, mean
 
 ARCHITECTURES = ("mlp", "prefix-mlp")
 OTHERS = ("cross-attn", "eagle-attn")  # published as ablations
@@ -108,9 +108,10 @@ class HydraNetwork(DraftNetwork):
 
     def start_from(self, target: LanguageModel) -> None:
         """Every head begins with the target's output head, and reads tokens as loud as hidden states."""
+        scale = embedding_scale(target)
         for block in self.modules():
             if isinstance(block, HydraBlock):
-                block.scale_tokens(embedding_scale(target))
+                block.scale_tokens(scale)
         for head in self.hydra_lm_head:
             logits: Any = head[-1] if self.prefixed else head  # type: ignore[index]
             nn.init.zeros_(logits.bias)
@@ -144,7 +145,7 @@ class HydraNetwork(DraftNetwork):
             there, tokens = lesson.ahead(head + 2)
             logits = self.logits(head, read[there])
             losses.append(DECAY ** (head + 1) * divergence(logits, lesson.teacher(there, head + 2)))
-            right.append((logits.argmax(-1) == tokens).float().mean())
+            right.append(mean(logits.argmax(-1) == tokens))
         return Depths(torch.stack(losses).sum(), right)
 
 

@@ -169,7 +169,7 @@ class NetworkDrafter(Drafter):
 
 
 def embedding_scale(target: LanguageModel) -> float:
-    """What brings the target's embeddings, often much smaller, to the size of hidden states behind a norm: unit RMS."""
+    """What brings the target's embeddings, often much smaller, to an RMS of one, about that of hidden states behind a norm."""
     return 1 / target.embedding.weight.detach().float().pow(2).mean().sqrt().item()  # type: ignore[union-attr, operator]
 
 

@@ -146,7 +146,8 @@ def time_split(trials: pd.DataFrame) -> pd.DataFrame:
     """Of a profiled run, by method: what a step costs in steps of autoregressive decoding, and of that its parts.
 
     step = draft + verify + rest, where verify is the target's forward and the choice, rest the bookkeeping of loop and
-    drafter; step_ms in milliseconds; mean_accepted_tokens is what it yields. Empty without a profiled turn.
+    drafter; step_ms in milliseconds; mean_accepted_tokens is what it yields. Over all finished turns of each method, not pairs.
+    Empty without a profiled turn.
     """
     whole = trials[~trials["failed"].astype(bool) & trials["draft_s"].notna()]
     sums = whole.groupby("method")[["steps", "decode_s", "draft_s", "verify_s", "committed"]].sum()

@@ -21,6 +21,7 @@ from specbench.compose import composed
 from specbench.decoding.attention import ChainBias
 from specbench.decoding.draft_layers import DraftKV
 from specbench.decoding.language_model import LanguageModel
+from specbench.errors import InputError
 from specbench.harness import Target
 from specbench.models import load_model
 from specbench.training.lesson import TrainingPass
@@ -208,7 +209,7 @@ def test_a_killed_training_goes_on_and_ends_alike(tiny: Tiny, tmp_path: Path) ->
 
 
 def test_two_processes_train_one_network(tiny: Tiny, tmp_path: Path) -> None:
-    """Each reads other batches; one writes."""
+    """A step takes twice as much, and one of them writes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = Path(sys.executable).with_name("specbench")
     given = overrides(tiny, tmp_path / "out", "eagle", "target.device=cpu")
@@ -238,6 +239,12 @@ def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> No
         (["epochs=0"], "epochs=0: expected a number above 0"),
         (["file=x.bin"], "file=x.bin: expected"),
         (["held_out=1000"], "held_out=1000: expected 1 to"),
+        (["held_out=0"], "held_out=0: expected a whole number above 0"),
+        (["accumulate=0.5"], "accumulate=0.5: expected a whole number above 0"),
+        (["muon=-1"], "muon=-1: expected a number above 0"),
+        (["seed=x"], "seed=x limit=None: expected whole numbers"),
+        (["method=[eagle,eagle2]"], "expected one, such as method=eagle3"),
+        (["max_new_tokens=1"], "no answer of two tokens or more"),
         (["data=nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["epoch=1"], "epoch: no such setting; the nearest is epochs"),
     ],
@@ -249,6 +256,27 @@ def test_mistakes_get_one_line(tiny: Tiny, cli: Cli, tmp_path: Path, more: list[
     ]
     outcome = cli("train", *given, *more)
     assert outcome.status == 2 and outcome.err.count("\n") == 1 and said in outcome.err, outcome.err
+
+
+def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:
+    given = [override for override in overrides(tiny, tmp_path / "out") if not override.startswith("suite.")]
+    assert cli("train", *given, "data=nowhere.jsonl").status == 2
+    assert cli("train", *overrides(tiny, tmp_path / "out")).status == 0
+
+
+@pytest.mark.parametrize("ids", [[5, 10**6], "abc", [1.5]])
+def test_ids_that_the_target_does_not_have_are_named(target: Target, tmp_path: Path, ids: object) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text(json.dumps({"prompt_ids": [1], "answer_ids": ids}) + "\n")
+    with pytest.raises(InputError, match="is no token id below"):
+        read_texts(file, target)
+
+
+def test_answers_shorter_than_the_draft_leave_no_gap_in_the_log(target: Target) -> None:
+    """Seven places are drafted, the answer has three tokens."""
+    network = new_network(Eagle3Network, six_layers())
+    found = network.loss(lesson_of([Text([5, 6, 7], [8, 9, 1])], six_layers(), network.taps))
+    assert torch.isfinite(found.loss) and torch.isfinite(torch.stack(found.right)).all()
 
 
 def test_a_broken_line_is_named(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ submodules are replaced by their equals. The price is a second copy of the weigh
 import torch
 from torch import Tensor, nn
 
+from specbench.devices import has_bf16_units
+
 ROWS = 8  # the block layout is chosen for this many rows
 PLAIN_ROWS = {torch.float32: 3, torch.bfloat16: 0}  # up to here the plain product is as fast
 SMALLEST = 500_000  # weights; below this a call of oneDNN costs more than it saves
@@ -31,11 +33,11 @@ class PackedLinear(nn.Linear):
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """float32, or bfloat16 where the processor can, on a CPU whose torch was built with oneDNN."""
+    """float32, or bfloat16 where the processor has units for it, on a CPU whose torch was built with oneDNN."""
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     if device.type != "cpu" or dtype not in PLAIN_ROWS or not there:
         return False
-    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or has_bf16_units()
 
 
 def pack(model: nn.Module) -> None:

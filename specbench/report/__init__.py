@@ -51,7 +51,7 @@ class Report:
 
 
 def render(run_dirs: Sequence[Path], out: Path) -> Report:
-    """Writes summary.csv, acceptance.csv, table.md, table.tex, the figures and index.html into `out`.
+    """Writes summary.csv, acceptance.csv, of profiled runs time.csv, table.md, table.tex, the figures and index.html into `out`.
 
     Raises InputError when a directory is not a run, when none is given, or when two have the same name.
     """

@@ -24,7 +24,7 @@ def tree_sizes(run: LoadedRun, summary: pd.DataFrame) -> pd.DataFrame:
         depth=rows["method"].map(lambda label: sized[label]["depth"]),
         series=rows["method"].map(lambda label: f"{sized[label]['_target_'].rsplit('.', 1)[-1]}, depth {sized[label]['depth']}"),
     )
-    return made.sort_values(["series", "total_tokens"])
+    return made.sort_values(["depth", "total_tokens"])
 
 
 def best_size(sizes: pd.DataFrame) -> str:

@@ -41,14 +41,19 @@ class Depths:
     right: list[Tensor] = field(default_factory=list)  # per depth a share, as a tensor that waits on no device
 
 
+def mean(values: Tensor) -> Tensor:
+    """In float32; 0 of no values: a batch may hold no answer as long as the draft is deep."""
+    return values.float().sum() / max(1, values.numel())
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """(n, V) against tokens (n,): mean loss in float32 and the share that is right."""
-    return nn.functional.cross_entropy(logits.float(), labels), (logits.argmax(-1) == labels).float().mean()
+    return mean(nn.functional.cross_entropy(logits.float(), labels, reduction="none")), mean(logits.argmax(-1) == labels)
 
 
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
     """(n, V) each: cross-entropy with the teacher's distribution, mean over n, float32."""
-    return -(teacher.float().softmax(-1) * logits.float().log_softmax(-1)).sum(-1).mean()
+    return -mean((teacher.float().softmax(-1) * logits.float().log_softmax(-1)).sum(-1))
 
 
 class TrainingPass:

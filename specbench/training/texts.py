@@ -85,9 +85,18 @@ def read_texts(path: Path, target: Target) -> list[Text]:
     return made
 
 
+def _ids(ids: list[int], target: Target) -> list[int]:
+    """Raises ValueError for anything else than ids of the target's vocabulary."""
+    vocabulary = target.model.config.vocab_size
+    wrong = [one for one in ids if type(one) is not int or not 0 <= one < vocabulary]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} is no token id below {vocabulary}")
+    return ids
+
+
 def _texts(row: dict[str, Any], target: Target) -> Iterator[Text]:
     if "prompt_ids" in row:
-        yield Text(row["prompt_ids"], row["answer_ids"])
+        yield Text(_ids(row["prompt_ids"], target), _ids(row["answer_ids"], target))
         return
     spoken = row["messages"] if "messages" in row else row["conversations"]
     said: list[tuple[str, str | None]] = []

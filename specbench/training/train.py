@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from specbench.training.trainer import LOG, Plan, Trainer
 
 TEXTS, CONFIG = "texts.jsonl", "train.yaml"
 PRECISIONS = ("no", "bf16", "fp16")
+WHOLE = ("batch_tokens", "accumulate", "save_every", "max_new_tokens", "held_out")  # settings above 0
+ANSWERING = timedelta(days=7)  # at most, while the first process lets the target answer and the others wait
 Watch = Callable[[str, int, int, dict[str, Any]], None]
 
 
@@ -36,9 +39,9 @@ def train(config: DictConfig, watch: Watch) -> Path:
 
     Of several processes (torchrun, accelerate launch) the first one writes and watches.
     """
-    label, settings = next((str(label), node) for label, node in config.method.items() if label != BASELINE)
+    label, settings = _chosen(config)
     kind = _checked(config, label, settings)
-    processes = PartialState(cpu=pick_device(config.target.device).type == "cpu")
+    processes = PartialState(cpu=pick_device(config.target.device).type == "cpu", timeout=ANSWERING)
     if not processes.is_main_process:
         watch = _unwatched
     with processes.main_process_first():
@@ -61,6 +64,14 @@ def _unwatched(*_: Any) -> None:
     pass
 
 
+def _chosen(config: DictConfig) -> tuple[str, DictConfig]:
+    """Raises InputError for several methods."""
+    labels = [label for label in config.method if label != BASELINE]
+    if len(labels) != 1:
+        raise InputError(f"method={labels}: expected one, such as method=eagle3")
+    return str(labels[0]), config.method[labels[0]]
+
+
 def _checked(config: DictConfig, label: str, settings: DictConfig) -> type[DraftNetwork]:
     check(settings, f"method.{label}")
     check(config.suite, "suite")
@@ -71,9 +82,13 @@ def _checked(config: DictConfig, label: str, settings: DictConfig) -> type[Draft
     kind = drafter.network_class
     if config.precision not in PRECISIONS:
         raise InputError(f"precision={config.precision}: expected {nearest(str(config.precision), list(PRECISIONS))}")
-    for name in ("rate", "epochs", "batch_tokens", "accumulate", "save_every", "max_new_tokens"):
-        if isinstance(config[name], bool) or not isinstance(config[name], (int, float)) or config[name] <= 0:
-            raise InputError(f"{name}={config[name]}: expected a number above 0")
+    for name in ("rate", "epochs", "muon", *WHOLE):
+        value = config[name]
+        kinds = (int,) if name in WHOLE else (int, float)
+        if (type(value) not in kinds or value <= 0) and not (name == "muon" and value is None):
+            raise InputError(f"{name}={value}: expected a {'whole ' if name in WHOLE else ''}number above 0")
+    if type(config.seed) is not int or not (config.limit is None or type(config.limit) is int):
+        raise InputError(f"seed={config.seed} limit={config.limit}: expected whole numbers")
     if config.file not in (OURS, *kind.files):
         raise InputError(f"file={config.file}: expected {nearest(str(config.file), [OURS, *kind.files])}")
     return kind
@@ -84,9 +99,10 @@ def _folder(config: DictConfig, label: str) -> Path:
     out = Path(config.out or f"results/train-{config.target.name}-{label}").expanduser()
     said = OmegaConf.to_yaml(OmegaConf.create(plain_config(config)))
     there = out / CONFIG
-    if there.is_file() and there.read_text(encoding="utf-8") != said:
+    begun = out.exists() and any(path.name != CONFIG for path in out.iterdir())
+    if begun and there.is_file() and there.read_text(encoding="utf-8") != said:
         raise InputError(f"out={out}: holds a training of another config ({CONFIG}); choose another folder")
-    if not there.is_file() and out.exists() and any(out.iterdir()):
+    if begun and not there.is_file():
         raise InputError(f"out={out}: expected a training's folder, an empty one or a new one")
     out.mkdir(parents=True, exist_ok=True)
     there.write_text(said, encoding="utf-8")
@@ -121,12 +137,14 @@ def _split(texts: list[Text], held_out: int, seed: int) -> tuple[list[Text], lis
 def _source(config: DictConfig) -> str:
     if config.data is not None:
         return Path(config.data).name
-    return f"the target's own to the questions of {get_object(config.suite._target_).__name__}"
+    split = config.suite.get("split", "no")
+    return f"the target's own to the questions of {get_object(config.suite._target_).__name__}, {split} split"
 
 
 def _card(label: str, source: str, plan: Plan, target: Target, out: Path, trained: int, held_out: int) -> str:
     last = json.loads((out / LOG).read_text(encoding="utf-8").splitlines()[-1])
     about = provenance(target.model.device)
+    commit = f"{about['git']['commit']}{' with changes' * bool(about['git']['dirty'])}"
     shares = {"training, the last steps": last["right"], "held-out": last["held_out_right"]}
     rows = [f"| {name} | {' | '.join(f'{share:.1%}' for share in found)} |" for name, found in shares.items()]
     depths = " | ".join(str(depth) for depth in range(1, len(last["right"]) + 1))
@@ -138,7 +156,7 @@ def _card(label: str, source: str, plan: Plan, target: Target, out: Path, traine
             f"{last['tokens']:,} in all with their padding, {last['seconds'] / 60:.1f} minutes;",
             f"{trained:,} answers to learn from, {held_out} held out: {source}.",
             f"Learning rate {plan.rate:g}{f', Muon {plan.muon:g}' if plan.muon else ''}, mixed precision {plan.precision}.",
-            f"specbench {about['versions']['specbench']}, torch {about['versions']['torch']}, commit {about['git']['commit']}.",
+            f"specbench {about['versions']['specbench']}, torch {about['versions']['torch']}, commit {commit}.",
             "",
             "How often the best guess was the right token, by depth of the draft, given the right tokens before it:",
             "",

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from specbench.checkpoints import DraftNetwork
 from specbench.decoding.language_model import LanguageModel
+from specbench.errors import InputError
 from specbench.training.lesson import Lesson
 from specbench.training.muon import Muon
 from specbench.training.texts import Text
@@ -59,6 +60,8 @@ class Batches:
     def __init__(self, texts: list[Text], tokens: int, longest: int) -> None:
         fitting = [text for text in texts if len(text.prompt_ids) + len(text.answer_ids) <= longest and len(text.answer_ids) > 1]
         fitting.sort(key=_length)
+        if not fitting:
+            raise InputError(f"no answer of two tokens or more in a conversation of at most {longest}")
         self.batches: list[list[Text]] = [[]]
         for text in fitting:
             if (len(self.batches[-1]) + 1) * _length(text) > tokens and self.batches[-1]:
@@ -98,7 +101,7 @@ def lesson_of(texts: list[Text], target: LanguageModel, taps: tuple[int, ...]) -
 
 
 class Trainer:
-    """Trains a network in `out`, where its log and, while it runs, its state lie."""
+    """Trains a network in `out`, where its log lies, and its state, from which it goes on."""
 
     def __init__(self, network: DraftNetwork, target: LanguageModel, plan: Plan, out: Path) -> None:
         self.network, self.target, self.plan, self.out = network, target, plan, out
@@ -164,17 +167,26 @@ class Trainer:
 
     @torch.no_grad()
     def _row(self, tests: Batches) -> dict[str, Any]:
+        """Training: means over the last steps of this process. Held out: over all batches, weighed by their answer tokens."""
         trained = torch.stack(list(self._recent)).mean(dim=0).tolist()
-        found = [self._taught(lesson_of(texts, self.target, self.network.taps)) for texts in tests.batches]
-        held_out = torch.stack([torch.cat([one[None], shares]) for one, shares in found]).mean(dim=0).tolist()
+        self.network.eval()
+        found, weights = [], []
+        for texts in tests.batches:
+            lesson = lesson_of(texts, self.target, self.network.taps)
+            loss, right = self._taught(lesson)
+            found.append(torch.cat([loss[None], right]))
+            weights.append(lesson.wanted.sum())
+        self.network.train()
+        held_out = torch.stack(found).T.double() @ torch.stack(weights).double() / sum(weights)
+        shares = [round(share, 4) for share in held_out.tolist()]
         return {
             "step": self._done,
             "tokens": self._seen,
             "seconds": round(self._seconds, 1),
             "loss": round(trained[0], 4),
             "right": [round(share, 4) for share in trained[1:]],
-            "held_out_loss": round(held_out[0], 4),
-            "held_out_right": [round(share, 4) for share in held_out[1:]],
+            "held_out_loss": shares[0],
+            "held_out_right": shares[1:],
         }
 
     def _resume(self) -> None:
@@ -183,6 +195,9 @@ class Trainer:
         if not (saved / "progress.json").is_file():
             return
         progress = json.loads((saved / "progress.json").read_text())
+        processes = self.accelerator.num_processes
+        if progress["processes"] != processes:
+            raise InputError(f"out={self.out}: begun with {progress['processes']} processes, now there are {processes}")
         self.accelerator.load_state(str(saved / progress["folder"]))
         states = torch.load(saved / progress["folder"] / "schedules.pt", weights_only=True)
         for schedule, state in zip(self._schedules, states, strict=True):
@@ -195,14 +210,20 @@ class Trainer:
     def _save(self, row: dict[str, Any]) -> None:
         """A new folder, then the one file that names it: a kill between the two leaves the state before."""
         saved, name = self.out / STATE, f"step-{self._done}"
-        self.accelerator.save_state(str(saved / name))  # every process has random numbers of its own
+        self.accelerator.save_state(str(saved / name), safe_serialization=False)  # every process has random numbers of its own
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
         with (self.out / LOG).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
         torch.save([schedule.state_dict() for schedule in self._schedules], saved / name / "schedules.pt")
-        progress = {"folder": name, "done": self._done, "seen": self._seen, "seconds": self._seconds}
+        progress = {
+            "folder": name,
+            "processes": self.accelerator.num_processes,
+            "done": self._done,
+            "seen": self._seen,
+            "seconds": self._seconds,
+        }
         (saved / "progress.part").write_text(json.dumps(progress))
         (saved / "progress.part").replace(saved / "progress.json")
         for folder in saved.glob("step-*"):
