@@ -11,12 +11,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks import memory, overhead, peer, trained
+from benchmarks import embedded, memory, overhead, peer, trained
 from specbench.cli import console
 from specbench.statistics import Interval
 
 TASKS = ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag"]
-WIDE = "target.shape=100m"
+WIDE, BOTH = "target.shape=100m", "engine=[native,hf]"
 SPS = ["sps", "sps_spec_bench", "sps_confidence"]
 
 
@@ -36,8 +36,8 @@ class Promises:
 
 def speed(promises: Promises, out: Path, limit: int) -> None:
     """Each side at the best of its settings."""
-    wide = peer.run(out / "peer-100m", WIDE, f"method=[pld,{','.join(SPS)}]", f"limit={limit}", "repeats=1")
-    mini = peer.run(out / "peer-mini", "method=[]", "target.dtype=float32", f"limit={limit}", "repeats=2")
+    wide = embedded.run(out / "peer-100m", BOTH, WIDE, f"method=[pld,{','.join(SPS)}]", f"limit={limit}", "repeats=1")
+    mini = embedded.run(out / "peer-mini", BOTH, "method=[]", "target.dtype=float32", f"limit={limit}", "repeats=2")
     for promise, bound, run_dir, labels in (
         ("autoregressive, native over generate, 100m", 1.0, wide, ["autoregressive"]),
         ("autoregressive, native over generate, mini float32", 1.05, mini, ["autoregressive"]),

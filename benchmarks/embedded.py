@@ -1,13 +1,16 @@
 """The embedded target with its methods, opened on the native engine, and first turns of the mini suite."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from specbench.cli import console
 from specbench.compose import composed
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation, Sampling
 from specbench.engine.native import Native
+from specbench.progress import ProgressDisplay
 from specbench.prompts import render
-from specbench.run import Target, built, questions_of, target_of
+from specbench.run import Target, built, execute, questions_of, target_of
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,13 @@ class Opened:
     def generate(self, label: str, prompt: list[int]) -> Generation:
         sampling = Sampling(max_new_tokens=256, stop_token_ids=self.target.model.eos_ids)
         return self.engine.generate(label, prompt, sampling)
+
+
+def run(out: Path, *overrides: str) -> Path:
+    """One run of the mini suite on the embedded target, its run directory."""
+    config = composed([*overrides, "target=mini", "suite=mini", f"out={out}"])
+    with ProgressDisplay(console) as display:
+        return execute(config, display)
 
 
 def opened(*overrides: str, limit: int = 1) -> Opened:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.embedded import opened
+from benchmarks.trained import METHODS
 from specbench.devices import reset_peak_memory
 
 
@@ -38,8 +39,8 @@ def in_use(device: torch.device) -> int:
 
 
 def growth(*overrides: str) -> Growth:
-    """What pld and sps take for a question of each task, asked twice."""
-    there = opened("method=[pld,sps]", *overrides)
+    """What pld, sps and the trained drafters take for a question of each task, asked twice."""
+    there = opened(f"method=[pld,sps,{','.join(METHODS)}]", *overrides)
     device = there.target.model.device
     reset_peak_memory(device)
     loaded, seen = in_use(device), []

@@ -5,19 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from specbench import metrics, statistics
-from specbench.cli import console
-from specbench.compose import composed
-from specbench.progress import ProgressDisplay
 from specbench.records import RunDirectory
-from specbench.run import execute
 from specbench.statistics import Interval
-
-
-def run(out: Path, *overrides: str) -> Path:
-    """One run of the mini suite on both engines."""
-    config = composed([*overrides, "target=mini", "suite=mini", "engine=[native,hf]", f"out={out}"])
-    with ProgressDisplay(console) as display:
-        return execute(config, display)
 
 
 def ratio(run_dir: Path, label: str, other: str) -> Interval:

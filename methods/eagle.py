@@ -22,9 +22,9 @@ from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Verified
 from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence, mean
 
-NOISE = 0.1  # half the width of the uniform noise on the hidden states in training (EAGLE-1, section 4.2)
+NOISE = 0.1  # half the width of the uniform noise on the hidden states in training (EAGLE-1, on training the draft model)
 ROOM = 256  # KV entries and positions for the expanded nodes of one tree
-TOKEN_WEIGHT = 0.1  # of the token loss beside the regression of hidden states (section 4.2)
+TOKEN_WEIGHT = 0.1  # of the token loss beside the regression of hidden states (as above)
 
 
 class EagleNetwork(DraftNetwork):

@@ -54,7 +54,7 @@ class MedusaHeads(DraftNetwork):
         return len(self._modules)
 
     def start_from(self, target: LanguageModel) -> None:
-        """Every head begins as the target's own (section 2.2.1)."""
+        """Every head begins as the target's own (section 2.1.1)."""
         for head in self.children():
             block, logits = head[0], head[-1]  # type: ignore[index]
             nn.init.zeros_(block.linear.weight)

@@ -32,6 +32,8 @@ from tasks.suite import Suite
 
 EMBEDDED = "specbench/zoo/target"
 CONTEXTS = ("reference", "own")
+Rule = tuple[Callable[[Any], bool], str]  # whether a setting's value will do, and what would
+Rules = dict[str, Rule]  # by the setting's dotted name
 LOADING = ("path", "revision", "weights", "config", "dtype", "device", "device_map", "trust_remote_code")
 
 
@@ -77,11 +79,7 @@ def quiet() -> None:
 
 def check_values(config: DictConfig) -> None:
     """Raises InputError for a setting of another type or range, and for a YAML that does not fit its class."""
-    for name, (holds, expected) in _rules().items():
-        value = OmegaConf.select(config, name)
-        if not holds(value):
-            given = "null" if value is None else value
-            raise InputError(f"{name}={given}: expected {expected}")
+    check_rules(config, RULES)
     if config.context not in CONTEXTS:
         raise InputError(f"context={config.context}: expected {nearest(config.context, CONTEXTS)}")
     check_types(load_model, {key: config.target[key] for key in LOADING}, "target")
@@ -91,27 +89,39 @@ def check_values(config: DictConfig) -> None:
             check(settings, f"{group}.{label}")
 
 
-def _rules() -> dict[str, tuple[Callable[[Any], bool], str]]:
-    def whole(value: Any) -> bool:
-        return type(value) is int and value >= 1
+def check_rules(config: DictConfig, rules: Rules) -> None:
+    """Raises InputError for the first setting whose rule does not hold."""
+    for name, (holds, expected) in rules.items():
+        value = OmegaConf.select(config, name)
+        if not holds(value):
+            given = "null" if value is None else value
+            raise InputError(f"{name}={given}: expected {expected}")
 
-    return {
-        "limit": (lambda value: value is None or whole(value), "a number of questions per task, at least 1, or null for all"),
-        "repeats": (whole, "a whole number, at least 1"),
-        "seed": (lambda value: type(value) is int, "a whole number"),
-        "threads": (lambda value: value is None or whole(value), "a whole number, at least 1, or null for torch's choice"),
-        "profile": (lambda value: type(value) is bool, "true or false"),
-        "check_baseline": (lambda value: type(value) is bool, "true or false"),
-        "out": (lambda value: value is None or (isinstance(value, str) and value != ""), "a folder, or null"),
-        "sampling.max_new_tokens": (whole, "a whole number, at least 1"),
-        "sampling.temperature": (lambda value: value == 0, "0: only greedy decoding is built so far"),
-        "sampling.top_p": (lambda value: value == 1, "1: only greedy decoding is built so far"),
-        "sampling.top_k": (lambda value: value == 0, "0: only greedy decoding is built so far"),
-        "target.name": (lambda value: isinstance(value, str), "a name"),
-        "target.format": (lambda value: isinstance(value, str), "a chat format"),
-        "target.shape": (lambda value: value is None or isinstance(value, str), "the name of a shape, or null"),
-        "target.draft": (lambda value: value is None or isinstance(value, DictConfig), "a mapping with path, or null"),
-    }
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+WHOLE: Rule = (_whole, "a whole number, at least 1")
+SHARED_RULES: Rules = {
+    "limit": (lambda value: value is None or _whole(value), "a number of questions per task, at least 1, or null for all"),
+    "seed": (lambda value: type(value) is int, "a whole number"),
+    "out": (lambda value: value is None or (isinstance(value, str) and value != ""), "a folder, or null"),
+    "target.name": (lambda value: isinstance(value, str), "a name"),
+    "target.format": (lambda value: isinstance(value, str), "a chat format"),
+    "target.shape": (lambda value: value is None or isinstance(value, str), "the name of a shape, or null"),
+    "target.draft": (lambda value: value is None or isinstance(value, DictConfig), "a mapping with path, or null"),
+}
+RULES: Rules = SHARED_RULES | {
+    "repeats": WHOLE,
+    "threads": (lambda value: value is None or _whole(value), "a whole number, at least 1, or null for torch's choice"),
+    "profile": (lambda value: type(value) is bool, "true or false"),
+    "check_baseline": (lambda value: type(value) is bool, "true or false"),
+    "sampling.max_new_tokens": WHOLE,
+    "sampling.temperature": (lambda value: value == 0, "0: only greedy decoding is built so far"),
+    "sampling.top_p": (lambda value: value == 1, "1: only greedy decoding is built so far"),
+    "sampling.top_k": (lambda value: value == 0, "0: only greedy decoding is built so far"),
+}
 
 
 def plain_config(config: DictConfig) -> dict[str, Any]:

@@ -91,6 +91,9 @@ def test_a_packed_model_writes_the_same_tokens_by_generate_and_by_the_loop(archi
         assert out.output_ids == expected
 
 
-def test_only_float32_and_bfloat16_on_a_cpu_are_packed() -> None:
+@pytest.mark.parametrize("units", [False, True])
+def test_only_float32_and_native_bfloat16_on_a_cpu_are_packed(monkeypatch: pytest.MonkeyPatch, units: bool) -> None:
+    monkeypatch.setattr(packed, "has_bf16_units", lambda: units)
+    assert can_pack(CPU, torch.bfloat16) == (units and can_pack(CPU, torch.float32))
     assert not can_pack(CPU, torch.float64) and not can_pack(CPU, torch.float16)
     assert not can_pack(torch.device("cuda"), torch.float32) and not can_pack(torch.device("mps"), torch.float32)

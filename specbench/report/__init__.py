@@ -63,7 +63,7 @@ def render(run_dirs: Sequence[Path], out: Path) -> Report:
     sections = [section for section, _ in drawn]
     summary = pd.concat([section.summary for section in sections], ignore_index=True)
     positions = pd.concat([_positions(run).assign(run=run.name) for run in runs], ignore_index=True)
-    splits = pd.concat([_split(run).assign(run=run.name) for run in runs], ignore_index=True)
+    splits = pd.concat([metrics.time_split(run.frame).assign(run=run.name) for run in runs], ignore_index=True)
     contents = {
         "index.html": page(sections),
         "table.md": tables.markdown(summary),
@@ -91,10 +91,6 @@ def _positions(run: LoadedRun) -> pd.DataFrame:
     return metrics.acceptance_by_position(run.trials)
 
 
-def _split(run: LoadedRun) -> pd.DataFrame:
-    return metrics.time_split(metrics.trial_frame(run.trials))
-
-
 def _section(run: LoadedRun, style: figures.Style, out: Path, prefix: str) -> tuple[Section, list[Path]]:
     summary = summarise(run)
     with figures.drawing():
@@ -104,7 +100,7 @@ def _section(run: LoadedRun, style: figures.Style, out: Path, prefix: str) -> tu
             "acceptance": figures.acceptance_by_position(_positions(run), style),
         }
         captions = dict(CAPTIONS)
-        if len(split := _split(run)) > 1:
+        if len(split := metrics.time_split(run.frame)) > 1:
             made["time"] = figures.time_of_a_step(split)
         if len(sizes := tree_sizes(run, summary)):
             made["tree_size"], captions["tree_size"] = figures.speedup_by_tree_size(sizes), best_size(sizes)

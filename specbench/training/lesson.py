@@ -42,7 +42,7 @@ class Depths:
 
 
 def mean(values: Tensor) -> Tensor:
-    """In float32; 0 of no values: a batch may hold no answer as long as the draft is deep."""
+    """Of any shape -> () float32; 0 of no values: a batch may hold no answer as long as the draft is deep."""
     return values.float().sum() / max(1, values.numel())
 
 

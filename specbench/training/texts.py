@@ -66,6 +66,7 @@ def write_texts(path: Path, texts: Iterator[Text]) -> None:
 def read_texts(path: Path, target: Target) -> list[Text]:
     """Of a file that `write_texts` wrote, or of chats: `conversations` (ShareGPT's from, value) or `messages` (role, content).
 
+    Of chats only users and assistants are read: what else stands in a prompt is the target's own chat format, as in a run.
     Raises InputError with file and line.
     """
     try:
@@ -86,7 +87,7 @@ def read_texts(path: Path, target: Target) -> list[Text]:
 
 
 def _ids(ids: list[int], target: Target) -> list[int]:
-    """Raises ValueError for anything else than ids of the target's vocabulary."""
+    """ids (T,), as they are. Raises ValueError for anything else than ids of the target's vocabulary."""
     vocabulary = target.model.config.vocab_size
     wrong = [one for one in ids if type(one) is not int or not 0 <= one < vocabulary]
     if wrong:

@@ -22,14 +22,13 @@ from specbench.hints import nearest
 from specbench.metrics import BASELINE
 from specbench.models import load_model
 from specbench.provenance import provenance
-from specbench.run import LOADING, plain_config, questions_of, target_of
+from specbench.run import LOADING, SHARED_RULES, WHOLE, check_rules, plain_config, questions_of, target_of
 from specbench.training.curves import curves
 from specbench.training.texts import Text, answered, read_texts, write_texts
 from specbench.training.trainer import LOG, Plan, Trainer
 
 TEXTS, CONFIG = "texts.jsonl", "train.yaml"
 PRECISIONS = ("no", "bf16", "fp16")
-WHOLE = ("batch_tokens", "accumulate", "save_every", "max_new_tokens", "held_out")  # settings above 0
 ANSWERING = timedelta(days=7)  # at most, while the first process lets the target answer and the others wait
 Watch = Callable[[str, int, int, dict[str, Any]], None]
 
@@ -43,7 +42,7 @@ def train(config: DictConfig, watch: Watch) -> Path:
     kind = _checked(config, label, settings)
     processes = PartialState(cpu=pick_device(config.target.device).type == "cpu", timeout=ANSWERING)
     if not processes.is_main_process:
-        watch = _unwatched
+        watch = lambda *_: None  # noqa: E731
     with processes.main_process_first():
         out = _folder(config, label)
         target = target_of(config.target)
@@ -60,8 +59,16 @@ def train(config: DictConfig, watch: Watch) -> Path:
     return out
 
 
-def _unwatched(*_: Any) -> None:
-    pass
+def _positive(value: Any) -> bool:
+    return type(value) in (int, float) and value > 0
+
+
+RULES = (
+    SHARED_RULES
+    | dict.fromkeys(("batch_tokens", "accumulate", "save_every", "max_new_tokens", "held_out"), WHOLE)
+    | dict.fromkeys(("epochs", "rate"), (_positive, "a number above 0"))
+    | {"muon": (lambda value: value is None or _positive(value), "a number above 0, or null")}
+)
 
 
 def _chosen(config: DictConfig) -> tuple[str, DictConfig]:
@@ -80,15 +87,9 @@ def _checked(config: DictConfig, label: str, settings: DictConfig) -> type[Draft
     if not (isinstance(drafter, type) and issubclass(drafter, NetworkDrafter)):
         raise InputError(f"method={label}: has no weights of its own to train")
     kind = drafter.network_class
+    check_rules(config, RULES)
     if config.precision not in PRECISIONS:
         raise InputError(f"precision={config.precision}: expected {nearest(str(config.precision), list(PRECISIONS))}")
-    for name in ("rate", "epochs", "muon", *WHOLE):
-        value = config[name]
-        kinds = (int,) if name in WHOLE else (int, float)
-        if (type(value) not in kinds or value <= 0) and not (name == "muon" and value is None):
-            raise InputError(f"{name}={value}: expected a {'whole ' if name in WHOLE else ''}number above 0")
-    if type(config.seed) is not int or not (config.limit is None or type(config.limit) is int):
-        raise InputError(f"seed={config.seed} limit={config.limit}: expected whole numbers")
     if config.file not in (OURS, *kind.files):
         raise InputError(f"file={config.file}: expected {nearest(str(config.file), [OURS, *kind.files])}")
     return kind

@@ -177,16 +177,16 @@ class Trainer:
             found.append(torch.cat([loss[None], right]))
             weights.append(lesson.wanted.sum())
         self.network.train()
-        held_out = torch.stack(found).T.double() @ torch.stack(weights).double() / sum(weights)
-        shares = [round(share, 4) for share in held_out.tolist()]
+        tokens = torch.stack(weights).double()
+        held_out = (torch.stack(found).T.double() @ tokens / tokens.sum()).tolist()
         return {
             "step": self._done,
             "tokens": self._seen,
             "seconds": round(self._seconds, 1),
             "loss": round(trained[0], 4),
             "right": [round(share, 4) for share in trained[1:]],
-            "held_out_loss": shares[0],
-            "held_out_right": shares[1:],
+            "held_out_loss": round(held_out[0], 4),
+            "held_out_right": [round(share, 4) for share in held_out[1:]],
         }
 
     def _resume(self) -> None:
