@@ -156,6 +156,7 @@ class Harness:
             "repeat": block.repeat,
             "order": place,
             "state": arm.state,
+            "kind": arm.kind,
         }
 
     def _prompt(self, arm: Arm, block: Block) -> list[int]:

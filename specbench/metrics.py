@@ -169,12 +169,13 @@ def time_split(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def observed(trials: pd.DataFrame) -> pd.DataFrame:
-    """By (method, task), of every trial: `errors` (failed turns), `peak_memory_mb` (10^6 bytes), `state`."""
+    """By (method, task), of every trial: `errors` (failed turns), `peak_memory_mb` (10^6 bytes), `state`, `kind`."""
     groups = with_overall(trials).groupby(CELL, sort=False)
     columns = {
         "errors": groups["failed"].sum().astype(int),
-        "state": groups["state"].max(),
-    }  # warm beats cold
+        "state": groups["state"].max(),  # warm beats cold
+        "kind": groups["kind"].max(),  # synthetic beats measured
+    }
     return pd.DataFrame({**columns, "peak_memory_mb": groups["peak_memory_bytes"].max() / 1e6})
 
 

@@ -44,6 +44,7 @@ class Trial:
     repeat: int
     order: int  # position inside the block
     state: str  # cold | warm
+    kind: str = "measured"  # | synthetic: the drafts were made from the answer itself
     prompt_tokens: int
     prompt_sha256: str
     new_tokens: int

@@ -26,6 +26,11 @@ class Arm:
         """warm: what the method learns outlives a turn."""
         return "warm" if self.engine.outlives(self.method) == "run" else "cold"
 
+    @property
+    def kind(self) -> str:
+        """measured, or synthetic: a yardstick that knows the answer."""
+        return self.engine.kind(self.method)
+
 
 @dataclass(frozen=True)
 class Schedule:

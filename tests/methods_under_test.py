@@ -1,10 +1,11 @@
 """Every method of conf/method, found by its YAML and built for a tiny target."""
 
 from functools import lru_cache
+from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 
 from specbench.compose import CONF, composed
 from specbench.decoding.drafter import Drafter
@@ -33,15 +34,21 @@ def draft_model_of(architecture: str) -> LanguageModel:
 
 
 @lru_cache
-def _settings(label: str) -> OmegaConf:
+def _settings(label: str) -> DictConfig:
     return composed([f"method=[{label}]"]).method[label]
 
 
 def drafter_of(label: str, architecture: str) -> Drafter:
     """A new drafter as its YAML describes it; one with a language model gets a tiny one, one with a checkpoint random weights."""
-    settings = dict(_settings(label))
+    return _made(OmegaConf.to_container(_settings(label), resolve=True), architecture)
+
+
+def _made(settings: Any, architecture: str) -> Any:
+    """Hydra's `instantiate`, parts of a method (mappings with a _target_) first."""
+    parts = {name: part for name, part in settings.items() if isinstance(part, dict) and "_target_" in part and name != "draft"}
+    settings |= {name: _made(part, architecture) for name, part in parts.items()}
     if "checkpoint" in settings:
         settings["checkpoint"] = "random"
-    if settings.pop("draft", None) is None:
-        return instantiate(settings, _convert_="all")
-    return instantiate(settings, _partial_=True, _convert_="all")(draft=draft_model_of(architecture))
+    if "draft" in settings:
+        settings["draft"] = draft_model_of(architecture)
+    return get_object(settings.pop("_target_"))(**settings)

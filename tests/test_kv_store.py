@@ -76,3 +76,19 @@ def test_clear_forgets_sequences_and_keeps_the_memory() -> None:
     store.clear()
     again, _ = store.write(0, new, new, [5])
     assert store.lengths == [0] and again.data_ptr() == keys.data_ptr()
+
+
+def test_a_row_is_a_store_of_its_own_over_the_same_memory() -> None:
+    store = KVStore(2, capacity=10)
+    first = torch.randn(2, HEADS, 4, WIDTH)
+    store.write(0, first, first, [4, 2])
+    store.keep(0, range(4))
+    store.keep(1, range(2))
+    view, new = store.row(1), torch.randn(1, HEADS, 3, WIDTH)
+    keys, _ = view.write(0, new, new, [3])
+    assert torch.equal(keys[0, :, :2], first[1, :, :2]) and torch.equal(keys[0, :, 2:5], new[0])
+    view.keep(0, range(3))
+    assert store.lengths == [4, 2], "what is kept there is not committed here"
+    over = torch.randn(2, HEADS, 1, WIDTH)
+    committed, _ = store.write(0, over, over, [1, 1])
+    assert torch.equal(committed[1, :, 2:3], over[1]) and torch.equal(committed[0, :, :4], first[0])

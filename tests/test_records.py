@@ -22,6 +22,7 @@ DESIGN_FIELDS = [
     "repeat",
     "order",
     "state",
+    "kind",
     "prompt_tokens",
     "prompt_sha256",
     "new_tokens",

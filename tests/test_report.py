@@ -264,6 +264,13 @@ def test_a_method_that_keeps_state_is_marked(tmp_path):
     assert "<th>token_recycling (warm)</th>" in report.page.read_text()
 
 
+def test_a_yardstick_is_marked(tmp_path):
+    trials = [trial("autoregressive", [1], 1.0), trial("oracle", [1], 1.0, kind="synthetic")]
+    report = render([write_run(tmp_path / "run", trials).path], tmp_path / "out")
+    assert "| oracle (synthetic) |" in (report.out / "table.md").read_text()
+    assert report.summary.set_index(["method", "task"])["kind"].to_dict()["oracle", "qa"] == "synthetic"
+
+
 def test_latex_escapes_and_markdown_keeps_its_columns(tmp_path):
     summary = summarise(load(write_run(tmp_path, made_up_trials({"a_b|c&d": 0.5}, ["qa"], 3)).path))
     assert r"a\_b|c\&d" in tables.latex(summary)

@@ -1,6 +1,6 @@
 """The base class of every method's drafter: write `start`, `draft` and `observe` for one sequence, or the batched three."""
 
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,13 +9,19 @@ from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 
+if TYPE_CHECKING:
+    from specbench.datastore.store import Datastore
+    from specbench.decoding.loop import Sampling
+
 
 class Drafter:
     """Proposes draft trees. All that belongs to a sequence, its own KV too, lives in that sequence's state."""
 
     taps: tuple[int, ...] = ()  # hidden states of the target it reads, by absolute layer number
     prompt_logits: bool = False  # whether `start` wants the target's logits of every prompt token
-    outlives: ClassVar[Literal["turn", "run"]] = "turn"  # what its state survives; "run" is cleared at the start of each repeat
+    outlives: Literal["turn", "run"] = "turn"  # what its state survives; "run" is cleared at the start of each repeat
+    kind: ClassVar[Literal["measured", "synthetic"]] = "measured"  # synthetic: its drafts are made from the answer itself
+    datastore: "Datastore | None" = None  # texts that it drafts from, beside prompt and answer
     nodes: int = 0  # of the largest branched tree; a chain is never deeper than its budget and needs no room of its own
     draft_forwards: int = 0  # forwards of a model of its own since the start of the turn, for all sequences of a batch
 
@@ -28,6 +34,9 @@ class Drafter:
 
     def reset(self) -> None:
         """Forget what outlives a turn; called at the start of each repeat."""
+
+    def foresee(self, prompts: list[Tensor], sampling: "Sampling") -> None:
+        """Before the clock runs: where a yardstick looks up the answer. A method has no business here."""
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[Any]:
         """New states for sequences whose prompt is prefilled; each prompt ends with the first committed token, the root."""
@@ -45,7 +54,8 @@ class Drafter:
     def start(self, prompt: list[int], out: TargetOutput) -> Any:
         """The state of a new sequence. prompt: ids of the prompt and, last, the root, which the target has just written.
 
-        out: the prefill's: logits (1, V), or (T, V) with `prompt_logits`; hidden (T, taps * H) with `taps`.
+        out: the prefill's: logits (1, V), or (T, V) with `prompt_logits`; hidden (T, taps * H) with `taps`;
+        past: the sequence's own keys and values in the target.
         """
         raise NotImplementedError
 

@@ -53,6 +53,13 @@ class KVStore:
         """Drop every entry of the row from `length` on."""
         self.lengths[row] = min(length, self.lengths[row])
 
+    def row(self, row: int) -> "KVStore":
+        """One sequence's entries as a store of its own over the same memory; its length is the caller's to keep up."""
+        view = KVStore(1, self.capacity)
+        view.lengths = [self.lengths[row]]
+        view._keys, view._values = ({layer: t[row : row + 1] for layer, t in of.items()} for of in (self._keys, self._values))
+        return view
+
     @property
     def layers(self) -> int:
         """How many have written here."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,14 @@ from specbench.errors import InputError
 
 @dataclass(frozen=True)
 class TargetOutput:
-    """logits (N, V), or (1, V) after a prefill that needs no more; hidden (N, taps * H) or None."""
+    """logits (N, V), or (1, V) after a prefill that needs no more; hidden (N, taps * H) or None.
+
+    past, after a prefill: the sequence's row of the store, for drafters that draft over the target's own keys and values.
+    """
 
     logits: Tensor
     hidden: Tensor | None = None
+    past: KVStore | None = None
 
 
 class LanguageModel:
@@ -127,7 +131,7 @@ class LanguageModel:
         outs = self.forward(store, [DraftTree.chain(prompt) for prompt in prompts], last_only=not all_logits)
         for row, prompt in enumerate(prompts):
             store.keep(row, range(len(prompt)))
-        return outs
+        return [replace(out, past=store.row(row)) for row, out in enumerate(outs)]
 
 
 def _context(config: PretrainedConfig) -> int:

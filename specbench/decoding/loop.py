@@ -125,6 +125,7 @@ def generate(
         store = target.store(needed, len(prompts))
     store.clear()
     drafter.reserve(store.capacity)
+    drafter.foresee(prompts, sampling)
     drafter.draft_forwards = 0
     clock = Clock(target.device, profile)
     _decode(target, drafter, prompts, sequences, store, clock)

@@ -32,3 +32,7 @@ class Engine(ABC):
     def outlives(self, label: str) -> str:
         """What the method's state survives: `turn` (nothing does) or `run`."""
         return "turn"
+
+    def kind(self, label: str) -> str:
+        """What the method's figures are: `measured`, or `synthetic` where its drafts are made from the answer itself."""
+        return "measured"

@@ -43,3 +43,6 @@ class Native(Engine):
 
     def outlives(self, label: str) -> str:
         return self.drafters[label].outlives
+
+    def kind(self, label: str) -> str:
+        return self.drafters[label].kind

@@ -53,6 +53,7 @@ WORDS = {
         "becomes time. Above 1 beyond noise, the baseline ran slower code."
     ),
     "warm": "a method that keeps state from question to question; cleared at the start of each repeat.",
+    "synthetic": "a yardstick: its drafts are made from the answer itself, so its speedup is no method's.",
     "identical": ("share of turns whose output ids equal autoregressive's. Equal samples are no proof of losslessness."),
     "accuracy": "mean score of the answers against the suite's own references, first repeat.",
     "lossless": "exact, tie, lossy or bug as certified; not certified until somebody has checked.",

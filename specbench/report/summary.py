@@ -79,7 +79,6 @@ def identity(run: LoadedRun) -> dict[str, Any]:
         "dtype": first(provenance, "dtype") or first(config, "target.dtype"),
         "device": first(provenance, "device.name", "device.kind", "device"),
         "temperature": first(config, "sampling.temperature"),
-        "kind": "measured",
     }
 
 

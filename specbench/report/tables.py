@@ -68,8 +68,9 @@ def share(value: float, missing: str = "–") -> str:
 
 
 def marked(row: Row | Mapping[Hashable, Any]) -> str:
-    """The label, with a mark where the method kept state from question to question."""
-    return f"{row['method']} (warm)" if row["state"] == "warm" else str(row["method"])
+    """The label, with a mark where the method kept state from question to question or knew the answer."""
+    marks = [mark for mark in (row["state"], row["kind"]) if mark in ("warm", "synthetic")]
+    return " ".join([str(row["method"]), *(f"({mark})" for mark in marks)])
 
 
 def interval_cell(row: Row) -> str:

@@ -1,0 +1,5 @@
+"""A store of texts, opened."""
+
+
+class Datastore:
+    pass
