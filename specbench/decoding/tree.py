@@ -1,6 +1,6 @@
 """The draft tree: candidate continuations of one sequence, rooted at the last committed token."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -42,6 +42,8 @@ class DraftTree:
     @cached_property
     def drafted(self) -> int:
         """Nodes offered for acceptance: the root and scratch nodes do not count."""
+        if self.shape is not None:
+            return self.shape.drafted
         return len(self) - 1 - (0 if self.scratch is None else int(self.scratch.sum()))
 
     @cached_property
@@ -63,7 +65,7 @@ class DraftTree:
     @cached_property
     def depth(self) -> int:
         """Depth of the deepest node that can be accepted."""
-        if self.shape is not None and self.scratch is None:
+        if self.shape is not None:
             return self.shape.depth
         if self.linear:
             return len(self) - 1
@@ -100,10 +102,16 @@ class TreeShape:
 
     paths: one list of ranks per node but the root; the path [0, 2] is the third best child of the best child of the root. Every
     path's beginnings are paths as well. Nodes stand in order of depth, then of ranks. heads: how many there are, where each depth
-    needs one of its own. Raises InputError.
+    needs one of its own. scratch: the paths whose nodes are never accepted. Raises InputError.
     """
 
-    def __init__(self, paths: Sequence[Sequence[int]], device: torch.device | str = "cpu", heads: int | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Sequence[int]],
+        device: torch.device | str = "cpu",
+        heads: int | None = None,
+        scratch: Collection[tuple[int, ...]] = (),
+    ) -> None:
         self.paths = sorted((tuple(path) for path in paths), key=lambda path: (len(path), path))
         self.device = torch.device(device)
         _check_paths(self.paths)
@@ -112,7 +120,9 @@ class TreeShape:
         self.ranks = torch.tensor([0] + [path[-1] for path in self.paths], device=device)  # (N,) of a node among its siblings
         self.ancestors = _ancestors(self.parents)
         self.depths = self.ancestors.sum(dim=1) - 1
-        self.depth = max((len(path) for path in self.paths), default=0)
+        self.scratch = torch.tensor([False] + [path in scratch for path in self.paths], device=device) if scratch else None
+        self.drafted = len(self.paths) - len(scratch)
+        self.depth = max((len(path) for path in self.paths if path not in scratch), default=0)
         if heads is not None and self.depth > heads:
             raise InputError(f"a tree of depth {self.depth} needs as many heads; there are {heads}")
         self.width = 1 + int(self.ranks.max())  # children that a node needs to choose from
@@ -154,7 +164,7 @@ class TreeShape:
 
     def tree(self, tokens: Tensor) -> DraftTree:
         """tokens (N,) int64, the root first."""
-        return DraftTree(tokens, self.parents, shape=self)
+        return DraftTree(tokens, self.parents, scratch=self.scratch, shape=self)
 
 
 def _check_paths(paths: list[tuple[int, ...]]) -> None:

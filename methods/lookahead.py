@@ -1,0 +1,149 @@
+"""Lookahead decoding (Fu et al. 2024): the target's own guesses at several places ahead become n-grams, which are then drafted.
+
+A window of `level` - 1 rows rides along in every forward as scratch nodes. Row 0 is text behind the root; the token at place j
+of row l was the target's guess behind place j of row l - 1. Read downwards, a column and the target's guess behind it are an
+n-gram of `level` tokens: they enter a pool, and those that begin with the root are the next drafts.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.tree import DraftTree, TreeShape
+from specbench.decoding.verify import Verified
+from specbench.errors import InputError
+
+Path = tuple[int, ...]
+
+
+class Pool:
+    """What followed a token: n-grams of `level` tokens under their first one, the `guesses` latest of each, the oldest first."""
+
+    def __init__(self, level: int, guesses: int) -> None:
+        self.level, self.guesses = level, guesses
+        self._grams: dict[int, list[Path]] = {}
+
+    def add(self, token: int, behind: Path) -> None:
+        """What is there already becomes the latest."""
+        grams = self._grams.setdefault(token, [])
+        if behind in grams:
+            grams.remove(behind)
+        elif len(grams) == self.guesses:
+            del grams[0]
+        grams.append(behind)
+
+    def add_text(self, tokens: list[int]) -> None:
+        for start in range(len(tokens) - self.level + 1):
+            self.add(tokens[start], tuple(tokens[start + 1 : start + self.level]))
+
+    def behind(self, token: int) -> list[Path]:
+        return self._grams.get(token, [])
+
+
+class Layout(NamedTuple):
+    """The tree of some row lengths and guesses: `order` brings root, rows and guesses into the tree's order; last: of the last row."""
+
+    shape: TreeShape
+    order: Tensor
+    last: Tensor
+
+
+@dataclass
+class LookaheadState:
+    """tokens: the last committed ones, the root last; rows: the filled rows of the window, row 0 a place shorter than the others."""
+
+    tokens: list[int]
+    rows: list[list[int]]
+    pool: Pool
+    layout: Layout | None = None  # of the draft in flight
+
+
+class Lookahead(Drafter):
+    """level: tokens of an n-gram (N); window: its width (W); guesses: most n-grams drafted at once (G).
+
+    text_pool: n-grams of prompt and answer enter the pool too. whole: a guess may be accepted to its last token, which the
+    authors' code never does. prefill_row: the first row is read behind the prompt, by a forward of its own before the first step, as
+    the authors do within their prefill. seed: of the first row's tokens, drawn from the prompt.
+    """
+
+    def __init__(
+        self, level: int, window: int, guesses: int, text_pool: bool, whole: bool, prefill_row: bool, seed: int
+    ) -> None:
+        if level < 3 or window < 1 or guesses < 1:
+            raise InputError(f"lookahead: level={level}, window={window}, guesses={guesses}: expected at least 3, 1 and 1")
+        self.level, self.window, self.guesses = level, window, guesses
+        self.text_pool, self.whole, self.prefill_row, self.seed = text_pool, whole, prefill_row, seed
+        self.nodes = 1 + (level - 1) * (window + level - 2) + guesses * (level - 1)
+        self._layouts: dict[tuple[tuple[int, ...], int, int], Layout] = {}
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        self._layouts.clear()
+
+    def start(self, prompt: list[int], out: TargetOutput) -> LookaheadState:
+        draw = random.Random(self.seed)
+        row = [draw.choice(prompt[:-1]) for _ in range(self.window + self.level - 3)]
+        state = LookaheadState(prompt[-self.level :], [row], Pool(self.level, self.guesses))
+        if self.text_pool:
+            state.pool.add_text(prompt)
+        if self.prefill_row:
+            assert out.past is not None
+            self.draft_forwards += 1
+            (read,) = self.target.forward(out.past, [DraftTree.chain(self.ids(row))])
+            self._shift(state, read.logits.argmax(dim=-1).tolist())
+        return state
+
+    def draft(self, state: LookaheadState, budget: int) -> DraftTree:
+        root = state.tokens[-1]
+        guesses = [guess[:budget] for guess in state.pool.behind(root)] if budget else []
+        state.layout = self._layout(tuple(map(len, state.rows)), len(guesses), min(budget, self.level - 1))
+        tokens = [root, *(token for row in [*state.rows, *guesses] for token in row)]
+        return state.layout.shape.tree(self.ids(tokens)[state.layout.order])
+
+    def observe(self, state: LookaheadState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+        assert state.layout is not None
+        self._shift(state, out.logits[state.layout.last].argmax(dim=-1).tolist())
+        known = state.tokens + verified.tokens
+        if self.text_pool:
+            state.pool.add_text(known[-(self.level - 1 + len(verified.tokens)) :])
+        state.tokens = known[-self.level :]
+
+    def _shift(self, state: LookaheadState, new: list[int]) -> None:
+        """new: the target's guesses behind the last filled row. One more row, or a shift by one place."""
+        rows = state.rows
+        if len(rows) == self.level - 1:
+            heads = [state.tokens[-1], *rows[0]]
+            for head, *column in zip(heads, *rows[1:], new, strict=True):
+                state.pool.add(head, tuple(column))
+            state.rows = [rows[1][1:], *rows[2:], new]
+        else:
+            state.rows = [row[1:] for row in rows] + [new[1:] if len(rows) > 1 else new]
+
+    def _layout(self, lengths: tuple[int, ...], guesses: int, depth: int) -> Layout:
+        key = (lengths, guesses, depth)
+        if key not in self._layouts:
+            self._layouts[key] = self._laid(*key)
+        return self._layouts[key]
+
+    def _laid(self, lengths: tuple[int, ...], guesses: int, depth: int) -> Layout:
+        window = list(_window(lengths))
+        drafts = [(len(lengths) + guess, *[0] * at) for guess in range(guesses) for at in range(depth)]
+        wasted = [] if self.whole else [path for path in drafts if len(path) == self.level - 1]
+        shape = TreeShape([*window, *drafts], self.target.device, scratch={*window, *wasted})
+        place = {path: at for at, path in enumerate([(), *window, *drafts])}
+        node = {path: at for at, path in enumerate(shape.paths, start=1)}
+        order = self.ids([0, *(place[path] for path in shape.paths)])
+        return Layout(shape, order, self.ids([node[path] for path in window[-lengths[-1] :]]))
+
+
+def _window(lengths: tuple[int, ...]) -> Iterator[Path]:
+    """Paths of the rows' nodes: row 0 is a chain behind the root; below its place j hangs column j (0: the root's own)."""
+    chain = [(0,) * places for places in range(lengths[0] + 1)]
+    yield from chain[1:]
+    for row, length in enumerate(lengths[1:]):
+        yield from ((*chain[place], 1, *[0] * row) for place in range(length))
