@@ -1,0 +1,73 @@
+"""Token Recycling (Luo et al. 2024): the best guesses that the target had behind each token, the last time it read it.
+
+A matrix holds `width` successors per token, taken from the logits of every node of every draft tree, accepted or not. A static
+tree is filled from it, level by level.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.tree import DraftTree, TreeShape
+from specbench.decoding.verify import Verified
+
+
+@dataclass
+class Successors:
+    """matrix (V, width): a token's successors, the most probable first; 0 where nothing is known yet. root (1,)."""
+
+    matrix: Tensor
+    root: Tensor
+
+
+class TokenRecycling(Drafter):
+    """tree: a static tree's paths. warm: the matrix outlives a turn, as the authors run it; else every turn begins with an empty one.
+
+    prompt_logits: the logits of the prompt fill it as well.
+    """
+
+    def __init__(self, tree: Mapping[str, Any], warm: bool, prompt_logits: bool) -> None:
+        self.paths, self.prompt_logits = tree["paths"], prompt_logits
+        self.outlives = "run" if warm else "turn"
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        self.tree = TreeShape(self.paths, target.device)
+        self.nodes = len(self.tree)
+        self.reset()
+
+    def reset(self) -> None:
+        self._kept = self._empty()
+
+    def _empty(self) -> Tensor:
+        return torch.zeros(self.target.vocabulary, self.tree.width, dtype=torch.long, device=self.target.device)
+
+    def start(self, prompt: list[int], out: TargetOutput) -> Successors:
+        state = Successors(self._kept if self.outlives == "run" else self._empty(), self.ids(prompt[-1:]))
+        read = prompt[:-1] if self.prompt_logits else prompt[-2:-1]  # the logits that the prefill gave
+        self._recycle(state.matrix, self.ids(read), out.logits)
+        return state
+
+    def draft(self, state: Successors, budget: int) -> DraftTree:
+        shape, above, drafted = self.tree.cut(budget), state.root, [state.root]
+        for level in shape.levels:
+            tokens = state.matrix[above[level.rows], level.ranks]
+            above = tokens[level.expanded]
+            drafted.append(tokens)
+        return shape.tree(torch.cat(drafted))
+
+    def observe(self, state: Successors, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+        self._recycle(state.matrix, tree.tokens, out.logits)
+        state.root = self.ids([verified.next_token])
+
+    def _recycle(self, matrix: Tensor, tokens: Tensor, logits: Tensor) -> None:
+        """tokens (N,), logits (N, V) behind them. Of equal tokens the last one's logits count."""
+        best = logits.topk(self.tree.width).indices  # (N, width)
+        places = torch.arange(len(tokens), device=tokens.device)
+        last = places.new_zeros(len(matrix)).scatter_reduce_(0, tokens, places, "amax")
+        matrix[tokens] = best[last[tokens]]
