@@ -121,9 +121,10 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
         return EagleState(store, out.hidden, prompt[1:])
 
     def draft(self, state: EagleState, budget: int) -> DraftTree:
-        root, hidden = self.ids(state.tokens[-1:]), self._read(state)
+        root = self.ids(state.tokens[-1:])
         if budget == 0:
             return DraftTree.chain(root)
+        hidden = self._read(state)
         tree = self._grown(state.kv, root, hidden, budget)
         state.kv.drop()
         return tree
@@ -134,6 +135,7 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
         positions = torch.arange(state.kv.length, state.kv.length + count, device=self.target.device)
         out = self._forward(state.hidden, self.ids(state.tokens), positions, state.kv.real(count))
         state.kv.keep(count)
+        state.hidden, state.tokens = state.hidden[:0], []
         return out[-1:]
 
     def _forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: LayerPass) -> Tensor:
@@ -153,7 +155,8 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
 
     def observe(self, state: EagleState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
         assert out.hidden is not None
-        state.hidden, state.tokens = out.hidden[verified.path], verified.tokens
+        state.hidden = torch.cat([state.hidden, out.hidden[verified.path]])
+        state.tokens += verified.tokens
 
 
 class Eagle(EagleDrafter):

@@ -198,13 +198,15 @@ class HydraHeads(NetworkDrafter, KeepingDrafter[DraftKV]):
 
     def draft(self, state: HydraState, budget: int) -> DraftTree:
         shape, root = self.tree.cut(budget), self.ids([state.root])
+        if shape.depth == 0:
+            return DraftTree.chain(root)
         read, drafted = torch.cat([self._prefix(state), self.network.embed(root)], dim=-1), [root]
         for head, level in enumerate(shape.levels):
             best = self.network.logits(head, read).topk(self.tree.width).indices  # (m, width)
             tokens = best[level.rows, level.ranks]
             drafted.append(tokens)
             read = torch.cat([read[level.rows[level.expanded]], self.network.embed(tokens[level.expanded])], dim=-1)
-        return shape.tree(torch.cat(drafted)) if shape.depth else DraftTree.chain(root)
+        return shape.tree(torch.cat(drafted))
 
     def _prefix(self, state: HydraState) -> Tensor:
         """(1, H) behind the root, once all hidden states that came have gone through the prefix layer."""
@@ -212,9 +214,10 @@ class HydraHeads(NetworkDrafter, KeepingDrafter[DraftKV]):
         positions = torch.arange(state.kv.length, state.kv.length + count, device=self.target.device)
         out = self.network.prefix(state.hidden[None].to(self.network.dtype), positions, state.kv.real(count))
         state.kv.keep(count)
+        state.hidden = state.hidden[:0]
         self.draft_forwards += self.network.prefixed
         return out[0, -1:]
 
     def observe(self, state: HydraState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
         assert out.hidden is not None
-        state.hidden, state.root = out.hidden[verified.path], verified.next_token
+        state.hidden, state.root = torch.cat([state.hidden, out.hidden[verified.path]]), verified.next_token

@@ -46,7 +46,10 @@ class Pool:
 
 
 class Layout(NamedTuple):
-    """The tree of some row lengths and guesses: `order` brings root, rows and guesses into the tree's order; last: of the last row."""
+    """The tree of some row lengths and guesses.
+
+    order (N,): brings root, rows and guesses into the tree's order; last: the nodes of the last row.
+    """
 
     shape: TreeShape
     order: Tensor
@@ -55,7 +58,7 @@ class Layout(NamedTuple):
 
 @dataclass
 class LookaheadState:
-    """tokens: the last committed ones, the root last; rows: the filled rows of the window, row 0 a place shorter than the others."""
+    """tokens: the last committed ones, the root last; rows: the filled ones, the first of them a place shorter than the others."""
 
     tokens: list[int]
     rows: list[list[int]]
@@ -67,13 +70,11 @@ class Lookahead(Drafter):
     """level: tokens of an n-gram (N); window: its width (W); guesses: most n-grams drafted at once (G).
 
     text_pool: n-grams of prompt and answer enter the pool too. whole: a guess may be accepted to its last token, which the
-    authors' code never does. prefill_row: the first row is read behind the prompt, by a forward of its own before the first step, as
-    the authors do within their prefill. seed: of the first row's tokens, drawn from the prompt.
+    authors' code never does. prefill_row: the first row is read behind the prompt, by a forward of its own before the first
+    step, as the authors do within their prefill. seed: of the first row's tokens, drawn from the prompt.
     """
 
-    def __init__(
-        self, level: int, window: int, guesses: int, text_pool: bool, whole: bool, prefill_row: bool, seed: int
-    ) -> None:
+    def __init__(self, level: int, window: int, guesses: int, text_pool: bool, whole: bool, prefill_row: bool, seed: int) -> None:
         if level < 3 or window < 1 or guesses < 1:
             raise InputError(f"lookahead: level={level}, window={window}, guesses={guesses}: expected at least 3, 1 and 1")
         self.level, self.window, self.guesses = level, window, guesses

@@ -22,12 +22,12 @@ from specbench.errors import InputError
 
 @dataclass
 class Replay:
-    """answer (n,), in ids and on the device; at: the root's place in it, None once the output has left it; coins: of Synthetic."""
+    """answer (n,), in ids and on the device; at: the root's place in it, None once the output has left it."""
 
     answer: list[int]
     tokens: Tensor
     at: int | None
-    coins: random.Random
+    coins: random.Random  # Synthetic's
 
 
 class Oracle(Drafter):

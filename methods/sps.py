@@ -84,7 +84,7 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
 
     def observe(self, state: DraftState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
         accepted, drafted = len(verified.path) - 1, len(tree) - 1
-        if drafted:
+        if not state.pending:  # the draft was its own
             behind = drafted - 1  # drafted tokens that entered the draft model's KV: all but the last
             state.store.rewind(0, state.store.lengths[0] - max(0, behind - accepted))
             state.pending = verified.tokens[-2:] if accepted == drafted else verified.tokens[-1:]

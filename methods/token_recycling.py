@@ -26,9 +26,9 @@ class Successors:
 
 
 class TokenRecycling(Drafter):
-    """tree: a static tree's paths. warm: the matrix outlives a turn, as the authors run it; else every turn begins with an empty one.
+    """tree: a static tree's paths. prompt_logits: the logits of the prompt fill the matrix as well.
 
-    prompt_logits: the logits of the prompt fill it as well.
+    warm: the matrix outlives a turn, as the authors run it; else every turn begins with an empty one.
     """
 
     def __init__(self, tree: Mapping[str, Any], warm: bool, prompt_logits: bool) -> None:
@@ -50,7 +50,7 @@ class TokenRecycling(Drafter):
     def start(self, prompt: list[int], out: TargetOutput) -> Successors:
         state = Successors(self._kept if self.outlives == "run" else self._empty(), self.ids(prompt[-1:]))
         read = prompt[:-1] if self.prompt_logits else prompt[-2:-1]  # the logits that the prefill gave
-        self._recycle(state.matrix, self.ids(read), out.logits)
+        self._recycle(state.matrix, self.ids(read), out.logits[-len(read) :])
         return state
 
     def draft(self, state: Successors, budget: int) -> DraftTree:

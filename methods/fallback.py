@@ -1,0 +1,77 @@
+"""Two drafters in one: where the first one offers nothing, the other one drafts."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.loop import Sampling
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verified
+
+Pair = tuple[Any, Any]  # the states of both drafters
+
+
+class Fallback(Drafter):
+    """SAM-Decoding beside a trained drafter (Hu et al. 2024, section 3.3) is one: `first` drafts where it has a long match.
+
+    Both see every step. A drafter that comes second must bear it that trees were not its own.
+    """
+
+    def __init__(self, first: Drafter, otherwise: Drafter) -> None:
+        self.parts = (first, otherwise)
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        for part in self.parts:
+            part.bind(target)
+        self.taps = tuple(layer for part in self.parts for layer in part.taps)
+        self.prompt_logits = any(part.prompt_logits for part in self.parts)
+        self.prompt_logits = any(part.prompt_logits for part in self.parts)
+        self.nodes = max(part.nodes for part in self.parts)
+        self.outlives = "run" if any(part.outlives == "run" for part in self.parts) else "turn"
+
+    def reserve(self, capacity: int) -> None:
+        for part in self.parts:
+            part.reserve(capacity)
+            part.draft_forwards = 0
+
+    def reset(self) -> None:
+        for part in self.parts:
+            part.reset()
+
+    def foresee(self, prompts: list[Tensor], sampling: Sampling) -> None:
+        for part in self.parts:
+            part.foresee(prompts, sampling)
+
+    def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[Pair]:
+        first, otherwise = (part.begin(prompts, seen) for part, seen in zip(self.parts, self._seen(outs), strict=True))
+        self.draft_forwards = sum(part.draft_forwards for part in self.parts)
+        return list(zip(first, otherwise, strict=True))
+
+    def propose(self, states: list[Pair], budgets: list[int]) -> list[DraftTree]:
+        first, otherwise = self.parts
+        trees = first.propose([state for state, _ in states], budgets)
+        empty = [row for row, tree in enumerate(trees) if len(tree) == 1]
+        if empty:
+            instead = otherwise.propose([states[row][1] for row in empty], [budgets[row] for row in empty])
+            for row, tree in zip(empty, instead, strict=True):
+                trees[row] = tree
+        self.draft_forwards = sum(part.draft_forwards for part in self.parts)
+        return trees
+
+    def update(self, states: list[Pair], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verified]) -> None:
+        for part, own, seen in zip(self.parts, zip(*states, strict=True), self._seen(outs), strict=True):
+            part.update(list(own), trees, seen, verified)
+
+    def _seen(self, outs: list[TargetOutput]) -> list[list[TargetOutput]]:
+        """What each part asked for of the hidden states (N, taps * H): its own taps."""
+        return [[replace(out, hidden=self._tapped(out.hidden, part)) for out in outs] for part in self.parts]
+
+    def _tapped(self, hidden: Tensor | None, part: Drafter) -> Tensor | None:
+        if hidden is None or not part.taps:
+            return None
+        first = 0 if part is self.parts[0] else len(self.parts[0].taps)
+        return hidden.unflatten(-1, (len(self.taps), -1))[..., first : first + len(part.taps), :].flatten(-2)
