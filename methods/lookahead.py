@@ -58,7 +58,7 @@ class Layout(NamedTuple):
 
 @dataclass
 class LookaheadState:
-    """tokens: the last committed ones, the root last; rows: the filled ones, the first of them a place shorter than the others."""
+    """tokens: the last committed ones, the root last; rows: the filled ones, the first of them a place shorter than others."""
 
     tokens: list[int]
     rows: list[list[int]]

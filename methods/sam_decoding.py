@@ -13,8 +13,8 @@ class SamDecoding(Drafter):
     """Looks in prompt and answer (section 3.1, the dynamic automaton).
 
     length: most tokens drafted; factor: and no more than so many for each token of the match, where it is given. shortest: a
-    shorter match drafts nothing. recent: see SuffixAutomaton. full: a chain of exactly `length` tokens, as the authors draft where
-    a tree method stands beside: a shorter match is taken for one with enough text behind it, and what still lacks is filled up.
+    shorter match drafts nothing. recent: see SuffixAutomaton. full: a chain of exactly `length` tokens, as the authors draft
+    where a tree method stands beside: a shorter match is taken for one with enough text behind it, and the rest is filled up.
     """
 
     def __init__(self, length: int, factor: float | None, shortest: int, recent: bool, full: bool) -> None:
