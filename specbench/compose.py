@@ -25,6 +25,7 @@ RUN = "config"  # the root config of a run
 ROOTS = {  # the mappings that a root config must have
     RUN: ("target", "method", "task", "suite", "engine", "sampling"),
     "train": ("target", "method", "task", "suite"),
+    "datastore": ("target", "task", "suite"),
 }
 TARGET = (  # what every target's YAML must have
     *("name", "path", "revision", "format", "dtype", "device", "device_map"),

@@ -152,18 +152,24 @@ def questions_of(suite: Suite, tasks: list[str], limit: int | None, seed: int) -
 
 def target_of(settings: DictConfig) -> Target:
     """Load the model and tokenizer that conf/target describes; what is cheap to refuse, before the weights."""
-    quiet()
-    plain = OmegaConf.to_container(settings, resolve=True)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(settings, resolve=True)
     shape, shapes = plain["shape"], plain.get("shapes") or {}
     if shape is not None and shape not in shapes:
         raise InputError(f"target.shape={shape}: {plain['name']} has {nearest(shape, list(shapes)) or 'no shapes'}")
+    tokenizer, chat = tokenizer_of(settings)
+    return Target(plain["name"], _model(plain), tokenizer, chat)
+
+
+def tokenizer_of(settings: DictConfig) -> tuple[PreTrainedTokenizerBase, str]:
+    """The target's tokenizer and chat format, tried out. Raises InputError."""
+    quiet()
+    plain: Any = OmegaConf.to_container(settings, resolve=True)
     tokenizer, chat = _tokenizer(plain)
     try:
         render(chat, [("Hello", None)], tokenizer)
     except TemplateError as error:
         raise InputError(f"the chat template of {plain['path']}: {one_line(error)}") from None
-    return Target(plain["name"], _model(plain), tokenizer, chat)
+    return tokenizer, chat
 
 
 def _model(settings: dict[Any, Any], **changes: Any) -> LanguageModel:
