@@ -19,7 +19,7 @@ RANDOM_DOCUMENTS, RANDOM_TOKENS = 320, 128
 
 
 class Rest(Drafter):
-    """Looks up the longest ending, of `shortest` to `longest` tokens, that the store knows, and drafts what is most frequent behind it.
+    """Looks up the longest ending, of `shortest` to `longest` tokens, that the store knows; drafts what is frequent behind it.
 
     datastore: a folder, or `random` for a store of random documents. sample, occurrences: which places are looked at, see
     Datastore.continuations. depth: tokens read behind each. nodes: the draft tree's, the root not counted. least_share: of

@@ -102,7 +102,7 @@ class ProgressDisplay:
 
 
 class TrainingDisplay:
-    """How far a training or a building is; its loss, and how often each depth guesses right; outside a terminal a line now and then."""
+    """How far a training is, its loss, how often each depth guesses right; or a building. Elsewhere a line now and then."""
 
     def __init__(self, console: Console, every: float = 30.0) -> None:
         self.console, self.every, self._said = console, every, 0.0
@@ -125,4 +125,6 @@ class TrainingDisplay:
         self._bar.update(self._task, description=what, completed=done, total=of)
         if not self.console.is_terminal and (time.monotonic() - self._said > self.every or done == of):
             self._said = time.monotonic()
-            self.console.print(f"{done}{f'/{of}' if of is not None else ''} · {what}", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(
+                f"{done}{f'/{of}' if of is not None else ''} · {what}", markup=False, highlight=False, soft_wrap=True
+            )

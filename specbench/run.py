@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from specbench.baseline import Rates, other_dtypes, rates, ways
 from specbench.build import built, check, check_types
 from specbench.continuation import alone, open_run, run_directory
+from specbench.datastore.leakage import check_tokenizers, leakage
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Sampling
 from specbench.devices import release_memory
@@ -51,6 +52,7 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     drafters = {label: built(settings) for label, settings in config.method.items()}
     target = target_of(config.target)
     check_prompts(questions, target)
+    check_tokenizers(drafters, target.tokenizer)
     for engine in engines.values():
         engine.open(target.model, drafters)
     sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids, seed=config.seed)
@@ -59,6 +61,8 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
         watcher.writes(run.path)
         turns = sum(len(question.turns) for question in questions)
         about = provenance(target.model.device) | prints(config, target, suite) | {"turns": turns}
+        watcher.doing("looking for the questions in datastores")
+        about["leakage"] = leakage(drafters, questions, target.tokenizer)
         if config.check_baseline and not run.is_run():
             watcher.doing("timing the baseline in other ways", long=True)
             about["baseline"] = baseline_rates(config, target, questions)

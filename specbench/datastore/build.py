@@ -1,7 +1,7 @@
 """Documents to a datastore: ids streamed to disk, then the suffix array of every chunk. A folder appears when it is whole.
 
-Suffixes are sorted by libdivsufsort over bytes, of which those at the beginning of an id are kept: ids are big-endian, so the order
-is that of the ids. A full chunk of 4-byte ids takes 20 bytes a token of memory, 2.7 GB; a larger store takes no more.
+Suffixes are sorted by libdivsufsort over bytes, of which those at the beginning of an id are kept: ids are big-endian, so the
+order is that of the ids. A full chunk of 4-byte ids takes 20 bytes a token of memory, 2.7 GB; a larger store takes no more.
 """
 
 import hashlib

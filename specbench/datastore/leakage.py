@@ -1,4 +1,4 @@
-"""What must hold of datastores before a run, and what a reader must know: whether a store holds the very questions that are asked."""
+"""Datastores before a run: made for the target's tokenizer? And do they hold the very questions that are asked?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -63,10 +63,14 @@ def _about(store: Datastore, shares: list[float]) -> dict[str, Any]:
 
 def share_of(question: Question, store: Datastore, tokenizer: PreTrainedTokenizerBase) -> float:
     """How much of a question's own grams stands in the store."""
-    held = [store.holds(gram) for turn in question.turns for gram in grams(tokenizer(turn, add_special_tokens=False).input_ids)]
+    held = [store.holds(gram) for gram in grams([tokenizer(turn, add_special_tokens=False).input_ids for turn in question.turns])]
     return sum(held) / len(held) if held else 0.0
 
 
-def grams(ids: list[int]) -> list[list[int]]:
-    """All runs of GRAM tokens; a shorter text is one itself."""
-    return [ids[start : start + GRAM] for start in range(max(1, len(ids) - GRAM + 1))] if ids else []
+def grams(turns: list[list[int]]) -> list[list[int]]:
+    """All runs of GRAM tokens inside a turn; of a question without any, its longest turn.
+
+    A short turn beside others says nothing: "Make it shorter." stands everywhere.
+    """
+    found = [ids[start : start + GRAM] for ids in turns for start in range(len(ids) - GRAM + 1)]
+    return found or [max(turns, key=len)]

@@ -29,7 +29,10 @@ RULES: Rules = (
         "dataset": (_text, "a data set's hub id, or null"),
         "split": (lambda value: isinstance(value, str), "a split's name"),
         "field": (_text, "the name of a field, or null"),
-        "limit": (lambda value: value is None or WHOLE[0](value), "a number of documents (of a suite, questions per task), or null"),
+        "limit": (
+            lambda value: value is None or WHOLE[0](value),
+            "a number of documents (of a suite, questions per task), or null",
+        ),
     }
 )
 

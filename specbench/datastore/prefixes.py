@@ -12,8 +12,8 @@ Ids = NDArray[np.int64]
 class Prefixes:
     """n distinct prefixes, shallow ones first, then in the order of their ids; so every prefix stands behind its own beginnings.
 
-    rows (m, D): the continuations they were counted in; depth (n,): index of their last token; row (n,): the first row that begins
-    so; count (n,): how many rows do.
+    rows (m, D): the continuations they were counted in; depth (n,): index of their last token; row (n,): the first row that
+    begins so; count (n,): how many rows do.
     """
 
     rows: Ids

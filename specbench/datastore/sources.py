@@ -1,4 +1,4 @@
-"""Where a datastore's documents come from: files, Hugging Face data sets, chats of any of the usual forms; token ids with an end each."""
+"""Where a datastore's documents come from: files and Hugging Face data sets, chats in their usual forms; ids with an end."""
 
 import json
 from collections.abc import Iterator, Mapping

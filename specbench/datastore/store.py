@@ -1,7 +1,7 @@
 """A store of texts to draft from: token ids and their suffix arrays, mapped from disk and never copied.
 
-A store is a folder: store.json says what it holds; of every chunk `0.ids` are its documents one behind the other, 2 or 4 bytes an id,
-big-endian, so that comparing bytes compares ids, and `0.suffixes` is its suffix array, 4 bytes a token, little-endian.
+A store is a folder: store.json says what it holds; of every chunk `0.ids` are its documents one behind the other, 2 or 4 bytes an
+id, big-endian, so that comparing bytes compares ids, and `0.suffixes` is its suffix array, 4 bytes a token, little-endian.
 """
 
 import json
@@ -90,7 +90,7 @@ class Match(NamedTuple):
     ranges: list[tuple[Chunk, int, int]]
 
     @property
-    def count(self) -> int:
+    def places(self) -> int:
         return sum(high - low for _, low, high in self.ranges)
 
 
@@ -138,8 +138,8 @@ class Datastore:
     def continuations(self, match: Match, depth: int, most: int, sample: Sample) -> Ids:
         """(m, depth) ids behind occurrences, rows in lexicographic order; -1 behind the end of a chunk.
 
-        sample: `spread` takes `most` of all occurrences at even distances in their order; `first` the first `most` of every chunk,
-        as REST's authors do.
+        sample: `spread` takes `most` of all occurrences at even distances in their order; `first` the first `most` of every
+        chunk, as REST's authors do.
         """
         chosen = _spread(match, most) if sample == "spread" else _first(match, most)
         rows = [chunk.behind(at, match.length, depth) for (chunk, _, _), at in zip(match.ranges, chosen, strict=True)]
@@ -163,8 +163,8 @@ def _first(match: Match, most: int) -> list[Ids]:
 
 def _spread(match: Match, most: int) -> list[Ids]:
     """Rows of every range, out of all ranges laid one behind the other."""
-    taken = min(most, match.count)
-    places = np.arange(taken) * match.count // taken
+    taken = min(most, match.places)
+    places = np.arange(taken) * match.places // taken
     starts = np.cumsum([0] + [high - low for _, low, high in match.ranges])
     cuts = np.searchsorted(places, starts)
     parts = zip(match.ranges, starts, cuts, cuts[1:], strict=False)

@@ -45,9 +45,7 @@ def answered(
         watch(len(group))
 
 
-def _group(
-    target: Target, drafter: Autoregressive, group: list[Question], sampling: Sampling, last: bool
-) -> Iterator[Text]:
+def _group(target: Target, drafter: Autoregressive, group: list[Question], sampling: Sampling, last: bool) -> Iterator[Text]:
     said: list[list[tuple[str, str | None]]] = [[] for _ in group]
     for turn in range(max(len(question.turns) for question in group)):
         going = [at for at, question in enumerate(group) if turn < len(question.turns)]
