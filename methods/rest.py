@@ -53,7 +53,7 @@ class Rest(Drafter):
         if self.datastore is None:
             self.datastore = random_store(target.vocabulary)
         if self.datastore.about.vocabulary > target.vocabulary:
-            held = f"{self.datastore.name} holds ids up to {self.datastore.about.vocabulary}"
+            held = f"{self.datastore.name} holds ids up to {self.datastore.about.vocabulary - 1}"
             raise InputError(f"the datastore {held}, but the target has a vocabulary of {target.vocabulary}")
 
     def start(self, prompt: list[int], out: TargetOutput) -> list[int]:

@@ -143,11 +143,12 @@ def sorted_suffixes(ids: bytes, width: int) -> Iterator[NDArray[np.int32]]:
 def in_memory(documents: Sequence[Document], vocabulary: int) -> Datastore:
     """A small store that no folder holds, for any tokenizer."""
     width = width_of(vocabulary)
-    ids = encoded(np.concatenate([np.asarray(document) for document in documents]), width)
+    whole = np.concatenate([np.asarray(document) for document in documents])
+    ids = encoded(whole, width)
     suffixes = b"".join(block.tobytes() for block in sorted_suffixes(ids, width))
     about = About(
         tokenizer=None,
-        vocabulary=vocabulary,
+        vocabulary=1 + int(whole.max()),
         width=width,
         chunks=[len(ids) // width],
         documents=len(documents),
