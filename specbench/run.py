@@ -62,7 +62,7 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
         turns = sum(len(question.turns) for question in questions)
         about = provenance(target.model.device) | prints(config, target, suite) | {"turns": turns}
         watcher.doing("looking for the questions in datastores")
-        about["leakage"] = leakage(drafters, questions, target.tokenizer)
+        about["leakage"] = _without_home(leakage(drafters, questions, target.tokenizer))
         if config.check_baseline and not run.is_run():
             watcher.doing("timing the baseline in other ways", long=True)
             about["baseline"] = baseline_rates(config, target, questions)

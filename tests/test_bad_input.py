@@ -66,7 +66,7 @@ def refuse(cli: Cli, tmp_path: Path) -> Refuse:
         (["datastore", "bild"], "datastore bild: no such command; there is build"),
         (["datastore", "build", "method=[rest]"], "method: no such setting"),
         (["datastore", "build", "data=FILE", "dataset=some/set"], "data=FILE and dataset=some/set: expected one of them"),
-        (["datastore", "build", "chunk_tokens=0"], "chunk_tokens=0: expected a whole number, at least 1"),
+        (["datastore", "build", "chunk_tokens=0"], "chunk_tokens=0: expected a number of tokens, at least 1, or null"),
         (["datastore", "build", "target=vicuna_7"], "target=vicuna_7: no such target; there is vicuna_7b, "),
         (["datastore", "build", "out=."], "out=.: is there already; choose another folder"),
         (["cost", "target=vicuna_7"], "target=vicuna_7: no such target; there is vicuna_7b, "),

@@ -1,7 +1,7 @@
 """Documents to a datastore: ids streamed to disk, then the suffix array of every chunk. A folder appears when it is whole.
 
 Suffixes are sorted by libdivsufsort over bytes, of which those at the beginning of an id are kept: ids are big-endian, so the
-order is that of the ids. A full chunk of 4-byte ids takes 20 bytes a token of memory, 2.7 GB; a larger store takes no more.
+order is that of the ids. Sorting takes five times the bytes of a chunk's ids, 2.7 GB for a full one; a larger store takes no more.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from specbench import __version__
 from specbench.datastore.store import About, Chunk, Datastore, encoded, file_names, width_of
 from specbench.errors import InputError
 
-CHUNK = 1 << 27  # tokens
+CHUNK = 1 << 29  # bytes of ids
 MOST_BYTES = (1 << 31) - 1  # of a chunk's ids: suffix arrays have 4 bytes
 BLOCK = 1 << 22  # suffixes written at once
 WATCHED = 64  # documents between two reports of progress
@@ -34,7 +34,7 @@ def build(
     tokenizer: str | None,
     source: str,
     watch: Watch = lambda *_: None,
-    chunk_tokens: int = CHUNK,
+    chunk_tokens: int | None = None,
 ) -> Path:
     """The folder `out` with the documents' store. Raises InputError: `out` is there, no documents, an id out of the vocabulary.
 
@@ -60,10 +60,10 @@ def build(
 class Writer:
     """Takes documents, writes chunks. A document never straddles two of them."""
 
-    def __init__(self, folder: Path, vocabulary: int, chunk_tokens: int, watch: Watch) -> None:
+    def __init__(self, folder: Path, vocabulary: int, chunk_tokens: int | None, watch: Watch) -> None:
         self.folder, self.vocabulary, self.watch = folder, vocabulary, watch
         self.width = width_of(vocabulary)
-        self.most = min(chunk_tokens, MOST_BYTES // self.width)
+        self.most = min(chunk_tokens or CHUNK // self.width, MOST_BYTES // self.width)
         self.chunks: list[int] = []
         self.documents, self.room, self.largest = 0, 0, 0
         self._file: BinaryIO

@@ -21,20 +21,18 @@ def _text(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value != "")
 
 
-RULES: Rules = (
-    SHARED_RULES
-    | dict.fromkeys(("max_new_tokens", "chunk_tokens"), WHOLE)
-    | {
-        "data": (_text, "a file, or null"),
-        "dataset": (_text, "a data set's hub id, or null"),
-        "split": (lambda value: isinstance(value, str), "a split's name"),
-        "field": (_text, "the name of a field, or null"),
-        "limit": (
-            lambda value: value is None or WHOLE[0](value),
-            "a number of documents (of a suite, questions per task), or null",
-        ),
-    }
-)
+RULES: Rules = SHARED_RULES | {
+    "max_new_tokens": WHOLE,
+    "chunk_tokens": (lambda value: value is None or WHOLE[0](value), "a number of tokens, at least 1, or null"),
+    "data": (_text, "a file, or null"),
+    "dataset": (_text, "a data set's hub id, or null"),
+    "split": (lambda value: isinstance(value, str), "a split's name"),
+    "field": (_text, "the name of a field, or null"),
+    "limit": (
+        lambda value: value is None or WHOLE[0](value),
+        "a number of documents (of a suite, questions per task), or null",
+    ),
+}
 
 
 def make(config: DictConfig, watch: Watch) -> Path:
