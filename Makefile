@@ -21,7 +21,7 @@ bench: setup  ## six tasks, three timed runs, a table, figures and a page
 
 bench-all: setup  ## the presets for the embedded models, beside transformers' own generate: hours on two cores
 	$(BIN)/specbench run target=mini target.shape=100m suite=mini limit=8 repeats=3 engine=[native,hf] \
-	  method=[pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3] out=$(ALL)
+	  method=[pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3,rest] out=$(ALL)
 
 benchmarks: setup  ## the project's own speed and memory promises, as ratios in one run
 	$(BIN)/python -m benchmarks
@@ -46,6 +46,8 @@ zoo: setup  ## train the embedded models again, by their recipes, into build/zoo
 	$(BIN)/python -m specbench.zoo.train_target build/zoo/target
 	$(BIN)/python -m specbench.zoo.train_draft build/zoo/target build/zoo/draft
 	$(BIN)/python -m specbench.zoo.train_heads build/zoo
+	$(BIN)/python -m specbench.zoo.chats build/zoo/dialogues.jsonl --count 2400 --whole
+	$(BIN)/specbench datastore build data=build/zoo/dialogues.jsonl out=build/zoo/datastore
 
 gpu:  ## on a machine with a GPU whose Python has the packages: equality checks, bandwidth, bench, roofline card, a short table
 	$(PYTHON) -m benchmarks.gpu

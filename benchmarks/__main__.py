@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks import embedded, memory, overhead, peer, trained
+from benchmarks import datastore, embedded, memory, overhead, peer, trained
 from specbench.cli import console
 from specbench.statistics import Interval
 
@@ -81,6 +81,20 @@ def room(promises: Promises) -> None:
     promises.add("growth when all is asked again, 100m", "≤ 1 % of all", f"{later / 1e6:.1f} MB", flat)
 
 
+def stores(promises: Promises) -> None:
+    for bits, vocabulary in datastore.VOCABULARIES.items():
+        built, served = datastore.measured(datastore.TOKENS, vocabulary)
+        what = f"datastore of 100 M tokens, {bits} bits"
+        promises.add(f"building a {what}", "≤ 120 s", f"{built.seconds:.0f} s", built.seconds <= 120)
+        promises.add(f"peak memory, {what}", "≤ 4 GiB", f"{built.peak / 2**30:.2f} GiB", built.peak <= 4 * 2**30)
+        promises.add(f"retrieval and tree, {what}, median", "≤ 1 ms", f"{served.median:.2f} ms", served.median <= 1)
+        slow = f"{served.p99:.2f} ms, {served.p99_computing:.2f} of computing"
+        promises.add(f"retrieval and tree, {what}, p99", "≤ 4 ms", slow, served.p99 <= 4)
+        if served.grown is not None:
+            grown = f"{served.grown / 1e6:.1f} MB"
+            promises.add(f"memory of its own while serving, {what}", "≤ 200 MB", grown, served.grown <= 200e6)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=3)
@@ -89,6 +103,7 @@ def main() -> None:
     promises = Promises()
     outside(promises)
     room(promises)
+    stores(promises)
     speed(promises, options.out, options.limit)
     trained_drafters(promises, options.out, options.limit)
     console.print(promises.table)

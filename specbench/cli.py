@@ -92,6 +92,30 @@ def train(argv: list[str]) -> int:
     return 0
 
 
+def datastore(argv: list[str]) -> int:
+    """Build a store of texts that REST drafts from (specbench datastore build)."""
+    if argv[:1] != ["build"]:
+        return _explained_datastore(argv)
+    options = _parsed(_overriding("datastore", "datastore", "datastore build"), argv[1:])
+    from specbench.compose import composed
+
+    config = composed(options.overrides, options.config_dir, "datastore")
+    from specbench.datastore.make import make
+    from specbench.progress import TrainingDisplay
+
+    with TrainingDisplay(console) as display:
+        out = make(config, display.at)
+    console.print(f"datastore: {out}; specbench run method=[rest] target.datastore={out}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _explained_datastore(argv: list[str]) -> int:
+    if argv and argv[0] not in ("-h", "--help"):
+        raise InputError(f"datastore {argv[0]}: no such command; there is build")
+    print("usage: specbench datastore build [KEY=VALUE …]; its settings: specbench datastore build --help")
+    return 0
+
+
 def doctor(argv: list[str]) -> int:
     """What this machine can do, and what is missing."""
     _Parser(prog="specbench doctor", description=doctor.__doc__).parse_args(argv)
@@ -119,18 +143,19 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": run,
     "report": report,
     "train": train,
+    "datastore": datastore,
     "cost": cost,
     "doctor": doctor,
     "list": list_,
 }
 
 
-def _overriding(command: str, root: str = "config") -> _Parser:
+def _overriding(command: str, root: str = "config", called: str | None = None) -> _Parser:
     from specbench.compose import CONF
 
     settings = (CONF / f"{root}.yaml").read_text(encoding="utf-8").split("\nhydra:")[0]
     parser = _Parser(
-        prog=f"specbench {command}",
+        prog=f"specbench {called or command}",
         description=COMMANDS[command].__doc__,
         epilog=f"The settings and their defaults; specbench list says what may be chosen.\n\n{settings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -180,7 +205,7 @@ def _stopped(run: Path | None) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:8} {command.__doc__}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()]
     return "usage: specbench COMMAND …\n\n" + "\n".join(lines)
 
 

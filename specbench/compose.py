@@ -25,6 +25,7 @@ RUN = "config"  # the root config of a run
 ROOTS = {  # the mappings that a root config must have
     RUN: ("target", "method", "task", "suite", "engine", "sampling"),
     "train": ("target", "method", "task", "suite"),
+    "datastore": ("target", "task", "suite"),
 }
 TARGET = (  # what every target's YAML must have
     *("name", "path", "revision", "format", "dtype", "device", "device_map"),
@@ -159,7 +160,8 @@ def _one_line(error: Exception, overrides: Sequence[str], config_dir: Path | Non
 
 def _unknown_key(given: str, overrides: Sequence[str], config_dir: Path | None, root: str) -> str:
     """Names the nearest key among those of the chosen target, methods and so on."""
-    choices = [override for override in overrides if override.split("=")[0] in GROUPS]
+    keys = [override.split("=")[0] for override in overrides]
+    choices = [override for override, key in zip(overrides, keys, strict=True) if key in GROUPS and key != given]
     return f"{given}: no such setting; the nearest is {closest(given, _keys(_composed(choices, config_dir, root)))}"
 
 

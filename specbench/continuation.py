@@ -61,7 +61,8 @@ def open_run(run: RunDirectory, config: Mapping[str, Any], about: Mapping[str, A
     started = (run.path / "run.json").is_file()
     if started:
         _check_place(run, about)
-        run.write_provenance(_noted(run.provenance(), about))
+        _check_stores(run, about)
+        run.write_provenance(_with_stores(_noted(run.provenance(), about), about))
     run.repair()
     run.write_config(_merged(run.config(), config) if run.is_run() else config)
     if not started:
@@ -113,6 +114,27 @@ def _check_place(run: RunDirectory, now: Mapping[str, Any]) -> None:
     device, device_now = ((about.get("device") or {}).get("name") for about in (before, now))
     if device != device_now:
         raise _another(run, "device", device, device_now)
+
+
+def _check_stores(run: RunDirectory, now: Mapping[str, Any]) -> None:
+    """Trials of one method with two datastores cannot stand in one row."""
+    before, here = ({label: _sha256s(found) for label, found in _stores(about).items()} for about in (run.provenance(), now))
+    for label in before.keys() & here.keys():
+        if before[label] != here[label]:
+            raise _another(run, f"datastore of {label}", before[label], here[label])
+
+
+def _with_stores(about: dict[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """run.json with the datastores of the methods that it is extended by."""
+    return {**about, "leakage": {**_stores(about), **_stores(now)}} if _stores(now) else about
+
+
+def _stores(about: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    return about.get("leakage") or {}
+
+
+def _sha256s(stores: list[dict[str, Any]]) -> str:
+    return ", ".join(str(store.get("sha256")) for store in stores)
 
 
 def _another(run: RunDirectory, what: str, before: Any, now: Any) -> InputError:

@@ -102,7 +102,7 @@ class ProgressDisplay:
 
 
 class TrainingDisplay:
-    """How far a training is, its loss, and how often each depth guesses right; outside a terminal a line now and then."""
+    """How far a training is, its loss, how often each depth guesses right; or a building. Elsewhere a line now and then."""
 
     def __init__(self, console: Console, every: float = 30.0) -> None:
         self.console, self.every, self._said = console, every, 0.0
@@ -117,12 +117,14 @@ class TrainingDisplay:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def at(self, what: str, done: int, of: int, row: Mapping[str, Any]) -> None:
-        """`row`: the latest line of the log, empty while there is none."""
+    def at(self, what: str, done: int, of: int | None, row: Mapping[str, Any] | None = None) -> None:
+        """of: None where nobody knows. row: the latest line of the log, empty while there is none."""
         if row:
             shares = " ".join(f"{100 * share:.0f}" for share in row["held_out_right"])
             what = f"{what} · held-out loss {row['held_out_loss']:.3f}, right by depth {shares} %"
         self._bar.update(self._task, description=what, completed=done, total=of)
         if not self.console.is_terminal and (time.monotonic() - self._said > self.every or done == of):
             self._said = time.monotonic()
-            self.console.print(f"{done}/{of} · {what}", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(
+                f"{done}{f'/{of}' if of is not None else ''} · {what}", markup=False, highlight=False, soft_wrap=True
+            )

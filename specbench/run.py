@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from specbench.baseline import Rates, other_dtypes, rates, ways
 from specbench.build import built, check, check_types
 from specbench.continuation import alone, open_run, run_directory
+from specbench.datastore.leakage import check_tokenizers, leakage
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Sampling
 from specbench.devices import release_memory
@@ -51,6 +52,7 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     drafters = {label: built(settings) for label, settings in config.method.items()}
     target = target_of(config.target)
     check_prompts(questions, target)
+    check_tokenizers(drafters, target.tokenizer)
     for engine in engines.values():
         engine.open(target.model, drafters)
     sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids, seed=config.seed)
@@ -59,6 +61,8 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
         watcher.writes(run.path)
         turns = sum(len(question.turns) for question in questions)
         about = provenance(target.model.device) | prints(config, target, suite) | {"turns": turns}
+        watcher.doing("looking for the questions in datastores")
+        about["leakage"] = _without_home(leakage(drafters, questions, target.tokenizer))
         if config.check_baseline and not run.is_run():
             watcher.doing("timing the baseline in other ways", long=True)
             about["baseline"] = baseline_rates(config, target, questions)
@@ -152,18 +156,24 @@ def questions_of(suite: Suite, tasks: list[str], limit: int | None, seed: int) -
 
 def target_of(settings: DictConfig) -> Target:
     """Load the model and tokenizer that conf/target describes; what is cheap to refuse, before the weights."""
-    quiet()
-    plain = OmegaConf.to_container(settings, resolve=True)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(settings, resolve=True)
     shape, shapes = plain["shape"], plain.get("shapes") or {}
     if shape is not None and shape not in shapes:
         raise InputError(f"target.shape={shape}: {plain['name']} has {nearest(shape, list(shapes)) or 'no shapes'}")
+    tokenizer, chat = tokenizer_of(settings)
+    return Target(plain["name"], _model(plain), tokenizer, chat)
+
+
+def tokenizer_of(settings: DictConfig) -> tuple[PreTrainedTokenizerBase, str]:
+    """The target's tokenizer and chat format, tried out. Raises InputError."""
+    quiet()
+    plain: Any = OmegaConf.to_container(settings, resolve=True)
     tokenizer, chat = _tokenizer(plain)
     try:
         render(chat, [("Hello", None)], tokenizer)
     except TemplateError as error:
         raise InputError(f"the chat template of {plain['path']}: {one_line(error)}") from None
-    return Target(plain["name"], _model(plain), tokenizer, chat)
+    return tokenizer, chat
 
 
 def _model(settings: dict[Any, Any], **changes: Any) -> LanguageModel:

@@ -39,7 +39,7 @@ def _settings(label: str) -> DictConfig:
 
 
 def drafter_of(label: str, architecture: str) -> Drafter:
-    """A new drafter as its YAML describes it; one with a language model gets a tiny one, one with a checkpoint random weights."""
+    """A new drafter as its YAML describes it; a language model in it is a tiny one, checkpoint and datastore are random."""
     return _made(OmegaConf.to_container(_settings(label), resolve=True), architecture)
 
 
@@ -47,8 +47,9 @@ def _made(settings: Any, architecture: str) -> Any:
     """Hydra's `instantiate`, parts of a method (mappings with a _target_) first."""
     parts = {name: part for name, part in settings.items() if isinstance(part, dict) and "_target_" in part and name != "draft"}
     settings |= {name: _made(part, architecture) for name, part in parts.items()}
-    if "checkpoint" in settings:
-        settings["checkpoint"] = "random"
+    for name in ("checkpoint", "datastore"):
+        if name in settings:
+            settings[name] = "random"
     if "draft" in settings:
         settings["draft"] = draft_model_of(architecture)
     return get_object(settings.pop("_target_"))(**settings)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from specbench import ROOT
 from specbench.compose import composed
 from specbench.continuation import alone
+from specbench.datastore.build import build
 from specbench.records import RunDirectory
 from specbench.run import execute
 from tests.conftest import Outcome, Tiny
@@ -62,6 +63,12 @@ def refuse(cli: Cli, tmp_path: Path) -> Refuse:
         (["run", "limt=3"], "limt: no such setting; the nearest is limit"),
         (["run", "repeats=0"], "repeats=0: expected a whole number, at least 1"),
         (["run", "suite=jsonl", "method=[]"], "suite jsonl needs a questions file: give suite.path=FILE"),
+        (["datastore", "bild"], "datastore bild: no such command; there is build"),
+        (["datastore", "build", "method=[rest]"], "method: no such setting"),
+        (["datastore", "build", "data=FILE", "dataset=some/set"], "data=FILE and dataset=some/set: expected one of them"),
+        (["datastore", "build", "chunk_tokens=0"], "chunk_tokens=0: expected a number of tokens, at least 1, or null"),
+        (["datastore", "build", "target=vicuna_7"], "target=vicuna_7: no such target; there is vicuna_7b, "),
+        (["datastore", "build", "out=."], "out=.: is there already; choose another folder"),
         (["cost", "target=vicuna_7"], "target=vicuna_7: no such target; there is vicuna_7b, "),
         (["run", "-m", "method=pld,pdl"], "method=pdl: no such method; there is pld, "),
         (["run", "-m", "limit=1,0"], "limit=0: expected a number of questions"),
@@ -103,6 +110,8 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         ),
         (["method=[sps]", "target.draft=null"], "this target names no draft model: set target.draft.path"),
         (["method=[sps]", "target.draft.path=/nowhere/at/all"], "no model at /nowhere/at/all: no such folder"),
+        (["method=[rest]", "target.datastore=/nowhere/at/all"], "no datastore at /nowhere/at/all: no such folder"),
+        (["method=[rest]", "target.datastore=null"], "this target names no datastore: set method.LABEL.datastore to a folder or"),
     ],
 )
 def test_what_a_run_is_made_of(refuse: Refuse, tiny: Tiny, overrides: list[str], expected: str) -> None:
@@ -238,6 +247,62 @@ def test_a_tokenizer_of_another_model(refuse: Refuse, tiny: Tiny, tmp_path: Path
     assert said.startswith("the tokenizer gives id ") and "mini has a vocabulary of 300" in said
 
 
+def test_a_datastore_of_another_tokenizer(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
+    build([[1, 2, 3]], tmp_path / "store", 1024, "0" * 64, "a test")
+    said = refuse("run", *tiny.overrides("task=qa", "method=[rest]", "target.datastore=store", "out=results/x"))
+    assert said.startswith(
+        "method.rest: the datastore store was made for another tokenizer than the target's (000000000000, not "
+    )
+
+
+def test_a_torn_datastore(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
+    build([[1, 2, 3]], tmp_path / "store", 1024, None, "a test")
+    (tmp_path / "store" / "0.ids").write_bytes(b"123")
+    said = refuse("run", *tiny.overrides("task=qa", "method=[rest]", "target.datastore=store", "out=results/x"))
+    assert said.endswith("0.ids: 3 bytes, expected 6: the datastore is torn; build it again")
+
+
+@pytest.mark.parametrize(
+    ("file", "lines", "expected"),
+    [
+        ("texts.jsonl", None, "texts.jsonl: cannot be read"),
+        ("texts.jsonl", ['{"text": "one"}', "{"], "texts.jsonl:2: not valid JSON"),
+        ("texts.jsonl", ['{"text": "one"}', "5"], "texts.jsonl:2: expected a text or a chat"),
+        (
+            "texts.jsonl",
+            ['{"txet": "one"}'],
+            "texts.jsonl:1: expected messages, conversations, text or prompt_ids, found txet; field",
+        ),
+        ("texts.jsonl", ['{"messages": [{"role": "user"}]}'], "texts.jsonl:1: expected a text or a chat: KeyError('value')"),
+        ("texts.jsonl", ['{"prompt_ids": [1], "answer_ids": [5000]}'], "texts.jsonl:1: expected a text or a chat: ValueError"),
+        ("texts.jsonl", ['{"prompt_ids": [1], "answer_ids": [5000]}'], "5000 is no token id below 1024"),
+        ("texts.jsonl", ['{"text": " "}'], "texts.jsonl: holds no document"),
+        ("texts.json", ['{"text": "one"}'], "texts.json: expected a list of chats or texts"),
+        ("texts.txt", ["", " "], "texts.txt: holds no document"),
+    ],
+)
+def test_what_a_datastore_is_made_of(refuse: Refuse, tmp_path: Path, file: str, lines: list[str] | None, expected: str) -> None:
+    if lines is not None:
+        (tmp_path / file).write_text("\n".join(lines))
+    assert expected in refuse("datastore", "build", f"data={file}", "out=store")
+
+
+def test_a_field_that_is_not_there(refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"body": "one"}')
+    said = refuse("datastore", "build", "data=texts.jsonl", "field=bdoy", "out=store")
+    assert said == "texts.jsonl:1: field=bdoy: no such field; there is body"
+
+
+def test_a_disk_that_is_full_while_a_datastore_is_built(refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "texts.jsonl").write_text('{"text": "one"}')
+    monkeypatch.setattr("specbench.datastore.build.encoded", full)
+    assert "No space left on device" in refuse("datastore", "build", "data=texts.jsonl", "out=store")
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
+
+
 def test_a_task_that_never_fits(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
     short = tiny.model(tmp_path / "short", max_position_embeddings=16)
     said = refuse("run", *tiny.overrides("task=[qa,rag]", "method=[]", f"target.path={short}", "out=results/x"))
@@ -297,6 +362,18 @@ def test_a_run_whose_weights_were_exchanged(refuse: Refuse, tiny: Tiny, tmp_path
     execute(composed(command), Quiet())
     tensors(folder, lambda weights: weights["model.norm.weight"].mul_(2))
     assert "out=run holds another run: its target_sha256 is " in refuse("run", *command, "repeats=2")
+
+
+def test_a_run_whose_datastore_was_built_again(
+    refuse: Refuse, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    build([[1, 2, 3]], tmp_path / "store", 1024, None, "a test")
+    command = tiny.overrides("task=qa", "method=[rest]", "limit=1", "repeats=1", "out=run", "target.datastore=store")
+    execute(composed(command), Quiet())
+    shutil.rmtree(tmp_path / "store")
+    build([[1, 2, 4]], tmp_path / "store", 1024, None, "a test")
+    assert "out=run holds another run: its datastore of rest is " in refuse("run", *command, "repeats=2")
 
 
 def test_a_wrong_class_gets_one_line_in_a_process_of_its_own() -> None:

@@ -159,6 +159,41 @@ def test_a_job_that_cannot_run_stops_its_sweep_with_one_line(cli: Cli, tiny: Tin
     assert no_report == [] and not list(Path("sweep").rglob("config.yaml"))
 
 
+def test_a_datastore_from_the_target_s_own_answers_and_a_run_with_it(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
+    """Both turns of a conversation in one document; what the store holds of the questions stands in run.json and the report."""
+    target = [f"target.path={tiny.target}", "target.dtype=float32"]
+    asked = ["suite=mini", "suite.per_task=2", "task=[qa,mt_bench]", "limit=1", "max_new_tokens=8"]
+    status, out, err = cli("datastore", "build", *target, *asked, "out=store")
+    assert status == 0 and "2/2 · the target answers" in out and "datastore: store;" in out, err
+    about = json.loads((tmp_path / "store" / "store.json").read_text())
+    assert about["documents"] == 2 and about["source"] == "suite mini, test split, answered by mini"
+
+    run = ["method=[rest,pld]", "target.datastore=store", "task=[qa,mt_bench]", "limit=1", "repeats=1", "out=results/leaky"]
+    status, out, err = cli("run", *tiny.overrides(*run))
+    assert status == 0, err
+    (told,) = RunDirectory(tmp_path / "results/leaky").provenance()["leakage"]["rest"]
+    assert (told["name"], told["questions"], told["leaked"], told["documents"]) == ("store", 2, 2, 2)
+    assert "alarm: rest: its datastore store holds 2 of the 2 questions" in out
+    status, out, err = cli("run", *tiny.overrides(*run, "method=[rest_spec_bench]"))
+    assert status == 0, err
+    assert set(RunDirectory(tmp_path / "results/leaky").provenance()["leakage"]) == {"rest", "rest_spec_bench"}
+
+
+def test_a_datastore_needs_no_weights(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
+    tiny.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "texts.txt").write_text("One.\n\nTwo.\n\nThree.\n")
+    status, _, err = cli("datastore", "build", "target.path=tokenizer", "data=texts.txt", "limit=2", "out=store")
+    assert status == 0, err
+    assert json.loads((tmp_path / "store" / "store.json").read_text())["documents"] == 2
+
+
+def test_datastore_alone_explains_itself(cli: Cli) -> None:
+    for argv in ([], ["--help"]):
+        assert "specbench datastore build" in cli("datastore", *argv).out
+    status, out, _ = cli("datastore", "build", "--help")
+    assert status == 0 and all(f"{setting}:" in out for setting in ("data", "dataset", "field", "limit", "chunk_tokens", "out"))
+
+
 def test_ctrl_c_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(_: object, watcher: ProgressDisplay) -> None:
         watcher.writes(Path("results/x"))

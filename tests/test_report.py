@@ -143,6 +143,19 @@ def test_examples_are_left_out_without_texts(run, tmp_path):
     assert "Example outputs" not in render([run.path], tmp_path / "out").page.read_text()
 
 
+def test_a_datastore_that_holds_questions_is_alarmed_and_told(tmp_path):
+    store = {"name": "<store>", "tokens": 1_200_000, "questions": 480, "leaked": 3}
+    clean = {**store, "leaked": 0}
+    trials = made_up_trials({"rest": 0.3, "other": 0.3}, ["qa"])
+    directory = write_run(tmp_path / "run", trials, leakage={"rest": [store], "other": [clean]})
+    loaded = load(directory.path)
+    found = [one for one in alarms(loaded, summarise(loaded)) if "datastore" in one.message]
+    assert [(one.level, one.method) for one in found] == [("alarm", "rest")]
+    assert found[0].message.startswith("its datastore <store> holds 3 of the 480 questions")
+    html = render([directory.path], tmp_path / "out").page.read_text()
+    assert "rest: &lt;store&gt;, 1,200,000 tokens, holds 3 of 480 questions; other: " in html
+
+
 def test_a_failed_question_is_counted_and_alarmed_never_timed(tmp_path):
     trials = [trial(method, [1] * 4, 1.0, question_id=q) for method in ("autoregressive", "pld") for q in (1, 2, 3)]
     trials[5] = failed("pld", question_id=3)

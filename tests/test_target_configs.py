@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 CONF = Path(__file__).parents[1] / "conf" / "target"
 KEYS = {
     *("name", "path", "revision", "format", "dtype", "device", "device_map"),
-    *("trust_remote_code", "weights", "shape", "config", "draft", "checkpoints"),
+    *("trust_remote_code", "weights", "shape", "config", "draft", "checkpoints", "datastore"),
 }
 PARAMETERS = {  # target, draft; as counted in the published checkpoints, tied embeddings once
     "vicuna_7b": (6_738_415_616, 68_030_208),

@@ -22,7 +22,7 @@ class Drafter:
     outlives: Literal["turn", "run"] = "turn"  # what its state survives; "run" is cleared at the start of each repeat
     kind: ClassVar[Literal["measured", "synthetic"]] = "measured"  # synthetic: its drafts are made from the answer itself
     datastore: "Datastore | None" = None  # texts that it drafts from, beside prompt and answer
-    parts: "tuple[Drafter, ...]" = ()  # the drafters that it is made of
+    parts: tuple["Drafter", ...] = ()  # the drafters that it is made of
     nodes: int = 0  # of the largest branched tree; a chain is never deeper than its budget and needs no room of its own
     draft_forwards: int = 0  # forwards of a model of its own since the start of the turn, for all sequences of a batch
 

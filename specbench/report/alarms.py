@@ -33,7 +33,7 @@ Row = Mapping[Hashable, Any]
 
 def alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Everything wrong with a run, alarms first; `summary` is summarise(run)."""
-    found = [*_baseline(run, summary), *_profiled(run), *_continued(run), *_missing(run), *_errors(run)]
+    found = [*_baseline(run, summary), *_profiled(run), *_continued(run), *_missing(run), *_errors(run), *_leaked(run)]
     for row in summary.to_dict("records"):
         found += [*_conversion(row), *_drafted_nothing(row), *_unfinished(row)]
     return sorted(found, key=lambda alarm: alarm.level)
@@ -84,6 +84,15 @@ def _errors(run: LoadedRun) -> Iterator[Alarm]:
         reason, _ = counts.most_common(1)[0]
         message = f"{counts.total()} of {turns[method, task]} turns failed, most often: {reason}"
         yield Alarm("alarm", method, task, message)
+
+
+def _leaked(run: LoadedRun) -> Iterator[Alarm]:
+    """Datastores that hold the questions themselves, and with them perhaps their answers."""
+    for method, stores in (run.provenance.get("leakage") or {}).items():
+        for store in stores:
+            if store["leaked"]:
+                message = f"its datastore {store['name']} holds {store['leaked']} of the {store['questions']} questions"
+                yield Alarm("alarm", method, OVERALL, f"{message} (half of their 13-grams or more): answers may be looked up")
 
 
 def _conversion(row: Row) -> Iterator[Alarm]:

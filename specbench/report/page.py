@@ -125,8 +125,18 @@ def _facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in named if version),
         "autoregressive otherwise": described(run.provenance.get("baseline") or []),
         "numbers": row["kind"],
+        "datastores": "; ".join(_stores(run)),
     }
     return {name: str(value) for name, value in facts.items() if value != ""}
+
+
+def _stores(run: LoadedRun) -> list[str]:
+    """What each method looks its drafts up in, and how many of the run's questions stand there."""
+    return [
+        f"{method}: {store['name']}, {store['tokens']:,} tokens, holds {store['leaked']} of {store['questions']} questions"
+        for method, stores in (run.provenance.get("leakage") or {}).items()
+        for store in stores
+    ]
 
 
 def examples(run: LoadedRun) -> list[dict[str, Any]]:

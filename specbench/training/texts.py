@@ -16,6 +16,7 @@ from specbench.prompts import answer_text, render
 from tasks.question import Question
 
 SIDE_BY_SIDE = 64  # conversations that the target answers at once
+WRONG = (ValueError, KeyError, TypeError, AttributeError)  # what reading a row of another form raises
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -27,19 +28,24 @@ class Text:
     answer_ids: list[int]
 
 
-def answered(target: Target, questions: list[Question], max_new_tokens: int, watch: Callable[[int], None]) -> Iterator[Text]:
-    """Every turn of every question with the target's own greedy answer, in batches of questions of like length."""
+def answered(
+    target: Target, questions: list[Question], max_new_tokens: int, watch: Callable[[int], None], last: bool = False
+) -> Iterator[Text]:
+    """Every turn of every question with the target's own greedy answer, in batches of questions of like length.
+
+    last: of each question only the last turn, whose prompt holds those before.
+    """
     drafter = Autoregressive()
     drafter.bind(target.model)
     sampling = Sampling(max_new_tokens=max_new_tokens, stop_token_ids=target.model.eos_ids)
     ordered = sorted(questions, key=lambda question: (len(question.turns), sum(map(len, question.turns))))
     for start in range(0, len(ordered), SIDE_BY_SIDE):
         group = ordered[start : start + SIDE_BY_SIDE]
-        yield from _group(target, drafter, group, sampling)
+        yield from _group(target, drafter, group, sampling, last)
         watch(len(group))
 
 
-def _group(target: Target, drafter: Autoregressive, group: list[Question], sampling: Sampling) -> Iterator[Text]:
+def _group(target: Target, drafter: Autoregressive, group: list[Question], sampling: Sampling, last: bool) -> Iterator[Text]:
     said: list[list[tuple[str, str | None]]] = [[] for _ in group]
     for turn in range(max(len(question.turns) for question in group)):
         going = [at for at, question in enumerate(group) if turn < len(question.turns)]
@@ -50,7 +56,8 @@ def _group(target: Target, drafter: Autoregressive, group: list[Question], sampl
         except CapacityError:
             return
         for at, prompt, out in zip(going, prompts, outs, strict=True):
-            yield Text(prompt, out.output_ids)
+            if not last or turn + 1 == len(group[at].turns):
+                yield Text(prompt, out.output_ids)
             said[at].append((group[at].turns[turn], answer_text(target.chat, target.tokenizer, out.output_ids)))
 
 
@@ -77,7 +84,7 @@ def read_texts(path: Path, target: Target) -> list[Text]:
     for number, line in enumerate(lines, start=1):
         try:
             made += list(_texts(json.loads(line), target))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except WRONG as error:
             raise InputError(
                 f"{path}:{number}: expected prompt_ids and answer_ids, conversations or messages: {error!r}"
             ) from None
@@ -99,8 +106,16 @@ def _texts(row: dict[str, Any], target: Target) -> Iterator[Text]:
     if "prompt_ids" in row:
         yield Text(_ids(row["prompt_ids"], target), _ids(row["answer_ids"], target))
         return
-    spoken = row["messages"] if "messages" in row else row["conversations"]
     said: list[tuple[str, str | None]] = []
+    for asked, answer in exchanges(row["messages"] if "messages" in row else row["conversations"]):
+        prompt = render(target.chat, [*said, (asked, None)], target.tokenizer)
+        ids = target.tokenizer(answer, add_special_tokens=False).input_ids
+        yield Text(prompt, [*ids, *target.model.eos_ids[:1]])
+        said.append((asked, answer))
+
+
+def exchanges(spoken: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
+    """Question and answer of every turn of a chat: messages of role and content, or ShareGPT's from and value."""
     asked = ""
     for message in spoken:
         role = ROLES.get(message.get("role") or message["from"])
@@ -108,7 +123,4 @@ def _texts(row: dict[str, Any], target: Target) -> Iterator[Text]:
         if role == "user":
             asked = content
         elif role == "assistant":
-            prompt = render(target.chat, [*said, (asked, None)], target.tokenizer)
-            ids = target.tokenizer(content, add_special_tokens=False).input_ids
-            yield Text(prompt, [*ids, *target.model.eos_ids[:1]])
-            said.append((asked, content))
+            yield asked, content

@@ -1,7 +1,7 @@
 """The embedded suite's training dialogues, short and long, and exercises between them, as a file of chats for
 `specbench train data=FILE`.
 
-python -m specbench.zoo.chats FILE [--count N]
+python -m specbench.zoo.chats FILE [--count N] [--whole]
 """
 
 import argparse
@@ -28,10 +28,12 @@ def messages(dialogue: Dialogue) -> list[dict[str, str]]:
     ]
 
 
-def write_chats(file: Path, count: int) -> None:
+def write_chats(file: Path, count: int, whole: bool = False) -> None:
+    """whole: dialogues of the suite's own size alone, no short ones and no exercises."""
     rng = random.Random(SEED)
-    shares = {task: share * (1 - sum(DRILLS.values())) for task, share in SHARES.items()} | DRILLS
-    streams = {task: dialogues(task, "train", SEED, SMALLEST) for task in SHARES} | {name: drilled(name, SEED) for name in DRILLS}
+    drills, smallest = ({}, 1.0) if whole else (DRILLS, SMALLEST)
+    shares = {task: share * (1 - sum(drills.values())) for task, share in SHARES.items()} | drills
+    streams = {task: dialogues(task, "train", SEED, smallest) for task in SHARES} | {name: drilled(name, SEED) for name in drills}
     with file.open("w", encoding="utf-8") as lines:
         for kind in rng.choices(list(shares), weights=list(shares.values()), k=count):
             lines.write(json.dumps({"messages": messages(next(streams[kind]))}) + "\n")
@@ -41,8 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--whole", action="store_true", help="dialogues of the suite's own size alone")
     options = parser.parse_args()
-    write_chats(options.file, options.count)
+    write_chats(options.file, options.count, options.whole)
 
 
 if __name__ == "__main__":

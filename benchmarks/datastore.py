@@ -1,0 +1,165 @@
+"""Datastores of 100 million tokens: time and memory of building one, time of retrieval with its draft tree, memory while serving.
+
+    python -m benchmarks.datastore [--tokens N] [--vocabulary V]
+
+Tokens are drawn by Zipf's law, and phrases of 10 to 200 of them come again, so that long matches exist. Building and serving are
+processes of their own; the last line each of them prints is its figures as JSON.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOKENS = 100_000_000
+VOCABULARIES = {16: 32_000, 32: 128_000}  # by bits of an id
+DOCUMENT, PART = 1_000, 1_000_000  # tokens of a document, and of what is made at once
+EXPONENT, PHRASES = 1.2, 500  # of Zipf's law; repeated phrases in each part
+QUERIES, WARM, LONGEST = 4_000, 200, 24
+SEED = 3
+Figures = TypeVar("Figures")
+
+
+@dataclass(frozen=True)
+class Built:
+    """Seconds, and bytes of the whole process at its peak."""
+
+    seconds: float
+    peak: int
+
+
+@dataclass(frozen=True)
+class Served:
+    """Milliseconds of retrieval and draft tree, and of the processor's time; anonymous bytes more than before the store."""
+
+    median: float
+    p99: float
+    p99_computing: float  # without what other processes took
+    grown: int | None
+
+
+def measured(tokens: int, vocabulary: int) -> tuple[Built, Served]:
+    Path("build").mkdir(exist_ok=True)  # not the system's folder for temporary files, which may be memory
+    with tempfile.TemporaryDirectory(dir="build") as folder:
+        built = _in_a_process(Built, "build", f"{folder}/store", tokens, vocabulary)
+        return built, _in_a_process(Served, "serve", f"{folder}/store", tokens, vocabulary)
+
+
+def _in_a_process(kind: type[Figures], step: str, store: str, tokens: int, vocabulary: int) -> Figures:
+    command = [sys.executable, "-m", "benchmarks.datastore", "--tokens", str(tokens), "--vocabulary", str(vocabulary)]
+    done = subprocess.run([*command, "--step", step, "--store", store], stdout=subprocess.PIPE, text=True, check=True)
+    return kind(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def parts(tokens: int, vocabulary: int) -> Iterator[NDArray[np.int64]]:
+    """The stream, the same for the same arguments."""
+    for start in range(0, tokens, PART):
+        rng = np.random.default_rng([SEED, start])
+        ids = (rng.zipf(EXPONENT, min(PART, tokens - start)) - 1) % vocabulary
+        for phrase in rng.integers(10, 200, PHRASES):
+            here, there = rng.integers(0, len(ids) - phrase, 2)
+            ids[here : here + phrase] = ids[there : there + phrase]
+        yield ids
+
+
+class Making:
+    """The stream as documents, and the seconds that making it took."""
+
+    def __init__(self, tokens: int, vocabulary: int) -> None:
+        self.stream, self.seconds = parts(tokens, vocabulary), 0.0
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        begun = time.perf_counter()
+        for part in self.stream:
+            self.seconds += time.perf_counter() - begun
+            yield from np.array_split(part, max(1, len(part) // DOCUMENT))
+            begun = time.perf_counter()
+
+
+def build_step(store: Path, tokens: int, vocabulary: int) -> Built:
+    """Making the tokens themselves is not counted."""
+    from resource import RUSAGE_SELF, getrusage
+
+    from specbench.datastore.build import build
+
+    documents, begun = Making(tokens, vocabulary), time.perf_counter()
+    build(documents, store, vocabulary, None, "benchmarks.datastore")
+    seconds = time.perf_counter() - begun - documents.seconds
+    return Built(seconds, getrusage(RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def serve_step(store: Path, tokens: int, vocabulary: int) -> Served:
+    """Queries are pieces of the stream, every other one begun by random tokens, so that only a shorter ending is known."""
+    import torch
+
+    from methods.rest import Rest
+    from specbench.build import built
+    from specbench.compose import composed
+
+    torch.set_num_threads(1)
+    settings = composed(["method=[rest]", f"target.datastore={store}"]).method.rest
+    before = anonymous()
+    drafter: Rest = built(settings)
+    target: Any = SimpleNamespace(vocabulary=vocabulary, device=torch.device("cpu"))
+    drafter.bind(target)
+    times = 1e3 * np.array([_seconds(drafter, query) for query in queries(tokens, vocabulary)][WARM:])  # (queries, 2)
+    after = anonymous()
+    grown = None if before is None or after is None else after - before
+    (median, _), (p99, computing) = np.percentile(times, 50, axis=0), np.percentile(times, 99, axis=0)
+    return Served(float(median), float(p99), float(computing), grown)
+
+
+def queries(tokens: int, vocabulary: int) -> Iterator[list[int]]:
+    rng = np.random.default_rng(SEED)
+    stream = np.concatenate(list(parts(min(tokens, 4 * PART), vocabulary)))
+    for number in range(WARM + QUERIES):
+        end = int(rng.integers(LONGEST, len(stream)))
+        query = stream[end - LONGEST : end].copy()
+        if number % 2:
+            query[: LONGEST - int(rng.integers(2, 16))] = rng.integers(0, vocabulary)
+        yield query.tolist()
+
+
+def _seconds(drafter: Any, query: list[int]) -> tuple[float, float]:
+    """On the wall's clock and on the processor's."""
+    begun, computing = time.perf_counter(), time.thread_time()
+    drafter.draft(query, 50)
+    return time.perf_counter() - begun, time.thread_time() - computing
+
+
+def anonymous() -> int | None:
+    """Bytes that no file backs (Linux)."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    found = (line.split() for line in status.read_text().splitlines())
+    return next((int(words[1]) * 1024 for words in found if words[0] == "RssAnon:"), None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARIES[16])
+    parser.add_argument("--step", choices=["build", "serve"], help=argparse.SUPPRESS)
+    parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step is None:
+        built, served = measured(options.tokens, options.vocabulary)
+        print(json.dumps({**asdict(built), **asdict(served)}))
+    else:
+        step = build_step if options.step == "build" else serve_step
+        print(json.dumps(asdict(step(options.store, options.tokens, options.vocabulary))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""REST (He et al. 2024): what followed the last tokens elsewhere, in a store of texts, is the draft."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from specbench.datastore.build import in_memory
+from specbench.datastore.prefixes import Prefixes
+from specbench.datastore.store import Datastore, Sample
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verified
+from specbench.errors import InputError
+
+RANDOM = "random"
+RANDOM_DOCUMENTS, RANDOM_TOKENS = 320, 128
+
+
+class Rest(Drafter):
+    """Looks up the longest ending, of `shortest` to `longest` tokens, that the store knows; drafts what is frequent behind it.
+
+    datastore: a folder, or `random` for a store of random documents. sample, occurrences: which places are looked at, see
+    Datastore.continuations. depth: tokens read behind each. nodes: the draft tree's, the root not counted. least_share: of
+    the places looked at, that a node must be backed by. cut: `none`, or `cost`, the authors' second cut (paper section 3.2; see
+    Prefixes.within). filler: the token drafted when nothing is found (Spec-Bench: 100), or none.
+    """
+
+    def __init__(
+        self,
+        datastore: str | None,
+        longest: int,
+        shortest: int,
+        sample: Sample,
+        occurrences: int,
+        depth: int,
+        nodes: int,
+        least_share: float,
+        cut: Literal["none", "cost"],
+        filler: int | None,
+    ) -> None:
+        if datastore is None:
+            raise InputError("this target names no datastore: set method.LABEL.datastore to a folder or random")
+        if not 1 <= shortest <= longest or min(occurrences, depth, nodes) < 1:
+            raise InputError("rest: expected 1 ≤ shortest ≤ longest, and at least one occurrence, depth and node")
+        self.datastore = None if datastore == RANDOM else Datastore.open(datastore)
+        self.longest, self.shortest, self.sample, self.occurrences = longest, shortest, sample, occurrences
+        self.depth, self.nodes, self.least_share, self.cut, self.filler = depth, nodes, least_share, cut, filler
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        if self.datastore is None:
+            self.datastore = random_store(target.vocabulary)
+        if self.datastore.about.vocabulary > target.vocabulary:
+            held = f"{self.datastore.name} holds ids up to {self.datastore.about.vocabulary - 1}"
+            raise InputError(f"the datastore {held}, but the target has a vocabulary of {target.vocabulary}")
+
+    def start(self, prompt: list[int], out: TargetOutput) -> list[int]:
+        return list(prompt)
+
+    def draft(self, state: list[int], budget: int) -> DraftTree:
+        found = self.lookup(state, min(budget, self.depth)) if budget else None
+        if found is None or not len(found):
+            filler = [] if self.filler is None else [self.filler]
+            return DraftTree.chain(self.ids(state[-1:] + filler[:budget]))
+        return self._tree(state[-1], found)
+
+    def lookup(self, tokens: list[int], depth: int) -> Prefixes | None:
+        """The continuations worth a node each, no longer than `depth`; None when no ending stands in the store."""
+        assert self.datastore is not None
+        match = self.datastore.find(tokens, self.longest, self.shortest)
+        if match is None:
+            return None
+        rows = self.datastore.continuations(match, depth, self.occurrences, self.sample)
+        found = Prefixes.of(rows).most_frequent(self.nodes)
+        if self.least_share:
+            found = found.shared_by(self.least_share)
+        return found.within(self.nodes) if self.cut == "cost" else found
+
+    def _tree(self, root: int, found: Prefixes) -> DraftTree:
+        """One transfer to the device for tokens and parents."""
+        nodes = np.stack([np.append(root, found.tokens), np.append(-1, found.parents + 1)])
+        tokens, parents = torch.from_numpy(nodes).to(self.target.device)
+        return DraftTree.chain(tokens) if found.depth[-1] + 1 == len(found) else DraftTree(tokens, parents)
+
+    def observe(self, state: list[int], tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+        state.extend(verified.tokens)
+
+
+def random_store(vocabulary: int) -> Datastore:
+    """For tests of what needs a store: the same for the same vocabulary, small, and good for nothing else."""
+    documents = np.random.default_rng(0).integers(0, vocabulary, (RANDOM_DOCUMENTS, RANDOM_TOKENS))
+    return in_memory(list(documents), vocabulary)

@@ -1,0 +1,159 @@
+"""Documents to a datastore: ids streamed to disk, then the suffix array of every chunk. A folder appears when it is whole.
+
+Suffixes are sorted by libdivsufsort over bytes, of which those at the beginning of an id are kept: ids are big-endian, so the
+order is that of the ids. Sorting takes five times the bytes of a chunk's ids, 2.7 GB for a full one; a larger store takes no more.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydivsufsort import divsufsort
+
+from specbench import __version__
+from specbench.datastore.store import About, Chunk, Datastore, encoded, file_names, width_of
+from specbench.errors import InputError
+
+CHUNK = 1 << 29  # bytes of ids
+MOST_BYTES = (1 << 31) - 1  # of a chunk's ids: suffix arrays have 4 bytes
+BLOCK = 1 << 22  # suffixes written at once
+WATCHED = 64  # documents between two reports of progress
+Document = Sequence[int] | NDArray[np.integer]
+Watch = Callable[[str, int, int | None], None]  # what, tokens done, of how many where that is known
+
+
+def build(
+    documents: Iterable[Document],
+    out: Path,
+    vocabulary: int,
+    tokenizer: str | None,
+    source: str,
+    watch: Watch = lambda *_: None,
+    chunk_tokens: int | None = None,
+) -> Path:
+    """The folder `out` with the documents' store. Raises InputError: `out` is there, no documents, an id out of the vocabulary.
+
+    All is written beside `out` first, and removed if anything goes wrong.
+    """
+    if out.exists():
+        raise InputError(f"out={out}: is there already; choose another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    begun = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        writer = Writer(begun, vocabulary, chunk_tokens, watch)
+        for document in documents:
+            writer.add(document)
+        writer.about(tokenizer, source).write(begun)
+        begun.chmod(0o755)
+        begun.rename(out)
+    except BaseException:
+        shutil.rmtree(begun, ignore_errors=True)
+        raise
+    return out
+
+
+class Writer:
+    """Takes documents, writes chunks. A document never straddles two of them."""
+
+    def __init__(self, folder: Path, vocabulary: int, chunk_tokens: int | None, watch: Watch) -> None:
+        self.folder, self.vocabulary, self.watch = folder, vocabulary, watch
+        self.width = width_of(vocabulary)
+        self.most = min(chunk_tokens or CHUNK // self.width, MOST_BYTES // self.width)
+        self.chunks: list[int] = []
+        self.documents, self.room, self.largest = 0, 0, 0
+        self._file: BinaryIO
+        self._sha256 = hashlib.sha256()
+
+    def add(self, document: Document) -> None:
+        """Empty documents are left out. Raises InputError."""
+        ids = np.asarray(document)
+        if not len(ids):
+            return
+        self._check(ids)
+        if len(ids) > self.room:
+            self._next_chunk()
+        data = encoded(ids, self.width)
+        self._sha256.update(data)
+        self._file.write(data)
+        self.room -= len(ids)
+        self.chunks[-1] += len(ids)
+        self.documents += 1
+        if self.documents % WATCHED == 0:
+            self.watch("tokens read", sum(self.chunks), None)
+
+    def _check(self, ids: NDArray[np.integer]) -> None:
+        least, largest = int(ids.min()), int(ids.max())
+        if least < 0 or largest >= self.vocabulary:
+            wrong = least if least < 0 else largest
+            raise InputError(f"document {self.documents + 1} holds the id {wrong}; the vocabulary has {self.vocabulary}")
+        if len(ids) * self.width > MOST_BYTES:
+            raise InputError(f"document {self.documents + 1} has {len(ids)} tokens; a chunk holds {MOST_BYTES // self.width}")
+        self.largest = max(self.largest, largest)
+
+    def about(self, tokenizer: str | None, source: str) -> About:
+        """Sorts the last chunk; what store.json says of all. Raises InputError when there was nothing to write."""
+        if not self.chunks:
+            raise InputError(f"{source}: holds no document to build a datastore of")
+        self._sort()
+        return About(
+            tokenizer=tokenizer,
+            vocabulary=1 + self.largest,
+            width=self.width,
+            chunks=self.chunks,
+            documents=self.documents,
+            sha256=self._sha256.hexdigest(),
+            source=source,
+            specbench=__version__,
+        )
+
+    def _next_chunk(self) -> None:
+        if self.chunks:
+            self._sort()
+        self.room = self.most
+        self.chunks.append(0)
+
+        self._file = self._files()[0].open("wb")
+
+    def _sort(self) -> None:
+        """Writes the suffix array of the chunk that is full. Raises OSError when the disk is, as writing ids does."""
+        self._file.close()
+        ids, suffixes = self._files()
+        self.watch("tokens read, sorting their suffixes", sum(self.chunks), None)
+        with suffixes.open("wb") as file:
+            for block in sorted_suffixes(ids.read_bytes(), self.width):
+                file.write(block.data)
+
+    def _files(self) -> list[Path]:
+        return [self.folder / name for name in file_names(len(self.chunks) - 1, self.width)]
+
+
+def sorted_suffixes(ids: bytes, width: int) -> Iterator[NDArray[np.int32]]:
+    """The suffix array of encoded ids, in token places, block by block: all at once would take its memory twice."""
+    every_byte = divsufsort(ids)
+    for start in range(0, len(every_byte), BLOCK):
+        block = every_byte[start : start + BLOCK]
+        yield (block[block % width == 0] // width).astype("<i4")
+
+
+def in_memory(documents: Sequence[Document], vocabulary: int) -> Datastore:
+    """A small store that no folder holds, for any tokenizer."""
+    width = width_of(vocabulary)
+    whole = np.concatenate([np.asarray(document) for document in documents])
+    ids = encoded(whole, width)
+    suffixes = b"".join(block.tobytes() for block in sorted_suffixes(ids, width))
+    about = About(
+        tokenizer=None,
+        vocabulary=1 + int(whole.max()),
+        width=width,
+        chunks=[len(ids) // width],
+        documents=len(documents),
+        sha256=hashlib.sha256(ids).hexdigest(),
+        source="memory",
+        specbench=__version__,
+    )
+    return Datastore("random", about, [Chunk(ids, suffixes, width)])

@@ -1,0 +1,292 @@
+"""Datastores: searched like a list of ids that is looked through from end to end, built whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from specbench import ROOT
+from specbench.datastore.build import build, in_memory
+from specbench.datastore.leakage import GRAM, check_tokenizers, datastores, grams, leakage, share_of
+from specbench.datastore.sources import Writing, of_dataset, of_file
+from specbench.datastore.store import ABOUT, Datastore
+from specbench.datastore.tokenizers import fingerprint
+from specbench.decoding.drafter import Drafter
+from specbench.errors import InputError
+from specbench.models import load_tokenizer
+from specbench.prompts import render
+from specbench.run import EMBEDDED
+from specbench.zoo.chats import write_chats
+from tasks.mini.suite import Mini
+from tasks.question import Question
+from tests.stores import chunks_of, documents, occurrences, places, queries, store_of
+
+KINDS = [(3, 1000), (3, 60), (300, 150), (70_000, 150), (70_000, 1000)]  # vocabulary, tokens of a chunk; two bytes and four
+every_kind = pytest.mark.parametrize(("vocabulary", "chunk_tokens"), KINDS)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer(EMBEDDED, None, False)
+
+
+@pytest.fixture(scope="module")
+def writing(tokenizer: PreTrainedTokenizerBase) -> Writing:
+    return Writing(tokenizer, "template", len(tokenizer))
+
+
+@every_kind
+def test_suffixes_stand_in_the_order_of_their_ids(tmp_path: Path, vocabulary: int, chunk_tokens: int) -> None:
+    """Ids above 255 have several bytes, and bytes in the wrong order would sort 256 before 1."""
+    store = store_of(tmp_path / "store", documents(vocabulary, 40, 20), vocabulary, chunk_tokens)
+    for chunk in store.chunks:
+        ids = chunk.ids.tolist()
+        assert chunk.suffixes.tolist() == sorted(range(len(ids)), key=lambda at: ids[at:])
+
+
+@every_kind
+def test_the_longest_known_ending_is_found_everywhere(tmp_path: Path, vocabulary: int, chunk_tokens: int) -> None:
+    store = store_of(tmp_path / "store", documents(vocabulary, 40, 20), vocabulary, chunk_tokens)
+    lengths = set()
+    for query in queries(store, vocabulary, 150):
+        for longest, shortest in ((16, 2), (4, 1), (5, 5)):
+            lengths_there = [n for n in range(shortest, min(longest, len(query)) + 1) if any(occurrences(store, query[-n:]))]
+            match = store.find(query, longest, shortest)
+            assert (match.length if match else None) == (max(lengths_there) if lengths_there else None)
+            if match:
+                assert places(match) == list(chain.from_iterable(occurrences(store, query[-match.length :])))
+                assert match.places == len(places(match))
+            lengths.add(match.length if match else 0)
+        assert store.holds(query) == any(occurrences(store, query))
+    assert {0, 2} < lengths and max(lengths) > 8, lengths
+
+
+@every_kind
+@pytest.mark.parametrize("most", [1, 7, 10_000])
+def test_continuations_are_what_follows(tmp_path: Path, vocabulary: int, chunk_tokens: int, most: int) -> None:
+    store = store_of(tmp_path / "store", documents(vocabulary, 40, 20), vocabulary, chunk_tokens)
+    for query in queries(store, vocabulary, 60):
+        if (match := store.find(query, 6, 1)) is None:
+            continue
+        wanted = query[-match.length :]
+        behind = [
+            [(ids[at + match.length : at + match.length + 5] + [-1] * 5)[:5] for at in found]
+            for ids, found in zip(chunks_of(store), occurrences(store, wanted), strict=True)
+        ]
+        first = sorted(row for rows in behind for row in rows[:most])
+        assert store.continuations(match, 5, most, "first").tolist() == first
+        every = list(chain.from_iterable(behind))
+        taken = min(most, len(every))
+        spread = sorted(every[i * len(every) // taken] for i in range(taken))
+        assert store.continuations(match, 5, most, "spread").tolist() == spread
+
+
+def test_a_sample_is_spread_over_all_chunks(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "store", [[63, n] for n in range(40)], 64, 20)
+    assert len(store.chunks) == 4
+    match = store.find([63], 4, 1)
+    assert match is not None and store.continuations(match, 1, 10, "spread").ravel().tolist() == list(range(0, 40, 4))
+
+
+def test_a_document_stands_in_one_chunk(tmp_path: Path) -> None:
+    texts = [[1] * 30, [2] * 30, [3] * 100, [], [4] * 10, [5] * 30, [6]]
+    store = store_of(tmp_path / "store", texts, 8, 61)
+    assert chunks_of(store) == [[1] * 30 + [2] * 30, [3] * 100, [4] * 10 + [5] * 30 + [6]]
+    assert (store.tokens, store.about.documents) == (201, 6)
+
+
+def test_ids_that_no_store_of_two_bytes_can_hold(tmp_path: Path) -> None:
+    """A target may know more ids than its tokenizer; what stands behind them can still be looked up."""
+    store = store_of(tmp_path / "store", [[1, 2, 3, 4]], 8, 100)
+    match = store.find([70_002, 2, 3], 16, 1)
+    assert match is not None and match.length == 2
+    assert store.find([2, 70_003], 16, 1) is None and not store.holds([70_002, 2, 3]) and store.holds([2, 3])
+
+
+def test_a_store_in_memory_is_the_same(tmp_path: Path) -> None:
+    texts = documents(300, 20, 20)
+    here, there = in_memory(texts, 300), store_of(tmp_path / "store", texts, 300, 10_000)
+    assert here.chunks[0].suffixes.tolist() == there.chunks[0].suffixes.tolist()
+    assert here.about.sha256 == there.about.sha256 and here.about.vocabulary == there.about.vocabulary
+
+
+def test_what_cannot_be_stored(tmp_path: Path) -> None:
+    for texts, expected in (
+        ([], "a test: holds no document"),
+        ([[]], "holds no document"),
+        ([[8]], "holds the id 8"),
+        ([[-1]], "-1"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            store_of(tmp_path / "store", texts, 8, 100)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="is there already"):
+        store_of(tmp_path / "there", [[1]], 8, 100)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize("suffix", [".ids", ".suffixes"])
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    opened = Path.open
+    full = lambda path, mode="r", **more: Full() if mode == "wb" and path.suffix == suffix else opened(path, mode, **more)  # noqa: E731
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="No space left"):
+        build([[1, 2, 3]] * 100, tmp_path / "store", 8, None, "a test", chunk_tokens=50)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    def stopped() -> Iterator[list[int]]:
+        yield [1, 2, 3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(stopped(), tmp_path / "store", 8, None, "a test")
+    assert list(tmp_path.iterdir()) == []
+
+
+def cut(folder: Path) -> None:
+    (folder / "0.suffixes").write_bytes((folder / "0.suffixes").read_bytes()[:-4])
+
+
+def said(folder: Path, **changes: Any) -> None:
+    (folder / ABOUT).write_text(json.dumps({**json.loads((folder / ABOUT).read_text()), **changes}))
+
+
+BROKEN = {
+    "torn": (cut, "0.suffixes: 8 bytes, expected 12: the datastore is torn; build it again"),
+    "a file less": (lambda folder: (folder / "0.ids").unlink(), "0.ids: cannot be read: No such file"),
+    "foreign": (lambda folder: (folder / ABOUT).unlink(), "is no datastore: it has no store.json"),
+    "no JSON": (lambda folder: (folder / ABOUT).write_text("{"), "store.json: cannot be read"),
+    "no mapping": (lambda folder: (folder / ABOUT).write_text("[]"), "store.json: cannot be read"),
+    "other fields": (lambda folder: said(folder, colour="red"), "store.json: cannot be read"),
+    "other version": (lambda folder: said(folder, version=2), "is a datastore of version 2, this specbench reads version 1"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_store_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    spoil, expected = BROKEN[name]
+    spoil(build([[1, 2, 3]], tmp_path / "store", 8, None, "a test"))
+    with pytest.raises(InputError, match=expected):
+        Datastore.open(str(tmp_path / "store"))
+
+
+def test_no_store_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder; specbench datastore build makes one"):
+        Datastore.open(str(tmp_path / "nowhere"))
+
+
+def rows(path: Path, *rows: Any) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+CHAT = [("Who?", "Ada."), ("And now?", "Grace.")]
+MESSAGES = [{"role": role, "content": text} for turn in CHAT for role, text in zip(("user", "assistant"), turn, strict=True)]
+SHARED = [{"from": role, "value": text} for turn in CHAT for role, text in zip(("human", "gpt"), turn, strict=True)]
+
+
+def test_a_conversation_is_one_document_as_in_a_run(tmp_path: Path, writing: Writing) -> None:
+    tokenizer = writing.tokenizer
+    prompt = render("template", [CHAT[0], (CHAT[1][0], None)], tokenizer)
+    expected = [*prompt, *tokenizer("Grace.", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    whole = [text for turn in CHAT for text in turn]
+    chats = [{"messages": MESSAGES}, {"conversations": SHARED}, {"talk": whole}, {"talk": MESSAGES}]
+    for row in chats:
+        field = "talk" if "talk" in row else None
+        assert list(of_file(rows(tmp_path / "chats.jsonl", row), field, writing)) == [expected]
+    assert list(of_file(rows(tmp_path / "chats.json", [chats[0], chats[1]]), None, writing)) == [expected] * 2
+    assert list(of_file(rows(tmp_path / "asked.jsonl", {"messages": MESSAGES[:1]}), None, writing)) == []
+
+
+def test_texts_and_ids(tmp_path: Path, writing: Writing) -> None:
+    plain = tmp_path / "plain.txt"
+    plain.write_text("One\nparagraph.\n\n \nAnother.\n")
+    one, another = of_file(plain, None, writing)
+    decoded = writing.tokenizer.decode(one, skip_special_tokens=True)
+    assert decoded == "One\nparagraph.\n" and one[-1] == another[-1] == writing.tokenizer.eos_token_id
+    file = rows(tmp_path / "texts.jsonl", {"text": "Another.\n"}, "", {"prompt_ids": [5, 6], "answer_ids": [7, 1]}, {"text": " "})
+    assert list(of_file(file, None, writing)) == [another, [5, 6, 7, 1]]
+
+
+def test_a_data_set_is_read_row_by_row(tmp_path: Path, writing: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "set").mkdir()
+    rows(tmp_path / "set" / "train.jsonl", {"body": "Some text."}, {"body": "More."})
+    found = list(of_dataset(str(tmp_path / "set"), "train", "body", writing))
+    assert found == [writing.text("Some text."), writing.text("More.")]
+    with pytest.raises(InputError, match="field=bdoy: no such field; there is body"):
+        list(of_dataset(str(tmp_path / "set"), "train", "bdoy", writing))
+    with pytest.raises(InputError, match="dataset=.* split=tset: cannot be read"):
+        list(of_dataset(str(tmp_path / "set"), "tset", "body", writing))
+
+
+def test_a_fingerprint_is_of_what_decides_ids(tokenizer: PreTrainedTokenizerBase) -> None:
+    own = fingerprint(tokenizer)
+    other = load_tokenizer(EMBEDDED, None, False)
+    other(["one", "two and more"], truncation=True, max_length=3)
+    assert fingerprint(other) == own, "how a text is cut is no part of it"
+    other.add_tokens(["<new>"])
+    assert fingerprint(other) != own
+
+
+def test_the_embedded_store_is_what_its_recipe_makes(tmp_path: Path, writing: Writing) -> None:
+    store = Datastore.open("specbench/zoo/datastore")
+    assert store.about.tokenizer == fingerprint(writing.tokenizer) and store.about.documents == 2400
+    files = [path for path in (ROOT / "specbench/zoo/datastore").iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 3e6
+    write_chats(tmp_path / "some.jsonl", 20, whole=True)
+    beginning = list(chain.from_iterable(of_file(tmp_path / "some.jsonl", None, writing)))
+    assert store.chunks[0].ids[: len(beginning)].tolist() == beginning
+    shares = [share_of(question, store, writing.tokenizer) for question in Mini(per_task=10).questions()]
+    assert max(shares) < 0.5 and sum(shares) / len(shares) < 0.1, "its dialogues are the training split's"
+
+
+def test_grams() -> None:
+    long, short = list(range(GRAM + 2)), [1, 2]
+    assert grams([long, short]) == [long[:GRAM], long[1 : GRAM + 1], long[2:]]
+    assert grams([short, [1, 2, 3]]) == [[1, 2, 3]], "of short turns the longest, as a whole"
+
+
+def test_leaked_questions_are_counted(tmp_path: Path, writing: Writing) -> None:
+    asked = [question for question in Mini(per_task=2).questions() if question.task == "rag"]
+    kept = writing.text(asked[0].turns[0])
+    store = in_memory([kept[:-1]], writing.vocabulary)
+    assert share_of(asked[0], store, writing.tokenizer) == 1
+    half = in_memory([kept[: len(kept) // 3]], writing.vocabulary)
+    assert 0 < share_of(asked[0], half, writing.tokenizer) < 0.5
+    empty = Question("1", "qa", "qa", ("!",))
+    assert share_of(empty, store, writing.tokenizer) in (0, 1)
+
+    found = leakage({"made": part_of(store), "plain": Drafter()}, asked, writing.tokenizer)
+    assert list(found) == ["made"]
+    (about,) = found["made"]
+    assert (about["questions"], about["leaked"]) == (2, 1) and 0.5 <= about["mean_share"] < 1
+
+
+def part_of(store: Datastore) -> Drafter:
+    """A drafter made of one with a store."""
+    inner, outer = Drafter(), Drafter()
+    inner.datastore, outer.parts = store, (inner,)
+    assert list(datastores(outer)) == [store]
+    return outer
+
+
+def test_a_store_of_another_tokenizer_is_found_inside_too(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    other = Datastore.open(str(build([[1]], tmp_path / "other", 8, "0" * 64, "a test")))
+    with pytest.raises(InputError, match=r"method\.mine: the datastore .*other was made for another tokenizer"):
+        check_tokenizers({"mine": part_of(other)}, tokenizer)
+    check_tokenizers({"mine": part_of(in_memory([[1]], 8))}, tokenizer)
