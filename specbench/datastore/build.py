@@ -1,7 +1,7 @@
 """Documents to a datastore: ids streamed to disk, then the suffix array of every chunk. A folder appears when it is whole.
 
 Suffixes are sorted by libdivsufsort over bytes, of which those at the beginning of an id are kept: ids are big-endian, so the
-order is that of the ids. Sorting takes five times the bytes of a chunk's ids, 2.7 GB for a full one, and no more for more.
+order is that of the ids. Sorting takes five times the bytes of a chunk's ids, 2.7 GB for a full one; larger stores take no more.
 """
 
 import hashlib
