@@ -36,6 +36,8 @@ class SelfSpeculative(Drafter):
     otherwise (section 3.3). carry: the next prompt begins with the last one's threshold.
     """
 
+    learns = "skip set"
+
     def __init__(
         self,
         checkpoint: str | None,

@@ -26,7 +26,7 @@ def skip_set_for(checkpoint: str | None, layers: int) -> SkipSet:
         return random_set(layers)
     path = _file(checkpoint)
     found = _read(path)
-    if wrong := _misfit(found, layers):
+    if wrong := misfit(found, layers):
         raise InputError(f"{path}: {wrong}")
     return found
 
@@ -65,7 +65,7 @@ def _numbers(found: Any) -> bool:
     return isinstance(found, list) and all(type(one) is int for one in found)
 
 
-def _misfit(skipped: SkipSet, layers: int) -> str:
+def misfit(skipped: SkipSet, layers: int) -> str:
     """What is wrong with a skip set for a target of so many layers; empty when nothing is."""
     for name, numbers in (("attention", skipped.attention), ("mlp", skipped.mlp)):
         for number in numbers:
