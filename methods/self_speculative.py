@@ -10,6 +10,7 @@ from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.thinned import SkipSet, sublayers, thinned
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
+from specbench.errors import InputError
 from specbench.skip_sets import skip_set_for
 
 KEPT = 0.5  # of the acceptance seen so far, at each verification (their beta 1)
@@ -47,6 +48,11 @@ class SelfSpeculative(Drafter):
         target_acceptance: float,
         carry: bool,
     ) -> None:
+        if draft_tokens < 1:
+            raise InputError(f"draft_tokens={draft_tokens}: expected a whole number, at least 1")
+        for name, value in (("threshold", threshold), ("target_acceptance", target_acceptance)):
+            if not 0 <= value <= 1:
+                raise InputError(f"{name}={value}: expected a probability, 0 to 1")
         self.checkpoint, self.draft_tokens, self.threshold = checkpoint, draft_tokens, threshold
         self.adaptive, self.target_acceptance, self.carry = adaptive, target_acceptance, carry
         self.outlives = "run" if carry else "turn"

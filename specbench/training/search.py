@@ -43,7 +43,7 @@ def check(config: DictConfig, drafter: type[Any]) -> None:
 def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: Callable[..., None]) -> None:
     target = target_of(config.target)
     prompts = calibration_prompts(config, target)
-    method = built(OmegaConf.merge(config.method[label], {"checkpoint": RANDOM}))  # until the first trial brings its own
+    method = built(OmegaConf.create({**config.method[label], "checkpoint": RANDOM}))  # until the first trial brings its own
     method.bind(target.model)
     sampling = Sampling(max_new_tokens=config.search.max_new_tokens, stop_token_ids=target.model.eos_ids)
     calibration = Calibration(target.model, method, prompts, sampling)
