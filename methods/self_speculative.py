@@ -74,7 +74,10 @@ class SelfSpeculative(Drafter):
         return SelfDraftState(out.past, len(prompt) - 1, self.ids(prompt[-1:]), self.carried)
 
     def draft(self, state: SelfDraftState, budget: int) -> DraftTree:
-        """What drafting writes behind the committed KV is forgotten: the target computes it again, all layers of it."""
+        """What drafting writes behind the committed KV is forgotten: the target computes it again, all layers of it.
+
+        Drafts end where the authors' do, but for an answer that lacks one token: they draft another, which is cut off later.
+        """
         state.past.lengths[0] = state.committed
         most = min(self.draft_tokens, budget)
         chain = [state.root]

@@ -55,7 +55,7 @@ def trials_plot(found: Sequence[Found], best: int, layers: int, picture: Path) -
     speeds.step(numbers, [max(rates[: place + 1]) for place in range(len(rates))], where="post", label="best so far")
     speeds.axhline(found[0].baseline_rate, color="black", linestyle="--", label="autoregressive")
     speeds.set(xlabel="trial", ylabel="tokens per second", ylim=(0, None))
-    speeds.legend()
+    speeds.legend(loc="lower right")
     _skipped(grid, found[best].skipped, layers)
     figure.savefig(picture, dpi=120)
 
@@ -66,7 +66,7 @@ def _skipped(grid: Axes, skipped: SkipSet, layers: int) -> None:
     grid.set(yticks=[0, 1], yticklabels=["attention", "MLP"], xlabel="layer", title="dark: skipped by the best set")
     grid.set_xticks([at - 0.5 for at in range(layers)], minor=True)
     grid.set_yticks([0.5], minor=True)
-    grid.grid(which="minor", color="white", linewidth=2)
+    grid.grid(which="minor", color="lightgrey", linewidth=1)
 
 
 def card(config: DictConfig, label: str, target: Target, found: Sequence[Found], best: int, about: str, made: str) -> str:
