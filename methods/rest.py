@@ -7,7 +7,7 @@ import torch
 
 from specbench.datastore.build import in_memory
 from specbench.datastore.prefixes import Prefixes
-from specbench.datastore.store import Datastore, Sample
+from specbench.datastore.store import Datastore, Match, Sample
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
@@ -60,18 +60,24 @@ class Rest(Drafter):
         return list(prompt)
 
     def draft(self, state: list[int], budget: int) -> DraftTree:
-        found = self.lookup(state, min(budget, self.depth)) if budget else None
+        return self.drafted(state[-1], self.find(state), budget)
+
+    def find(self, tokens: list[int]) -> Match | None:
+        """Where their longest known ending stands."""
+        assert self.datastore is not None
+        return self.datastore.find(tokens, self.longest, self.shortest)
+
+    def drafted(self, root: int, match: Match | None, budget: int) -> DraftTree:
+        """What is frequent behind the match, or the filler."""
+        found = self.lookup(match, min(budget, self.depth)) if match and budget else None
         if found is None or not len(found):
             filler = [] if self.filler is None else [self.filler]
-            return DraftTree.chain(self.ids(state[-1:] + filler[:budget]))
-        return self._tree(state[-1], found)
+            return DraftTree.chain(self.ids([root, *filler[:budget]]))
+        return self._tree(root, found)
 
-    def lookup(self, tokens: list[int], depth: int) -> Prefixes | None:
-        """The continuations worth a node each, no longer than `depth`; None when no ending stands in the store."""
+    def lookup(self, match: Match, depth: int) -> Prefixes:
+        """The continuations worth a node each, no longer than `depth`."""
         assert self.datastore is not None
-        match = self.datastore.find(tokens, self.longest, self.shortest)
-        if match is None:
-            return None
         rows = self.datastore.continuations(match, depth, self.occurrences, self.sample)
         found = Prefixes.of(rows).most_frequent(self.nodes)
         if self.least_share:

@@ -112,6 +112,20 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["method=[sps]", "target.draft.path=/nowhere/at/all"], "no model at /nowhere/at/all: no such folder"),
         (["method=[rest]", "target.datastore=/nowhere/at/all"], "no datastore at /nowhere/at/all: no such folder"),
         (["method=[rest]", "target.datastore=null"], "this target names no datastore: set method.LABEL.datastore to a folder or"),
+        (
+            ["method=[self_speculative]", "target.checkpoints.self_speculative=null"],
+            "this target names no such checkpoint: set method.LABEL.checkpoint to a skip set's file or folder or random",
+        ),
+        (
+            ["method=[self_speculative]", "method.self_speculative.checkpoint=/nowhere/at/all"],
+            "no skip set at /nowhere/at/all: expected a YAML file, or a folder with skip.yaml",
+        ),
+        (
+            ["method=[self_speculative]", "method.self_speculative.checkpoint=conf/skip/llama2_70b.yaml"],
+            "conf/skip/llama2_70b.yaml: attention: the target has no layer 10; expected 0 to 1",
+        ),
+        (["method=[self_speculative]", "method.self_speculative.draft_tokens=0"], "draft_tokens=0: expected a whole number, at"),
+        (["method=[self_speculative]", "method.self_speculative.threshold=2"], "threshold=2: expected a probability, 0 to 1"),
     ],
 )
 def test_what_a_run_is_made_of(refuse: Refuse, tiny: Tiny, overrides: list[str], expected: str) -> None:

@@ -72,15 +72,15 @@ def drafted(drafter: SamDecoding, text: list[int], budget: int = 99) -> list[int
 
 def test_drafts_grow_with_the_match_up_to_the_limits() -> None:
     text = [1, 2, 3, *range(10, 30), 1, 2, 3]
-    sam = SamDecoding(length=12, factor=2.0, shortest=2, recent=True, full=False)
+    sam = SamDecoding(length=12, factor=2.0, shortest=2, recent=True, full=False, static=None, static_bias=0)
     assert drafted(sam, text) == list(range(10, 16)), "twice a match of three"
     assert drafted(sam, text, budget=4) == [10, 11, 12, 13] and drafted(sam, text, budget=0) == []
     assert drafted(sam, [*text[:-3], 3]) == [], "a match of one is too short"
-    assert drafted(SamDecoding(12, None, 2, True, False), text) == list(range(10, 22))
+    assert drafted(SamDecoding(12, None, 2, True, False, None, 0), text) == list(range(10, 22))
 
 
 def test_a_full_chain_climbs_to_a_match_with_enough_behind_it_and_is_filled_up() -> None:
-    sam = SamDecoding(length=6, factor=None, shortest=2, recent=False, full=True)
+    sam = SamDecoding(length=6, factor=None, shortest=2, recent=False, full=True, static=None, static_bias=0)
     text = [2, 3, 40, 41, 42, 43, 44, 45, 1, 2, 3, 50, 1, 2, 3]
     assert drafted(sam, text) == [40, 41, 42, 43, 44, 45], "behind 2 3, for behind 1 2 3 stand three tokens before the root"
     assert drafted(sam, [7, 8, 9, 7, 8]) == [9, 7, 0, 0, 0, 0], "the root itself is not copied"

@@ -9,6 +9,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from specbench.skip_sets import skip_set_for
+
 CONF = Path(__file__).parents[1] / "conf" / "target"
 KEYS = {
     *("name", "path", "revision", "format", "dtype", "device", "device_map"),
@@ -21,6 +23,12 @@ PARAMETERS = {  # target, draft; as counted in the published checkpoints, tied e
     "llama31_8b": (8_030_261_248, 1_235_814_400),
     "qwen25_7b": (7_615_616_512, 494_032_768),
     "qwen3_8b": (8_190_735_360, 596_049_920),
+}
+ALONE = {  # targets without a draft model
+    "llama2_13b": 13_015_864_320,
+    "llama2_13b_chat": 13_015_864_320,
+    "codellama_13b": 13_016_028_160,
+    "llama2_70b": 68_976_648_192,
 }
 
 
@@ -71,6 +79,15 @@ def test_the_small_target_is_the_draft_model_of_its_large_sibling() -> None:
     small, large = load("qwen3_0_6b"), load("qwen3_8b")
     assert set(small) == KEYS and small.draft is None
     assert (small.path, small.revision, small.config) == (large.draft.path, large.draft.revision, large.draft.config)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_the_targets_that_draft_themselves(name: str) -> None:
+    target = load(name)
+    assert set(target) == KEYS and target.name == name and target.draft is None
+    assert parameters(target.config) == ALONE[name]
+    assert set(target.config) <= set(AutoConfig.for_model("llama").to_dict())
+    skip_set_for(target.checkpoints.self_speculative, target.config.num_hidden_layers)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -234,7 +234,10 @@ def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["method=pld"], "method=pld: has no weights of its own to train"),
+        (["method=pld"], "method=pld: has no weights of its own to train, and no skip set to search"),
+        (["search.trials=3"], "search.trials=3: medusa is trained, with batch_tokens, "),
+        (["method=self_speculative", "search.trials=0"], "search.trials=0: expected a whole number, at least 1"),
+        (["method=self_speculative", "search.trails=3"], "search.trails: no such setting; the nearest is search.trials"),
         (["precision=bf15"], "precision=bf15: expected"),
         (["epochs=0"], "epochs=0: expected a number above 0"),
         (["file=x.bin"], "file=x.bin: expected"),

@@ -53,7 +53,15 @@ def test_the_target_knows_its_world() -> None:
     assert sum(scores) >= 10, f"{sum(scores)} of 12 held-out answers right; at 97 %, 9 or fewer come 5 times in 1,000"
 
 
-LEAST = {"rest": 2.2, "medusa": 2.0, "hydra_heads": 2.7, "eagle": 4.2, "eagle2": 4.2, "eagle3": 4.2}  # mean accepted tokens
+LEAST = {
+    "rest": 2.2,
+    "medusa": 2.0,
+    "hydra_heads": 2.7,
+    "eagle": 4.2,
+    "eagle2": 4.2,
+    "eagle3": 4.2,
+    "self_speculative": 5.0,
+}  # mean accepted tokens
 
 
 @pytest.mark.parametrize("label", list(LEAST))

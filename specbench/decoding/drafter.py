@@ -21,6 +21,7 @@ class Drafter:
     prompt_logits: bool = False  # whether `start` wants the target's logits of every prompt token
     outlives: Literal["turn", "run"] = "turn"  # what its state survives; "run" is cleared at the start of each repeat
     kind: ClassVar[Literal["measured", "synthetic"]] = "measured"  # synthetic: its drafts are made from the answer itself
+    learns: ClassVar[Literal["weights", "skip set"] | None] = None  # what `specbench train` makes for it
     datastore: "Datastore | None" = None  # texts that it drafts from, beside prompt and answer
     parts: tuple["Drafter", ...] = ()  # the drafters that it is made of
     nodes: int = 0  # of the largest branched tree; a chain is never deeper than its budget and needs no room of its own

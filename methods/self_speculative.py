@@ -1,0 +1,119 @@
+"""Self-speculative decoding (Zhang et al. 2023, "Draft & Verify"): the target drafts itself, some of its sublayers skipped."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, cat
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.kv_store import KVStore
+from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.thinned import SkipSet, sublayers, thinned
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verified
+from specbench.errors import InputError
+from specbench.skip_sets import skip_set_for
+
+KEPT = 0.5  # of the acceptance seen so far, at each verification (their beta 1)
+INERTIA = 0.9  # of the threshold (their beta 2)
+STEP = 0.01  # of the threshold (their epsilon)
+
+
+@dataclass
+class SelfDraftState:
+    """past: the target's own KV; committed: tokens of it that stay; root (1,); acceptance: a moving average."""
+
+    past: KVStore
+    committed: int
+    root: Tensor
+    threshold: float
+    acceptance: float = 0.0
+
+
+class SelfSpeculative(Drafter):
+    """Drafts with the target's own weights and KV, the skip set's sublayers left out.
+
+    checkpoint: the skip set: a file, a folder with skip.yaml, or `random`. draft_tokens: most drafted in a step. threshold: stop
+    behind a less probable token. adaptive: raise it when fewer than `target_acceptance` of the drafts are accepted, lower it
+    otherwise (section 3.3). carry: the next prompt begins with the last one's threshold.
+    """
+
+    learns = "skip set"
+
+    def __init__(
+        self,
+        checkpoint: str | None,
+        draft_tokens: int,
+        threshold: float,
+        adaptive: bool,
+        target_acceptance: float,
+        carry: bool,
+    ) -> None:
+        if draft_tokens < 1:
+            raise InputError(f"draft_tokens={draft_tokens}: expected a whole number, at least 1")
+        for name, value in (("threshold", threshold), ("target_acceptance", target_acceptance)):
+            if not 0 <= value <= 1:
+                raise InputError(f"{name}={value}: expected a probability, 0 to 1")
+        self.checkpoint, self.draft_tokens, self.threshold = checkpoint, draft_tokens, threshold
+        self.adaptive, self.target_acceptance, self.carry = adaptive, target_acceptance, carry
+        self.outlives = "run" if carry else "turn"
+        self.reset()
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        self.skip(skip_set_for(self.checkpoint, sublayers(target) // 2))
+
+    def skip(self, skipped: SkipSet) -> None:
+        """Draft without these sublayers from now on."""
+        self.model = thinned(self.target, skipped)
+
+    def reset(self) -> None:
+        self.carried = self.threshold
+
+    def start(self, prompt: list[int], out: TargetOutput) -> SelfDraftState:
+        assert out.past is not None
+        return SelfDraftState(out.past, len(prompt) - 1, self.ids(prompt[-1:]), self.carried)
+
+    def draft(self, state: SelfDraftState, budget: int) -> DraftTree:
+        """What drafting writes behind the committed KV is forgotten: the target computes it again, all layers of it.
+
+        Drafts end where the authors' do, but for an answer that lacks one token: they draft another, which is cut off later.
+        """
+        state.past.lengths[0] = state.committed
+        most = min(self.draft_tokens, budget)
+        chain = [state.root]
+        while len(chain) <= most:
+            logits = self._forward(state.past, chain[-1])
+            chain.append(logits.argmax(dim=-1))
+            if len(chain) <= most and self._unsure(logits, state):
+                break
+        return DraftTree.chain(cat(chain))
+
+    def _forward(self, past: KVStore, token: Tensor) -> Tensor:
+        """(1, V) logits behind one more token (1,), whose kept layers' KV joins the past for the rest of this draft."""
+        self.draft_forwards += 1
+        logits = self.model.forward(past, [DraftTree.chain(token)])[0].logits
+        past.keep(0, (0,))
+        return logits
+
+    def _unsure(self, logits: Tensor, state: SelfDraftState) -> bool:
+        """The one copy from device to host that a drafted token costs."""
+        return state.threshold > 0 and float(logits.float().softmax(dim=-1).max()) < state.threshold
+
+    def observe(self, state: SelfDraftState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+        state.committed += len(verified.path)
+        state.root = self.ids([verified.next_token])
+        drafted = len(tree) - 1
+        if self.adaptive and drafted:
+            self._adapt(state, len(verified.path) - 1, drafted)
+
+    def _adapt(self, state: SelfDraftState, accepted: int, drafted: int) -> None:
+        """Section 3.3, equation 3, and what the authors' code adds: a draft of full length moves nothing."""
+        state.acceptance = KEPT * state.acceptance + (1 - KEPT) * accepted / drafted
+        moved = state.threshold
+        if state.acceptance < self.target_acceptance:
+            moved += STEP
+        elif drafted < self.draft_tokens:
+            moved -= STEP
+        state.threshold = INERTIA * state.threshold + (1 - INERTIA) * moved
+        if self.carry:
+            self.carried = state.threshold

@@ -1,0 +1,98 @@
+"""How fast a skip set is: calibration prompts decoded with it and, prompt by prompt beside it, autoregressively."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from methods.autoregressive import Autoregressive
+from methods.self_speculative import SelfSpeculative
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.loop import Generation, Sampling, generate
+from specbench.decoding.thinned import SkipSet
+
+
+@dataclass(frozen=True)
+class Found:
+    """A skip set's sums over the prompts. kept: share of the target's parameters left for drafting; seconds include prefill.
+
+    tokens_per_second, the objective: `rate`, with the drift of the machine since the search began divided out.
+    """
+
+    skipped: SkipSet
+    kept: float
+    tokens: int
+    seconds: float
+    baseline_tokens: int
+    baseline_seconds: float
+    drafted: int
+    accepted: int
+    committed: int
+    steps: int
+    number: int = 0
+    tokens_per_second: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def baseline_rate(self) -> float:
+        return self.baseline_tokens / self.baseline_seconds
+
+    @property
+    def speedup(self) -> float:
+        return self.rate / self.baseline_rate
+
+    def plain(self) -> dict[str, Any]:
+        """What a journal of JSON can keep of what was measured."""
+        return {name: value for name, value in asdict(self).items() if name not in ("number", "tokens_per_second")}
+
+    @staticmethod
+    def read(plain: Mapping[str, Any], number: int, tokens_per_second: float) -> "Found":
+        skipped = SkipSet(*(tuple(plain["skipped"][name]) for name in ("attention", "mlp")))
+        return Found(**{**plain, "skipped": skipped}, number=number, tokens_per_second=tokens_per_second)
+
+
+class Calibration:
+    """Decodes the prompts, (T,) each, with any skip set."""
+
+    def __init__(
+        self, target: LanguageModel, method: SelfSpeculative, prompts: Sequence[torch.Tensor], sampling: Sampling
+    ) -> None:
+        self.target, self.method, self.prompts, self.sampling = target, method, prompts, sampling
+        self.baseline = Autoregressive()
+        self.baseline.bind(target)
+        self.store = target.store(max(map(len, prompts)) + sampling.max_new_tokens)
+        self._pair(max(prompts, key=len))  # warm-up
+
+    def __call__(self, skipped: SkipSet) -> Found:
+        """Both sides of a prompt stand next to each other in time, so that a slower minute slows both."""
+        self.method.skip(skipped)
+        self.method.reset()
+        slow, fast = zip(*map(self._pair, self.prompts), strict=True)
+        return Found(skipped, self._kept(), *_sums(fast), *_sums(slow), *_counts(fast))
+
+    def _pair(self, prompt: torch.Tensor) -> tuple[Generation, Generation]:
+        return self._decoded(self.baseline, prompt), self._decoded(self.method, prompt)
+
+    def _decoded(self, drafter: Drafter, prompt: torch.Tensor) -> Generation:
+        self.target.tap(drafter.taps)
+        return generate(self.target, drafter, [prompt], self.sampling, self.store)[0]
+
+    def _kept(self) -> float:
+        left, whole = (sum(p.numel() for p in one.model.parameters()) for one in (self.method.model, self.target))
+        return left / whole
+
+
+def _sums(outs: Sequence[Generation]) -> tuple[int, float]:
+    """New tokens, seconds."""
+    return sum(len(out.output_ids) for out in outs), sum(out.prefill_s + out.decode_s for out in outs)
+
+
+def _counts(outs: Sequence[Generation]) -> tuple[int, int, int, int]:
+    """Drafted, accepted and committed tokens, steps."""
+    drafted, accepted, committed = (sum(sum(getattr(out, name)) for out in outs) for name in ("drafted", "accepted", "committed"))
+    return drafted, accepted, committed, sum(out.steps for out in outs)

@@ -1,0 +1,136 @@
+"""The search for a skip set (Zhang et al. 2023, section 3.2): Bayesian optimisation of tokens per second."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from accelerate import PartialState
+from omegaconf import DictConfig, OmegaConf
+from optuna.samplers import GPSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from specbench.build import built
+from specbench.checkpoints import RANDOM
+from specbench.decoding.loop import Sampling
+from specbench.decoding.thinned import SkipSet, sublayers
+from specbench.errors import InputError
+from specbench.harness import Target
+from specbench.prompts import render
+from specbench.records import write_atomic
+from specbench.run import WHOLE, Rules, questions_of, target_of
+from specbench.skip_sets import misfit, write_skip_set
+from specbench.training.calibration import Calibration, Found
+from specbench.training.search_report import card, table, trials_plot
+
+JOURNAL, TABLE = "journal.log", "trials.csv"
+AT_RANDOM = 8  # trials before the Gaussian process takes over, the starting points among them
+RULES: Rules = dict.fromkeys(("search.trials", "search.prompts", "search.max_new_tokens"), WHOLE)
+SETTINGS = tuple(RULES)
+DONE = "searched for"
+Measure = Callable[[SkipSet], Found]
+
+
+def check(config: DictConfig, drafter: type[Any]) -> None:
+    if PartialState().num_processes > 1:
+        raise InputError("a skip set is searched for by one process: several would share the machine that is timed")
+
+
+def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: Callable[..., None]) -> None:
+    target = target_of(config.target)
+    prompts = calibration_prompts(config, target)
+    method = built(OmegaConf.create({**config.method[label], "checkpoint": RANDOM}))  # until the first trial brings its own
+    method.bind(target.model)
+    sampling = Sampling(max_new_tokens=config.search.max_new_tokens, stop_token_ids=target.model.eos_ids)
+    calibration = Calibration(target.model, method, prompts, sampling)
+    search = Search(out, sublayers(target.model) // 2, config.seed)
+    search.go(config.search.trials, calibration, watch)
+    found, best = search.found, search.best
+    write_skip_set(found[best].skipped, out)
+    trials_plot(found, best, search.layers, out / "curves.png")
+    about = f"{len(prompts)} prompts, the first {sampling.max_new_tokens} tokens of each answer"
+    made = f"optuna {version('optuna')}'s Gaussian-process sampler, seed {config.seed}"
+    (out / "README.md").write_text(card(config, label, target, found, best, about, made), encoding="utf-8")
+
+
+def calibration_prompts(config: DictConfig, target: Target) -> list[torch.Tensor]:
+    """First turns, (T,) each. Raises InputError for one that does not fit the context."""
+    questions = questions_of(
+        built(config.suite), [task.name for task in config.task.values()], config.search.prompts, config.seed
+    )
+    made = [render(target.chat, [(question.turns[0], None)], target.tokenizer) for question in questions]
+    longest = max(map(len, made))
+    if longest >= target.model.context:
+        raise InputError(f"a prompt of {longest} tokens does not fit the context of {target.name}, {target.model.context}")
+    return [torch.tensor(ids, device=target.model.device) for ids in made]
+
+
+def starts(layers: int) -> list[SkipSet]:
+    """Two guesses to begin with: every second attention, which costs least quality as a rule, and every second layer."""
+    second = tuple(range(1, layers, 2))
+    return [SkipSet(second, ()), SkipSet(second, second)]
+
+
+class Search:
+    """Trials in `out`: optuna's journal, from which a killed search goes on, and a table of them."""
+
+    def __init__(self, out: Path, layers: int, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.out, self.layers, self.seed = out, layers, seed
+        storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
+        self.study = optuna.create_study(storage=storage, study_name="skip", direction="maximize", load_if_exists=True)
+        for broken in self._trials(TrialState.RUNNING):  # by a kill
+            self.study.tell(broken.number, state=TrialState.FAIL)
+
+    def go(self, trials: int, measure: Measure, watch: Callable[..., None]) -> None:
+        while (done := len(self._trials(TrialState.COMPLETE, TrialState.PRUNED))) < trials:
+            self._try(done, measure)
+            write_atomic(self.out / TABLE, table(self.found))
+            watch(self._so_far(), done + 1, trials, {})
+
+    def _try(self, number: int, measure: Measure) -> None:
+        """What it tries follows from the seed, its number and the results so far: a resumed search goes on alike."""
+        self.study.sampler = GPSampler(seed=self.seed + number, n_startup_trials=AT_RANDOM)
+        points = starts(self.layers)
+        if number < len(points) and not self._trials(TrialState.WAITING):
+            self.study.enqueue_trial(dict(zip(self._names(), points[number].switches(self.layers), strict=True)))
+        trial = self.study.ask()
+        skipped = SkipSet.of([trial.suggest_categorical(name, [False, True]) for name in self._names()])
+        if misfit(skipped, self.layers):  # nothing left
+            self.study.tell(trial, state=TrialState.PRUNED)
+            return
+        found = measure(skipped)
+        for name, value in found.plain().items():
+            trial.set_user_attr(name, value)
+        self.study.tell(trial, found.rate * self._pace(found) / found.baseline_rate)
+
+    def _pace(self, found: Found) -> float:
+        """Autoregressive decoding's tokens per second when the search began: the machine's drift since then is divided out."""
+        first = next(iter(self._trials(TrialState.COMPLETE)), None)
+        return found.baseline_rate if first is None else Found.read(first.user_attrs, first.number, 0.0).baseline_rate
+
+    def _names(self) -> list[str]:
+        return [f"{kind} {layer}" for kind in ("attention", "mlp") for layer in range(self.layers)]
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
+
+    @property
+    def found(self) -> list[Found]:
+        return [Found.read(one.user_attrs, one.number, one.value or 0.0) for one in self._trials(TrialState.COMPLETE)]
+
+    @property
+    def best(self) -> int:
+        """Its place in `found`."""
+        found = self.found
+        return max(range(len(found)), key=lambda place: found[place].tokens_per_second)
+
+    def _so_far(self) -> str:
+        if not self.found:
+            return "searching"
+        best = self.found[self.best]
+        return f"searching · best so far {best.tokens_per_second:.1f} tokens/s, {best.speedup:.2f}×"

@@ -1,0 +1,122 @@
+"""How a drafter's weights are trained: texts, the paper's loss, and a card of how it was made."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from omegaconf import DictConfig
+
+from specbench.build import built
+from specbench.checkpoints import OURS, new_network, write
+from specbench.errors import InputError
+from specbench.harness import Target
+from specbench.hints import nearest
+from specbench.run import WHOLE, Rules, questions_of, target_of
+from specbench.training.card import asked, versions
+from specbench.training.curves import curves
+from specbench.training.texts import Text, answered, read_texts, write_texts
+from specbench.training.trainer import LOG, Plan, Trainer
+
+TEXTS = "texts.jsonl"
+PRECISIONS = ("no", "bf16", "fp16")
+DONE = "trained"
+
+
+def _positive(value: Any) -> bool:
+    return type(value) in (int, float) and value > 0
+
+
+RULES: Rules = (
+    dict.fromkeys(("batch_tokens", "accumulate", "save_every", "max_new_tokens", "held_out"), WHOLE)
+    | dict.fromkeys(("epochs", "rate"), (_positive, "a number above 0"))
+    | {"muon": (lambda value: value is None or _positive(value), "a number above 0, or null")}
+)
+SETTINGS = (*RULES, "data", "limit", "precision", "file")
+
+
+def check(config: DictConfig, drafter: type[Any]) -> None:
+    files = [OURS, *drafter.network_class.files]
+    if config.precision not in PRECISIONS:
+        raise InputError(f"precision={config.precision}: expected {nearest(str(config.precision), list(PRECISIONS))}")
+    if config.file not in files:
+        raise InputError(f"file={config.file}: expected {nearest(str(config.file), files)}")
+
+
+def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: Callable[..., None]) -> None:
+    """Of several processes (torchrun, accelerate launch) the first one writes."""
+    processes = PartialState()
+    with processes.main_process_first():
+        target = target_of(config.target)
+        texts, held_out = _split(_texts(config, target, out, watch), config.held_out, config.seed)
+    torch.manual_seed(config.seed)
+    network = new_network(drafter.network_class, target.model)
+    plan = Plan(**{field.name: config[field.name] for field in fields(Plan)})
+    Trainer(network, target.model, plan, out).fit(texts, held_out, lambda *now: watch("training", *now))
+    if processes.is_main_process:
+        write(network, out, config.file)
+        curves(out / LOG, out / "curves.png")
+        card = _card(label, _source(config), plan, target, out, len(texts), len(held_out))
+        (out / "README.md").write_text(card, encoding="utf-8")
+
+
+def _texts(config: DictConfig, target: Target, out: Path, watch: Callable[..., None]) -> list[Text]:
+    """Those of `data`; else the target's own answers, kept in the folder for a later start and for other methods."""
+    if config.data is not None:
+        return read_texts(Path(config.data).expanduser(), target)
+    if not (out / TEXTS).is_file():
+        questions = questions_of(built(config.suite), [task.name for task in config.task.values()], config.limit, config.seed)
+        done = 0
+
+        def answering(count: int) -> None:
+            nonlocal done
+            done += count
+            watch("the target answers", done, len(questions), {})
+
+        write_texts(out / TEXTS, answered(target, questions, config.max_new_tokens, answering))
+    return read_texts(out / TEXTS, target)
+
+
+def _split(texts: list[Text], held_out: int, seed: int) -> tuple[list[Text], list[Text]]:
+    """Raises InputError when nothing would be left to train on."""
+    if not 0 < held_out < len(texts):
+        raise InputError(f"held_out={held_out}: expected 1 to {len(texts) - 1}, for there are {len(texts)} answers")
+    shuffled = random.Random(seed).sample(texts, len(texts))
+    return shuffled[held_out:], shuffled[:held_out]
+
+
+def _source(config: DictConfig) -> str:
+    if config.data is not None:
+        return Path(config.data).name
+    return f"the target's own to {asked(config)}"
+
+
+def _card(label: str, source: str, plan: Plan, target: Target, out: Path, trained: int, held_out: int) -> str:
+    last = json.loads((out / LOG).read_text(encoding="utf-8").splitlines()[-1])
+    shares = {"training, the last steps": last["right"], "held-out": last["held_out_right"]}
+    rows = [f"| {name} | {' | '.join(f'{share:.1%}' for share in found)} |" for name, found in shares.items()]
+    depths = " | ".join(str(depth) for depth in range(1, len(last["right"]) + 1))
+    return "\n".join(
+        [
+            f"# {label} for {target.name}",
+            "",
+            f"Made by `specbench train`: {last['step']:,} steps of {plan.accumulate} × {plan.batch_tokens:,} tokens,",
+            f"{last['tokens']:,} in all with their padding, {last['seconds'] / 60:.1f} minutes;",
+            f"{trained:,} answers to learn from, {held_out} held out: {source}.",
+            f"Learning rate {plan.rate:g}{f', Muon {plan.muon:g}' if plan.muon else ''}, mixed precision {plan.precision}.",
+            versions(target.model.device),
+            "",
+            "How often the best guess was the right token, by depth of the draft, given the right tokens before it:",
+            "",
+            f"| answers | {depths} |",
+            f"|---|{'---:|' * len(last['right'])}",
+            *rows,
+            "",
+            f"[Log]({LOG}), [curves](curves.png).",
+            "",
+        ]
+    )
