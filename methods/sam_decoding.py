@@ -1,5 +1,7 @@
 """SAM-Decoding (Hu et al. 2024): the longest end of the text that stood somewhere before is continued as it was there."""
 
+from dataclasses import dataclass, field
+
 from methods.rest import Rest
 from methods.suffix_automaton import SuffixAutomaton
 from specbench.decoding.drafter import Drafter
@@ -8,6 +10,17 @@ from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 
 FILLER = 0  # the token that fills up a full chain, as in the authors' code
+
+
+@dataclass
+class SamState:
+    """text: prompt and answer; trusted: copies are drafted; foretold: the tokens that a copy on trial expects from `since` on."""
+
+    text: SuffixAutomaton
+    trusted: bool
+    foretold: list[int] = field(default_factory=list)
+    since: int = 0
+    copied: int = 0  # tokens of the draft in flight that are a copy
 
 
 class SamDecoding(Drafter):
@@ -20,6 +33,8 @@ class SamDecoding(Drafter):
     length: most tokens drafted; factor: and no more than so many for each token of the match, where it is given. shortest: a
     shorter match drafts nothing. recent: see SuffixAutomaton. full: a chain of exactly `length` tokens, as the authors draft
     where a tree method stands beside: a shorter match is taken for one with enough text behind it, and the rest is filled up.
+    trial: where it is given, copies are drafted only once one of so many tokens has proved right, which is seen without
+    drafting it, and no more after a draft with less than half as many accepted. For a place beside a good drafter.
     """
 
     def __init__(
@@ -29,11 +44,12 @@ class SamDecoding(Drafter):
         shortest: int,
         recent: bool,
         full: bool,
+        trial: int | None,
         static: Rest | None,
         static_bias: int,
     ) -> None:
         self.length, self.factor, self.shortest = length, factor, shortest
-        self.recent, self.full, self.static, self.static_bias = recent, full, static, static_bias
+        self.recent, self.full, self.trial, self.static, self.static_bias = recent, full, trial, static, static_bias
         self.parts = (static,) if static else ()
 
     def bind(self, target: LanguageModel) -> None:
@@ -42,26 +58,46 @@ class SamDecoding(Drafter):
             self.static.bind(target)
             self.nodes = self.static.nodes
 
-    def start(self, prompt: list[int], out: TargetOutput) -> SuffixAutomaton:
-        state = SuffixAutomaton(self.recent)
-        state.extend(prompt)
+    def start(self, prompt: list[int], out: TargetOutput) -> SamState:
+        state = SamState(SuffixAutomaton(self.recent), trusted=self.trial is None)
+        state.text.extend(prompt)
         return state
 
-    def draft(self, state: SuffixAutomaton, budget: int) -> DraftTree:
-        length = state.match.length
-        if self.static and (found := self.static.find(state.tokens)) and found.length - self.static_bias > length:
-            return self.static.drafted(state.tokens[-1], found, budget)
-        drafted = self._copied(state) if length >= self.shortest else []
-        return DraftTree.chain(self.ids(state.tokens[-1:] + drafted[:budget]))
+    def draft(self, state: SamState, budget: int) -> DraftTree:
+        length, root, state.copied = state.text.match.length, state.text.tokens[-1], 0
+        if self.static and (found := self.static.find(state.text.tokens)) and found.length - self.static_bias > length:
+            return self.static.drafted(root, found, budget)
+        copy = self._copied(state.text)[:budget] if length >= self.shortest else []
+        if not state.trusted:
+            self._watch(state, copy)
+            copy = []
+        state.copied = len(copy)
+        return DraftTree.chain(self.ids([root, *copy]))
 
-    def _copied(self, state: SuffixAutomaton) -> list[int]:
+    def _copied(self, text: SuffixAutomaton) -> list[int]:
         if self.full:
-            end = state.shorter(self.length).end
-            there = state.tokens[:-1][end : end + self.length]
+            end = text.shorter(self.length + 1).end  # one more: the authors count the root in
+            there = text.tokens[:-1][end : end + self.length]
             return there + [FILLER] * (self.length - len(there))
-        length, end = state.match
+        length, end = text.match
         most = self.length if self.factor is None else min(self.length, int(self.factor * length))
-        return state.tokens[end : end + most]
+        return text.tokens[end : end + most]
 
-    def observe(self, state: SuffixAutomaton, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
-        state.extend(verified.tokens)
+    def _watch(self, state: SamState, copy: list[int]) -> None:
+        if not state.foretold and self.trial and len(copy) >= self.trial:
+            state.foretold, state.since = copy[: self.trial], len(state.text.tokens)
+
+    def observe(self, state: SamState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+        state.text.extend(verified.tokens)
+        if self.trial and state.copied:
+            state.trusted = len(verified.path) - 1 >= min(self.trial // 2, state.copied)
+        elif state.foretold:
+            self._judge(state)
+
+    def _judge(self, state: SamState) -> None:
+        """The copy on trial fails at its first wrong token, and has proved itself when all have come."""
+        came = state.text.tokens[state.since : state.since + len(state.foretold)]
+        right = came == state.foretold[: len(came)]
+        state.trusted = right and len(came) == len(state.foretold)
+        if state.trusted or not right:
+            state.foretold = []

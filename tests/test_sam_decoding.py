@@ -3,9 +3,15 @@
 import random
 
 import pytest
+import torch
 
-from methods.sam_decoding import SamDecoding
+from methods.rest import Rest
+from methods.sam_decoding import SamDecoding, SamState
 from methods.suffix_automaton import Match, SuffixAutomaton
+from specbench.datastore.build import in_memory
+from specbench.decoding.language_model import TargetOutput
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verified
 from tests.methods_under_test import target_of
 
 
@@ -61,26 +67,89 @@ def test_a_shorter_match_with_text_behind_it(text: list[int], room: int) -> None
         assert found.length == 0 or found.end == firsts[found.length]
 
 
-def drafted(drafter: SamDecoding, text: list[int], budget: int = 99) -> list[int]:
+def started(drafter: SamDecoding, text: list[int]) -> SamState:
     drafter.bind(target_of("llama"))
-    state = SuffixAutomaton(drafter.recent)
-    state.extend(text)
-    tree = drafter.draft(state, budget)
+    return drafter.start(text, TargetOutput(torch.zeros(1, 128)))
+
+
+def drafted(drafter: SamDecoding, text: list[int], budget: int = 99) -> list[int]:
+    tree = drafter.draft(started(drafter, text), budget)
     assert tree.linear and tree.tokens[0] == text[-1]
     return tree.tokens[1:].tolist()
 
 
 def test_drafts_grow_with_the_match_up_to_the_limits() -> None:
     text = [1, 2, 3, *range(10, 30), 1, 2, 3]
-    sam = SamDecoding(length=12, factor=2.0, shortest=2, recent=True, full=False, static=None, static_bias=0)
+    sam = SamDecoding(length=12, factor=2.0, shortest=2, recent=True, full=False, trial=None, static=None, static_bias=0)
     assert drafted(sam, text) == list(range(10, 16)), "twice a match of three"
     assert drafted(sam, text, budget=4) == [10, 11, 12, 13] and drafted(sam, text, budget=0) == []
     assert drafted(sam, [*text[:-3], 3]) == [], "a match of one is too short"
-    assert drafted(SamDecoding(12, None, 2, True, False, None, 0), text) == list(range(10, 22))
+    assert drafted(SamDecoding(12, None, 2, True, False, None, None, 0), text) == list(range(10, 22))
 
 
 def test_a_full_chain_climbs_to_a_match_with_enough_behind_it_and_is_filled_up() -> None:
-    sam = SamDecoding(length=6, factor=None, shortest=2, recent=False, full=True, static=None, static_bias=0)
+    sam = SamDecoding(length=5, factor=None, shortest=2, recent=False, full=True, trial=None, static=None, static_bias=0)
     text = [2, 3, 40, 41, 42, 43, 44, 45, 1, 2, 3, 50, 1, 2, 3]
-    assert drafted(sam, text) == [40, 41, 42, 43, 44, 45], "behind 2 3, for behind 1 2 3 stand three tokens before the root"
-    assert drafted(sam, [7, 8, 9, 7, 8]) == [9, 7, 0, 0, 0, 0], "the root itself is not copied"
+    assert drafted(sam, text) == [40, 41, 42, 43, 44], "behind 2 3, for behind 1 2 3 stand three tokens before the root"
+    assert drafted(sam, [7, 8, 9, 7, 8]) == [9, 7, 0, 0, 0], "the root itself is not copied"
+
+
+def committed(drafter: SamDecoding, state: SamState, accepted: int, tokens: list[int]) -> None:
+    """A step whose first `accepted` draft tokens were right."""
+    verified = Verified(list(range(accepted + 1)), tokens[-1], tokens)
+    drafter.observe(state, DraftTree.chain(torch.tensor([0])), TargetOutput(torch.zeros(1, 128)), verified)
+
+
+def test_on_trial_a_copy_is_drafted_once_one_has_proved_right_and_no_more_after_a_bad_one() -> None:
+    sam = SamDecoding(length=6, factor=None, shortest=2, recent=True, full=False, trial=4, static=None, static_bias=0)
+    state = started(sam, [1, 2, *range(10, 20), 3, 4, *range(30, 40), 1, 2])
+    steps = [
+        ([], 0, [10, 11]),  # watched, two of four right so far
+        ([], 0, [12]),
+        ([], 0, [13]),  # all four came: from here on it drafts
+        ([14, 15, 16, 17, 18, 19], 6, [14, 15, 16, 17, 18, 19, 3]),
+        ([4, 30, 31, 32, 33, 34], 1, [4, 99]),  # one accepted, less than half of four
+        ([], 0, [3, 4]),
+        ([], 0, [30, 98]),  # this watched copy was wrong at its second token
+        ([], 0, [97]),
+    ]
+    for place, (expected, accepted, tokens) in enumerate(steps):
+        assert sam.draft(state, 99).tokens.tolist()[1:] == expected, f"step {place}"
+        committed(sam, state, accepted, tokens)
+
+
+@pytest.mark.parametrize(("bias", "static"), [(0, True), (1, False)])
+def test_the_longer_match_drafts_and_a_static_one_counts_less(bias: int, static: bool) -> None:
+    rest = Rest("random", 16, 2, "spread", 64, 3, 8, 0.0, "none", None)
+    sam = SamDecoding(8, None, 1, True, False, None, rest, bias)
+    rest.datastore = in_memory([[5, 6, 7, 60, 61, 62], [5, 6, 7, 60, 61, 63]], 128)
+    tree = sam.draft(started(sam, [6, 7, 50, 51, 5, 6, 7]), 99)
+    copy = [50, 51, 5, 6, 7]
+    assert tree.tokens[1:].tolist() == ([60, 61, 62, 63] if static else copy), "three tokens there, two here"
+    assert sam.nodes == 8 and sam.parts == (rest,)
+
+
+def walked(automaton: SuffixAutomaton, tokens: list[int]) -> tuple[int, int]:
+    """The authors' cursor: the state and length of the longest end of `tokens` that stands in the automaton's text."""
+    state, length = 0, 0
+    for token in tokens:
+        while state and token not in automaton._next[state]:
+            state = automaton._link[state]
+            length = automaton._length[state]
+        if token in automaton._next[state]:
+            state, length = automaton._next[state][token], length + 1
+    return state, length
+
+
+def test_a_suffix_array_finds_what_an_automaton_of_the_same_texts_finds() -> None:
+    rng = random.Random(6)
+    text = [rng.randrange(6) for _ in range(400)]
+    store, query = in_memory([text], 6), [rng.randrange(6) for _ in range(200)]
+    automaton = SuffixAutomaton(recent=False)
+    automaton.extend(text)
+    for end in range(2, len(query)):
+        state, length = walked(automaton, query[:end])
+        match = store.find(query[:end], longest=64, shortest=1)
+        assert match is not None and match.length == length, end
+        places = store.chunks[0].suffixes[match.ranges[0][1] : match.ranges[0][2]]
+        assert min(places) + length == automaton._end[state], "the first place behind it"
