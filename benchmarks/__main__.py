@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks import datastore, embedded, memory, overhead, peer, trained
+from benchmarks import datastore, embedded, memory, overhead, peer, trained, training_free
 from specbench.cli import console
+from specbench.metrics import OVERALL
 from specbench.statistics import Interval
 
 TASKS = ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag"]
@@ -67,10 +68,26 @@ def trained_drafters(promises: Promises, out: Path, limit: int) -> None:
 
 
 def outside(promises: Promises) -> None:
-    for shape, overrides, bounds in (("100m", [WIDE], (1, 3, 3)), ("mini", ["target.dtype=float32"], (3, 5, 5))):
-        for (label, share), bound in zip(overhead.shares(*overrides).items(), bounds, strict=True):
-            kept = 100 * share <= bound
-            promises.add(f"time outside the forwards, {label}, {shape}", f"≤ {bound} %", f"{100 * share:.2f} %", kept)
+    decoding, drafting = {"autoregressive": 1, "pld": 3, "sps": 3}, dict.fromkeys(training_free.METHODS, 5)
+    small = {"autoregressive": 3, "pld": 5, "sps": 5}
+    for shape, overrides, bounds in (("100m", [WIDE], decoding | drafting), ("mini", ["target.dtype=float32"], small)):
+        methods = [label for label in bounds if label != "autoregressive"]
+        for label, share in overhead.shares(methods, *overrides).items():
+            kept = 100 * share <= bounds[label]
+            promises.add(f"time outside the forwards, {label}, {shape}", f"≤ {bounds[label]} %", f"{100 * share:.2f} %", kept)
+
+
+def training_free_drafters(promises: Promises, out: Path, limit: int) -> None:
+    rows = training_free.cells(out / "training-free-100m", WIDE, f"limit={limit}", "repeats=1")
+    for label, bound in training_free.BOUNDS.items():
+        promises.at_least(f"{label} over autoregressive, six tasks, 100m", bound, training_free.interval(rows, label, OVERALL))
+    whole = {label: training_free.interval(rows, label, OVERALL).estimate for label in ("sam_decoding", "pld")}
+    kept = whole["sam_decoding"] >= whole["pld"]
+    promises.add("sam_decoding against pld, six tasks, 100m", "never below", f"{whole['sam_decoding'] / whole['pld']:.2f}", kept)
+    for task in TASKS:
+        both, *parts = (training_free.interval(rows, label, task).estimate for label in training_free.HYBRID)
+        share = both / max(parts)
+        promises.add(f"sam_eagle2 against the better of its parts, {task}, 100m", "≥ 0.97", f"{share:.3f}", share >= 0.97)
 
 
 def room(promises: Promises) -> None:
@@ -105,6 +122,7 @@ def main() -> None:
     room(promises)
     stores(promises)
     speed(promises, options.out, options.limit)
+    training_free_drafters(promises, options.out, options.limit)
     trained_drafters(promises, options.out, options.limit)
     console.print(promises.table)
 

@@ -1,6 +1,6 @@
 """The share of a turn spent outside the models' forwards: drafting logic, verification, bookkeeping."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
@@ -39,11 +39,11 @@ class Stopwatch:
         return timed
 
 
-def shares(*overrides: str) -> dict[str, float]:
-    """Method -> share of its turns' time outside the forwards of target and draft model."""
-    there, watch = opened("method=[pld,sps]", *overrides), Stopwatch()
-    draft: Any = there.drafters["sps"]
-    with watch.watching([there.target.model, draft.model]):
+def shares(methods: Sequence[str], *overrides: str) -> dict[str, float]:
+    """Method -> share of its turns' time outside the forwards of the target, of draft models and of thinned targets."""
+    there, watch = opened(f"method=[{','.join(methods)}]", *overrides), Stopwatch()
+    own = [getattr(drafter, "model", None) for drafter in there.drafters.values()]
+    with watch.watching([there.target.model, *(model for model in own if isinstance(model, LanguageModel))]):
         return {label: _outside(there, label, watch) for label in there.drafters}
 
 
