@@ -59,6 +59,10 @@ class SuffixAutomaton:
         return short
 
     @property
+    def transitions(self) -> int:
+        return sum(map(len, self._next))
+
+    @property
     def match(self) -> Match:
         return self._match(self._link[self._last])
 
