@@ -3,7 +3,7 @@
     python -m benchmarks.automaton [--tokens N] [--out DIR]
 
 Writes automaton.csv and automaton.png: microseconds per token, mean of each thousand, and the transitions that the automaton has
-by then per token: its work, at most three whatever the text (Blumer et al. 1985). Time grows where that does not: by caches missed.
+by then per token: its work, at most three for any text (Blumer et al. 1985). The time grows with missed caches.
 """
 
 import argparse
