@@ -29,7 +29,6 @@ class Fallback(Drafter):
             part.bind(target)
         self.taps = tuple(layer for part in self.parts for layer in part.taps)
         self.prompt_logits = any(part.prompt_logits for part in self.parts)
-        self.prompt_logits = any(part.prompt_logits for part in self.parts)
         self.nodes = max(part.nodes for part in self.parts)
         self.outlives = "run" if any(part.outlives == "run" for part in self.parts) else "turn"
 

@@ -23,8 +23,8 @@ class Rest(Drafter):
 
     datastore: a folder, or `random` for a store of random documents. sample, occurrences: which places are looked at, see
     Datastore.continuations. depth: tokens read behind each. nodes: the draft tree's, the root not counted. least_share: of
-    the places looked at, that a node must be backed by. cut: `none`, or `cost`, the authors' second cut (paper section 3.2; see
-    Prefixes.within). filler: the token drafted when nothing is found (Spec-Bench: 100), or none.
+    the places looked at, that a node must be backed by. cut: `none`, or `cost`, the authors' cuts (see
+    Prefixes.authors_cut). filler: the token drafted when nothing is found (Spec-Bench: 100), or none.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class Rest(Drafter):
         """The continuations worth a node each, no longer than `depth`."""
         assert self.datastore is not None
         rows = self.datastore.continuations(match, depth, self.occurrences, self.sample)
-        found = Prefixes.of(rows).most_frequent(self.nodes)
-        if self.least_share:
-            found = found.shared_by(self.least_share)
-        return found.within(self.nodes) if self.cut == "cost" else found
+        found = Prefixes.of(rows)
+        if self.cut == "cost":
+            return found.authors_cut(self.nodes)
+        return found.most_frequent(self.nodes).shared_by(self.least_share)
 
     def _tree(self, root: int, found: Prefixes) -> DraftTree:
         """One transfer to the device for tokens and parents."""

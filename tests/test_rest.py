@@ -9,10 +9,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from methods.rest import Rest, random_store
 from specbench.datastore.build import build
+from specbench.datastore.prefixes import LOTS
 from specbench.datastore.store import Datastore
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
@@ -56,12 +58,22 @@ def looked_at(store: Datastore, tokens: Sequence[int], depth: int, settings: dic
 def drafted(paths: list[Path_], settings: dict[str, Any]) -> list[Path_]:
     """The tree's paths, counted and cut one by one."""
     counts = Counter(path[:depth] for path in paths for depth in range(1, len(path) + 1))
+    if settings["cut"] == "cost":
+        return authors_cut(counts, settings["nodes"])
     kept = sorted(counts, key=lambda path: (-counts[path], len(path), path))[: settings["nodes"]]
     kept = [path for path in kept if counts[path] >= settings["least_share"] * len(paths)]
-    if settings["cut"] == "cost":
-        while sum(len(set(path)) for path in kept) > settings["nodes"]:
-            kept.remove(max(kept, key=lambda path: (len(set(path)), len(path), path)))
     return sorted(kept, key=lambda path: (len(path), path))
+
+
+def authors_cut(counts: Counter[Path_], cost: int) -> list[Path_]:
+    """methods.md 2.9, steps 5 to 7, with lots for their chance."""
+    every = sorted(counts, key=lambda path: (len(path), path))
+    lots = dict(zip(every, np.random.default_rng(LOTS).permutation(len(every)), strict=True))
+    kept = sorted(every, key=lambda path: (-counts[path], lots[path]))[:cost]
+    while sum(len(set(path)) for path in kept) > cost:
+        kept.remove(max(kept, key=lambda path: (len(set(path)), lots[path])))
+    closed = {path[:depth] for path in kept for depth in range(1, len(path) + 1)}
+    return sorted(closed, key=lambda path: (len(path), path))[:cost]
 
 
 def paths_of(tree: DraftTree) -> list[Path_]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
+LOTS = 0  # the seed of what decides where REST's authors leave it to chance
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,19 @@ class Prefixes:
         """Those that at least this share of all continuations begin with."""
         return self.only(np.flatnonzero(self.count >= share * len(self.rows)))
 
-    def within(self, cost: int) -> "Prefixes":
-        """Without the dearest ones, until all together cost no more; a prefix costs its distinct tokens (REST's authors).
+    def authors_cut(self, cost: int) -> "Prefixes":
+        """REST's own two cuts: to the `cost` most frequent; of these without the dearest ones, until all together cost no more.
 
-        Of equal cost the deeper go first, then those of larger ids, so that beginnings stay. The authors leave it to chance.
+        A prefix costs its distinct tokens. Equal ones are told apart by lot, as theirs, but by the same lots every time; a
+        beginning that a cut dropped comes back with what lies behind it, free of cost.
         """
-        costs = self.distinct_tokens()
-        cheapest = np.argsort(costs, kind="stable")
-        return self.only(np.sort(cheapest[np.cumsum(costs[cheapest]) <= cost]))
+        lots = np.random.default_rng(LOTS).permutation(len(self))
+        frequent = np.lexsort((lots, -self.count))[:cost]
+        costs = self.distinct_tokens()[frequent]
+        cheapest = np.lexsort((lots[frequent], costs))
+        kept = np.zeros(len(self), bool)
+        kept[frequent[cheapest[np.cumsum(costs[cheapest]) <= cost]]] = True
+        for _ in range(self.rows.shape[1]):
+            above = self.parents[kept]
+            kept[above[above >= 0]] = True
+        return self.only(np.flatnonzero(kept)[:cost])
