@@ -5,30 +5,32 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from benchmarks.embedded import Opened, opened
+from specbench.checkpoints import DraftNetwork
+from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 
 
 class Stopwatch:
-    """Adds up the time inside a model's own call."""
+    """Adds up the time inside models' own calls."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     @contextmanager
-    def watching(self, models: list[LanguageModel]) -> Iterator[None]:
-        calls = [model.model for model in models]
-        for model, call in zip(models, calls, strict=True):
-            model.model = self._timed(call)  # type: ignore[assignment]
+    def watching(self, calls: list[tuple[Any, str]]) -> Iterator[None]:
+        """calls: what to time, as an object and the name of its attribute that is called."""
+        before = [(owner, name, vars(owner).get(name)) for owner, name in calls]
+        for owner, name in calls:
+            vars(owner)[name] = self._timed(getattr(owner, name))
         try:
             yield
         finally:
-            for model, call in zip(models, calls, strict=True):
-                model.model = call
+            for owner, name, own in before:
+                del vars(owner)[name]
+                vars(owner).update({} if own is None else {name: own})
 
-    def _timed(self, call: PreTrainedModel) -> Callable[..., Any]:
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             begun = perf_counter()
             try:
@@ -40,11 +42,21 @@ class Stopwatch:
 
 
 def shares(methods: Sequence[str], *overrides: str) -> dict[str, float]:
-    """Method -> share of its turns' time outside the forwards of the target, of draft models and of thinned targets."""
+    """Method -> share of its turns' time outside the forwards of target, draft models, thinned targets and draft networks."""
     there, watch = opened(f"method=[{','.join(methods)}]", *overrides), Stopwatch()
-    own = [getattr(drafter, "model", None) for drafter in there.drafters.values()]
-    with watch.watching([there.target.model, *(model for model in own if isinstance(model, LanguageModel))]):
+    own = [call for drafter in there.drafters.values() for call in _models(drafter)]
+    with watch.watching([(there.target.model, "model"), *own]):
         return {label: _outside(there, label, watch) for label in there.drafters}
+
+
+def _models(drafter: Drafter) -> Iterator[tuple[Any, str]]:
+    if isinstance(model := getattr(drafter, "model", None), LanguageModel):
+        yield model, "model"
+    if isinstance(network := getattr(drafter, "network", None), DraftNetwork):
+        yield network, "forward"
+        yield network, "logits"
+    for part in drafter.parts:
+        yield from _models(part)
 
 
 def _outside(there: Opened, label: str, watch: Stopwatch) -> float:

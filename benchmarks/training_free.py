@@ -10,7 +10,7 @@ from specbench.report.summary import summarise
 from specbench.statistics import Interval
 
 BOUNDS = {"sam_decoding": 1.3, "token_recycling": 1.15, "rest": 1.3, "lookahead": 1.0, "self_speculative": 1.1}
-METHODS = (*BOUNDS, "sam_decoding_static")
+METHODS = (*BOUNDS, "sam_decoding_static", "sam_eagle2")
 HYBRID = ("sam_eagle2", "sam_decoding", "eagle2")  # and its parts
 
 

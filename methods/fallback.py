@@ -17,7 +17,7 @@ Pair = tuple[Any, Any]  # the states of both drafters
 class Fallback(Drafter):
     """SAM-Decoding beside a trained drafter (Hu et al. 2024, section 3.3) is one: `first` drafts where it has a long match.
 
-    Both see every step. A drafter that comes second must bear it that trees were not its own.
+    Both see every step, also those whose tree was the other one's.
     """
 
     def __init__(self, first: Drafter, otherwise: Drafter) -> None:
@@ -31,11 +31,12 @@ class Fallback(Drafter):
         self.prompt_logits = any(part.prompt_logits for part in self.parts)
         self.nodes = max(part.nodes for part in self.parts)
         self.outlives = "run" if any(part.outlives == "run" for part in self.parts) else "turn"
+        self.kind = "synthetic" if any(part.kind == "synthetic" for part in self.parts) else "measured"
 
     def reserve(self, capacity: int) -> None:
         for part in self.parts:
             part.reserve(capacity)
-            part.draft_forwards = 0
+            part.draft_forwards = 0  # a turn begins here
 
     def reset(self) -> None:
         for part in self.parts:
@@ -53,7 +54,7 @@ class Fallback(Drafter):
     def propose(self, states: list[Pair], budgets: list[int]) -> list[DraftTree]:
         first, otherwise = self.parts
         trees = first.propose([state for state, _ in states], budgets)
-        empty = [row for row, tree in enumerate(trees) if len(tree) == 1]
+        empty = [row for row, tree in enumerate(trees) if tree.drafted == 0]
         if empty:
             instead = otherwise.propose([states[row][1] for row in empty], [budgets[row] for row in empty])
             for row, tree in zip(empty, instead, strict=True):

@@ -61,6 +61,7 @@ class LookaheadState:
     """tokens: the last committed ones, the root last; rows: the filled ones, the first of them a place shorter than others."""
 
     tokens: list[int]
+    place: int  # the root's position
     rows: list[list[int]]
     pool: Pool
     layout: Layout | None = None  # of the draft in flight
@@ -80,6 +81,7 @@ class Lookahead(Drafter):
         self.level, self.window, self.guesses = level, window, guesses
         self.text_pool, self.whole, self.prefill_row, self.seed = text_pool, whole, prefill_row, seed
         self.nodes = 1 + (level - 1) * (window + level - 2) + guesses * (level - 1)
+        self.reach = window + level - 2  # places behind the root that the window looks at
         self._layouts: dict[tuple[tuple[int, ...], int, int], Layout] = {}
 
     def bind(self, target: LanguageModel) -> None:
@@ -89,10 +91,10 @@ class Lookahead(Drafter):
     def start(self, prompt: list[int], out: TargetOutput) -> LookaheadState:
         draw = random.Random(self.seed)
         row = [draw.choice(prompt[:-1]) for _ in range(self.window + self.level - 3)]
-        state = LookaheadState(prompt[-self.level :], [row], Pool(self.level, self.guesses))
+        state = LookaheadState(prompt[-self.level :], len(prompt) - 1, [row], Pool(self.level, self.guesses))
         if self.text_pool:
             state.pool.add_text(prompt)
-        if self.prefill_row:
+        if self.prefill_row and len(prompt) + len(row) <= self.target.context:
             assert out.past is not None
             self.draft_forwards += 1
             (read,) = self.target.forward(out.past, [DraftTree.chain(self.ids(row))])
@@ -100,15 +102,18 @@ class Lookahead(Drafter):
         return state
 
     def draft(self, state: LookaheadState, budget: int) -> DraftTree:
-        root = state.tokens[-1]
-        guesses = [guess[:budget] for guess in state.pool.behind(root)] if budget else []
+        root, state.layout = state.tokens[-1], None
+        if not budget or state.place + self.reach >= self.target.context:
+            return DraftTree.chain(self.ids([root]))
+        guesses = [guess[:budget] for guess in state.pool.behind(root)]
         state.layout = self._layout(tuple(map(len, state.rows)), len(guesses), min(budget, self.level - 1))
         tokens = [root, *(token for row in [*state.rows, *guesses] for token in row)]
         return state.layout.shape.tree(self.ids(tokens)[state.layout.order])
 
     def observe(self, state: LookaheadState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
-        assert state.layout is not None
-        self._shift(state, out.logits[state.layout.last].argmax(dim=-1).tolist())
+        if state.layout is not None and tree.shape is state.layout.shape:  # the tree was its own
+            self._shift(state, out.logits[state.layout.last].argmax(dim=-1).tolist())
+        state.place += len(verified.tokens)
         known = state.tokens + verified.tokens
         if self.text_pool:
             state.pool.add_text(known[-(self.level - 1 + len(verified.tokens)) :])

@@ -7,7 +7,6 @@ verifying, apart from any drafter's own time and skill. Rows of such a run are l
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -33,14 +32,14 @@ class Replay:
 class Oracle(Drafter):
     """Perfect drafts of `length` tokens at no cost: the ceiling of any drafter of chains."""
 
-    kind: ClassVar[Literal["measured", "synthetic"]] = "synthetic"
+    kind = "synthetic"
 
     def __init__(self, length: int) -> None:
         self.length = length
-        self._answers: dict[tuple[int, ...], tuple[Sampling, list[int]]] = {}
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
+        self._answers: dict[tuple[int, ...], tuple[Sampling, list[int]]] = {}
         self._plain = Autoregressive()
         self._plain.bind(target)
 

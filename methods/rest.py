@@ -44,14 +44,16 @@ class Rest(Drafter):
             raise InputError("this target names no datastore: set method.LABEL.datastore to a folder or random")
         if not 1 <= shortest <= longest or min(occurrences, depth, nodes) < 1:
             raise InputError("rest: expected 1 ≤ shortest ≤ longest, and at least one occurrence, depth and node")
-        self.datastore = None if datastore == RANDOM else Datastore.open(datastore)
+        self.random = datastore == RANDOM
+        self.datastore = None if self.random else Datastore.open(datastore)
         self.longest, self.shortest, self.sample, self.occurrences = longest, shortest, sample, occurrences
         self.depth, self.nodes, self.least_share, self.cut, self.filler = depth, nodes, least_share, cut, filler
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
-        if self.datastore is None:
+        if self.random:
             self.datastore = random_store(target.vocabulary)
+        assert self.datastore is not None
         if self.datastore.about.vocabulary > target.vocabulary:
             held = f"{self.datastore.name} holds ids up to {self.datastore.about.vocabulary - 1}"
             raise InputError(f"the datastore {held}, but the target has a vocabulary of {target.vocabulary}")

@@ -89,8 +89,9 @@ class SamDecoding(Drafter):
 
     def observe(self, state: SamState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
         state.text.extend(verified.tokens)
-        if self.trial and state.copied:
-            state.trusted = len(verified.path) - 1 >= min(self.trial // 2, state.copied)
+        copied, state.copied = state.copied, 0
+        if self.trial and copied:
+            state.trusted = len(verified.path) - 1 >= min(self.trial // 2, copied)
         elif state.foretold:
             self._judge(state)
 

@@ -7,7 +7,7 @@ from torch import Tensor, cat
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.thinned import SkipSet, sublayers, thinned
+from specbench.decoding.thinned import SkipSet, layers_of, thinned
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 from specbench.errors import InputError
@@ -27,6 +27,7 @@ class SelfDraftState:
     root: Tensor
     threshold: float
     acceptance: float = 0.0
+    drafted: int = 0  # tokens of its own draft in flight
 
 
 class SelfSpeculative(Drafter):
@@ -60,7 +61,7 @@ class SelfSpeculative(Drafter):
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
-        self.skip(skip_set_for(self.checkpoint, sublayers(target) // 2))
+        self.skip(skip_set_for(self.checkpoint, layers_of(target)))
 
     def skip(self, skipped: SkipSet) -> None:
         """Draft without these sublayers from now on."""
@@ -86,6 +87,7 @@ class SelfSpeculative(Drafter):
             chain.append(logits.argmax(dim=-1))
             if len(chain) <= most and self._unsure(logits, state):
                 break
+        state.drafted = len(chain) - 1
         return DraftTree.chain(cat(chain))
 
     def _forward(self, past: KVStore, token: Tensor) -> Tensor:
@@ -102,12 +104,12 @@ class SelfSpeculative(Drafter):
     def observe(self, state: SelfDraftState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
         state.committed += len(verified.path)
         state.root = self.ids([verified.next_token])
-        drafted = len(tree) - 1
+        drafted, state.drafted = state.drafted, 0
         if self.adaptive and drafted:
             self._adapt(state, len(verified.path) - 1, drafted)
 
     def _adapt(self, state: SelfDraftState, accepted: int, drafted: int) -> None:
-        """Section 3.3, equation 3, and what the authors' code adds: a draft of full length moves nothing."""
+        """Section 3.3, equation 3, and what the authors' code adds: no draft of full length lowers the threshold."""
         state.acceptance = KEPT * state.acceptance + (1 - KEPT) * accepted / drafted
         moved = state.threshold
         if state.acceptance < self.target_acceptance:

@@ -21,6 +21,7 @@ except ImportError:  # Windows
 
 NOTED = ("versions", "git", "machine")  # what may change when a run goes on, and is then noted
 SAME = ("dtype", "suite_sha256", "target_sha256", "draft_sha256")  # of run.json: what every trial of a run has in common
+PER_METHOD = {"leakage": "datastore", "checkpoints": "checkpoint"}  # of run.json: what is said of each method, and in a word
 
 
 def run_directory(out: str | None, name: str, config: Mapping[str, Any]) -> RunDirectory:
@@ -61,8 +62,8 @@ def open_run(run: RunDirectory, config: Mapping[str, Any], about: Mapping[str, A
     started = (run.path / "run.json").is_file()
     if started:
         _check_place(run, about)
-        _check_stores(run, about)
-        run.write_provenance(_with_stores(_noted(run.provenance(), about), about))
+        _check_methods(run, about)
+        run.write_provenance(_with_methods(_noted(run.provenance(), about), about))
     run.repair()
     run.write_config(_merged(run.config(), config) if run.is_run() else config)
     if not started:
@@ -116,25 +117,24 @@ def _check_place(run: RunDirectory, now: Mapping[str, Any]) -> None:
         raise _another(run, "device", device, device_now)
 
 
-def _check_stores(run: RunDirectory, now: Mapping[str, Any]) -> None:
-    """Trials of one method with two datastores cannot stand in one row."""
-    before, here = ({label: _sha256s(found) for label, found in _stores(about).items()} for about in (run.provenance(), now))
-    for label in before.keys() & here.keys():
-        if before[label] != here[label]:
-            raise _another(run, f"datastore of {label}", before[label], here[label])
+def _check_methods(run: RunDirectory, now: Mapping[str, Any]) -> None:
+    """Trials of one method with two datastores, or two sets of weights, cannot stand in one row."""
+    for key, what in PER_METHOD.items():
+        before, here = run.provenance().get(key) or {}, now.get(key) or {}
+        for label in before.keys() & here.keys():
+            was, is_now = _contents(before[label]), _contents(here[label])
+            if was != is_now:
+                raise _another(run, f"{what} of {label}", was, is_now)
 
 
-def _with_stores(about: dict[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """run.json with the datastores of the methods that it is extended by."""
-    return {**about, "leakage": {**_stores(about), **_stores(now)}} if _stores(now) else about
+def _contents(found: str | list[dict[str, Any]]) -> str:
+    """Fingerprints of a method's checkpoints, or of its datastores."""
+    return found if isinstance(found, str) else ", ".join(str(store.get("sha256")) for store in found)
 
 
-def _stores(about: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    return about.get("leakage") or {}
-
-
-def _sha256s(stores: list[dict[str, Any]]) -> str:
-    return ", ".join(str(store.get("sha256")) for store in stores)
+def _with_methods(about: dict[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """run.json with what is said of the methods that the run is extended by."""
+    return about | {key: (about.get(key) or {}) | (now.get(key) or {}) for key in PER_METHOD if key in now}
 
 
 def _another(run: RunDirectory, what: str, before: Any, now: Any) -> InputError:

@@ -21,7 +21,7 @@ from specbench.devices import cpu_capabilities, cpu_name, device_name, has_bf16_
 from specbench.models import local_folder
 
 PACKAGES = ("specbench", "torch", "transformers", "datasets", "numpy")
-CONTENT = (".safetensors", ".bin", ".json", ".jsonl", ".txt", ".model", ".jinja", ".tiktoken")
+CONTENT = (".safetensors", ".bin", ".pt", ".json", ".jsonl", ".yaml", ".txt", ".model", ".jinja", ".tiktoken")
 CLOCKS = (  # nvidia-smi's names; MHz and W
     *("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "clocks.applications.graphics"),
     *("power.limit", "power.max_limit", "persistence_mode", "mig.mode.current"),
@@ -109,7 +109,7 @@ def _output(command: Sequence[str]) -> str | None:
 
 
 def fingerprint(path: str | Path, revision: str | None = None) -> str | None:
-    """sha256 over the sorted names and contents of a folder or a hub id's downloaded snapshot; None: not there.
+    """sha256 over the sorted names and contents of a folder, a file or a hub id's downloaded snapshot; None: not there.
 
     Of a folder: weights, configs and tokenizer files.
     """
@@ -117,7 +117,7 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str | None:
     if place is None:
         return None
     found = hashlib.sha256()
-    for file in _contents(place):
+    for file in [place] if place.is_file() else _contents(place):
         found.update(f"{file.relative_to(place).as_posix()}\0{_content_sha256(file)}\n".encode())
     return found.hexdigest()
 
@@ -125,6 +125,8 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str | None:
 def _place(path: str, revision: str | None) -> Path | None:
     if (folder := local_folder(path)) is not None:
         return folder
+    if (file := next((file for file in (ROOT / path, Path(path).expanduser()) if file.is_file()), None)) is not None:
+        return file
     try:
         cached = try_to_load_from_cache(path, "config.json", revision=revision)
     except HFValidationError:  # no hub id either

@@ -1,6 +1,6 @@
 """The composition root: a resolved config becomes a suite, a target, methods, engines and a harness. Only here config is read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from specbench.baseline import Rates, other_dtypes, rates, ways
 from specbench.build import built, check, check_types
+from specbench.checkpoints import RANDOM
 from specbench.continuation import alone, open_run, run_directory
 from specbench.datastore.leakage import check_tokenizers, leakage
+from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Sampling
 from specbench.devices import release_memory
@@ -50,9 +52,9 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     engines: dict[str, Engine] = {name: built(settings) for name, settings in config.engine.items()}
     arms = arms_of(engines, [BASELINE, *(label for label in config.method if label != BASELINE)])
     drafters = {label: built(settings) for label, settings in config.method.items()}
+    check_tokenizers(drafters, tokenizer_of(config.target)[0])
     target = target_of(config.target)
     check_prompts(questions, target)
-    check_tokenizers(drafters, target.tokenizer)
     for engine in engines.values():
         engine.open(target.model, drafters)
     sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids, seed=config.seed)
@@ -62,6 +64,7 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
         turns = sum(len(question.turns) for question in questions)
         about = provenance(target.model.device) | prints(config, target, suite) | {"turns": turns}
         watcher.doing("looking for the questions in datastores")
+        about["checkpoints"] = checkpoints(drafters)
         about["leakage"] = _without_home(leakage(drafters, questions, target.tokenizer))
         if config.check_baseline and not run.is_run():
             watcher.doing("timing the baseline in other ways", long=True)
@@ -228,3 +231,15 @@ def prints(config: DictConfig, target: Target, suite: Suite) -> dict[str, Any]:
     read = {name: model for name, model in models.items() if model.get("path") and config.target.weights != "random"}
     found = {name: fingerprint(model["path"], model.get("revision")) for name, model in read.items()}
     return {"dtype": target.model.dtype_name, "suite_sha256": suite.fingerprint, **dict.fromkeys(models), **found}
+
+
+def checkpoints(drafters: Mapping[str, Drafter]) -> dict[str, str]:
+    """For run.json: by method, the fingerprints of what it loads besides draft models, such as trained heads or a skip set."""
+    found: dict[str, list[str | None]] = {}
+    for label, drafter in drafters.items():
+        for part in drafter.family():
+            checkpoint = getattr(part, "checkpoint", None)
+            if checkpoint not in (None, RANDOM):
+                place, _, revision = checkpoint.partition("@")
+                found.setdefault(label, []).append(fingerprint(place, revision or None))
+    return {label: ", ".join(map(str, prints)) for label, prints in found.items()}

@@ -179,6 +179,18 @@ def test_a_datastore_from_the_target_s_own_answers_and_a_run_with_it(cli: Cli, t
     assert set(RunDirectory(tmp_path / "results/leaky").provenance()["leakage"]) == {"rest", "rest_spec_bench"}
 
 
+def test_a_run_does_not_go_on_with_another_skip_set_in_the_same_place(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "skip.yaml").write_text("attention: [1]\nmlp: []\n")
+    checkpoint = f"method.self_speculative.checkpoint={tmp_path / 'skip.yaml'}"
+    run = tiny.overrides("method=[self_speculative]", checkpoint, "task=[qa]", "limit=1", "repeats=1", "out=results/skips")
+    status, _, err = cli("run", *run)
+    assert status == 0, err
+    assert list(RunDirectory(tmp_path / "results/skips").provenance()["checkpoints"]) == ["self_speculative"]
+    (tmp_path / "skip.yaml").write_text("attention: []\nmlp: [1]\n")
+    status, _, err = cli("run", *run)
+    assert status == 2 and "holds another run: its checkpoint of self_speculative is" in err
+
+
 def test_a_datastore_needs_no_weights(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     tiny.tokenizer.save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "texts.txt").write_text("One.\n\nTwo.\n\nThree.\n")

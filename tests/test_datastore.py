@@ -172,6 +172,9 @@ BROKEN = {
     "no JSON": (lambda folder: (folder / ABOUT).write_text("{"), "store.json: cannot be read"),
     "no mapping": (lambda folder: (folder / ABOUT).write_text("[]"), "store.json: cannot be read"),
     "other fields": (lambda folder: said(folder, colour="red"), "store.json: cannot be read"),
+    "wrong types": (lambda folder: said(folder, chunks=None), "store.json: cannot be read"),
+    "wrong sizes": (lambda folder: said(folder, width=3), "store.json: cannot be read"),
+    "an empty chunk": (lambda folder: said(folder, chunks=[0]), "store.json: cannot be read"),
     "other version": (lambda folder: said(folder, version=2), "is a datastore of version 2, this specbench reads version 1"),
 }
 
@@ -268,8 +271,10 @@ def test_leaked_questions_are_counted(tmp_path: Path, writing: Writing) -> None:
     assert share_of(asked[0], store, writing.tokenizer) == 1
     half = in_memory([kept[: len(kept) // 3]], writing.vocabulary)
     assert 0 < share_of(asked[0], half, writing.tokenizer) < 0.5
-    empty = Question("1", "qa", "qa", ("!",))
-    assert share_of(empty, store, writing.tokenizer) in (0, 1)
+    some_words = writing.tokenizer.decode(writing.tokenizer(asked[0].turns[0]).input_ids[3:9])
+    short = Question("1", "qa", "qa", (some_words,))
+    assert share_of(short, store, writing.tokenizer) == 1, f"too short for a gram, {some_words!r} is one itself"
+    assert share_of(Question("1", "qa", "qa", ("zqzq",)), store, writing.tokenizer) == 0
 
     found = leakage({"made": part_of(store), "plain": Drafter()}, asked, writing.tokenizer)
     assert list(found) == ["made"]

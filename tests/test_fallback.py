@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from methods.autoregressive import Autoregressive
 from methods.eagle import Eagle2
 from methods.eagle3 import Eagle3
 from methods.fallback import Fallback
@@ -15,7 +16,7 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import Generation, Sampling, generate
 from specbench.decoding.tree import DraftTree
-from tests.methods_under_test import draft_model_of
+from tests.methods_under_test import LABELS, draft_model_of, drafter_of, target_of
 from tests.tiny import prompts, tiny_model
 
 TREE = {"paths": [[0], [1], [0, 0], [1, 0], [0, 0, 0]]}
@@ -111,3 +112,17 @@ def test_each_part_sees_its_own_hidden_states() -> None:
     hidden = torch.arange(4 * 32).float()[None]
     three, one = both._seen([TargetOutput(torch.zeros(1, 8), hidden)])
     assert len(both.taps) == 4 and torch.equal(three[0].hidden, hidden[:, :96]) and torch.equal(one[0].hidden, hidden[:, 96:])
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("second", [False, True])
+def test_every_method_bears_another_beside_it(label: str, second: bool) -> None:
+    """First, or second behind one that offers now and then: the text is the target's own, and both have drafted."""
+    target, own = target_of("llama"), drafter_of(label, "llama")
+    medusa = Medusa("random", TREE, "auto")
+    both = Fallback(Now(), own) if second else Fallback(own, medusa)
+    plain = [out.output_ids for out in decoded(target, Autoregressive())]
+    outs = decoded(target, both)
+    assert [out.output_ids for out in outs] == plain
+    assert both.kind == own.kind and both.outlives == own.outlives
+    assert label == "autoregressive" or sum(sum(out.drafted) for out in outs) > 0

@@ -96,6 +96,21 @@ def test_order_leaves_no_trace(label: str) -> None:
     assert [counts(out) for out in forwards] == [counts(out) for out in backwards]
 
 
+@every_method
+def test_at_the_end_of_the_context(label: str) -> None:
+    """The last tokens that fit: nothing is drafted, or looked at, behind them."""
+    target, drafter = target_of("llama"), drafter_of(label, "llama")
+    (prompt,) = prompts(1, seed=4)
+    long = prompt.repeat(30)[: target.context - 12]
+    outs = []
+    for one in (drafter_of("autoregressive", "llama"), drafter):
+        one.bind(target)
+        target.tap(one.taps)
+        outs += generate(target, one, [long], Sampling(max_new_tokens=99))
+    assert outs[1].output_ids == outs[0].output_ids and len(outs[1].output_ids) == 12
+    assert outs[1].finish_reason == "capacity"
+
+
 def test_the_outputs_end_in_both_ways() -> None:
     for architecture in ARCHITECTURES:
         ends = {tokens[-1] in SAMPLING.stop_token_ids for tokens in expected(architecture)}

@@ -278,9 +278,11 @@ def test_a_method_that_keeps_state_is_marked(tmp_path):
 
 
 def test_a_yardstick_is_marked(tmp_path):
-    trials = [trial("autoregressive", [1], 1.0), trial("oracle", [1], 1.0, kind="synthetic")]
+    trials = [trial("autoregressive", [1], 1.0), trial("oracle", [3, 3], 1.0, kind="synthetic")]
     report = render([write_run(tmp_path / "run", trials).path], tmp_path / "out")
     assert "| oracle (synthetic) |" in (report.out / "table.md").read_text()
+    for figure in ("speedup", "conversion", "acceptance"):
+        assert "oracle (synthetic)" in (report.out / f"{figure}.svg").read_text(), figure
     assert report.summary.set_index(["method", "task"])["kind"].to_dict()["oracle", "qa"] == "synthetic"
 
 
@@ -291,7 +293,7 @@ def test_latex_escapes_and_markdown_keeps_its_columns(tmp_path):
 
 
 def test_colours_follow_the_order_and_autoregressive_is_grey():
-    style = styles(["autoregressive", *"abcdefghij"])
+    style = styles({name: name for name in ["autoregressive", *"abcdefghij"]})
     assert style["autoregressive"].colour == GREY
     assert len({(look.colour, look.line) for look in style.values()}) == 11
 

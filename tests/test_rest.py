@@ -14,7 +14,7 @@ import pytest
 
 from methods.rest import Rest, random_store
 from specbench.datastore.build import build
-from specbench.datastore.prefixes import LOTS
+from specbench.datastore.prefixes import LOTS, Prefixes
 from specbench.datastore.store import Datastore
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
@@ -110,10 +110,11 @@ def test_a_cut_leaves_no_orphan() -> None:
     """Tokens that repeat make deep prefixes as cheap as shallow ones."""
     rng = random.Random(0)
     for _ in range(300):
-        paths = [tuple(rng.randrange(3) for _ in range(DEPTH)) for _ in range(rng.randint(1, 30))]
-        for settings in SETTINGS.values():
-            kept = drafted(paths, settings | {"nodes": rng.randint(1, 20)})
-            assert all(path[:-1] in kept for path in kept if len(path) > 1)
+        rows = sorted([rng.randrange(3) for _ in range(DEPTH)] for _ in range(rng.randint(1, 30)))
+        found, most = Prefixes.of(np.array(rows)), rng.randint(1, 20)
+        for cut in (found.most_frequent(most), found.authors_cut(most)):
+            paths = {tuple(cut.rows[row, : depth + 1]) for row, depth in zip(cut.row, cut.depth, strict=True)}
+            assert len(paths) == len(cut) <= most and all(path[:-1] in paths for path in paths if len(path) > 1)
 
 
 def test_a_single_continuation_survives_the_authors_cut_whole(tmp_path: Path) -> None:

@@ -122,8 +122,9 @@ def test_on_trial_a_copy_is_drafted_once_one_has_proved_right_and_no_more_after_
 def test_the_longer_match_drafts_and_a_static_one_counts_less(bias: int, static: bool) -> None:
     rest = Rest("random", 16, 2, "spread", 64, 3, 8, 0.0, "none", None)
     sam = SamDecoding(8, None, 1, True, False, None, rest, bias)
+    state = started(sam, [6, 7, 50, 51, 5, 6, 7])
     rest.datastore = in_memory([[5, 6, 7, 60, 61, 62], [5, 6, 7, 60, 61, 63]], 128)
-    tree = sam.draft(started(sam, [6, 7, 50, 51, 5, 6, 7]), 99)
+    tree = sam.draft(state, 99)
     copy = [50, 51, 5, 6, 7]
     assert tree.tokens[1:].tolist() == ([60, 61, 62, 63] if static else copy), "three tokens there, two here"
     assert sam.nodes == 8 and sam.parts == (rest,)

@@ -1,6 +1,6 @@
 """Self-speculative decoding: the thinned target, what it drafts, its threshold, its skip sets.
 
-Slow references: a loop over the layers' kept sublayers, written out and without cache, in both; so a wrong mask, a KV entry left
+Slow references: a loop over the layers' kept layers_of, written out and without cache, in both; so a wrong mask, a KV entry left
 over from a draft or a skipped norm that still counts shows as another number.
 """
 
@@ -17,7 +17,7 @@ from methods.self_speculative import SelfDraftState, SelfSpeculative
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, Sampling, generate
 from specbench.decoding.packed import PackedLinear, can_pack, pack
-from specbench.decoding.thinned import SkipSet, sublayers, thinned
+from specbench.decoding.thinned import SkipSet, layers_of, thinned
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
 from specbench.skip_sets import random_set, skip_set_for, write_skip_set
@@ -123,7 +123,7 @@ def test_an_architecture_of_other_layers_is_refused_by_name() -> None:
     target = tiny_language_model("llama", 2)
     del target.model.get_decoder().layers[1].mlp
     with pytest.raises(InputError, match="llama: expected layers of self_attn and mlp each, which alone can be skipped"):
-        sublayers(target)
+        layers_of(target)
 
 
 class Watched(SelfSpeculative):
@@ -196,7 +196,7 @@ def test_the_threshold_moves_as_the_paper_says() -> None:
     assert state.acceptance == 0.5 and state.threshold == pytest.approx(0.602)
     state.acceptance = 1.0
     method._adapt(state, accepted=4, drafted=4)
-    assert state.acceptance == 1.0 and state.threshold == pytest.approx(0.602), "a draft of full length moves nothing"
+    assert state.acceptance == 1.0 and state.threshold == pytest.approx(0.602), "a draft of full length lowers nothing"
     method._adapt(state, accepted=3, drafted=3)
     assert state.threshold == pytest.approx(0.9 * 0.602 + 0.1 * 0.592)
     assert method.carried == 0.6, "nothing is carried over unless asked for"

@@ -14,6 +14,7 @@ from specbench.decoding.loop import Sampling, generate
 from specbench.models import load_model, load_tokenizer
 from specbench.prompts import answer_text, render
 from specbench.run import target_of
+from specbench.zoo import best_tree
 from specbench.zoo.fit import mini_config
 from specbench.zoo.train_target import deepened
 from tasks.mini.suite import Mini
@@ -95,3 +96,11 @@ def test_doubling_the_layers_changes_no_output() -> None:
 @pytest.mark.parametrize("name", ["target", "draft", "medusa", "hydra_heads", "eagle", "eagle3"])
 def test_a_log_tells_how_it_was_trained(name: str) -> None:
     assert (ZOO / name / "training_log.jsonl").read_text().count("held_out") >= 3
+
+
+def test_the_best_tree_holds_every_node_s_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(best_tree, "NEW_TOKENS", 24)
+    found = best_tree.frequencies("token_recycling", "recycling_2_2_2", limit=1)
+    shares = dict(found)
+    assert found[0][0] == (0,) and [share for _, share in found] == sorted(shares.values(), reverse=True)
+    assert len(found) > 5 and all(shares[path[:-1]] >= share for path, share in found if len(path) > 1)

@@ -8,6 +8,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,14 +45,16 @@ def build(
         raise InputError(f"out={out}: is there already; choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     begun = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    writer = Writer(begun, vocabulary, chunk_tokens, watch)
     try:
-        writer = Writer(begun, vocabulary, chunk_tokens, watch)
         for document in documents:
             writer.add(document)
         writer.about(tokenizer, source).write(begun)
         begun.chmod(0o755)
         begun.rename(out)
     except BaseException:
+        with suppress(OSError):  # a full disk takes what is buffered no better now
+            writer.close()
         shutil.rmtree(begun, ignore_errors=True)
         raise
     return out
@@ -66,7 +69,7 @@ class Writer:
         self.most = min(chunk_tokens or CHUNK // self.width, MOST_BYTES // self.width)
         self.chunks: list[int] = []
         self.documents, self.room, self.largest = 0, 0, 0
-        self._file: BinaryIO
+        self._file: BinaryIO | None = None
         self._sha256 = hashlib.sha256()
 
     def add(self, document: Document) -> None:
@@ -79,6 +82,7 @@ class Writer:
             self._next_chunk()
         data = encoded(ids, self.width)
         self._sha256.update(data)
+        assert self._file is not None
         self._file.write(data)
         self.room -= len(ids)
         self.chunks[-1] += len(ids)
@@ -116,17 +120,21 @@ class Writer:
             self._sort()
         self.room = self.most
         self.chunks.append(0)
-
         self._file = self._files()[0].open("wb")
 
     def _sort(self) -> None:
         """Writes the suffix array of the chunk that is full. Raises OSError when the disk is, as writing ids does."""
-        self._file.close()
+        self.close()
         ids, suffixes = self._files()
         self.watch("tokens read, sorting their suffixes", sum(self.chunks), None)
         with suffixes.open("wb") as file:
             for block in sorted_suffixes(ids.read_bytes(), self.width):
                 file.write(block.data)
+
+    def close(self) -> None:
+        """Close the ids of the chunk at hand."""
+        if self._file is not None:
+            self._file.close()
 
     def _files(self) -> list[Path]:
         return [self.folder / name for name in file_names(len(self.chunks) - 1, self.width)]

@@ -17,10 +17,7 @@ LEAKED = 0.5  # share of its grams from which on a question counts as one that t
 
 def datastores(drafter: Drafter) -> Iterator[Datastore]:
     """Its own and those of the drafters it is made of."""
-    if drafter.datastore is not None:
-        yield drafter.datastore
-    for part in drafter.parts:
-        yield from datastores(part)
+    return (part.datastore for part in drafter.family() if part.datastore is not None)
 
 
 def check_tokenizers(drafters: Mapping[str, Drafter], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -56,7 +56,7 @@ class Prefixes:
         return changes.sum(axis=1) + (paths[:, 0] >= 0)
 
     def only(self, places: Ids) -> "Prefixes":
-        """Those at these places, which must be in ascending order."""
+        """Those at these places; in ascending order where they are to be drafted."""
         return Prefixes(self.rows, self.depth[places], self.row[places], self.count[places])
 
     def most_frequent(self, most: int) -> "Prefixes":
@@ -80,11 +80,12 @@ class Prefixes:
         """
         lots = np.random.default_rng(LOTS).permutation(len(self))
         frequent = np.lexsort((lots, -self.count))[:cost]
-        costs = self.distinct_tokens()[frequent]
+        costs = self.only(frequent).distinct_tokens()
         cheapest = np.lexsort((lots[frequent], costs))
         kept = np.zeros(len(self), bool)
         kept[frequent[cheapest[np.cumsum(costs[cheapest]) <= cost]]] = True
+        parents = self.parents
         for _ in range(self.rows.shape[1]):
-            above = self.parents[kept]
+            above = parents[kept]
             kept[above[above >= 0]] = True
         return self.only(np.flatnonzero(kept)[:cost])

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from specbench.errors import InputError
+from specbench.errors import InputError, one_line
 from specbench.hints import nearest
 from specbench.prompts import render
 from specbench.training.texts import WRONG, Text, exchanges
@@ -81,13 +81,13 @@ def of_dataset(name: str, split: str, field: str | None, writing: Writing) -> It
     """A document per row, read as a stream, so that nothing is kept. Raises InputError."""
     from datasets import load_dataset  # type: ignore[import-untyped]  # takes seconds: only where it is needed
 
-    try:
-        rows = iter(load_dataset(name, split=split, streaming=True))
-        first = next(rows, None)
-    except Exception as error:  # the hub's, the network's, pyarrow's own, many of them bare
-        raise InputError(f"dataset={name} split={split}: cannot be read: {str(error).splitlines()[0]}") from None
-    if first is not None:
-        yield from _documents(_numbered(first, rows), f"dataset={name}", field, writing)
+    def rows() -> Iterator[tuple[int, Any]]:
+        try:
+            yield from enumerate(load_dataset(name, split=split, streaming=True), start=1)
+        except Exception as error:  # the hub's, the network's, pyarrow's own, many of them bare
+            raise InputError(f"dataset={name} split={split}: cannot be read: {one_line(error)}") from None
+
+    yield from _documents(rows(), f"dataset={name}", field, writing)
 
 
 def _documents(rows: Iterator[tuple[int, Any]], place: str, field: str | None, writing: Writing) -> Iterator[list[int]]:
@@ -109,11 +109,6 @@ def _field(row: Row, field: str | None) -> str:
     if found is None:
         raise InputError(f"expected {', '.join(FIELDS)} or prompt_ids, found {', '.join(row)}; field=NAME takes another")
     return found
-
-
-def _numbered(first: Row, rows: Iterator[Row]) -> Iterator[tuple[int, Row]]:
-    yield 1, first
-    yield from enumerate(rows, start=2)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:

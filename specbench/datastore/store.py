@@ -182,12 +182,20 @@ def _about(folder: Path, path: str) -> About:
         said = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         version = said["version"]
         if version == VERSION:
-            return About(**said)
+            return _sound(About(**said))
     except FileNotFoundError:
         raise InputError(f"{path} is no datastore: it has no {ABOUT}") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}/{ABOUT}: cannot be read: {error!r}") from None
     raise InputError(f"{path} is a datastore of version {version}, this specbench reads version {VERSION}; build it again")
+
+
+def _sound(about: About) -> About:
+    """Raises ValueError for sizes that no store has."""
+    sizes = [about.vocabulary, about.documents, *about.chunks]
+    if about.width not in (2, 4) or not about.chunks or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"width {about.width}, vocabulary {about.vocabulary}, chunks {about.chunks}")
+    return about
 
 
 def _opened(folder: Path, number: int, tokens: int, width: int) -> Chunk:

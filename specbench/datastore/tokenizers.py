@@ -8,9 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of what decides ids: the vocabulary, added tokens among it, and the merges where the tokenizer has some.
+    """sha256 of the vocabulary, added tokens among it, and of the merges where the tokenizer has some.
 
-    Not of its whole JSON, which other versions of the tokenizers library write in another way.
+    Not of its whole JSON, which other versions of the tokenizers library write in another way; so two tokenizers that differ in
+    nothing but how they clean and split text before it are taken for one.
     """
     told = [sorted(tokenizer.get_vocab().items()), _merges(tokenizer)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()

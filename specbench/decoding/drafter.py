@@ -1,5 +1,6 @@
 """The base class of every method's drafter: write `start`, `draft` and `observe` for one sequence, or the batched three."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
@@ -20,12 +21,18 @@ class Drafter:
     taps: tuple[int, ...] = ()  # hidden states of the target it reads, by absolute layer number
     prompt_logits: bool = False  # whether `start` wants the target's logits of every prompt token
     outlives: Literal["turn", "run"] = "turn"  # what its state survives; "run" is cleared at the start of each repeat
-    kind: ClassVar[Literal["measured", "synthetic"]] = "measured"  # synthetic: its drafts are made from the answer itself
+    kind: Literal["measured", "synthetic"] = "measured"  # synthetic: its drafts are made from the answer itself
     learns: ClassVar[Literal["weights", "skip set"] | None] = None  # what `specbench train` makes for it
     datastore: "Datastore | None" = None  # texts that it drafts from, beside prompt and answer
     parts: tuple["Drafter", ...] = ()  # the drafters that it is made of
     nodes: int = 0  # of the largest branched tree; a chain is never deeper than its budget and needs no room of its own
     draft_forwards: int = 0  # forwards of a model of its own since the start of the turn, for all sequences of a batch
+
+    def family(self) -> "Iterator[Drafter]":
+        """Itself and all that it is made of."""
+        yield self
+        for part in self.parts:
+            yield from part.family()
 
     def bind(self, target: LanguageModel) -> None:
         """Meet the target; called once, before anything else."""
@@ -68,6 +75,7 @@ class Drafter:
     def observe(self, state: Any, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
         """What the target made of the tree: logits (N, V) and hidden states of its nodes; the path and what was committed.
 
+        In a method of several parts the tree may be another's.
         verified.tokens are the committed tokens behind the old root; the last of them is the next root.
         """
         raise NotImplementedError

@@ -36,17 +36,17 @@ class SkipSet:
         return [layer in of for of in (self.attention, self.mlp) for layer in range(layers)]
 
 
-def sublayers(target: LanguageModel) -> int:
-    """How many a target has: two a layer. Raises InputError for an architecture whose layers are made of something else."""
+def layers_of(target: LanguageModel) -> int:
+    """How many a target has, each of an attention and an MLP. Raises InputError where they are made of something else."""
     layers = getattr(target.model.get_decoder(), "layers", [])
     if not layers or not all(isinstance(getattr(layer, part, None), nn.Module) for layer in layers for part in (ATTENTION, MLP)):
         raise InputError(f"{target.config.model_type}: expected layers of {ATTENTION} and {MLP} each, which alone can be skipped")
-    return 2 * len(layers)
+    return len(layers)
 
 
 def thinned(target: LanguageModel, skipped: SkipSet) -> LanguageModel:
     """The target without a skip set's sublayers. Raises InputError for an architecture in which they cannot be found."""
-    sublayers(target)
+    layers_of(target)
     decoder = target.model.get_decoder()
     path = next(name for name, module in target.model.named_modules() if module is decoder)
     model = at = _copied(target.model)

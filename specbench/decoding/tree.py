@@ -120,6 +120,7 @@ class TreeShape:
         self.ranks = torch.tensor([0] + [path[-1] for path in self.paths], device=device)  # (N,) of a node among its siblings
         self.ancestors = _ancestors(self.parents)
         self.depths = self.ancestors.sum(dim=1) - 1
+        self.scratch_paths = frozenset(scratch)
         self.scratch = torch.tensor([False] + [path in scratch for path in self.paths], device=device) if scratch else None
         self.drafted = len(self.paths) - len(scratch)
         self.depth = max((len(path) for path in self.paths if path not in scratch), default=0)
@@ -136,7 +137,8 @@ class TreeShape:
         if depth >= self.depth:
             return self
         if depth not in self._cuts:
-            self._cuts[depth] = TreeShape([path for path in self.paths if len(path) <= depth], self.device)
+            kept = [path for path in self.paths if len(path) <= depth]
+            self._cuts[depth] = TreeShape(kept, self.device, scratch=[path for path in kept if path in self.scratch_paths])
         return self._cuts[depth]
 
     @cached_property

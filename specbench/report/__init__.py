@@ -14,7 +14,7 @@ from specbench.errors import InputError
 from specbench.records import RunDirectory, write_atomic
 from specbench.report import figures, tables
 from specbench.report.alarms import alarms
-from specbench.report.loaded import LoadedRun, load, method_order
+from specbench.report.loaded import LoadedRun, load, method_order, trial_of
 from specbench.report.page import Section, page
 from specbench.report.summary import summarise
 from specbench.report.trees import best_size, tree_sizes
@@ -58,7 +58,7 @@ def render(run_dirs: Sequence[Path], out: Path) -> Report:
     runs = [load(path) for path in run_dirs]
     if not runs or len({run.name for run in runs}) < len(runs):
         raise InputError(f"expected run directories of different names, got {[str(path) for path in run_dirs]}")
-    style = figures.styles(method_order(runs))
+    style = figures.styles({method: tables.marked(trial_of(runs, method)) for method in method_order(runs)})
     drawn = [_section(run, style, out, f"{run.name}-" if len(runs) > 1 else "") for run in runs]
     sections = [section for section, _ in drawn]
     summary = pd.concat([section.summary for section in sections], ignore_index=True)
@@ -101,7 +101,7 @@ def _section(run: LoadedRun, style: figures.Style, out: Path, prefix: str) -> tu
         }
         captions = dict(CAPTIONS)
         if len(split := metrics.time_split(run.frame)) > 1:
-            made["time"] = figures.time_of_a_step(split)
+            made["time"] = figures.time_of_a_step(split, style)
         if len(sizes := tree_sizes(run, summary)):
             made["tree_size"], captions["tree_size"] = figures.speedup_by_tree_size(sizes), best_size(sizes)
         paths = [path for name, figure in made.items() for path in figures.save(figure, out / f"{prefix}{name}")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,17 +41,23 @@ class Look:
     colour: str
     marker: str
     line: str
+    fill: str  # of the marker: full, or none for a colour's second round
+    label: str
 
 
 Style = dict[str, Look]
 
 
-def styles(methods: Sequence[str]) -> Style:
-    """The look of a method by its position in the list: autoregressive grey, repeats of a colour dashed."""
-    looks = {BASELINE: Look(GREY, "o", "-")}
-    for position, method in enumerate(name for name in methods if name != BASELINE):
+def styles(labels: Mapping[str, str]) -> Style:
+    """The look of a method by its position in the mapping of methods to what they are called in legends.
+
+    Autoregressive is grey; repeats of a colour have dashed lines and hollow markers.
+    """
+    looks = {BASELINE: Look(GREY, "o", "-", "full", BASELINE)}
+    for position, method in enumerate(name for name in labels if name != BASELINE):
         cycle, colour = divmod(position, len(OKABE_ITO))
-        looks[method] = Look(OKABE_ITO[colour], MARKERS[position % len(MARKERS)], ("-", "--", ":")[cycle % 3])
+        line, fill = ("-", "--", ":")[cycle % 3], ("full", "none", "left")[cycle % 3]
+        looks[method] = Look(OKABE_ITO[colour], MARKERS[position % len(MARKERS)], line, fill, labels[method])
     return looks
 
 
@@ -72,12 +78,12 @@ def speedup_by_task(summary: pd.DataFrame, style: Style) -> Figure:
     """Points with 95 % intervals, one group a task, and a line where autoregressive decoding is."""
     drafting = summary[summary["method"] != BASELINE].dropna(subset=["speedup"])
     methods, tasks = list(drafting["method"].unique()), shown_tasks(summary)
-    figure, axes = _canvas(10, 4.8)
+    figure, axes = _canvas(10 + 0.3 * max(0, len(methods) - 8), 4.8)
     for position, method in enumerate(methods):
         rows = drafting[drafting["method"] == method].set_index("task").reindex(tasks)
         offset = (position + 0.5) / len(methods) - 0.5
         places = [index + 0.8 * offset for index in range(len(tasks))]
-        _points(axes, places, rows, style[method], label=method)
+        _points(axes, places, rows, style[method])
     for index in range(0, len(tasks), 2):
         axes.axvspan(index - 0.5, index + 0.5, color=INK, alpha=0.04, linewidth=0)
     axes.axhline(1, color=GREY, linewidth=1.4, zorder=1, label=f"{BASELINE} = 1")
@@ -90,10 +96,11 @@ def speedup_by_task(summary: pd.DataFrame, style: Style) -> Figure:
     return figure
 
 
-def _points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look, label: str) -> None:
+def _points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look) -> None:
     middle, low, high = (rows[name].to_numpy(float) for name in ("speedup", "speedup_low", "speedup_high"))
     axes.vlines(places, low, high, color=look.colour, linewidth=1.8, zorder=2)
-    axes.plot(places, middle, ls="", marker=look.marker, color=look.colour, markersize=6, label=label, zorder=3)
+    drawn: dict[str, Any] = {"marker": look.marker, "color": look.colour, "fillstyle": look.fill, "markersize": 6, "zorder": 3}
+    axes.plot(places, middle, ls="", label=look.label, **drawn)
 
 
 def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:
@@ -109,12 +116,13 @@ def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:
         _conversion_line(axes, conversion, right, top)
     for method, cells in rows.groupby("method", sort=False):
         look = style[str(method)]
-        drawn: dict[str, Any] = {"marker": look.marker, "color": look.colour, "linewidth": 0, "zorder": 3}
+        drawn: dict[str, Any] = {"ls": "", "marker": look.marker, "color": look.colour, "fillstyle": look.fill, "zorder": 3}
         tasks = cells[cells["task"] != OVERALL]
-        axes.scatter(tasks["mean_accepted_tokens"], tasks["speedup"], **drawn, s=32, alpha=0.5)
+        axes.plot(tasks["mean_accepted_tokens"], tasks["speedup"], **drawn, markersize=5.5, alpha=0.5)
         overall = cells.loc[cells["task"] == OVERALL, "speedup"]
-        axes.scatter([math.exp(np.log(tasks["mean_accepted_tokens"]).mean())] * len(overall), overall, **drawn, s=95)
-        axes.plot([], [], ls="", marker=look.marker, color=look.colour, label=str(method))
+        places = [math.exp(np.log(tasks["mean_accepted_tokens"]).mean())] * len(overall)
+        axes.plot(places, overall, **drawn, markersize=10)
+        axes.plot([], [], **drawn, label=look.label)
     axes.plot(1, 1, ls="", marker="o", color=GREY, markersize=8, label=BASELINE, zorder=3)
     axes.set_xlim(0.9, right)
     axes.set_ylim(min(0.5, 0.9 * rows["speedup"].min()) if len(rows) else 0.5, top)
@@ -154,16 +162,17 @@ def speedup_by_tree_size(sizes: pd.DataFrame) -> Figure:
     return figure
 
 
-def time_of_a_step(split: pd.DataFrame) -> Figure:
+def time_of_a_step(split: pd.DataFrame, style: Style) -> Figure:
     """Bars: what a step costs in autoregressive steps, by part; a diamond: the tokens it yields (metrics.time_split)."""
     rows = split[split["method"] != BASELINE].iloc[::-1]
+    names = [style[method].label for method in rows["method"]]
     figure, axes = _canvas(7.5, 1.8 + 0.42 * len(rows))
     left = np.zeros(len(rows))
     for part, colour in zip(("draft", "verify", "rest"), OKABE_ITO, strict=False):
         width = rows[part].to_numpy(float)
-        axes.barh(rows["method"], width, left=left, color=colour, height=0.62, label=part)
+        axes.barh(names, width, left=left, color=colour, height=0.62, label=part)
         left += width
-    axes.plot(rows["mean_accepted_tokens"], rows["method"], ls="", marker="D", color=INK, markersize=6, label="tokens it yields")
+    axes.plot(rows["mean_accepted_tokens"], names, ls="", marker="D", color=INK, markersize=6, label="tokens it yields")
     axes.axvline(1, color=GREY, linewidth=1.4, zorder=1, label=f"a step of {BASELINE} = 1")
     axes.set_xlim(left=0)
     axes.set_xlabel(f"steps of {BASELINE}; tokens")
@@ -186,8 +195,9 @@ def acceptance_by_position(positions: pd.DataFrame, style: Style) -> Figure:
             drawn: dict[str, Any] = {
                 "color": look.colour,
                 "marker": look.marker,
+                "fillstyle": look.fill,
                 "ls": look.line,
-                "label": method,
+                "label": look.label,
             }
             axes.plot(cells["position"], cells[share], **drawn, markersize=5, linewidth=1.6, clip_on=False)
     joint.set_title("Joint: accepted at least k draft tokens")
@@ -219,7 +229,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 def _legend(figure: Figure, axes: Axes, most: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        ncols = min(len(handles), most)
+        ncols = min(len(handles), most if len(handles) <= 2 * most else 4)
         spacing = {"handletextpad": 0.4, "columnspacing": 1.4}
         figure.legend(handles, labels, loc="outside lower center", ncols=ncols, **spacing)
 

@@ -56,6 +56,11 @@ def method_order(runs: Sequence[LoadedRun]) -> list[str]:
     return sorted(labels, key=lambda label: (label != BASELINE, label))
 
 
+def trial_of(runs: Sequence[LoadedRun], method: str) -> dict[str, Any]:
+    """Any one of a method's records: what they all say is in it, such as whether the method is warm."""
+    return next(trial.to_row() for run in runs for trial in run.trials if trial.method == method)
+
+
 def task_order(run: LoadedRun) -> list[str]:
     """The order of the config's task.*.name, then by name."""
     tasks = run.config.get("task")

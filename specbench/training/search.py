@@ -17,13 +17,13 @@ from optuna.trial import FrozenTrial, TrialState
 from specbench.build import built
 from specbench.checkpoints import RANDOM
 from specbench.decoding.loop import Sampling
-from specbench.decoding.thinned import SkipSet, sublayers
+from specbench.decoding.thinned import SkipSet, layers_of
 from specbench.errors import InputError
 from specbench.harness import Target
 from specbench.prompts import render
 from specbench.records import write_atomic
 from specbench.run import WHOLE, Rules, questions_of, target_of
-from specbench.skip_sets import misfit, write_skip_set
+from specbench.skip_sets import FILE, misfit, write_skip_set
 from specbench.training.calibration import Calibration, Found
 from specbench.training.search_report import card, table, trials_plot
 
@@ -47,8 +47,9 @@ def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: C
     method.bind(target.model)
     sampling = Sampling(max_new_tokens=config.search.max_new_tokens, stop_token_ids=target.model.eos_ids)
     calibration = Calibration(target.model, method, prompts, sampling)
-    search = Search(out, sublayers(target.model) // 2, config.seed)
-    search.go(config.search.trials, calibration, watch)
+    search = Search(out, layers_of(target.model), config.seed)
+    if not search.go(config.search.trials, calibration, watch) and (out / FILE).is_file():
+        return  # all was there; its card says who timed it
     found, best = search.found, search.best
     write_skip_set(found[best].skipped, out)
     trials_plot(found, best, search.layers, out / "curves.png")
@@ -86,11 +87,14 @@ class Search:
         for broken in self._trials(TrialState.RUNNING):  # by a kill
             self.study.tell(broken.number, state=TrialState.FAIL)
 
-    def go(self, trials: int, measure: Measure, watch: Callable[..., None]) -> None:
+    def go(self, trials: int, measure: Measure, watch: Callable[..., None]) -> int:
+        """How many trials were still to be made."""
+        before = len(self._trials(TrialState.COMPLETE, TrialState.PRUNED))
         while (done := len(self._trials(TrialState.COMPLETE, TrialState.PRUNED))) < trials:
             self._try(done, measure)
             write_atomic(self.out / TABLE, table(self.found))
             watch(self._so_far(), done + 1, trials, {})
+        return trials - before
 
     def _try(self, number: int, measure: Measure) -> None:
         """What it tries follows from the seed, its number and the results so far: a resumed search goes on alike."""

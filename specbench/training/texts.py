@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from methods.autoregressive import Autoregressive
-from specbench.decoding.loop import CapacityError, Sampling, generate
+from specbench.decoding.loop import Sampling, generate
 from specbench.errors import InputError
 from specbench.harness import Target
 from specbench.prompts import answer_text, render
@@ -46,16 +46,18 @@ def answered(
 
 
 def _group(target: Target, drafter: Autoregressive, group: list[Question], sampling: Sampling, last: bool) -> Iterator[Text]:
+    """A conversation ends before a prompt that does not fit the context."""
     said: list[list[tuple[str, str | None]]] = [[] for _ in group]
+    prompts: dict[int, list[int]] = {at: [] for at in range(len(group))}
     for turn in range(max(len(question.turns) for question in group)):
-        going = [at for at, question in enumerate(group) if turn < len(question.turns)]
-        prompts = [render(target.chat, [*said[at], (group[at].turns[turn], None)], target.tokenizer) for at in going]
-        on_device = [torch.tensor(prompt, device=target.model.device) for prompt in prompts]
-        try:
-            outs = generate(target.model, drafter, on_device, sampling)
-        except CapacityError:
+        going = [at for at in prompts if turn < len(group[at].turns)]
+        asked = {at: render(target.chat, [*said[at], (group[at].turns[turn], None)], target.tokenizer) for at in going}
+        prompts = {at: prompt for at, prompt in asked.items() if len(prompt) < target.model.context}
+        if not prompts:
             return
-        for at, prompt, out in zip(going, prompts, outs, strict=True):
+        on_device = [torch.tensor(prompt, device=target.model.device) for prompt in prompts.values()]
+        outs = generate(target.model, drafter, on_device, sampling)
+        for (at, prompt), out in zip(prompts.items(), outs, strict=True):
             if not last or turn + 1 == len(group[at].turns):
                 yield Text(prompt, out.output_ids)
             said[at].append((group[at].turns[turn], answer_text(target.chat, target.tokenizer, out.output_ids)))

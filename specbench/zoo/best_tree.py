@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
+from omegaconf import DictConfig
 
 from specbench.build import built
 from specbench.compose import composed
@@ -42,8 +43,8 @@ def counted(drafter: Drafter) -> Counter[Path]:
     return seen
 
 
-def prompts(target: Target, config: object, limit: int) -> Iterator[torch.Tensor]:
-    for question in questions_of(built(config.suite), [task.name for task in config.task.values()], limit, 0):  # type: ignore[attr-defined]
+def prompts(target: Target, config: DictConfig, limit: int) -> Iterator[torch.Tensor]:
+    for question in questions_of(built(config.suite), [task.name for task in config.task.values()], limit, 0):
         ids = render(target.chat, [(question.turns[0], None)], target.tokenizer)
         yield torch.tensor(ids, device=target.model.device)
 
