@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -67,7 +67,7 @@ def share(value: float, missing: str = "–") -> str:
     return "100%" if value == 1 else f"{min(value, 0.999):.1%}"
 
 
-def marked(row: Row | Mapping[Hashable, Any]) -> str:
+def marked(row: Row | Mapping[Any, Any]) -> str:
     """The label, with a mark where the method kept state from question to question or knew the answer."""
     marks = [mark for mark in (row["state"], row["kind"]) if mark in ("warm", "synthetic")]
     return " ".join([str(row["method"]), *(f"({mark})" for mark in marks)])
