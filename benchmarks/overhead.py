@@ -45,13 +45,13 @@ def shares(methods: Sequence[str], *overrides: str) -> dict[str, float]:
     """Method -> share of its turns' time outside the forwards of target, draft models, thinned targets and draft networks."""
     there, watch = opened(f"method=[{','.join(methods)}]", *overrides), Stopwatch()
     own = [call for drafter in there.drafters.values() for call in _models(drafter)]
-    with watch.watching([(there.target.model, "model"), *own]):
+    with watch.watching([(there.target.model.model, "forward"), *own]):
         return {label: _outside(there, label, watch) for label in there.drafters}
 
 
 def _models(drafter: Drafter) -> Iterator[tuple[Any, str]]:
     if isinstance(model := getattr(drafter, "model", None), LanguageModel):
-        yield model, "model"
+        yield model.model, "forward"
     if isinstance(network := getattr(drafter, "network", None), DraftNetwork):
         yield network, "forward"
         yield network, "logits"
