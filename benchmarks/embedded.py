@@ -9,7 +9,6 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation, Sampling
 from specbench.engine.native import Native
 from specbench.progress import ProgressDisplay
-from specbench.prompts import render
 from specbench.run import Target, built, execute, questions_of, target_of
 
 
@@ -34,11 +33,10 @@ def run(out: Path, *overrides: str) -> Path:
 
 def opened(*overrides: str, limit: int = 1) -> Opened:
     """limit: questions a task. The overrides choose methods, shape, dtype and device."""
-    config = composed(["target=mini", "suite=mini", *overrides])
+    config = composed(["target=mini", "suite=mini", f"limit={limit}", *overrides])
     target = target_of(config.target)
     drafters = {str(label): built(settings) for label, settings in config.method.items()}
     engine = Native(profile=False)
     engine.open(target.model, drafters)
-    questions = questions_of(built(config.suite), list(config.task), limit, 0)
-    prompts = [render(target.chat, [(question.turns[0], None)], target.tokenizer) for question in questions]
-    return Opened(target, drafters, engine, prompts)
+    questions = questions_of(config, built(config.suite), config.limit)
+    return Opened(target, drafters, engine, [target.first_prompt(question) for question in questions])

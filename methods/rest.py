@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from specbench.checkpoints import RANDOM
 from specbench.datastore.build import in_memory
 from specbench.datastore.prefixes import Prefixes
 from specbench.datastore.store import Datastore, Match, Sample
@@ -14,7 +15,6 @@ from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 from specbench.errors import InputError
 
-RANDOM = "random"
 RANDOM_DOCUMENTS, RANDOM_TOKENS = 320, 128
 
 
@@ -22,9 +22,9 @@ class Rest(Drafter):
     """Looks up the longest ending, of `shortest` to `longest` tokens, that the store knows; drafts what is frequent behind it.
 
     datastore: a folder, or `random` for a store of random documents. sample, occurrences: which places are looked at, see
-    Datastore.continuations. depth: tokens read behind each. nodes: the draft tree's, the root not counted. least_share: of
-    the places looked at, that a node must be backed by. cut: `none`, or `cost`, the authors' cuts (see
-    Prefixes.authors_cut). filler: the token drafted when nothing is found (Spec-Bench: 100), or none.
+    Datastore.continuations. depth: tokens read behind each. nodes: the draft tree's, the root not counted. cut: `none`, or
+    `cost`, the authors' cuts (see Prefixes.authors_cut). filler: the token drafted when nothing is found (Spec-Bench: 100), or
+    none.
     """
 
     def __init__(
@@ -36,7 +36,6 @@ class Rest(Drafter):
         occurrences: int,
         depth: int,
         nodes: int,
-        least_share: float,
         cut: Literal["none", "cost"],
         filler: int | None,
     ) -> None:
@@ -47,7 +46,7 @@ class Rest(Drafter):
         self.random = datastore == RANDOM
         self.datastore = None if self.random else Datastore.open(datastore)
         self.longest, self.shortest, self.sample, self.occurrences = longest, shortest, sample, occurrences
-        self.depth, self.nodes, self.least_share, self.cut, self.filler = depth, nodes, least_share, cut, filler
+        self.depth, self.nodes, self.cut, self.filler = depth, nodes, cut, filler
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
@@ -82,9 +81,7 @@ class Rest(Drafter):
         assert self.datastore is not None
         rows = self.datastore.continuations(match, depth, self.occurrences, self.sample)
         found = Prefixes.of(rows)
-        if self.cut == "cost":
-            return found.authors_cut(self.nodes)
-        return found.most_frequent(self.nodes).shared_by(self.least_share)
+        return found.authors_cut(self.nodes) if self.cut == "cost" else found.most_frequent(self.nodes)
 
     def _tree(self, root: int, found: Prefixes) -> DraftTree:
         """One transfer to the device for tokens and parents."""

@@ -14,12 +14,11 @@ FILLER = 0  # the token that fills up a full chain, as in the authors' code
 
 @dataclass
 class SamState:
-    """text: prompt and answer; trusted: copies are drafted; foretold: the tokens that a copy on trial expects from `since` on."""
+    """text: prompt and answer; trusted: copies are drafted; foretold: the tokens that a copy on trial still expects to come."""
 
     text: SuffixAutomaton
     trusted: bool
     foretold: list[int] = field(default_factory=list)
-    since: int = 0
     copied: int = 0  # tokens of the draft in flight that are a copy
 
 
@@ -27,8 +26,8 @@ class SamDecoding(Drafter):
     """Looks in prompt and answer, and in `static` texts where there are some.
 
     Of prompt and answer there is an automaton. Of static texts the authors build one too; here a suffix array finds the same
-    matches, of up to `longest` tokens, and needs no memory of the process. The longer match drafts; a static one counts
-    `static_bias` tokens less. Static drafts are trees, of what is most frequent behind the match.
+    matches, as long as its own limit allows, and needs no memory of the process. The longer match drafts, of equal ones the
+    one in prompt and answer. Static drafts are trees, of what is most frequent behind the match.
 
     length: most tokens drafted; factor: and no more than so many for each token of the match, where it is given. shortest: a
     shorter match drafts nothing. recent: see SuffixAutomaton. full: a chain of exactly `length` tokens, as the authors draft
@@ -46,10 +45,9 @@ class SamDecoding(Drafter):
         full: bool,
         trial: int | None,
         static: Rest | None,
-        static_bias: int,
     ) -> None:
         self.length, self.factor, self.shortest = length, factor, shortest
-        self.recent, self.full, self.trial, self.static, self.static_bias = recent, full, trial, static, static_bias
+        self.recent, self.full, self.trial, self.static = recent, full, trial, static
         self.parts = (static,) if static else ()
 
     def bind(self, target: LanguageModel) -> None:
@@ -65,7 +63,7 @@ class SamDecoding(Drafter):
 
     def draft(self, state: SamState, budget: int) -> DraftTree:
         length, root, state.copied = state.text.match.length, state.text.tokens[-1], 0
-        if self.static and (found := self.static.find(state.text.tokens)) and found.length - self.static_bias > length:
+        if self.static and (found := self.static.find(state.text.tokens)) and found.length > length:
             return self.static.drafted(root, found, budget)
         copy = self._copied(state.text)[:budget] if length >= self.shortest else []
         if not state.trusted:
@@ -85,7 +83,7 @@ class SamDecoding(Drafter):
 
     def _watch(self, state: SamState, copy: list[int]) -> None:
         if not state.foretold and self.trial and len(copy) >= self.trial:
-            state.foretold, state.since = copy[: self.trial], len(state.text.tokens)
+            state.foretold = copy[: self.trial]
 
     def observe(self, state: SamState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
         state.text.extend(verified.tokens)
@@ -93,12 +91,10 @@ class SamDecoding(Drafter):
         if self.trial and copied:
             state.trusted = len(verified.path) - 1 >= min(self.trial // 2, copied)
         elif state.foretold:
-            self._judge(state)
+            self._judge(state, verified.tokens)
 
-    def _judge(self, state: SamState) -> None:
+    def _judge(self, state: SamState, came: list[int]) -> None:
         """The copy on trial fails at its first wrong token, and has proved itself when all have come."""
-        came = state.text.tokens[state.since : state.since + len(state.foretold)]
-        right = came == state.foretold[: len(came)]
-        state.trusted = right and len(came) == len(state.foretold)
-        if state.trusted or not right:
-            state.foretold = []
+        right = state.foretold[: len(came)] == came[: len(state.foretold)]
+        state.foretold = state.foretold[len(came) :] if right else []
+        state.trusted = right and not state.foretold

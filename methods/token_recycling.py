@@ -42,7 +42,8 @@ class TokenRecycling(Drafter):
         self.reset()
 
     def reset(self) -> None:
-        self._kept = self._empty()
+        if self.outlives == "run":
+            self._kept = self._empty()
 
     def _empty(self) -> Tensor:
         return torch.zeros(self.target.vocabulary, self.tree.width, dtype=torch.long, device=self.target.device)

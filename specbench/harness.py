@@ -35,6 +35,10 @@ class Target:
     tokenizer: PreTrainedTokenizerBase
     chat: str
 
+    def first_prompt(self, question: Question) -> list[int]:
+        """Ids (T,) of its first turn."""
+        return render(self.chat, [(question.turns[0], None)], self.tokenizer)
+
 
 class Watcher(Protocol):
     """Who looks on while a run goes: the progress display."""

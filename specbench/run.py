@@ -46,7 +46,7 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     check_values(config)
     run = run_directory(config.out, config.target.name, plain_config(config))
     suite: Suite = built(config.suite)
-    questions = questions_of(suite, [task.name for task in config.task.values()], config.limit, config.seed)
+    questions = questions_of(config, suite, config.limit)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     engines: dict[str, Engine] = {name: built(settings) for name, settings in config.engine.items()}
@@ -147,14 +147,14 @@ def _without_home(value: Any) -> Any:
     return f"~/{value.removeprefix(home)}" if isinstance(value, str) and value.startswith(home) else value
 
 
-def questions_of(suite: Suite, tasks: list[str], limit: int | None, seed: int) -> list[Question]:
-    """The suite's questions of the chosen tasks. Raises InputError when there are none."""
-    there = suite.questions()
+def questions_of(config: DictConfig, suite: Suite, limit: int | None) -> list[Question]:
+    """The suite's questions of the config's tasks, at most `limit` of each. Raises InputError when there are none."""
+    there, tasks = suite.questions(), [task.name for task in config.task.values()]
     chosen = [question for question in there if question.task in tasks]
     if not chosen:
         has = nearest(tasks[0], list(dict.fromkeys(question.task for question in there)))
         raise InputError(f"suite {suite.name} has no question of task {', '.join(tasks)}; it has {has or 'none at all'}")
-    return subsample(chosen, limit, seed)
+    return subsample(chosen, limit, config.seed)
 
 
 def target_of(settings: DictConfig) -> Target:
@@ -192,7 +192,7 @@ def baseline_rates(config: DictConfig, target: Target, questions: list[Question]
     if plain["device_map"] is None:
         for other in other_dtypes(target.model, own):
             models[other] = _model(plain, dtype=other)
-    shortest = min((render(target.chat, [(question.turns[0], None)], target.tokenizer) for question in questions), key=len)
+    shortest = min(map(target.first_prompt, questions), key=len)
     there = ways(models)
     return rates({(first, own): there.pop((first, own)), **there}, shortest) if (first, own) in there else []
 
@@ -212,7 +212,7 @@ def check_prompts(questions: list[Question], target: Target) -> None:
     """Raises InputError for another model's tokenizer and for a task none of whose first prompts fits the context."""
     shortest: dict[str, int] = {}
     for question in questions:
-        ids = render(target.chat, [(question.turns[0], None)], target.tokenizer)
+        ids = target.first_prompt(question)
         if max(ids) >= target.model.vocabulary:
             raise InputError(
                 f"the tokenizer gives id {max(ids)}, but {target.name} has a vocabulary of {target.model.vocabulary}"

@@ -54,12 +54,17 @@ def test_writes_keeps_and_rewinds_equal_lists(batch: int, seed: int) -> None:
                 del kept[layer][row][length:]
 
 
-def test_new_entries_lie_behind_the_committed_ones_of_their_own_row() -> None:
-    store = KVStore(2, capacity=10)
-    first = torch.randn(2, HEADS, 4, WIDTH)
+def uneven() -> tuple[KVStore, torch.Tensor]:
+    """Two rows of four and of two committed entries, and what was written, (2, heads, 4, D)."""
+    store, first = KVStore(2, capacity=10), torch.randn(2, HEADS, 4, WIDTH)
     store.write(0, first, first, [4, 2])
     store.keep(0, range(4))
     store.keep(1, range(2))
+    return store, first
+
+
+def test_new_entries_lie_behind_the_committed_ones_of_their_own_row() -> None:
+    store, _ = uneven()
     new = torch.randn(2, HEADS, 3, WIDTH)
     keys, _ = store.write(0, new, new, [1, 3])
     assert keys.shape[2] == 5, "4 + 1 and 2 + 3 entries"
@@ -79,11 +84,7 @@ def test_clear_forgets_sequences_and_keeps_the_memory() -> None:
 
 
 def test_a_row_is_a_store_of_its_own_over_the_same_memory() -> None:
-    store = KVStore(2, capacity=10)
-    first = torch.randn(2, HEADS, 4, WIDTH)
-    store.write(0, first, first, [4, 2])
-    store.keep(0, range(4))
-    store.keep(1, range(2))
+    store, first = uneven()
     view, new = store.row(1), torch.randn(1, HEADS, 3, WIDTH)
     keys, _ = view.write(0, new, new, [3])
     assert torch.equal(keys[0, :, :2], first[1, :, :2]) and torch.equal(keys[0, :, 2:5], new[0])

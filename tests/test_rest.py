@@ -22,9 +22,9 @@ from tests.methods_under_test import target_of
 from tests.stores import chunks_of, documents, occurrences, queries
 from tests.tiny import VOCABULARY
 
-OURS: dict[str, Any] = {"sample": "spread", "occurrences": 9, "nodes": 12, "least_share": 0.0, "cut": "none", "filler": None}
-AUTHORS: dict[str, Any] = {"sample": "first", "occurrences": 6, "nodes": 14, "least_share": 0.0, "cut": "cost", "filler": 100}
-SETTINGS = {"ours": OURS, "share": OURS | {"least_share": 0.4}, "authors": AUTHORS, "wide": AUTHORS | {"nodes": 64}}
+OURS: dict[str, Any] = {"sample": "spread", "occurrences": 9, "nodes": 12, "cut": "none", "filler": None}
+AUTHORS: dict[str, Any] = {"sample": "first", "occurrences": 6, "nodes": 14, "cut": "cost", "filler": 100}
+SETTINGS = {"ours": OURS, "authors": AUTHORS, "wide": AUTHORS | {"nodes": 64}}
 LONGEST, SHORTEST, DEPTH = 8, 2, 5
 Path_ = tuple[int, ...]
 
@@ -61,7 +61,6 @@ def drafted(paths: list[Path_], settings: dict[str, Any]) -> list[Path_]:
     if settings["cut"] == "cost":
         return authors_cut(counts, settings["nodes"])
     kept = sorted(counts, key=lambda path: (-counts[path], len(path), path))[: settings["nodes"]]
-    kept = [path for path in kept if counts[path] >= settings["least_share"] * len(paths)]
     return sorted(kept, key=lambda path: (len(path), path))
 
 

@@ -80,15 +80,15 @@ def drafted(drafter: SamDecoding, text: list[int], budget: int = 99) -> list[int
 
 def test_drafts_grow_with_the_match_up_to_the_limits() -> None:
     text = [1, 2, 3, *range(10, 30), 1, 2, 3]
-    sam = SamDecoding(length=12, factor=2.0, shortest=2, recent=True, full=False, trial=None, static=None, static_bias=0)
+    sam = SamDecoding(length=12, factor=2.0, shortest=2, recent=True, full=False, trial=None, static=None)
     assert drafted(sam, text) == list(range(10, 16)), "twice a match of three"
     assert drafted(sam, text, budget=4) == [10, 11, 12, 13] and drafted(sam, text, budget=0) == []
     assert drafted(sam, [*text[:-3], 3]) == [], "a match of one is too short"
-    assert drafted(SamDecoding(12, None, 2, True, False, None, None, 0), text) == list(range(10, 22))
+    assert drafted(SamDecoding(12, None, 2, True, False, None, None), text) == list(range(10, 22))
 
 
 def test_a_full_chain_climbs_to_a_match_with_enough_behind_it_and_is_filled_up() -> None:
-    sam = SamDecoding(length=5, factor=None, shortest=2, recent=False, full=True, trial=None, static=None, static_bias=0)
+    sam = SamDecoding(length=5, factor=None, shortest=2, recent=False, full=True, trial=None, static=None)
     text = [2, 3, 40, 41, 42, 43, 44, 45, 1, 2, 3, 50, 1, 2, 3]
     assert drafted(sam, text) == [40, 41, 42, 43, 44], "behind 2 3, for behind 1 2 3 stand three tokens before the root"
     assert drafted(sam, [7, 8, 9, 7, 8]) == [9, 7, 0, 0, 0], "the root itself is not copied"
@@ -101,7 +101,7 @@ def committed(drafter: SamDecoding, state: SamState, accepted: int, tokens: list
 
 
 def test_on_trial_a_copy_is_drafted_once_one_has_proved_right_and_no_more_after_a_bad_one() -> None:
-    sam = SamDecoding(length=6, factor=None, shortest=2, recent=True, full=False, trial=4, static=None, static_bias=0)
+    sam = SamDecoding(length=6, factor=None, shortest=2, recent=True, full=False, trial=4, static=None)
     state = started(sam, [1, 2, *range(10, 20), 3, 4, *range(30, 40), 1, 2])
     steps = [
         ([], 0, [10, 11]),  # watched, two of four right so far
@@ -118,15 +118,15 @@ def test_on_trial_a_copy_is_drafted_once_one_has_proved_right_and_no_more_after_
         committed(sam, state, accepted, tokens)
 
 
-@pytest.mark.parametrize(("bias", "static"), [(0, True), (1, False)])
-def test_the_longer_match_drafts_and_a_static_one_counts_less(bias: int, static: bool) -> None:
-    rest = Rest("random", 16, 2, "spread", 64, 3, 8, 0.0, "none", None)
-    sam = SamDecoding(8, None, 1, True, False, None, rest, bias)
-    state = started(sam, [6, 7, 50, 51, 5, 6, 7])
+@pytest.mark.parametrize(("here", "static"), [([6, 7], True), ([5, 6, 7], False), ([4, 5, 6, 7], False)])
+def test_the_longer_match_drafts(here: list[int], static: bool) -> None:
+    """Three tokens match in the store; of equal matches prompt and answer's own counts."""
+    rest = Rest("random", 16, 2, "spread", 64, 3, 8, "none", None)
+    sam = SamDecoding(8, None, 1, True, False, None, rest)
+    state = started(sam, [*here, 50, 51, *[4, 5, 6, 7][-max(3, len(here)) :]])
     rest.datastore = in_memory([[5, 6, 7, 60, 61, 62], [5, 6, 7, 60, 61, 63]], 128)
-    tree = sam.draft(state, 99)
-    copy = [50, 51, 5, 6, 7]
-    assert tree.tokens[1:].tolist() == ([60, 61, 62, 63] if static else copy), "three tokens there, two here"
+    tokens = sam.draft(state, 99).tokens[1:].tolist()
+    assert tokens == [60, 61, 62, 63] if static else tokens[:2] == [50, 51]
     assert sam.nodes == 8 and sam.parts == (rest,)
 
 

@@ -74,7 +74,7 @@ def test_the_embedded_drafters_know_their_target(label: str) -> None:
     target.model.tap(drafter.taps)
     outs = []
     for question in Mini(per_task=1).questions():
-        ids = torch.tensor(render(target.chat, [(question.turns[0], None)], target.tokenizer))
+        ids = torch.tensor(target.first_prompt(question))
         sampling = Sampling(max_new_tokens=64, stop_token_ids=target.model.eos_ids)
         outs += generate(target.model, drafter, [ids], sampling)
     steps, committed = sum(out.steps for out in outs), sum(sum(out.committed) for out in outs)

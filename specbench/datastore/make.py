@@ -65,16 +65,9 @@ def _texts(config: DictConfig) -> tuple[Iterator[list[int]], Writing, str]:
 def _answers(config: DictConfig, watch: Watch) -> tuple[Iterator[list[int]], Writing, str]:
     """The suite's questions with the target's own answers."""
     suite = built(config.suite)
-    questions = questions_of(suite, [task.name for task in config.task.values()], config.limit, config.seed)
+    questions = questions_of(config, suite, config.limit)
     target = target_of(config.target)
     writing = Writing(target.tokenizer, target.chat, target.model.vocabulary)
-    done = 0
-
-    def answering(count: int) -> None:
-        nonlocal done
-        done += count
-        watch("the target answers", done, len(questions))
-
-    texts = answered(target, questions, config.max_new_tokens, answering, last=True)
+    texts = answered(target, questions, config.max_new_tokens, watch, last=True)
     source = f"suite {suite.name}, {config.suite.get('split', 'no')} split, answered by {config.target.name}"
     return (writing.answer(text) for text in texts), writing, source

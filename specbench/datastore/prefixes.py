@@ -68,10 +68,6 @@ class Prefixes:
         above, equal = np.flatnonzero(self.count > least), np.flatnonzero(self.count == least)
         return self.only(np.sort(np.concatenate([above, equal[: most - len(above)]])))
 
-    def shared_by(self, share: float) -> "Prefixes":
-        """Those that at least this share of all continuations begin with."""
-        return self.only(np.flatnonzero(self.count >= share * len(self.rows)))
-
     def authors_cut(self, cost: int) -> "Prefixes":
         """REST's own two cuts: to the `cost` most frequent; of these without the dearest ones, until all together cost no more.
 

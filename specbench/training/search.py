@@ -20,7 +20,6 @@ from specbench.decoding.loop import Sampling
 from specbench.decoding.thinned import SkipSet, layers_of
 from specbench.errors import InputError
 from specbench.harness import Target
-from specbench.prompts import render
 from specbench.records import write_atomic
 from specbench.run import WHOLE, Rules, questions_of, target_of
 from specbench.skip_sets import FILE, misfit, write_skip_set
@@ -60,10 +59,7 @@ def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: C
 
 def calibration_prompts(config: DictConfig, target: Target) -> list[torch.Tensor]:
     """First turns, (T,) each. Raises InputError for one that does not fit the context."""
-    questions = questions_of(
-        built(config.suite), [task.name for task in config.task.values()], config.search.prompts, config.seed
-    )
-    made = [render(target.chat, [(question.turns[0], None)], target.tokenizer) for question in questions]
+    made = [target.first_prompt(question) for question in questions_of(config, built(config.suite), config.search.prompts)]
     longest = max(map(len, made))
     if longest >= target.model.context:
         raise InputError(f"a prompt of {longest} tokens does not fit the context of {target.name}, {target.model.context}")

@@ -29,7 +29,7 @@ class Text:
 
 
 def answered(
-    target: Target, questions: list[Question], max_new_tokens: int, watch: Callable[[int], None], last: bool = False
+    target: Target, questions: list[Question], max_new_tokens: int, watch: Callable[[str, int, int], None], last: bool = False
 ) -> Iterator[Text]:
     """Every turn of every question with the target's own greedy answer, in batches of questions of like length.
 
@@ -42,7 +42,7 @@ def answered(
     for start in range(0, len(ordered), SIDE_BY_SIDE):
         group = ordered[start : start + SIDE_BY_SIDE]
         yield from _group(target, drafter, group, sampling, last)
-        watch(len(group))
+        watch("the target answers", min(start + SIDE_BY_SIDE, len(ordered)), len(ordered))
 
 
 def _group(target: Target, drafter: Autoregressive, group: list[Question], sampling: Sampling, last: bool) -> Iterator[Text]:

@@ -20,7 +20,7 @@ from specbench.training import search, weights
 
 CONFIG = "train.yaml"
 WAITING = timedelta(days=7)  # at most, while the first process lets the target answer and the others wait
-Watch = Callable[[str, int, int, dict[str, Any]], None]
+Watch = Callable[..., None]  # what, done, of how many, and the latest row of a log where there is one
 
 
 class Way(Protocol):
@@ -41,7 +41,7 @@ WAYS: dict[str, Way] = {"weights": weights, "skip set": search}  # by Drafter.le
 
 
 def train(config: DictConfig, watch: Watch) -> Path:
-    """The folder of the checkpoint. watch(what, done, of, row of the log). Raises InputError.
+    """The folder of the checkpoint. Raises InputError.
 
     Of several processes (torchrun, accelerate launch) the first one writes and watches.
     """

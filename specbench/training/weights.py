@@ -69,15 +69,8 @@ def _texts(config: DictConfig, target: Target, out: Path, watch: Callable[..., N
     if config.data is not None:
         return read_texts(Path(config.data).expanduser(), target)
     if not (out / TEXTS).is_file():
-        questions = questions_of(built(config.suite), [task.name for task in config.task.values()], config.limit, config.seed)
-        done = 0
-
-        def answering(count: int) -> None:
-            nonlocal done
-            done += count
-            watch("the target answers", done, len(questions), {})
-
-        write_texts(out / TEXTS, answered(target, questions, config.max_new_tokens, answering))
+        questions = questions_of(config, built(config.suite), config.limit)
+        write_texts(out / TEXTS, answered(target, questions, config.max_new_tokens, watch))
     return read_texts(out / TEXTS, target)
 
 

@@ -8,10 +8,8 @@ accepted only with its parent, so that the most frequent ones make a tree; nodes
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
 
 import torch
-from omegaconf import DictConfig
 
 from specbench.build import built
 from specbench.compose import composed
@@ -20,8 +18,6 @@ from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.loop import Sampling, generate
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
-from specbench.harness import Target
-from specbench.prompts import render
 from specbench.run import questions_of, target_of
 
 NEW_TOKENS = 256
@@ -43,22 +39,18 @@ def counted(drafter: Drafter) -> Counter[Path]:
     return seen
 
 
-def prompts(target: Target, config: DictConfig, limit: int) -> Iterator[torch.Tensor]:
-    for question in questions_of(built(config.suite), [task.name for task in config.task.values()], limit, 0):
-        ids = render(target.chat, [(question.turns[0], None)], target.tokenizer)
-        yield torch.tensor(ids, device=target.model.device)
-
-
 def frequencies(label: str, large: str, limit: int) -> list[tuple[Path, float]]:
     """Paths of the large tree, the most accepted first, with their shares of all steps."""
     choice = [f"method=[{label}]", f"tree@method.{label}.tree={large}"]
-    config = composed(["target=mini", "suite=mini_train", "target.dtype=float32", *choice])
+    config = composed(["target=mini", "suite=mini_train", "target.dtype=float32", f"limit={limit}", *choice])
     target, drafter = target_of(config.target), built(config.method[label])
     drafter.bind(target.model)
     target.model.tap(drafter.taps)
     seen = counted(drafter)
-    for prompt in prompts(target, config, limit):
-        generate(target.model, drafter, [prompt], Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=target.model.eos_ids))
+    sampling = Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=target.model.eos_ids)
+    for question in questions_of(config, built(config.suite), config.limit):
+        prompt = torch.tensor(target.first_prompt(question), device=target.model.device)
+        generate(target.model, drafter, [prompt], sampling)
     steps = seen.pop(())
     return [(path, count / steps) for path, count in sorted(seen.items(), key=lambda one: (-one[1], len(one[0]), one[0]))]
 
