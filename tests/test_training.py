@@ -147,9 +147,9 @@ def test_batches_hold_every_text_once_and_no_longer_than_asked() -> None:
 
 def test_the_targets_own_answers(target: Target) -> None:
     questions = [Question("a", "qa", "qa", ("hello", "and then"), None), Question("b", "qa", "qa", ("what",), None)]
-    done: list[int] = []
-    made = list(answered(target, questions, 8, done.append))
-    assert len(made) == 3 and sum(done) == 2
+    told: list[tuple[str, int, int]] = []
+    made = list(answered(target, questions, 8, lambda *now: told.append(now)))
+    assert len(made) == 3 and told == [("the target answers", 2, 2)]
     for text in made:
         ids = torch.tensor([text.prompt_ids])
         with torch.inference_mode(), target.model.lent() as model:
