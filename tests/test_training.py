@@ -189,7 +189,7 @@ def test_a_killed_training_goes_on_and_ends_alike(tiny: Tiny, tmp_path: Path) ->
     torch.set_num_threads(1)
     whole = train(composed(overrides(tiny, tmp_path / "whole"), root="train"), lambda *_: None)
 
-    def killer(what: str, done: int, of: int, row: dict) -> None:
+    def killer(what: str, done: int, of: int, *row: dict) -> None:
         if what == "training" and done == 5:
             raise KeyboardInterrupt
 
@@ -197,7 +197,7 @@ def test_a_killed_training_goes_on_and_ends_alike(tiny: Tiny, tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         train(config, killer)
     seen: list[int] = []
-    killed = train(config, lambda what, done, of, row: seen.append(done) if what == "training" else None)
+    killed = train(config, lambda what, done, of, *row: seen.append(done) if what == "training" else None)
     torch.set_num_threads(threads)
     assert seen[0] == 4, "the last saved state was behind step 3"
     assert weights(killed) == weights(whole)
