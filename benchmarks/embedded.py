@@ -6,7 +6,8 @@ from pathlib import Path
 from specbench.cli import console
 from specbench.compose import composed
 from specbench.decoding.drafter import Drafter
-from specbench.decoding.loop import Generation, Sampling
+from specbench.decoding.loop import Generation
+from specbench.decoding.sampling import Sampling
 from specbench.engine.native import Native
 from specbench.progress import ProgressDisplay
 from specbench.run import Target, built, execute, questions_of, target_of

@@ -19,7 +19,7 @@ from specbench.decoding.draft_layers import DraftKV, LayerPass, Rotary
 from specbench.decoding.drafter import KeepingDrafter
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Rule, Verified
 from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence, mean
 
 NOISE = 0.1  # half the width of the uniform noise on the hidden states in training (EAGLE-1, on training the draft model)
@@ -100,6 +100,7 @@ class EagleState:
     """hidden (n, taps * H) and tokens (n): pairs that the drafter has not read yet, the root last."""
 
     kv: DraftKV
+    rule: Rule
     hidden: Tensor
     tokens: list[int]
 
@@ -118,14 +119,14 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
 
     def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput) -> EagleState:
         assert out.hidden is not None
-        return EagleState(store, out.hidden, prompt[1:])
+        return EagleState(store, out.rule, out.hidden, prompt[1:])
 
     def draft(self, state: EagleState, budget: int) -> DraftTree:
         root = self.ids(state.tokens[-1:])
         if budget == 0:
             return DraftTree.chain(root)
         hidden = self._read(state)
-        tree = self._grown(state.kv, root, hidden, budget)
+        tree = self._grown(state, root, hidden, budget)
         state.kv.drop()
         return tree
 
@@ -149,7 +150,7 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
         kv.stack(len(tokens))
         return out
 
-    def _grown(self, kv: DraftKV, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
+    def _grown(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
         """The draft tree; hidden (1, H) is what the drafter made of the root."""
         raise NotImplementedError
 
@@ -160,7 +161,12 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
 
 
 class Eagle(EagleDrafter):
-    """EAGLE-1: each expanded node of a static tree (`tree`: its paths) takes its own most probable children."""
+    """EAGLE-1: each expanded node of a static tree (`tree`: its paths) takes its own most probable children.
+
+    Above temperature 0 the children are drawn without replacement from the drafter's distribution, in the order of their ranks.
+    """
+
+    draws = True
 
     def __init__(self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str) -> None:
         super().__init__(checkpoint, dtype)
@@ -171,15 +177,17 @@ class Eagle(EagleDrafter):
         self.tree = TreeShape(self.paths, target.device)
         self.nodes = len(self.tree)
 
-    def _grown(self, kv: DraftKV, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
-        shape, drafted = self.tree.cut(budget), [root]
+    def _grown(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
+        shape, drafted, drawn_from = self.tree.cut(budget), [root], []
         for depth, level in enumerate(shape.levels, start=1):
-            best = self.network.target_tokens(self.network.logits(hidden).topk(self.tree.width).indices)  # (m, width)
-            tokens = best[level.rows, level.ranks]
+            ranked, weights = state.rule.ranked(self.network.logits(hidden), self.tree.width)  # (m, width), (m, V)
+            tokens = ranked[level.rows, level.ranks]
             drafted.append(tokens)
+            if weights is not None:
+                drawn_from.append(weights)
             if depth < shape.depth:
-                hidden = self._level(kv, depth, hidden[level.rows[level.expanded]], tokens[level.expanded], level.visible)
-        return shape.tree(torch.cat(drafted))
+                hidden = self._level(state.kv, depth, hidden[level.rows[level.expanded]], tokens[level.expanded], level.visible)
+        return shape.tree(torch.cat(drafted), torch.cat(drawn_from) if drawn_from else None)
 
 
 class Eagle2(EagleDrafter):
@@ -193,7 +201,7 @@ class Eagle2(EagleDrafter):
         self.total_tokens, self.depth, self.top_k = total_tokens, depth, top_k
         self.nodes = total_tokens
 
-    def _grown(self, kv: DraftKV, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
+    def _grown(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
         k = self.top_k
         logs, best = self._children(hidden)  # (1, k) each
         scores, tokens = [logs[0]], [best[0]]
@@ -202,7 +210,7 @@ class Eagle2(EagleDrafter):
         visible = torch.eye(k, dtype=torch.bool, device=root.device)
         eye = visible
         for depth in range(1, min(self.depth + 1, budget)):
-            hidden = self._level(kv, depth, hidden, torch.cat(tokens)[at], visible)
+            hidden = self._level(state.kv, depth, hidden, torch.cat(tokens)[at], visible)
             logs, best = self._children(hidden)  # (k, k) each
             sums = (torch.cat(scores)[at][:, None] + logs).flatten()
             first = sum(len(some) for some in scores)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.loop import Sampling
+from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 
@@ -31,6 +31,7 @@ class Fallback(Drafter):
         self.prompt_logits = any(part.prompt_logits for part in self.parts)
         self.nodes = max(part.nodes for part in self.parts)
         self.outlives = "run" if any(part.outlives == "run" for part in self.parts) else "turn"
+        self.draws = any(part.draws for part in self.parts)
         self.kind = "synthetic" if any(part.kind == "synthetic" for part in self.parts) else "measured"
 
     def reserve(self, capacity: int) -> None:

@@ -17,7 +17,7 @@ from specbench.decoding.draft_layers import DraftKV, Rotary
 from specbench.decoding.drafter import KeepingDrafter
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verified, thresholds
 from specbench.errors import InputError
 from specbench.hints import nearest
 from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence, mean
@@ -179,9 +179,12 @@ class HydraHeads(NetworkDrafter, KeepingDrafter[DraftKV]):
 
     network_class: ClassVar = HydraNetwork
 
-    def __init__(self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str) -> None:
+    def __init__(
+        self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str, typical: Mapping[str, float] | None = None
+    ) -> None:
         super().__init__(checkpoint, dtype)
         self.paths = tree["paths"]
+        self.typical = None if typical is None else thresholds(typical)
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)

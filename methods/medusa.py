@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from specbench.checkpoints import DraftNetwork, NetworkDrafter, TargetShape
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verified, thresholds
 from specbench.training.lesson import Depths, Lesson, cross_entropy
 
 DECAY = 0.8  # of a head's weight in the loss with each position further ahead (section 2.2.1)
@@ -105,13 +105,19 @@ class Reading:
 
 
 class Medusa(NetworkDrafter):
-    """tree: a static tree's paths. All parents of a depth have the same children."""
+    """tree: a static tree's paths. All parents of a depth have the same children.
+
+    typical: above temperature 0, keep what is likely enough (section 2.3.1), by `threshold` and `alpha`: lossy. Null: lossless.
+    """
 
     network_class: ClassVar = MedusaHeads
 
-    def __init__(self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str) -> None:
+    def __init__(
+        self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str, typical: Mapping[str, float] | None = None
+    ) -> None:
         super().__init__(checkpoint, dtype)
         self.paths = tree["paths"]
+        self.typical = None if typical is None else thresholds(typical)
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)

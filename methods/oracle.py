@@ -13,7 +13,8 @@ from torch import Tensor
 from methods.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.loop import Sampling, generate
+from specbench.decoding.loop import generate
+from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 from specbench.errors import InputError
@@ -52,7 +53,8 @@ class Oracle(Drafter):
 
     def start(self, prompt: list[int], out: TargetOutput) -> Replay:
         _, answer = self._answers[tuple(prompt[:-1])]
-        return Replay(answer, self.ids(answer), 0, random.Random(repr(prompt)))
+        begun_so = answer[0] == prompt[-1]  # not in a batch above temperature 0, where every row draws for itself
+        return Replay(answer if begun_so else prompt[-1:], self.ids(answer), 0 if begun_so else None, random.Random(repr(prompt)))
 
     def draft(self, state: Replay, budget: int) -> DraftTree:
         if state.at is None:

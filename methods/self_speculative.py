@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, cat
+from torch import Tensor
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.thinned import SkipSet, layers_of, thinned
-from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.tree import DraftTree, Picked
+from specbench.decoding.verify import Rule, Verified
 from specbench.errors import InputError
 from specbench.skip_sets import skip_set_for
 
@@ -23,6 +23,7 @@ class SelfDraftState:
     """past: the target's own KV; committed: tokens of it that stay; root (1,); acceptance: a moving average."""
 
     past: KVStore
+    rule: Rule
     committed: int
     root: Tensor
     threshold: float
@@ -39,6 +40,7 @@ class SelfSpeculative(Drafter):
     """
 
     learns = "skip set"
+    draws = True
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class SelfSpeculative(Drafter):
 
     def start(self, prompt: list[int], out: TargetOutput) -> SelfDraftState:
         assert out.past is not None
-        return SelfDraftState(out.past, len(prompt) - 1, self.ids(prompt[-1:]), self.carried)
+        return SelfDraftState(out.past, out.rule, len(prompt) - 1, self.ids(prompt[-1:]), self.carried)
 
     def draft(self, state: SelfDraftState, budget: int) -> DraftTree:
         """What drafting writes behind the committed KV is forgotten: the target computes it again, all layers of it.
@@ -81,14 +83,16 @@ class SelfSpeculative(Drafter):
         """
         state.past.lengths[0] = state.committed
         most = min(self.draft_tokens, budget)
-        chain = [state.root]
-        while len(chain) <= most:
-            logits = self._forward(state.past, chain[-1])
-            chain.append(logits.argmax(dim=-1))
-            if len(chain) <= most and self._unsure(logits, state):
+        picks: list[Picked] = []
+        fed = state.root
+        while len(picks) < most:
+            logits = self._forward(state.past, fed)
+            picks.append(state.rule.pick(logits))
+            fed = picks[-1][0]
+            if len(picks) < most and self._unsure(logits, fed, state):
                 break
-        state.drafted = len(chain) - 1
-        return DraftTree.chain(cat(chain))
+        state.drafted = len(picks)
+        return DraftTree.picked(state.root, picks)
 
     def _forward(self, past: KVStore, token: Tensor) -> Tensor:
         """(1, V) logits behind one more token (1,), whose kept layers' KV joins the past for the rest of this draft."""
@@ -97,9 +101,9 @@ class SelfSpeculative(Drafter):
         past.keep(0, (0,))
         return logits
 
-    def _unsure(self, logits: Tensor, state: SelfDraftState) -> bool:
-        """The one copy from device to host that a drafted token costs."""
-        return state.threshold > 0 and float(logits.float().softmax(dim=-1).max()) < state.threshold
+    def _unsure(self, logits: Tensor, token: Tensor, state: SelfDraftState) -> bool:
+        """By the model's own probability, at any temperature; the one copy from device to host that a drafted token costs."""
+        return state.threshold > 0 and float(logits.float().softmax(dim=-1)[0, token]) < state.threshold
 
     def observe(self, state: SelfDraftState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
         state.committed += len(verified.path)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, cat
+from torch import Tensor
 
 from specbench.decoding.drafter import KeepingDrafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.tree import DraftTree, Picked
+from specbench.decoding.verify import Rule, Verified
 from specbench.errors import InputError
 
 PADDING = 0.01  # models of one tokenizer may pad their vocabularies differently (Qwen2.5: 151,936 and 152,064 rows)
@@ -21,6 +21,7 @@ class DraftState:
     """store: the draft model's KV; pending: committed tokens not in it yet, the root last; wanted: draft length K asked for."""
 
     store: KVStore
+    rule: Rule
     pending: list[int]
     wanted: int
 
@@ -32,6 +33,8 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
     back to `draft_tokens` at every turn). confidence: stop behind a less probable token (0: never).
     stop_at_eos: stop behind the model's end-of-sequence token.
     """
+
+    draws = True
 
     def __init__(
         self,
@@ -55,19 +58,19 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
         return self.model.store(capacity)
 
     def start_in(self, store: KVStore, prompt: list[int], out: TargetOutput) -> DraftState:
-        return DraftState(store, prompt, self.draft_tokens)
+        return DraftState(store, out.rule, prompt, self.draft_tokens)
 
     def draft(self, state: DraftState, budget: int) -> DraftTree:
         root, fed = self.ids(state.pending[-1:]), self.ids(state.pending)
-        drafted: list[Tensor] = []
-        while len(drafted) < min(state.wanted, budget):
+        picks: list[Picked] = []
+        while len(picks) < min(state.wanted, budget):
             logits = self._forward(state.store, fed)
-            fed = logits.argmax(dim=-1)  # (1,)
-            drafted.append(fed)
+            picks.append(state.rule.pick(logits))
+            fed = picks[-1][0]  # (1,)
             if self._stops(logits, fed):
                 break
-        state.pending = [] if drafted else state.pending
-        return DraftTree.chain(cat([root, *drafted]))
+        state.pending = [] if picks else state.pending
+        return DraftTree.picked(root, picks)
 
     def _forward(self, store: KVStore, fed: Tensor) -> Tensor:
         """(1, V) logits behind the fed tokens, which stay in the draft model's KV."""
@@ -78,7 +81,7 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
         return out.logits[:, : self.target.vocabulary]
 
     def _stops(self, logits: Tensor, token: Tensor) -> bool:
-        if self.confidence and logits.softmax(dim=-1).max() < self.confidence:
+        if self.confidence and logits.softmax(dim=-1)[0, token] < self.confidence:
             return True
         return self.stop_at_eos and int(token) in self.model.eos_ids
 

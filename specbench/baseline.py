@@ -8,8 +8,8 @@ import torch
 from methods.autoregressive import Autoregressive
 from specbench import devices
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.loop import Sampling
 from specbench.decoding.packed import can_pack
+from specbench.decoding.sampling import Sampling
 from specbench.devices import free_memory_bytes
 from specbench.engine.base import Engine
 from specbench.engine.hf import TransformersGenerate

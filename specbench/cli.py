@@ -92,6 +92,26 @@ def train(argv: list[str]) -> int:
     return 0
 
 
+def certify(argv: list[str]) -> int:
+    """Prove that the text of methods is the target's own, or find where it is not (exit status 1)."""
+    options = _parsed(_overriding("certify", "certify"), argv)
+    from specbench.compose import composed
+
+    config = composed(options.overrides, options.config_dir, "certify")
+    from specbench.certify.certify import certify as go
+    from specbench.certify.shown import table
+    from specbench.progress import TrainingDisplay
+
+    with TrainingDisplay(console) as display:
+        made, out = go(config, display.at)
+    _widened()
+    console.print(table(made))
+    console.print(
+        f"certificate {'given' if made.given else 'not given'}: {out / 'certificate.json'}", markup=False, soft_wrap=True
+    )
+    return 0 if made.given else 1
+
+
 def datastore(argv: list[str]) -> int:
     """Build a store of texts that REST drafts from (specbench datastore build)."""
     if argv[:1] != ["build"]:
@@ -142,6 +162,7 @@ def list_(argv: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": run,
     "report": report,
+    "certify": certify,
     "train": train,
     "datastore": datastore,
     "cost": cost,
@@ -188,14 +209,18 @@ def _report(runs: list[Path], out: Path) -> int:
     from specbench.report import render
 
     files = render(runs, out)
-    if not console.is_terminal:
-        console.width = max(console.width, LOG_WIDTH)
+    _widened()
     for table in files.terminal:
         console.print(table)
     for alarm in files.alarms:
         console.print(alarm, markup=False, highlight=False, soft_wrap=True)
     console.print(f"page: {files.page}", markup=False, soft_wrap=True)
     return 0
+
+
+def _widened() -> None:
+    if not console.is_terminal:
+        console.width = max(console.width, LOG_WIDTH)
 
 
 def _stopped(run: Path | None) -> int:

@@ -26,6 +26,7 @@ ROOTS = {  # the mappings that a root config must have
     RUN: ("target", "method", "task", "suite", "engine", "sampling"),
     "train": ("target", "method", "task", "suite"),
     "datastore": ("target", "task", "suite"),
+    "certify": ("target", "method", "task", "suite", "sampling"),
 }
 TARGET = (  # what every target's YAML must have
     *("name", "path", "revision", "format", "dtype", "device", "device_map"),

@@ -1,6 +1,6 @@
 """Runs a schedule: warm-up, repeats, resume, records to disk. Knows no method and no task by name."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.loop import CapacityError, Generation, Sampling
+from specbench.decoding.loop import CapacityError, Generation
 from specbench.devices import peak_memory_bytes, reset_peak_memory
 from specbench.errors import one_line
 from specbench.metrics import BASELINE
@@ -105,7 +105,7 @@ class Harness:
             if len(ids) > len(longest.get(question.task, [])):
                 longest[question.task] = ids
         sampling, most = self.schedule.sampling, self._longest_prompt()
-        short = Sampling(max_new_tokens=min(WARM_UP_TOKENS, sampling.max_new_tokens), stop_token_ids=sampling.stop_token_ids)
+        short = replace(sampling, max_new_tokens=min(WARM_UP_TOKENS, sampling.max_new_tokens))
         for arm in self.arms:
             self.watcher.doing(f"warming up {arm.label}")
             for ids in longest.values():
@@ -136,7 +136,7 @@ class Harness:
         try:
             ids = self._prompt(arm, block)
             reset_peak_memory(self.target.model.device)
-            out = arm.engine.generate(arm.method, ids, self.schedule.sampling)
+            out = arm.engine.generate(arm.method, ids, self.schedule.sampling_of(block))
             found = self._measured(arm, block, out)
         except CapacityError as error:
             found = {"new_tokens": 0, "finish_reason": "capacity", "error": str(error)}
@@ -156,7 +156,7 @@ class Harness:
             "turn": block.turn,
             "context": self.schedule.context,
             "method": arm.label,
-            "seed": self.schedule.seed,
+            "seed": self.schedule.seed_of(block.repeat),
             "repeat": block.repeat,
             "order": place,
             "state": arm.state,

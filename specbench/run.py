@@ -1,5 +1,6 @@
 """The composition root: a resolved config becomes a suite, a target, methods, engines and a harness. Only here config is read."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from specbench.continuation import alone, open_run, run_directory
 from specbench.datastore.leakage import check_tokenizers, leakage
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.loop import Sampling
+from specbench.decoding.sampling import Sampling
 from specbench.devices import release_memory
 from specbench.engine.base import Engine
 from specbench.errors import InputError, one_line
@@ -57,7 +58,7 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     check_prompts(questions, target)
     for engine in engines.values():
         engine.open(target.model, drafters)
-    sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids, seed=config.seed)
+    sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids)
     schedule = Schedule(config.repeats, config.seed, config.context, sampling)
     with alone(run):
         watcher.writes(run.path)
@@ -109,6 +110,10 @@ def _whole(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 WHOLE: Rule = (_whole, "a whole number, at least 1")
 SHARED_RULES: Rules = {
     "limit": (lambda value: value is None or _whole(value), "a number of questions per task, at least 1, or null for all"),
@@ -125,9 +130,9 @@ RULES: Rules = SHARED_RULES | {
     "profile": (lambda value: type(value) is bool, "true or false"),
     "check_baseline": (lambda value: type(value) is bool, "true or false"),
     "sampling.max_new_tokens": WHOLE,
-    "sampling.temperature": (lambda value: value == 0, "0: only greedy decoding is built so far"),
-    "sampling.top_p": (lambda value: value == 1, "1: only greedy decoding is built so far"),
-    "sampling.top_k": (lambda value: value == 0, "0: only greedy decoding is built so far"),
+    "sampling.temperature": (lambda value: _number(value) and value >= 0, "a number, at least 0 (greedy)"),
+    "sampling.top_p": (lambda value: _number(value) and 0 < value <= 1, "a number above 0, at most 1 (all tokens)"),
+    "sampling.top_k": (lambda value: type(value) is int and value >= 0, "a whole number, at least 0 (all tokens)"),
 }
 
 

@@ -5,9 +5,9 @@ A block is one (repeat, question, turn): every arm runs it once, in an order dra
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from specbench.decoding.loop import Sampling
+from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
 from specbench.errors import InputError
 from tasks.question import Question
@@ -38,6 +38,17 @@ class Schedule:
     seed: int
     context: str  # reference: turn 2 continues from autoregressive's answer; own: from each arm's own
     sampling: Sampling
+
+    def seed_of(self, repeat: int) -> int:
+        """Above temperature 0 every repeat has a seed of its own; below it nothing is drawn but the order of the arms."""
+        return self.seed + repeat if self.sampling.temperature > 0 else self.seed
+
+    def sampling_of(self, block: "Block") -> Sampling:
+        """With random numbers for this turn of this question, the same for every arm."""
+        if self.sampling.temperature == 0:
+            return self.sampling
+        place = f"{self.seed_of(block.repeat)}/{block.question.id}/{block.turn}"
+        return replace(self.sampling, seed=random.Random(place).getrandbits(48))
 
 
 @dataclass(frozen=True)

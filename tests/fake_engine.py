@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from specbench.decoding.loop import Generation, Sampling
+from specbench.decoding.loop import Generation
+from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
 from specbench.harness import Harness, Target
 from specbench.records import RunDirectory, Trial

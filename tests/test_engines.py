@@ -9,7 +9,8 @@ import torch
 
 from specbench import run as runs
 from specbench.compose import composed
-from specbench.decoding.loop import CapacityError, Sampling
+from specbench.decoding.loop import CapacityError
+from specbench.decoding.sampling import Sampling
 from specbench.engine.hf import TransformersGenerate
 from specbench.engine.native import Native
 from specbench.errors import InputError

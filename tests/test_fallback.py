@@ -14,7 +14,8 @@ from methods.medusa import Medusa
 from methods.sps import SpeculativeSampling
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.loop import Generation, Sampling, generate
+from specbench.decoding.loop import Generation, generate
+from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from tests.methods_under_test import LABELS, draft_model_of, drafter_of, target_of
 from tests.tiny import prompts, tiny_model

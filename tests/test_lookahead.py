@@ -7,7 +7,8 @@ import torch
 
 from methods.lookahead import Lookahead, Pool
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.loop import Sampling, generate
+from specbench.decoding.loop import generate
+from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from tests.methods_under_test import drafter_of
 from tests.tiny import prompts, tiny_model

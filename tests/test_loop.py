@@ -9,7 +9,8 @@ from methods.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.loop import CapacityError, Generation, Sampling, capacity, generate
+from specbench.decoding.loop import CapacityError, Generation, capacity, generate
+from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 from tests.tiny import tiny_language_model

@@ -1,8 +1,10 @@
 """Every YAML of conf/method on every tiny architecture in float64: token for token what transformers' own generate writes.
+Above temperature 0 it is what autoregressive decoding writes with the same random numbers, unless drafts are drawn.
 
 Nothing names a method here: a new YAML is tested without an edit, also for what it remembers from one turn to the next.
 """
 
+import os
 from functools import lru_cache
 
 import pytest
@@ -10,13 +12,15 @@ import torch
 
 from specbench.compose import composed
 from specbench.decoding.drafter import Drafter
-from specbench.decoding.loop import Generation, Sampling, generate
+from specbench.decoding.loop import Generation, generate
+from specbench.decoding.sampling import Sampling
 from tests.methods_under_test import LABELS, drafter_of, target_of
 from tests.tiny import ARCHITECTURES, prompts
 
 SAMPLING = Sampling(max_new_tokens=20, stop_token_ids=(1, 7))
-PROMPTS = prompts(12)
+PROMPTS = prompts(int(os.environ.get("LOSSLESS_PROMPTS", "12")))  # 200 for a thorough look
 BATCH = 3
+SAMPLED = Sampling(temperature=0.9, top_p=0.95, max_new_tokens=20, stop_token_ids=(1, 7), seed=3)
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 every_method = pytest.mark.parametrize("label", LABELS)
@@ -48,11 +52,11 @@ def decoded_in_order(label: str, architecture: str) -> tuple[Drafter, list[Gener
     return drafter, decoded(drafter, PROMPTS)
 
 
-def decoded(drafter: Drafter, prompts: list[torch.Tensor], batch: int = 1) -> list[Generation]:
+def decoded(drafter: Drafter, prompts: list[torch.Tensor], batch: int = 1, sampling: Sampling = SAMPLING) -> list[Generation]:
     drafter.target.tap(drafter.taps)
     outs: list[Generation] = []
     for start in range(0, len(prompts), batch):
-        outs += generate(drafter.target, drafter, prompts[start : start + batch], SAMPLING)
+        outs += generate(drafter.target, drafter, prompts[start : start + batch], sampling)
     return outs
 
 
@@ -82,6 +86,31 @@ def test_three_sequences_side_by_side(architecture: str, label: str) -> None:
     assert [out.output_ids for out in outs] == expected(architecture)
     if drafter.outlives == "turn":
         assert [counts(out) for out in outs] == [counts(out) for out in alone]
+
+
+@lru_cache
+def drawn_autoregressively(architecture: str, batch: int) -> list[Generation]:
+    plain = drafter_of("autoregressive", architecture)
+    plain.bind(target_of(architecture))
+    return decoded(plain, PROMPTS, batch, SAMPLED)
+
+
+@every_method
+@every_architecture
+def test_sampled_text_is_the_same_with_the_same_random_numbers(architecture: str, label: str) -> None:
+    """Of every method whose drafts are not drawn; those that are say so, and say what from."""
+    drafter = drafter_of(label, architecture)
+    drafter.bind(target_of(architecture))
+    if drafter.typical is not None:
+        return  # lossy
+    told: list[bool] = []
+    propose = drafter.propose
+    drafter.propose = lambda *given: [told.append(tree.probs is not None) or tree for tree in propose(*given)]  # type: ignore[method-assign, func-returns-value]
+    for batch in (1, BATCH):
+        outs = decoded(drafter, PROMPTS, batch, SAMPLED)
+        if not drafter.draws:
+            assert [out.output_ids for out in outs] == [out.output_ids for out in drawn_autoregressively(architecture, batch)]
+        assert drafter.draws == any(told), "Drafter.draws says whether trees have the probabilities they were drawn from"
 
 
 @every_method

@@ -6,7 +6,8 @@ import pytest
 
 from methods.oracle import Oracle, Synthetic
 from specbench.decoding.drafter import Drafter
-from specbench.decoding.loop import Generation, Sampling, generate
+from specbench.decoding.loop import Generation, generate
+from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from tests.methods_under_test import target_of
 from tests.tiny import prompts

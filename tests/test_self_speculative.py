@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from methods.self_speculative import SelfDraftState, SelfSpeculative
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.loop import Generation, Sampling, generate
+from specbench.decoding.loop import Generation, generate
 from specbench.decoding.packed import PackedLinear, can_pack, pack
+from specbench.decoding.sampling import Sampling
 from specbench.decoding.thinned import SkipSet, layers_of, thinned
 from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import GREEDY
 from specbench.errors import InputError
 from specbench.skip_sets import random_set, skip_set_for, write_skip_set
 from tests.tiny import EXTRA, prompts, tiny_language_model, tiny_model
@@ -189,7 +191,7 @@ def slowly_drafted(fresh: LanguageModel, thin: LanguageModel, committed: list[in
 
 def test_the_threshold_moves_as_the_paper_says() -> None:
     method = drafter(draft_tokens=4, threshold=0.6, adaptive=True)
-    state = SelfDraftState(None, 0, torch.zeros(1), 0.6)  # type: ignore[arg-type]
+    state = SelfDraftState(None, GREEDY, 0, torch.zeros(1), 0.6)  # type: ignore[arg-type]
     method._adapt(state, accepted=4, drafted=4)
     assert state.acceptance == 0.5 and state.threshold == pytest.approx(0.9 * 0.6 + 0.1 * 0.61), "0.5 * 0 + 0.5 * 4/4 < 0.9"
     method._adapt(state, accepted=1, drafted=2)

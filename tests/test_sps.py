@@ -12,7 +12,8 @@ import torch
 
 from methods.sps import DraftState, SpeculativeSampling
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.loop import Generation, Sampling, generate
+from specbench.decoding.loop import Generation, generate
+from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 from specbench.errors import InputError

@@ -5,7 +5,8 @@ import torch
 
 from methods.token_recycling import TokenRecycling
 from specbench.decoding.language_model import TargetOutput
-from specbench.decoding.loop import Generation, Sampling, generate
+from specbench.decoding.loop import Generation, generate
+from specbench.decoding.sampling import Sampling
 from tests.methods_under_test import target_of
 from tests.tiny import prompts
 

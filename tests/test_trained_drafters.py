@@ -14,7 +14,8 @@ from methods.medusa import Medusa, MedusaHeads
 from specbench.checkpoints import DraftNetwork, network_for, write
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.loop import Generation, Sampling, generate
+from specbench.decoding.loop import Generation, generate
+from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.zoo.widen import widened
 from tests.tiny import prompts

@@ -10,7 +10,8 @@ from methods.autoregressive import Autoregressive
 from specbench import ROOT
 from specbench.build import built
 from specbench.compose import composed
-from specbench.decoding.loop import Sampling, generate
+from specbench.decoding.loop import generate
+from specbench.decoding.sampling import Sampling
 from specbench.models import load_model, load_tokenizer
 from specbench.prompts import answer_text, render
 from specbench.run import target_of

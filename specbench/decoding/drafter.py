@@ -12,7 +12,7 @@ from specbench.decoding.verify import Verified
 
 if TYPE_CHECKING:
     from specbench.datastore.store import Datastore
-    from specbench.decoding.loop import Sampling
+    from specbench.decoding.sampling import Sampling
 
 
 class Drafter:
@@ -25,6 +25,8 @@ class Drafter:
     learns: ClassVar[Literal["weights", "skip set"] | None] = None  # what `specbench train` makes for it
     datastore: "Datastore | None" = None  # texts that it drafts from, beside prompt and answer
     parts: tuple["Drafter", ...] = ()  # the drafters that it is made of
+    draws: bool = False  # above temperature 0 its drafts are drawn from a distribution of its own, and its trees say which
+    typical: tuple[float, float] | None = None  # lossy: threshold and alpha of typical acceptance above temperature 0
     nodes: int = 0  # of the largest branched tree; a chain is never deeper than its budget and needs no room of its own
     draft_forwards: int = 0  # forwards of a model of its own since the start of the turn, for all sequences of a batch
 
@@ -64,7 +66,7 @@ class Drafter:
         """The state of a new sequence. prompt: ids of the prompt and, last, the root, which the target has just written.
 
         out: the prefill's: logits (1, V), or (T, V) with `prompt_logits`; hidden (T, taps * H) with `taps`;
-        past: the sequence's own keys and values in the target.
+        past: the sequence's own keys and values in the target; rule: how its tokens are chosen.
         """
         raise NotImplementedError
 

@@ -12,6 +12,7 @@ from specbench.decoding import attention
 from specbench.decoding.attention import ChainBias, ForwardPass
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import GREEDY, Rule
 from specbench.errors import InputError
 
 
@@ -19,12 +20,14 @@ from specbench.errors import InputError
 class TargetOutput:
     """logits (N, V), or (1, V) after a prefill that needs no more; hidden (N, taps * H) or None.
 
-    past, after a prefill: the sequence's row of the store, for drafters that draft over the target's own keys and values.
+    After a prefill, past: the sequence's row of the store, for drafters that draft over the target's own keys and values;
+    rule: how its tokens are chosen, for drafters that draw theirs the same way.
     """
 
     logits: Tensor
     hidden: Tensor | None = None
     past: KVStore | None = None
+    rule: Rule = GREEDY
 
 
 class LanguageModel:

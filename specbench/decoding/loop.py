@@ -3,7 +3,7 @@
 Autoregressive decoding is the drafter that offers the root alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Literal
 
@@ -13,21 +13,10 @@ from torch import Tensor
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified, verify_greedy
+from specbench.decoding.verify import Rule, Verified, rule
 from specbench.devices import synchronize
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """temperature 0 is greedy; ids in stop_token_ids end a sequence and count as its last token."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 1024
-    stop_token_ids: tuple[int, ...] = ()
-    seed: int = 0
 
 
 class CapacityError(Exception):
@@ -63,6 +52,7 @@ class _Sequence:
     limit: int  # new tokens that may come
     why: Literal["length", "capacity"]  # the reason to give when the limit is reached
     stops: frozenset[int]
+    rule: Rule
 
     def commit(self, tokens: list[int]) -> int:
         """Append up to the first stop token or the limit; how many that was."""
@@ -84,12 +74,13 @@ class _Sequence:
         return 0 if self.generation.finish_reason else self.limit - len(self.generation.output_ids) - 1
 
 
-def _sequence(target: LanguageModel, prompt: int, sampling: Sampling) -> _Sequence:
+def _sequence(target: LanguageModel, drafter: Drafter, row: int, prompt: int, sampling: Sampling) -> _Sequence:
     room = target.context - prompt
     if room < 1:
         raise CapacityError(f"a prompt of {prompt} tokens does not fit a context of {target.context}")
     why: Literal["length", "capacity"] = "length" if room >= sampling.max_new_tokens else "capacity"
-    return _Sequence(Generation(), min(room, sampling.max_new_tokens), why, frozenset(sampling.stop_token_ids))
+    choosing = rule(sampling, drafter.typical, row, target.device)
+    return _Sequence(Generation(), min(room, sampling.max_new_tokens), why, frozenset(sampling.stop_token_ids), choosing)
 
 
 class Clock:
@@ -119,7 +110,7 @@ def generate(
     profile: bool = False,
 ) -> list[Generation]:
     """Decode every prompt, (T,) int64 on the target's device each. Raises CapacityError before the first forward."""
-    sequences = [_sequence(target, len(prompt), sampling) for prompt in prompts]
+    sequences = [_sequence(target, drafter, row, len(prompt), sampling) for row, prompt in enumerate(prompts)]
     needed = max(capacity(target, drafter, len(prompt), sampling) for prompt in prompts)
     if store is None or store.capacity < needed or len(store.lengths) != len(prompts):
         store = target.store(needed, len(prompts))
@@ -141,11 +132,12 @@ def _decode(
 ) -> None:
     begun = perf_counter()
     outs = target.prefill(store, prompts, all_logits=drafter.prompt_logits)
-    roots = [int(out.logits[-1].argmax()) for out in outs]
+    roots = [sequence.rule.first(out.logits[-1]) for sequence, out in zip(sequences, outs, strict=True)]
     for sequence, root in zip(sequences, roots, strict=True):
         sequence.commit([root])
     prefilled = perf_counter()
     if not all(sequence.generation.finish_reason for sequence in sequences):
+        outs = [replace(out, rule=sequence.rule) for sequence, out in zip(sequences, outs, strict=True)]
         states = drafter.begin([[*prompt.tolist(), root] for prompt, root in zip(prompts, roots, strict=True)], outs)
         while not all(sequence.generation.finish_reason for sequence in sequences):
             _step(target, drafter, states, sequences, store, clock)
@@ -165,7 +157,7 @@ def _step(
             raise ValueError(f"{type(drafter).__name__} drafted {tree.depth} tokens deep, with a budget of {budget}")
     t1 = clock.now()
     outs = target.forward(store, trees)
-    verified = [verify_greedy(tree, out.logits) for tree, out in zip(trees, outs, strict=True)]
+    verified = [sequence.rule.verify(tree, out.logits) for sequence, tree, out in zip(sequences, trees, outs, strict=True)]
     clock.draft, clock.verify = clock.draft + t1 - t0, clock.verify + clock.now() - t1
     for row, (sequence, tree, choice) in enumerate(zip(sequences, trees, verified, strict=True)):
         if not sequence.generation.finish_reason:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from specbench.errors import InputError
 
+Picked = tuple[Tensor, Tensor | None]  # tokens, and the probabilities they were drawn from: None where nothing was drawn
+
 
 @lru_cache(maxsize=512)
 def _chain_parents(nodes: int, device: torch.device) -> Tensor:
@@ -20,8 +22,9 @@ def _chain_parents(nodes: int, device: torch.device) -> Tensor:
 class DraftTree:
     """Node 0 is the root, whose KV entry does not exist yet; every parent stands before its children.
 
-    tokens (N,) int64; parents (N,) int64, parents[0] = -1; probs (P, V) or None: the drafter's distribution, one row per expanded
-    parent, None for a deterministic draft; scratch (N,) bool or None: nodes computed but never accepted.
+    tokens (N,) int64; parents (N,) int64, parents[0] = -1; probs (P, V) or None: what the tokens were drawn from, one row per
+    node that has children, siblings in the order drawn and without replacement; None for a deterministic draft; scratch (N,)
+    bool or None: nodes computed but never accepted.
     """
 
     tokens: Tensor
@@ -36,6 +39,12 @@ class DraftTree:
         """A tree without branches. tokens (N,) int64, the root first."""
         return DraftTree(tokens, _chain_parents(len(tokens), tokens.device), probs, linear=True)
 
+    @staticmethod
+    def picked(root: Tensor, picks: Sequence[Picked]) -> "DraftTree":
+        """A chain of tokens picked one behind the other. root (1,)."""
+        probs = [weights for _, weights in picks if weights is not None]
+        return DraftTree.chain(torch.cat([root, *(token for token, _ in picks)]), torch.cat(probs) if probs else None)
+
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
@@ -45,6 +54,13 @@ class DraftTree:
         if self.shape is not None:
             return self.shape.drafted
         return len(self) - 1 - (0 if self.scratch is None else int(self.scratch.sum()))
+
+    @cached_property
+    def children(self) -> list[list[int]]:
+        """Of each node the children that may be accepted, in their order; on the host."""
+        if self.shape is not None:
+            return self.shape.children
+        return _children(self.parents, self.scratch)
 
     @cached_property
     def ancestors(self) -> Tensor:
@@ -82,6 +98,15 @@ def _ancestors(parents: Tensor) -> Tensor:
         at = above[at]
         mask[nodes, at] = True
     return mask
+
+
+def _children(parents: Tensor, scratch: Tensor | None) -> list[list[int]]:
+    under: list[list[int]] = [[] for _ in parents]
+    barred = [False] * len(parents) if scratch is None else scratch.tolist()
+    for node, parent in enumerate(parents.tolist()):
+        if node and not barred[node]:
+            under[parent].append(node)
+    return under
 
 
 class Level(NamedTuple):
@@ -142,6 +167,10 @@ class TreeShape:
         return self._cuts[depth]
 
     @cached_property
+    def children(self) -> list[list[int]]:
+        return _children(self.parents, self.scratch)
+
+    @cached_property
     def levels(self) -> "list[Level]":
         """Depth by depth, what a drafter needs that drafts each node's children from the node itself."""
         made: list[Level] = []
@@ -164,9 +193,9 @@ class TreeShape:
             above = [nodes[at] for at in expanded]
         return made
 
-    def tree(self, tokens: Tensor) -> DraftTree:
-        """tokens (N,) int64, the root first."""
-        return DraftTree(tokens, self.parents, scratch=self.scratch, shape=self)
+    def tree(self, tokens: Tensor, probs: Tensor | None = None) -> DraftTree:
+        """tokens (N,) int64, the root first; probs as in DraftTree."""
+        return DraftTree(tokens, self.parents, probs, scratch=self.scratch, shape=self)
 
 
 def _check_paths(paths: list[tuple[int, ...]]) -> None:

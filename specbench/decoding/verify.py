@@ -1,12 +1,24 @@
-"""Verification: which path of the draft tree the target would have written itself."""
+"""Verification: which path of a draft tree is kept, and which token comes behind it. One rule a sequence.
 
+Greedy        the path that the target's argmax takes.
+Sampled       speculative sampling (Leviathan et al. 2023; Chen et al. 2023): whatever is drafted, the tokens come from the
+              target's own distribution at the given temperature, top-k and top-p.
+Typical       typical acceptance (Cai et al. 2024, section 2.3.1): lossy, what is likely enough is kept.
+
+A rule also chooses for drafters that draft from the same distribution with their own logits (`pick`, `ranked`).
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from specbench.decoding.tree import DraftTree
+from specbench.decoding.sampling import Dice, Sampling, probabilities
+from specbench.decoding.tree import DraftTree, Picked
+from specbench.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -18,22 +30,168 @@ class Verified:
     tokens: list[int]
 
 
-def verify_greedy(tree: DraftTree, logits: Tensor) -> Verified:
-    """The deepest path that follows the target's argmax, the first of equals. logits (N, V); one device-to-host copy."""
-    if tree.linear:
-        tokens, wanted = torch.stack([tree.tokens, logits.argmax(dim=-1)]).tolist()
-        return _along_chain(tokens, wanted)
-    wanted = logits.argmax(dim=-1)  # (N,)
-    right = tree.tokens == wanted[tree.parents.clamp(min=0)]
-    right[0] = True
-    if tree.scratch is not None:
-        right &= ~tree.scratch
-    reached = (right | ~tree.ancestors).all(dim=1)  # all of the way from the root is right
-    deepest = torch.where(reached, tree.depths, -1).argmax()
-    tokens, next_tokens, on_path = torch.stack([tree.tokens, wanted, tree.ancestors[deepest].long()]).tolist()
-    path = list(compress(range(len(tokens)), on_path))
-    next_token = next_tokens[path[-1]]
-    return Verified(path, next_token, [tokens[node] for node in path[1:]] + [next_token])
+class Rule(Protocol):
+    """How one sequence's tokens are chosen."""
+
+    def first(self, logits: Tensor) -> int:
+        """The first token, behind the prompt. logits (V,)."""
+
+    def verify(self, tree: DraftTree, logits: Tensor) -> Verified:
+        """logits (N, V) of the tree's nodes."""
+
+    def pick(self, logits: Tensor) -> Picked:
+        """A drafter's next token: (1, V) -> (1,), probabilities (1, V)."""
+
+    def ranked(self, logits: Tensor, width: int) -> Picked:
+        """The children of M nodes in order: (M, V) -> (M, width), probabilities (M, V)."""
+
+
+class Greedy:
+    def first(self, logits: Tensor) -> int:
+        return int(logits.argmax())
+
+    def verify(self, tree: DraftTree, logits: Tensor) -> Verified:
+        """The deepest path that follows the target's argmax, the first of equals; one device-to-host copy."""
+        if tree.linear:
+            tokens, wanted = torch.stack([tree.tokens, logits.argmax(dim=-1)]).tolist()
+            return _along_chain(tokens, wanted)
+        wanted = logits.argmax(dim=-1)  # (N,)
+        right = tree.tokens == wanted[tree.parents.clamp(min=0)]
+        depths = torch.where(_reached(tree, right), tree.depths, -1)
+        return _path_to(tree, depths.argmax(), wanted)
+
+    def pick(self, logits: Tensor) -> Picked:
+        return logits.argmax(dim=-1), None
+
+    def ranked(self, logits: Tensor, width: int) -> Picked:
+        return logits.topk(width).indices, None
+
+
+GREEDY = Greedy()
+
+
+class Sampled:
+    """Only the nodes that the walk comes to are turned into probabilities; a few numbers a node go from device to host."""
+
+    def __init__(self, sampling: Sampling, dice: Dice) -> None:
+        self.sampling, self.dice = sampling, dice
+
+    def first(self, logits: Tensor) -> int:
+        return int(self.dice.draw(probabilities(logits, self.sampling)))
+
+    def verify(self, tree: DraftTree, logits: Tensor) -> Verified:
+        return self._follow(tree, logits) if tree.probs is None else self._test(tree, tree.probs, logits)
+
+    def pick(self, logits: Tensor) -> Picked:
+        weights = probabilities(logits, self.sampling)
+        return self.dice.draw(weights[0])[None], weights
+
+    def ranked(self, logits: Tensor, width: int) -> Picked:
+        weights = probabilities(logits, self.sampling)
+        return self.dice.distinct(weights, width), weights
+
+    def _follow(self, tree: DraftTree, logits: Tensor) -> Verified:
+        """A deterministic draft: draw what the target says behind each node, and go on where that was drafted.
+
+        A child x is so kept with p(x), and what is drawn when none is has p without the children's tokens, renormalised.
+        One draw a committed token, so that the text is what autoregressive decoding writes with the same random numbers.
+        """
+        tokens, children = tree.tokens.tolist(), tree.children
+        here, written = [0], []
+        while True:
+            written.append(int(self.dice.draw(probabilities(logits[here[0]], self.sampling))))
+            further = [child for node in here for child in children[node] if tokens[child] == written[-1]]
+            if not further:
+                return Verified(_way_to(tree, here[0]), written[-1], written)
+            here = further
+
+    def _test(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verified:
+        """A draft drawn from q, siblings without replacement: keep x with min(1, p(x) / q(x)), else go on with the residual.
+
+        The residual is max(p - q, 0), renormalised; q of the next sibling is q without x, renormalised. drawn_from (P, V): q of
+        each node that has children, in the order of the nodes.
+        """
+        tokens, children = tree.tokens.tolist(), tree.children
+        rows = {node: row for row, node in enumerate(node for node, under in enumerate(children) if under)}
+        path = [0]
+        while True:
+            wanted = probabilities(logits[path[-1]], self.sampling)
+            below = children[path[-1]]
+            kept, wanted = self._kept(below, tokens, wanted, drawn_from[rows[path[-1]]]) if below else (None, wanted)
+            if kept is None:
+                last = int(self.dice.draw(wanted))
+                return Verified(path, last, [tokens[node] for node in path[1:]] + [last])
+            path.append(kept)
+
+    def _kept(self, siblings: Sequence[int], tokens: list[int], wanted: Tensor, drawn: Tensor) -> tuple[int | None, Tensor]:
+        """The first sibling that is kept, or None; and what the target still wants, (V,)."""
+        for node in siblings:
+            token = tokens[node]
+            p, q, chance = torch.stack([wanted[token].double(), drawn[token].double(), self.dice.uniform()]).tolist()
+            if q <= 0:  # never drawn: the tokens before it were all that there are
+                continue
+            if chance * q < p:
+                return node, wanted
+            residual = (wanted - drawn).clamp(min=0)
+            total = residual.sum()
+            wanted = residual / total if total > 0 else wanted  # p = q: rejected by rounding alone
+            drawn = drawn.clone()
+            drawn[token] = 0
+            drawn /= drawn.sum().clamp(min=torch.finfo(drawn.dtype).tiny)
+        return None, wanted
+
+
+class Typical:
+    """Keep a token whose probability is over min(threshold, alpha exp(-H)), H the entropy; lossy. Nothing is drawn.
+
+    As the authors run it: the longest path, of equal ones the most probable; behind it the argmax. With temperature 0 they verify
+    greedily.
+    """
+
+    def __init__(self, temperature: float, threshold: float, alpha: float) -> None:
+        self.temperature, self.threshold, self.alpha = temperature, threshold, alpha
+
+    def first(self, logits: Tensor) -> int:
+        return int(logits.argmax())
+
+    def verify(self, tree: DraftTree, logits: Tensor) -> Verified:
+        parents = tree.parents.clamp(min=0)
+        inner, rows = parents.unique(return_inverse=True)
+        logs = (logits[inner].float() / self.temperature).log_softmax(dim=-1)  # (P, V)
+        p = logs.exp()
+        entropy = -(p * (p + 1e-5).log()).sum(dim=-1)
+        least = (self.alpha * (-entropy).exp()).clamp(max=self.threshold)  # (P,)
+        own = logs[rows, tree.tokens]  # (N,) log-probability of each node behind its parent
+        own[0] = 0.0
+        reached = _reached(tree, own.exp() > least[rows])
+        depths = torch.where(reached, tree.depths, -1)
+        scores = torch.where(tree.ancestors, own, 0.0).sum(dim=1).masked_fill(depths < depths.max(), -torch.inf)
+        return _path_to(tree, scores.argmax(), logits.argmax(dim=-1))
+
+    def pick(self, logits: Tensor) -> Picked:
+        return GREEDY.pick(logits)
+
+    def ranked(self, logits: Tensor, width: int) -> Picked:
+        return GREEDY.ranked(logits, width)
+
+
+def rule(sampling: Sampling, typical: tuple[float, float] | None, row: int, device: torch.device) -> Rule:
+    """The rule of one sequence of a batch. typical: threshold and alpha, of a drafter whose drafts are accepted so."""
+    if sampling.temperature == 0:
+        return GREEDY
+    if typical is not None:
+        return Typical(sampling.temperature, *typical)
+    return Sampled(sampling, Dice(sampling.seed, row, device))
+
+
+def thresholds(typical: Mapping[str, float]) -> tuple[float, float]:
+    """(threshold, alpha) of typical acceptance. Raises InputError."""
+    wrong = set(typical) != {"threshold", "alpha"} or not all(
+        isinstance(value, (int, float)) and value > 0 for value in typical.values()
+    )
+    if wrong:
+        raise InputError(f"typical={dict(typical)}: expected threshold and alpha, two numbers above 0, or null")
+    return typical["threshold"], typical["alpha"]
 
 
 def _along_chain(tokens: list[int], wanted: list[int]) -> Verified:
@@ -41,3 +199,26 @@ def _along_chain(tokens: list[int], wanted: list[int]) -> Verified:
     while accepted + 1 < len(tokens) and tokens[accepted + 1] == wanted[accepted]:
         accepted += 1
     return Verified(list(range(accepted + 1)), wanted[accepted], wanted[: accepted + 1])
+
+
+def _reached(tree: DraftTree, right: Tensor) -> Tensor:
+    """(N,) bool: nodes all of whose way from the root is right and may be accepted. right (N,) bool, overwritten at the root."""
+    right[0] = True
+    if tree.scratch is not None:
+        right &= ~tree.scratch
+    return (right | ~tree.ancestors).all(dim=1)
+
+
+def _path_to(tree: DraftTree, node: Tensor, wanted: Tensor) -> Verified:
+    """Accept the way to a node () and what the target wants behind it, wanted (N,); one device-to-host copy."""
+    tokens, next_tokens, on_path = torch.stack([tree.tokens, wanted, tree.ancestors[node].long()]).tolist()
+    path = list(compress(range(len(tokens)), on_path))
+    next_token = next_tokens[path[-1]]
+    return Verified(path, next_token, [tokens[node] for node in path[1:]] + [next_token])
+
+
+def _way_to(tree: DraftTree, node: int) -> list[int]:
+    way, parents = [node], tree.parents.tolist()
+    while way[-1]:
+        way.append(parents[way[-1]])
+    return way[::-1]

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.loop import Generation, Sampling
+from specbench.decoding.loop import Generation
+from specbench.decoding.sampling import Sampling
 
 
 class Engine(ABC):

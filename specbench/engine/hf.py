@@ -13,7 +13,8 @@ from transformers import GenerationConfig
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.loop import CapacityError, Generation, Sampling
+from specbench.decoding.loop import CapacityError, Generation
+from specbench.decoding.sampling import Sampling
 from specbench.devices import synchronize
 from specbench.engine.base import Engine
 from specbench.models import load_draft
@@ -45,12 +46,13 @@ class TransformersGenerate(Engine):
         settings = dict(self.methods[label])
         assistant = self._assistant if "assistant" in settings else None
         extra = self._assisting(assistant, settings.pop("assistant", {}))
+        torch.manual_seed(sampling.seed)
         with self.target.lent() as model, assistant.lent() if assistant else nullcontext():
             begun = self._now()
             out = model.generate(  # type: ignore[operator]
                 ids,
                 attention_mask=torch.ones_like(ids),
-                do_sample=False,
+                **_choosing(sampling),
                 max_new_tokens=min(sampling.max_new_tokens, room),
                 eos_token_id=list(sampling.stop_token_ids),
                 pad_token_id=sampling.stop_token_ids[0] if sampling.stop_token_ids else 0,
@@ -70,6 +72,17 @@ class TransformersGenerate(Engine):
     def _now(self) -> float:
         synchronize(self.target.device)
         return perf_counter()
+
+
+def _choosing(sampling: Sampling) -> dict[str, Any]:
+    if sampling.temperature == 0:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": float(sampling.temperature),
+        "top_p": float(sampling.top_p),
+        "top_k": sampling.top_k,
+    }
 
 
 def _generation(out: list[int], sampling: Sampling, seconds: float, room: int) -> Generation:

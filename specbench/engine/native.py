@@ -7,7 +7,8 @@ import torch
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.loop import Generation, Sampling, capacity, generate
+from specbench.decoding.loop import Generation, capacity, generate
+from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
 
 

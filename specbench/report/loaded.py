@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from specbench.certify.certificate import known
 from specbench.errors import InputError
 from specbench.metrics import BASELINE, trial_frame
 from specbench.records import RunDirectory, Trial
@@ -24,6 +25,7 @@ class LoadedRun:
     trials: list[Trial]
     frame: pd.DataFrame  # metrics.trial_frame(trials)
     texts: list[dict[str, Any]]
+    certified: dict[str, tuple[str, str]]  # by method: the class that a certificate gives it, and its day
 
 
 def load(path: Path) -> LoadedRun:
@@ -33,7 +35,8 @@ def load(path: Path) -> LoadedRun:
     if not trials:
         raise InputError(f"{path} holds no trial yet")
     config, provenance = directory.config(), directory.provenance()
-    return LoadedRun(directory.name, config, provenance, trials, trial_frame(trials), directory.texts())
+    certified = known(config, provenance)
+    return LoadedRun(directory.name, config, provenance, trials, trial_frame(trials), directory.texts(), certified)
 
 
 def look_up(mapping: Mapping[str, Any], path: str) -> Any:

@@ -54,9 +54,13 @@ WORDS = {
     ),
     "warm": "a method that keeps state from question to question; cleared at the start of each repeat.",
     "synthetic": "a yardstick: its drafts are made from the answer itself, so its speedup is no method's.",
-    "identical": ("share of turns whose output ids equal autoregressive's. Equal samples are no proof of losslessness."),
+    "identical": "share of turns whose output ids equal autoregressive's, which has the same random numbers above temperature 0:"
+    " only methods that draw their drafts write other samples there.",
     "accuracy": "mean score of the answers against the suite's own references, first repeat.",
-    "lossless": "exact, tie, lossy or bug as certified; not certified until somebody has checked.",
+    "lossless": "what specbench certify found of this method with these settings on this target. exact: every text is"
+    " autoregressive's, token for token; tie: where one differs, the target itself is undecided within its rounding; sampled:"
+    " drafts are drawn, and no test found another distribution than the target's; lossy: by design; bug: claimed lossless, and"
+    " is not.",
 }
 
 
@@ -125,6 +129,7 @@ def _facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in named if version),
         "autoregressive otherwise": described(run.provenance.get("baseline") or []),
         "numbers": row["kind"],
+        "certified": ", ".join(sorted({day for _, day in run.certified.values()})),
         "datastores": "; ".join(_stores(run)),
     }
     return {name: str(value) for name, value in facts.items() if value != ""}

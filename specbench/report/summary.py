@@ -12,6 +12,7 @@ from specbench import metrics, statistics
 from specbench.metrics import CELL, OVERALL
 from specbench.report.loaded import LoadedRun, first, method_order, task_order
 
+UNKNOWN = "not certified"
 COLUMNS = [
     "run",
     "target",
@@ -60,10 +61,8 @@ def summarise(run: LoadedRun) -> pd.DataFrame:
     cells = cells.join(accuracy(run))
     cells["unpaired"] = pd.Series(metrics.unpaired(questions, pairs), dtype=float).reindex(cells.index)
     rows = cells.reset_index().assign(**identity(run))
-    rows["lossless"] = [_verdict(run, method) for method in rows["method"]]
+    rows["lossless"] = [run.certified.get(method, (UNKNOWN,))[0] for method in rows["method"]]
     rows["engine"] = [engine_of(run, method) for method in rows["method"]]
-    if _sampled(rows["temperature"].iloc[0]):
-        rows["identical"] = np.nan  # two samples from one distribution need not be equal
     whole = ["questions", "repeats", "errors", "unpaired"]
     rows[whole] = rows[whole].fillna(0).astype(int)
     return _sorted(rows, run)[COLUMNS]
@@ -139,15 +138,6 @@ def _strata(rows: pd.DataFrame, column: str) -> list[statistics.Array]:
 
 def _geometric_mean(strata: Sequence[statistics.Array]) -> float:
     return float(np.exp(np.mean([values.mean() for values in strata]))) if strata else float("nan")
-
-
-def _verdict(run: LoadedRun, method: str) -> str:
-    verdicts = run.provenance.get("lossless")
-    return str(verdicts.get(method, "not certified")) if isinstance(verdicts, dict) else "not certified"
-
-
-def _sampled(temperature: Any) -> bool:
-    return isinstance(temperature, (int, float)) and temperature > 0
 
 
 def _sorted(rows: pd.DataFrame, run: LoadedRun) -> pd.DataFrame:

@@ -53,6 +53,7 @@ def _totals(row: Row, missing: str) -> dict[str, str]:
         "mean accepted tokens": _number(row["mean_accepted_tokens"], 2, missing),
         "tokens/s": _number(row["tokens_per_second"], 1, missing),
         "identical": share(row["identical"], missing),
+        "lossless": str(row["lossless"]),
     }
 
 

@@ -10,7 +10,8 @@ from methods.autoregressive import Autoregressive
 from methods.self_speculative import SelfSpeculative
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.loop import Generation, Sampling, generate
+from specbench.decoding.loop import Generation, generate
+from specbench.decoding.sampling import Sampling
 from specbench.decoding.thinned import SkipSet
 
 

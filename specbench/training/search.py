@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from specbench.build import built
 from specbench.checkpoints import RANDOM
-from specbench.decoding.loop import Sampling
+from specbench.decoding.sampling import Sampling
 from specbench.decoding.thinned import SkipSet, layers_of
 from specbench.errors import InputError
 from specbench.harness import Target

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from methods.autoregressive import Autoregressive
-from specbench.decoding.loop import Sampling, generate
+from specbench.decoding.loop import generate
+from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.harness import Target
 from specbench.prompts import answer_text, render

@@ -15,7 +15,8 @@ from specbench.build import built
 from specbench.compose import composed
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import TargetOutput
-from specbench.decoding.loop import Sampling, generate
+from specbench.decoding.loop import generate
+from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 from specbench.run import questions_of, target_of

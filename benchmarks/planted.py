@@ -1,0 +1,261 @@
+"""Bugs that published implementations had, planted in ours one at a time: how often the certificate finds each, and cries wolf.
+
+    python -m benchmarks.planted [--repetitions N] [--draws N] [--out FILE]
+
+Each row is the part of the certificate that is meant to find the bug, on the miniature target, with another seed each time. The
+last rows have no bug: what is found there is a false alarm.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from omegaconf import OmegaConf
+from rich.table import Table
+from torch import Tensor
+
+from specbench.certify import enumeration
+from specbench.certify.certificate import most_wrong
+from specbench.certify.following import Text, followed
+from specbench.certify.miniature import NOISE, TOKENS, drafter_of, miniature, noisy
+from specbench.certify.order import leaks
+from specbench.certify.permutation import permutation_test
+from specbench.cli import console
+from specbench.compose import composed
+from specbench.decoding import language_model, loop, verify
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.kv_store import KVStore
+from specbench.decoding.loop import Generation, generate
+from specbench.decoding.sampling import Sampling, probabilities
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Sampled, Verified
+
+LEVEL = 0.01 / 120  # of each statistical test, as in a certificate of some twenty methods
+ROUNDING = 1e-3  # in logits, of the miniature target in float32
+COOL = Sampling(temperature=0.6)
+PLAIN = Sampling(temperature=1.0)
+STOPS = (3, 5)
+PROMPTS, TEXT = 96, 24  # prompts of a repetition and tokens of each text, where texts are followed
+Planting = Callable[[], Any]
+
+
+class AcceptsByP(Sampled):
+    """q forced to 1 where a draft is accepted, but not in the residual (as in an issue of EAGLE's)."""
+
+    def _kept(self, siblings: Any, tokens: list[int], wanted: Tensor, drawn: Tensor) -> tuple[int | None, Tensor]:
+        for node in siblings:
+            if float(self.dice.uniform()) < float(wanted[tokens[node]]):
+                return node, wanted
+            residual = (wanted - drawn).clamp(min=0)
+            wanted = residual / residual.sum() if residual.sum() > 0 else wanted
+        return None, wanted
+
+
+class NoResidual(Sampled):
+    """What replaces a rejected token is drawn from p itself (as in SPACE)."""
+
+    def _kept(self, siblings: Any, tokens: list[int], wanted: Tensor, drawn: Tensor) -> tuple[int | None, Tensor]:
+        return super()._kept(siblings, tokens, wanted, drawn)[0], wanted
+
+
+class ColdBonus(Sampled):
+    """The token behind a draft that is accepted to its end is drawn without the temperature (as in EAGLE-1)."""
+
+    def _test(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verified:
+        found = super()._test(tree, drawn_from, logits)
+        if tree.children[found.path[-1]]:
+            return found
+        bonus = int(self.dice.draw(probabilities(logits[found.path[-1]], replace(self.sampling, temperature=1.0))))
+        return Verified(found.path, bonus, [*found.tokens[:-1], bonus])
+
+
+class IndependentSiblings(Sampled):
+    """Each sibling of a deterministic tree is held against a draw of its own (as in REST's and Medusa's nucleus sampling)."""
+
+    def _follow(self, tree: DraftTree, logits: Tensor) -> Verified:
+        tokens, path = tree.tokens.tolist(), [0]
+        while True:
+            p = probabilities(logits[path[-1]], self.sampling)
+            kept = [node for node in tree.children[path[-1]] if int(self.dice.draw(p)) == tokens[node]]
+            if not kept:
+                last = int(self.dice.draw(p))
+                return Verified(path, last, [tokens[node] for node in path[1:]] + [last])
+            path.append(kept[0])
+
+
+@contextmanager
+def rule(kind: type[Sampled]) -> Iterator[None]:
+    with patch.object(verify, "Sampled", kind):
+        yield
+
+
+@contextmanager
+def uncompacted() -> Iterator[None]:
+    """A committed branch that is not the first keeps the KV rows of the one beside it."""
+    with patch.object(KVStore, "_move", lambda *_: None):
+        yield
+
+
+@contextmanager
+def shifted() -> Iterator[None]:
+    """Drafted tokens stand one position too far."""
+    right = language_model._batched
+
+    def wrong(trees: list[DraftTree], lengths: list[int]) -> tuple[Tensor, Tensor]:
+        ids, positions = right(trees, lengths)
+        return ids, positions + (positions > positions[:, :1]) * (lengths[0] > 0)
+
+    with patch.object(language_model, "_batched", wrong):
+        yield
+
+
+@contextmanager
+def endless() -> Iterator[None]:
+    """Tokens of the same step stay behind the end of sequence."""
+
+    def commit(self: Any, tokens: list[int]) -> int:
+        taken = tokens[: self.limit - len(self.generation.output_ids)]
+        self.generation.output_ids += taken
+        if any(token in self.stops for token in taken):
+            self.generation.finish_reason = "eos"
+        elif len(self.generation.output_ids) >= self.limit:
+            self.generation.finish_reason = self.why
+        return len(taken)
+
+    with patch.object(loop._Sequence, "commit", commit):
+        yield
+
+
+@contextmanager
+def none() -> Iterator[None]:
+    yield
+
+
+@dataclass(frozen=True)
+class Plant:
+    """method: where it is planted; part: of the certificate that is to find it."""
+
+    what: str
+    method: str
+    part: str
+    planting: Planting
+    sampling: Sampling = PLAIN
+
+
+PLANTS = (
+    Plant("q forced to 1", "sps", "counted out", lambda: rule(AcceptsByP)),
+    Plant("no residual on rejection", "sps", "counted out", lambda: rule(NoResidual)),
+    Plant("temperature missing on the bonus token", "sps", "counted out", lambda: rule(ColdBonus), COOL),
+    Plant("siblings re-sampled independently", "medusa", "counted out", lambda: rule(IndependentSiblings)),
+    Plant("KV row kept from a rejected branch", "medusa", "followed", uncompacted),
+    Plant("position off by one", "pld", "followed", shifted),
+    Plant("tokens after end-of-sequence kept", "sps", "followed", endless),
+    Plant("state leaks between questions", "token_recycling_warm", "order", none),
+)
+SOUND = (
+    Plant("no bug", "self_speculative", "counted out", none),
+    Plant("no bug", "medusa", "followed", none),
+    Plant("no bug", "token_recycling", "order", none),
+    Plant("no bug", "self_speculative", "compared", none),
+)
+
+
+class Miniature:
+    """The target and its draft model, made once."""
+
+    def __init__(self, draws: int) -> None:
+        self.draws, self.p_values = draws, []  # of the last plant's statistical tests
+        self.target = miniature("llama")
+        self.draft = noisy(self.target, NOISE)
+
+    def found(self, plant: Plant, seed: int) -> bool:
+        parts = {"counted out": self._counted, "followed": self._followed, "order": self._order, "compared": self._compared}
+        return parts[plant.part](plant, seed)
+
+    def _drafter(self, plant: Plant) -> Drafter:
+        settings: Any = OmegaConf.to_container(composed([f"method=[{plant.method}]"]).method[plant.method], resolve=True)
+        drafter = drafter_of(settings, self.draft)
+        drafter.bind(self.target)
+        self.target.tap(drafter.taps)
+        return drafter
+
+    def _counted(self, plant: Plant, seed: int) -> bool:
+        sampling = replace(plant.sampling, seed=seed)
+        with plant.planting():
+            drawn = enumeration.drawn(self.target, self._drafter(plant), sampling, self.draws)
+        found = [test.p_value for test in enumeration.g_tests(drawn, enumeration.exact(self.target, sampling), LEVEL)]
+        self.p_values += found
+        return min(found) < LEVEL
+
+    def _prompts(self, seed: int) -> list[list[int]]:
+        """Random, with a motif in each that comes again."""
+        generator = torch.Generator().manual_seed(seed)
+        motifs = [torch.randint(TOKENS, (8,), generator=generator).tolist() for _ in range(PROMPTS)]
+        return [motif + motif[: 3 + at % 5] for at, motif in enumerate(motifs)]
+
+    def _followed(self, plant: Plant, seed: int) -> bool:
+        sampling = Sampling(max_new_tokens=TEXT, stop_token_ids=STOPS)
+        drafter, texts = self._drafter(plant), []
+        for prompt in self._prompts(seed):
+            with plant.planting():
+                out = self._generated(drafter, prompt, sampling)
+            texts.append(Text(prompt, out.output_ids, sampling))
+        return followed(self.target, texts, texts, ROUNDING).wrong > 0
+
+    def _generated(self, drafter: Drafter, prompt: list[int], sampling: Sampling) -> Generation:
+        return generate(self.target, drafter, [torch.tensor(prompt)], sampling)[0]
+
+    def _order(self, plant: Plant, seed: int) -> bool:
+        """Of a method whose state outlives the turn, as if it said otherwise."""
+        drafter, sampling = self._drafter(plant), Sampling(max_new_tokens=TEXT)
+        return leaks(lambda prompt: self._generated(drafter, prompt, sampling), self._prompts(seed)) > 0
+
+    def _compared(self, plant: Plant, seed: int) -> bool:
+        sides = []
+        for at, method in enumerate((plant.method, "autoregressive")):
+            drafter = self._drafter(replace(plant, method=method))
+            own = replace(plant.sampling, max_new_tokens=12, seed=2 * seed + at)
+            sides.append([[out.output_ids for out in self._batch(drafter, prompt, own)] for prompt in self._prompts(seed)[:4]])
+        self.p_values.append(permutation_test(*sides).p_value)
+        return self.p_values[-1] < LEVEL
+
+    def _batch(self, drafter: Drafter, prompt: list[int], sampling: Sampling) -> list[Generation]:
+        return generate(self.target, drafter, [torch.tensor(prompt)] * 16, sampling)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--sound", type=int, default=200, help="repetitions where there is no bug")
+    parser.add_argument("--draws", type=int, default=4096)
+    parser.add_argument("--out", type=Path, default=Path("results/planted.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    small, rows = Miniature(options.draws), []
+    shown = Table(
+        "bug", "planted in", "found by", "found", "power at least", title=f"{options.draws} texts where they are counted out"
+    )
+    for plant in (*PLANTS, *SOUND):
+        times = options.repetitions if plant in PLANTS else options.sound
+        small.p_values = []
+        found = sum(small.found(plant, seed) for seed in range(times))
+        limit = 1 - most_wrong(times - found, times) if plant in PLANTS else most_wrong(found, times)
+        rows.append({"bug": plant.what, "method": plant.method, "part": plant.part, "found": found, "of": times, "limit": limit})
+        rows[-1]["below_0.05"] = [sum(p < 0.05 for p in small.p_values), len(small.p_values)]
+        bound = f"{limit:.3f}" if plant in PLANTS else f"(false alarms at most {limit:.3f})"
+        below, tests = rows[-1]["below_0.05"]
+        shown.add_row(plant.what, plant.method, plant.part, f"{found} of {times}", bound, f"{below} of {tests}" if tests else "-")
+        console.print(f"{plant.what}, {plant.method}: {found} of {times}", highlight=False)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"draws": options.draws, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    console.print(shown)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The certificate that a method's text is the target's own."""

@@ -1,0 +1,123 @@
+"""A certificate: what was tested of each method on one target, and what follows from it. JSON on disk; no torch in here.
+
+exact      every text is autoregressive decoding's own, token for token
+tie        where a text differs, the target itself is undecided: the difference is within its own rounding
+sampled    drafts are drawn, so texts differ; no test found another distribution than the target's
+lossy      by design, and says so
+bug        claimed lossless, and is not
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from specbench import ROOT
+from specbench.errors import InputError
+from specbench.records import write_atomic
+
+SCHEMA = 1
+FILE = "certificate.json"
+FOLDERS = (ROOT / "results" / "reference" / "certificates", Path("results") / "certificates")
+CONFIDENCE = 0.95
+KEYS = ("temperature", "top_p", "top_k")
+TARGET = ("name", "shape", "path", "revision", "weights")  # of a run's config
+WEIGHTS = ("dtype", "target_sha256", "draft_sha256")  # of its run.json
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one method at one temperature. tests: the figures behind it, by name; why: what is wrong, or empty."""
+
+    method: str
+    class_: str
+    tests: dict[str, Any]
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """config, about: as in a run's config.yaml and run.json; greedy, sampled: verdicts at temperature 0, and as config says.
+
+    level: of the statistical tests together; noise: beyond which a difference is a bug; floor: autoregressive decoding against
+    itself.
+    """
+
+    about: dict[str, Any]
+    config: dict[str, Any]
+    level: float
+    noise: dict[str, float]
+    floor: dict[str, int]
+    greedy: list[Verdict]
+    sampled: list[Verdict]
+
+    @property
+    def given(self) -> bool:
+        """Whether all that is claimed lossless is."""
+        return all(verdict.class_ != "bug" for verdict in [*self.greedy, *self.sampled])
+
+    def write(self, folder: Path) -> Path:
+        write_atomic(folder / FILE, json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n")
+        return folder / FILE
+
+    def verdicts(self, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
+        """Classes by label of the methods of a run: those that it has with the same settings on the same target."""
+        if _identity(config, about) != _identity(self.config, self.about):
+            return {}
+        asked, tested = config.get("sampling", {}), self.config["sampling"]
+        greedy = asked.get("temperature") == 0
+        if not greedy and any(asked.get(key) != tested[key] for key in KEYS):
+            return {}
+        found = self.greedy if greedy else self.sampled
+        return {
+            one.method: one.class_
+            for one in found
+            if _method(config, about, one.method) == _method(self.config, self.about, one.method)
+        }
+
+
+def _identity(config: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What decides on a target's text."""
+    target = config.get("target")
+    named = tuple(target.get(name) for name in TARGET) if isinstance(target, Mapping) else ()
+    device = about.get("device")
+    kind = device.get("kind") if isinstance(device, Mapping) else None
+    return (*named, *(about.get(name) for name in WEIGHTS), kind)
+
+
+def _method(config: Mapping[str, Any], about: Mapping[str, Any], label: str) -> tuple[Any, Any]:
+    """Its settings, and the fingerprint of what it loads."""
+    return (config.get("method") or {}).get(label), (about.get("checkpoints") or {}).get(label)
+
+
+def read(path: Path) -> Certificate:
+    """Raises InputError."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        if plain.pop("schema") != SCHEMA:
+            raise ValueError("another schema")
+        for part in ("greedy", "sampled"):
+            plain[part] = [Verdict(**one) for one in plain[part]]
+        return Certificate(**plain)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a certificate: {error}") from None
+
+
+def known(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """By label of a run's methods, the class and the day of the newest certificate that covers it; others are not in it."""
+    found: dict[str, tuple[str, str]] = {}
+    certificates = [read(path) for folder in FOLDERS for path in sorted(folder.glob(f"*/{FILE}"))]
+    for one in sorted(certificates, key=lambda one: str(one.about.get("started"))):
+        day = str(one.about.get("started"))[:10]
+        found |= {label: (class_, day) for label, class_ in one.verdicts(config, about).items()}
+    return found
+
+
+def most_wrong(wrong: int, texts: int) -> float:
+    """Upper limit of the rate of wrong texts (Clopper & Pearson 1934, one-sided)."""
+    return 1.0 if wrong >= texts else float(stats.beta.ppf(CONFIDENCE, wrong + 1, texts - wrong))

@@ -1,0 +1,113 @@
+"""Whether sampled text is distributed as it should, where that can be counted out: G-tests on a miniature target.
+
+The first token is prefill's; a method writes from the second on. The exact probability of the first one, two and three of those
+tokens, and of the second and the third alone, comes from transformers' own attention; how often a method writes them, from
+generating behind the same prompt again and again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch
+from scipy import optimize, stats
+from torch import Tensor
+
+from specbench.certify.miniature import TOKENS
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.loop import generate
+from specbench.decoding.sampling import Sampling, probabilities
+
+LONGEST = 3  # tokens of the longest prefix looked at
+WINDOWS = ((0,), (0, 1), (0, 1, 2), (1,), (2,))  # of the method's tokens: one test each
+WRITTEN = (4, 6)  # tokens of a text: half of them end with what is looked at, drafts and the token behind them included
+BATCH = 128
+LEAST_EXPECTED = 5.0  # draws in a cell; rarer ones are put together
+POWER = 0.99
+PROMPT = (2, 5, 3, 4, 2, 5, 3, 4, 6, 2, 5, 3, 4, 2, 5)  # repeats itself, so that there is something to look up
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class GTest:
+    """tokens: which of the method's were looked at, from 0; finds: the total variation distance found with a power of 0.99."""
+
+    tokens: tuple[int, ...]
+    draws: int
+    cells: int
+    statistic: float
+    p_value: float
+    finds: float
+
+
+@torch.inference_mode()
+def exact(target: LanguageModel, sampling: Sampling) -> Array:
+    """(TOKENS, TOKENS, TOKENS): the probability of every continuation behind the first token."""
+    texts = torch.tensor(list(product(range(TOKENS), repeat=LONGEST)))
+    prompt = torch.tensor(PROMPT).expand(len(texts), -1)
+    with target.lent() as model:
+        logits: Tensor = model(torch.cat([prompt, texts], dim=1), use_cache=False).logits[:, -1 - LONGEST :]
+    p = probabilities(logits, sampling).double()
+    assert float(p[..., TOKENS:].sum()) == 0
+    p = p[..., :TOKENS].reshape(*[TOKENS] * LONGEST, LONGEST + 1, TOKENS)
+    joint = p[0, 0, 0, 0]  # of the first token
+    for place in range(1, LONGEST + 1):
+        known = (slice(None),) * place + (0,) * (LONGEST - place)
+        joint = joint[..., None] * p[(*known, place)]
+    behind: Array = joint.sum(dim=0).numpy()
+    return behind / behind.sum()
+
+
+def drawn(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws: int) -> Array:
+    """(draws, 3) tokens behind the first one. The seed of `sampling` makes them the same again."""
+    drafter.bind(target)
+    target.tap(drafter.taps)
+    drafter.reset()
+    prompt, found = torch.tensor(PROMPT), []
+    for batch, start in enumerate(range(0, draws, BATCH)):
+        own = replace(sampling, max_new_tokens=WRITTEN[batch % 2], stop_token_ids=(), seed=sampling.seed * 1_000_003 + batch)
+        outs = generate(target, drafter, [prompt] * min(BATCH, draws - start), own)
+        found += [out.output_ids[1 : 1 + LONGEST] for out in outs]
+    return np.array(found)
+
+
+def g_tests(found: Array, wanted: Array, level: float) -> list[GTest]:
+    """One test a window. level: of each test, for what it `finds`."""
+    return [_g_test(found, wanted, window, level) for window in WINDOWS]
+
+
+def _g_test(found: Array, wanted: Array, window: tuple[int, ...], level: float) -> GTest:
+    draws = len(found)
+    probable = wanted.sum(axis=tuple(place for place in range(LONGEST) if place not in window))
+    counted = np.zeros(probable.shape)
+    np.add.at(counted, tuple(found[:, window].T), 1)
+    if counted[probable == 0].any():
+        return GTest(window, draws, counted.size, float("inf"), 0.0, 0.0)
+    observed, expected = _pooled(counted[probable > 0], probable[probable > 0] * draws)
+    statistic, p_value = stats.power_divergence(observed, expected, lambda_="log-likelihood")
+    return GTest(window, draws, len(expected), float(statistic), float(p_value), finds(len(expected), draws, level))
+
+
+def _pooled(observed: Array, expected: Array) -> tuple[Array, Array]:
+    """Cells that expect too little are put together, neighbours with neighbours."""
+    rare = expected < LEAST_EXPECTED
+    groups = (np.cumsum(expected[rare]) // (2 * LEAST_EXPECTED)).astype(int)
+    groups = np.minimum(groups, max(0, int(expected[rare].sum() // (2 * LEAST_EXPECTED)) - 1))
+    pooled = []
+    for counts in (observed, expected):
+        together = np.zeros(groups.max(initial=-1) + 1)
+        np.add.at(together, groups, counts[rare])
+        pooled.append(np.concatenate([counts[~rare], together]))
+    return pooled[0], pooled[1]
+
+
+def finds(cells: int, draws: int, level: float, power: float = POWER) -> float:
+    """The total variation distance d that is found with this power: noncentrality is at least 4 n d^2 (Cauchy-Schwarz)."""
+    if cells < 2:
+        return float("nan")
+    critical = stats.chi2.isf(level, cells - 1)
+    missed: Callable[[float], float] = lambda away: float(stats.ncx2.sf(critical, cells - 1, away)) - power  # noqa: E731
+    return float(np.sqrt(optimize.brentq(missed, 1e-6, 1e5) / (4 * draws)))

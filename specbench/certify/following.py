@@ -1,0 +1,134 @@
+"""Whether every token of a text is the one that the target writes there, given the same random numbers.
+
+Greedy: the argmax. Sampled with drafts that are not drawn: the token in whose stretch of the cumulative distribution the turn's
+next random number falls. How far a token is from that, its `misfit`, is 0 where the target is right to the last bit. Rounding
+makes it a little more: as much as the target differs from itself when the same tokens go through it in another shape.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.sampling import Dice, Sampling, probabilities
+from specbench.decoding.tree import DraftTree
+
+SIZES = (1, 12, 60)  # nodes of a forward: autoregressive decoding's, and drafts short and long
+QUANTILE = 0.999
+LEAST_NOISE = {torch.float64: 1e-9, torch.float32: 1e-4}  # where a few texts show none
+
+
+@dataclass(frozen=True)
+class Text:
+    """What came behind a prompt, and what it was drawn with."""
+
+    prompt: list[int]
+    output: list[int]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far a misfit may be from 0 by rounding: twice the 99.9 % quantile of what the target differs from itself by."""
+
+    greedy: float  # in logits: the gap between the two best tokens
+    sampled: float  # in probability: anywhere of the cumulative distribution
+
+
+@torch.inference_mode()
+def logits_of(target: LanguageModel, text: Text, size: int | None = None) -> Tensor:
+    """(n, V) float32 in front of each token of the output, in forwards of `size` tokens; None: all at once."""
+    ids = torch.tensor(text.prompt + text.output[:-1], device=target.device)
+    store = target.store(len(ids))
+    if size is None:
+        return target.prefill(store, [ids], all_logits=True)[0].logits[len(text.prompt) - 1 :].float()
+    found = [target.prefill(store, [ids[: len(text.prompt)]])[0].logits]
+    for piece in ids[len(text.prompt) :].split(size):
+        found.append(target.forward(store, [DraftTree.chain(piece)])[0].logits)
+        store.keep(0, range(len(piece)))
+    return torch.cat(found).float()
+
+
+def noise_of(target: LanguageModel, texts: Sequence[Text], sampling: Sampling) -> Noise:
+    """Over every token of the texts. sampling: at a temperature above 0."""
+    gaps, heights = [], []
+    for text in texts:
+        whole, *others = (logits_of(target, text, size) for size in (None, *SIZES))
+        best = whole.topk(2).indices
+        for other in others:
+            gaps.append((_gap(whole, best) - _gap(other, best)).abs())
+            heights.append((_heights(whole, sampling) - _heights(other, sampling)).abs().amax(dim=-1))
+    least = LEAST_NOISE.get(target.dtype, 1e-2)
+    greedy, sampled = (2 * float(torch.cat(found).double().quantile(QUANTILE)) for found in (gaps, heights))
+    return Noise(max(greedy, least), max(sampled, least))
+
+
+def _gap(logits: Tensor, best: Tensor) -> Tensor:
+    """(n, V), (n, 2) -> (n,): how much better the first token of each pair is."""
+    two = logits.gather(1, best)
+    return two[:, 0] - two[:, 1]
+
+
+def _heights(logits: Tensor, sampling: Sampling) -> Tensor:
+    """(n, V) cumulative probabilities by token id."""
+    return probabilities(logits, sampling).double().cumsum(dim=-1)
+
+
+def misfits(target: LanguageModel, text: Text) -> Tensor:
+    """(n,): in logits when greedy, else in probability."""
+    logits = logits_of(target, text)
+    tokens = torch.tensor(text.output, device=logits.device)[:, None]
+    if text.sampling.temperature == 0:
+        return logits.amax(dim=-1) - logits.gather(1, tokens)[:, 0]
+    dice = Dice(text.sampling.seed, 0, target.device)
+    drawn = torch.stack([dice.uniform() for _ in text.output])
+    heights = _heights(logits, text.sampling)
+    heights = heights / heights[:, -1:]
+    above = heights.gather(1, tokens)[:, 0]
+    below = torch.where(tokens[:, 0] > 0, heights.gather(1, (tokens - 1).clamp(min=0))[:, 0], 0.0)
+    impossible = above <= below
+    return torch.maximum(below - drawn, drawn - above).clamp(min=0).masked_fill(impossible, 1.0)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Texts of one method beside autoregressive's. first: where each that differs does so, with the target's top-2 gap there."""
+
+    texts: int
+    equal: int
+    first: list[tuple[int, float]]
+    worst: float  # misfit of any token of any text
+    wrong: int  # texts with a token beyond the noise, or that end elsewhere than they should
+
+    @property
+    def class_(self) -> str:
+        """exact: equal to the last token; tie: where they differ the target itself is undecided; bug: neither."""
+        return "bug" if self.wrong else "exact" if self.equal == self.texts else "tie"
+
+
+def followed(target: LanguageModel, ours: Sequence[Text], theirs: Sequence[Text], bound: float) -> Followed:
+    """bound: the noise, of the texts' kind. Equal texts are looked at as well: both may be wrong."""
+    first, worst, wrong = [], 0.0, 0
+    for own, other in zip(ours, theirs, strict=True):
+        worst_here = float(misfits(target, own).max())
+        worst, wrong = max(worst, worst_here), wrong + (worst_here > bound or not _ends_well(own, target.context))
+        if own.output != other.output:
+            first.append(_divergence(target, own, other))
+    return Followed(len(ours), len(ours) - len(first), first, worst, wrong)
+
+
+def _ends_well(text: Text, context: int) -> bool:
+    """At the first stop token, else at the limit or at the end of the context."""
+    stops = [at for at, token in enumerate(text.output) if token in text.sampling.stop_token_ids]
+    most = min(text.sampling.max_new_tokens, context - len(text.prompt))
+    return len(text.output) <= most and (stops == [len(text.output) - 1] or (not stops and len(text.output) == most))
+
+
+def _divergence(target: LanguageModel, own: Text, other: Text) -> tuple[int, float]:
+    """Index of the first token that differs, and how much better the target's best token is there than its second."""
+    pairs = zip(own.output, other.output, strict=False)
+    at = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(own.output), len(other.output)) - 1)
+    logits = logits_of(target, Text(other.prompt, other.output[: at + 1], other.sampling))[-1:]
+    return at, float(_gap(logits, logits.topk(2).indices))

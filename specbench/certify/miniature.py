@@ -1,0 +1,81 @@
+"""A random model of a few thousand weights with eight tokens, and any method of conf/method made for it.
+
+What a method may write there can be counted out. The model is of the target's own architecture; trained networks, skip sets
+and datastores are random, and the draft model is the same one with noise on its weights.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from specbench.checkpoints import RANDOM
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import LanguageModel
+
+VOCABULARY = 16  # ids, so that ten best children of a node exist
+TOKENS = 8  # of them are ever written
+NEVER = -1e4  # logit of the others
+SOFTENED = 0.5  # its logits, so that most continuations are likely enough to be counted
+LAYERS = 2
+NOISE = 0.3  # of the draft model, as a share of each weight's spread
+HIDDEN = 32
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_hidden_layers": LAYERS,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "initializer_range": 0.4,
+    "tie_word_embeddings": False,
+}
+
+
+def miniature(architecture: str, seed: int = 0) -> LanguageModel:
+    """In float32 on the CPU; equal arguments give equal weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **SHAPE)).float().eval()
+    head = nn.Linear(HIDDEN, VOCABULARY, dtype=torch.float32)
+    head.weight.data.copy_(SOFTENED * model.get_output_embeddings().weight.data)
+    head.bias.data.fill_(0.0)[TOKENS:] = NEVER
+    model.set_output_embeddings(head)
+    return LanguageModel(model)
+
+
+def noisy(target: LanguageModel, noise: float, seed: int = 5) -> LanguageModel:
+    """A draft model: a copy of the target with noise on its matrices, so that its drafts are accepted in part."""
+    model = deepcopy(target.model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.add_(noise * weight.std() * torch.randn(weight.shape, generator=generator, dtype=weight.dtype))
+    return LanguageModel(model)
+
+
+def drafter_of(settings: Mapping[str, Any], draft: LanguageModel) -> Drafter:
+    """A method's settings as its YAML has them, made for a small target: parts of it first, checkpoints and datastores random."""
+    made = {name: _part(name, value, draft) for name, value in settings.items() if name != "_target_"}
+    drafter: Drafter = get_object(settings["_target_"])(**made)
+    return drafter
+
+
+def _part(name: str, value: Any, draft: LanguageModel) -> Any:
+    if name == "draft":
+        return draft
+    if name in ("checkpoint", "datastore"):
+        return RANDOM
+    if name == "filler" and isinstance(value, int):  # a token drafted where nothing matches
+        return min(value, draft.vocabulary - 1)
+    return drafter_of(value, draft) if isinstance(value, Mapping) and "_target_" in value else value

@@ -1,0 +1,88 @@
+"""A certificate as tables: for the terminal, and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from specbench.certify.certificate import Certificate, Verdict
+
+COLUMNS = ("method", "temperature 0", "equal texts", "wrong at most", "sampled", "same text", "counted out", "compared")
+
+
+def table(certificate: Certificate) -> Table:
+    made = Table(*COLUMNS, title=_title(certificate))
+    for cells, bad in _rows(certificate):
+        made.add_row(*cells, style="bold red" if bad else "")
+    return made
+
+
+def markdown(certificate: Certificate) -> str:
+    lines = [f"# {_title(certificate)}", "", "| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cells) + " |" for cells, _ in _rows(certificate)]
+    return "\n".join(["", *lines, "", *_notes(certificate)]).lstrip() + "\n"
+
+
+def _title(certificate: Certificate) -> str:
+    target, sampling = certificate.config["target"], certificate.config["sampling"]
+    named = " ".join(filter(None, (target["name"], target["shape"], certificate.about["dtype"])))
+    chosen = [f"temperature {sampling['temperature']:g}"]
+    chosen += [f"top-p {sampling['top_p']:g}"] * (sampling["top_p"] < 1) + [f"top-k {sampling['top_k']}"] * (
+        sampling["top_k"] > 0
+    )
+    return f"Certificate: {named}, greedy and at {', '.join(chosen)}"
+
+
+def _rows(certificate: Certificate) -> list[tuple[tuple[str, ...], bool]]:
+    rows: list[tuple[tuple[str, ...], bool]] = []
+    for greedy, sampled in zip(certificate.greedy, certificate.sampled, strict=True):
+        texts = greedy.tests["texts"]
+        cells = (
+            *(greedy.method, greedy.class_, f"{texts['equal']} of {texts['texts']}", f"{100 * texts['most_wrong']:.1f} %"),
+            *(sampled.class_, _same(sampled), _counted(sampled), _compared(sampled)),
+        )
+        rows.append((cells, "bug" in (greedy.class_, sampled.class_)))
+    return rows
+
+
+def _same(verdict: Verdict) -> str:
+    texts = verdict.tests.get("texts")
+    return f"{texts['equal']} of {texts['texts']}" if texts else "-"
+
+
+def _counted(verdict: Verdict) -> str:
+    tests: Sequence[dict[str, Any]] = verdict.tests.get("enumerated", ())
+    return f"{min(test['p_value'] for test in tests):.2g}" if tests else "-"
+
+
+def _compared(verdict: Verdict) -> str:
+    found = verdict.tests.get("permuted")
+    return f"{found['p_value']:.2g}" if found else "-"
+
+
+def _notes(certificate: Certificate) -> list[str]:
+    """What the columns say, with this certificate's own figures."""
+    noise, floor = certificate.noise, certificate.floor
+    tests: list[dict[str, Any]] = next((one.tests["enumerated"] for one in certificate.sampled if "enumerated" in one.tests), [])
+    finds = ", ".join(f"{test['finds']:.3f}" for test in tests)
+    draws = tests[0]["draws"] if tests else 0
+    lines = [
+        "- temperature 0, equal texts: token for token autoregressive decoding's. A text that differs is a `tie` where every one"
+        f" of its tokens is within {noise['greedy']:.3g} of the target's best logit, which is how far the target differs"
+        " from itself by rounding; else it is a `bug`. Autoregressive decoding against itself:"
+        f" {floor['differing']} of {floor['texts']} texts differ.",
+        "- wrong at most: the rate of texts with a bug, upper 95 % limit (Clopper-Pearson).",
+        "- same text: sampled with the same random numbers, for methods whose drafts are not drawn. Every token must be the one"
+        f" that its random number picks from the target's distribution, within {noise['sampled']:.3g} of probability.",
+        "- counted out: the least p-value of G-tests on a miniature target, of the first one, two and three tokens that the"
+        f" method writes and of the second and third alone, in {draws} texts. A distribution that is {finds} away in total"
+        " variation is found by them with a power of 0.99.",
+        "- compared: p-value of a permutation test of n-gram counts against autoregressive decoding on the target itself;"
+        " autoregressive's own row compares two samples of it.",
+        f"- The statistical tests together raise a false alarm with a chance of at most {certificate.level:g}.",
+    ]
+    for when, verdicts in (("greedily", certificate.greedy), ("sampled", certificate.sampled)):
+        lines += [f"- **{one.method}, {when}**: {one.why}" for one in verdicts if one.why]
+    return lines

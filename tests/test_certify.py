@@ -1,0 +1,225 @@
+"""The certificate: sound where a method is, and every planted bug found."""
+
+import json
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from benchmarks.planted import PLANTS, Miniature, NoResidual, rule
+from specbench.certify import enumeration
+from specbench.certify.certificate import FILE, Certificate, Verdict, known, most_wrong, read
+from specbench.certify.certify import certify
+from specbench.certify.following import Noise, Text, followed, logits_of, misfits, noise_of
+from specbench.certify.permutation import permutation_test
+from specbench.certify.shown import markdown
+from specbench.compose import composed
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.loop import generate
+from specbench.decoding.sampling import Sampling, probabilities
+from specbench.errors import InputError
+from tests.fake_run import CONFIG, PROVENANCE
+from tests.methods_under_test import drafter_of
+from tests.tiny import prompts, tiny_language_model, tiny_model
+
+SMALL = Miniature(draws=1024)
+WARM = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=12, seed=3)
+
+
+def test_what_is_counted_out_is_the_targets_own_step_by_step() -> None:
+    """Against one forward a prefix over our own store."""
+    wanted = enumeration.exact(SMALL.target, WARM)
+    assert wanted.shape == (8, 8, 8) and wanted.sum() == pytest.approx(1)
+    slow = 0.0
+    for first in range(8):
+        text = Text(list(enumeration.PROMPT), [first, 2, 5, 7], WARM)
+        with torch.inference_mode():
+            p = probabilities(logits_of(SMALL.target, text, size=1), WARM)
+        slow += float(p[0, first] * p[1, 2] * p[2, 5] * p[3, 7])
+    assert wanted[2, 5, 7] == pytest.approx(slow, rel=1e-4)
+
+
+@pytest.mark.parametrize("plant", [one for one in PLANTS if "bonus" not in one.what], ids=lambda one: one.what)
+def test_a_planted_bug_is_found(plant) -> None:
+    assert SMALL.found(plant, seed=0)
+
+
+def test_a_missing_temperature_on_the_bonus_token_is_found() -> None:
+    (plant,) = (one for one in PLANTS if "bonus" in one.what)
+    assert Miniature(draws=8192).found(replace(plant, method="self_speculative"), seed=0)
+
+
+def test_g_tests_cry_wolf_as_often_as_they_say() -> None:
+    """On draws from the very distribution that is tested against."""
+    rng = np.random.default_rng(0)
+    wanted = enumeration.exact(SMALL.target, WARM)
+    cells = np.array(list(product(range(8), repeat=3)))
+    p_values = [
+        test.p_value
+        for _ in range(200)
+        for test in enumeration.g_tests(cells[rng.choice(512, 2000, p=wanted.ravel())], wanted, 0.01)
+    ]
+    assert stats.binomtest(sum(p < 0.05 for p in p_values), len(p_values), 0.05).pvalue > 1e-3
+    assert sum(p < 0.05 / 5 for p in p_values) < 25
+
+
+def test_what_is_said_to_be_found_is_found() -> None:
+    """A distribution that far away, at that level, 99 times of a hundred or more."""
+    rng = np.random.default_rng(1)
+    wanted = np.full((8, 8, 8), 1 / 512)
+    away = enumeration.finds(8, 4000, 0.01)
+    shifted = np.full(8, 1 / 8) + away / 4 * np.repeat([1, -1], 4)
+    tests = 0
+    for _ in range(300):
+        drawn = np.stack([rng.choice(8, 4000, p=shifted), rng.integers(8, size=4000), rng.integers(8, size=4000)], axis=1)
+        tests += enumeration.g_tests(drawn, wanted, 0.01)[0].p_value < 0.01
+    assert 0.5 * np.abs(shifted - 1 / 8).sum() == pytest.approx(away)
+    assert tests >= 290
+
+
+def test_an_impossible_token_is_found_at_once() -> None:
+    wanted = np.zeros((8, 8, 8))
+    wanted[:4, :4, :4] = 1 / 64
+    drawn = np.random.default_rng(2).integers(4, size=(100, 3))
+    drawn[0, 0] = 7
+    assert enumeration.g_tests(drawn, wanted, 0.01)[0].p_value == 0
+
+
+def texts(seed: int, count: int, shift: float, prompts: int = 3) -> list[list[list[int]]]:
+    rng = np.random.default_rng(seed)
+    p = np.array([0.25 + shift, 0.25 - shift, 0.25, 0.25])
+    return [[rng.choice(4, 10, p=p).tolist() for _ in range(count)] for _ in range(prompts)]
+
+
+def test_the_permutation_test_holds_its_level_and_finds_a_shift() -> None:
+    p_values = [permutation_test(texts(2 * seed, 12, 0), texts(2 * seed + 1, 12, 0), seed).p_value for seed in range(60)]
+    assert stats.kstest(p_values, "uniform").pvalue > 1e-3
+    assert permutation_test(texts(1, 24, 0), texts(2, 24, 0.12)).p_value < 1e-3
+
+
+@pytest.fixture(scope="module")
+def target():
+    return tiny_language_model()
+
+
+def written(target, label: str, sampling: Sampling, count: int = 6) -> list[Text]:
+    drafter = drafter_of(label, "llama")
+    drafter.bind(target)
+    target.tap(drafter.taps)
+    made = []
+    for at, prompt in enumerate(prompts(count)):
+        own = replace(sampling, seed=at)
+        made.append(Text(prompt.tolist(), generate(target, drafter, [prompt], own)[0].output_ids, own))
+    return made
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=12), WARM])
+def test_texts_are_followed_token_by_token(target, sampling: Sampling) -> None:
+    ours = written(target, "pld", sampling)
+    found = followed(target, ours, written(target, "autoregressive", sampling), 1e-6)
+    assert (found.class_, found.equal, found.wrong, found.first) == ("exact", 6, 0, [])
+    other = [[*ours[0].output[:5], (ours[0].output[5] + 1) % 128, *ours[0].output[6:]], *(text.output for text in ours[1:])]
+    changed = [replace(text, output=output) for text, output in zip(ours, other, strict=True)]
+    found = followed(target, changed, ours, 1e-6)
+    assert found.class_ == "bug" and found.wrong == 1 and found.first[0][0] == 5 and found.first[0][1] > 0
+    assert float(misfits(target, changed[0])[5]) == pytest.approx(found.worst) or found.worst > misfits(target, changed[0])[5]
+
+
+def test_a_difference_within_the_rounding_is_a_tie(target) -> None:
+    ours = written(target, "autoregressive", Sampling(max_new_tokens=12))
+    logits = logits_of(target, ours[0])
+    second = int(logits[-1].topk(2).indices[1])
+    changed = [replace(ours[0], output=[*ours[0].output[:-1], second]), *ours[1:]]
+    gap = float(logits[-1].max() - logits[-1, second])
+    assert followed(target, changed, ours, gap * 1.01).class_ == "tie"
+    assert followed(target, changed, ours, gap * 0.99).class_ == "bug"
+
+
+@pytest.mark.parametrize("cut", ["short", "long", "behind a stop"])
+def test_a_text_that_ends_elsewhere_is_a_bug(target, cut: str) -> None:
+    (text, *_) = written(target, "autoregressive", Sampling(max_new_tokens=12))
+    if cut == "short":
+        wrong = replace(text, output=text.output[:-1])
+    elif cut == "long":
+        wrong = replace(text, sampling=replace(text.sampling, max_new_tokens=11))
+    else:
+        wrong = replace(text, sampling=replace(text.sampling, stop_token_ids=(text.output[3],)))
+    assert followed(target, [wrong], [wrong], 1e9).wrong == 1
+
+
+def test_noise_is_how_far_the_target_differs_from_itself(target) -> None:
+    noise = noise_of(target, written(target, "autoregressive", Sampling(max_new_tokens=12)), WARM)
+    assert noise == Noise(1e-9, 1e-9), "in float64 there is next to none"
+    low = LanguageModel(tiny_model(dtype=torch.bfloat16))
+    noise = noise_of(low, written(low, "autoregressive", Sampling(max_new_tokens=12)), WARM)
+    assert 1e-3 < noise.sampled < 0.3 and 1e-3 < noise.greedy < 3
+
+
+def test_the_upper_limit_of_a_rate() -> None:
+    assert most_wrong(0, 480) == pytest.approx(0.00622, abs=1e-5), "1 - 0.05 ** (1 / 480)"
+    assert most_wrong(3, 3) == 1
+
+
+def certificate(greedy: str = "exact", **config) -> Certificate:
+    texts = {"texts": {"equal": 1, "texts": 1, "most_wrong": 0.95, "class_": greedy}}
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    whole = CONFIG | {"sampling": sampling, "method": {"pld": {"length": 10}}} | config
+    verdicts = [Verdict("pld", greedy, texts)], [Verdict("pld", "sampled", texts, "why" * (greedy == "bug"))]
+    return Certificate(PROVENANCE, whole, 0.01, {"greedy": 0.1, "sampled": 0.1}, {"texts": 1, "differing": 0}, *verdicts)
+
+
+def test_a_certificate_goes_through_its_file(tmp_path: Path) -> None:
+    made = certificate()
+    assert read(made.write(tmp_path)) == made and made.given and not certificate("bug").given
+    assert "| pld | exact | 1 of 1 | 95.0 % | sampled |" in markdown(made)
+    assert "- **pld, sampled**: why" in markdown(certificate("bug"))
+    (tmp_path / FILE).write_text("{}")
+    with pytest.raises(InputError, match="not a certificate"):
+        read(tmp_path / FILE)
+
+
+def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_sampling(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    certificate().write(tmp_path / "results" / "certificates" / "one")
+    run = CONFIG | {"method": {"pld": {"length": 10}, "sps": {}}}
+    assert known(run, PROVENANCE) == {"pld": ("exact", "2026-11-20")}
+    warm = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    assert known(run | {"sampling": warm}, PROVENANCE) == {"pld": ("sampled", "2026-11-20")}
+    others = [
+        (run | {"sampling": warm | {"top_p": 0.9}}, PROVENANCE),
+        (run | {"method": {"pld": {"length": 9}}}, PROVENANCE),
+        (run | {"target": CONFIG["target"] | {"shape": None}}, PROVENANCE),
+        (run, PROVENANCE | {"dtype": "float32"}),
+        (run, PROVENANCE | {"target_sha256": "another"}),
+        (run, PROVENANCE | {"checkpoints": {"pld": "another"}}),
+    ]
+    assert [known(*other) for other in others] == [{}] * len(others)
+
+
+def overrides(out: Path, *more: str) -> list[str]:
+    few = ["limit=1", "task=[qa]", "suite.per_task=2", "draws=256", "samples=4", "tokens=8", "sampling.max_new_tokens=16"]
+    return ["target.dtype=float32", *few, f"out={out}", *more]
+
+
+def test_certify_end_to_end(tmp_path: Path) -> None:
+    told: list[str] = []
+    config = composed(overrides(tmp_path / "sound", "method=[pld,sps,medusa_typical]"), root="certify")
+    made, out = certify(config, lambda what, *_: told.append(what))
+    assert made.given and {one.method: one.class_ for one in made.greedy} == dict.fromkeys(
+        ["autoregressive", "pld", "sps", "medusa_typical"], "exact"
+    )
+    classes = {one.method: one.class_ for one in made.sampled}
+    assert classes == {"autoregressive": "exact", "pld": "exact", "sps": "sampled", "medusa_typical": "lossy"}
+    assert json.loads((out / FILE).read_text())["level"] == 0.01 and (out / "certificate.md").exists()
+    assert "sps on the miniature target" in told
+
+
+def test_a_method_that_is_not_what_it_claims_gets_no_certificate(tmp_path: Path) -> None:
+    config = composed(overrides(tmp_path / "unsound", "method=[sps]", "draws=1024"), root="certify")
+    with rule(NoResidual):
+        made, _ = certify(config, lambda *_: None)
+    assert not made.given and {one.method: one.class_ for one in made.sampled}["sps"] == "bug"

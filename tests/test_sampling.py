@@ -1,0 +1,48 @@
+"""The distribution that tokens are drawn from, against transformers' own, and the draws themselves."""
+
+import pytest
+import torch
+from scipy import stats
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from specbench.decoding.sampling import Dice, Sampling, probabilities
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(1.3, top_k=5), Sampling(1.0, top_p=0.8), Sampling(0.5, 0.9, 20)])
+@pytest.mark.parametrize("vocabulary", [12, 1000])
+def test_temperature_top_k_and_top_p_as_in_transformers(sampling: Sampling, vocabulary: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, vocabulary) * torch.tensor([[0.01], [0.5], [1], [3], [9]])  # flat to peaked
+    wanted = TemperatureLogitsWarper(sampling.temperature)(None, logits)
+    if sampling.top_k:
+        wanted = TopKLogitsWarper(sampling.top_k)(None, wanted)
+    if sampling.top_p < 1:
+        wanted = TopPLogitsWarper(sampling.top_p)(None, wanted)
+    torch.testing.assert_close(probabilities(logits, sampling), wanted.softmax(dim=-1), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(probabilities(logits[3], sampling), probabilities(logits, sampling)[3])
+
+
+def test_draws_follow_the_weights_and_nothing_of_weight_zero_is_drawn() -> None:
+    weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 6.0, 0.0])
+    dice = Dice(0, 0, CPU)
+    found = torch.stack([dice.draw(weights) for _ in range(3000)]).bincount(minlength=6)
+    assert found[weights == 0].sum() == 0
+    assert stats.chisquare(found[weights > 0], [900, 300, 1800]).pvalue > 1e-3
+
+
+def test_distinct_draws_are_without_replacement_in_the_order_of_their_drawing() -> None:
+    weights = torch.tensor([[0.5, 0.3, 0.2, 0.0]])
+    found = Dice(1, 0, CPU).distinct(weights.expand(4000, -1), 4)
+    assert (found.sort(dim=1).values == torch.arange(4)).all() and (found[:, 3] == 3).all()
+    pairs = (found[:, 0] * 3 + found[:, 1]).bincount(minlength=9)
+    wanted = [0.5 * 0.3 / 0.5, 0.5 * 0.2 / 0.5, 0.3 * 0.5 / 0.7, 0.3 * 0.2 / 0.7, 0.2 * 0.5 / 0.8, 0.2 * 0.3 / 0.8]
+    assert stats.chisquare(pairs[[1, 2, 3, 5, 6, 7]], [4000 * chance for chance in wanted]).pvalue > 1e-3
+
+
+def test_the_same_seed_and_row_give_the_same_numbers_and_neighbours_others() -> None:
+    numbers = lambda seed, row: [float(Dice(seed, row, CPU).uniform())]  # noqa: E731
+    assert numbers(1, 0) == numbers(1, 0)
+    first = [numbers(seed, row)[0] for seed in range(40) for row in range(5)]
+    assert len(set(first)) == 200 and stats.kstest(first, "uniform").pvalue > 1e-3
