@@ -38,7 +38,7 @@ from specbench.decoding.verify import Sampled, Verified
 
 LEVEL = 0.01 / 120  # of each statistical test, as in a certificate of some twenty methods
 ROUNDING = 1e-3  # in logits, of the miniature target in float32
-COOL = Sampling(temperature=0.6)
+COOL = Sampling(temperature=0.5)
 PLAIN = Sampling(temperature=1.0)
 STOPS = (3, 5)
 PROMPTS, TEXT = 96, 24  # prompts of a repetition and tokens of each text, where texts are followed
@@ -149,9 +149,9 @@ class Plant:
 
 
 PLANTS = (
-    Plant("q forced to 1", "sps", "counted out", lambda: rule(AcceptsByP)),
-    Plant("no residual on rejection", "sps", "counted out", lambda: rule(NoResidual)),
-    Plant("temperature missing on the bonus token", "sps", "counted out", lambda: rule(ColdBonus), COOL),
+    Plant("q forced to 1", "self_speculative", "counted out", lambda: rule(AcceptsByP)),
+    Plant("no residual on rejection", "self_speculative", "counted out", lambda: rule(NoResidual)),
+    Plant("temperature missing on the bonus token", "self_speculative", "counted out", lambda: rule(ColdBonus), COOL),
     Plant("siblings re-sampled independently", "medusa", "counted out", lambda: rule(IndependentSiblings)),
     Plant("KV row kept from a rejected branch", "medusa", "followed", uncompacted),
     Plant("position off by one", "pld", "followed", shifted),

@@ -33,6 +33,11 @@ def run(argv: list[str]) -> int:
     from specbench.compose import composed
 
     config = composed(options.overrides, options.config_dir)  # before torch is imported, which takes seconds
+    from specbench.multirun import values_of
+
+    if config.sweep:
+        options.overrides += values_of(config.sweep, options.overrides)
+        return _sweep(options)
     from specbench.progress import ProgressDisplay
     from specbench.run import execute
 

@@ -113,6 +113,21 @@ def pooled(pairs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def over_seeds(pairs: pd.DataFrame) -> pd.DataFrame:
+    """By (method, task): standard deviation over repeats of the speedup and of mean accepted tokens, where each has its own seed.
+
+    Of each repeat the geometric mean over questions, for overall that of the tasks' means; nan with one repeat.
+    """
+    logs = np.log(_rate(pairs, "") / _rate(pairs, "_baseline"))
+    speedups = pairs.assign(log=logs).groupby([*CELL, "repeat"])["log"].mean().reset_index()
+    whole = speedups.groupby(["method", "repeat"])["log"].mean().reset_index().assign(task=OVERALL)
+    every = pd.concat([speedups, whole])
+    sums = with_overall(pairs).groupby([*CELL, "repeat"])[["committed", "steps"]].sum(min_count=1)
+    accepted = (sums["committed"] / sums["steps"]).groupby(CELL).std()
+    spread = every.assign(speedup=np.exp(every["log"])).groupby(CELL)["speedup"].std()
+    return pd.DataFrame({"speedup_seed_sd": spread, "mean_accepted_tokens_seed_sd": accepted})
+
+
 def spec_bench(pairs: pd.DataFrame) -> pd.Series:
     """Spec-Bench's estimator (its evaluation/speed.py), by (method, task); for published tables only.
 

@@ -3,15 +3,16 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from specbench.compose import CONF, composed, explained, importable, resolved
@@ -36,6 +37,27 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list
     with explained(overrides, config_dir):
         _job()
     return folder, sorted(path.parent for path in folder.rglob("summary.csv") if RunDirectory(path.parent).is_run())
+
+
+def values_of(swept: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """The overrides that a config's `sweep` stands for; what the command line gives itself is not swept. Raises InputError."""
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    found = []
+    for key, values in _flat(swept):
+        if not isinstance(values, ListConfig) or not values or any(not isinstance(value, (str, int, float)) for value in values):
+            raise InputError(f"sweep.{key}={values}: expected a list of values")
+        if key not in given:
+            found.append(f"{key}={','.join(map(str, values))}")
+    return found
+
+
+def _flat(swept: DictConfig, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values: sweep.target.dtype=[…] on the command line makes a mapping of mappings."""
+    for key, value in swept.items():
+        if isinstance(value, DictConfig):
+            yield from _flat(value, f"{above}{key!s}.")
+        else:
+            yield f"{above}{key!s}", value
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -26,7 +26,7 @@ from tests.fake_run import CONFIG, PROVENANCE
 from tests.methods_under_test import drafter_of
 from tests.tiny import prompts, tiny_language_model, tiny_model
 
-SMALL = Miniature(draws=1024)
+SMALL = Miniature(draws=2048)
 WARM = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=12, seed=3)
 
 
@@ -43,14 +43,9 @@ def test_what_is_counted_out_is_the_targets_own_step_by_step() -> None:
     assert wanted[2, 5, 7] == pytest.approx(slow, rel=1e-4)
 
 
-@pytest.mark.parametrize("plant", [one for one in PLANTS if "bonus" not in one.what], ids=lambda one: one.what)
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda one: one.what)
 def test_a_planted_bug_is_found(plant) -> None:
     assert SMALL.found(plant, seed=0)
-
-
-def test_a_missing_temperature_on_the_bonus_token_is_found() -> None:
-    (plant,) = (one for one in PLANTS if "bonus" in one.what)
-    assert Miniature(draws=8192).found(replace(plant, method="self_speculative"), seed=0)
 
 
 def test_g_tests_cry_wolf_as_often_as_they_say() -> None:
@@ -219,7 +214,7 @@ def test_certify_end_to_end(tmp_path: Path) -> None:
 
 
 def test_a_method_that_is_not_what_it_claims_gets_no_certificate(tmp_path: Path) -> None:
-    config = composed(overrides(tmp_path / "unsound", "method=[sps]", "draws=1024"), root="certify")
+    config = composed(overrides(tmp_path / "unsound", "method=[self_speculative]", "draws=2048"), root="certify")
     with rule(NoResidual):
         made, _ = certify(config, lambda *_: None)
-    assert not made.given and {one.method: one.class_ for one in made.sampled}["sps"] == "bug"
+    assert not made.given and {one.method: one.class_ for one in made.sampled}["self_speculative"] == "bug"

@@ -19,6 +19,7 @@ from specbench.report.page import Section, page
 from specbench.report.summary import summarise
 from specbench.report.trees import best_size, tree_sizes
 
+SWEPT = ("temperature", "dtype", "shape", "target", "device")  # columns that may tell the runs of a sweep apart
 CAPTIONS = {
     "speedup": "Speedup of every method on every task. Bars are 95 % intervals over questions.",
     "conversion": "Speedup against mean accepted tokens. A line joins the points whose speedup is that share"
@@ -64,8 +65,9 @@ def render(run_dirs: Sequence[Path], out: Path) -> Report:
     summary = pd.concat([section.summary for section in sections], ignore_index=True)
     positions = pd.concat([_positions(run).assign(run=run.name) for run in runs], ignore_index=True)
     splits = pd.concat([metrics.time_split(run.frame).assign(run=run.name) for run in runs], ignore_index=True)
+    across, pictures = _across(summary, style, out)
     contents = {
-        "index.html": page(sections),
+        "index.html": page(sections, across),
         "table.md": tables.markdown(summary),
         "table.tex": tables.latex(summary),
         "summary.csv": tables.csv(summary),
@@ -76,7 +78,7 @@ def render(run_dirs: Sequence[Path], out: Path) -> Report:
         write_atomic(out / name, content)
     named = {section.run.name: f"{section.run.name}: " * (len(runs) > 1) for section in sections}
     raised = [f"{named[section.run.name]}{alarm}" for section in sections for alarm in section.alarms]
-    written = [path for _, paths in drawn for path in paths]
+    written = [*(path for _, paths in drawn for path in paths), *pictures]
     return Report(out, [*(out / name for name in contents), *written], summary, raised)
 
 
@@ -85,6 +87,17 @@ def write_summary(run_dir: Path) -> pd.DataFrame:
     summary = summarise(load(run_dir))
     RunDirectory(run_dir).write_summary(tables.csv(summary))
     return summary
+
+
+def _across(summary: pd.DataFrame, style: figures.Style, out: Path) -> tuple[list[tuple[str, str]], list[Path]]:
+    """Of several runs that one setting tells apart, the figure over it: captions with inline SVG, and the files."""
+    apart = [setting for setting in SWEPT if summary.groupby("run")[setting].first().nunique() > 1]
+    if len(apart) != 1 or summary["run"].nunique() != summary[apart[0]].nunique():
+        return [], []
+    with figures.drawing():
+        figure = figures.speedup_by_setting(summary, apart[0], style)
+        paths = figures.save(figure, out / apart[0])
+        return [(f"Over {apart[0]}, all tasks.", figures.inline(figures.svg(figure)))], paths
 
 
 def _positions(run: LoadedRun) -> pd.DataFrame:

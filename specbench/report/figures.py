@@ -218,6 +218,36 @@ def _acceptance_axes(axes: Axes, last: int) -> None:
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
 
 
+def speedup_by_setting(summary: pd.DataFrame, setting: str, style: Style) -> Figure:
+    """Several runs: overall speedup with 95 % intervals, and mean accepted tokens, over the setting that tells them apart."""
+    rows = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE)].dropna(subset=["speedup"])
+    values = sorted(rows[setting].unique())
+    numbers = all(isinstance(value, (int, float)) for value in values)
+    places = {value: float(value) if numbers else float(at) for at, value in enumerate(values)}
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    methods = list(rows["method"].unique())
+    step = (max(places.values()) - min(places.values()) or 1) / max(1, len(values) - 1)
+    for position, method in enumerate(methods):
+        look = style[str(method)]
+        own = rows[rows["method"] == method].sort_values(setting, key=lambda column: column.map(places))
+        at = own[setting].map(places) + 0.12 * step * ((position + 0.5) / len(methods) - 0.5)
+        drawn: dict[str, Any] = {"color": look.colour, "marker": look.marker, "fillstyle": look.fill, "ls": look.line}
+        left.vlines(at, own["speedup_low"], own["speedup_high"], color=look.colour, linewidth=1.4)
+        left.plot(at, own["speedup"], label=look.label, **drawn)
+        right.plot(at, own["mean_accepted_tokens"], **drawn)
+    left.axhline(1, color=GREY, linewidth=1.4, zorder=1, label=f"{BASELINE} = 1")
+    left.set_title("Speedup, 95 % intervals over questions")
+    right.set_title("Mean accepted tokens")
+    for axes in (left, right):
+        axes.set_xticks(list(places.values()), [f"{value:g}" if numbers else str(value) for value in places])
+        axes.set_xlabel(setting)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
+    _legend(figure, left, 6)
+    return figure
+
+
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()

@@ -22,6 +22,7 @@ from specbench.metrics import BASELINE, OVERALL
 from specbench.report.alarms import Alarm
 from specbench.report.loaded import LoadedRun, first, look_up
 from specbench.report.rivals import described
+from specbench.report.summary import sampled
 from specbench.report.tables import marked, share, shown_tasks
 
 EXAMPLES = 6
@@ -56,6 +57,7 @@ WORDS = {
     "synthetic": "a yardstick: its drafts are made from the answer itself, so its speedup is no method's.",
     "identical": "share of turns whose output ids equal autoregressive's, which has the same random numbers above temperature 0:"
     " only methods that draw their drafts write other samples there.",
+    "± behind a number": "standard deviation over seeds, where every repeat drew with one of its own.",
     "accuracy": "mean score of the answers against the suite's own references, first repeat.",
     "lossless": "what specbench certify found of this method with these settings on this target. exact: every text is"
     " autoregressive's, token for token; tie: where one differs, the target itself is undecided within its rounding; sampled:"
@@ -74,14 +76,15 @@ class Section:
     figures: Sequence[tuple[str, str]]
 
 
-def page(sections: Sequence[Section]) -> str:
-    """The HTML text; it asks the network for nothing."""
+def page(sections: Sequence[Section], across: Sequence[tuple[str, str]] = ()) -> str:
+    """The HTML text; it asks the network for nothing. across: (caption, inline SVG) of figures of all runs together."""
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters.update(number=_number, share=share)
+    environment.filters.update(number=_number, share=share, seeds=lambda value: "" if value != value else f" ± {value:.2f}")
     views = [_view(section) for section in sections]
     targets = ", ".join(dict.fromkeys(view["target"] for view in views))
-    return environment.get_template("page.html.jinja").render(views=views, targets=targets, words=WORDS)
+    figures = [(caption, Markup(svg)) for caption, svg in across]
+    return environment.get_template("page.html.jinja").render(views=views, across=figures, targets=targets, words=WORDS)
 
 
 def _view(section: Section) -> dict[str, Any]:
@@ -123,7 +126,7 @@ def _facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
         "device": row["device"],
         "dtype": row["dtype"],
         "engine": row["engine"],
-        "temperature": row["temperature"],
+        "temperature": f"{row['temperature']}, {counted['repeats']} seeds" if sampled(row["temperature"]) else row["temperature"],
         "suite": f"{run.trials[0].suite}, {asked}",
         "date": first(run.provenance, "started"),
         "versions": ", ".join(f"{name} {version}" for name, version in named if version),

@@ -12,6 +12,7 @@ from specbench import metrics, statistics
 from specbench.metrics import CELL, OVERALL
 from specbench.report.loaded import LoadedRun, first, method_order, task_order
 
+SEEDS = ["speedup_seed_sd", "mean_accepted_tokens_seed_sd"]
 UNKNOWN = "not certified"
 COLUMNS = [
     "run",
@@ -49,6 +50,7 @@ COLUMNS = [
     "drafted",
     "errors",
     "unpaired",
+    *SEEDS,
 ]
 
 
@@ -58,11 +60,13 @@ def summarise(run: LoadedRun) -> pd.DataFrame:
     pairs = metrics.pair(questions)
     cells = metrics.observed(run.frame).join(metrics.pooled(pairs)).join(metrics.spec_bench(pairs))
     cells = cells.join(metrics.identical(run.frame)).join(intervals(questions, pairs))
-    cells = cells.join(accuracy(run))
+    cells = cells.join(accuracy(run)).join(metrics.over_seeds(pairs))
     cells["unpaired"] = pd.Series(metrics.unpaired(questions, pairs), dtype=float).reindex(cells.index)
     rows = cells.reset_index().assign(**identity(run))
     rows["lossless"] = [run.certified.get(method, (UNKNOWN,))[0] for method in rows["method"]]
     rows["engine"] = [engine_of(run, method) for method in rows["method"]]
+    if not sampled(rows["temperature"].iloc[0]):
+        rows[SEEDS] = np.nan  # repeats of the very same text
     whole = ["questions", "repeats", "errors", "unpaired"]
     rows[whole] = rows[whole].fillna(0).astype(int)
     return _sorted(rows, run)[COLUMNS]
@@ -138,6 +142,10 @@ def _strata(rows: pd.DataFrame, column: str) -> list[statistics.Array]:
 
 def _geometric_mean(strata: Sequence[statistics.Array]) -> float:
     return float(np.exp(np.mean([values.mean() for values in strata]))) if strata else float("nan")
+
+
+def sampled(temperature: Any) -> bool:
+    return isinstance(temperature, (int, float)) and temperature > 0
 
 
 def _sorted(rows: pd.DataFrame, run: LoadedRun) -> pd.DataFrame:

@@ -50,7 +50,7 @@ def shown_tasks(summary: pd.DataFrame) -> list[str]:
 
 def _totals(row: Row, missing: str) -> dict[str, str]:
     return {
-        "mean accepted tokens": _number(row["mean_accepted_tokens"], 2, missing),
+        "mean accepted tokens": spread(row["mean_accepted_tokens"], row["mean_accepted_tokens_seed_sd"], missing),
         "tokens/s": _number(row["tokens_per_second"], 1, missing),
         "identical": share(row["identical"], missing),
         "lossless": str(row["lossless"]),
@@ -59,6 +59,11 @@ def _totals(row: Row, missing: str) -> dict[str, str]:
 
 def _number(value: float, places: int, missing: str) -> str:
     return missing if pd.isna(value) else f"{value:.{places}f}"
+
+
+def spread(value: float, over_seeds: float, missing: str = "–") -> str:
+    """2.31, or 2.31 ± 0.04 where several seeds were drawn: the standard deviation over them."""
+    return _number(value, 2, missing) + ("" if pd.isna(over_seeds) else f" ± {over_seeds:.2f}")
 
 
 def share(value: float, missing: str = "–") -> str:
