@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from specbench import ROOT
 from specbench.compose import composed
+from specbench.multirun import values_of
 from specbench.progress import ProgressDisplay
 from specbench.records import RunDirectory
 from specbench.run import execute
@@ -240,3 +242,19 @@ def test_the_program_itself_leaves_with_the_status_and_one_line(tmp_path: Path) 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("specbench: method=pdl: no such method; there is pld, ") and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experiments_sweep_becomes_a_run_for_each_value(cli: Cli, tiny: Tiny, no_report: list[list[Path]]) -> None:
+    chosen = ["method=[pld]", "task=[qa]", "limit=1", "repeats=2"]
+    status, _, err = cli("run", "experiment=temperature_sweep", *tiny.overrides(*chosen, "out=results/sweep"))
+    assert status == 0, err
+    assert no_report[-1] == [Path(f"results/sweep/sampling.temperature={value}") for value in ("0.0", "0.5", "1.0")]
+    for run, seeds in zip(no_report[-1], ({0}, {0, 1}, {0, 1}), strict=True):
+        assert {trial.seed for trial in RunDirectory(run).trials()} == seeds
+    status, _, err = cli("run", "+sweep.limit=3", *tiny.overrides("out=results/other"))
+    assert status == 2 and "sweep.limit=3: expected a list of values" in err
+
+
+def test_what_the_command_line_gives_is_not_swept() -> None:
+    swept = OmegaConf.create({"sampling": {"temperature": [0, 1]}, "target.dtype": ["float32", "bfloat16"]})
+    assert values_of(swept, ["target.dtype=float32", "limit=1"]) == ["sampling.temperature=0,1"]

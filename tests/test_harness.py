@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from specbench.decoding.loop import CapacityError
+from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.records import ids_sha256
-from specbench.schedule import Arm, arms_of, blocks
+from specbench.schedule import Arm, Schedule, arms_of, blocks
 from tasks.question import Question
 from tests.fake_engine import METHODS, QUESTIONS, FakeEngine, Quiet, harness
 
@@ -62,6 +63,17 @@ def test_the_order_does_not_depend_on_how_the_methods_were_listed() -> None:
     arms = [Arm(method, method, FakeEngine(named)) for method in METHODS]
     forward, backward = (list(blocks(QUESTIONS, listed, 0, 0)) for listed in (arms, arms[::-1]))
     assert forward == backward
+
+
+def test_above_temperature_zero_every_repeat_draws_with_a_seed_of_its_own() -> None:
+    """And every turn; the arms of a block share theirs."""
+    arms = [Arm(method, method, FakeEngine(named)) for method in METHODS]
+    greedy, warm = (Schedule(2, 7, "reference", Sampling(temperature=temperature)) for temperature in (0.0, 0.8))
+    turns = [block for repeat in range(2) for block in blocks(QUESTIONS, arms, repeat, seed=7)]
+    assert {greedy.sampling_of(block).seed for block in turns} == {0} and {greedy.seed_of(0), greedy.seed_of(1)} == {7}
+    seeds = [warm.sampling_of(block).seed for block in turns]
+    assert len(set(seeds)) == len(turns) and seeds == [warm.sampling_of(block).seed for block in turns]
+    assert (warm.seed_of(0), warm.seed_of(1)) == (7, 8)
 
 
 def test_each_arm_runs_each_turn_of_each_repeat_once(tmp_path: Path) -> None:

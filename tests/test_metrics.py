@@ -53,6 +53,17 @@ def test_autoregressive_has_one_token_per_forward_and_per_step():
     assert math.isnan(row["acceptance_rate"]), "no draft was offered: 0/0 is no rate"
 
 
+def test_spread_over_seeds_is_that_of_the_repeats_own_figures():
+    other = [dataclasses.replace(one, repeat=1, decode_s=one.decode_s * (2 if one.method == "pld" else 1)) for one in RUN]
+    rows = metrics.over_seeds(pairs_of([*RUN, *other]))
+    means = [math.exp((math.log(2) + math.log(1)) / 2 - shift) for shift in (0, math.log(2))]
+    assert rows.loc[("pld", "qa"), "speedup_seed_sd"] == pytest.approx((means[0] - means[1]) / math.sqrt(2))
+    tasks = [math.sqrt(means[0] * 3), math.sqrt(means[1] * 1.5)]
+    assert rows.loc[("pld", "overall"), "speedup_seed_sd"] == pytest.approx((tasks[0] - tasks[1]) / math.sqrt(2))
+    assert rows.loc[("pld", "qa"), "mean_accepted_tokens_seed_sd"] == 0, "the same counts in both repeats"
+    assert math.isnan(metrics.over_seeds(pairs_of(RUN)).loc[("pld", "qa"), "speedup_seed_sd"])
+
+
 def test_ratios_are_per_question():
     ratios = metrics.question_ratios(pairs_of(RUN)).set_index(["method", "question_id"])
     assert ratios.loc[("pld", 1), "log_speedup"] == pytest.approx(math.log(2)), "8 tokens / 2 s over 8 tokens / 4 s"

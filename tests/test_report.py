@@ -330,3 +330,19 @@ def test_a_profiled_run_shows_where_a_step_spends_its_time(tmp_path):
     split = pd.read_csv(tmp_path / "report" / "time.csv").set_index("method")
     assert split.loc["autoregressive", "step"] == 1
     assert "What a step of every method costs" in report.page.read_text()
+
+
+def test_runs_that_one_setting_tells_apart_make_a_figure_over_it(tmp_path):
+    runs = []
+    for temperature in (0, 0.5, 1):
+        made = write_run(tmp_path / f"t{temperature}", made_up_trials({"pld": 0.3, "sps": 0.6}, TASKS, seed=int(2 * temperature)))
+        made.write_config(CONFIG | {"sampling": {"temperature": temperature}})
+        runs.append(made.path)
+    report = render(runs, tmp_path / "out")
+    assert {"temperature.png", "temperature.svg"} <= {path.name for path in report.files}
+    assert "Over temperature, all tasks." in report.page.read_text()
+    warm = report.summary[report.summary["temperature"] == 1]
+    assert warm["speedup_seed_sd"].notna().all(), "two repeats, each with a seed of its own"
+    assert report.summary.loc[report.summary["temperature"] == 0, "speedup_seed_sd"].isna().all()
+    assert "±" in (tmp_path / "out" / "table.md").read_text() and "2 seeds" in report.page.read_text()
+    assert not any(path.name == "temperature.png" for path in render(runs[:1], tmp_path / "one").files)

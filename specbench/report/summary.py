@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,7 @@ def _geometric_mean(strata: Sequence[statistics.Array]) -> float:
 
 
 def sampled(temperature: Any) -> bool:
-    return isinstance(temperature, (int, float)) and temperature > 0
+    return isinstance(temperature, Real) and temperature > 0
 
 
 def _sorted(rows: pd.DataFrame, run: LoadedRun) -> pd.DataFrame:
