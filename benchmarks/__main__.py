@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks import datastore, embedded, memory, overhead, peer, trained, training_free
+from benchmarks import datastore, embedded, memory, overhead, peer, trained, training_free, verification
 from specbench.cli import console
 from specbench.metrics import OVERALL
 from specbench.statistics import Interval
@@ -77,6 +77,12 @@ def outside(promises: Promises) -> None:
             promises.add(f"time outside the forwards, {label}, {shape}", f"≤ {bounds[label]} %", f"{100 * share:.2f} %", kept)
 
 
+def choosing(promises: Promises) -> None:
+    for (label, rule), share in verification.shares(WIDE).items():
+        bound = verification.BOUNDS[rule]
+        promises.add(f"choosing, {rule}, {label}, 100m", f"≤ {bound} % of a step", f"{100 * share:.2f} %", 100 * share <= bound)
+
+
 def training_free_drafters(promises: Promises, out: Path, limit: int) -> None:
     rows = training_free.cells(out / "training-free-100m", WIDE, f"limit={limit}", "repeats=1")
     for label, bound in training_free.BOUNDS.items():
@@ -119,6 +125,7 @@ def main() -> None:
     options = parser.parse_args()
     promises = Promises()
     outside(promises)
+    choosing(promises)
     room(promises)
     stores(promises)
     speed(promises, options.out, options.limit)

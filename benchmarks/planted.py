@@ -23,7 +23,7 @@ from torch import Tensor
 from specbench.certify import enumeration
 from specbench.certify.certificate import most_wrong
 from specbench.certify.following import Text, followed
-from specbench.certify.miniature import NOISE, TOKENS, drafter_of, miniature, noisy
+from specbench.certify.miniature import TOKENS, drafter_of, miniature
 from specbench.certify.order import leaks
 from specbench.certify.permutation import permutation_test
 from specbench.cli import console
@@ -150,7 +150,7 @@ class Plant:
 
 PLANTS = (
     Plant("q forced to 1", "self_speculative", "counted out", lambda: rule(AcceptsByP)),
-    Plant("no residual on rejection", "self_speculative", "counted out", lambda: rule(NoResidual)),
+    Plant("no residual on rejection", "sps", "counted out", lambda: rule(NoResidual)),
     Plant("temperature missing on the bonus token", "self_speculative", "counted out", lambda: rule(ColdBonus), COOL),
     Plant("siblings re-sampled independently", "medusa", "counted out", lambda: rule(IndependentSiblings)),
     Plant("KV row kept from a rejected branch", "medusa", "followed", uncompacted),
@@ -171,8 +171,7 @@ class Miniature:
 
     def __init__(self, draws: int) -> None:
         self.draws, self.p_values = draws, []  # of the last plant's statistical tests
-        self.target = miniature("llama")
-        self.draft = noisy(self.target, NOISE)
+        self.target, self.draft = miniature("llama")
 
     def found(self, plant: Plant, seed: int) -> bool:
         parts = {"counted out": self._counted, "followed": self._followed, "order": self._order, "compared": self._compared}

@@ -24,7 +24,7 @@ def target_of(architecture: str) -> LanguageModel:
 @lru_cache
 def draft_model_of(architecture: str) -> LanguageModel:
     """The tiny target with perturbed weights, so that its drafts are accepted in part."""
-    return noisy(target_of(architecture), NOISE)
+    return noisy(tiny_model(architecture, LAYERS), NOISE)
 
 
 @lru_cache

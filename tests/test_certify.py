@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks.planted import PLANTS, Miniature, NoResidual, rule
+from benchmarks.planted import PLANTS, AcceptsByP, Miniature, rule
 from specbench.certify import enumeration
 from specbench.certify.certificate import FILE, Certificate, Verdict, known, most_wrong, read
 from specbench.certify.certify import certify
@@ -26,7 +26,7 @@ from tests.fake_run import CONFIG, PROVENANCE
 from tests.methods_under_test import drafter_of
 from tests.tiny import prompts, tiny_language_model, tiny_model
 
-SMALL = Miniature(draws=2048)
+SMALL = Miniature(draws=1024)
 WARM = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=12, seed=3)
 
 
@@ -214,7 +214,7 @@ def test_certify_end_to_end(tmp_path: Path) -> None:
 
 
 def test_a_method_that_is_not_what_it_claims_gets_no_certificate(tmp_path: Path) -> None:
-    config = composed(overrides(tmp_path / "unsound", "method=[self_speculative]", "draws=2048"), root="certify")
-    with rule(NoResidual):
+    config = composed(overrides(tmp_path / "unsound", "method=[self_speculative]", "draws=1024"), root="certify")
+    with rule(AcceptsByP):
         made, _ = certify(config, lambda *_: None)
     assert not made.given and {one.method: one.class_ for one in made.sampled}["self_speculative"] == "bug"

@@ -12,7 +12,7 @@ from specbench.build import built, check, check_types
 from specbench.certify import enumeration
 from specbench.certify.certificate import Certificate, Verdict, most_wrong
 from specbench.certify.following import Followed, Noise, Text, followed, noise_of
-from specbench.certify.miniature import NOISE, drafter_of, miniature, noisy
+from specbench.certify.miniature import drafter_of, miniature
 from specbench.certify.order import leaks
 from specbench.certify.permutation import permutation_test
 from specbench.certify.shown import markdown
@@ -148,8 +148,7 @@ class _Tests:
 
     def _sampled(self, prompts: Sequence[list[int]], noise: Noise) -> list[Verdict]:
         reference = self._texts(BASELINE, prompts, self.warm)
-        small = miniature(self.target.model.config.model_type)
-        draft = noisy(small, NOISE)
+        small, draft = miniature(self.target.model.config.model_type)
         given = replace(self.warm, seed=self.config.seed)
         wanted = enumeration.exact(small, given)
         claimed = [drafter for drafter in self.drafters.values() if drafter.typical is None]

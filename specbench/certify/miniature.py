@@ -5,13 +5,12 @@ and datastores are random, and the draft model is the same one with noise on its
 """
 
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
 import torch
 from hydra.utils import get_object
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from specbench.checkpoints import RANDOM
 from specbench.decoding.drafter import Drafter
@@ -22,7 +21,7 @@ TOKENS = 8  # of them are ever written
 NEVER = -1e4  # logit of the others
 SOFTENED = 0.5  # its logits, so that most continuations are likely enough to be counted
 LAYERS = 2
-NOISE = 0.3  # of the draft model, as a share of each weight's spread
+NOISE = 0.5  # of the draft model, as a share of each weight's spread
 HIDDEN = 32
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -41,7 +40,7 @@ SHAPE = {
 }
 
 
-def miniature(architecture: str, seed: int = 0) -> LanguageModel:
+def random_model(architecture: str, seed: int = 0) -> PreTrainedModel:
     """In float32 on the CPU; equal arguments give equal weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -50,12 +49,16 @@ def miniature(architecture: str, seed: int = 0) -> LanguageModel:
     head.weight.data.copy_(SOFTENED * model.get_output_embeddings().weight.data)
     head.bias.data.fill_(0.0)[TOKENS:] = NEVER
     model.set_output_embeddings(head)
-    return LanguageModel(model)
+    return model
 
 
-def noisy(target: LanguageModel, noise: float, seed: int = 5) -> LanguageModel:
-    """A draft model: a copy of the target with noise on its matrices, so that its drafts are accepted in part."""
-    model = deepcopy(target.model)
+def miniature(architecture: str) -> tuple[LanguageModel, LanguageModel]:
+    """The target and its draft model."""
+    return LanguageModel(random_model(architecture)), noisy(random_model(architecture), NOISE)
+
+
+def noisy(model: PreTrainedModel, noise: float, seed: int = 5) -> LanguageModel:
+    """A draft model: the same one with noise on its matrices, to be accepted in part. Changes what it is given."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():

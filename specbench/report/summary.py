@@ -146,7 +146,7 @@ def _geometric_mean(strata: Sequence[statistics.Array]) -> float:
 
 
 def sampled(temperature: Any) -> bool:
-    return isinstance(temperature, Real) and temperature > 0
+    return isinstance(temperature, Real) and float(temperature) > 0
 
 
 def _sorted(rows: pd.DataFrame, run: LoadedRun) -> pd.DataFrame:
