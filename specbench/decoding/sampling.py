@@ -63,5 +63,5 @@ class Dice:
 
         An exponential race: token i arrives at a time drawn with rate w_i, and the first ones win.
         """
-        arrivals = torch.empty_like(weights).exponential_(generator=self.generator) / weights
-        return arrivals.topk(count, largest=False).indices
+        uniform = torch.rand(weights.shape, dtype=torch.float64, device=weights.device, generator=self.generator)
+        return (-torch.log1p(-uniform) / weights).topk(count, largest=False).indices
