@@ -180,6 +180,8 @@ def test_a_certificate_goes_through_its_file(tmp_path: Path) -> None:
 def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_sampling(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     certificate().write(tmp_path / "results" / "certificates" / "one")
+    (tmp_path / "results" / "certificates" / "old").mkdir()
+    (tmp_path / "results" / "certificates" / "old" / FILE).write_text('{"schema": 0}')
     run = CONFIG | {"method": {"pld": {"length": 10}, "sps": {}}}
     assert known(run, PROVENANCE) == {"pld": ("exact", "2026-11-20")}
     warm = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,18 @@ def read(path: Path) -> Certificate:
 def known(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """By label of a run's methods, the class and the day of the newest certificate that covers it; others are not in it."""
     found: dict[str, tuple[str, str]] = {}
-    certificates = [read(path) for folder in FOLDERS for path in sorted(folder.glob(f"*/{FILE}"))]
-    for one in sorted(certificates, key=lambda one: str(one.about.get("started"))):
+    for one in sorted(_readable(), key=lambda one: str(one.about.get("started"))):
         day = str(one.about.get("started"))[:10]
         found |= {label: (class_, day) for label, class_ in one.verdicts(config, about).items()}
+    return found
+
+
+def _readable() -> list[Certificate]:
+    """Those of FOLDERS; what is none, or of another schema, vouches for nothing."""
+    found = []
+    for path in (path for folder in FOLDERS for path in sorted(folder.glob(f"*/{FILE}"))):
+        with suppress(InputError):
+            found.append(read(path))
     return found
 
 
