@@ -22,7 +22,7 @@ class Stopwatch:
         """calls: what to time, as an object and the name of its attribute that is called."""
         before = [(owner, name, vars(owner).get(name)) for owner, name in calls]
         for owner, name in calls:
-            vars(owner)[name] = self._timed(getattr(owner, name))
+            vars(owner)[name] = self.timed(getattr(owner, name))
         try:
             yield
         finally:
@@ -30,7 +30,7 @@ class Stopwatch:
                 del vars(owner)[name]
                 vars(owner).update({} if own is None else {name: own})
 
-    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             begun = perf_counter()
             try:

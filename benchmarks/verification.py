@@ -43,7 +43,7 @@ class _Timed:
 
     def __init__(self, rule: Rule, watch: Stopwatch) -> None:
         self.first, self.pick, self.ranked = rule.first, rule.pick, rule.ranked
-        self.verify = watch._timed(rule.verify)
+        self.verify = watch.timed(rule.verify)
 
 
 def main() -> None:

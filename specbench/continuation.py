@@ -26,7 +26,7 @@ PER_METHOD = {"leakage": "datastore", "checkpoints": "checkpoint"}  # of run.jso
 
 def run_directory(out: str | None, name: str, config: Mapping[str, Any]) -> RunDirectory:
     """The folder `out`, by default results/<name>-<time>. Raises InputError when something else lies there."""
-    run = RunDirectory(Path(out).expanduser() if out else _unused(name))
+    run = RunDirectory(Path(out).expanduser() if out else stamped(Path("results"), name))
     if run.is_run():
         _check_config(run, config)
     elif run.path.exists() and (not run.path.is_dir() or any(path.name[0] != "." for path in run.path.iterdir())):
@@ -78,9 +78,10 @@ def _noted(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     return {**before, "continued": [*before.get("continued", []), entry]} if differs else dict(before)
 
 
-def _unused(name: str) -> Path:
+def stamped(folder: Path, name: str) -> Path:
+    """folder/<name>-<time>, which does not exist yet."""
     stamp = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    numbered = (Path("results") / (f"{stamp}-{number}" if number > 1 else stamp) for number in count(1))
+    numbered = (folder / (f"{stamp}-{number}" if number > 1 else stamp) for number in count(1))
     return next(path for path in numbered if not path.exists())
 
 

@@ -5,7 +5,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -101,6 +101,12 @@ class ProgressDisplay:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class Watch(Protocol):
+    """Told how far a long job is. of: None where nobody knows; row: the latest line of its log, where there is one."""
+
+    def __call__(self, what: str, done: int, of: int | None, row: Mapping[str, Any] | None = None, /) -> None: ...
+
+
 class TrainingDisplay:
     """How far a training is, its loss, how often each depth guesses right; or a building. Elsewhere a line now and then."""
 
@@ -118,7 +124,7 @@ class TrainingDisplay:
         self._bar.stop()
 
     def at(self, what: str, done: int, of: int | None, row: Mapping[str, Any] | None = None) -> None:
-        """of: None where nobody knows. row: the latest line of the log, empty while there is none."""
+        """A `Watch`."""
         if row:
             shares = " ".join(f"{100 * share:.0f}" for share in row["held_out_right"])
             what = f"{what} · held-out loss {row['held_out_loss']:.3f}, right by depth {shares} %"

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from tests.fake_run import CONFIG, PROVENANCE
 from tests.methods_under_test import drafter_of
 from tests.tiny import prompts, tiny_language_model, tiny_model
 
-SMALL = Miniature(draws=1024)
+SMALL = Miniature(draws=512)
 WARM = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=12, seed=3)
 
 
@@ -43,7 +44,7 @@ def test_what_is_counted_out_is_the_targets_own_step_by_step() -> None:
     assert wanted[2, 5, 7] == pytest.approx(slow, rel=1e-4)
 
 
-@pytest.mark.parametrize("plant", PLANTS, ids=lambda one: one.what)
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda one: f"{one.what}-{one.part}")
 def test_a_planted_bug_is_found(plant) -> None:
     assert SMALL.found(plant, seed=0)
 
@@ -91,9 +92,9 @@ def texts(seed: int, count: int, shift: float, prompts: int = 3) -> list[list[li
 
 
 def test_the_permutation_test_holds_its_level_and_finds_a_shift() -> None:
-    p_values = [permutation_test(texts(2 * seed, 12, 0), texts(2 * seed + 1, 12, 0), seed).p_value for seed in range(60)]
+    p_values = [permutation_test(texts(2 * seed, 12, 0), texts(2 * seed + 1, 12, 0), 0.01, seed).p_value for seed in range(60)]
     assert stats.kstest(p_values, "uniform").pvalue > 1e-3
-    assert permutation_test(texts(1, 24, 0), texts(2, 24, 0.12)).p_value < 1e-3
+    assert permutation_test(texts(1, 24, 0), texts(2, 24, 0.12), 1e-4).p_value < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +217,28 @@ def test_certify_end_to_end(tmp_path: Path) -> None:
 
 
 def test_a_method_that_is_not_what_it_claims_gets_no_certificate(tmp_path: Path) -> None:
-    config = composed(overrides(tmp_path / "unsound", "method=[self_speculative]", "draws=1024"), root="certify")
+    config = composed(overrides(tmp_path / "unsound", "method=[self_speculative]", "draws=512"), root="certify")
     with rule(AcceptsByP):
         made, _ = certify(config, lambda *_: None)
     assert not made.given and {one.method: one.class_ for one in made.sampled}["self_speculative"] == "bug"
+
+
+def test_a_method_that_stops_gets_no_certificate_and_the_others_are_judged(tmp_path: Path) -> None:
+    config = composed(overrides(tmp_path / "stopped", "method=[pld]"), root="certify")
+    with patch("methods.pld.PromptLookup.propose", side_effect=ValueError("out of ideas")):
+        made, out = certify(config, lambda *_: None)
+    assert {one.method: one.class_ for one in made.greedy} == {"autoregressive": "exact", "pld": "bug"}
+    assert "stopped: ValueError: out of ideas" in made.greedy[-1].why and not made.given
+    assert "| pld | bug | - | - | bug | - | - | - |" in (out / "certificate.md").read_text()
+
+
+def test_a_certificate_is_not_written_over(tmp_path: Path) -> None:
+    certificate().write(tmp_path)
+    with pytest.raises(InputError, match="holds a certificate already"):
+        certify(composed(overrides(tmp_path), root="certify"), lambda *_: None)
+
+
+def test_every_test_of_a_certificate_can_fail_at_its_level() -> None:
+    """However many methods share the level: a p-value can be a tenth of it."""
+    apart = [[[0, 1]] * 16] * 6, [[[2, 3]] * 16] * 6
+    assert permutation_test(*apart, level=1e-4).p_value < 1e-4

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from specbench.build import built, check, check_types
 from specbench.certify import enumeration
-from specbench.certify.certificate import Certificate, Verdict, most_wrong
-from specbench.certify.following import Followed, Noise, Text, followed, noise_of
+from specbench.certify.certificate import FILE, Certificate, Verdict, most_wrong
+from specbench.certify.following import Text, followed, noise_of
 from specbench.certify.miniature import drafter_of, miniature
 from specbench.certify.order import leaks
 from specbench.certify.permutation import permutation_test
 from specbench.certify.shown import markdown
+from specbench.continuation import stamped
 from specbench.decoding.drafter import Drafter
-from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.engine.native import Native
+from specbench.errors import InputError, one_line
 from specbench.harness import Target
 from specbench.metrics import BASELINE
 from specbench.models import load_model
+from specbench.progress import Watch
 from specbench.prompts import answer_text, render
 from specbench.provenance import provenance
 from specbench.records import write_atomic
@@ -44,9 +47,9 @@ from specbench.run import (
 )
 from tasks.question import Question
 
-Watch = Callable[[str, int, int], None]
+Findings = tuple[list[str], dict[str, Any]]  # what is wrong, and the figures behind it
+Part = Callable[[], Findings]
 NOISE_TEXTS = 24  # texts from which the target's rounding is measured
-AGAIN = 4  # times as many texts are drawn afresh where the first ones look wrong; only what still does counts
 ORDERED = 12  # prompts asked in two orders
 CUT = 6  # prompts that are broken off in the middle, where what comes next is least certain, and continued again and again
 OWN_RULES: Rules = {
@@ -64,6 +67,7 @@ def certify(config: DictConfig, watch: Watch) -> tuple[Certificate, Path]:
     check_types(load_model, {key: config.target[key] for key in LOADING}, "target")
     for label, settings in config.method.items():
         check(settings, f"method.{label}")
+    out = _unused(config)
     suite = built(config.suite)
     questions = questions_of(config, suite, config.limit)
     drafters: dict[str, Drafter] = {str(label): built(settings) for label, settings in config.method.items()}
@@ -71,14 +75,19 @@ def certify(config: DictConfig, watch: Watch) -> tuple[Certificate, Path]:
     check_prompts(questions, target)
     about = provenance(target.model.device) | prints(config, target, suite) | {"checkpoints": checkpoints(drafters)}
     made = _Tests(config, target, drafters, watch).certificate(questions, about)
-    out = Path(config.out or f"results/certificates/{_name(config, target)}").expanduser()
     made.write(out)
     write_atomic(out / "certificate.md", markdown(made))
     return made, out
 
 
-def _name(config: DictConfig, target: Target) -> str:
-    return "-".join(filter(None, (config.target.name, config.target.shape, target.model.dtype_name)))
+def _unused(config: DictConfig) -> Path:
+    """Where no certificate lies yet."""
+    if config.out is None:
+        return stamped(Path("results") / "certificates", "-".join(filter(None, (config.target.name, config.target.shape))))
+    out = Path(config.out).expanduser()
+    if (out / FILE).exists():
+        raise InputError(f"out={out}: holds a certificate already; choose another folder, or remove it")
+    return out
 
 
 @dataclass
@@ -92,22 +101,21 @@ class _Tests:
         self.engine = Native(profile=False)
         self.engine.open(self.target.model, self.drafters)
         given = {key: self.config.sampling[key] for key in ("temperature", "top_p", "top_k")}
-        stops, most = self.target.model.eos_ids, self.config.sampling.max_new_tokens
-        self.plain = Sampling(max_new_tokens=most, stop_token_ids=stops)
-        self.warm = Sampling(**given, max_new_tokens=most, stop_token_ids=stops)
-        prompts = self._prompts(questions)
-        greedy = {label: self._texts(label, prompts, self.plain) for label in self.drafters}
-        again = self._texts(BASELINE, prompts, self.plain)
-        noise = noise_of(self.target.model, greedy[BASELINE][:NOISE_TEXTS], self.warm)
-        floor = sum(one != other for one, other in zip(greedy[BASELINE], again, strict=True))
+        self.plain = Sampling(max_new_tokens=self.config.sampling.max_new_tokens, stop_token_ids=self.target.model.eos_ids)
+        self.warm = replace(self.plain, **given)
+        self.prompts = self._prompts(questions)
+        reference = self._texts(BASELINE, self.plain)
+        noise = noise_of(self.target.model, reference[:NOISE_TEXTS], self.warm)
+        greedy = [self._greedy(label, reference, noise.greedy) for label in self.drafters]
+        floor = next(one for one in greedy if one.method == BASELINE).tests["texts"]
         return Certificate(
             about=about,
             config=plain_config(self.config),
             level=self.config.level,
             noise=asdict(noise),
-            floor={"texts": len(again), "differing": floor},
-            greedy=[self._greedy(label, texts, greedy[BASELINE], noise) for label, texts in greedy.items()],
-            sampled=self._sampled(prompts, noise),
+            floor={"texts": floor["texts"], "differing": floor["texts"] - floor["equal"]},
+            greedy=greedy,
+            sampled=self._sampled(noise.sampled),
         )
 
     def _prompts(self, questions: Sequence[Question]) -> list[list[int]]:
@@ -125,72 +133,88 @@ class _Tests:
             self.watch("the target answers", done + 1, len(questions))
         return found
 
-    def _texts(self, label: str, prompts: Sequence[list[int]], sampling: Sampling) -> list[Text]:
+    def _texts(self, label: str, sampling: Sampling) -> list[Text]:
         """Above temperature 0 with another seed for every prompt, the same for every method."""
         self.engine.reset(label)
-        found = []
-        for at, prompt in enumerate(prompts):
-            own = replace(sampling, seed=self.config.seed * len(prompts) + at) if sampling.temperature else sampling
+        found, most = [], len(self.prompts)
+        for at, prompt in enumerate(self.prompts):
+            own = replace(sampling, seed=self.config.seed * most + at) if sampling.temperature else sampling
             found.append(Text(prompt, self.engine.generate(label, prompt, own).output_ids, own))
-            self.watch(f"{label} answers", at + 1, len(prompts))
+            self.watch(f"{label} answers", at + 1, most)
         return found
 
-    def _greedy(self, label: str, texts: list[Text], reference: list[Text], noise: Noise) -> Verdict:
-        why, figures = _of_texts(followed(self.target.model, texts, reference, noise.greedy))
+    def _greedy(self, label: str, reference: list[Text], noise: float) -> Verdict:
+        parts: list[Part] = [lambda: self._followed(label, self.plain, reference, noise)]
         if self.drafters[label].outlives == "turn":
-            asked = [text.prompt for text in texts[:ORDERED]]
-            figures["order"] = {"texts": len(asked), "differing": self._leaks(label, asked)}
-            if leaked := figures["order"]["differing"]:
-                why.append(f"remembers: {leaked} of {len(asked)} texts took other steps in another order")
-        return Verdict(label, "bug" if why else figures["texts"]["class_"], figures, "; ".join(why))
+            parts.append(lambda: self._in_another_order(label))
+        return self._verdict(label, parts)
 
-    def _leaks(self, label: str, prompts: Sequence[list[int]]) -> int:
-        self.watch(f"{label} in another order", 0, len(prompts))
-        return leaks(lambda prompt: self.engine.generate(label, prompt, self.plain), prompts)
-
-    def _sampled(self, prompts: Sequence[list[int]], noise: Noise) -> list[Verdict]:
-        reference = self._texts(BASELINE, prompts, self.warm)
-        small, draft = miniature(self.target.model.config.model_type)
-        given = replace(self.warm, seed=self.config.seed)
-        claimed = [drafter for drafter in self.drafters.values() if drafter.typical is None]
-        drawing = [drafter for drafter in claimed if drafter.draws]
-        level = self.config.level / (len(claimed) * len(enumeration.WINDOWS) + len(drawing) + bool(drawing))  # Bonferroni
-        cut = [prompt[: max(1, len(prompt) // 2)] for prompt in sorted(prompts, key=len)[:: max(1, len(prompts) // CUT)]]
-        plain = self._samples(BASELINE, cut, 1) if drawing else []
+    def _sampled(self, noise: float) -> list[Verdict]:
+        """Bonferroni: half of the level for what is counted out, half for what is compared."""
+        claimed = [label for label, drafter in self.drafters.items() if drafter.typical is None]
+        drawing = [label for label in claimed if self.drafters[label].draws]
+        compared = [BASELINE, *drawing] if drawing else []
+        share = self.config.level / (2 if compared else 1)
+        reference = self._texts(BASELINE, self.warm)
+        self.plain_samples = self._samples(BASELINE, 1) if compared else []
         verdicts = []
         for label, drafter in self.drafters.items():
-            why: list[str] = []
-            figures: dict[str, Any] = {}
+            parts: list[Part] = []
             if not drafter.draws:
-                why, figures = _of_texts(
-                    followed(self.target.model, self._texts(label, prompts, self.warm), reference, noise.sampled)
-                )
-            if drafter in claimed:
-                settings: Any = OmegaConf.to_container(self.config.method[label], resolve=True)
-                self.watch(f"{label} on the miniature target", 0, self.config.draws)
-                tests = self._counted(small, drafter_of(settings, draft), given, self.config.draws, level)
-                figures["enumerated"] = [asdict(test) for test in tests]
-                if any(test.p_value < level for test in tests):
-                    afresh = replace(given, seed=given.seed + 1)
-                    tests = self._counted(small, drafter_of(settings, draft), afresh, AGAIN * self.config.draws, level)
-                    figures["enumerated_again"] = [asdict(test) for test in tests]
-                bad = [test for test in tests if test.p_value < level]
-                why += [f"token {'+'.join(str(at + 2) for at in test.tokens)}: p = {test.p_value:.1e}" for test in bad]
-            if drafter in drawing or (label == BASELINE and drawing):
-                permuted = permutation_test(self._samples(label, cut, 2), plain)
-                figures["permuted"] = asdict(permuted)
-                why += [f"against autoregressive decoding: p = {permuted.p_value:.1e}"] * (permuted.p_value < level)
-            fine = "sampled" if drafter.draws else figures["texts"]["class_"]
-            verdicts.append(Verdict(label, "lossy" if drafter.typical else "bug" if why else fine, figures, "; ".join(why)))
+                parts.append(partial(self._followed, label, self.warm, reference, noise))
+            if label in claimed:
+                parts.append(partial(self._counted, label, share / (len(claimed) * len(enumeration.WINDOWS))))
+            if label in compared:
+                parts.append(partial(self._compared, label, share / len(compared)))
+            verdict = self._verdict(label, parts)
+            verdicts.append(verdict if label in claimed else replace(verdict, class_="lossy"))
         return verdicts
 
-    @staticmethod
-    def _counted(small: LanguageModel, drafter: Drafter, given: Sampling, draws: int, level: float) -> list[enumeration.GTest]:
-        return enumeration.g_tests(enumeration.drawn(small, drafter, given, draws), enumeration.exact(small, given), level)
+    def _verdict(self, label: str, parts: Sequence[Part]) -> Verdict:
+        why: list[str] = []
+        figures: dict[str, Any] = {}
+        try:
+            for part in parts:
+                wrong, found = part()
+                why, figures = why + wrong, figures | found
+        except Exception as error:  # what stops has not written the target's text
+            why.append(f"stopped: {one_line(error)}")
+        fine = figures["texts"]["class_"] if "texts" in figures else "sampled"
+        return Verdict(label, "bug" if why else fine, figures, "; ".join(why))
 
-    def _samples(self, label: str, prompts: Sequence[list[int]], seed: int) -> list[list[list[int]]]:
+    def _followed(self, label: str, sampling: Sampling, reference: list[Text], noise: float) -> Findings:
+        found = followed(self.target.model, self._texts(label, sampling), reference, noise)
+        wrong = f"{found.wrong} of {found.texts} texts are not the target's own: off by up to {found.worst:.3g}"
+        texts = asdict(found) | {"class_": found.class_, "most_wrong": most_wrong(found.wrong, found.texts)}
+        return [wrong] * (found.wrong > 0), {"texts": texts}
+
+    def _in_another_order(self, label: str) -> Findings:
+        asked = self.prompts[:ORDERED]
+        self.watch(f"{label} in another order", 0, len(asked))
+        leaked = leaks(lambda prompt: self.engine.generate(label, prompt, self.plain), asked)
+        wrong = f"remembers: {leaked} of {len(asked)} texts took other steps in another order"
+        return [wrong] * (leaked > 0), {"order": {"texts": len(asked), "differing": leaked}}
+
+    def _counted(self, label: str, level: float) -> Findings:
+        settings: Any = OmegaConf.to_container(self.config.method[label], resolve=True)
+        self.watch(f"{label} on the miniature target", 0, self.config.draws)
+        small, draft = miniature(self.target.model.config.model_type)
+        given = replace(self.warm, seed=self.config.seed)
+        found = enumeration.examined(small, drafter_of(settings, draft), given, self.config.draws, level)
+        bad = [test for test in found[-1] if test.p_value < level]
+        wrong = [f"token {'+'.join(str(at + 2) for at in test.tokens)}: p = {test.p_value:.1e}" for test in bad]
+        rounds = [[asdict(test) for test in tests] for tests in found]
+        return wrong, dict(zip(("enumerated", "enumerated_again"), rounds, strict=False))
+
+    def _compared(self, label: str, level: float) -> Findings:
+        found = permutation_test(self._samples(label, 2), self.plain_samples, level)
+        wrong = f"against autoregressive decoding: p = {found.p_value:.1e}"
+        return [wrong] * (found.p_value < level), {"permuted": asdict(found)}
+
+    def _samples(self, label: str, seed: int) -> list[list[list[int]]]:
         """By prompt, `samples` texts of `tokens` tokens, side by side."""
-        found = []
+        found, chosen = [], sorted(self.prompts, key=len)[:: max(1, len(self.prompts) // CUT)]
+        prompts = [prompt[: max(1, len(prompt) // 2)] for prompt in chosen]
         drafter, count = self.drafters[label], self.config.samples
         self.target.model.tap(drafter.taps)
         drafter.reset()
@@ -200,10 +224,3 @@ class _Tests:
             found.append([out.output_ids for out in generate(self.target.model, drafter, [ids] * count, sampling)])
             self.watch(f"{label} answers again and again", at + 1, len(prompts))
         return found
-
-
-def _of_texts(found: Followed) -> tuple[list[str], dict[str, Any]]:
-    """What is wrong, and the figures."""
-    figures = {"texts": asdict(found) | {"class_": found.class_, "most_wrong": most_wrong(found.wrong, found.texts)}}
-    wrong = f"{found.wrong} of {found.texts} texts are not the target's own: off by up to {found.worst:.3g}"
-    return [wrong] * (found.wrong > 0), figures

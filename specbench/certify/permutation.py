@@ -6,10 +6,11 @@ and pairs, summed over prompts; labels are permuted within each prompt, so that 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
-PERMUTATIONS = 2_000
+PER_LEVEL = 10  # permutations are this many times as many as the least that could show anything at the level
 Array = np.ndarray
 
 
@@ -21,20 +22,24 @@ class Permuted:
     samples: int
     distance: float
     p_value: float
+    level: float
 
 
-def permutation_test(ours: Sequence[Sequence[list[int]]], theirs: Sequence[Sequence[list[int]]], seed: int = 0) -> Permuted:
-    """Texts by prompt of each side, as many on both. p_value: at least 1 / (permutations + 1), exact under equality."""
+def permutation_test(
+    ours: Sequence[Sequence[list[int]]], theirs: Sequence[Sequence[list[int]]], level: float, seed: int = 0
+) -> Permuted:
+    """Texts by prompt of each side, as many on both. p_value: exact under equality; it can be a tenth of the level."""
     rng = np.random.default_rng(seed)
-    found = np.zeros(1 + PERMUTATIONS)
+    permutations = ceil(PER_LEVEL / level)
+    found = np.zeros(1 + permutations)
     for one, other in zip(ours, theirs, strict=True):
         likeness = _likeness([*one, *other])
         signs = np.repeat([1.0, -1.0], [len(one), len(other)])
-        rows = np.vstack([signs, rng.permuted(np.tile(signs, (PERMUTATIONS, 1)), axis=1)])
+        rows = np.vstack([signs, rng.permuted(np.tile(signs, (permutations, 1)), axis=1)])
         found += np.einsum("ij,jk,ik->i", rows, likeness, rows, optimize=True) / len(one) ** 2
     as_far = int((found[1:] >= found[0] * (1 - 1e-9)).sum())
     samples = sum(len(one) for one in ours)
-    return Permuted(len(ours), samples, float(found[0] / found[1:].mean()), (1 + as_far) / (1 + PERMUTATIONS))
+    return Permuted(len(ours), samples, float(found[0] / found[1:].mean()), (1 + as_far) / (1 + permutations), level)
 
 
 def _likeness(texts: Sequence[list[int]]) -> Array:

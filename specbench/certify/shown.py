@@ -38,9 +38,8 @@ def _title(certificate: Certificate) -> str:
 def _rows(certificate: Certificate) -> list[tuple[tuple[str, ...], bool]]:
     rows: list[tuple[tuple[str, ...], bool]] = []
     for greedy, sampled in zip(certificate.greedy, certificate.sampled, strict=True):
-        texts = greedy.tests["texts"]
         cells = (
-            *(greedy.method, greedy.class_, f"{texts['equal']} of {texts['texts']}", f"{100 * texts['most_wrong']:.1f} %"),
+            *(greedy.method, greedy.class_, _same(greedy), _wrong_at_most(greedy)),
             *(sampled.class_, _same(sampled), _counted(sampled), _compared(sampled)),
         )
         rows.append((cells, "bug" in (greedy.class_, sampled.class_)))
@@ -50,6 +49,11 @@ def _rows(certificate: Certificate) -> list[tuple[tuple[str, ...], bool]]:
 def _same(verdict: Verdict) -> str:
     texts = verdict.tests.get("texts")
     return f"{texts['equal']} of {texts['texts']}" if texts else "-"
+
+
+def _wrong_at_most(verdict: Verdict) -> str:
+    texts = verdict.tests.get("texts")
+    return f"{100 * texts['most_wrong']:.1f} %" if texts else "-"
 
 
 def _counted(verdict: Verdict) -> str:

@@ -7,7 +7,7 @@ order is that of the ids. Sorting takes five times the bytes of a chunk's ids, 2
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -19,13 +19,13 @@ from pydivsufsort import divsufsort
 from specbench import __version__
 from specbench.datastore.store import About, Chunk, Datastore, encoded, file_names, width_of
 from specbench.errors import InputError
+from specbench.progress import Watch
 
 CHUNK = 1 << 29  # bytes of ids
 MOST_BYTES = (1 << 31) - 1  # of a chunk's ids: suffix arrays have 4 bytes
 BLOCK = 1 << 22  # suffixes written at once
 WATCHED = 64  # documents between two reports of progress
 Document = Sequence[int] | NDArray[np.integer]
-Watch = Callable[[str, int, int | None], None]  # what, tokens done, of how many where that is known
 
 
 def build(

@@ -20,6 +20,7 @@ from specbench.decoding.sampling import Sampling
 from specbench.decoding.thinned import SkipSet, layers_of
 from specbench.errors import InputError
 from specbench.harness import Target
+from specbench.progress import Watch
 from specbench.records import write_atomic
 from specbench.run import WHOLE, Rules, questions_of, target_of
 from specbench.skip_sets import FILE, misfit, write_skip_set
@@ -39,7 +40,7 @@ def check(config: DictConfig, drafter: type[Any]) -> None:
         raise InputError("a skip set is searched for by one process: several would share the machine that is timed")
 
 
-def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: Callable[..., None]) -> None:
+def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
     target = target_of(config.target)
     prompts = calibration_prompts(config, target)
     method = built(OmegaConf.create({**config.method[label], "checkpoint": RANDOM}))  # until the first trial brings its own
@@ -83,7 +84,7 @@ class Search:
         for broken in self._trials(TrialState.RUNNING):  # by a kill
             self.study.tell(broken.number, state=TrialState.FAIL)
 
-    def go(self, trials: int, measure: Measure, watch: Callable[..., None]) -> int:
+    def go(self, trials: int, measure: Measure, watch: Watch) -> int:
         """How many trials were still to be made."""
         before = len(self._trials(TrialState.COMPLETE, TrialState.PRUNED))
         while (done := len(self._trials(TrialState.COMPLETE, TrialState.PRUNED))) < trials:

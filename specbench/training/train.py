@@ -1,6 +1,5 @@
 """`specbench train`: from a config to what a drafter needs for its target, and a card of how it was made."""
 
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,12 +14,12 @@ from specbench.devices import pick_device
 from specbench.errors import InputError
 from specbench.metrics import BASELINE
 from specbench.models import load_model
+from specbench.progress import Watch
 from specbench.run import LOADING, SHARED_RULES, Rules, check_rules, plain_config
 from specbench.training import search, weights
 
 CONFIG = "train.yaml"
 WAITING = timedelta(days=7)  # at most, while the first process lets the target answer and the others wait
-Watch = Callable[..., None]  # what, done, of how many, and the latest row of a log where there is one
 
 
 class Way(Protocol):

@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from specbench.checkpoints import OURS, new_network, write
 from specbench.errors import InputError
 from specbench.harness import Target
 from specbench.hints import nearest
+from specbench.progress import Watch
 from specbench.run import WHOLE, Rules, questions_of, target_of
 from specbench.training.card import asked, versions
 from specbench.training.curves import curves
@@ -47,7 +47,7 @@ def check(config: DictConfig, drafter: type[Any]) -> None:
         raise InputError(f"file={config.file}: expected {nearest(str(config.file), files)}")
 
 
-def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: Callable[..., None]) -> None:
+def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
     """Of several processes (torchrun, accelerate launch) the first one writes."""
     processes = PartialState()
     with processes.main_process_first():
@@ -64,7 +64,7 @@ def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: C
         (out / "README.md").write_text(card, encoding="utf-8")
 
 
-def _texts(config: DictConfig, target: Target, out: Path, watch: Callable[..., None]) -> list[Text]:
+def _texts(config: DictConfig, target: Target, out: Path, watch: Watch) -> list[Text]:
     """Those of `data`; else the target's own answers, kept in the folder for a later start and for other methods."""
     if config.data is not None:
         return read_texts(Path(config.data).expanduser(), target)
