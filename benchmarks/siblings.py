@@ -1,0 +1,76 @@
+"""How often one of k siblings is accepted at temperature 1: drawn from the drafter's distribution, or its k most probable tokens.
+
+    python -m benchmarks.siblings [--limit N]
+
+At the nodes that EAGLE-1's walk comes to on the embedded target, p is the target's distribution there and q the drafter's. The k
+most probable tokens of q are accepted with the sum of their p; k drawn ones, without replacement, as speculative sampling
+decides: one alone with 1 - TV(p, q).
+"""
+
+import argparse
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.embedded import opened
+from specbench.cli import console
+from specbench.decoding import verify
+from specbench.decoding.sampling import Dice, Sampling, probabilities
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Sampled, Verified
+
+WIDEST, DRAWS, TOKENS = 4, 16, 128
+
+
+def walked(limit: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(V,) p and q of every node with children that is verified, in one answer to each question."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    class Watched(Sampled):
+        def _test(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verified:
+            verified = super()._test(tree, drawn_from, logits)
+            rows = [node for node, under in enumerate(tree.children) if under]
+            for node in verified.path:
+                if node in rows:
+                    found.append((probabilities(logits[node], self.sampling), drawn_from[rows.index(node)]))
+            return verified
+
+    there = opened("method=[eagle]", "target.dtype=float32", limit=limit)
+    with patch.object(verify, "Sampled", Watched):
+        for at, prompt in enumerate(there.prompts):
+            sampling = Sampling(1.0, max_new_tokens=TOKENS, stop_token_ids=there.target.model.eos_ids, seed=at)
+            there.engine.generate("eagle", prompt, sampling)
+            yield from found
+            found.clear()
+
+
+def accepted(p: Tensor, q: Tensor, dice: Dice) -> tuple[Tensor, Tensor]:
+    """(WIDEST,) each: the chance with 1, 2, … siblings, of the most probable tokens and of drawn ones (mean of DRAWS trees)."""
+    rule, drawn = Sampled(Sampling(1.0), dice), torch.zeros(WIDEST)
+    for _ in range(DRAWS):
+        tokens = dice.distinct(q[None], WIDEST)[0].tolist()
+        kept, _ = rule._kept(range(WIDEST), tokens, p, q)
+        if kept is not None:
+            drawn[kept:] += 1 / DRAWS
+    return p[q.topk(WIDEST).indices].cumsum(dim=0), drawn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit", type=int, default=4, help="questions a task")
+    nodes = list(walked(parser.parse_args().limit))
+    dice = Dice(0, 0, nodes[0][0].device)
+    best, drawn = (torch.stack(side).double().mean(dim=0) for side in zip(*(accepted(p, q, dice) for p, q in nodes), strict=True))
+    table = Table("siblings", "most probable", "drawn", title=f"Accepted, {len(nodes)} nodes")
+    for k in range(WIDEST):
+        table.add_row(str(k + 1), f"{best[k]:.3f}", f"{drawn[k]:.3f}")
+    sure = torch.stack([torch.stack([p.max(), q.max()]) for p, q in nodes]).mean(dim=0)
+    table.caption = f"The most probable token has {sure[0]:.3f} of p and {sure[1]:.3f} of q, on average."
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
