@@ -242,3 +242,5 @@ def test_every_test_of_a_certificate_can_fail_at_its_level() -> None:
     """However many methods share the level: a p-value can be a tenth of it."""
     apart = [[[0, 1]] * 16] * 6, [[[2, 3]] * 16] * 6
     assert permutation_test(*apart, level=1e-4).p_value < 1e-4
+    one = [[[0, 1, 2]] * 7] * 3
+    assert permutation_test(one, one, level=1e-2).p_value == 1, "nothing to be found, not even by rounding"

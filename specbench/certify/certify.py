@@ -52,10 +52,14 @@ Part = Callable[[], Findings]
 NOISE_TEXTS = 24  # texts from which the target's rounding is measured
 ORDERED = 12  # prompts asked in two orders
 CUT = 6  # prompts that are broken off in the middle, where what comes next is least certain, and continued again and again
+LEAST_LEVEL = 0.0001  # a permutation test takes the longer the lower it is
 OWN_RULES: Rules = {
     **{name: rule for name, rule in RULES.items() if name.startswith("sampling.")},
     "sampling.temperature": (lambda value: type(value) in (int, float) and 0 < value < 1e3, "a number above 0"),
-    "level": (lambda value: type(value) is float and 0 < value < 1, "a probability, above 0 and below 1"),
+    "level": (
+        lambda value: type(value) is float and LEAST_LEVEL <= value < 1,
+        f"a probability, at least {LEAST_LEVEL} and below 1",
+    ),
     **dict.fromkeys(("draws", "samples", "tokens"), WHOLE),
 }
 
@@ -73,6 +77,7 @@ def certify(config: DictConfig, watch: Watch) -> tuple[Certificate, Path]:
     drafters: dict[str, Drafter] = {str(label): built(settings) for label, settings in config.method.items()}
     target = target_of(config.target)
     check_prompts(questions, target)
+    out.mkdir(parents=True, exist_ok=True)  # one that cannot be written to is told of now
     about = provenance(target.model.device) | prints(config, target, suite) | {"checkpoints": checkpoints(drafters)}
     made = _Tests(config, target, drafters, watch).certificate(questions, about)
     made.write(out)

@@ -11,6 +11,8 @@ from math import ceil
 import numpy as np
 
 PER_LEVEL = 10  # permutations are this many times as many as the least that could show anything at the level
+AT_ONCE = 4_096
+ROUNDING = 1e-9  # of a distance, which is 0 where all texts are one
 Array = np.ndarray
 
 
@@ -29,17 +31,26 @@ def permutation_test(
     ours: Sequence[Sequence[list[int]]], theirs: Sequence[Sequence[list[int]]], level: float, seed: int = 0
 ) -> Permuted:
     """Texts by prompt of each side, as many on both. p_value: exact under equality; it can be a tenth of the level."""
-    rng = np.random.default_rng(seed)
-    permutations = ceil(PER_LEVEL / level)
-    found = np.zeros(1 + permutations)
-    for one, other in zip(ours, theirs, strict=True):
-        likeness = _likeness([*one, *other])
-        signs = np.repeat([1.0, -1.0], [len(one), len(other)])
-        rows = np.vstack([signs, rng.permuted(np.tile(signs, (permutations, 1)), axis=1)])
-        found += np.einsum("ij,jk,ik->i", rows, likeness, rows, optimize=True) / len(one) ** 2
-    as_far = int((found[1:] >= found[0] * (1 - 1e-9)).sum())
+    alike = [_likeness([*one, *other]) for one, other in zip(ours, theirs, strict=True)]
+    signs = [np.repeat([1.0, -1.0], [len(one), len(other)]) for one, other in zip(ours, theirs, strict=True)]
+    rng, permutations = np.random.default_rng(seed), ceil(PER_LEVEL / level)
+    found = float(_distances(alike, [row[None] for row in signs])[0])
+    as_far, total = 0, 0.0
+    for start in range(0, permutations, AT_ONCE):
+        count = min(AT_ONCE, permutations - start)
+        permuted = _distances(alike, [rng.permuted(np.tile(row, (count, 1)), axis=1) for row in signs])
+        as_far, total = as_far + int((permuted >= found - ROUNDING).sum()), total + float(permuted.sum())
     samples = sum(len(one) for one in ours)
-    return Permuted(len(ours), samples, float(found[0] / found[1:].mean()), (1 + as_far) / (1 + permutations), level)
+    distance = found * permutations / total if total > ROUNDING else 1.0
+    return Permuted(len(ours), samples, distance, (1 + as_far) / (1 + permutations), level)
+
+
+def _distances(alike: Sequence[Array], signs: Sequence[Array]) -> Array:
+    """(m,): the statistic with m ways to label the texts of each prompt; signs (m, n) by prompt, 1 for ours and -1 for theirs."""
+    found: Array = sum(
+        np.einsum("ij,ij->i", rows @ one, rows) / rows.shape[1] ** 2 for one, rows in zip(alike, signs, strict=True)
+    )
+    return found
 
 
 def _likeness(texts: Sequence[list[int]]) -> Array:
