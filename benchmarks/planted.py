@@ -22,7 +22,7 @@ from torch import Tensor
 
 from specbench.certify import enumeration
 from specbench.certify.certificate import most_wrong
-from specbench.certify.following import Text, followed
+from specbench.certify.following import Text, followed, noise_of
 from specbench.certify.miniature import TOKENS, drafter_of, miniature
 from specbench.certify.order import leaks
 from specbench.certify.permutation import permutation_test
@@ -39,7 +39,7 @@ from specbench.records import write_atomic
 
 LEVELS = {"counted out": 0.005 / 100, "compared": 0.005 / 5}  # of a test in a certificate of twenty methods, four of which draw
 ALONE = {"counted out": 0.005 / 5, "compared": 0.005 / 2}  # in a certificate of one method, whose level is 0.01
-ROUNDING = 1e-3  # in logits, of the miniature target in float32
+NOISE_TEXTS = 8  # from which the rounding is measured, with the bug in
 COOL = Sampling(temperature=0.5)
 PLAIN = Sampling(temperature=1.0)
 STOPS = (3, 5)
@@ -214,11 +214,11 @@ class Miniature:
     def _followed(self, plant: Plant, seed: int) -> bool:
         sampling = Sampling(max_new_tokens=TEXT, stop_token_ids=STOPS)
         drafter, texts = self._drafter(plant), []
-        for prompt in self._prompts(seed):
-            with plant.planting():
-                out = self._generated(drafter, prompt, sampling)
-            texts.append(Text(prompt, out.output_ids, sampling))
-        return followed(self.target, texts, texts, ROUNDING).wrong > 0
+        with plant.planting():
+            for prompt in self._prompts(seed):
+                texts.append(Text(prompt, self._generated(drafter, prompt, sampling).output_ids, sampling))
+            noise = noise_of(self.target, texts[:NOISE_TEXTS], PLAIN)
+            return followed(self.target, texts, texts, noise.greedy).wrong > 0
 
     def _generated(self, drafter: Drafter, prompt: list[int], sampling: Sampling) -> Generation:
         return generate(self.target, drafter, [torch.tensor(prompt)], sampling)[0]

@@ -163,7 +163,7 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
 class Eagle(EagleDrafter):
     """EAGLE-1: each expanded node of a static tree (`tree`: its paths) takes its own most probable children.
 
-    Above temperature 0 the children are drawn without replacement from the drafter's distribution, in the order of their ranks.
+    Above temperature 0 as many are drawn without replacement from the drafter's distribution, in the order of their ranks.
     """
 
     draws = True
@@ -181,7 +181,7 @@ class Eagle(EagleDrafter):
         shape, drafted, drawn_from = self.tree.cut(budget), [root], []
         for depth, level in enumerate(shape.levels, start=1):
             ranked, weights = state.rule.ranked(self.network.logits(hidden), self.tree.width)  # (m, width), (m, V)
-            tokens = ranked[level.rows, level.ranks]
+            tokens = ranked[level.rows, level.ranks if weights is None else level.places]
             drafted.append(tokens)
             if weights is not None:
                 drawn_from.append(weights)

@@ -10,6 +10,7 @@ from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
+from specbench.errors import InputError
 
 Pair = tuple[Any, Any]  # the states of both drafters
 
@@ -22,6 +23,8 @@ class Fallback(Drafter):
 
     def __init__(self, first: Drafter, otherwise: Drafter) -> None:
         self.parts = (first, otherwise)
+        if any(part.typical is not None for part in self.parts):
+            raise InputError("a method made of two: typical acceptance of one of them is not supported; expected typical: null")
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)

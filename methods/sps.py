@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from specbench.decoding.drafter import KeepingDrafter
 from specbench.decoding.kv_store import KVStore
@@ -78,7 +79,8 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
         known = fed.clamp(max=self.model.vocabulary - 1) if self.model.vocabulary < self.target.vocabulary else fed
         out = self.model.forward(store, [DraftTree.chain(known)], last_only=True)[0]
         store.keep(0, range(len(fed)))
-        return out.logits[:, : self.target.vocabulary]
+        missing = self.target.vocabulary - self.model.vocabulary  # where it is negative, rows are cut off
+        return nn.functional.pad(out.logits, (0, missing), value=-torch.inf) if missing else out.logits
 
     def _stops(self, logits: Tensor, token: Tensor) -> bool:
         if self.confidence and logits.softmax(dim=-1)[0, token] < self.confidence:

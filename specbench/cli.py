@@ -33,10 +33,7 @@ def run(argv: list[str]) -> int:
     from specbench.compose import composed
 
     config = composed(options.overrides, options.config_dir)  # before torch is imported, which takes seconds
-    from specbench.multirun import values_of
-
     if config.sweep:
-        options.overrides += values_of(config.sweep, options.overrides)
         return _sweep(options)
     from specbench.progress import ProgressDisplay
     from specbench.run import execute
@@ -103,6 +100,7 @@ def certify(argv: list[str]) -> int:
     from specbench.compose import composed
 
     config = composed(options.overrides, options.config_dir, "certify")
+    from specbench.certify.certificate import FOLDERS
     from specbench.certify.certify import certify as go
     from specbench.certify.shown import table
     from specbench.progress import TrainingDisplay
@@ -114,6 +112,8 @@ def certify(argv: list[str]) -> int:
     console.print(
         f"certificate {'given' if made.given else 'not given'}: {out / 'certificate.json'}", markup=False, soft_wrap=True
     )
+    if out.parent.resolve() not in [folder.resolve() for folder in FOLDERS]:
+        console.print("reports look for certificates in results/certificates", markup=False)
     return 0 if made.given else 1
 
 

@@ -25,6 +25,8 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list
     with explained(overrides, config_dir):
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     jobs = [composed(job, config_dir) for job in _jobs(parsed)]  # before torch is imported, which takes seconds
+    if swept := values_of(jobs[0].sweep, overrides):
+        return sweep([*overrides, *swept], config_dir)
     from specbench.run import check_values
 
     for job in jobs:

@@ -22,6 +22,7 @@ from specbench.models import local_folder
 
 PACKAGES = ("specbench", "torch", "transformers", "datasets", "numpy")
 CONTENT = (".safetensors", ".bin", ".pt", ".json", ".jsonl", ".yaml", ".txt", ".model", ".jinja", ".tiktoken")
+DECIDING = ("methods", "specbench/decoding", "specbench/engine")  # folders whose code writes texts
 CLOCKS = (  # nvidia-smi's names; MHz and W
     *("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "clocks.applications.graphics"),
     *("power.limit", "power.max_limit", "persistence_mode", "mig.mode.current"),
@@ -36,6 +37,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "machine": _machine(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git": _git(),
+        "code_sha256": _code(),
     }
 
 
@@ -97,6 +99,14 @@ def _git() -> dict[str, Any] | None:
         "commit": _output([*git, "rev-parse", "--verify", "--quiet", "HEAD"]),
         "dirty": bool(_output([*git, "status", "--porcelain"])),
     }
+
+
+def _code() -> str:
+    """sha256 over what decides on a text: the loop, the engines and the methods."""
+    found = hashlib.sha256()
+    for file in sorted(file for folder in DECIDING for file in (ROOT / folder).rglob("*.py")):
+        found.update(f"{file.relative_to(ROOT).as_posix()}\0{_content_sha256(file)}\n".encode())
+    return found.hexdigest()
 
 
 def _output(command: Sequence[str]) -> str | None:

@@ -130,7 +130,10 @@ RULES: Rules = SHARED_RULES | {
     "profile": (lambda value: type(value) is bool, "true or false"),
     "check_baseline": (lambda value: type(value) is bool, "true or false"),
     "sampling.max_new_tokens": WHOLE,
-    "sampling.temperature": (lambda value: _number(value) and value >= 0, "a number, at least 0 (greedy)"),
+    "sampling.temperature": (
+        lambda value: _number(value) and (value == 0 or 0.001 <= value <= 1000),
+        "0 (greedy), or a number from 0.001 to 1000",
+    ),
     "sampling.top_p": (lambda value: _number(value) and 0 < value <= 1, "a number above 0, at most 1 (all tokens)"),
     "sampling.top_k": (lambda value: type(value) is int and value >= 0, "a whole number, at least 0 (all tokens)"),
 }

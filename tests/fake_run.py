@@ -11,7 +11,7 @@ from specbench.records import RunDirectory, Trial, ids_sha256
 
 CONFIG = {
     "target": {"name": "fake", "shape": "100m", "dtype": "bfloat16"},
-    "engine": {"native": {}},
+    "engine": {"native": {"_target_": "specbench.engine.native.Native"}},
     "sampling": {"temperature": 0},
     "suite": {"name": "fake-suite"},
 }

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from specbench import ROOT
 from specbench.compose import composed
-from specbench.multirun import values_of
+from specbench.multirun import sweep, values_of
 from specbench.progress import ProgressDisplay
 from specbench.records import RunDirectory
 from specbench.run import execute
@@ -258,3 +258,10 @@ def test_an_experiments_sweep_becomes_a_run_for_each_value(cli: Cli, tiny: Tiny,
 def test_what_the_command_line_gives_is_not_swept() -> None:
     swept = OmegaConf.create({"sampling": {"temperature": [0, 1]}, "target.dtype": ["float32", "bfloat16"]})
     assert values_of(swept, ["target.dtype=float32", "limit=1"]) == ["sampling.temperature=0,1"]
+
+
+def test_an_experiments_sweep_stays_beside_one_of_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("specbench.multirun._job", lambda: None)
+    monkeypatch.setattr(sys, "argv", [])
+    sweep(["experiment=temperature_sweep", "limit=1,2", f"out={tmp_path}"], None)
+    assert {"limit=1,2", "sampling.temperature=0.0,0.5,1.0"} <= set(sys.argv)

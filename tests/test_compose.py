@@ -87,7 +87,7 @@ def test_every_choice_there_is_can_be_composed(group: str) -> None:
         ("profile=perhaps", "profile=perhaps: expected true or false"),
         ("out=3", "out=3: expected a folder"),
         ("context=refrence", "context=refrence: expected reference or own"),
-        ("sampling.temperature=-1", "sampling.temperature=-1: expected a number, at least 0"),
+        ("sampling.temperature=-1", "sampling.temperature=-1: expected 0 (greedy), or a number from 0.001 to 1000"),
         ("sampling.top_p=0", "sampling.top_p=0: expected a number above 0, at most 1"),
         ("sampling.top_k=0.5", "sampling.top_k=0.5: expected a whole number, at least 0"),
         ("method.sps.draft_tokens=x", "method.sps.draft_tokens=x: expected int"),

@@ -24,6 +24,14 @@ def test_temperature_top_k_and_top_p_as_in_transformers(sampling: Sampling, voca
     torch.testing.assert_close(probabilities(logits[3], sampling), probabilities(logits, sampling)[3])
 
 
+def test_equals_at_the_edge_of_the_nucleus_all_stay_in_any_batch() -> None:
+    logits = torch.zeros(2, 600)
+    logits[0, 100:] = -30.0  # a hundred equals; and six hundred, more than are looked at first
+    found = probabilities(logits, Sampling(1.0, top_p=0.5))
+    assert found[0, :100].tolist() == pytest.approx([0.01] * 100) and found[1].tolist() == pytest.approx([1 / 600] * 600)
+    assert torch.equal(probabilities(logits[0], Sampling(1.0, top_p=0.5)), found[0])
+
+
 def test_draws_follow_the_weights_and_nothing_of_weight_zero_is_drawn() -> None:
     weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 6.0, 0.0])
     dice = Dice(0, 0, CPU)

@@ -235,6 +235,15 @@ def test_vocabularies_may_be_padded_differently(rows: int) -> None:
             assert step.draft == padded_greedy(drafter.model, step.committed, len(step.draft))
 
 
+@pytest.mark.parametrize("rows", [VOCABULARY - 1, VOCABULARY + 1], ids=["one row less", "one row more"])
+def test_drafts_from_another_padding_are_tested_with_their_true_probabilities(rows: int) -> None:
+    drafter = watched(with_vocabulary(rows), draft_tokens=4)
+    drafter.bind(target_of("llama"))
+    for seed in range(6):
+        (out,) = generate(drafter.target, drafter, prompts(1, seed), Sampling(1.0, max_new_tokens=24, seed=seed))
+        assert len(out.output_ids) == 24 and max(out.output_ids) < VOCABULARY
+
+
 def padded_greedy(draft: LanguageModel, tokens: list[int], count: int) -> list[int]:
     """Only the target's tokens are drafted; one that the draft model lacks is read as its last."""
     drafted: list[int] = []

@@ -5,6 +5,7 @@ tie        where a text differs, the target itself is undecided: the difference 
 sampled    drafts are drawn, so texts differ; no test found another distribution than the target's
 lossy      by design, and says so
 bug        claimed lossless, and is not
+untested   claimed lossless, and stopped while it was tested
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ FILE = "certificate.json"
 FOLDERS = (ROOT / "results" / "reference" / "certificates", Path("results") / "certificates")
 CONFIDENCE = 0.95
 KEYS = ("temperature", "top_p", "top_k")
-TARGET = ("name", "shape", "path", "revision", "weights")  # of a run's config
+TARGET = ("name", "shape", "path", "revision", "weights", "config")  # of a run's config
+ENGINE = "specbench.engine.native.Native"  # whose texts are tested
+VERSIONS = ("torch", "transformers")
 WEIGHTS = ("dtype", "target_sha256", "draft_sha256")  # of its run.json
 
 
@@ -59,16 +62,16 @@ class Certificate:
 
     @property
     def given(self) -> bool:
-        """Whether all that is claimed lossless is."""
-        return all(verdict.class_ != "bug" for verdict in [*self.greedy, *self.sampled])
+        """Whether all that is claimed lossless is shown to be."""
+        return all(verdict.class_ not in ("bug", "untested") for verdict in [*self.greedy, *self.sampled])
 
     def write(self, folder: Path) -> Path:
         write_atomic(folder / FILE, json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n")
         return folder / FILE
 
     def verdicts(self, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
-        """Classes by label of the methods of a run: those that it has with the same settings on the same target."""
-        if _identity(config, about) != _identity(self.config, self.about):
+        """Classes by label of the methods of a run: those that it has with the same settings on the same target and engine."""
+        if _identity(config, about) != _identity(self.config, self.about) or not _ours(config):
             return {}
         asked, tested = config.get("sampling", {}), self.config["sampling"]
         greedy = asked.get("temperature") == 0
@@ -86,9 +89,22 @@ def _identity(config: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[Any,
     """What decides on a target's text."""
     target = config.get("target")
     named = tuple(target.get(name) for name in TARGET) if isinstance(target, Mapping) else ()
+    shape = (target.get("shapes") or {}).get(target.get("shape")) if isinstance(target, Mapping) else None
     device = about.get("device")
     kind = device.get("kind") if isinstance(device, Mapping) else None
-    return (*named, *(about.get(name) for name in WEIGHTS), kind)
+    return (*named, shape, *(about.get(name) for name in WEIGHTS), kind)
+
+
+def _ours(config: Mapping[str, Any]) -> bool:
+    """Whether labels without @ are of the engine that is tested."""
+    engine = next(iter((config.get("engine") or {}).values()), None)
+    return isinstance(engine, Mapping) and engine.get("_target_") == ENGINE
+
+
+def _version(about: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Of the code that writes texts; a day's certificate says little of the next day's code."""
+    versions = about.get("versions") or {}
+    return about.get("code_sha256"), *(versions.get(name) for name in VERSIONS)
 
 
 def _method(config: Mapping[str, Any], about: Mapping[str, Any], label: str) -> tuple[Any, Any]:
@@ -109,12 +125,25 @@ def read(path: Path) -> Certificate:
         raise InputError(f"{path}: not a certificate: {error}") from None
 
 
-def known(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """By label of a run's methods, the class and the day of the newest certificate that covers it; others are not in it."""
-    found: dict[str, tuple[str, str]] = {}
-    for one in sorted(_readable(), key=lambda one: str(one.about.get("started"))):
-        day = str(one.about.get("started"))[:10]
-        found |= {label: (class_, day) for label, class_ in one.verdicts(config, about).items()}
+@dataclass(frozen=True)
+class Known:
+    """What the newest certificate says of a method; of the same code, torch and transformers if there is one."""
+
+    class_: str
+    day: str
+    same_version: bool
+
+    def __str__(self) -> str:
+        return self.class_ if self.same_version else f"{self.class_}, in another version"
+
+
+def known(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Known]:
+    """By label of a run's methods that a certificate covers."""
+    found: dict[str, Known] = {}
+    ordered = sorted(_readable(), key=lambda one: (_version(one.about) == _version(about), str(one.about.get("started"))))
+    for one in ordered:
+        day, same = str(one.about.get("started"))[:10], _version(one.about) == _version(about)
+        found |= {label: Known(class_, day, same) for label, class_ in one.verdicts(config, about).items()}
     return found
 
 

@@ -34,7 +34,11 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class GTest:
-    """tokens: which of the method's were looked at, from 0; finds: the total variation distance found with a power of 0.99."""
+    """tokens: which of the method's were looked at, from 0.
+
+    cells: of the test, rare continuations put together; finds: the total variation distance between those cells that is found
+    with a power of 0.99.
+    """
 
     tokens: tuple[int, ...]
     draws: int
@@ -86,11 +90,14 @@ def examined(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws:
 
 
 def g_tests(found: Array, wanted: Array, level: float) -> list[GTest]:
-    """One test a window. level: of each test, for what it `finds`."""
-    return [_g_test(found, wanted, window, level) for window in WINDOWS]
+    """A test of every window that has two cells or more. level: of each test, for what it `finds`. Raises ValueError for none."""
+    tests = [test for window in WINDOWS if (test := _g_test(found, wanted, window, level))]
+    if not tests:
+        raise ValueError(f"{len(found)} texts, all of which are nearly certain, show nothing: more draws or a higher temperature")
+    return tests
 
 
-def _g_test(found: Array, wanted: Array, window: tuple[int, ...], level: float) -> GTest:
+def _g_test(found: Array, wanted: Array, window: tuple[int, ...], level: float) -> GTest | None:
     draws = len(found)
     probable = wanted.sum(axis=tuple(place for place in range(LONGEST) if place not in window))
     counted = np.zeros(probable.shape)
@@ -98,15 +105,20 @@ def _g_test(found: Array, wanted: Array, window: tuple[int, ...], level: float) 
     if counted[probable == 0].any():
         return GTest(window, draws, counted.size, float("inf"), 0.0, 0.0)
     observed, expected = _pooled(counted[probable > 0], probable[probable > 0] * draws)
+    if len(expected) < 2:
+        return None
     statistic, p_value = stats.power_divergence(observed, expected, lambda_="log-likelihood")
     return GTest(window, draws, len(expected), float(statistic), float(p_value), finds(len(expected), draws, level))
 
 
 def _pooled(observed: Array, expected: Array) -> tuple[Array, Array]:
-    """Cells that expect too little are put together, neighbours with neighbours."""
+    """Cells that expect too little are put together, neighbours with neighbours; too little of them, with the smallest other."""
     rare = expected < LEAST_EXPECTED
+    if rare.any() and expected[rare].sum() < LEAST_EXPECTED and not rare.all():
+        rare[np.where(rare, np.inf, expected).argmin()] = True
     groups = (np.cumsum(expected[rare]) // (2 * LEAST_EXPECTED)).astype(int)
     groups = np.minimum(groups, max(0, int(expected[rare].sum() // (2 * LEAST_EXPECTED)) - 1))
+    _, groups = np.unique(groups, return_inverse=True)
     pooled = []
     for counts in (observed, expected):
         together = np.zeros(groups.max(initial=-1) + 1)
@@ -117,8 +129,6 @@ def _pooled(observed: Array, expected: Array) -> tuple[Array, Array]:
 
 def finds(cells: int, draws: int, level: float, power: float = POWER) -> float:
     """The total variation distance d that is found with this power: noncentrality is at least 4 n d^2 (Cauchy-Schwarz)."""
-    if cells < 2:
-        return float("nan")
     critical = stats.chi2.isf(level, cells - 1)
     missed: Callable[[float], float] = lambda away: float(stats.ncx2.sf(critical, cells - 1, away)) - power  # noqa: E731
     return float(np.sqrt(optimize.brentq(missed, 1e-6, 1e5) / (4 * draws)))

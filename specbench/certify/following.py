@@ -13,7 +13,6 @@ from torch import Tensor
 
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Dice, Sampling, probabilities
-from specbench.decoding.tree import DraftTree
 
 SIZES = (1, 12, 60)  # nodes of a forward: autoregressive decoding's, and drafts short and long
 QUANTILE = 0.999
@@ -39,15 +38,19 @@ class Noise:
 
 @torch.inference_mode()
 def logits_of(target: LanguageModel, text: Text, size: int | None = None) -> Tensor:
-    """(n, V) float32 in front of each token of the output, in forwards of `size` tokens; None: all at once."""
-    ids = torch.tensor(text.prompt + text.output[:-1], device=target.device)
-    store = target.store(len(ids))
-    if size is None:
-        return target.prefill(store, [ids], all_logits=True)[0].logits[len(text.prompt) - 1 :].float()
-    found = [target.prefill(store, [ids[: len(text.prompt)]])[0].logits]
-    for piece in ids[len(text.prompt) :].split(size):
-        found.append(target.forward(store, [DraftTree.chain(piece)])[0].logits)
-        store.keep(0, range(len(piece)))
+    """(n, V) float32 in front of each token of the output, by transformers' own attention and cache: nothing of what is judged.
+
+    In forwards of `size` tokens behind the prompt; None: all at once.
+    """
+    ids = torch.tensor([text.prompt + text.output[:-1]], device=target.device)
+    with target.lent() as model:
+        if size is None:
+            return model(ids, use_cache=False, logits_to_keep=len(text.output)).logits[0].float()
+        out = model(ids[:, : len(text.prompt)], use_cache=True, logits_to_keep=1)
+        found = [out.logits[0]]
+        for start in range(len(text.prompt), ids.shape[1], size):
+            out = model(ids[:, start : start + size], use_cache=True, past_key_values=out.past_key_values)
+            found.append(out.logits[0])
     return torch.cat(found).float()
 
 
@@ -88,8 +91,7 @@ def misfits(target: LanguageModel, text: Text) -> Tensor:
     heights = heights / heights[:, -1:]
     above = heights.gather(1, tokens)[:, 0]
     below = torch.where(tokens[:, 0] > 0, heights.gather(1, (tokens - 1).clamp(min=0))[:, 0], 0.0)
-    impossible = above <= below
-    return torch.maximum(below - drawn, drawn - above).clamp(min=0).masked_fill(impossible, 1.0)
+    return torch.maximum(below - drawn, drawn - above).clamp(min=0)  # also where rounding has put a token outside the nucleus
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ SHAPE = {
     "pad_token_id": 0,
     "initializer_range": 0.4,
     "tie_word_embeddings": False,
+    "final_logit_softcapping": None,  # Gemma 2 would make NEVER likely
 }
 
 

@@ -6,7 +6,7 @@ and pairs, summed over prompts; labels are permuted within each prompt, so that 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, comb, prod
 
 import numpy as np
 
@@ -30,7 +30,15 @@ class Permuted:
 def permutation_test(
     ours: Sequence[Sequence[list[int]]], theirs: Sequence[Sequence[list[int]]], level: float, seed: int = 0
 ) -> Permuted:
-    """Texts by prompt of each side, as many on both. p_value: exact under equality; it can be a tenth of the level."""
+    """Texts by prompt of each side, as many on both. p_value: exact under equality; it can be a tenth of the level.
+
+    Raises ValueError where there are too few ways to label the texts for that.
+    """
+    ways = prod(comb(len(one) + len(other), len(one)) for one, other in zip(ours, theirs, strict=True))
+    if ways < 2 * PER_LEVEL / level:  # twice: both sides may be exchanged
+        raise ValueError(
+            f"{sum(map(len, ours))} texts of {len(ours)} prompts show nothing at the level {level:.1g}: more samples"
+        )
     alike = [_likeness([*one, *other]) for one, other in zip(ours, theirs, strict=True)]
     signs = [np.repeat([1.0, -1.0], [len(one), len(other)]) for one, other in zip(ours, theirs, strict=True)]
     rng, permutations = np.random.default_rng(seed), ceil(PER_LEVEL / level)

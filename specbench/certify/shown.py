@@ -42,7 +42,7 @@ def _rows(certificate: Certificate) -> list[tuple[tuple[str, ...], bool]]:
             *(greedy.method, greedy.class_, _same(greedy), _wrong_at_most(greedy)),
             *(sampled.class_, _same(sampled), _counted(sampled), _compared(sampled)),
         )
-        rows.append((cells, "bug" in (greedy.class_, sampled.class_)))
+        rows.append((cells, not {"bug", "untested"}.isdisjoint((greedy.class_, sampled.class_))))
     return rows
 
 
@@ -70,7 +70,7 @@ def _notes(certificate: Certificate) -> list[str]:
     """What the columns say, with this certificate's own figures."""
     noise, floor = certificate.noise, certificate.floor
     tests: list[dict[str, Any]] = next((one.tests["enumerated"] for one in certificate.sampled if "enumerated" in one.tests), [])
-    finds = ", ".join(f"{test['finds']:.3f}" for test in tests)
+    finds = ", ".join(f"{test['finds']:.3f} ({test['cells']} cells)" for test in tests)
     draws = tests[0]["draws"] if tests else 0
     lines = [
         "- temperature 0, equal texts: token for token autoregressive decoding's. A text that differs is a `tie` where every one"
@@ -81,13 +81,15 @@ def _notes(certificate: Certificate) -> list[str]:
         "- same text: sampled with the same random numbers, for methods whose drafts are not drawn. Every token must be the one"
         f" that its random number picks from the target's distribution, within {noise['sampled']:.3g} of probability.",
         "- counted out: the least p-value of G-tests on a miniature target, of the first one, two and three tokens that the"
-        f" method writes and of the second and third alone, in {draws} texts. A distribution that is {finds} away in total"
-        " variation is found by them with a power of 0.99. Where they look wrong, four times as many texts are drawn afresh, and"
-        " those count.",
+        f" method writes and of the second and third alone, in {draws} texts. Rare continuations share a cell; a distribution"
+        f" that is {finds} away in total variation between the cells is found by them with a power of 0.99. Where they look"
+        " wrong, four times as many texts are drawn afresh, and those count.",
         "- compared: p-value of a permutation test of n-gram counts against autoregressive decoding on the target itself;"
         " autoregressive's own row compares two samples of it.",
         f"- The statistical tests together raise a false alarm with a chance of at most {certificate.level:g}.",
     ]
+    untried = {one.method: one.tests["not enumerated"] for one in certificate.sampled if "not enumerated" in one.tests}
+    lines += [f"- {method} was not counted out, only followed: {why}" for method, why in untried.items()]
     for when, verdicts in (("greedily", certificate.greedy), ("sampled", certificate.sampled)):
         lines += [f"- **{one.method}, {when}**: {one.why}" for one in verdicts if one.why]
     return lines

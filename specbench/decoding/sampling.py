@@ -32,13 +32,17 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def nucleus(whole: Tensor, top_p: float) -> Tensor:
-    """The fewest most probable tokens that together reach top_p, made to sum to one (Holtzman et al. 2020). (..., V) each."""
-    best, tokens = whole.topk(min(HEAD, whole.shape[-1]))
+    """The fewest most probable tokens that together reach top_p, made to sum to one (Holtzman et al. 2020). (..., V) each.
+
+    What is as probable as the last of them stays as well, so that no order among equals matters.
+    """
+    best = whole.topk(min(HEAD, whole.shape[-1])).values
     if best.sum(dim=-1).min() < top_p:
-        best, tokens = whole.sort(descending=True)
+        best = whole.sort(descending=True).values
     before = best.cumsum(dim=-1) - best
-    kept = best.masked_fill(before >= top_p, 0)
-    return torch.zeros_like(whole).scatter(-1, tokens, kept / kept.sum(dim=-1, keepdim=True))
+    last = (before < top_p).sum(dim=-1, keepdim=True) - 1
+    kept = whole.masked_fill(whole < best.gather(-1, last), 0)
+    return kept / kept.sum(dim=-1, keepdim=True)
 
 
 class Dice:

@@ -112,12 +112,14 @@ def _children(parents: Tensor, scratch: Tensor | None) -> list[list[int]]:
 class Level(NamedTuple):
     """The n nodes of one depth of a static tree, m of which have children of their own.
 
-    rows (n,): which of the expanded nodes above is the parent; ranks (n,): which of its best tokens; expanded (m,): which of
+    rows (n,): which of the expanded nodes above is the parent; ranks (n,): which of its best tokens; places (n,): which of the
+    parent's children, where tokens are drawn one after the other and none is left out; expanded (m,): which of
     these nodes have children; visible (m, M) bool: which of all expanded nodes down to here each of them sees.
     """
 
     rows: Tensor
     ranks: Tensor
+    places: Tensor
     expanded: Tensor
     visible: Tensor
 
@@ -186,6 +188,7 @@ class TreeShape:
                 Level(
                     rows=torch.tensor([above.index(path[:-1]) for path in nodes], device=self.device),
                     ranks=torch.tensor([path[-1] for path in nodes], device=self.device),
+                    places=torch.tensor([_place(path, nodes) for path in nodes], device=self.device),
                     expanded=torch.tensor(expanded, dtype=torch.long, device=self.device),
                     visible=self.ancestors[fed[len(fed) - len(expanded) :]][:, fed],
                 )
@@ -196,6 +199,11 @@ class TreeShape:
     def tree(self, tokens: Tensor, probs: Tensor | None = None) -> DraftTree:
         """tokens (N,) int64, the root first; probs as in DraftTree."""
         return DraftTree(tokens, self.parents, probs, scratch=self.scratch, shape=self)
+
+
+def _place(path: tuple[int, ...], nodes: list[tuple[int, ...]]) -> int:
+    """Which child of its parent it is."""
+    return sum(other[:-1] == path[:-1] and other < path for other in nodes)
 
 
 def _check_paths(paths: list[tuple[int, ...]]) -> None:

@@ -134,7 +134,7 @@ class Sampled:
                 return node, wanted
             residual = (wanted - drawn).clamp(min=0)
             total = residual.sum()
-            wanted = residual / total if total > 0 else wanted  # p = q: rejected by rounding alone
+            wanted = torch.where(total > 0, residual / total, wanted)  # 0 where p = q: rejected by rounding alone
             drawn = drawn.clone()
             drawn[token] = 0
             drawn /= drawn.sum().clamp(min=torch.finfo(drawn.dtype).tiny)

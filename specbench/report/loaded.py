@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from specbench.certify.certificate import known
+from specbench.certify.certificate import Known, known
 from specbench.errors import InputError
 from specbench.metrics import BASELINE, trial_frame
 from specbench.records import RunDirectory, Trial
@@ -25,7 +25,7 @@ class LoadedRun:
     trials: list[Trial]
     frame: pd.DataFrame  # metrics.trial_frame(trials)
     texts: list[dict[str, Any]]
-    certified: dict[str, tuple[str, str]]  # by method: the class that a certificate gives it, and its day
+    certified: dict[str, Known]  # by method
 
 
 def load(path: Path) -> LoadedRun:

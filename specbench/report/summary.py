@@ -64,7 +64,7 @@ def summarise(run: LoadedRun) -> pd.DataFrame:
     cells = cells.join(accuracy(run)).join(metrics.over_seeds(pairs))
     cells["unpaired"] = pd.Series(metrics.unpaired(questions, pairs), dtype=float).reindex(cells.index)
     rows = cells.reset_index().assign(**identity(run))
-    rows["lossless"] = [run.certified.get(method, (UNKNOWN,))[0] for method in rows["method"]]
+    rows["lossless"] = [str(run.certified.get(method, UNKNOWN)) for method in rows["method"]]
     rows["engine"] = [engine_of(run, method) for method in rows["method"]]
     if not sampled(rows["temperature"].iloc[0]):
         rows[SEEDS] = np.nan  # repeats of the very same text
