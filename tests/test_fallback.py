@@ -17,6 +17,7 @@ from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
+from specbench.errors import InputError
 from tests.methods_under_test import LABELS, draft_model_of, drafter_of, target_of
 from tests.tiny import prompts, tiny_model
 
@@ -120,6 +121,10 @@ def test_each_part_sees_its_own_hidden_states() -> None:
 def test_every_method_bears_another_beside_it(label: str, second: bool) -> None:
     """First, or second behind one that offers now and then: the text is the target's own, and both have drafted."""
     target, own = target_of("llama"), drafter_of(label, "llama")
+    if own.typical is not None:
+        with pytest.raises(InputError, match="typical acceptance"):
+            Fallback(Now(), own)
+        return
     medusa = Medusa("random", TREE, "auto")
     both = Fallback(Now(), own) if second else Fallback(own, medusa)
     plain = [out.output_ids for out in decoded(target, Autoregressive())]
