@@ -231,8 +231,9 @@ def speedup_by_setting(summary: pd.DataFrame, setting: str, style: Style) -> Fig
     for position, method in enumerate(methods):
         look = style[str(method)]
         own = rows[rows["method"] == method].sort_values(setting, key=lambda column: column.map(places))
-        at = own[setting].map(places) + 0.12 * step * ((position + 0.5) / len(methods) - 0.5)
-        drawn: dict[str, Any] = {"color": look.colour, "marker": look.marker, "fillstyle": look.fill, "ls": look.line}
+        at = own[setting].map(places) + (0.12 if numbers else 0.5) * step * ((position + 0.5) / len(methods) - 0.5)
+        line = look.line if numbers else "none"  # nothing lies between two names
+        drawn: dict[str, Any] = {"color": look.colour, "marker": look.marker, "fillstyle": look.fill, "ls": line}
         left.vlines(at, own["speedup_low"], own["speedup_high"], color=look.colour, linewidth=1.4)
         left.plot(at, own["speedup"], label=look.label, **drawn)
         right.plot(at, own["mean_accepted_tokens"], **drawn)
