@@ -33,7 +33,15 @@ Row = Mapping[Hashable, Any]
 
 def alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Everything wrong with a run, alarms first; `summary` is summarise(run)."""
-    found = [*_baseline(run, summary), *_profiled(run), *_continued(run), *_missing(run), *_errors(run), *_leaked(run)]
+    found = [
+        *_baseline(run, summary),
+        *_profiled(run),
+        *_continued(run),
+        *_missing(run),
+        *_errors(run),
+        *_leaked(run),
+        *_certified(run),
+    ]
     for row in summary.to_dict("records"):
         found += [*_conversion(row), *_drafted_nothing(row), *_unfinished(row)]
     return sorted(found, key=lambda alarm: alarm.level)
@@ -93,6 +101,15 @@ def _leaked(run: LoadedRun) -> Iterator[Alarm]:
             if store["leaked"]:
                 message = f"its datastore {store['name']} holds {store['leaked']} of the {store['questions']} questions"
                 yield Alarm("alarm", method, OVERALL, f"{message} (half of their 13-grams or more): answers may be looked up")
+
+
+def _certified(run: LoadedRun) -> Iterator[Alarm]:
+    tried = {trial.method for trial in run.trials}
+    for method, known in sorted(run.certified.items()):
+        if method in tried and known.class_ in ("bug", "untested"):
+            yield Alarm(
+                "alarm", method, OVERALL, f"its certificate of {known.day} says {known}: this may not be the target's own text"
+            )
 
 
 def _conversion(row: Row) -> Iterator[Alarm]:
