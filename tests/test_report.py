@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from specbench.certify.certificate import Known
 from specbench.errors import InputError
 from specbench.report import render, tables, write_summary
 from specbench.report.alarms import alarms
@@ -213,6 +214,13 @@ def test_conversion_above_one_raises_an_alarm_only_beyond_noise(tmp_path):
     assert not [one for one in noisy if "conversion" in one[3]]
     single = [one for one in raised(list(both([2.0])), tmp_path / "single") if "conversion" in one[3]]
     assert {one[0] for one in single} == {"notice"}
+
+
+@pytest.mark.parametrize(("class_", "alarmed"), [("exact", False), ("lossy", False), ("bug", True), ("untested", True)])
+def test_a_method_without_a_clean_certificate_is_alarmed(tmp_path, monkeypatch, class_, alarmed):
+    monkeypatch.setattr("specbench.report.loaded.known", lambda *_: {"pld": Known(class_, "2026-11-20", same_version=True)})
+    found = raised([trial("autoregressive", [1], 1.0), trial("pld", [2], 0.5)], tmp_path)
+    assert any("its certificate of 2026-11-20" in one[3] for one in found) == alarmed
 
 
 def test_a_drafter_that_drafts_nothing_is_alarmed(tmp_path):

@@ -33,15 +33,8 @@ Row = Mapping[Hashable, Any]
 
 def alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Everything wrong with a run, alarms first; `summary` is summarise(run)."""
-    found = [
-        *_baseline(run, summary),
-        *_profiled(run),
-        *_continued(run),
-        *_missing(run),
-        *_errors(run),
-        *_leaked(run),
-        *_certified(run),
-    ]
+    of_the_run = (_profiled, _continued, _missing, _errors, _leaked, _certified)
+    found = [*_baseline(run, summary), *(alarm for look in of_the_run for alarm in look(run))]
     for row in summary.to_dict("records"):
         found += [*_conversion(row), *_drafted_nothing(row), *_unfinished(row)]
     return sorted(found, key=lambda alarm: alarm.level)
