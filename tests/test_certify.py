@@ -181,6 +181,8 @@ def test_a_certificate_goes_through_its_file(tmp_path: Path) -> None:
     assert read(made.write(tmp_path)) == made and made.given and not certificate("bug").given
     assert "| pld | exact | 1 of 1 | 95.0 % | sampled |" in markdown(made)
     assert "- **pld, sampled**: why" in markdown(certificate("bug"))
+    made.greedy[0].tests["texts"]["first"] = [[6, 0.0123]]
+    assert "- pld, greedily: texts differ first at token 7 (gap of the two best logits 0.0123)" in markdown(made)
     (tmp_path / FILE).write_text("{}")
     with pytest.raises(InputError, match="not a certificate"):
         read(tmp_path / FILE)

@@ -92,4 +92,12 @@ def _notes(certificate: Certificate) -> list[str]:
     lines += [f"- {method} was not counted out, only followed: {why}" for method, why in untried.items()]
     for when, verdicts in (("greedily", certificate.greedy), ("sampled", certificate.sampled)):
         lines += [f"- **{one.method}, {when}**: {one.why}" for one in verdicts if one.why]
+        lines += [f"- {one.method}, {when}: {differences}" for one in verdicts if (differences := _differences(one))]
     return lines
+
+
+def _differences(verdict: Verdict) -> str:
+    """Where the first texts that differ do so."""
+    first = verdict.tests.get("texts", {}).get("first", [])
+    shown = ", ".join(f"at token {at + 1} (gap of the two best logits {gap:.3g})" for at, gap in first[:3])
+    return f"texts differ first {shown}{' and so on' * (len(first) > 3)}" if first else ""
