@@ -62,7 +62,7 @@ WORDS = {
     "lossless": "what specbench certify found of this method with these settings on this target. exact: every text is"
     " autoregressive's, token for token; tie: where one differs, the target itself is undecided within its rounding; sampled:"
     " drafts are drawn, and no test found another distribution than the target's; lossy: by design; bug: claimed lossless, and"
-    " is not.",
+    " is not; untested: it stopped. In another version: of our code, torch or transformers.",
 }
 
 
