@@ -287,11 +287,16 @@ def written(rows: list[Row], draws: int, out: Path) -> None:
     write_atomic(out / "planted.md", "\n".join(lines) + "\n")
 
 
-def found_before(plant: Plant, times: int, draws: int, out: Path) -> Row | None:
-    """The row of an earlier call with the same settings, which may have been broken off."""
+def rows_of(out: Path, draws: int) -> list[dict[str, Any]]:
+    """What an earlier call with as many draws has left."""
     file = out / "planted.json"
-    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"draws": draws, "rows": []}
-    for row in earlier["rows"] if earlier["draws"] == draws else []:
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    rows: list[dict[str, Any]] = earlier["rows"] if earlier.get("draws") == draws else []
+    return rows
+
+
+def found_before(plant: Plant, times: int, rows: list[dict[str, Any]]) -> Row | None:
+    for row in rows:
         if (row["bug"], row["method"], row["part"], row["of"]) == (plant.what, plant.method, plant.part, times):
             return Row(plant, *(row[name] for name in ("found", "of", "below", "tests")))
     return None
@@ -305,10 +310,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reports/planted"), metavar="FOLDER")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    small, rows = Miniature(options.draws), []
+    small, rows, earlier = Miniature(options.draws), [], rows_of(options.out, options.draws)
     for plant in (*PLANTS, *COMPARED, *SOUND):
         times = options.sound if plant in SOUND else options.repetitions
-        rows.append(found_before(plant, times, options.draws, options.out) or measured(small, plant, times))
+        rows.append(found_before(plant, times, earlier) or measured(small, plant, times))
         console.print(" · ".join(rows[-1].cells()), markup=False, highlight=False)
         written(rows, options.draws, options.out)
 
