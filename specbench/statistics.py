@@ -6,8 +6,9 @@ questions are what is resampled; repeats are averaged before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -85,3 +86,74 @@ def _welch_satterthwaite(groups: Sequence[Array], variances: Array) -> float:
     """Degrees of freedom of a sum of means with unequal variances; `variances` (K,) are s_k^2/n_k."""
     freedom = np.array([len(group) - 1 for group in groups])
     return float(variances.sum() ** 2 / (variances**2 / freedom).sum())
+
+
+def ranks(strata: Mapping[str, Sequence[Array]], level: float = 0.05) -> dict[str, tuple[int, int]]:
+    """By method, the best and the worst rank that it may have, 1 the fastest: equal where it is told apart from all others.
+
+    `strata` holds each method's log speedups, for every method of the same questions in the same order, nan where it has none.
+    Two methods are told apart by a paired t-test of their differences, questions within strata, strata weighing the same. Holm's
+    procedure (1979) over all pairs: all ranks hold together with a confidence of 1 - level.
+    """
+    pairs = list(combinations(strata, 2))
+    tests = [_difference([a - b for a, b in zip(strata[one], strata[other], strict=True)]) for one, other in pairs]
+    apart = holm([p_value for _, p_value in tests], level)
+    best, worst = dict.fromkeys(strata, 1), dict.fromkeys(strata, len(strata))
+    for (one, other), (gain, _), told in zip(pairs, tests, apart, strict=True):
+        if told:
+            faster, slower = (one, other) if gain > 0 else (other, one)
+            best[slower] += 1
+            worst[faster] -= 1
+    return {method: (best[method], worst[method]) for method in strata}
+
+
+def _difference(strata: Sequence[Array]) -> tuple[float, float]:
+    """Mean of the strata's means, and the p-value of its being zero; 1 where a stratum has too few questions."""
+    groups = [group[~np.isnan(group)] for group in strata]
+    if any(len(group) < 2 for group in groups):
+        return 0.0, 1.0
+    mean = float(np.mean([group.mean() for group in groups]))
+    variances = np.array([group.var(ddof=1) / len(group) for group in groups])
+    error = float(np.sqrt(variances.sum())) / len(groups)
+    if error <= 1e-12:
+        return mean, float(abs(mean) <= 1e-12)
+    return mean, float(2 * stats.t.sf(abs(mean) / error, _welch_satterthwaite(groups, variances)))
+
+
+def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which hypotheses fall, so that with a chance of at most `level` any true one does (Holm 1979)."""
+    falls = [False] * len(p_values)
+    for left, at in zip(range(len(p_values), 0, -1), np.argsort(p_values), strict=True):
+        if p_values[at] > level / left:
+            break
+        falls[at] = True
+    return falls
+
+
+def quantile(values: Sequence[float] | Array, share: float, level: float = 0.95) -> Interval:
+    """A quantile with limits that are order statistics (David & Nagaraja 2003, section 7.1); nan where there are too few values.
+
+    The chance that the quantile lies between the k-th and the m-th of n values is P(k <= B < m), B binomial with n and `share`.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    count = len(ordered)
+    if not count:
+        return Interval(np.nan, np.nan, np.nan)
+    estimate = float(np.quantile(ordered, share))
+    tail = (1 - level) / 2
+    low, high = int(stats.binom.ppf(tail, count, share)), int(stats.binom.ppf(1 - tail, count, share)) + 1
+    if low < 1 or high > count:
+        return Interval(estimate, np.nan, np.nan)
+    return Interval(estimate, float(ordered[low - 1]), float(ordered[high - 1]))
+
+
+def questions_needed(deviation: float, effect: float, power: float = 0.8, level: float = 0.05) -> int:
+    """Questions for which a change of a speedup by the share `effect` is found; deviation: SD of log ratios over questions."""
+    found = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
+    return max(2, int(np.ceil((found * deviation / abs(np.log1p(effect))) ** 2)))
+
+
+def found_effect(deviation: float, questions: int, power: float = 0.8, level: float = 0.05) -> float:
+    """The share by which a speedup must change to be found with so many questions."""
+    found = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
+    return float(np.expm1(found * deviation / np.sqrt(questions)))

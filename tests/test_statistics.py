@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from specbench.statistics import mean_interval, speedup
+from specbench.statistics import found_effect, holm, mean_interval, quantile, questions_needed, ranks, speedup
 
 
 def slow_interval(strata, resamples=400, seed=3):
@@ -83,3 +83,58 @@ def test_it_covers_what_it_says_on_skewed_speedups(tasks, questions):
     intervals = [mean_interval(list(strata), resamples=400) for strata in draws]
     covered = sum(one.low <= truth <= one.high for one in intervals) / len(intervals)
     assert 0.91 <= covered <= 0.99, f"{covered:.3f}: nominal 0.95, SE sqrt(.95*.05/400) = 0.011, -3.6 and +3.6 SE"
+
+
+def three(rng, questions=20, gain=0.0, tasks=2):
+    """Log speedups of three methods, the first two alike but for a gain, the third far behind; questions have their own level."""
+    level = rng.normal(0.5, 0.3, (tasks, questions))
+    offsets = {"a": 0.0, "b": gain, "c": -1.0}
+    return {name: list(level + offset + rng.normal(0, 0.1, (tasks, questions))) for name, offset in offsets.items()}
+
+
+def test_ranks_tell_apart_what_differs_and_tie_what_does_not():
+    assert ranks(three(np.random.default_rng(0))) == {"a": (1, 2), "b": (1, 2), "c": (3, 3)}
+    assert ranks(three(np.random.default_rng(0), gain=0.3)) == {"b": (1, 1), "a": (2, 2), "c": (3, 3)}
+    one_question = {"a": [np.array([1.0])], "b": [np.array([0.0])]}
+    assert ranks(one_question) == {"a": (1, 2), "b": (1, 2)}, "nothing is known of the spread"
+
+
+def test_ranks_take_the_questions_that_both_have():
+    values = three(np.random.default_rng(1), gain=0.3)
+    values["a"][0][:3] = np.nan
+    assert ranks(values)["b"] == (1, 1)
+
+
+def test_equal_methods_are_told_apart_no_more_often_than_said():
+    rng = np.random.default_rng(2)
+    split = sum(ranks(three(rng))["a"] != (1, 2) for _ in range(600)) / 600
+    assert split <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True], "0.005 < .05/4, 0.01 < .05/3, 0.03 > .05/2"
+    assert holm([]) == []
+
+
+def test_a_quantile_lies_between_its_order_statistics():
+    values = list(range(1, 101))
+    interval = quantile(values, 0.5)
+    inside = sum(stats.binom.pmf(k, 100, 0.5) for k in range(int(interval.low), int(interval.high)))
+    assert interval.estimate == 50.5 and inside >= 0.95
+    assert math.isnan(quantile(values[:20], 0.99).high) and math.isnan(quantile([], 0.5).estimate)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_quantile_limits_cover(share):
+    rng = np.random.default_rng(3)
+    found = [quantile(rng.exponential(1, 120), share) for _ in range(500)]
+    covered = sum(one.low <= -math.log(1 - share) <= one.high for one in found) / 500
+    assert covered >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 500), "discrete limits cover a little more than 95 %"
+
+
+def test_the_questions_that_a_change_needs_find_it():
+    assert questions_needed(0.2, 0.05) == 132, "((1.95996 + 0.84162) * 0.2 / log 1.05)^2 = 131.9"
+    assert found_effect(0.2, 132) == pytest.approx(0.05, rel=1e-2)
+    rng = np.random.default_rng(4)
+    found = [stats.ttest_1samp(rng.normal(math.log(1.05), 0.2, 132), 0).pvalue < 0.05 for _ in range(600)]
+    assert np.mean(found) == pytest.approx(0.8, abs=3 * math.sqrt(0.8 * 0.2 / 600))
