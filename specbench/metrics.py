@@ -76,6 +76,12 @@ def question_ratios(pairs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({name: np.log(values) for name, values in logs.items()}).reset_index()
 
 
+def question_latencies(pairs: pd.DataFrame) -> pd.DataFrame:
+    """One row per method, task and question, all repeats together: ms_per_token, prefill included."""
+    sums = pairs.groupby(QUESTION, sort=False)[["seconds", "new_tokens"]].sum(min_count=1)
+    return (1e3 * sums["seconds"] / sums["new_tokens"]).rename("ms_per_token").reset_index()
+
+
 def _rate(sums: pd.DataFrame, side: str) -> pd.Series:
     return sums[f"new_tokens{side}"] / sums[f"seconds{side}"]
 

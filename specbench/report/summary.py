@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 
 from specbench import metrics, statistics
-from specbench.metrics import CELL, OVERALL
+from specbench.metrics import CELL, OVERALL, QUESTION
 from specbench.report.loaded import LoadedRun, first, method_order, task_order
 
+PERCENTILES = {"p50": 0.5, "p90": 0.9}
+LATENCIES = [f"ms_per_token_{name}{side}" for name in PERCENTILES for side in ("", "_low", "_high")]
 SEEDS = ["speedup_seed_sd", "mean_accepted_tokens_seed_sd"]
 UNKNOWN = "not certified"
 COLUMNS = [
@@ -43,6 +45,10 @@ COLUMNS = [
     "speedup_pooled",
     "speedup_decode",
     "speedup_with_failures",
+    "speedup_median",
+    "rank_best",
+    "rank_worst",
+    *LATENCIES,
     "decode_tokens_per_second",
     "accuracy",
     "tokens_per_forward",
@@ -61,7 +67,8 @@ def summarise(run: LoadedRun) -> pd.DataFrame:
     pairs = metrics.pair(questions)
     cells = metrics.observed(run.frame).join(metrics.pooled(pairs)).join(metrics.spec_bench(pairs))
     cells = cells.join(metrics.identical(run.frame)).join(intervals(questions, pairs))
-    cells = cells.join(accuracy(run)).join(metrics.over_seeds(pairs))
+    cells = cells.join(accuracy(run)).join(metrics.over_seeds(pairs)).join(latencies(pairs))
+    cells = cells.join(ranks(metrics.question_ratios(pairs), yardsticks=cells.index[cells["kind"] == "synthetic"]))
     cells["unpaired"] = pd.Series(metrics.unpaired(questions, pairs), dtype=float).reindex(cells.index)
     rows = cells.reset_index().assign(**identity(run))
     rows["lossless"] = [str(run.certified.get(method, UNKNOWN)) for method in rows["method"]]
@@ -112,7 +119,32 @@ def intervals(questions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     values = [_interval_row(_cell(ratios, *cell), _cell(failed, *cell)) for cell in cells]
     index = pd.MultiIndex.from_frame(done)
     names = ["speedup", "speedup_low", "speedup_high", "conversion", "conversion_low", "conversion_high"]
-    return pd.DataFrame(values, index=index, columns=[*names, "speedup_decode", "speedup_with_failures"], dtype=float)
+    columns = [*names, "speedup_decode", "speedup_with_failures", "speedup_median"]
+    return pd.DataFrame(values, index=index, columns=columns, dtype=float)
+
+
+def latencies(pairs: pd.DataFrame) -> pd.DataFrame:
+    """By (method, task): percentiles over questions of milliseconds per token, with limits that are order statistics."""
+    groups = metrics.with_overall(metrics.question_latencies(pairs)).groupby(CELL)["ms_per_token"]
+    rows = {
+        cell: [statistics.quantile(values.dropna().to_numpy(dtype=float), share) for share in PERCENTILES.values()]
+        for cell, values in groups
+    }
+    limits = [[limit for found in row for limit in (found.estimate, found.low, found.high)] for row in rows.values()]
+    return pd.DataFrame(limits, index=pd.MultiIndex.from_tuples(rows, names=CELL), columns=LATENCIES, dtype=float)
+
+
+def ranks(ratios: pd.DataFrame, yardsticks: pd.Index) -> pd.DataFrame:
+    """By (method, task): the best and the worst rank that it may have by speedup; yardsticks, (method, task), have none."""
+    barred = {method for method, _ in yardsticks}
+    wide = ratios[~ratios["method"].isin(barred)].pivot(index=QUESTION[1:], columns="method", values="log_speedup")
+    tasks = {str(task): rows for task, rows in wide.groupby(level="task", sort=False)}
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for name, parts in {**{task: [rows] for task, rows in tasks.items()}, OVERALL: list(tasks.values())}.items():
+        strata = {str(method): [rows[method].to_numpy(dtype=float) for rows in parts] for method in wide.columns}
+        found |= {(method, name): limits for method, limits in statistics.ranks(strata).items()}
+    index = pd.MultiIndex.from_tuples(found, names=CELL)
+    return pd.DataFrame(found.values(), index=index, columns=["rank_best", "rank_worst"], dtype=float)
 
 
 def _cell(rows: pd.DataFrame, method: str, task: str) -> pd.DataFrame:
@@ -134,7 +166,8 @@ def _interval_row(ratios: pd.DataFrame, failed: pd.DataFrame) -> list[float]:
         conversion.low,
         conversion.high,
     ]
-    return [*limits, decode, with_failures]
+    medians = [np.median(values) for values in _strata(ratios, "log_speedup")]
+    return [*limits, decode, with_failures, float(np.exp(np.mean(medians)))]
 
 
 def _strata(rows: pd.DataFrame, column: str) -> list[statistics.Array]:
