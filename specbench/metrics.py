@@ -148,6 +148,24 @@ def spec_bench(pairs: pd.DataFrame) -> pd.Series:
     return speedups.rename("speedup_spec_bench")
 
 
+def residuals(trials: pd.DataFrame) -> pd.DataFrame:
+    """Of finished turns of several repeats: log seconds less their mean over the repeats, beside the position in block."""
+    whole = trials[~trials["failed"].astype(bool) & (trials["seconds"] > 0)]
+    turn = [*QUESTION, "turn"]
+    logs = np.log(whole["seconds"])
+    groups = logs.groupby([whole[name] for name in turn])
+    rows = whole[[*turn, "repeat", "order"]].assign(residual=logs - groups.transform("mean"), repeats=groups.transform("size"))
+    return rows[rows["repeats"] > 1]
+
+
+def repeat_spread(trials: pd.DataFrame) -> pd.Series:
+    """By method: standard deviation over repeats of a turn's log seconds, so 0.01 is about one per cent."""
+    rows = residuals(trials)
+    freedom = (1 - 1 / rows["repeats"]).groupby(rows["method"]).sum()
+    squares = (rows["residual"] ** 2).groupby(rows["method"]).sum()
+    return pd.Series(np.sqrt(squares / freedom), name="repeat_spread")
+
+
 def identical(trials: pd.DataFrame) -> pd.Series:
     """Share of turns, over all repeats, whose output ids equal autoregressive's, by (method, task).
 

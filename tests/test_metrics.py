@@ -185,3 +185,11 @@ def test_the_time_of_a_step_is_told_in_autoregressive_steps():
     assert row[["step", "draft", "verify", "rest"]].tolist() == pytest.approx([2.0, 0.5, 1.2, 0.3])
     assert row["step_ms"] == pytest.approx(1000) and row["mean_accepted_tokens"] == 2.5
     assert metrics.time_split(metrics.trial_frame(RUN)).empty, "nothing was profiled"
+
+
+def test_spread_between_repeats_is_that_of_log_seconds():
+    seconds = {"autoregressive": (1.0, 1.0), "pld": (1.0, math.exp(0.2))}
+    made = [trial(name, [1], time, repeat=at) for name, times in seconds.items() for at, time in enumerate(times)]
+    spread = metrics.repeat_spread(metrics.trial_frame(made))
+    assert spread["autoregressive"] == 0 and spread["pld"] == pytest.approx(0.2 / math.sqrt(2)), "0.1 either side, one degree"
+    assert metrics.repeat_spread(metrics.trial_frame(RUN)).empty, "one repeat says nothing"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import random
 import re
 import subprocess
 import sys
@@ -221,6 +222,45 @@ def test_a_method_without_a_clean_certificate_is_alarmed(tmp_path, monkeypatch, 
     monkeypatch.setattr("specbench.report.loaded.known", lambda *_: {"pld": Known(class_, "2026-11-20", same_version=True)})
     found = raised([trial("autoregressive", [1], 1.0), trial("pld", [2], 0.5)], tmp_path)
     assert any("its certificate of 2026-11-20" in one[3] for one in found) == alarmed
+
+
+def in_blocks(change):
+    """Thirty blocks of three methods in every order, whose seconds change with the place in the block by a factor."""
+    methods, rng = ["autoregressive", "pld", "sps"], random.Random(0)
+    made = []
+    for question in range(10):
+        for repeat in range(3):
+            order = rng.sample(methods, 3)
+            times = [change**place * rng.gauss(1, 0.003) for place in range(3)]
+            made += [
+                trial(name, [1], time, question_id=question, repeat=repeat, order=place)
+                for place, (name, time) in enumerate(zip(order, times, strict=True))
+            ]
+    return made
+
+
+@pytest.mark.parametrize(("change", "alarmed"), [(1.0, False), (1.03, True)])
+def test_a_drift_inside_blocks_is_alarmed(tmp_path, change, alarmed):
+    found = [one for one in raised(in_blocks(change), tmp_path) if "the last of a block" in one[3]]
+    assert bool(found) == alarmed
+    assert not alarmed or "takes +6." in found[0][3], "1.03 squared is 1.061"
+
+
+def test_repeats_that_scatter_are_noticed(tmp_path):
+    made = [trial("autoregressive", [1], 1 + 0.001 * at, question_id=at // 3, repeat=at % 3) for at in range(9)]
+    made += [trial("pld", [2], 1 + 0.1 * (at % 3), question_id=at // 3, repeat=at % 3) for at in range(9)]
+    assert any(one[1] == "pld" and "repeats of a turn differ by 9." in one[3] for one in raised(made, tmp_path))
+
+
+def test_estimators_that_disagree_are_noticed(tmp_path):
+    questions = {1: (10, 1.0, 1.0), 2: (10, 1.0, 0.25), 3: (100, 10.0, 10.0)}
+    made = []
+    for question, (tokens, plain, fast) in questions.items():
+        made.append(trial("autoregressive", [1] * (tokens - 1), plain, question_id=question))
+        made.append(trial("pld", [1] * (tokens - 1), fast, question_id=question))
+    found = next(one for one in raised(made, tmp_path) if "estimators" in one[3])
+    assert found[:3] == ("notice", "pld", "overall")
+    assert "geometric 1.59, pooled 1.07, median 1.00, Spec-Bench's 2.00" in found[3], "4^(1/3), 12/11.25, 1, (1+4+1)/3"
 
 
 def test_a_drafter_that_drafts_nothing_is_alarmed(tmp_path):

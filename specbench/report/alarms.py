@@ -7,8 +7,11 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
+from specbench import metrics
 from specbench.metrics import BASELINE, OVERALL
 from specbench.report.loaded import LoadedRun
 from specbench.report.rivals import MARGIN, faster
@@ -29,14 +32,17 @@ class Alarm:
 
 
 Row = Mapping[Hashable, Any]
+DRIFT_LEVEL, DRIFT = 1e-3, 0.02  # of the test, and the least change of time from the first place in a block to the last
+LEAST_SPREAD = 0.03  # between repeats, below which nobody need care
+APART = 0.05  # of two estimators of one speedup
 
 
 def alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Everything wrong with a run, alarms first; `summary` is summarise(run)."""
-    of_the_run = (_profiled, _continued, _missing, _errors, _leaked, _certified)
+    of_the_run = (_profiled, _continued, _missing, _errors, _leaked, _certified, _drift, _spread)
     found = [*_baseline(run, summary), *(alarm for look in of_the_run for alarm in look(run))]
     for row in summary.to_dict("records"):
-        found += [*_conversion(row), *_drafted_nothing(row), *_unfinished(row)]
+        found += [*_conversion(row), *_drafted_nothing(row), *_unfinished(row), *_estimators(row)]
     return sorted(found, key=lambda alarm: alarm.level)
 
 
@@ -103,6 +109,36 @@ def _certified(run: LoadedRun) -> Iterator[Alarm]:
             yield Alarm(
                 "alarm", method, OVERALL, f"its certificate of {known.day} says {known}: this may not be the target's own text"
             )
+
+
+def _drift(run: LoadedRun) -> Iterator[Alarm]:
+    """Turns that come later in their block take another time: the order is random, so speedups are noisier, not biased."""
+    rows = metrics.residuals(run.frame)
+    if rows["order"].nunique() < 2:
+        return
+    rank, p_value = stats.spearmanr(rows["order"], rows["residual"])
+    slope = stats.linregress(rows["order"], rows["residual"]).slope
+    across = float(np.expm1(slope * (rows["order"].max() - rows["order"].min())))
+    if p_value < DRIFT_LEVEL and abs(across) > DRIFT:
+        message = f"the last of a block takes {across:+.1%} of the first one's time (rank correlation {rank:.2f})"
+        yield Alarm("alarm", "the run", OVERALL, message)
+
+
+def _spread(run: LoadedRun) -> Iterator[Alarm]:
+    spreads = metrics.repeat_spread(run.frame)
+    baseline = spreads.get(BASELINE, float("nan"))
+    for method, spread in spreads.items():
+        if spread > max(2 * baseline, LEAST_SPREAD):
+            message = f"repeats of a turn differ by {spread:.1%} in time, autoregressive's by {baseline:.1%}"
+            yield Alarm("notice", str(method), OVERALL, message)
+
+
+def _estimators(row: Row) -> Iterator[Alarm]:
+    shown = {"geometric": "speedup", "pooled": "speedup_pooled", "median": "speedup_median", "Spec-Bench's": "speedup_spec_bench"}
+    values = {name: row[column] for name, column in shown.items() if row[column] > 0}
+    if row["task"] == OVERALL and values and max(values.values()) > (1 + APART) * min(values.values()):
+        told = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+        yield Alarm("notice", row["method"], OVERALL, f"estimators of its speedup disagree: {told}")
 
 
 def _conversion(row: Row) -> Iterator[Alarm]:
