@@ -149,12 +149,13 @@ def spec_bench(pairs: pd.DataFrame) -> pd.Series:
 
 
 def residuals(trials: pd.DataFrame) -> pd.DataFrame:
-    """Of finished turns of several repeats: log seconds less their mean over the repeats, beside the position in block."""
+    """Of finished turns of several repeats: log seconds and the position in block, each less its mean over the repeats."""
     whole = trials[~trials["failed"].astype(bool) & (trials["seconds"] > 0)]
     turn = [*QUESTION, "turn"]
-    logs = np.log(whole["seconds"])
-    groups = logs.groupby([whole[name] for name in turn])
-    rows = whole[[*turn, "repeat", "order"]].assign(residual=logs - groups.transform("mean"), repeats=groups.transform("size"))
+    rows = whole[[*turn, "repeat", "order"]].assign(residual=np.log(whole["seconds"]), place=whole["order"].astype(float))
+    groups = rows.groupby(turn)
+    rows[["residual", "place"]] -= groups[["residual", "place"]].transform("mean")
+    rows["repeats"] = groups["order"].transform("size")
     return rows[rows["repeats"] > 1]
 
 

@@ -116,8 +116,8 @@ def _drift(run: LoadedRun) -> Iterator[Alarm]:
     rows = metrics.residuals(run.frame)
     if rows["order"].nunique() < 2:
         return
-    rank, p_value = stats.spearmanr(rows["order"], rows["residual"])
-    slope = stats.linregress(rows["order"], rows["residual"]).slope
+    rank, p_value = stats.spearmanr(rows["place"], rows["residual"])
+    slope = stats.linregress(rows["place"], rows["residual"]).slope
     across = float(np.expm1(slope * (rows["order"].max() - rows["order"].min())))
     if p_value < DRIFT_LEVEL and abs(across) > DRIFT:
         message = f"the last of a block takes {across:+.1%} of the first one's time (rank correlation {rank:.2f})"
