@@ -214,3 +214,9 @@ def test_a_yaml_brought_along_may_not_have_a_name_of_ours(tmp_path: Path) -> Non
     """Hydra would take ours and say nothing."""
     write(tmp_path, "method/pld.yaml", f"# @package method.pld\n{PLD}length: 2\n")
     assert "method=pld is specbench's own and would win" in refusal("method=pld", config_dir=tmp_path)
+
+
+def test_an_experiment_has_the_last_word_but_for_the_command_line() -> None:
+    assert composed(["experiment=temperature_sweep"]).repeats == 5
+    assert composed(["experiment=temperature_sweep", "repeats=2"]).repeats == 2
+    assert set(composed(["experiment=temperature_sweep"]).method) == {"autoregressive", "pld", "sps", "medusa", "eagle", "eagle2"}
