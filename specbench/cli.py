@@ -33,7 +33,9 @@ def run(argv: list[str]) -> int:
     from specbench.compose import composed
 
     config = composed(options.overrides, options.config_dir)  # before torch is imported, which takes seconds
-    if config.sweep:
+    from specbench.multirun import values_of
+
+    if values_of(config.sweep, options.overrides):
         return _sweep(options)
     from specbench.progress import ProgressDisplay
     from specbench.run import execute

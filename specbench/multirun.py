@@ -19,6 +19,8 @@ from specbench.compose import CONF, composed, explained, importable, resolved
 from specbench.errors import InputError, refuse
 from specbench.records import RunDirectory
 
+MARK = "multirun.yaml"  # that Hydra leaves in a sweep's folder
+
 
 def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list[Path]]:
     """Run every combination, all checked before the first; the folder of the sweep and the run directories in it."""
@@ -32,7 +34,9 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list
     for job in jobs:
         check_values(job)
     folder = _folder(parsed)
-    own = [f"hydra.sweep.dir={_quoted(str(folder.resolve()))}", *_naming(parsed)]
+    if folder.exists() and not (folder.is_dir() and ((folder / MARK).exists() or not any(folder.iterdir()))):
+        raise InputError(f"out={folder}: expected a sweep's folder, an empty one or a new one")
+    own = [f"hydra.sweep.dir={_quoted(str(folder.resolve()))}", *_naming(parsed, len(jobs))]
     extra = ["--config-dir", str(config_dir.resolve())] if config_dir else []
     sys.argv = ["specbench", "--multirun", *overrides, *own, *extra]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's only way not to print tracebacks and exit by itself
@@ -43,6 +47,8 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list
 
 def values_of(swept: DictConfig, overrides: Sequence[str]) -> list[str]:
     """The overrides that a config's `sweep` stands for; what the command line gives itself is not swept. Raises InputError."""
+    if not isinstance(swept, DictConfig):
+        raise InputError(f"sweep={swept}: expected settings, each with a list of values, as in conf/experiment")
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     found = []
     for key, values in _flat(swept):
@@ -99,9 +105,9 @@ def _folder(parsed: Sequence[Override]) -> Path:
     return Path(str(value)).expanduser() if value is not None else Path("results") / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _naming(parsed: Sequence[Override]) -> list[str]:
-    """A job's folder is called after what it does not share with the others; by number where that would be a path."""
-    if any("/" in one.get_value_string() for one in parsed if one.is_sweep_override()):
+def _naming(parsed: Sequence[Override], jobs: int) -> list[str]:
+    """A job's folder is called after what it does not share with the others; by number where that would be a path, or nothing."""
+    if jobs == 1 or any("/" in one.get_value_string() for one in parsed if one.is_sweep_override()):
         return ["hydra.sweep.subdir=${hydra.job.num}"]
     shared = ",".join(_quoted(one.key_or_group) for one in parsed if not one.is_sweep_override())
     return [

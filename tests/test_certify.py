@@ -1,6 +1,7 @@
 """The certificate: sound where a method is, and every planted bug found."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -197,6 +198,14 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
     assert known(run, PROVENANCE) == {"pld": Known("exact", "2026-11-20", same_version=True)}
     later = known(run, PROVENANCE | {"code_sha256": "another"})["pld"]
     assert str(later) == "exact, in another version"
+    for at, class_ in enumerate(("untested", "tie", "bug", "exact")):
+        replace(certificate(class_), about=PROVENANCE | {"started": f"2026-11-2{at}"}).write(
+            Path("results/certificates") / class_
+        )
+        gravest = {"untested": "exact", "tie": "tie", "bug": "bug", "exact": "bug"}[class_]
+        assert known(run, PROVENANCE)["pld"].class_ == gravest, f"behind {class_}"
+    shutil.rmtree("results/certificates/bug")
+    shutil.rmtree("results/certificates/tie")
     warm = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     assert str(known(run | {"sampling": warm}, PROVENANCE)["pld"]) == "sampled"
     others = [

@@ -265,3 +265,29 @@ def test_an_experiments_sweep_stays_beside_one_of_the_command_line(monkeypatch: 
     monkeypatch.setattr(sys, "argv", [])
     sweep(["experiment=temperature_sweep", "limit=1,2", f"out={tmp_path}"], None)
     assert {"limit=1,2", "sampling.temperature=0.0,0.5,1.0"} <= set(sys.argv)
+
+
+def test_a_sweep_of_one_value_runs_in_a_folder_of_its_own(cli: Cli, tiny: Tiny, no_report: list[list[Path]]) -> None:
+    chosen = ["method=[]", "task=[qa]", "limit=1", "repeats=1"]
+    status, _, err = cli("run", "-m", "sampling.temperature=0.5", *tiny.overrides(*chosen, "out=results/one"))
+    assert status == 0, err
+    assert no_report[-1] == [Path("results/one/0")]
+    status, _, err = cli(
+        "run", "experiment=temperature_sweep", "sampling.temperature=0.3", *tiny.overrides(*chosen, "out=results/plain")
+    )
+    assert status == 0 and no_report[-1] == [Path("results/plain")], "what the command line gives is not swept"
+
+
+@pytest.mark.parametrize("content", ["run.json", "note.txt"])
+def test_a_sweep_leaves_a_folder_of_something_else_alone(cli: Cli, tiny: Tiny, content: str) -> None:
+    folder = Path("results/other")
+    folder.mkdir(parents=True)
+    (folder / content).write_text("{}")
+    status, _, err = cli("run", "-m", "limit=1,2", *tiny.overrides("method=[]", "task=[qa]", "out=results/other"))
+    assert status == 2 and "expected a sweep's folder" in err and [path.name for path in folder.iterdir()] == [content]
+
+
+@pytest.mark.parametrize("value", ["abc", "1", "[1]"])
+def test_a_sweep_that_is_no_mapping_is_one_line(cli: Cli, tiny: Tiny, value: str) -> None:
+    status, _, err = cli("run", f"sweep={value}", *tiny.overrides("method=[]"))
+    assert status == 2 and "sweep" in err and err.count("\n") == 1

@@ -27,6 +27,7 @@ SCHEMA = 1
 FILE = "certificate.json"
 FOLDERS = (ROOT / "results" / "reference" / "certificates", Path("results") / "certificates")
 CONFIDENCE = 0.95
+GRAVITY = ("untested", "exact", "sampled", "tie", "lossy", "bug")  # of classes
 KEYS = ("temperature", "top_p", "top_k")
 TARGET = ("name", "shape", "path", "revision", "weights", "config")  # of a run's config
 ENGINE = "specbench.engine.native.Native"  # whose texts are tested
@@ -127,7 +128,7 @@ def read(path: Path) -> Certificate:
 
 @dataclass(frozen=True)
 class Known:
-    """What the newest certificate says of a method; of the same code, torch and transformers if there is one."""
+    """What certificates say of a method: those of the same code, torch and transformers, if there are any."""
 
     class_: str
     day: str
@@ -138,13 +139,21 @@ class Known:
 
 
 def known(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Known]:
-    """By label of a run's methods that a certificate covers."""
+    """By label of a run's methods that a certificate covers. What one has found, another that looked less does not take back.
+
+    So the gravest verdict stands, of equal ones the newest; `untested` says nothing of a method that was tested elsewhere.
+    """
     found: dict[str, Known] = {}
-    ordered = sorted(_readable(), key=lambda one: (_version(one.about) == _version(about), str(one.about.get("started"))))
-    for one in ordered:
+    for one in sorted(_readable(), key=lambda one: str(one.about.get("started"))):
         day, same = str(one.about.get("started"))[:10], _version(one.about) == _version(about)
-        found |= {label: Known(class_, day, same) for label, class_ in one.verdicts(config, about).items()}
+        for label, class_ in one.verdicts(config, about).items():
+            new = Known(class_, day, same)
+            found[label] = max(found.get(label, new), new, key=_weight)
     return found
+
+
+def _weight(one: Known) -> tuple[bool, int, str]:
+    return one.same_version, GRAVITY.index(one.class_), one.day
 
 
 def _readable() -> list[Certificate]:

@@ -190,7 +190,7 @@ class _Tests:
             if label in compared:
                 parts.append(partial(self._compared, label, share / len(compared)))
             verdict = self._verdict(label, parts)
-            by_design = label not in claimed and verdict.class_ == "bug"
+            by_design = label not in claimed and verdict.class_ != "untested"
             verdicts.append(replace(verdict, class_="lossy") if by_design else verdict)
         return verdicts
 

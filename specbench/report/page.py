@@ -55,8 +55,8 @@ WORDS = {
     ),
     "warm": "a method that keeps state from question to question; cleared at the start of each repeat.",
     "synthetic": "a yardstick: its drafts are made from the answer itself, so its speedup is no method's.",
-    "identical": "share of turns whose output ids equal autoregressive's, which has the same random numbers above temperature 0:"
-    " only methods that draw their drafts write other samples there.",
+    "identical": "share of turns whose output ids equal autoregressive's, which has the same random numbers above temperature 0."
+    " Methods that draw their drafts, typical acceptance and other engines write other samples there.",
     "± behind a number": "standard deviation over seeds, where every repeat drew with one of its own.",
     "accuracy": "mean score of the answers against the suite's own references, first repeat.",
     "lossless": "what specbench certify found of this method with these settings on this target. exact: every text is"
