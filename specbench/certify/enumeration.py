@@ -37,7 +37,7 @@ class GTest:
     """tokens: which of the method's were looked at, from 0.
 
     cells: of the test, rare continuations put together; finds: the total variation distance between those cells that is found
-    with a power of 0.99.
+    with a power of 0.99; level: below which a p-value is a finding.
     """
 
     tokens: tuple[int, ...]
@@ -46,6 +46,7 @@ class GTest:
     statistic: float
     p_value: float
     finds: float
+    level: float
 
 
 @torch.inference_mode()
@@ -103,12 +104,12 @@ def _g_test(found: Array, wanted: Array, window: tuple[int, ...], level: float) 
     counted = np.zeros(probable.shape)
     np.add.at(counted, tuple(found[:, window].T), 1)
     if counted[probable == 0].any():
-        return GTest(window, draws, counted.size, float("inf"), 0.0, 0.0)
+        return GTest(window, draws, counted.size, float("inf"), 0.0, 0.0, level)
     observed, expected = _pooled(counted[probable > 0], probable[probable > 0] * draws)
     if len(expected) < 2:
         return None
     statistic, p_value = stats.power_divergence(observed, expected, lambda_="log-likelihood")
-    return GTest(window, draws, len(expected), float(statistic), float(p_value), finds(len(expected), draws, level))
+    return GTest(window, draws, len(expected), float(statistic), float(p_value), finds(len(expected), draws, level), level)
 
 
 def _pooled(observed: Array, expected: Array) -> tuple[Array, Array]:

@@ -72,6 +72,7 @@ def _notes(certificate: Certificate) -> list[str]:
     tests: list[dict[str, Any]] = next((one.tests["enumerated"] for one in certificate.sampled if "enumerated" in one.tests), [])
     finds = ", ".join(f"{test['finds']:.3f} ({test['cells']} cells)" for test in tests)
     draws = tests[0]["draws"] if tests else 0
+    permuted = [one.tests["permuted"] for one in certificate.sampled if "permuted" in one.tests]
     lines = [
         "- temperature 0, equal texts: token for token autoregressive decoding's. A text that differs is a `tie` where every one"
         f" of its tokens is within {noise['greedy']:.3g} of the target's best logit, which is how far the target differs"
@@ -83,9 +84,9 @@ def _notes(certificate: Certificate) -> list[str]:
         "- counted out: the least p-value of G-tests on a miniature target, of the first one, two and three tokens that the"
         f" method writes and of the second and third alone, in {draws} texts. Rare continuations share a cell; a distribution"
         f" that is {finds} away in total variation between the cells is found by them with a power of 0.99. Where they look"
-        " wrong, four times as many texts are drawn afresh, and those count.",
+        f" wrong, four times as many texts are drawn afresh, and those count{_below(tests)}.",
         "- compared: p-value of a permutation test of n-gram counts against autoregressive decoding on the target itself;"
-        " autoregressive's own row compares two samples of it.",
+        f" autoregressive's own row compares two samples of it{_below(permuted)}.",
         f"- The statistical tests together raise a false alarm with a chance of at most {certificate.level:g}.",
     ]
     untried = {one.method: one.tests["not enumerated"] for one in certificate.sampled if "not enumerated" in one.tests}
@@ -94,6 +95,11 @@ def _notes(certificate: Certificate) -> list[str]:
         lines += [f"- **{one.method}, {when}**: {one.why}" for one in verdicts if one.why]
         lines += [f"- {one.method}, {when}: {differences}" for one in verdicts if (differences := _differences(one))]
     return lines
+
+
+def _below(tests: Sequence[dict[str, Any]]) -> str:
+    """Which p-values are findings."""
+    return f"; a p-value below {tests[0]['level']:.1g} is a finding" if tests and "level" in tests[0] else ""
 
 
 def _differences(verdict: Verdict) -> str:
