@@ -51,17 +51,34 @@ def rate(turns: Sequence[Steps]) -> float:
     return _share(sum(sum(turn.accepted) for turn in turns), sum(sum(turn.drafted) for turn in turns))
 
 
-def joint(turns: Sequence[Steps]) -> list[float]:
-    """At k - 1: the share of all steps that accept at least k tokens."""
-    depth, accepted = _flat(turns)
-    return [_share((accepted >= k).sum(), len(accepted)) for k in range(1, 1 + int(depth.max(initial=0)))]
+@dataclass(frozen=True)
+class Position:
+    """Counts of steps at draft position k, from 1: all; those that draft so deep; accept all before it; that accept it."""
+
+    k: int
+    steps: int
+    offered: int
+    reached: int
+    accepted: int
+
+    @property
+    def joint(self) -> float:
+        """Of all steps; 1 + the sum over k is mean accepted tokens where nothing is cut off."""
+        return _share(self.accepted, self.steps)
+
+    @property
+    def conditional(self) -> float:
+        return _share(self.accepted, self.reached)
 
 
-def conditional(turns: Sequence[Steps]) -> list[float]:
-    """At k - 1: of the steps that draft that deep and accept all before it, the share that accepts the k-th token."""
+def positions(turns: Sequence[Steps]) -> list[Position]:
     depth, accepted = _flat(turns)
-    reached = [(accepted >= k - 1) & (depth >= k) for k in range(1, 1 + int(depth.max(initial=0)))]
-    return [_share((accepted[there] >= k).sum(), there.sum()) for k, there in enumerate(reached, start=1)]
+    found = []
+    for k in range(1, 1 + int(depth.max(initial=0))):
+        offered = depth >= k
+        reached = offered & (accepted >= k - 1)
+        found.append(Position(k, len(depth), int(offered.sum()), int(reached.sum()), int((accepted >= k).sum())))
+    return found
 
 
 def spec_bench(turns: Sequence[Steps]) -> float:
@@ -94,9 +111,8 @@ class Vllm:
 
 def vllm(turns: Sequence[Steps]) -> Vllm:
     depth, accepted = _flat(turns)
-    positions = [int((accepted >= k).sum()) for k in range(1, 1 + int(depth.max(initial=0)))]
     tokens = sum(sum(turn.drafted) for turn in turns)
-    return Vllm(int((depth > 0).sum()), tokens, int(accepted.sum()), positions)
+    return Vllm(int((depth > 0).sum()), tokens, int(accepted.sum()), [place.accepted for place in positions(turns)])
 
 
 @dataclass(frozen=True)
@@ -129,7 +145,7 @@ def speed_bench(turns: Sequence[Steps]) -> float:
 
 
 def _flat(turns: Sequence[Steps]) -> tuple[np.ndarray, np.ndarray]:
-    """(steps,) depths and accepted tokens."""
+    """(S,) int of all turns' steps: depths, and accepted tokens."""
     depth = np.array([value for turn in turns for value in turn.depth], dtype=int)
     return depth, np.array([value for turn in turns for value in turn.accepted], dtype=int)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from specbench import acceptance
 from specbench.records import Trial
 
 BASELINE = "autoregressive"
@@ -246,28 +247,42 @@ def _question_keys(questions: pd.DataFrame) -> set[tuple[str, int | str]]:
 
 
 def acceptance_by_position(trials: Iterable[Trial]) -> pd.DataFrame:
-    """How far drafts are accepted, by (method, position k from 1): counts over steps, and two shares.
-
-    offered = #{depth >= k}; reached = #{accepted >= k-1 and depth >= k}; accepted = #{accepted >= k}; joint =
-    accepted / steps, so that mean accepted tokens is about 1 + its sum; conditional = accepted / reached.
-    """
-    steps: dict[str, tuple[list[int], list[int]]] = {}
-    for trial in trials:
-        if not trial.failed and trial.depth is not None and trial.accepted is not None:
-            depths, accepted = steps.setdefault(trial.method, ([], []))
-            depths.extend(trial.depth)
-            accepted.extend(trial.accepted)
-    rows = [row for method, (depths, kept) in steps.items() for row in _positions(method, depths, kept)]
+    """How far drafts are accepted, by (method, position k from 1): counts over steps and two shares, of acceptance.Position."""
     names = ["method", "position", "steps", "offered", "reached", "accepted", "joint", "conditional"]
+    rows = [
+        (method, place.k, place.steps, place.offered, place.reached, place.accepted, place.joint, place.conditional)
+        for method, turns in _by_method(trials).items()
+        for place in acceptance.positions(turns)
+    ]
     return pd.DataFrame(rows, columns=names)
 
 
-def _positions(method: str, depths: list[int], accepted: list[int]) -> list[tuple[str | int | float, ...]]:
-    depth, kept = np.array(depths), np.array(accepted)
-    rows: list[tuple[str | int | float, ...]] = []
-    for k in range(1, int(depth.max(initial=0)) + 1):
-        offered, kept_k = int((depth >= k).sum()), int((kept >= k).sum())
-        reached = int(((depth >= k) & (kept >= k - 1)).sum())
-        shares = (kept_k / len(depth), kept_k / reached if reached else float("nan"))
-        rows.append((method, k, len(depth), offered, reached, kept_k, *shares))
-    return rows
+def conventions(trials: Iterable[Trial]) -> pd.DataFrame:
+    """By method, mean accepted tokens and acceptance rates as everybody counts them (see acceptance)."""
+    rows = []
+    for method, turns in _by_method(trials).items():
+        vllm, sglang = acceptance.vllm(turns), acceptance.sglang(turns)
+        rows.append(
+            {
+                "method": method,
+                "micro": acceptance.micro(turns),
+                "macro": acceptance.macro(turns),
+                "micro_with_prefill": acceptance.micro(turns, prefill=True),
+                "accepted_per_draft_token": acceptance.rate(turns),
+                "spec_bench": acceptance.spec_bench(turns),
+                "vllm_acceptance_length": vllm.acceptance_length,
+                "vllm_acceptance_rate": vllm.acceptance_rate,
+                "sglang_accept_length": sglang.accept_length,
+                "sglang_accept_rate": sglang.accept_rate,
+                "speed_bench_average_al": acceptance.speed_bench(turns),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _by_method(trials: Iterable[Trial]) -> dict[str, list[acceptance.Steps]]:
+    """The turns that have steps."""
+    own: dict[str, list[Trial]] = {}
+    for trial in trials:
+        own.setdefault(trial.method, []).append(trial)
+    return {method: turns for method, these in own.items() if (turns := acceptance.steps_of(these))}

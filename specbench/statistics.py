@@ -145,15 +145,3 @@ def quantile(values: Sequence[float] | Array, share: float, level: float = 0.95)
     if low < 1 or high > count:
         return Interval(estimate, np.nan, np.nan)
     return Interval(estimate, float(ordered[low - 1]), float(ordered[high - 1]))
-
-
-def questions_needed(deviation: float, effect: float, power: float = 0.8, level: float = 0.05) -> int:
-    """Questions for which a change of a speedup by the share `effect` is found; deviation: SD of log ratios over questions."""
-    found = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
-    return max(2, int(np.ceil((found * deviation / abs(np.log1p(effect))) ** 2)))
-
-
-def found_effect(deviation: float, questions: int, power: float = 0.8, level: float = 0.05) -> float:
-    """The share by which a speedup must change to be found with so many questions."""
-    found = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
-    return float(np.expm1(found * deviation / np.sqrt(questions)))

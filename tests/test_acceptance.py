@@ -11,7 +11,7 @@ import pytest
 
 from specbench import acceptance
 from specbench.acceptance import Steps
-from specbench.metrics import acceptance_by_position
+from specbench.metrics import acceptance_by_position, conventions
 from tests.fake_run import failed, trial
 
 ONE = Steps([3, 3, 3], [3, 3, 3], [3, 0, 2], [4, 1, 3])
@@ -28,8 +28,11 @@ def test_means_over_steps_and_over_turns() -> None:
 
 def test_rates_by_draft_token_and_by_position() -> None:
     assert acceptance.rate(TURNS) == pytest.approx(9 / 17), "5 + 4 accepted of 9 + 8 nodes"
-    assert acceptance.joint(TURNS) == pytest.approx([4 / 6, 3 / 6, 2 / 6])
-    assert acceptance.conditional(TURNS) == pytest.approx([4 / 5, 3 / 4, 2 / 3]), "five draft; four get to 2; three draft on to 3"
+    places = acceptance.positions(TURNS)
+    assert [place.joint for place in places] == pytest.approx([4 / 6, 3 / 6, 2 / 6])
+    assert [place.conditional for place in places] == pytest.approx([4 / 5, 3 / 4, 2 / 3]), (
+        "five draft; four get to 2, three to 3"
+    )
 
 
 def test_spec_benchs_mean_counts_what_stands_behind_the_end_as_well() -> None:
@@ -56,14 +59,14 @@ def test_speed_benchs_chunks_begin_with_prefills() -> None:
 
 def test_where_every_step_drafts_and_nothing_is_cut_off_the_conventions_of_steps_agree() -> None:
     whole = [ONE]
-    micro = acceptance.micro(whole)
+    micro, joint = acceptance.micro(whole), [place.joint for place in acceptance.positions(whole)]
     assert micro == acceptance.macro(whole) == acceptance.spec_bench(whole)
-    assert micro == pytest.approx(acceptance.vllm(whole).acceptance_length) == pytest.approx(1 + sum(acceptance.joint(whole)))
+    assert micro == pytest.approx(acceptance.vllm(whole).acceptance_length) == pytest.approx(1 + sum(joint))
 
 
 def test_nothing_gives_nothing() -> None:
     alone = [Steps([0, 0], [0, 0], [0, 0], [1, 1])]
-    assert acceptance.micro(alone) == 1 and acceptance.joint(alone) == [] and math.isnan(acceptance.rate(alone))
+    assert acceptance.micro(alone) == 1 and acceptance.positions(alone) == [] and math.isnan(acceptance.rate(alone))
     assert math.isnan(acceptance.vllm(alone).acceptance_length)
     for convention in (acceptance.micro, acceptance.macro, acceptance.spec_bench, acceptance.speed_bench, acceptance.rate):
         assert math.isnan(convention([]))
@@ -76,5 +79,8 @@ def test_turns_come_from_records_and_agree_with_the_reports_positions() -> None:
     ]
     assert acceptance.steps_of([*made, failed("pld", question_id=3)]) == TURNS
     rows = acceptance_by_position(made)
-    assert rows["joint"].tolist() == pytest.approx(acceptance.joint(TURNS))
-    assert rows["conditional"].tolist() == pytest.approx(acceptance.conditional(TURNS))
+    assert rows["joint"].tolist() == pytest.approx([4 / 6, 3 / 6, 2 / 6])
+    assert rows["conditional"].tolist() == pytest.approx([4 / 5, 3 / 4, 2 / 3])
+    (counted,) = conventions(made).to_dict("records")
+    assert counted["micro"] == pytest.approx(13 / 6) and counted["sglang_accept_length"] == pytest.approx(15 / 6)
+    assert counted["vllm_acceptance_length"] == pytest.approx(14 / 5) and counted["spec_bench"] == pytest.approx(15 / 6)

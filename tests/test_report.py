@@ -94,7 +94,7 @@ def test_render_writes_everything(run, tmp_path):
     report = render([run.path], tmp_path / "out")
     written = {path.name for path in (tmp_path / "out").iterdir()}
     figures = {f"{name}.{kind}" for name in ("speedup", "conversion", "acceptance") for kind in ("png", "svg")}
-    assert written == figures | {"index.html", "table.md", "table.tex", "summary.csv", "acceptance.csv"}
+    assert written == figures | {"index.html", "table.md", "table.tex", "summary.csv", "acceptance.csv", "conventions.csv"}
     assert {path.name for path in report.files} == written
     assert len(report.terminal) == 1 and report.page.exists()
 

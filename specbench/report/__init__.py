@@ -52,7 +52,9 @@ class Report:
 
 
 def render(run_dirs: Sequence[Path], out: Path) -> Report:
-    """Writes summary.csv, acceptance.csv, of profiled runs time.csv, table.md, table.tex, the figures and index.html into `out`.
+    """Writes summary.csv, acceptance.csv, conventions.csv, table.md, table.tex, index.html and the figures into `out`.
+
+    Of profiled runs time.csv, too.
 
     Raises InputError when a directory is not a run, when none is given, or when two have the same name.
     """
@@ -65,6 +67,7 @@ def render(run_dirs: Sequence[Path], out: Path) -> Report:
     summary = pd.concat([section.summary for section in sections], ignore_index=True)
     positions = pd.concat([_positions(run).assign(run=run.name) for run in runs], ignore_index=True)
     splits = pd.concat([metrics.time_split(run.frame).assign(run=run.name) for run in runs], ignore_index=True)
+    counted = pd.concat([metrics.conventions(run.trials).assign(run=run.name) for run in runs], ignore_index=True)
     across, pictures = _across(summary, style, out)
     contents = {
         "index.html": page(sections, across),
@@ -72,6 +75,7 @@ def render(run_dirs: Sequence[Path], out: Path) -> Report:
         "table.tex": tables.latex(summary),
         "summary.csv": tables.csv(summary),
         "acceptance.csv": tables.csv(positions),
+        "conventions.csv": tables.csv(counted),
         **({"time.csv": tables.csv(splits)} if len(splits) else {}),
     }
     for name, content in contents.items():
