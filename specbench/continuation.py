@@ -19,9 +19,13 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-NOTED = ("versions", "git", "machine")  # what may change when a run goes on, and is then noted
+NOTED = ("versions", "git", "machine", "code_sha256")  # what may change when a run goes on, and is then noted
 SAME = ("dtype", "suite_sha256", "target_sha256", "draft_sha256")  # of run.json: what every trial of a run has in common
-PER_METHOD = {"leakage": "datastore", "checkpoints": "checkpoint"}  # of run.json: what is said of each method, and in a word
+PER_METHOD = {
+    "leakage": "datastore",
+    "checkpoints": "checkpoint",
+    "codes": "code",
+}  # of run.json: what is said of each method, and in a word
 
 
 def run_directory(out: str | None, name: str, config: Mapping[str, Any]) -> RunDirectory:

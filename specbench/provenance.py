@@ -6,15 +6,18 @@ No user, host or folder of this machine enters: only names of products, versions
 import hashlib
 import platform
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from hydra.utils import get_object
 
 from specbench import ROOT
 from specbench.devices import cpu_capabilities, cpu_name, device_name, has_bf16_units, memory_bytes, usable_cores
@@ -22,7 +25,7 @@ from specbench.models import local_folder
 
 PACKAGES = ("specbench", "torch", "transformers", "datasets", "numpy")
 CONTENT = (".safetensors", ".bin", ".pt", ".json", ".jsonl", ".yaml", ".txt", ".model", ".jinja", ".tiktoken")
-DECIDING = ("methods", "specbench/decoding", "specbench/engine")  # folders whose code writes texts
+DECIDING = ("specbench/decoding", "specbench/engine")  # folders whose code writes the texts of every method
 CLOCKS = (  # nvidia-smi's names; MHz and W
     *("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "clocks.applications.graphics"),
     *("power.limit", "power.max_limit", "persistence_mode", "mig.mode.current"),
@@ -102,10 +105,47 @@ def _git() -> dict[str, Any] | None:
 
 
 def _code() -> str:
-    """sha256 over what decides on a text: the loop, the engines and the methods."""
+    """sha256 over what decides on every text: the loop and the engines."""
+    files = (file for folder in DECIDING for file in (ROOT / folder).rglob("*.py"))
+    return _sha256({file.relative_to(ROOT).as_posix(): file for file in files})
+
+
+def method_code(settings: Mapping[str, Any]) -> str:
+    """sha256 over what decides on one method's text: the modules of its YAML's classes, and those of methods/ that they import.
+
+    Classes from outside the repository count with the modules of their own package.
+    """
+    waiting = [get_object(target).__module__ for target in _targets(settings)]
+    own = {"methods", *(name.partition(".")[0] for name in waiting)} - {"specbench"}
+    found: dict[str, Path] = {}
+    while waiting:
+        name = waiting.pop()
+        module = sys.modules.get(name)
+        if name not in found and name.partition(".")[0] in own and module is not None and module.__file__:
+            found[name] = Path(module.__file__)
+            waiting += {_home(value) for value in vars(module).values()}
+    return _sha256(found)
+
+
+def _targets(settings: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _targets(value)
+        elif key == "_target_":
+            yield value
+
+
+def _home(value: Any) -> str:
+    """The module that a name of another one stands for or comes from; empty where nobody knows."""
+    home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    return home if isinstance(home, str) else ""
+
+
+def _sha256(files: Mapping[str, Path]) -> str:
+    """Over sorted names and contents."""
     found = hashlib.sha256()
-    for file in sorted(file for folder in DECIDING for file in (ROOT / folder).rglob("*.py")):
-        found.update(f"{file.relative_to(ROOT).as_posix()}\0{_content_sha256(file)}\n".encode())
+    for name in sorted(files):
+        found.update(f"{name}\0{_content_sha256(files[name])}\n".encode())
     return found.hexdigest()
 
 
@@ -126,10 +166,7 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str | None:
     place = _place(str(path), revision)
     if place is None:
         return None
-    found = hashlib.sha256()
-    for file in [place] if place.is_file() else _contents(place):
-        found.update(f"{file.relative_to(place).as_posix()}\0{_content_sha256(file)}\n".encode())
-    return found.hexdigest()
+    return _sha256({file.relative_to(place).as_posix(): file for file in ([place] if place.is_file() else _contents(place))})
 
 
 def _place(path: str, revision: str | None) -> Path | None:
@@ -145,8 +182,7 @@ def _place(path: str, revision: str | None) -> Path | None:
 
 
 def _contents(place: Path) -> list[Path]:
-    inside = (file for file in place.rglob("*") if file.is_file() and file.suffix in CONTENT)
-    return sorted(inside, key=lambda file: file.relative_to(place).as_posix())
+    return [file for file in place.rglob("*") if file.is_file() and file.suffix in CONTENT]
 
 
 def _content_sha256(file: Path) -> str:

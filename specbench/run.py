@@ -28,7 +28,7 @@ from specbench.hints import nearest
 from specbench.metrics import BASELINE
 from specbench.models import load_model, load_tokenizer
 from specbench.prompts import render
-from specbench.provenance import fingerprint, provenance
+from specbench.provenance import fingerprint, method_code, provenance
 from specbench.report import write_summary
 from specbench.schedule import Schedule, arms_of
 from tasks.question import Question, subsample
@@ -63,9 +63,8 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     with alone(run):
         watcher.writes(run.path)
         turns = sum(len(question.turns) for question in questions)
-        about = provenance(target.model.device) | prints(config, target, suite) | {"turns": turns}
+        about = provenance(target.model.device) | prints(config, target, suite, drafters) | {"turns": turns}
         watcher.doing("looking for the questions in datastores")
-        about["checkpoints"] = checkpoints(drafters)
         about["leakage"] = _without_home(leakage(drafters, questions, target.tokenizer))
         if config.check_baseline and not run.is_run():
             watcher.doing("timing the baseline in other ways", long=True)
@@ -233,16 +232,20 @@ def check_prompts(questions: list[Question], target: Target) -> None:
             raise InputError(f"task {task}: {reason}; tasks that fit: {', '.join(fitting) or 'none'}")
 
 
-def prints(config: DictConfig, target: Target, suite: Suite) -> dict[str, Any]:
-    """What run.json adds to its provenance: the dtype and the fingerprints of data and weights."""
+def prints(config: DictConfig, target: Target, suite: Suite, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
+    """What run.json adds to its provenance: the dtype and the fingerprints of data, weights and, by method, of its code."""
     models = {"target_sha256": config.target, "draft_sha256": config.target.draft or {}}
     read = {name: model for name, model in models.items() if model.get("path") and config.target.weights != "random"}
     found = {name: fingerprint(model["path"], model.get("revision")) for name, model in read.items()}
-    return {"dtype": target.model.dtype_name, "suite_sha256": suite.fingerprint, **dict.fromkeys(models), **found}
+    return {
+        **{"dtype": target.model.dtype_name, "suite_sha256": suite.fingerprint, **dict.fromkeys(models), **found},
+        "codes": {str(label): method_code(settings) for label, settings in config.method.items()},
+        "checkpoints": _checkpoints(drafters),
+    }
 
 
-def checkpoints(drafters: Mapping[str, Drafter]) -> dict[str, str]:
-    """For run.json: by method, the fingerprints of what it loads besides draft models, such as trained heads or a skip set."""
+def _checkpoints(drafters: Mapping[str, Drafter]) -> dict[str, str]:
+    """By method, the fingerprints of what it loads besides draft models, such as trained heads or a skip set."""
     found: dict[str, list[str | None]] = {}
     for label, drafter in drafters.items():
         for part in drafter.family():

@@ -196,8 +196,9 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
     (tmp_path / "results" / "certificates" / "old" / FILE).write_text('{"schema": 0}')
     run = CONFIG | {"method": {"pld": {"length": 10}, "sps": {}}}
     assert known(run, PROVENANCE) == {"pld": Known("exact", "2026-11-20", same_version=True)}
-    later = known(run, PROVENANCE | {"code_sha256": "another"})["pld"]
-    assert str(later) == "exact, in another version"
+    others = [{"code_sha256": "another"}, {"codes": {"pld": "another"}}, {"continued": [{"code_sha256": "another"}]}]
+    assert {str(known(run, PROVENANCE | other)["pld"]) for other in others} == {"exact, in another version"}
+    assert known(run, PROVENANCE | {"codes": {"sps": "another"}})["pld"].same_version
     for at, class_ in enumerate(("untested", "tie", "bug", "exact")):
         replace(certificate(class_), about=PROVENANCE | {"started": f"2026-11-2{at}"}).write(
             Path("results/certificates") / class_

@@ -3,6 +3,8 @@
 import getpass
 import json
 import platform
+import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -76,6 +78,32 @@ def test_fingerprint_of_a_hub_snapshot_is_that_of_its_contents(tmp_path):
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot" / "model.safetensors").symlink_to(blob)
     assert fingerprint(tmp_path / "snapshot") == fingerprint(tmp_path / "plain")
+
+
+def test_a_methods_code_is_that_of_its_classes_and_of_what_they_import(tmp_path, monkeypatch):
+    eagle, pld = {"_target_": "methods.eagle.Eagle"}, {"_target_": "methods.pld.PromptLookup"}
+    both = {"_target_": "methods.fallback.Fallback", "first": pld, "then": {"deeper": eagle}}
+    assert len({module.method_code(one) for one in (eagle, pld, both, both | {"then": pld})}) == 4
+    package = tmp_path / "outside"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "words.py").write_text("def words():\n    return 1\n")
+    (package / "method.py").write_text("from methods.pld import PromptLookup\nfrom outside.words import words\nimport torch\n")
+    (package / "method.py").open("a").write("class Mine(PromptLookup):\n    pass\n")
+
+    def code() -> str:
+        for name in [name for name in sys.modules if name.startswith("outside")]:
+            del sys.modules[name]
+        shutil.rmtree(package / "__pycache__", ignore_errors=True)
+        return module.method_code({"_target_": "outside.method.Mine"})
+
+    monkeypatch.syspath_prepend(tmp_path)
+    first = code()
+    assert first == code() != module.method_code(pld)
+    (package / "another.py").write_text("a new file that nothing imports")
+    assert first == code()
+    (package / "words.py").write_text("def words():\n    return 2\n")
+    assert first != code()
 
 
 def test_nothing_there_has_no_fingerprint(tmp_path):

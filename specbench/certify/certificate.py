@@ -102,10 +102,11 @@ def _ours(config: Mapping[str, Any]) -> bool:
     return isinstance(engine, Mapping) and engine.get("_target_") == ENGINE
 
 
-def _version(about: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Of the code that writes texts; a day's certificate says little of the next day's code."""
-    versions = about.get("versions") or {}
-    return about.get("code_sha256"), *(versions.get(name) for name in VERSIONS)
+def _versions(about: Mapping[str, Any], label: str) -> set[tuple[Any, ...]]:
+    """Of the code that writes a method's texts; a day's certificate says little of the next day's code."""
+    code = (about.get("codes") or {}).get(label)
+    parts = [about, *about.get("continued", ())]
+    return {(code, part.get("code_sha256"), *((part.get("versions") or {}).get(name) for name in VERSIONS)) for part in parts}
 
 
 def _method(config: Mapping[str, Any], about: Mapping[str, Any], label: str) -> tuple[Any, Any]:
@@ -145,9 +146,9 @@ def known(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Know
     """
     found: dict[str, Known] = {}
     for one in sorted(_readable(), key=lambda one: str(one.about.get("started"))):
-        day, same = str(one.about.get("started"))[:10], _version(one.about) == _version(about)
         for label, class_ in one.verdicts(config, about).items():
-            new = Known(class_, day, same)
+            same = _versions(one.about, label) == _versions(about, label)
+            new = Known(class_, str(one.about.get("started"))[:10], same)
             found[label] = max(found.get(label, new), new, key=_weight)
     return found
 

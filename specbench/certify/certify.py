@@ -39,7 +39,6 @@ from specbench.run import (
     Rules,
     check_prompts,
     check_rules,
-    checkpoints,
     plain_config,
     prints,
     questions_of,
@@ -83,7 +82,7 @@ def certify(config: DictConfig, watch: Watch) -> tuple[Certificate, Path]:
     target = target_of(config.target)
     check_prompts(questions, target)
     out.mkdir(parents=True, exist_ok=True)  # one that cannot be written to is told of now
-    about = provenance(target.model.device) | prints(config, target, suite) | {"checkpoints": checkpoints(drafters)}
+    about = provenance(target.model.device) | prints(config, target, suite, drafters)
     made = _Tests(config, target, drafters, questions, watch).certificate(about)
     made.write(out)
     write_atomic(out / "certificate.md", markdown(made))
