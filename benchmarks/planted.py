@@ -20,12 +20,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from specbench.certify import enumeration
+from specbench.certify import enumeration, permutation
 from specbench.certify.certificate import most_wrong
 from specbench.certify.following import Text, followed, noise_of
 from specbench.certify.miniature import TOKENS, drafter_of, miniature
 from specbench.certify.order import leaks
-from specbench.certify.permutation import permutation_test
 from specbench.cli import console
 from specbench.compose import composed
 from specbench.decoding import language_model, loop, verify
@@ -230,17 +229,20 @@ class Miniature:
         return leaks(lambda prompt: self._generated(drafter, prompt, sampling), self._prompts(seed)) > 0
 
     def _compared(self, plant: Plant, seed: int) -> bool:
-        with plant.planting():
-            ours = self._samples(plant, plant.method, 2 * seed)
-        found = permutation_test(ours, self._samples(plant, "autoregressive", 2 * seed + 1), plant.level)
-        self.p_values.append(found.p_value)
-        return found.p_value < plant.level
+        def drawn(times: int) -> tuple[permutation.Texts, permutation.Texts]:
+            with plant.planting():
+                ours = self._samples(plant, plant.method, 2 * seed, times)
+            return ours, self._samples(plant, "autoregressive", 2 * seed + 1, times)
 
-    def _samples(self, plant: Plant, method: str, seed: int) -> list[list[list[int]]]:
+        found = permutation.examined(drawn, plant.level)
+        self.p_values.append(found[0].p_value)
+        return found[-1].p_value < plant.level
+
+    def _samples(self, plant: Plant, method: str, seed: int, times: int) -> permutation.Texts:
         drafter, found = self._drafter(replace(plant, method=method)), []
-        sampling = replace(plant.sampling, max_new_tokens=TEXT, seed=seed)
+        sampling = replace(plant.sampling, max_new_tokens=TEXT, seed=1_009 * (times - 1) + seed)
         for prompt in self._prompts(seed // 2)[:OF_THOSE]:
-            outs = generate(self.target, drafter, [torch.tensor(prompt)] * SAMPLES, sampling)
+            outs = generate(self.target, drafter, [torch.tensor(prompt)] * times * SAMPLES, sampling)
             found.append([out.output_ids for out in outs])
         return found
 

@@ -108,7 +108,10 @@ def certify(argv: list[str]) -> int:
     from specbench.progress import TrainingDisplay
 
     with TrainingDisplay(console) as display:
-        made, out = go(config, display.at)
+        try:
+            made, out = go(config, display.at)
+        except KeyboardInterrupt:
+            return _stopped(Path(config.out) if config.out else None)
     _widened()
     console.print(table(made))
     console.print(

@@ -112,7 +112,7 @@ class Harness:
                 try:
                     arm.engine.reserve(most, sampling)
                     arm.engine.generate(arm.method, ids, short)
-                except Exception:  # its own trial will say so
+                except (Exception, SystemExit):  # its own trial will say so
                     continue
 
     def _longest_prompt(self) -> int:
@@ -142,7 +142,7 @@ class Harness:
             found = {"new_tokens": 0, "finish_reason": "capacity", "error": str(error)}
         except NoContextError as error:
             found = {"new_tokens": 0, "finish_reason": "error", "error": str(error)}
-        except Exception as error:  # whatever a method does wrong is an error row, and the run goes on
+        except (Exception, SystemExit) as error:  # whatever a method does wrong is an error row, and the run goes on
             found = {"new_tokens": 0, "finish_reason": "error", "error": one_line(error)}
         return Trial(**self._frame(arm, block, place), prompt_tokens=len(ids), prompt_sha256=ids_sha256(ids), **found)
 

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from benchmarks.planted import PLANTS, AcceptsByP, Miniature, rule, shifted
-from specbench.certify import enumeration
+from specbench.certify import enumeration, permutation
 from specbench.certify.certificate import FILE, Certificate, Known, Verdict, known, most_wrong, read
 from specbench.certify.certify import certify
 from specbench.certify.following import Noise, Text, followed, logits_of, misfits, noise_of
@@ -255,6 +255,44 @@ def test_a_method_that_stops_gets_no_certificate_and_the_others_are_judged(tmp_p
     assert {one.method: one.class_ for one in made.greedy} == {"autoregressive": "exact", "pld": "untested"}
     assert "stopped: ValueError: out of ideas" in made.greedy[-1].why and not made.given
     assert "| pld | untested | - | - | untested | - | - | - |" in (out / "certificate.md").read_text()
+
+
+def test_an_interrupted_certificate_goes_on(tmp_path: Path) -> None:
+    asked = overrides(tmp_path, "method=[pld,medusa_typical]")
+    with patch("methods.medusa.Medusa.propose", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        certify(composed(asked, root="certify"), lambda *_: None)
+    assert not (tmp_path / FILE).exists()
+    with pytest.raises(InputError, match="holds verdicts of another target"):
+        certify(composed([*asked, "seed=1"], root="certify"), lambda *_: None)
+    told: list[str] = []
+    made, _ = certify(composed(asked, root="certify"), lambda what, *_: told.append(what))
+    assert "pld answers greedily" not in told and "medusa_typical answers greedily" in told
+    assert [one.class_ for one in made.greedy] == ["exact"] * 3 and sorted(path.name for path in tmp_path.iterdir()) == [
+        "certificate.json",
+        "certificate.md",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["sampling.temperature=0.01"], "draws=256: too few at this temperature"),
+        (["method=[sps]", "suite.per_task=1", "samples=8", "level=0.001"], "samples=8: too few for 1 prompt;"),
+    ],
+)
+def test_what_could_show_nothing_is_refused_at_once(tmp_path: Path, more: list[str], message: str) -> None:
+    told: list[str] = []
+    with pytest.raises(InputError, match=message):
+        certify(composed(overrides(tmp_path, *more), root="certify"), lambda what, *_: told.append(what))
+    assert not told
+
+
+def test_what_is_compared_is_drawn_afresh_where_it_looks_wrong() -> None:
+    apart = [[[0, 1]] * 16] * 6, [[[2, 3]] * 16] * 6
+    sound = [[[0, 1]] * 64] * 6, [[[0, 1]] * 64] * 6
+    found = permutation.examined(lambda times: sound if times > 1 else apart, 1e-3)
+    assert [one.p_value < 1e-3 for one in found] == [True, False] and found[1].samples == 384
+    assert len(permutation.examined(lambda times: sound, 1e-3)) == 1
 
 
 def test_a_certificate_is_not_written_over(tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ from scipy import stats
 
 from specbench import ROOT
 from specbench.errors import InputError
-from specbench.records import write_atomic
+from specbench.records import JsonLines, write_atomic
 
 SCHEMA = 1
 FILE = "certificate.json"
+UNFINISHED = "verdicts.jsonl"
 FOLDERS = (ROOT / "results" / "reference" / "certificates", Path("results") / "certificates")
 CONFIDENCE = 0.95
 GRAVITY = ("untested", "exact", "sampled", "tie", "lossy", "bug")  # of classes
@@ -33,6 +34,7 @@ TARGET = ("name", "shape", "path", "revision", "weights", "config")  # of a run'
 ENGINE = "specbench.engine.native.Native"  # whose texts are tested
 VERSIONS = ("torch", "transformers")
 WEIGHTS = ("dtype", "target_sha256", "draft_sha256")  # of its run.json
+TESTED = (*WEIGHTS, "suite_sha256", "code_sha256", "codes", "checkpoints", "versions", "device")  # what verdicts are of
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,35 @@ class Certificate:
             for one in found
             if _method(config, about, one.method) == _method(self.config, self.about, one.method)
         }
+
+
+class Unfinished:
+    """Verdicts of a certificate in the making, on the disk as they come, so that an interrupted one goes on."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Raises InputError for another certificate's."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / UNFINISHED
+        self._lines = JsonLines(self._path)
+        self._lines.repair()
+        rows = [row for _, row in self._lines.numbered()]
+        head = {"config": config, "about": {key: about.get(key) for key in TESTED}}
+        if not rows:
+            self._lines.append(head)
+        elif rows[0] != json.loads(json.dumps(head)):
+            raise InputError(f"out={folder}: holds verdicts of another target, other settings or code; choose another out")
+        self._found = {(row.pop("greedy"), row["method"]): Verdict(**row) for row in rows[1:]}
+
+    def verdict(self, greedy: bool, method: str) -> Verdict | None:
+        return self._found.get((greedy, method))
+
+    def add(self, greedy: bool, verdict: Verdict) -> None:
+        """What stopped is tried again."""
+        if verdict.class_ != "untested":
+            self._lines.append({"greedy": greedy, **asdict(verdict)})
+
+    def done(self) -> None:
+        self._path.unlink()
 
 
 def _identity(config: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -11,12 +11,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from specbench.build import built, check, check_types
-from specbench.certify import enumeration
-from specbench.certify.certificate import FILE, KEYS, Certificate, Verdict, most_wrong
+from specbench.certify import enumeration, permutation
+from specbench.certify.certificate import FILE, KEYS, Certificate, Unfinished, Verdict, most_wrong
 from specbench.certify.following import Noise, Text, followed, noise_of
 from specbench.certify.miniature import drafter_of, miniature
 from specbench.certify.order import leaks
-from specbench.certify.permutation import permutation_test
 from specbench.certify.shown import markdown
 from specbench.continuation import stamped
 from specbench.decoding.drafter import Drafter
@@ -67,7 +66,7 @@ OWN_RULES: Rules = {
 
 
 def certify(config: DictConfig, watch: Watch) -> tuple[Certificate, Path]:
-    """The certificate and its folder. Raises InputError."""
+    """The certificate and its folder, which config.out names from then on. Raises InputError."""
     quiet()
     check_rules(config, SHARED_RULES | OWN_RULES)
     check_types(load_model, {key: config.target[key] for key in LOADING}, "target")
@@ -81,11 +80,15 @@ def certify(config: DictConfig, watch: Watch) -> tuple[Certificate, Path]:
     drafters: dict[str, Drafter] = {str(label): built(settings) for label, settings in config.method.items()}
     target = target_of(config.target)
     check_prompts(questions, target)
-    out.mkdir(parents=True, exist_ok=True)  # one that cannot be written to is told of now
     about = provenance(target.model.device) | prints(config, target, suite, drafters)
-    made = _Tests(config, target, drafters, questions, watch).certificate(about)
+    tests = _Tests(config, target, drafters, questions, watch)
+    tests.check_enough()
+    unfinished = Unfinished(out, plain_config(config), about)
+    config.out = str(out)
+    made = tests.certificate(about, unfinished)
     made.write(out)
     write_atomic(out / "certificate.md", markdown(made))
+    unfinished.done()
     return made, out
 
 
@@ -102,17 +105,44 @@ def _unused(config: DictConfig) -> Path:
 class _Tests:
     """All that is tried on one target; what several methods are held against is made once."""
 
+    unfinished: Unfinished
+
     def __init__(
         self, config: DictConfig, target: Target, drafters: dict[str, Drafter], questions: Sequence[Question], watch: Watch
     ) -> None:
-        self.config, self.target, self.drafters, self.watch = config, target, drafters, watch
+        self.config, self.target, self.drafters, self.questions, self.watch = config, target, drafters, questions, watch
         self.engine = Native(profile=False)
         self.engine.open(target.model, drafters)
         self.plain = Sampling(max_new_tokens=config.sampling.max_new_tokens, stop_token_ids=target.model.eos_ids)
         self.warm = replace(self.plain, **{key: config.sampling[key] for key in KEYS})
-        self.prompts = self._asked(questions)
+        self.claimed = [label for label, drafter in drafters.items() if drafter.typical is None]
+        drawing = [label for label in self.claimed if drafters[label].draws]
+        self.compared = [BASELINE, *drawing] if drawing else []
+        # Bonferroni: half of the level for what is counted out, half for what is compared. A method whose drafts are not drawn
+        # writes autoregressive decoding's own texts, so that its tests are the same ones.
+        share = config.level / (2 if self.compared else 1)
+        self.counted_level = share / ((1 + len(drawing)) * len(enumeration.WINDOWS))
+        self.compared_level = share / max(1, len(self.compared))
 
-    def certificate(self, about: dict[str, Any]) -> Certificate:
+    def check_enough(self) -> None:
+        """Raises InputError where tests could show nothing, before they begin."""
+        if not self._can_count():
+            raise InputError(f"draws={self.config.draws}: too few at this temperature; expected more, or a higher temperature")
+        turns = sum(len(question.turns) for question in self.questions)
+        prompts = len(range(turns)[:: ceil(turns / CUT)])
+        if self.compared and not permutation.can_show([self.config.samples] * prompts, self.compared_level):
+            few = f"too few for {prompts} prompt{'s' * (prompts > 1)}"
+            raise InputError(f"samples={self.config.samples}: {few}; expected more, or a higher limit")
+
+    def _can_count(self) -> bool:
+        try:
+            small, _ = miniature(self.target.model.config.model_type)
+            return enumeration.can_show(small, self.warm, self.config.draws)
+        except Exception:  # what has no miniature is told of in the certificate
+            return True
+
+    def certificate(self, about: dict[str, Any], unfinished: Unfinished) -> Certificate:
+        self.unfinished = unfinished
         greedy = [self._greedy(label) for label in self.drafters]
         floor = greedy[list(self.drafters).index(BASELINE)].tests["texts"]
         return Certificate(
@@ -122,7 +152,7 @@ class _Tests:
             noise=asdict(self.noise),
             floor={"texts": floor["texts"], "differing": floor["texts"] - floor["equal"]},
             greedy=greedy,
-            sampled=self._sampled(),
+            sampled=[self._sampled(label) for label in self.drafters],
         )
 
     @cached_property
@@ -131,18 +161,19 @@ class _Tests:
         return {sampling: self._texts(BASELINE, sampling) for sampling in (self.plain, self.warm)}
 
     @cached_property
-    def plain_samples(self) -> list[list[list[int]]]:
-        return self._samples(BASELINE, 0)
+    def plain_samples(self) -> permutation.Texts:
+        return self._samples(BASELINE, 0, 1)
 
     @cached_property
     def noise(self) -> Noise:
         self.watch("the target's rounding", 0, NOISE_TEXTS)
         return noise_of(self.target.model, self.reference[self.plain][:NOISE_TEXTS], self.warm)
 
-    def _asked(self, questions: Sequence[Question]) -> list[list[int]]:
+    @cached_property
+    def prompts(self) -> list[list[int]]:
         """Every turn's prompt, behind autoregressive decoding's greedy answers."""
         found = []
-        for done, question in enumerate(questions):
+        for done, question in enumerate(self.questions):
             said: list[tuple[str, str | None]] = []
             for turn in question.turns:
                 prompt = render(self.target.chat, [*said, (turn, None)], self.target.tokenizer)
@@ -151,7 +182,7 @@ class _Tests:
                 found.append(prompt)
                 out = self.engine.generate(BASELINE, prompt, self.plain)
                 said.append((turn, answer_text(self.target.chat, self.target.tokenizer, out.output_ids)))
-            self.watch("the target answers", done + 1, len(questions))
+            self.watch("the target answers", done + 1, len(self.questions))
         return found
 
     def _texts(self, label: str, sampling: Sampling) -> list[Text]:
@@ -161,46 +192,40 @@ class _Tests:
         for at, prompt in enumerate(self.prompts):
             own = replace(sampling, seed=self.config.seed * most + at) if sampling.temperature else sampling
             found.append(Text(prompt, self.engine.generate(label, prompt, own).output_ids, own))
-            self.watch(f"{label} answers", at + 1, most)
+            self.watch(f"{label} answers {'sampled' if sampling.temperature else 'greedily'}", at + 1, most)
         return found
 
     def _greedy(self, label: str) -> Verdict:
         parts: list[Part] = [partial(self._followed, label, self.plain, self.noise.greedy)]
-        if self.drafters[label].outlives == "turn":
-            parts.append(partial(self._in_another_order, label))
-        return self._verdict(label, parts)
+        return self._verdict(label, [*parts, *self._ordered(label, self.plain)], greedy=True)
 
-    def _sampled(self) -> list[Verdict]:
-        """Bonferroni: half of the level for what is counted out, half for what is compared.
+    def _sampled(self, label: str) -> Verdict:
+        parts: list[Part] = []
+        if not self.drafters[label].draws:
+            parts.append(partial(self._followed, label, self.warm, self.noise.sampled))
+        if label in self.claimed:
+            parts.append(partial(self._counted, label))
+        if label in self.compared:
+            parts.append(partial(self._compared, label))
+        verdict = self._verdict(label, [*parts, *self._ordered(label, self.warm)], greedy=False)
+        by_design = label not in self.claimed and verdict.class_ != "untested"
+        return replace(verdict, class_="lossy") if by_design else verdict
 
-        A method whose drafts are not drawn writes autoregressive decoding's own texts, so that its tests are the same ones.
-        """
-        claimed = [label for label, drafter in self.drafters.items() if drafter.typical is None]
-        drawing = [label for label in claimed if self.drafters[label].draws]
-        compared = [BASELINE, *drawing] if drawing else []
-        share = self.config.level / (2 if compared else 1)
-        verdicts = []
-        for label, drafter in self.drafters.items():
-            parts: list[Part] = []
-            if not drafter.draws:
-                parts.append(partial(self._followed, label, self.warm, self.noise.sampled))
-            if label in claimed:
-                parts.append(partial(self._counted, label, share / ((1 + len(drawing)) * len(enumeration.WINDOWS))))
-            if label in compared:
-                parts.append(partial(self._compared, label, share / len(compared)))
-            verdict = self._verdict(label, parts)
-            by_design = label not in claimed and verdict.class_ != "untested"
-            verdicts.append(replace(verdict, class_="lossy") if by_design else verdict)
-        return verdicts
+    def _verdict(self, label: str, parts: Sequence[Part], greedy: bool) -> Verdict:
+        known = self.unfinished.verdict(greedy, label)
+        verdict = known or self._judged(label, parts)
+        if not known:
+            self.unfinished.add(greedy, verdict)
+        return verdict
 
-    def _verdict(self, label: str, parts: Sequence[Part]) -> Verdict:
+    def _judged(self, label: str, parts: Sequence[Part]) -> Verdict:
         why: list[str] = []
         figures: dict[str, Any] = {}
         try:
             for part in parts:
                 wrong, found = part()
                 why, figures = why + wrong, figures | found
-        except Exception as error:  # what stops may be right or wrong: nobody knows
+        except (Exception, SystemExit) as error:  # what stops may be right or wrong: nobody knows
             return Verdict(label, "bug" if why else "untested", figures, "; ".join([*why, f"stopped: {one_line(error)}"]))
         fine = figures["texts"]["class_"] if "texts" in figures else "sampled"
         return Verdict(label, "bug" if why else fine, figures, "; ".join(why))
@@ -211,14 +236,19 @@ class _Tests:
         texts = asdict(found) | {"class_": found.class_, "most_wrong": most_wrong(found.wrong, found.texts)}
         return [wrong] * (found.wrong > 0), {"texts": texts}
 
-    def _in_another_order(self, label: str) -> Findings:
+    def _ordered(self, label: str, sampling: Sampling) -> list[Part]:
+        forgets = self.drafters[label].outlives == "turn"
+        return [partial(self._in_another_order, label, sampling)] if forgets else []
+
+    def _in_another_order(self, label: str, sampling: Sampling) -> Findings:
         asked = self.prompts[:ORDERED]
         self.watch(f"{label} in another order", 0, len(asked))
-        leaked = leaks(lambda prompt: self.engine.generate(label, prompt, self.plain), asked)
+        leaked = leaks(lambda prompt: self.engine.generate(label, prompt, sampling), asked)
         wrong = f"remembers: {leaked} of {len(asked)} texts took other steps in another order"
         return [wrong] * (leaked > 0), {"order": {"texts": len(asked), "differing": leaked}}
 
-    def _counted(self, label: str, level: float) -> Findings:
+    def _counted(self, label: str) -> Findings:
+        level = self.counted_level
         settings: Any = OmegaConf.to_container(self.config.method[label], resolve=True)
         self.watch(f"{label} on the miniature target", 0, self.config.draws)
         small, draft = miniature(self.target.model.config.model_type)
@@ -234,19 +264,24 @@ class _Tests:
         rounds = [[asdict(test) for test in tests] for tests in found]
         return wrong, dict(zip(("enumerated", "enumerated_again"), rounds, strict=False))
 
-    def _compared(self, label: str, level: float) -> Findings:
-        found = permutation_test(self._samples(label, 1), self.plain_samples, level)
-        wrong = f"against autoregressive decoding: p = {found.p_value:.1e}"
-        return [wrong] * (found.p_value < level), {"permuted": asdict(found)}
+    def _compared(self, label: str) -> Findings:
+        def drawn(times: int) -> tuple[permutation.Texts, permutation.Texts]:
+            theirs = self.plain_samples if times == 1 else self._samples(BASELINE, 0, times)
+            return self._samples(label, 1, times), theirs
 
-    def _samples(self, label: str, side: int) -> list[list[list[int]]]:
-        """By prompt, `samples` texts of `tokens` tokens, side by side. The sides have random numbers of their own."""
+        found = permutation.examined(drawn, self.compared_level)
+        wrong = f"against autoregressive decoding: p = {found[-1].p_value:.1e}"
+        figures = dict(zip(("permuted", "permuted_again"), map(asdict, found), strict=False))
+        return [wrong] * (found[-1].p_value < self.compared_level), figures
+
+    def _samples(self, label: str, side: int, times: int) -> permutation.Texts:
+        """`times` `samples` texts of `tokens` tokens. Both sides, and each number of times, have random numbers of their own."""
         chosen = sorted(self.prompts, key=len)[:: ceil(len(self.prompts) / CUT)]
-        found, drafter, count = [], self.drafters[label], self.config.samples
+        found, drafter, count = [], self.drafters[label], times * self.config.samples
         self.target.model.tap(drafter.taps)
         drafter.reset()
         for at, prompt in enumerate(chosen):
-            seed = (2 * self.config.seed + side) * 1_000_003 + at
+            seed = (2 * self.config.seed + side) * 1_000_003 + (times - 1) * 1_009 + at
             ids = torch.tensor(prompt[: max(1, len(prompt) // 2)], device=self.target.model.device)
             sampling = replace(self.warm, max_new_tokens=self.config.tokens, seed=seed)
             found.append([out.output_ids for out in generate(self.target.model, drafter, [ids] * count, sampling)])

@@ -90,6 +90,12 @@ def examined(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws:
     return found
 
 
+def can_show(target: LanguageModel, sampling: Sampling, draws: int) -> bool:
+    """Whether a test of so many texts has two cells or more."""
+    wanted = exact(target, sampling)
+    return any(len(_pooled(expected, expected)[1]) > 1 for window in WINDOWS for expected in [_of(wanted, window) * draws])
+
+
 def g_tests(found: Array, wanted: Array, level: float) -> list[GTest]:
     """A test of every window that has two cells or more. level: of each test, for what it `finds`. Raises ValueError for none."""
     tests = [test for window in WINDOWS if (test := _g_test(found, wanted, window, level))]
@@ -100,7 +106,7 @@ def g_tests(found: Array, wanted: Array, level: float) -> list[GTest]:
 
 def _g_test(found: Array, wanted: Array, window: tuple[int, ...], level: float) -> GTest | None:
     draws = len(found)
-    probable = wanted.sum(axis=tuple(place for place in range(LONGEST) if place not in window))
+    probable = _of(wanted, window)
     counted = np.zeros(probable.shape)
     np.add.at(counted, tuple(found[:, window].T), 1)
     if counted[probable == 0].any():
@@ -110,6 +116,12 @@ def _g_test(found: Array, wanted: Array, window: tuple[int, ...], level: float) 
         return None
     statistic, p_value = stats.power_divergence(observed, expected, lambda_="log-likelihood")
     return GTest(window, draws, len(expected), float(statistic), float(p_value), finds(len(expected), draws, level), level)
+
+
+def _of(wanted: Array, window: tuple[int, ...]) -> Array:
+    """The probabilities of the window's tokens alone."""
+    alone: Array = wanted.sum(axis=tuple(place for place in range(LONGEST) if place not in window))
+    return alone
 
 
 def _pooled(observed: Array, expected: Array) -> tuple[Array, Array]:

@@ -62,7 +62,7 @@ def _counted(verdict: Verdict) -> str:
 
 
 def _compared(verdict: Verdict) -> str:
-    found = verdict.tests.get("permuted")
+    found = verdict.tests.get("permuted_again", verdict.tests.get("permuted"))
     return f"{found['p_value']:.2g}" if found else "-"
 
 
@@ -86,7 +86,8 @@ def _notes(certificate: Certificate) -> list[str]:
         f" that is {finds} away in total variation between the cells is found by them with a power of 0.99. Where they look"
         f" wrong, four times as many texts are drawn afresh, and those count{_below(tests)}.",
         "- compared: p-value of a permutation test of n-gram counts against autoregressive decoding on the target itself;"
-        f" autoregressive's own row compares two samples of it{_below(permuted)}.",
+        f" autoregressive's own row compares two samples of it. Where it looks wrong, four times as many texts of both are drawn"
+        f" afresh, and those count{_below(permuted)}.",
         f"- The statistical tests together raise a false alarm with a chance of at most {certificate.level:g}.",
     ]
     untried = {one.method: one.tests["not enumerated"] for one in certificate.sampled if "not enumerated" in one.tests}
