@@ -240,8 +240,9 @@ class Miniature:
 
     def _samples(self, plant: Plant, method: str, seed: int, times: int) -> permutation.Texts:
         drafter, found = self._drafter(replace(plant, method=method)), []
-        sampling = replace(plant.sampling, max_new_tokens=TEXT, seed=1_009 * (times - 1) + seed)
-        for prompt in self._prompts(seed // 2)[:OF_THOSE]:
+        first = (1_009 * (times - 1) + seed) * OF_THOSE
+        for at, prompt in enumerate(self._prompts(seed // 2)[:OF_THOSE]):
+            sampling = replace(plant.sampling, max_new_tokens=TEXT, seed=first + at)
             outs = generate(self.target, drafter, [torch.tensor(prompt)] * times * SAMPLES, sampling)
             found.append([out.output_ids for out in outs])
         return found
@@ -312,12 +313,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reports/planted"), metavar="FOLDER")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    small, rows, earlier = Miniature(options.draws), [], rows_of(options.out, options.draws)
-    for plant in (*PLANTS, *COMPARED, *SOUND):
-        times = options.sound if plant in SOUND else options.repetitions
-        rows.append(found_before(plant, times, earlier) or measured(small, plant, times))
-        console.print(" · ".join(rows[-1].cells()), markup=False, highlight=False)
-        written(rows, options.draws, options.out)
+    small, earlier = Miniature(options.draws), rows_of(options.out, options.draws)
+    times = {plant: options.sound if plant in SOUND else options.repetitions for plant in (*PLANTS, *COMPARED, *SOUND)}
+    rows = {plant: found_before(plant, times[plant], earlier) for plant in times}
+    for plant in times:
+        row = rows[plant] = rows[plant] or measured(small, plant, times[plant])
+        console.print(" · ".join(row.cells()), markup=False, highlight=False)
+        written([row for row in rows.values() if row], options.draws, options.out)
 
 
 if __name__ == "__main__":
