@@ -108,10 +108,7 @@ def certify(argv: list[str]) -> int:
     from specbench.progress import TrainingDisplay
 
     with TrainingDisplay(console) as display:
-        try:
-            made, out = go(config, display.at)
-        except KeyboardInterrupt:
-            return _stopped(Path(config.out) if config.out else None)
+        made, out = go(config, display.at)
     _widened()
     console.print(table(made))
     console.print(
@@ -198,6 +195,7 @@ def _overriding(command: str, root: str = "config", called: str | None = None) -
 
 def _parsed(parser: _Parser, argv: list[str]) -> argparse.Namespace:
     options = parser.parse_intermixed_args(argv)
+    options.overrides = [f"++{given}" if given.startswith("sweep.") else given for given in options.overrides]
     for given in options.overrides:
         key, equals, _ = given.partition("=")
         if not key or not (equals or key.startswith("~")):
@@ -233,9 +231,9 @@ def _widened() -> None:
         console.width = max(console.width, LOG_WIDTH)
 
 
-def _stopped(run: Path | None) -> int:
-    """Say how a run goes on, if it had begun."""
-    print("specbench: stopped" + (f"; the same command with out={run} goes on from here" if run else ""), file=sys.stderr)
+def _stopped(folder: Path | None) -> int:
+    """Say how what was stopped goes on, if it had begun."""
+    print("specbench: stopped" + (f"; the same command with out={folder} goes on from here" if folder else ""), file=sys.stderr)
     return 130
 
 
@@ -261,9 +259,10 @@ def main() -> None:
     except InputError as error:
         status = refuse(error)
     except OSError as error:  # a full disk, a folder that may not be written
-        status = refuse(InputError(str(error)))
-    except KeyboardInterrupt:
-        status = _stopped(None)
+        told = f"{error.filename}: {error.strerror}; out=FOLDER says where to write" if error.filename else str(error)
+        status = refuse(InputError(told))
+    except KeyboardInterrupt as stop:
+        status = _stopped(next(iter(stop.args), None))
     sys.exit(status)
 
 

@@ -152,7 +152,7 @@ def _one_line(error: Exception, overrides: Sequence[str], config_dir: Path | Non
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'", text):
         key, value = ambiguous.groups()
         once = f"{key}=[{value}] for one run with all of them" if key in LISTS else "one value"
-        return f"{key}={value}: expected {once}, or -m for a run of each"
+        return f"{key}={value}: expected {once}" + ", or -m for a run of each" * (root == RUN)
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(unknown[1], overrides, config_dir, root)
     place = getattr(error, "full_key", None)
@@ -163,7 +163,8 @@ def _unknown_key(given: str, overrides: Sequence[str], config_dir: Path | None, 
     """Names the nearest key among those of the chosen target, methods and so on."""
     keys = [override.split("=")[0] for override in overrides]
     choices = [override for override, key in zip(overrides, keys, strict=True) if key in GROUPS and key != given]
-    return f"{given}: no such setting; the nearest is {closest(given, _keys(_composed(choices, config_dir, root)))}"
+    whose = "" if root == RUN else f" of specbench {root}"
+    return f"{given}: no such setting{whose}; the nearest is {closest(given, _keys(_composed(choices, config_dir, root)))}"
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:

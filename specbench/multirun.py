@@ -23,7 +23,10 @@ MARK = "multirun.yaml"  # that Hydra leaves in a sweep's folder
 
 
 def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list[Path]]:
-    """Run every combination, all checked before the first; the folder of the sweep and the run directories in it."""
+    """Run every combination, all checked before the first; the folder of the sweep and the run directories in it.
+
+    Raises KeyboardInterrupt with the folder once that is written to.
+    """
     with explained(overrides, config_dir):
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     jobs = [composed(job, config_dir) for job in _jobs(parsed)]  # before torch is imported, which takes seconds
@@ -40,8 +43,11 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list
     extra = ["--config-dir", str(config_dir.resolve())] if config_dir else []
     sys.argv = ["specbench", "--multirun", *overrides, *own, *extra]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's only way not to print tracebacks and exit by itself
-    with explained(overrides, config_dir):
-        _job()
+    try:
+        with explained(overrides, config_dir):
+            _job()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(folder) from None
     return folder, sorted(path.parent for path in folder.rglob("summary.csv") if RunDirectory(path.parent).is_run())
 
 

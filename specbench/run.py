@@ -20,7 +20,7 @@ from specbench.datastore.leakage import check_tokenizers, leakage
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
-from specbench.devices import release_memory
+from specbench.devices import pick_device, pick_dtype, release_memory
 from specbench.engine.base import Engine
 from specbench.errors import InputError, one_line
 from specbench.harness import Harness, Target, Watcher
@@ -90,6 +90,7 @@ def check_values(config: DictConfig) -> None:
     if config.context not in CONTEXTS:
         raise InputError(f"context={config.context}: expected {nearest(config.context, CONTEXTS)}")
     check_types(load_model, {key: config.target[key] for key in LOADING}, "target")
+    pick_dtype(config.target.dtype, pick_device(config.target.device))
     check(config.suite, "suite")
     for group in ("method", "engine"):
         for label, settings in config[group].items():

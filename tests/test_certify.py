@@ -195,7 +195,7 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
     (tmp_path / "results" / "certificates" / "old").mkdir()
     (tmp_path / "results" / "certificates" / "old" / FILE).write_text('{"schema": 0}')
     run = CONFIG | {"method": {"pld": {"length": 10}, "sps": {}}}
-    assert known(run, PROVENANCE) == {"pld": Known("exact", "2026-11-20", same_version=True)}
+    assert known(run, PROVENANCE) == {"pld": Known("exact", "2026-11-20", texts=1, same_version=True)}
     others = [{"code_sha256": "another"}, {"codes": {"pld": "another"}}, {"continued": [{"code_sha256": "another"}]}]
     assert {str(known(run, PROVENANCE | other)["pld"]) for other in others} == {"exact, in another version"}
     assert known(run, PROVENANCE | {"codes": {"sps": "another"}})["pld"].same_version

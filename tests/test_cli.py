@@ -255,6 +255,16 @@ def test_an_experiments_sweep_becomes_a_run_for_each_value(cli: Cli, tiny: Tiny,
     assert status == 2 and "sweep.limit=3: expected a list of values" in err
 
 
+def test_a_sweep_that_is_stopped_says_how_it_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("specbench.multirun._job", stopped)
+    monkeypatch.setattr(sys, "argv", [])
+    status, _, err = cli("run", "sweep.limit=[1,2]", "out=results/sweep")
+    assert status == 130 and "the same command with out=results/sweep goes on from here" in err
+
+
 def test_what_the_command_line_gives_is_not_swept() -> None:
     swept = OmegaConf.create({"sampling": {"temperature": [0, 1]}, "target.dtype": ["float32", "bfloat16"]})
     assert values_of(swept, ["target.dtype=float32", "limit=1"]) == ["sampling.temperature=0,1"]

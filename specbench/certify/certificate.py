@@ -160,10 +160,14 @@ def read(path: Path) -> Certificate:
 
 @dataclass(frozen=True)
 class Known:
-    """What certificates say of a method: those of the same code, torch and transformers, if there are any."""
+    """What certificates say of a method: those of the same code, torch and transformers, if there are any.
+
+    texts: that were followed, of each method.
+    """
 
     class_: str
     day: str
+    texts: int
     same_version: bool
 
     def __str__(self) -> str:
@@ -179,7 +183,7 @@ def known(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Know
     for one in sorted(_readable(), key=lambda one: str(one.about.get("started"))):
         for label, class_ in one.verdicts(config, about).items():
             same = _versions(one.about, label) == _versions(about, label)
-            new = Known(class_, str(one.about.get("started"))[:10], same)
+            new = Known(class_, str(one.about.get("started"))[:10], one.floor["texts"], same)
             found[label] = max(found.get(label, new), new, key=_weight)
     return found
 

@@ -66,7 +66,7 @@ OWN_RULES: Rules = {
 
 
 def certify(config: DictConfig, watch: Watch) -> tuple[Certificate, Path]:
-    """The certificate and its folder, which config.out names from then on. Raises InputError."""
+    """The certificate and its folder. Raises InputError; KeyboardInterrupt with the folder once that is written to."""
     quiet()
     check_rules(config, SHARED_RULES | OWN_RULES)
     check_types(load_model, {key: config.target[key] for key in LOADING}, "target")
@@ -84,8 +84,10 @@ def certify(config: DictConfig, watch: Watch) -> tuple[Certificate, Path]:
     tests = _Tests(config, target, drafters, questions, watch)
     tests.check_enough()
     unfinished = Unfinished(out, plain_config(config), about)
-    config.out = str(out)
-    made = tests.certificate(about, unfinished)
+    try:
+        made = tests.certificate(about, unfinished)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(out) from None
     made.write(out)
     write_atomic(out / "certificate.md", markdown(made))
     unfinished.done()

@@ -42,7 +42,7 @@ def alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     of_the_run = (_profiled, _continued, _missing, _errors, _leaked, _certified, _drift, _spread)
     found = [*_baseline(run, summary), *(alarm for look in of_the_run for alarm in look(run))]
     for row in summary.to_dict("records"):
-        found += [*_conversion(row), *_drafted_nothing(row), *_unfinished(row), *_estimators(row)]
+        found += [*_one_question(row), *_conversion(row), *_drafted_nothing(row), *_unfinished(row), *_estimators(row)]
     return sorted(found, key=lambda alarm: alarm.level)
 
 
@@ -131,6 +131,11 @@ def _spread(run: LoadedRun) -> Iterator[Alarm]:
         if spread > max(2 * baseline, LEAST_SPREAD):
             message = f"repeats of a turn differ by {spread:.1%} in time, autoregressive's by {baseline:.1%}"
             yield Alarm("notice", str(method), OVERALL, message)
+
+
+def _one_question(row: Row) -> Iterator[Alarm]:
+    if row["method"] == BASELINE and row["task"] == OVERALL and pd.isna(row["speedup_low"]):
+        yield Alarm("notice", "the run", OVERALL, "a task with one question has no interval, nor has overall")
 
 
 def _estimators(row: Row) -> Iterator[Alarm]:

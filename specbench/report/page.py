@@ -132,7 +132,7 @@ def _facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in named if version),
         "autoregressive otherwise": described(run.provenance.get("baseline") or []),
         "numbers": row["kind"],
-        "certified": ", ".join(sorted({one.day for one in run.certified.values()})),
+        "certified": ", ".join(sorted({f"{one.day} ({one.texts} texts)" for one in run.certified.values()})),
         "datastores": "; ".join(_stores(run)),
     }
     return {name: str(value) for name, value in facts.items() if value != ""}

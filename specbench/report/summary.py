@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from specbench import metrics, statistics
-from specbench.metrics import CELL, OVERALL, QUESTION
+from specbench.metrics import BASELINE, CELL, OVERALL, QUESTION
 from specbench.report.loaded import LoadedRun, first, method_order, task_order
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9}
@@ -73,8 +73,8 @@ def summarise(run: LoadedRun) -> pd.DataFrame:
     rows = cells.reset_index().assign(**identity(run))
     rows["lossless"] = [str(run.certified.get(method, UNKNOWN)) for method in rows["method"]]
     rows["engine"] = [engine_of(run, method) for method in rows["method"]]
-    if not sampled(rows["temperature"].iloc[0]):
-        rows[SEEDS] = np.nan  # repeats of the very same text
+    drawn = sampled(rows["temperature"].iloc[0])  # else repeats are of the very same text
+    rows.loc[(rows["method"] == BASELINE) | (not drawn), SEEDS] = np.nan
     whole = ["questions", "repeats", "errors", "unpaired"]
     rows[whole] = rows[whole].fillna(0).astype(int)
     return _sorted(rows, run)[COLUMNS]

@@ -80,26 +80,23 @@ def marked(row: Row | Mapping[Any, Any]) -> str:
 
 
 def interval_cell(row: Row) -> str:
-    """2.31 [2.20, 2.44]; autoregressive 1.00; – without a number."""
-    if pd.isna(row["speedup"]):
-        return "–"
-    if row["method"] == BASELINE or pd.isna(row["speedup_low"]):
-        return f"{row['speedup']:.2f}"
-    return f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
+    """2.31 [2.20, 2.44]; overall of several seeds 2.31 ± 0.04 [2.20, 2.44]; autoregressive 1.00; – without a number."""
+    return _cell(row, " [{}, {}]")
 
 
 def _terminal_cell(row: Row) -> str:
-    speedup = "–" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}"
-    if row["method"] == BASELINE or pd.isna(row["speedup_low"]):
-        return speedup
-    return f"{speedup}\n[dim]{row['speedup_low']:.2f}–\n{row['speedup_high']:.2f}[/dim]"
+    return _cell(row, "\n[dim]{}–\n{}[/dim]").replace(" ± ", "\n±")
 
 
 def _latex_cell(row: Row) -> str:
-    speedup = "--" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}"
+    return _cell(row, r" {{\scriptsize [{}, {}]}}", missing="--")
+
+
+def _cell(row: Row, interval: str, missing: str = "–") -> str:
+    speedup = spread(row["speedup"], row["speedup_seed_sd"] if row["task"] == OVERALL else float("nan"), missing)
     if row["method"] == BASELINE or pd.isna(row["speedup_low"]):
         return speedup
-    return rf"{speedup} {{\scriptsize [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]}}"
+    return speedup + interval.format(f"{row['speedup_low']:.2f}", f"{row['speedup_high']:.2f}")
 
 
 def terminal(summary: pd.DataFrame, run: str = "") -> Table:
@@ -135,7 +132,7 @@ def latex(summary: pd.DataFrame) -> str:
     lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", header + r" \\", r"\midrule"]
     for row in cells.to_dict("records"):
         texts = [text.translate(_LATEX) if name in names else text.replace("%", r"\%") for name, text in row.items()]
-        lines.append(" & ".join(text.replace("–", "--") for text in texts) + r" \\")
+        lines.append(" & ".join(text.replace("–", "--").replace("±", r"$\pm$") for text in texts) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
