@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks import datastore, embedded, memory, overhead, peer, trained, training_free, verification
-from specbench.cli import console
 from specbench.metrics import OVERALL
+from specbench.parsing import console
 from specbench.statistics import Interval
 
 TASKS = ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag"]

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from specbench.cli import console
 from specbench.compose import composed
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
 from specbench.engine.native import Native
+from specbench.parsing import console
 from specbench.progress import ProgressDisplay
 from specbench.run import Target, built, execute, questions_of, target_of
 

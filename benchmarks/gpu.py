@@ -24,12 +24,12 @@ from benchmarks.embedded import opened
 from specbench.certify.certificate import FILE, read
 from specbench.certify.certify import certify
 from specbench.certify.shown import table
-from specbench.cli import LOG_WIDTH, console
 from specbench.compose import composed
 from specbench.cost import card, copy_bandwidth
 from specbench.decoding.loop import Generation
 from specbench.devices import device_name, pick_device
 from specbench.errors import InputError, refuse
+from specbench.parsing import LOG_WIDTH, console
 from specbench.progress import ProgressDisplay, TrainingDisplay
 from specbench.report import render as render_report
 from specbench.run import execute

@@ -25,7 +25,6 @@ from specbench.certify.certificate import most_wrong
 from specbench.certify.following import Text, followed, noise_of
 from specbench.certify.miniature import TOKENS, drafter_of, miniature
 from specbench.certify.order import leaks
-from specbench.cli import console
 from specbench.compose import composed
 from specbench.decoding import language_model, loop, verify
 from specbench.decoding.drafter import Drafter
@@ -34,6 +33,7 @@ from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling, probabilities
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Sampled, Verified
+from specbench.parsing import console
 from specbench.records import write_atomic
 
 LEVELS = {"counted out": 0.005 / 100, "compared": 0.005 / 5}  # of a test in a certificate of twenty methods, four of which draw

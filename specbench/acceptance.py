@@ -28,8 +28,8 @@ def steps_of(trials: Sequence[Trial]) -> list[Steps]:
     """Of the turns that have steps: finished ones of an engine that can see them."""
     found = []
     for trial in trials:
-        if not trial.failed and trial.committed:
-            assert trial.depth is not None and trial.drafted is not None and trial.accepted is not None
+        if not trial.failed and trial.committed and trial.depth is not None:
+            assert trial.drafted is not None and trial.accepted is not None
             found.append(Steps(trial.depth, trial.drafted, trial.accepted, trial.committed))
     return found
 

@@ -5,29 +5,18 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
-from rich.console import Console
-
+from specbench import commands
 from specbench.errors import InputError, refuse
 from specbench.hints import nearest
-
-console = Console()
-LOG_WIDTH = 140  # of tables outside a terminal, where rich would squeeze them into 80 columns
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours: one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+from specbench.parsing import Parser, console, overriding, parsed, widened
 
 
 def run(argv: list[str]) -> int:
     """Time methods against autoregressive decoding."""
-    parser = _overriding("run")
+    parser = overriding("run", run.__doc__)
     parser.add_argument("-m", "--multirun", action="store_true", help="one run for each of the values that a comma separates")
-    options = _parsed(parser, argv)
+    options = parsed(parser, argv)
     if options.multirun:
         return _sweep(options)
     from specbench.compose import composed
@@ -57,7 +46,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def report(argv: list[str]) -> int:
     """Tables, figures and the page of finished runs."""
-    parser = _Parser(prog="specbench report", description=report.__doc__)
+    parser = Parser(prog="specbench report", description=report.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, help="default: reports/<name of the run>")
     options = parser.parse_args(argv)
@@ -66,7 +55,7 @@ def report(argv: list[str]) -> int:
 
 def cost(argv: list[str]) -> int:
     """The roofline card of a target (weights=random: nothing is downloaded)."""
-    options = _parsed(_overriding("cost"), argv)
+    options = parsed(overriding("cost", cost.__doc__), argv)
     from specbench.compose import composed
 
     config = composed(options.overrides, options.config_dir)
@@ -80,7 +69,7 @@ def cost(argv: list[str]) -> int:
 
 def train(argv: list[str]) -> int:
     """Train a drafter's own weights for a target."""
-    options = _parsed(_overriding("train", "train"), argv)
+    options = parsed(overriding("train", train.__doc__, "train"), argv)
     from specbench.compose import composed
 
     config = composed(options.overrides, options.config_dir, "train")
@@ -98,7 +87,7 @@ def train(argv: list[str]) -> int:
 
 def certify(argv: list[str]) -> int:
     """Prove that the text of methods is the target's own, or find where it is not (exit status 1)."""
-    options = _parsed(_overriding("certify", "certify"), argv)
+    options = parsed(overriding("certify", certify.__doc__, "certify"), argv)
     from specbench.compose import composed
 
     config = composed(options.overrides, options.config_dir, "certify")
@@ -109,7 +98,7 @@ def certify(argv: list[str]) -> int:
 
     with TrainingDisplay(console) as display:
         made, out = go(config, display.at)
-    _widened()
+    widened()
     console.print(table(made))
     console.print(
         f"certificate {'given' if made.given else 'not given'}: {out / 'certificate.json'}", markup=False, soft_wrap=True
@@ -123,7 +112,7 @@ def datastore(argv: list[str]) -> int:
     """Build a store of texts that REST drafts from (specbench datastore build)."""
     if argv[:1] != ["build"]:
         return _explained_datastore(argv)
-    options = _parsed(_overriding("datastore", "datastore", "datastore build"), argv[1:])
+    options = parsed(overriding("datastore build", datastore.__doc__, "datastore"), argv[1:])
     from specbench.compose import composed
 
     config = composed(options.overrides, options.config_dir, "datastore")
@@ -145,7 +134,7 @@ def _explained_datastore(argv: list[str]) -> int:
 
 def doctor(argv: list[str]) -> int:
     """What this machine can do, and what is missing."""
-    _Parser(prog="specbench doctor", description=doctor.__doc__).parse_args(argv)
+    Parser(prog="specbench doctor", description=doctor.__doc__).parse_args(argv)
     from specbench.doctor import checks, render
 
     found = checks()
@@ -155,7 +144,7 @@ def doctor(argv: list[str]) -> int:
 
 def list_(argv: list[str]) -> int:
     """What may be chosen: targets, methods, tasks, suites, engines."""
-    parser = _Parser(prog="specbench list", description=list_.__doc__)
+    parser = Parser(prog="specbench list", description=list_.__doc__)
     parser.add_argument("--config-dir", type=Path, metavar="DIR")
     folder = parser.parse_args(argv).config_dir
     from specbench.compose import GROUPS, check_folder, options
@@ -169,6 +158,12 @@ def list_(argv: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": run,
     "report": report,
+    "compare": commands.compare,
+    "plan": commands.plan,
+    "replay": commands.replay,
+    "paper": commands.paper,
+    "export": commands.export,
+    "import": commands.import_,
     "certify": certify,
     "train": train,
     "datastore": datastore,
@@ -178,57 +173,17 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def _overriding(command: str, root: str = "config", called: str | None = None) -> _Parser:
-    from specbench.compose import CONF
-
-    settings = (CONF / f"{root}.yaml").read_text(encoding="utf-8").split("\nhydra:")[0]
-    parser = _Parser(
-        prog=f"specbench {called or command}",
-        description=COMMANDS[command].__doc__,
-        epilog=f"The settings and their defaults; specbench list says what may be chosen.\n\n{settings}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as method=[pld,sps] limit=10 out=results/my-run")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a further folder of method/, task/, target/ YAMLs")
-    return parser
-
-
-def _parsed(parser: _Parser, argv: list[str]) -> argparse.Namespace:
-    options = parser.parse_intermixed_args(argv)
-    options.overrides = [f"++{given}" if given.startswith("sweep.") else given for given in options.overrides]
-    for given in options.overrides:
-        key, equals, _ = given.partition("=")
-        if not key or not (equals or key.startswith("~")):
-            raise InputError(f"{given}: expected KEY=VALUE, {_meant(given, options.config_dir)}")
-    return options
-
-
-def _meant(given: str, config_dir: Path | None) -> str:
-    """The override that a bare word may have been meant as."""
-    from specbench.compose import GROUPS, LISTS, options
-
-    for group in GROUPS:
-        if given in options(group, config_dir):
-            return f"such as {group}=[{given}]" if group in LISTS else f"such as {group}={given}"
-    return "such as limit=10 or method=[pld,sps]"
-
-
 def _report(runs: list[Path], out: Path) -> int:
     from specbench.report import render
 
     files = render(runs, out)
-    _widened()
+    widened()
     for table in files.terminal:
         console.print(table)
     for alarm in files.alarms:
         console.print(alarm, markup=False, highlight=False, soft_wrap=True)
     console.print(f"page: {files.page}", markup=False, soft_wrap=True)
     return 0
-
-
-def _widened() -> None:
-    if not console.is_terminal:
-        console.width = max(console.width, LOG_WIDTH)
 
 
 def _stopped(folder: Path | None) -> int:

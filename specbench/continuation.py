@@ -4,8 +4,10 @@ A run is resumed, or extended by more methods, further engines or more repeats; 
 """
 
 import os
+import re
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -50,6 +52,33 @@ def alone(run: RunDirectory) -> Iterator[None]:
     finally:
         if folder is not None:
             os.close(folder)
+
+
+@contextmanager
+def sole_timer(device: str, waiting: Callable[[], None]) -> Iterator[None]:
+    """Waits, after saying so, while another process of this machine times on the device: two would measure each other."""
+    path = Path(tempfile.gettempdir()) / f"specbench-{re.sub(r'[^A-Za-z0-9]+', '-', device)}.lock"
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666) if fcntl else None
+    except OSError:  # another user's, on a system that protects it
+        file = None
+    try:
+        if file is not None:
+            _take(file, waiting)
+        yield
+    finally:
+        if file is not None:
+            os.close(file)
+
+
+def _take(file: int, waiting: Callable[[], None]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waiting()
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return
 
 
 def _lock(folder: int, run: RunDirectory) -> None:

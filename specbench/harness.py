@@ -1,6 +1,6 @@
 """Runs a schedule: warm-up, repeats, resume, records to disk. Knows no method and no task by name."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import CapacityError, Generation
 from specbench.devices import peak_memory_bytes, reset_peak_memory
 from specbench.errors import one_line
+from specbench.meters import Meters
 from specbench.metrics import BASELINE
 from specbench.prompts import answer_text, render, retokenised
 from specbench.records import Prompt, QuestionId, RunDirectory, Trial, TrialKey, ids_sha256
@@ -68,6 +69,9 @@ class Harness:
     finished: dict[TrialKey, Trial] = field(default_factory=dict, init=False)
     _prompts: dict[tuple[QuestionId, int, str], list[int]] = field(default_factory=dict, init=False)  # question, turn, source
     _noted: set[tuple[QuestionId, int, str]] = field(default_factory=set, init=False)  # in prompts.jsonl: question, turn, sha256
+
+    def __post_init__(self) -> None:
+        self._meters = Meters(self.target.model.device)
 
     def go(self) -> None:
         """Run what is missing: trials already in the run directory are kept, except those of a warm arm's broken repeat."""
@@ -136,8 +140,9 @@ class Harness:
         try:
             ids = self._prompt(arm, block)
             reset_peak_memory(self.target.model.device)
+            self._meters.start()
             out = arm.engine.generate(arm.method, ids, self.schedule.sampling_of(block))
-            found = self._measured(arm, block, out)
+            found = asdict(self._meters.stop()) | self._measured(arm, block, out)
         except CapacityError as error:
             found = {"new_tokens": 0, "finish_reason": "capacity", "error": str(error)}
         except NoContextError as error:

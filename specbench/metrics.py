@@ -23,7 +23,7 @@ CELL = ["method", "task"]
 QUESTION = ["method", "task", "question_id"]
 
 _PER_STEP = ["drafted", "depth", "accepted", "committed"]
-_COUNTS = ["new_tokens", "seconds", "decode_tokens", "decode_seconds", "steps", "forwards", "retokenised"]
+_COUNTS = ["new_tokens", "seconds", "decode_tokens", "decode_seconds", "steps", "forwards", "retokenised", "energy_j"]
 
 
 def trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
@@ -31,7 +31,17 @@ def trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
     fields = list(Trial.__dataclass_fields__)
     rows = [{**trial.to_row(), **_sums(trial), "failed": trial.failed} for trial in trials]
     frame = pd.DataFrame(rows, columns=[*fields, "failed"])
-    for name in ("steps", "prefill_s", "decode_s", "draft_s", "verify_s", "retokenised", "peak_memory_bytes", *_PER_STEP):
+    for name in (
+        "steps",
+        "prefill_s",
+        "decode_s",
+        "draft_s",
+        "verify_s",
+        "retokenised",
+        "peak_memory_bytes",
+        "energy_j",
+        *_PER_STEP,
+    ):
         frame[name] = pd.to_numeric(frame[name])
     frame["seconds"] = frame["prefill_s"].fillna(0) + frame["decode_s"]
     frame["decode_seconds"] = frame["decode_s"].where(frame["prefill_s"].notna())
@@ -78,9 +88,11 @@ def question_ratios(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def question_latencies(pairs: pd.DataFrame) -> pd.DataFrame:
-    """One row per method, task and question, all repeats together: ms_per_token, prefill included."""
-    sums = pairs.groupby(QUESTION, sort=False)[["seconds", "new_tokens"]].sum(min_count=1)
-    return (1e3 * sums["seconds"] / sums["new_tokens"]).rename("ms_per_token").reset_index()
+    """One row per method, task and question: ms_per_token over all repeats, prefill included; new_tokens, mean of a repeat."""
+    groups = pairs.groupby(QUESTION, sort=False)
+    sums = groups[["seconds", "new_tokens"]].sum(min_count=1)
+    rows = pd.DataFrame({"ms_per_token": 1e3 * sums["seconds"] / sums["new_tokens"], "new_tokens": groups["new_tokens"].mean()})
+    return rows.reset_index()
 
 
 def _rate(sums: pd.DataFrame, side: str) -> pd.Series:
@@ -116,6 +128,7 @@ def pooled(pairs: pd.DataFrame) -> pd.DataFrame:
             "acceptance_rate": sums["accepted"] / sums["depth"].where(sums["depth"] > 0),
             "tokens_per_forward": sums["new_tokens"] / sums["forwards"],
             "drafted": sums["drafted"],
+            "joules_per_token": sums["energy_j"] / sums["new_tokens"],
         }
     )
 

@@ -44,7 +44,7 @@ class Trial:
     repeat: int
     order: int  # position inside the block
     state: str  # cold | warm
-    kind: str = "measured"  # | synthetic: the drafts were made from the answer itself
+    kind: str = "measured"  # | synthetic: the drafts were made from the answer itself | replayed: counts alone | imported
     prompt_tokens: int
     prompt_sha256: str
     new_tokens: int
@@ -65,6 +65,8 @@ class Trial:
     output_sha256: str | None = None
     retokenised: int | None = None
     peak_memory_bytes: int | None = None
+    energy_j: float | None = None  # of the whole card or processor
+    throttled: list[str] | None = None  # why clocks were held down during the turn; None: nobody says
     error: str | None = None
 
     @property

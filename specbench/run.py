@@ -1,7 +1,9 @@
 """The composition root: a resolved config becomes a suite, a target, methods, engines and a harness. Only here config is read."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from specbench.baseline import Rates, other_dtypes, rates, ways
 from specbench.build import built, check, check_types
 from specbench.checkpoints import RANDOM
-from specbench.continuation import alone, open_run, run_directory
+from specbench.continuation import alone, open_run, run_directory, sole_timer
 from specbench.datastore.leakage import check_tokenizers, leakage
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
@@ -60,7 +62,8 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
         engine.open(target.model, drafters)
     sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids)
     schedule = Schedule(config.repeats, config.seed, config.context, sampling)
-    with alone(run):
+    waiting = partial(watcher.doing, "waiting for another run on this device", long=True)
+    with alone(run), sole_timer(str(target.model.device), waiting):
         watcher.writes(run.path)
         turns = sum(len(question.turns) for question in questions)
         about = provenance(target.model.device) | prints(config, target, suite, drafters) | {"turns": turns}
@@ -163,6 +166,13 @@ def questions_of(config: DictConfig, suite: Suite, limit: int | None) -> list[Qu
         has = nearest(tasks[0], list(dict.fromkeys(question.task for question in there)))
         raise InputError(f"suite {suite.name} has no question of task {', '.join(tasks)}; it has {has or 'none at all'}")
     return subsample(chosen, limit, config.seed)
+
+
+def planned(config: DictConfig) -> tuple[dict[str, int], list[str], int]:
+    """Questions by task, methods and repeats of a run, without loading a model. Raises InputError."""
+    check_values(config)
+    counts = Counter(question.task for question in questions_of(config, built(config.suite), config.limit))
+    return dict(counts), [str(label) for label in config.method], config.repeats
 
 
 def target_of(settings: DictConfig) -> Target:

@@ -51,18 +51,15 @@ def mean_interval(
     (normal) there, while one bootstrap-t interval in twenty is 5 to 20 times as wide as the median one.
     """
     groups = [np.asarray(values, dtype=np.float64) for values in strata if len(values)]
-    if not groups:
-        return Interval(np.nan, np.nan, np.nan)
-    estimate = float(np.mean([group.mean() for group in groups]))
-    if any(len(group) == 1 for group in groups):
+    estimate, variance, freedom = stratified_mean(groups)
+    error = float(np.sqrt(variance))
+    if np.isnan(error):
         return Interval(estimate, np.nan, np.nan)
-    variances = np.array([group.var(ddof=1) / len(group) for group in groups])
-    error = float(np.sqrt(variances.sum())) / len(groups)
     if error <= 1e-12 * max(1.0, abs(estimate)):  # autoregressive against itself
         return Interval(estimate, estimate, estimate)
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     if sum(len(group) - 1 for group in groups) < LEAST_FREEDOM:
-        low, high = stats.t.ppf(tails, _welch_satterthwaite(groups, variances))
+        low, high = stats.t.ppf(tails, freedom)
     else:
         low, high = np.quantile(_bootstrap_t(groups, resamples, seed), tails)
     return Interval(estimate, estimate - float(high) * error, estimate - float(low) * error)
@@ -82,10 +79,20 @@ def _bootstrap_t(groups: Sequence[Array], resamples: int, seed: int) -> Array:
     return t_star
 
 
-def _welch_satterthwaite(groups: Sequence[Array], variances: Array) -> float:
-    """Degrees of freedom of a sum of means with unequal variances; `variances` (K,) are s_k^2/n_k."""
-    freedom = np.array([len(group) - 1 for group in groups])
-    return float(variances.sum() ** 2 / (variances**2 / freedom).sum())
+def stratified_mean(strata: Sequence[Array]) -> tuple[float, float, float]:
+    """Mean of the strata's means, its variance, and the degrees of freedom of that (Welch-Satterthwaite).
+
+    The last two are nan where a stratum has one value, all three where there is none.
+    """
+    if not strata:
+        return np.nan, np.nan, np.nan
+    mean = float(np.mean([values.mean() for values in strata]))
+    if any(len(values) == 1 for values in strata):
+        return mean, np.nan, np.nan
+    variances = np.array([values.var(ddof=1) / len(values) for values in strata])
+    freedom = np.array([len(values) - 1 for values in strata])
+    whole = float(variances.sum())
+    return mean, whole / len(strata) ** 2, whole**2 / float((variances**2 / freedom).sum()) if whole else float(freedom.sum())
 
 
 def ranks(strata: Mapping[str, Sequence[Array]], level: float = 0.05) -> dict[str, tuple[int, int]]:
@@ -112,12 +119,10 @@ def _difference(strata: Sequence[Array]) -> tuple[float, float]:
     groups = [group[~np.isnan(group)] for group in strata]
     if any(len(group) < 2 for group in groups):
         return 0.0, 1.0
-    mean = float(np.mean([group.mean() for group in groups]))
-    variances = np.array([group.var(ddof=1) / len(group) for group in groups])
-    error = float(np.sqrt(variances.sum())) / len(groups)
-    if error <= 1e-12:
+    mean, variance, freedom = stratified_mean(groups)
+    if variance <= 1e-24:
         return mean, float(abs(mean) <= 1e-12)
-    return mean, float(2 * stats.t.sf(abs(mean) / error, _welch_satterthwaite(groups, variances)))
+    return mean, float(2 * stats.t.sf(abs(mean) / np.sqrt(variance), freedom))
 
 
 def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:

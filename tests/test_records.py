@@ -43,6 +43,8 @@ DESIGN_FIELDS = [
     "output_sha256",
     "retokenised",
     "peak_memory_bytes",
+    "energy_j",
+    "throttled",
     "error",
 ]
 

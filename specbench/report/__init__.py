@@ -21,6 +21,9 @@ from specbench.report.trees import best_size, tree_sizes
 
 SWEPT = ("temperature", "dtype", "shape", "target", "device")  # columns that may tell the runs of a sweep apart
 CAPTIONS = {
+    "forest": "Overall speedups, every task weighing the same. Line: 95 % interval; broad band: the range if any one task is left"
+    " out; small points: tasks. A rank is a range where methods cannot be told apart (Holm's procedure over all pairs, 5 %).",
+    "questions": "Boxes from quartile to quartile over questions, whiskers to 1.5 times as far.",
     "speedup": "Speedup of every method on every task. Bars are 95 % intervals over questions.",
     "conversion": "Speedup against mean accepted tokens. A line joins the points whose speedup is that share"
     " of their mean accepted tokens; prefill, one more forward a turn, is left out of the lines.",
@@ -111,11 +114,15 @@ def _positions(run: LoadedRun) -> pd.DataFrame:
 def _section(run: LoadedRun, style: figures.Style, out: Path, prefix: str) -> tuple[Section, list[Path]]:
     summary = summarise(run)
     with figures.drawing():
+        latencies = metrics.question_latencies(metrics.pair(metrics.question_frame(run.frame)))
         made = {
+            "forest": figures.forest(summary, style),
             "speedup": figures.speedup_by_task(summary, style),
             "conversion": figures.speedup_by_acceptance(summary, style),
             "acceptance": figures.acceptance_by_position(_positions(run), style),
         }
+        if len(latencies):
+            made["questions"] = figures.per_question(latencies, style)
         captions = dict(CAPTIONS)
         if len(split := metrics.time_split(run.frame)) > 1:
             made["time"] = figures.time_of_a_step(split, style)

@@ -39,7 +39,7 @@ APART = 0.05  # of two estimators of one speedup
 
 def alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Everything wrong with a run, alarms first; `summary` is summarise(run)."""
-    of_the_run = (_profiled, _continued, _missing, _errors, _leaked, _certified, _drift, _spread)
+    of_the_run = (_profiled, _continued, _missing, _errors, _leaked, _certified, _drift, _spread, _throttled)
     found = [*_baseline(run, summary), *(alarm for look in of_the_run for alarm in look(run))]
     for row in summary.to_dict("records"):
         found += [*_one_question(row), *_conversion(row), *_drafted_nothing(row), *_unfinished(row), *_estimators(row)]
@@ -114,7 +114,7 @@ def _certified(run: LoadedRun) -> Iterator[Alarm]:
 def _drift(run: LoadedRun) -> Iterator[Alarm]:
     """Turns that come later in their block take another time: the order is random, so speedups are noisier, not biased."""
     rows = metrics.residuals(run.frame)
-    if rows["order"].nunique() < 2:
+    if rows["place"].nunique() < 2:
         return
     rank, p_value = stats.spearmanr(rows["place"], rows["residual"])
     slope = stats.linregress(rows["place"], rows["residual"]).slope
@@ -136,6 +136,13 @@ def _spread(run: LoadedRun) -> Iterator[Alarm]:
 def _one_question(row: Row) -> Iterator[Alarm]:
     if row["method"] == BASELINE and row["task"] == OVERALL and pd.isna(row["speedup_low"]):
         yield Alarm("notice", "the run", OVERALL, "a task with one question has no interval, nor has overall")
+
+
+def _throttled(run: LoadedRun) -> Iterator[Alarm]:
+    reasons = Counter(reason for trial in run.trials for reason in trial.throttled or ())
+    for reason, turns in sorted(reasons.items()):
+        message = f"clocks were held down in {turns} of {len(run.trials)} turns: {reason}"
+        yield Alarm("alarm", "the run", OVERALL, message)
 
 
 def _estimators(row: Row) -> Iterator[Alarm]:

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from specbench.metrics import BASELINE, OVERALL
 from specbench.records import write_atomic
-from specbench.report.tables import shown_tasks
+from specbench.report.tables import rank, shown_tasks
 
 INK = "#1b1b1a"
 GREY = "#7d7d7d"
@@ -78,7 +78,7 @@ def speedup_by_task(summary: pd.DataFrame, style: Style) -> Figure:
     """Points with 95 % intervals, one group a task, and a line where autoregressive decoding is."""
     drafting = summary[summary["method"] != BASELINE].dropna(subset=["speedup"])
     methods, tasks = list(drafting["method"].unique()), shown_tasks(summary)
-    figure, axes = _canvas(10 + 0.3 * max(0, len(methods) - 8), 4.8)
+    figure, axes = canvas(10 + 0.3 * max(0, len(methods) - 8), 4.8)
     for position, method in enumerate(methods):
         rows = drafting[drafting["method"] == method].set_index("task").reindex(tasks)
         offset = (position + 0.5) / len(methods) - 0.5
@@ -92,7 +92,7 @@ def speedup_by_task(summary: pd.DataFrame, style: Style) -> Figure:
     axes.set_ylim(bottom=min(0.5, *axes.get_ylim()) if len(drafting) else 0)
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title("Speedup by task, 95 % intervals over questions")
-    _legend(figure, axes, 6)
+    legend(figure, axes, 6)
     return figure
 
 
@@ -103,13 +103,67 @@ def _points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look) -> 
     axes.plot(places, middle, ls="", label=look.label, **drawn)
 
 
+def forest(summary: pd.DataFrame, style: Style) -> Figure:
+    """A row a method, the fastest on top: overall, its interval and rank; tasks as small points; the range without any one."""
+    overall = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE)].dropna(subset=["speedup"])
+    overall = overall.sort_values("speedup")
+    figure, axes = canvas(8.5, 1.6 + 0.38 * len(overall))
+    for place, row in enumerate(overall.to_dict("records")):
+        look = style[str(row["method"])]
+        tasks = summary.loc[(summary["method"] == row["method"]) & (summary["task"] != OVERALL), "speedup"].dropna()
+        axes.plot(tasks, [place] * len(tasks), ls="", marker="o", color=look.colour, markersize=4, alpha=0.45)
+        if len(tasks) > 2:
+            without = [math.exp(np.log(tasks.drop(index)).mean()) for index in tasks.index]
+            axes.hlines(place, min(without), max(without), color=look.colour, linewidth=6, alpha=0.25)
+        axes.hlines(place, row["speedup_low"], row["speedup_high"], color=look.colour, linewidth=2)
+        axes.plot(row["speedup"], place, marker="D", color=look.colour, fillstyle=look.fill, markersize=7, zorder=3)
+        text = f"{row['speedup']:.2f}   rank {rank(row)}"
+        axes.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", size=9.5)
+    axes.axvline(1, color=GREY, linewidth=1.4, zorder=1)
+    axes.set_yticks(range(len(overall)), [style[str(method)].label for method in overall["method"]])
+    axes.set_xlabel(f"speedup over {BASELINE}")
+    axes.set_title("Overall, and how much it owes to single tasks")
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.8)
+    return figure
+
+
+def per_question(latencies: pd.DataFrame, style: Style) -> Figure:
+    """Boxes over questions: milliseconds per token by method (left), tokens of an answer by task (right).
+
+    latencies: method, task, question_id, ms_per_token, new_tokens (see metrics.question_latencies).
+    """
+    methods = [method for method in style if method in set(latencies["method"])]
+    tasks = list(latencies["task"].unique())
+    figure = Figure(figsize=(11, 1.6 + 0.34 * max(len(methods), len(tasks))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for axes, column, key, names in ((left, "ms_per_token", "method", methods), (right, "new_tokens", "task", tasks)):
+        rows = latencies if key == "method" else latencies[latencies["method"] == BASELINE]
+        values = [rows.loc[rows[key] == name, column].dropna().to_numpy(float) for name in names][::-1]
+        colours = [style[name].colour if key == "method" else GREY for name in names][::-1]
+        labels = [style[name].label if key == "method" else name.replace("_", " ") for name in names][::-1]
+        boxes = axes.boxplot(
+            values, orientation="horizontal", tick_labels=labels, patch_artist=True, widths=0.6, flierprops={"markersize": 3}
+        )
+        for box, colour in zip(boxes["boxes"], colours, strict=True):
+            box.set(facecolor=colour, alpha=0.55, edgecolor=INK)
+        for part in ("medians", "whiskers", "caps"):
+            for line in boxes[part]:
+                line.set_color(INK)
+        axes.set_xlim(left=0)
+        axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.8)
+    left.set_title("Milliseconds per token, over questions")
+    right.set_title("Tokens a question")
+    return figure
+
+
 def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:
     """Every method on every task, with the lines speedup = conversion × mean accepted tokens.
 
     Overall is the geometric mean of the tasks in both directions: one weighting, or the lines would not fit it.
     """
     rows = summary[summary["method"] != BASELINE].dropna(subset=["speedup", "mean_accepted_tokens"])
-    figure, axes = _canvas(7.5, 5.6)
+    figure, axes = canvas(7.5, 5.6)
     right = max(2.0, 1.06 * rows["mean_accepted_tokens"].max()) if len(rows) else 2.0
     top = max(1.5, 1.12 * rows["speedup"].max()) if len(rows) else 1.5
     for conversion in CONVERSIONS:
@@ -129,7 +183,7 @@ def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:
     axes.set_xlabel("mean accepted tokens")
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title("How much of the acceptance becomes time (large: overall, small: tasks)")
-    _legend(figure, axes, 4)
+    legend(figure, axes, 4)
     return figure
 
 
@@ -144,7 +198,7 @@ def _conversion_line(axes: Axes, conversion: float, right: float, top: float) ->
 
 def speedup_by_tree_size(sizes: pd.DataFrame) -> Figure:
     """Speedup over all tasks against the nodes of the tree, a line for each depth. sizes: see trees.tree_sizes."""
-    figure, axes = _canvas(7.5, 4.8)
+    figure, axes = canvas(7.5, 4.8)
     for position, (series, rows) in enumerate(sizes.groupby("series", sort=False)):
         colour, marker = OKABE_ITO[position % len(OKABE_ITO)], MARKERS[position % len(MARKERS)]
         apart = rows["total_tokens"] * (1 + 0.015 * position)  # intervals of equal sizes side by side
@@ -158,7 +212,7 @@ def speedup_by_tree_size(sizes: pd.DataFrame) -> Figure:
     axes.set_xlabel("nodes of the draft tree, root included")
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title("Speedup by tree size, all tasks")
-    _legend(figure, axes, 4)
+    legend(figure, axes, 4)
     return figure
 
 
@@ -166,7 +220,7 @@ def time_of_a_step(split: pd.DataFrame, style: Style) -> Figure:
     """Bars: what a step costs in autoregressive steps, by part; a diamond: the tokens it yields (metrics.time_split)."""
     rows = split[split["method"] != BASELINE].iloc[::-1]
     names = [style[method].label for method in rows["method"]]
-    figure, axes = _canvas(7.5, 1.8 + 0.42 * len(rows))
+    figure, axes = canvas(7.5, 1.8 + 0.42 * len(rows))
     left = np.zeros(len(rows))
     for part, colour in zip(("draft", "verify", "rest"), OKABE_ITO, strict=False):
         width = rows[part].to_numpy(float)
@@ -179,7 +233,7 @@ def time_of_a_step(split: pd.DataFrame, style: Style) -> Figure:
     axes.set_title("Where a step's time goes, and what it yields")
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.8)
-    _legend(figure, axes, 5)
+    legend(figure, axes, 5)
     return figure
 
 
@@ -205,7 +259,7 @@ def acceptance_by_position(positions: pd.DataFrame, style: Style) -> Figure:
     conditional.set_title("Conditional: the k-th, if all before it were")
     for axes in (joint, conditional):
         _acceptance_axes(axes, int(rows["position"].max()) if len(rows) else 1)
-    _legend(figure, joint, 6)
+    legend(figure, joint, 6)
     return figure
 
 
@@ -245,11 +299,12 @@ def speedup_by_setting(summary: pd.DataFrame, setting: str, style: Style) -> Fig
         axes.set_xlabel(setting)
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
-    _legend(figure, left, 6)
+    legend(figure, left, 6)
     return figure
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """One pair of axes with lines across; inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
@@ -257,7 +312,8 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(figure: Figure, axes: Axes, most: int) -> None:
+def legend(figure: Figure, axes: Axes, most: int) -> None:
+    """Below the figure, at most so many entries a row."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         ncols = min(len(handles), most if len(handles) <= 2 * most else 4)
@@ -281,10 +337,12 @@ def inline(text: str) -> str:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Writes stem.png (white background, 200 dpi) and stem.svg (transparent)."""
-    picture = io.BytesIO()
+    """Writes stem.png (white background, 200 dpi), stem.svg and stem.pdf (both transparent)."""
+    picture, printed = io.BytesIO(), io.BytesIO()
     figure.savefig(picture, format="png", dpi=200, facecolor="white")
-    raster, vector = (stem.with_name(stem.name + ending) for ending in (".png", ".svg"))
+    figure.savefig(printed, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    raster, vector, page = (stem.with_name(stem.name + ending) for ending in (".png", ".svg", ".pdf"))
     write_atomic(raster, picture.getvalue())
     write_atomic(vector, svg(figure))
-    return [raster, vector]
+    write_atomic(page, printed.getvalue())
+    return [raster, vector, page]

@@ -23,7 +23,7 @@ from specbench.report.alarms import Alarm
 from specbench.report.loaded import LoadedRun, first, look_up
 from specbench.report.rivals import described
 from specbench.report.summary import sampled
-from specbench.report.tables import marked, share, shown_tasks
+from specbench.report.tables import marked, rank, share, shown_tasks
 
 EXAMPLES = 6
 WORDS = {
@@ -57,6 +57,8 @@ WORDS = {
     "synthetic": "a yardstick: its drafts are made from the answer itself, so its speedup is no method's.",
     "identical": "share of turns whose output ids equal autoregressive's, which has the same random numbers above temperature 0."
     " Methods that draw their drafts, typical acceptance and other engines write other samples there.",
+    "rank": "by overall speedup; a range where neighbours cannot be told apart: paired t-tests of all pairs, Holm's procedure, so"
+    " that all ranks hold together with 95 %.",
     "± behind a number": "standard deviation over seeds, where every repeat drew with one of its own.",
     "accuracy": "mean score of the answers against the suite's own references, first repeat.",
     "lossless": "what specbench certify found of this method with these settings on this target. exact: every text is"
@@ -80,7 +82,9 @@ def page(sections: Sequence[Section], across: Sequence[tuple[str, str]] = ()) ->
     """The HTML text; it asks the network for nothing. across: (caption, inline SVG) of figures of all runs together."""
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters.update(number=_number, share=share, seeds=lambda value: "" if value != value else f" ± {value:.2f}")
+    environment.filters.update(
+        number=_number, share=share, rank=rank, seeds=lambda value: "" if value != value else f" ± {value:.2f}"
+    )
     views = [_view(section) for section in sections]
     targets = ", ".join(dict.fromkeys(view["target"] for view in views))
     figures = [(caption, Markup(svg)) for caption, svg in across]

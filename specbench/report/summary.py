@@ -54,6 +54,7 @@ COLUMNS = [
     "tokens_per_forward",
     "conversion_low",
     "conversion_high",
+    "joules_per_token",
     "drafted",
     "errors",
     "unpaired",

@@ -12,6 +12,7 @@ from rich.table import Table
 from specbench.metrics import BASELINE, OVERALL
 
 Row: TypeAlias = pd.Series
+MARKED = ("warm", "synthetic", "replayed", "imported")  # states and kinds that a label must say
 
 _LATEX = str.maketrans(
     {
@@ -50,11 +51,20 @@ def shown_tasks(summary: pd.DataFrame) -> list[str]:
 
 def _totals(row: Row, missing: str) -> dict[str, str]:
     return {
+        "rank": rank(row, missing),
         "mean accepted tokens": spread(row["mean_accepted_tokens"], row["mean_accepted_tokens_seed_sd"], missing),
         "tokens/s": _number(row["tokens_per_second"], 1, missing),
         "identical": share(row["identical"], missing),
         "lossless": str(row["lossless"]),
     }
+
+
+def rank(row: Row | Mapping[Any, Any], missing: str = "–") -> str:
+    """3, or 3–5 where it cannot be told from its neighbours."""
+    if pd.isna(row["rank_best"]):
+        return missing
+    best, worst = int(row["rank_best"]), int(row["rank_worst"])
+    return str(best) if best == worst else f"{best}–{worst}"
 
 
 def _number(value: float, places: int, missing: str) -> str:
@@ -74,8 +84,8 @@ def share(value: float, missing: str = "–") -> str:
 
 
 def marked(row: Row | Mapping[Any, Any]) -> str:
-    """The label, with a mark where the method kept state from question to question or knew the answer."""
-    marks = [mark for mark in (row["state"], row["kind"]) if mark in ("warm", "synthetic")]
+    """The label, with a mark where the method kept state from question to question, knew the answer, or was not timed here."""
+    marks = [mark for mark in (row["state"], row["kind"]) if mark in MARKED]
     return " ".join([str(row["method"]), *(f"({mark})" for mark in marks)])
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from specbench.checkpoints import OURS
-from specbench.cli import console
 from specbench.compose import composed
+from specbench.parsing import console
 from specbench.progress import TrainingDisplay
 from specbench.training.train import train
 from specbench.training.trainer import LOG

@@ -1,0 +1,150 @@
+"""Spec-Bench's answer files: a run as its scripts read it, and its files as a run.
+
+One line a question: question_id, category, answer_id, model_id, choices [{index, turns (texts), decoding_steps, new_tokens and
+wall_time (s) by turn, accept_lengths (of all turns, one after the other)}], tstamp. Its speed.py pairs folders, one a repeat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specbench.errors import InputError
+from specbench.metrics import BASELINE
+from specbench.prompts import retokenised
+from specbench.records import SCHEMA, JsonLines, QuestionId, RunDirectory, Trial, write_atomic
+from specbench.report.loaded import LoadedRun
+from tasks.question import TASK_OF_CATEGORY
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+FOLDER = "model_answer_run_{}"
+EPOCH = "1970-01-01T00:00:00Z"  # of a run that does not say when it began
+FIELDS = ("question_id", "category", "choices")
+CHOICE = ("turns", "decoding_steps", "new_tokens", "wall_time", "accept_lengths")
+
+
+def export(run: LoadedRun, out: Path) -> list[Path]:
+    """One file a method and repeat, of the questions that every method has whole. Raises InputError where no text is known."""
+    texts = {(row["method"], row["question_id"], row["turn"]): row["text"] for row in run.texts}
+    turns = sorted((trial for trial in run.trials), key=lambda trial: (trial.method, trial.repeat, str(trial.question_id)))
+    failed = {trial.question_id for trial in run.trials if trial.failed}
+    first = {(trial.method, trial.question_id, trial.turn): trial.output_sha256 for trial in run.trials if trial.repeat == 0}
+    started = datetime.fromisoformat(str(run.provenance.get("started") or EPOCH).replace("Z", "+00:00")).timestamp()
+    written = []
+    for (method, repeat), trials in groupby(turns, key=lambda trial: (trial.method, trial.repeat)):
+        of_question = groupby(trials, key=lambda trial: trial.question_id)
+        questions = [sorted(rows, key=lambda trial: trial.turn) for question, rows in of_question if question not in failed]
+        told = [trial for rows in questions for trial in rows]
+        keys = [(trial.method, trial.question_id, trial.turn) for trial in told]
+        if any(key not in texts or trial.output_sha256 != first[key] for key, trial in zip(keys, told, strict=True)):
+            continue  # another seed's text, which is not kept
+        rows = [
+            _line(run.name, rows, [texts[method, trial.question_id, trial.turn] for trial in rows], started) for rows in questions
+        ]
+        path = out / FOLDER.format(repeat + 1) / f"{method}.jsonl"
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        written.append(path)
+    if not written:
+        raise InputError(f"{run.name} holds no texts")
+    return written
+
+
+def _line(run: str, turns: Sequence[Trial], texts: Sequence[str], started: float) -> dict[str, Any]:
+    whole = {
+        "index": 0,
+        "turns": list(texts),
+        "decoding_steps": [trial.steps for trial in turns],
+        "new_tokens": [trial.new_tokens for trial in turns],
+        "wall_time": [(trial.prefill_s or 0.0) + (trial.decode_s or 0.0) for trial in turns],
+        "accept_lengths": [count for trial in turns for count in trial.committed or []],
+    }
+    name = f"{run}/{turns[0].method}/{turns[0].repeat}/{turns[0].question_id}"
+    return {
+        "question_id": turns[0].question_id,
+        "category": turns[0].category,
+        "answer_id": hashlib.sha256(name.encode()).hexdigest()[:22],
+        "model_id": turns[0].method,
+        "choices": [whole],
+        "tstamp": started,
+    }
+
+
+def import_(files: Sequence[Path], baseline: Path, tokenizer: Tokenizer | None, run: RunDirectory) -> None:
+    """A run of answer files, methods called after them. tokenizer: for Spec-Bench's count of the baseline's tokens.
+
+    Times are wall time of whole turns, texts are compared as texts. Raises InputError for a file that is none, naming its line.
+    """
+    labels = {path: BASELINE if path == baseline else path.stem for path in [baseline, *files]}
+    rows = [trial for path, label in labels.items() for trial in _trials(path, label, tokenizer)]
+    run.write_config({"target": {"name": baseline.stem}, "suite": {"name": "spec_bench"}, "sampling": {}, "method": {}})
+    run.write_provenance({"imported": [path.name for path in labels]})
+    for trial in rows:
+        run.append(trial)
+
+
+def _trials(path: Path, label: str, tokenizer: Tokenizer | None) -> Iterator[Trial]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    for number, row in JsonLines(path).numbered():
+        choice = (row.get("choices") or [{}])[0]
+        missing = [*(name for name in FIELDS if name not in row), *(name for name in CHOICE if name not in choice)]
+        if missing:
+            raise InputError(f"{path}:{number}: not an answer of Spec-Bench: it has no {', '.join(missing)}")
+        lengths = _by_turn(choice)
+        for turn, text in enumerate(choice["turns"]):
+            yield _trial(label, row["question_id"], row["category"], turn, text, choice, lengths[turn], tokenizer)
+
+
+def _by_turn(choice: dict[str, Any]) -> list[list[int]]:
+    """The accepted lengths of each turn; where the steps of the turns do not add up to them, all with the first."""
+    lengths, steps = choice["accept_lengths"], choice["decoding_steps"]
+    if sum(steps) != len(lengths):
+        return [lengths, *([] for _ in steps[1:])]
+    ends = [sum(steps[: turn + 1]) for turn in range(len(steps))]
+    return [lengths[end - count : end] for end, count in zip(ends, steps, strict=True)]
+
+
+def _trial(
+    label: str,
+    question: QuestionId,
+    category: str,
+    turn: int,
+    text: str,
+    choice: dict[str, Any],
+    committed: list[int],
+    tokenizer: Tokenizer | None,
+) -> Trial:
+    accepted = [max(0, count - 1) for count in committed]
+    return Trial(
+        schema=SCHEMA,
+        run_id=label,
+        suite="spec_bench",
+        task=TASK_OF_CATEGORY.get(category, category),
+        category=category,
+        question_id=question,
+        turn=turn,
+        context="own",
+        method=label,
+        seed=0,
+        repeat=0,
+        order=0,
+        state="cold",
+        kind="imported",
+        prompt_tokens=0,
+        prompt_sha256="",
+        new_tokens=choice["new_tokens"][turn],
+        finish_reason="error" if text == "ERROR" else "length",
+        steps=len(committed),
+        accepted=accepted,
+        committed=committed,
+        decode_s=choice["wall_time"][turn],
+        output_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        retokenised=retokenised(tokenizer, text) if tokenizer and label == BASELINE else None,
+    )

@@ -1,0 +1,164 @@
+"""The commands that look at finished runs: compare, plan, replay, paper, export, import."""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specbench.errors import InputError
+from specbench.hints import nearest
+from specbench.parsing import Parser, console, overriding, parsed, widened
+
+if TYPE_CHECKING:
+    from specbench.compare.comparison import Comparison
+
+
+def compare(argv: list[str]) -> int:
+    """Whether a run does what a reference did, as fast (exit status 1 where it does not)."""
+    if "--against" in argv or any(word.startswith("--against=") for word in argv):
+        return _compare_against(argv)
+    parser = Parser(prog="specbench compare", description=compare.__doc__, epilog="--against GIT-REF [KEY=VALUE ...] runs both.")
+    parser.add_argument("reference", type=Path, metavar="REFERENCE", help="a run, or a folder of runs, whose latest ten count")
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument(
+        "--factor", action="append", default=[], metavar="NAME", help="a setting that may differ, such as threads"
+    )
+    parser.add_argument("--add", action="store_true", help="copy a run that has not failed into the folder REFERENCE")
+    _outputs(parser)
+    options = parser.parse_args(argv)
+    from specbench.compare.comparison import compared
+
+    found = compared(options.reference, options.run, options.factor)
+    if options.add and not found.failed:
+        _kept(options.reference, options.run)
+    return _told(found, options)
+
+
+def _compare_against(argv: list[str]) -> int:
+    parser = overriding("compare", "This checkout and another one in turns, in one run.")
+    parser.add_argument("--against", required=True, metavar="GIT-REF", help="a commit, branch or tag of this repository")
+    _outputs(parser)
+    options = parsed(parser, argv)
+    from specbench.compare.against import run_both
+    from specbench.compare.comparison import compared_beside
+
+    return _told(compared_beside(run_both(options.against, options.overrides, options.config_dir, console)), options)
+
+
+def _outputs(parser: Parser) -> None:
+    for name, what in (("json", "all figures"), ("junit", "a test a ratio, JUnit"), ("markdown", "for the summary of a job")):
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=what)
+
+
+def _told(found: "Comparison", options: argparse.Namespace) -> int:
+    from specbench.compare.comparison import markdown, notes, table, write_json, write_junit
+    from specbench.records import write_atomic
+
+    widened()
+    console.print(table(found))
+    for line in notes(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if options.json:
+        write_json(found, options.json)
+    if options.junit:
+        write_junit(found, options.junit)
+    if options.markdown:
+        write_atomic(options.markdown, markdown(found))
+    return int(found.failed)
+
+
+def _kept(folder: Path, run: Path) -> None:
+    if (folder / run.resolve().name).exists() or (folder / "config.yaml").exists():
+        raise InputError(f"--add: {folder} is a run itself, or holds one called {run.resolve().name} already")
+    shutil.copytree(run, folder / run.resolve().name)
+
+
+def plan(argv: list[str]) -> int:
+    """How many questions a wanted difference takes, how many minutes and how much memory, from a pilot run."""
+    parser = overriding("plan", plan.__doc__)
+    parser.add_argument("--pilot", type=Path, required=True, metavar="RUN", help="two questions a task and two repeats at least")
+    parser.add_argument("--effect", type=float, default=0.05, help="of a speedup, as a share; default: 0.05")
+    parser.add_argument("--power", type=float, default=0.95, help="chance to find it; default: 0.95")
+    options = parsed(parser, argv)
+    if not 0 < options.effect < 1 or not 0 < options.power < 1:
+        raise InputError(f"--effect {options.effect} --power {options.power}: expected shares, above 0 and below 1")
+    from specbench.compose import composed
+
+    config = composed(options.overrides, options.config_dir)
+    from specbench.plan import cells, cells_table, rows, rows_table
+    from specbench.report.loaded import load
+    from specbench.run import planned
+
+    pilot = load(options.pilot)
+    widened()
+    console.print(rows_table(rows(pilot, options.effect, options.power), options.effect, options.power))
+    console.print(cells_table(cells(pilot, *planned(config))))
+    return 0
+
+
+def replay(argv: list[str]) -> int:
+    """What drafters that read tokens alone would have had accepted on a run's recorded answers; no model is loaded."""
+    parser = overriding("replay", replay.__doc__)
+    parser.add_argument("--of", type=Path, required=True, metavar="RUN", help="a run directory, whose answers are replayed")
+    options = parsed(parser, argv)
+    from specbench.compose import composed
+
+    config = composed(options.overrides, options.config_dir)
+    from specbench.replaying import replayed_run, replayed_table
+
+    folder, found = replayed_run(options.of, config)
+    widened()
+    console.print(replayed_table(found))
+    console.print(f"replay: {folder}", markup=False, soft_wrap=True)
+    return 0
+
+
+def paper(argv: list[str]) -> int:
+    """The survey's tables and figures, the leaderboards and their drift, with measured runs beside what they match."""
+    parser = Parser(prog="specbench paper", description=paper.__doc__)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
+    parser.add_argument("--out", type=Path, default=Path("reports/paper"), help="default: reports/paper")
+    options = parser.parse_args(argv)
+    from specbench.paper.render import render
+
+    console.print(f"page: {render(options.runs, options.out)}", markup=False, soft_wrap=True)
+    return 0
+
+
+def export(argv: list[str]) -> int:
+    """A run in another tool's format: spec_bench, github, bencher, asv."""
+    from specbench.answers import export as spec_bench
+    from specbench.compare.exports import FORMATS
+    from specbench.report.loaded import load
+
+    formats = {"spec_bench": spec_bench, **FORMATS}
+    parser = Parser(prog="specbench export", description=export.__doc__)
+    parser.add_argument("format", metavar="FORMAT", help=", ".join(formats))
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--out", type=Path, default=Path("exports"), metavar="FOLDER", help="default: exports")
+    options = parser.parse_args(argv)
+    if options.format not in formats:
+        raise InputError(f"{options.format}: no such format; there is {nearest(options.format, list(formats))}")
+    for path in formats[options.format](load(options.run), options.out):
+        console.print(path, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def import_(argv: list[str]) -> int:
+    """Spec-Bench's answer files as a run, for report and replay."""
+    parser = Parser(prog="specbench import", description=import_.__doc__)
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="answers of a method, called after the file")
+    parser.add_argument("--baseline", type=Path, required=True, metavar="FILE", help="answers of autoregressive decoding")
+    parser.add_argument("--tokenizer", metavar="PATH", help="to count the baseline's tokens as Spec-Bench does")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    options = parser.parse_args(argv)
+    from specbench.answers import import_ as imported
+    from specbench.models import load_tokenizer
+    from specbench.records import RunDirectory
+
+    tokenizer = load_tokenizer(options.tokenizer, None, False) if options.tokenizer else None
+    if options.out.exists():
+        raise InputError(f"--out {options.out}: is there already; choose another folder")
+    imported(options.files, options.baseline, tokenizer, RunDirectory(options.out))
+    console.print(f"run: {options.out}; specbench report {options.out}", markup=False, soft_wrap=True)
+    return 0

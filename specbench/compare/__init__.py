@@ -1,0 +1,1 @@
+"""Regression tracking: whether a run does what a reference did, as fast."""

@@ -1,0 +1,45 @@
+"""A run of this checkout and of another commit of it, whose turns alternate."""
+
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from specbench import ROOT
+from specbench.compare.comparison import BESIDE
+from specbench.compose import composed
+from specbench.errors import InputError
+from specbench.progress import ProgressDisplay
+from specbench.run import execute
+
+
+def run_both(ref: str, overrides: Sequence[str], config_dir: Path | None, console: Console) -> Path:
+    """The run directory. Methods of the other commit are called METHOD@reference. Raises InputError for no such ref."""
+    with _checkout(ref) as root:
+        config = composed([*overrides, f"engine=[native,{BESIDE}]"], config_dir)
+        other = [override for override in overrides if override.partition("=")[0] not in ("out", "engine")]
+        OmegaConf.update(config, f"engine.{BESIDE}.root", str(root))
+        OmegaConf.update(config, f"engine.{BESIDE}.overrides", other)
+        with ProgressDisplay(console) as display:
+            return execute(config, display)
+
+
+@contextmanager
+def _checkout(ref: str) -> Iterator[Path]:
+    """A folder with the files of a commit, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="specbench-") as folder:
+        root = Path(folder) / "reference"
+        if _git("worktree", "add", "--detach", str(root), ref):
+            raise InputError(f"--against {ref}: no commit, branch or tag of the repository in {ROOT}")
+        try:
+            yield root
+        finally:
+            _git("worktree", "remove", "--force", str(root))
+
+
+def _git(*words: str) -> int:
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, check=False).returncode

@@ -1,0 +1,77 @@
+"""An engine that is another checkout of specbench, in a process of its own: two versions take turns in one run."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.loop import CapacityError, Generation
+from specbench.decoding.sampling import Sampling
+from specbench.engine.base import Engine
+from specbench.errors import InputError
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+class Checkout(Engine):
+    """root: the checkout's folder; overrides: of its own configs, which say what target and methods it loads."""
+
+    def __init__(self, root: str | None, overrides: Sequence[str], threads: int | None) -> None:
+        if root is None:
+            raise InputError(
+                "engine.reference.root=null: expected a checkout of specbench; specbench compare --against makes one"
+            )
+        self.root, self.overrides, self.threads = root, list(overrides), threads
+
+    @cached_property
+    def _worker(self) -> subprocess.Popen[str]:
+        """It ends with the pipe that it reads from."""
+        command = [sys.executable, "-c", WORKER.read_text(encoding="utf-8")]
+        return subprocess.Popen(command, cwd=self.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    @cached_property
+    def _methods(self) -> dict[str, dict[str, str]]:
+        methods: dict[str, dict[str, str]] = self._asked({"overrides": self.overrides, "threads": self.threads})
+        return methods
+
+    def _asked(self, call: Mapping[str, Any]) -> Any:
+        pipes = self._worker
+        assert pipes.stdin is not None and pipes.stdout is not None
+        try:
+            print(json.dumps(call), file=pipes.stdin, flush=True)
+            answer = pipes.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            raise InputError(f"the checkout in {self.root} stopped; what it said stands above")
+        found = json.loads(answer)
+        if isinstance(found, dict) and "error" in found:
+            raise (CapacityError if found["kind"] == CapacityError.__name__ else RuntimeError)(found["error"])
+        return found
+
+    def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
+        """It has loaded its own."""
+
+    def has(self, label: str) -> bool:
+        return label in self._methods
+
+    def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
+        return Generation(**self._asked({"do": "generate", "label": label, "prompt": prompt, "sampling": asdict(sampling)}))
+
+    def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
+        self._asked({"do": "reserve", "prompt_tokens": prompt_tokens, "sampling": asdict(sampling)})
+
+    def reset(self, label: str) -> None:
+        self._asked({"do": "reset", "label": label})
+
+    def outlives(self, label: str) -> str:
+        return self._methods[label]["outlives"]
+
+    def kind(self, label: str) -> str:
+        return self._methods[label]["kind"]

@@ -1,0 +1,143 @@
+"""`specbench compare`: two runs, or two checkouts that took turns in one run, to a list of changes and one answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from rich.table import Table
+
+from specbench.compare.gate import FAILS_BELOW, LEVEL, PASSES_ABOVE, Change, change
+from specbench.compare.runs import CODE, Counted, check_alike, counted, counted_beside, side, side_by_side, timed
+from specbench.errors import InputError
+from specbench.metrics import BASELINE
+from specbench.records import write_atomic
+from specbench.report.loaded import LoadedRun, load
+
+BESIDE = "reference"  # the engine that runs the other checkout
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """counted: turns whose counters differ, by method; changes: of speed; absolute: of autoregressive's own rate, advisory."""
+
+    reference: str
+    new: str
+    counted: list[Counted]
+    changes: list[Change]
+    absolute: float | None
+
+    @property
+    def failed(self) -> bool:
+        return any(one.differing for one in self.counted) or any(one.verdict == "fail" for one in self.changes)
+
+
+def compared(reference: Path, new: Path, factors: Sequence[str] = ()) -> Comparison:
+    """A run against a run, or against the latest of a folder of runs. Raises InputError for runs that are not comparable."""
+    olds, fresh = side(reference), side(new)
+    check_alike([*olds, *fresh], (*CODE, *factors))
+    ratios = [pair for pair in timed(olds[-1]) if pair in timed(fresh[-1])]
+    changes = [
+        change(f"{method} over {over}", side_by_side(olds, method, over), side_by_side(fresh, method, over), len(ratios))
+        for method, over in ratios
+    ]
+    counters = counted(olds[-1], fresh[-1])
+    return Comparison(olds[-1].name, fresh[-1].name, counters, changes, _absolute(olds[-1], fresh[-1]))
+
+
+def compared_beside(path: Path) -> Comparison:
+    """This checkout against the one that took turns with it in the same run, as METHOD@reference."""
+    run = load(path)
+    labels = list(dict.fromkeys(trial.method for trial in run.trials))
+    methods = [label for label in labels if f"{label}@{BESIDE}" in labels]
+    if not methods:
+        raise InputError(f"{path}: no method of it ran on engine {BESIDE} too")
+    ratios = [(method, BASELINE) for method in methods if method != BASELINE]
+    changes = []
+    for method, over in ratios:
+        old = side_by_side([run], f"{method}@{BESIDE}", f"{over}@{BESIDE}")
+        changes.append(change(f"{method} over {over}", old, side_by_side([run], method, over), len(ratios) + 1))
+    loop = side_by_side([run], BASELINE, f"{BASELINE}@{BESIDE}")
+    changes.append(change(f"the loop: {BASELINE}", 0 * loop, loop, len(ratios) + 1))
+    return Comparison(f"{run.name}@{BESIDE}", run.name, counted_beside(run, methods, BESIDE), changes, None)
+
+
+def _absolute(old: LoadedRun, new: LoadedRun) -> float | None:
+    """New over old rate of autoregressive decoding."""
+    rates = [run.frame[(run.frame["method"] == BASELINE) & ~run.frame["failed"].astype(bool)] for run in (old, new)]
+    speeds = [float(rows["new_tokens"].sum() / rows["seconds"].sum()) for rows in rates if len(rows)]
+    return speeds[1] / speeds[0] if len(speeds) == 2 else None
+
+
+def table(found: Comparison) -> Table:
+    shown = Table("ratio", "new / reference", f"{LEVEL:.0%} interval, all together", "verdict", title=_title(found))
+    for one in found.changes:
+        style = {"fail": "bold red", "undecided": "yellow"}.get(one.verdict, "")
+        shown.add_row(*_cells(one), style=style)
+    return shown
+
+
+def notes(found: Comparison) -> list[str]:
+    """What stands beside the table, worst first."""
+    lines = [
+        f"{one.method}: {count} of {one.turns} turns have another {name}"
+        for one in found.counted
+        for name, count in one.differing.items()
+    ]
+    lines += [f"{one.what}: undecided; {_needed(one)}" for one in found.changes if one.verdict == "undecided"]
+    if found.absolute is not None:
+        lines.append(f"autoregressive's own rate is {found.absolute:.3f} of the reference's; it drifts, and decides nothing")
+    return lines
+
+
+def _needed(one: Change) -> str:
+    if one.needed is None:
+        return "one question a task has no interval"
+    runs = f" and {one.needed.runs} runs of each side" if one.needed.runs > 1 else ""
+    return f"{one.needed.questions} questions{runs} would decide, of {one.questions} now"
+
+
+def _title(found: Comparison) -> str:
+    return f"{found.new} against {found.reference}: {'FAILED' if found.failed else 'passed'}"
+
+
+def _cells(one: Change) -> tuple[str, str, str, str]:
+    interval = f"{one.ratio.low:.3f} to {one.ratio.high:.3f}"
+    return one.what, f"{one.ratio.estimate:.3f}", interval, one.verdict
+
+
+def markdown(found: Comparison) -> str:
+    """For the summary of a job."""
+    header = ("ratio", "new / reference", "interval", "verdict")
+    lines = [f"### {_title(found)}", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(_cells(one)) + " |" for one in found.changes]
+    rule = f"Fails when the whole interval lies below {FAILS_BELOW}, passes when its lower limit exceeds {PASSES_ABOVE}."
+    return "\n".join([*lines, "", *(f"- {line}" for line in notes(found)), "", rule]) + "\n"
+
+
+def write_json(found: Comparison, path: Path) -> None:
+    plain = {**asdict(found), "failed": found.failed}
+    for row, one in zip(plain["changes"], found.changes, strict=True):
+        row["verdict"] = one.verdict
+    write_atomic(path, json.dumps(plain, indent=1) + "\n")
+
+
+def write_junit(found: Comparison, path: Path) -> None:
+    """A test a ratio, and one a method for its counters; undecided ones are skipped."""
+    suite = ElementTree.Element("testsuite", name="specbench compare", tests=str(len(found.changes) + len(found.counted)))
+    for counters in found.counted:
+        case = ElementTree.SubElement(suite, "testcase", classname="counters", name=counters.method)
+        if counters.differing:
+            told = ", ".join(f"{name}: {count} of {counters.turns} turns" for name, count in counters.differing.items())
+            ElementTree.SubElement(case, "failure", message=told)
+    for one in found.changes:
+        case = ElementTree.SubElement(suite, "testcase", classname="speed", name=one.what)
+        told = f"{one.ratio.estimate:.3f} [{one.ratio.low:.3f}, {one.ratio.high:.3f}]"
+        if one.verdict != "pass":
+            ElementTree.SubElement(case, "failure" if one.verdict == "fail" else "skipped", message=told)
+    suite.set("failures", str(len(suite.findall("testcase/failure"))))
+    suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
+    write_atomic(path, ElementTree.tostring(suite, encoding="unicode", xml_declaration=True))

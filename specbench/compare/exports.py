@@ -1,0 +1,135 @@
+"""A run for other tools that keep track of numbers: github-action-benchmark, Bencher, asv."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from specbench.metrics import BASELINE
+from specbench.records import write_atomic
+from specbench.report.loaded import LoadedRun
+from specbench.report.summary import summarise
+
+BIGGER = {"speedup": "×", "mean_accepted_tokens": "tokens", "tokens_per_second": "tokens/s"}  # columns of the summary, and units
+SMALLER = {"ms_per_token_p50": "ms", "ms_per_token_p90": "ms", "peak_memory_mb": "MB"}
+MEASURES = {  # Bencher's slugs
+    "speedup": "speedup",
+    "mean_accepted_tokens": "mean-accepted-tokens",
+    "tokens_per_second": "tokens-per-second",
+    "conversion": "conversion",
+    "ms_per_token_p50": "ms-per-token",
+}
+ASV = 2  # version of its formats
+
+
+def github(run: LoadedRun, out: Path) -> list[Path]:
+    """Two files, since that action knows one direction a file: bigger.json, smaller.json. range: half of the 95 % interval."""
+    rows = summarise(run)
+    return [_written(out / "bigger.json", _points(rows, BIGGER)), _written(out / "smaller.json", _points(rows, SMALLER))]
+
+
+def _points(rows: pd.DataFrame, columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    found = []
+    for row in rows.to_dict("records"):
+        for column, unit in columns.items():
+            if not _known(row[column]):
+                continue
+            point = {"name": f"{_target(row)}/{row['method']}/{row['task']}: {column}", "unit": unit, "value": row[column]}
+            low, high = (float(row.get(f"{column}_{side}", math.nan)) for side in ("low", "high"))
+            if _known(low) and _known(high) and row["method"] != BASELINE:
+                point |= {"range": f"± {(high - low) / 2:.3g}", "extra": f"95 % interval {low:.3g} to {high:.3g}"}
+            found.append(point)
+    return found
+
+
+def bencher(run: LoadedRun, out: Path) -> list[Path]:
+    """Bencher Metric Format, with the limits of the intervals."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in summarise(run).to_dict("records"):
+        measures = {slug: _metric(row, column) for column, slug in MEASURES.items() if _known(row[column])}
+        if measures:
+            found[f"{_target(row)}/{row['method']}/{row['task']}"] = measures
+    return [_written(out / "bencher.json", found)]
+
+
+def _metric(row: Mapping[Any, Any], column: str) -> dict[str, float]:
+    limits = {"lower_value": row.get(f"{column}_low"), "upper_value": row.get(f"{column}_high")}
+    return {"value": row[column], **{name: limit for name, limit in limits.items() if limit is not None and _known(limit)}}
+
+
+def asv(run: LoadedRun, out: Path) -> list[Path]:
+    """A results folder of airspeed velocity: milliseconds per token by method and task, smaller is better."""
+    rows = summarise(run)
+    about = run.provenance
+    machine = about.get("machine") or {}
+    name = str(machine.get("cpu") or "machine").replace("/", "-")
+    methods, tasks = list(rows["method"].unique()), list(rows["task"].unique())
+    cells = {(row["method"], row["task"]): row for row in rows.to_dict("records")}
+    wanted = [cells.get((method, task)) for method in methods for task in tasks]
+    commit = str((about.get("git") or {}).get("commit") or "0" * 40)
+    milliseconds = int(1000 * datetime.fromisoformat(str(about["started"]).replace("Z", "+00:00")).timestamp())
+    code = str(about.get("code_sha256") or "1")
+    params = {"machine": name, "os": machine.get("os"), "arch": machine.get("architecture"), "cpu": machine.get("cpu")}
+    result: dict[str, Any] = {
+        "commit_hash": commit,
+        "env_name": "existing-py",
+        "date": milliseconds,
+        "params": params,
+        "python": (about.get("versions") or {}).get("python"),
+        "requirements": {key: value for key, value in (about.get("versions") or {}).items() if key != "python"},
+        "env_vars": {},
+        "result_columns": ["result", "params", "version", "started_at", "stats_ci_99_a", "stats_ci_99_b"],
+        "results": {
+            "ms_per_token": [
+                [_or_none(row, "ms_per_token_p50") for row in wanted],
+                [[repr(method) for method in methods], [repr(task) for task in tasks]],
+                code,
+                milliseconds,
+                [_or_none(row, "ms_per_token_p50_low") for row in wanted],
+                [_or_none(row, "ms_per_token_p50_high") for row in wanted],
+            ]
+        },
+        "durations": {},
+        "version": ASV,
+    }
+    benchmark = {
+        "code": "",
+        "name": "ms_per_token",
+        "param_names": ["method", "task"],
+        "params": [[repr(method) for method in methods], [repr(task) for task in tasks]],
+        "timeout": 60.0,
+        "type": "track",
+        "unit": "ms",
+        "version": code,
+    }
+    return [
+        _written(out / "benchmarks.json", {"ms_per_token": benchmark, "version": ASV}),
+        _written(out / name / "machine.json", {**params, "version": 1}),
+        _written(out / name / f"{commit[:8]}-existing-py.json", result),
+    ]
+
+
+def _or_none(row: Mapping[Any, Any] | None, column: str) -> float | None:
+    return row[column] if row is not None and _known(row[column]) else None
+
+
+def _target(row: Mapping[Any, Any]) -> str:
+    return "-".join(str(part) for part in (row["target"], row["shape"], row["dtype"]) if part)
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _written(path: Path, content: Any) -> Path:
+    write_atomic(path, json.dumps(content, indent=1) + "\n")
+    return path
+
+
+FORMATS: dict[str, Callable[[LoadedRun, Path], list[Path]]] = {"github": github, "bencher": bencher, "asv": asv}

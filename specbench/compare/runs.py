@@ -1,0 +1,144 @@
+"""Two sides of a comparison, read from run directories: what must be equal in them, what is counted, what is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from specbench import metrics
+from specbench.errors import InputError, few
+from specbench.metrics import BASELINE, QUESTION
+from specbench.records import RunDirectory, Trial
+from specbench.report.loaded import LoadedRun, load
+
+PLACE = ("dtype", "device.name", "machine.cpu", "machine.cores", "machine.threads", "machine.architecture")
+DATA = ("suite_sha256", "target_sha256", "draft_sha256", "turns")
+SOFTWARE = ("versions.python", "versions.torch", "versions.transformers", "versions.numpy")
+CODE = ("code_sha256", "codes", "git", "versions.specbench")  # what is compared, if nothing else is said
+GROWS = ("method", "engine")  # of a config: a run may have more of them than its reference
+COUNTERS = (
+    *("prompt_sha256", "new_tokens", "finish_reason", "output_sha256", "steps", "target_forwards", "draft_forwards"),
+    *("drafted", "nodes", "depth", "accepted", "committed"),
+)
+LATEST = 10  # runs of a folder that a new one is held against
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Turns of a method that are not the reference's, by counter."""
+
+    method: str
+    turns: int
+    differing: dict[str, int]
+
+
+def side(path: Path) -> list[LoadedRun]:
+    """A run, or the latest runs of a folder of runs. Raises InputError."""
+    if RunDirectory(path).is_run():
+        return [load(path)]
+    folders = sorted(run.parent for run in path.glob("*/config.yaml"))
+    if not folders:
+        raise InputError(f"{path}: neither a run nor a folder of runs")
+    runs = sorted((load(folder) for folder in folders), key=lambda run: str(run.provenance.get("started")))
+    return runs[-LATEST:]
+
+
+def check_alike(runs: Sequence[LoadedRun], factors: Sequence[str]) -> None:
+    """Raises InputError for the first thing but the factors in which a run differs from the first one, its reference."""
+    first = dict(_facts(runs[0]))
+    for run in runs[1:]:
+        other = dict(_facts(run))
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name) and not _under(name, factors) and not _grown(name, first, other):
+                was, now = (f"{facts.get(name)!s:.60}" for facts in (first, other))
+                raise InputError(
+                    f"{run.name} is not comparable with {runs[0].name}: {name} is {now}, not {was}; "
+                    f"--factor {name} compares over it"
+                )
+
+
+def _grown(name: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """A method or engine that the reference lacks."""
+    return name.partition(".")[0] in GROWS and name not in first
+
+
+def _under(name: str, factors: Sequence[str]) -> bool:
+    return any(name == factor or name.startswith(f"{factor}.") for factor in factors)
+
+
+def _facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
+    """Dotted names: all settings, and what run.json says of place, data and software."""
+    yield from _flat({key: value for key, value in run.config.items() if key != "check_baseline"})
+    about = dict(_flat(run.provenance))
+    for name in (*PLACE, *DATA, *SOFTWARE):
+        yield name, about.get(name)
+    yield from _flat({"checkpoints": run.provenance.get("checkpoints") or {}})
+
+
+def _flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{above}{key}.")
+    else:
+        yield above.removesuffix("."), value
+
+
+def counted(reference: LoadedRun, new: LoadedRun) -> list[Counted]:
+    """Every method of the reference, turn by turn. Raises InputError for a method or a turn that the new run lacks."""
+    there = {trial.key: trial for trial in new.trials}
+    missing = sorted({trial.method for trial in reference.trials} - {trial.method for trial in new.trials})
+    if missing:
+        raise InputError(f"{new.name} has no method {few(missing)}, which {reference.name} has")
+    lacking = [trial for trial in reference.trials if trial.key not in there]
+    if lacking:
+        raise InputError(f"{new.name} lacks {len(lacking)} of the {len(reference.trials)} turns of {reference.name}")
+    by_method: dict[str, list[tuple[Trial, Trial]]] = {}
+    for trial in reference.trials:
+        by_method.setdefault(trial.method, []).append((trial, there[trial.key]))
+    return [_counted(method, pairs) for method, pairs in by_method.items()]
+
+
+def counted_beside(run: LoadedRun, methods: Sequence[str], engine: str) -> list[Counted]:
+    """Every method against itself on another engine of the same run."""
+    trials = {trial.key: trial for trial in run.trials}
+    found = []
+    for method in methods:
+        own = [trial for trial in run.trials if trial.method == method]
+        pairs = [(trials.get((f"{method}@{engine}", *trial.key[1:])), trial) for trial in own]
+        found.append(_counted(method, [(old, new) for old, new in pairs if old is not None]))
+    return found
+
+
+def _counted(method: str, pairs: Sequence[tuple[Trial, Trial]]) -> Counted:
+    differing = {name: sum(getattr(old, name) != getattr(new, name) for old, new in pairs) for name in COUNTERS}
+    return Counted(method, len(pairs), {name: count for name, count in differing.items() if count})
+
+
+def log_ratios(run: LoadedRun, method: str, over: str, by_repeat: bool = False) -> pd.Series:
+    """By (task, question_id), repeats averaged, or by repeat too: log of a method's rate over another's in the same run."""
+    questions = metrics.question_frame(run.frame)
+    keys = [*QUESTION[1:], *(["repeat"] if by_repeat else [])]
+    whole = questions[~questions["failed"].astype(bool)]
+    sides = [whole[whole["method"] == label].groupby(keys)[["new_tokens", "seconds"]].sum() for label in (method, over)]
+    own, other = (pd.Series(np.log(side["new_tokens"] / side["seconds"])) for side in sides)
+    both: pd.Series = (own - other).dropna()
+    return both
+
+
+def side_by_side(runs: Sequence[LoadedRun], method: str, over: str) -> pd.DataFrame:
+    """By (task, question_id), a column a run."""
+    return pd.DataFrame({run.name: log_ratios(run, method, over) for run in runs})
+
+
+def timed(run: LoadedRun) -> list[tuple[str, str]]:
+    """The ratios that a run has: each method over autoregressive decoding, and that over other engines' own."""
+    labels = list(dict.fromkeys(trial.method for trial in run.trials if trial.kind == "measured"))
+    peers = [label for label in labels if label.startswith(f"{BASELINE}@")]
+    return [(label, BASELINE) for label in labels if label != BASELINE and "@" not in label] + [
+        (BASELINE, peer) for peer in peers
+    ]

@@ -1,0 +1,92 @@
+"""A published item as a figure: bars by method, measured ones hatched beside them, and what is missing said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from specbench.metrics import BASELINE
+from specbench.paper.items import TASKS, Item
+from specbench.report.figures import GREY, INK, Look, Style, canvas, legend, styles
+
+HATCH = "////"
+
+
+def style_of(rows: pd.DataFrame) -> Style:
+    """One look a method, the same in every item."""
+    return styles({method: method for method in [BASELINE, *sorted(set(rows["method"]) - {BASELINE})]})
+
+
+def groups_of(item: Item, rows: pd.DataFrame) -> list[object]:
+    """The values that an item goes across, in their order."""
+    there = list(rows[item.across].dropna().unique())
+    if item.across == "task":
+        return [task for task in TASKS if task in there]
+    return sorted(there, key=lambda value: (isinstance(value, str), len(str(value)), value))
+
+
+def bars(item: Item, published: pd.DataFrame, measured: pd.DataFrame, style: Style) -> Figure:
+    """Groups by what the item goes across; a bar a method, published and, beside it, measured."""
+    published = published[published["method"] != BASELINE]
+    groups = groups_of(item, pd.concat([published, measured]))
+    methods = [method for method in style if method in set(published["method"]) | set(measured["method"])]
+    columns = [(method, kind) for method in methods for kind in ("published", "measured")]
+    columns = [(method, kind) for method, kind in columns if kind == "published" or method in set(measured["method"])]
+    figure, axes = canvas(max(8.0, 0.16 * len(columns) * len(groups) + 2), 4.6)
+    width = 0.84 / max(1, len(columns))
+    for place, (method, kind) in enumerate(columns):
+        rows = published if kind == "published" else measured
+        own = rows[rows["method"] == method]
+        heights = _by_group(own, item.across, "speedup", groups)
+        at = np.arange(len(groups)) + (place + 0.5) * width - 0.42
+        _draw(axes, at, heights, width, style[method], kind)
+        if kind == "published" and "sd" in own:
+            spread = _by_group(own, item.across, "sd", groups)
+            axes.errorbar(at, heights, yerr=spread, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.5)
+    axes.axhline(1, color=GREY, linewidth=1.4, zorder=3, label=f"{BASELINE} = 1")
+    axes.set_xticks(range(len(groups)), [_named(group) for group in groups])
+    axes.set_ylabel(f"speedup over {BASELINE}")
+    axes.set_title(item.title)
+    legend(figure, axes, 6)
+    return figure
+
+
+def _by_group(rows: pd.DataFrame, across: str, column: str, groups: Sequence[object]) -> list[float]:
+    means = rows.groupby(across)[column].mean()
+    return [float(value) for value in means.reindex(pd.Index(groups)).to_numpy(dtype=float)]
+
+
+def _draw(axes: Axes, at: np.ndarray, heights: Sequence[float], width: float, look: Look, kind: str) -> None:
+    label = look.label if kind == "published" else f"{look.label}, measured"
+    hatched: dict[str, Any] = (
+        {"hatch": HATCH, "edgecolor": look.colour, "facecolor": "none"} if kind == "measured" else {"color": look.colour}
+    )
+    alpha = 1.0 if look.fill == "full" else 0.55
+    axes.bar(at, heights, 0.92 * width, label=label, alpha=alpha, linewidth=0.8, **hatched)
+
+
+def _named(group: object) -> str:
+    return f"{group:g}" if isinstance(group, float) else str(group).replace("_", "\n")
+
+
+def over_days(wide: pd.DataFrame, device: str, target: str, style: Style) -> Figure:
+    """Overall speedups as they were published, day by day."""
+    rows = wide.xs((device, target), level=("device", "target"))
+    figure, axes = canvas(8.5, 4.4)
+    days = pd.to_datetime(wide.columns)
+    for method in (name for name in style if name in rows.index):
+        values, look = rows.loc[method].to_numpy(dtype=float), style[method]
+        known = ~np.isnan(values)
+        drawn: dict[str, Any] = {"color": look.colour, "marker": look.marker, "fillstyle": look.fill, "ls": look.line}
+        axes.plot(days[known], values[known], label=look.label, **drawn)
+    axes.axhline(1, color=GREY, linewidth=1.4, zorder=1, label=f"{BASELINE} = 1")
+    axes.set_ylabel(f"published speedup over {BASELINE}, overall")
+    axes.set_title(f"What was published, {device}, {target}, by day")
+    figure.autofmt_xdate()
+    legend(figure, axes, 6)
+    return figure

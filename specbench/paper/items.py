@@ -1,0 +1,128 @@
+"""What is drawn again: the survey's Spec-Bench figures and tables, the leaderboards, and every other published table as it is.
+
+Each item is a choice of published rows and the column that its groups are apart by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from specbench.metrics import OVERALL
+from specbench.paper.facts import LEADERBOARD, SURVEY, leaderboard, published
+
+TASKS = ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag", OVERALL]
+HEAD = "fd2c1cd"  # of the leaderboard, 2025-04-22
+SHORT = {"3090": "RTX 3090", "A100": "A100 80GB", "A6000": "RTX A6000", "H100": "H100"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """name: of its files; across: the column whose values are the groups, in the order of `values` where that is given."""
+
+    name: str
+    title: str
+    across: str
+    rows: Callable[[], pd.DataFrame]
+    note: str = ""
+    values: tuple[str, ...] = ()
+
+
+def short_device(name: str) -> str:
+    return next((short for part, short in SHORT.items() if part in name), name)
+
+
+def _survey(*items: str, overall: bool = False, target: str | None = None) -> pd.DataFrame:
+    """Speedups with their standard deviations over three runs (column `sd`)."""
+    rows = published()
+    rows = rows[rows["source"].str.startswith(SURVEY) & rows["item"].isin(items)]
+    if overall:
+        rows = rows[rows["task"] == OVERALL]
+    if target:
+        rows = rows[rows["target"] == target]
+    keys = ["source", "device", "target", "method", "task", "temperature", "dtype"]
+    spread = rows[rows["metric"] == "speedup_std_over_3_runs"].set_index(keys)["value"].rename("sd")
+    found = rows[rows["metric"] == "speedup"].join(spread, on=keys)
+    found["device"] = found["device"].map(short_device)
+    return found.rename(columns={"value": "speedup"})
+
+
+FIGURE_5, TABLE_5_WARM = "Table 5 (also Fig.5)", "Table 5 (T=1; Fig.6 right end)"
+TABLE_6, TABLE_6_LARGE = "Table 6 (also Fig.7,8,9)", "Table 6 (also Fig.9)"
+SEVEN = "Vicuna-7B-v1.3"
+
+
+def _figure_6() -> pd.DataFrame:
+    rows = _survey(FIGURE_5, TABLE_5_WARM, overall=True)
+    warm = set(rows.loc[rows["temperature"] == 1, "method"])
+    return rows[rows["method"].isin(warm)]
+
+
+SURVEY_ITEMS = (
+    Item("survey-figure-5", "Figure 5 and Table 5: RTX 3090, Vicuna-7B, greedy", "task", lambda: _survey(FIGURE_5)),
+    Item("survey-table-5-sampled", "Table 5: RTX 3090, Vicuna-7B, temperature 1", "task", lambda: _survey(TABLE_5_WARM)),
+    Item(
+        "survey-figure-6",
+        "Figure 6: over temperature, RTX 3090, Vicuna-7B, overall",
+        "temperature",
+        _figure_6,
+        "Both ends, which Table 5 prints; what lies between is a curve without numbers.",
+    ),
+    Item(
+        "survey-figure-7",
+        "Figure 7: over devices, Vicuna-7B, overall",
+        "device",
+        lambda: _survey(FIGURE_5, TABLE_6, overall=True, target=SEVEN),
+        "Both devices' values are printed in Tables 5 and 6.",
+    ),
+    Item("survey-figure-8", "Figure 8 and Table 6: A100, Vicuna-7B", "task", lambda: _survey(TABLE_6)),
+    Item(
+        "survey-figure-9",
+        "Figure 9 and Table 6: over the target's size, A100, overall",
+        "target",
+        lambda: _survey(TABLE_6, TABLE_6_LARGE, overall=True),
+    ),
+    Item("survey-table-6-13b", "Table 6: A100, Vicuna-13B", "task", lambda: _survey(TABLE_6_LARGE, target="Vicuna-13B-v1.3")),
+    Item("survey-table-6-33b", "Table 6: A100, Vicuna-33B", "task", lambda: _survey(TABLE_6_LARGE, target="Vicuna-33B-v1.3")),
+    Item(
+        "survey-figure-10",
+        "Figure 10: over precision, A100, Vicuna-7B, overall",
+        "dtype",
+        lambda: _survey(TABLE_6, "Fig.10 (text)", overall=True, target=SEVEN),
+        "In float32 the text of the survey gives two numbers; the others are bars without any.",
+    ),
+)
+
+
+def _leaderboard(device: str, target: str) -> pd.DataFrame:
+    rows = leaderboard()
+    chosen = rows["source"].str.contains(HEAD) & rows["device"].str.contains(device) & (rows["target"] == target)
+    return rows[chosen].assign(device=short_device(device), item="Leaderboard.md")
+
+
+def _board(device: str, target: str) -> Item:
+    name = f"leaderboard-{device}-{target}".lower().replace(".", "")
+    title = f"Leaderboard: {short_device(device)}, {target}, greedy, float16 (2025-04-22)"
+    return Item(name, title, "task", lambda: _leaderboard(device, target))
+
+
+LEADERBOARDS = tuple(
+    _board(device, target)
+    for device, target in (("3090", SEVEN), *(("A100", f"Vicuna-{size}-v1.3") for size in ("7B", "13B", "33B")))
+)
+
+
+def other_tables() -> list[tuple[str, pd.DataFrame]]:
+    """Everything else that was published, a table an item, rows as they were printed: (title, rows)."""
+    rows = published()
+    own = rows["source"].str.startswith(LEADERBOARD) | (
+        rows["source"].str.startswith(SURVEY) & rows["metric"].ne("speedup_range")
+    )
+    found = []
+    for (source, item), group in rows[~own].groupby(["source", "item"], sort=False):
+        columns = [name for name in ("device", "target", "method", "task", "setting") if group[name].nunique() > 1]
+        wide = group.pivot_table(index=columns or ["method"], columns="metric", values="text", aggfunc="first", sort=False)
+        found.append((f"{source}, {item}", wide.reset_index()))
+    return found

@@ -1,0 +1,87 @@
+"""Spec-Bench's answer files, there and back."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specbench.answers import export, import_
+from specbench.errors import InputError
+from specbench.records import RunDirectory
+from specbench.report.loaded import load
+from specbench.report.summary import summarise
+from tests.fake_run import made_up_trials, write_run
+
+WORDS = "w"  # a token each
+
+
+def run_with_texts(folder: Path) -> RunDirectory:
+    """Texts whose words are the tokens that autoregressive's were counted as."""
+    trials = made_up_trials({"pld": 0.4, "sps": 0.7}, ("writing", "qa"), questions=5)
+    trials = [replace(trial, task="mt_bench" if trial.task == "writing" else trial.task) for trial in trials]
+    recounted = {trial.key: 50 + trial.question_id % 7 for trial in trials}
+    run = write_run(folder, [replace(t, retokenised=recounted[t.key] if t.method == "autoregressive" else None) for t in trials])
+    for trial in trials:
+        if trial.repeat == 0:
+            run.append_text(trial.method, trial.question_id, 0, " ".join([WORDS] * recounted[trial.key]), None)
+    return run
+
+
+def spec_bench_speedups(folder: Path, method: str) -> dict[str, float]:
+    """As its speed.py computes them: slow and plain, from methods.md's description."""
+    by_task: dict[str, list[float]] = defaultdict(list)
+    for repeat in (1, 2):
+        rates = {}
+        for label in (method, "autoregressive"):
+            rows = [
+                json.loads(line) for line in (folder / f"model_answer_run_{repeat}" / f"{label}.jsonl").read_text().splitlines()
+            ]
+            for task, categories in {"mt_bench": ["writing"], "qa": ["qa"], "overall": ["writing", "qa"]}.items():
+                speeds = []
+                for choice in (row["choices"][0] for row in rows if row["category"] in categories):
+                    recount = sum(len(("<s> " + text).split()) - 1 for text in choice["turns"])
+                    tokens = recount if label == "autoregressive" else sum(choice["new_tokens"])
+                    speeds.append(tokens / sum(choice["wall_time"]))
+                rates[label, task] = np.array(speeds).mean()
+        for task in ("mt_bench", "qa", "overall"):
+            by_task[task].append(rates[method, task] / rates["autoregressive", task])
+    return {task: float(np.mean(ratios)) for task, ratios in by_task.items()}
+
+
+def test_an_export_gives_our_spec_bench_speedup_to_the_last_digit(tmp_path: Path) -> None:
+    run = load(run_with_texts(tmp_path / "run").path)
+    assert len(export(run, tmp_path / "out")) == 6
+    ours = summarise(run).set_index(["method", "task"])["speedup_spec_bench"]
+    for method in ("pld", "sps"):
+        for task, theirs in spec_bench_speedups(tmp_path / "out", method).items():
+            assert ours[method, task] == pytest.approx(theirs, rel=1e-14)
+
+
+def test_an_export_comes_back_as_a_run(tmp_path: Path) -> None:
+    run = load(run_with_texts(tmp_path / "run").path)
+    export(run, tmp_path / "out")
+    first = tmp_path / "out" / "model_answer_run_1"
+    import_([first / "pld.jsonl"], first / "autoregressive.jsonl", None, RunDirectory(tmp_path / "back"))
+    back = load(tmp_path / "back")
+    rows = summarise(back).set_index(["method", "task"])
+    ours = summarise(run).set_index(["method", "task"])
+    assert set(rows["kind"]) == {"imported"} and rows.loc[("pld", "overall"), "identical"] == 1
+    for task in ("mt_bench", "qa", "overall"):
+        assert rows.loc[("pld", task), "mean_accepted_tokens"] == pytest.approx(ours.loc[("pld", task), "mean_accepted_tokens"])
+        assert rows.loc[("pld", task), "speedup"] == pytest.approx(ours.loc[("pld", task), "speedup"], rel=0.05)
+
+
+def test_lines_that_are_no_answers_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question_id": 1, "category": "qa", "choices": [{"turns": ["x"]}]}\n')
+    with pytest.raises(InputError, match="a.jsonl:1: not an answer of Spec-Bench: it has no decoding_steps"):
+        import_([], tmp_path / "a.jsonl", None, RunDirectory(tmp_path / "back"))
+    with pytest.raises(InputError, match="no such file"):
+        import_([], tmp_path / "b.jsonl", None, RunDirectory(tmp_path / "back"))
+    run = write_run(tmp_path / "run", made_up_trials({"pld": 0.4}, ("qa",)))
+    with pytest.raises(InputError, match="run holds no texts"):
+        export(load(run.path), tmp_path / "out")

@@ -1,0 +1,224 @@
+"""Regression tracking: what fails, what passes, what is refused, and how often each happens by chance."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from specbench.compare.comparison import compared, compared_beside, markdown, notes, write_json, write_junit
+from specbench.compare.exports import asv, bencher, github
+from specbench.compare.gate import RUN_SD, Change, change, size
+from specbench.errors import InputError
+from specbench.metrics import BASELINE
+from specbench.records import RunDirectory, Trial
+from specbench.report.loaded import load
+from specbench.statistics import Interval
+from tests.conftest import Outcome, Tiny
+from tests.fake_run import CONFIG, PROVENANCE, made_up_trials, write_run
+
+TASKS = ("qa", "rag", "translation")
+METHODS = {"pld": 0.4, "sps": 0.7}
+Cli = Callable[..., Outcome]
+
+
+def noisy(trials: Sequence[Trial], seed: int, slower: dict[str, float] | None = None, noise: float = 0.01) -> list[Trial]:
+    """The same turns on another day: all of them up to 5 % off together, each by its own noise, some methods slower."""
+    rng = np.random.default_rng(seed)
+    day = rng.normal(0, 0.03)
+    of_run = {method: rng.normal(0, RUN_SD / 2) for method in dict.fromkeys(trial.method for trial in trials)}
+    made = []
+    for trial in trials:
+        factor = math.exp(day + of_run[trial.method] + rng.normal(0, noise)) * (1 + (slower or {}).get(trial.method, 0))
+        made.append(replace(trial, prefill_s=trial.prefill_s * factor, decode_s=trial.decode_s * factor))
+    return made
+
+
+def pair(tmp_path: Path, seed: int = 1, **slower: float) -> tuple[Path, Path]:
+    trials = made_up_trials(METHODS, TASKS, questions=8)
+    return write_run(tmp_path / "old", noisy(trials, 0)).path, write_run(tmp_path / "new", noisy(trials, seed, slower)).path
+
+
+def test_equal_runs_pass_and_a_slow_method_fails(tmp_path: Path) -> None:
+    same = compared(*pair(tmp_path / "same"))
+    assert not same.failed and {one.verdict for one in same.changes} <= {"pass", "undecided"}
+    slow = compared(*pair(tmp_path / "slow", pld=0.1))
+    assert slow.failed and {one.what: one.verdict for one in slow.changes}["pld over autoregressive"] == "fail"
+    assert slow.changes[0].ratio.estimate == pytest.approx(1 / 1.1, abs=0.03)
+    assert not any(one.differing for one in slow.counted)
+
+
+def test_a_turn_that_is_counted_otherwise_fails(tmp_path: Path) -> None:
+    old, new = pair(tmp_path)
+    trials = RunDirectory(new).trials()
+    changed = next(trial for trial in trials if trial.method == "pld")
+    RunDirectory(new).append(replace(changed, output_sha256="another"))
+    found = compared(old, new)
+    assert found.failed and "pld: 1 of 48 turns have another output_sha256" in notes(found)
+
+
+@pytest.mark.parametrize(
+    ("change_", "told"),
+    [
+        ({"config": {"seed": 1}}, "seed is 1, not None; --factor seed compares over it"),
+        ({"about": {"dtype": "float32"}}, "dtype is float32, not bfloat16"),
+        ({"about": {"machine": {"cpu": "another"}}}, "machine.cpu is another"),
+        ({"about": {"versions": {"torch": "0.1", "transformers": "0.0"}}}, "versions.torch is 0.1"),
+    ],
+)
+def test_runs_that_differ_in_something_else_are_refused(tmp_path: Path, change_: dict, told: str) -> None:
+    old, new = pair(tmp_path)
+    RunDirectory(new).write_config(CONFIG | change_.get("config", {}))
+    RunDirectory(new).write_provenance(PROVENANCE | change_.get("about", {}))
+    with pytest.raises(InputError, match=told):
+        compared(old, new)
+    factor = told.split(" is ")[0]
+    assert compared(old, new, [factor]).reference == "old"
+
+
+def test_another_commit_and_further_methods_are_no_difference(tmp_path: Path) -> None:
+    old, new = pair(tmp_path)
+    RunDirectory(new).write_config(CONFIG | {"method": {"rest": {"nodes": 3}}})
+    RunDirectory(new).write_provenance(PROVENANCE | {"git": {"commit": "b"}, "code_sha256": "c", "codes": {"pld": "d"}})
+    assert compared(old, new).new == "new"
+
+
+def test_what_the_reference_has_must_be_there(tmp_path: Path) -> None:
+    old, _ = pair(tmp_path)
+    trials = RunDirectory(old).trials()
+    fewer = write_run(tmp_path / "fewer", [trial for trial in trials if trial.method != "sps"]).path
+    with pytest.raises(InputError, match="fewer has no method sps"):
+        compared(old, fewer)
+    shorter = write_run(tmp_path / "shorter", trials[:-1]).path
+    with pytest.raises(InputError, match="lacks 1 of the 144 turns"):
+        compared(old, shorter)
+    with pytest.raises(InputError, match="neither a run nor a folder of runs"):
+        compared(tmp_path / "nowhere", old)
+
+
+def test_a_folder_of_runs_is_a_reference(tmp_path: Path) -> None:
+    trials = made_up_trials(METHODS, TASKS, questions=8)
+    for day in range(12):
+        about = {"started": f"2026-11-{day + 1:02}T00:00:00Z"}
+        write_run(tmp_path / "rolling" / f"r{day:02}", noisy(trials, day), **about)
+    found = compared(tmp_path / "rolling", write_run(tmp_path / "new", noisy(trials, 99)).path)
+    assert found.reference == "r11" and not found.failed
+    alone = compared(tmp_path / "rolling" / "r11", tmp_path / "new")
+    widths = [[one.ratio.high - one.ratio.low for one in each.changes] for each in (found, alone)]
+    assert np.mean(widths[0]) < np.mean(widths[1]), "ten runs know more than one"
+
+
+def test_two_versions_in_one_run(tmp_path: Path) -> None:
+    trials = made_up_trials(METHODS, TASKS, questions=8)
+    beside = [replace(trial, method=f"{trial.method}@reference") for trial in trials]
+    sound = write_run(tmp_path / "sound", noisy([*trials, *beside], 1)).path
+    assert not compared_beside(sound).failed
+    slow_loop = dict.fromkeys(("autoregressive", "pld", "sps"), 0.1)
+    found = compared_beside(write_run(tmp_path / "slow", noisy([*trials, *beside], 2, slow_loop)).path)
+    verdicts = {one.what: one.verdict for one in found.changes}
+    assert found.failed and verdicts["the loop: autoregressive"] == "fail"
+    assert verdicts["pld over autoregressive"] != "fail", "what slows all cancels"
+    with pytest.raises(InputError, match="no method of it ran on engine reference"):
+        compared_beside(write_run(tmp_path / "alone", trials).path)
+
+
+def simulated(rng: np.random.Generator, questions: int, noise: float, runs: int, slower: float = 0.0) -> pd.DataFrame:
+    index = pd.MultiIndex.from_tuples([(at % 3, at) for at in range(questions)], names=["task", "question_id"])
+    spread = np.linspace(-0.4, 0.4, questions)[:, None]
+    return pd.DataFrame(spread - slower + rng.normal(0, RUN_SD, runs) + rng.normal(0, noise, (questions, runs)), index=index)
+
+
+@pytest.mark.parametrize("noise", [0.005, 0.02, 0.1])
+def test_equal_versions_fail_at_most_once_in_a_hundred(noise: float) -> None:
+    """All three ratios of a comparison together."""
+    rng = np.random.default_rng(int(1000 * noise))
+    failed = 0
+    for _ in range(1_000):
+        changes = [change("x", simulated(rng, 24, noise, 1), simulated(rng, 24, noise, 1), 3) for _ in range(3)]
+        failed += any(one.verdict == "fail" for one in changes)
+    assert failed <= 10
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.05])
+def test_a_slowdown_is_found_at_the_size_that_was_planned(noise: float) -> None:
+    needed = size(math.sqrt(2) * noise, 3, 3, 0.05, 0.95)
+    rng = np.random.default_rng(0)
+    slower = -math.log(0.95)
+    found = [
+        change(
+            "x",
+            simulated(rng, needed.questions, noise, needed.runs),
+            simulated(rng, needed.questions, noise, needed.runs, slower),
+            3,
+        )
+        for _ in range(400)
+    ]
+    assert sum(one.verdict == "fail" for one in found) >= 0.93 * 400, needed
+
+
+def test_an_undecided_comparison_says_what_would_decide_it() -> None:
+    rng = np.random.default_rng(1)
+    found = change("x", simulated(rng, 12, 0.1, 1), simulated(rng, 12, 0.1, 1), 3)
+    assert found.verdict == "undecided" and found.needed is not None and found.needed.questions > 12
+    more = [
+        change("x", *(simulated(rng, found.needed.questions, 0.1, found.needed.runs) for _ in range(2)), 3).verdict
+        for _ in range(50)
+    ]
+    assert more.count("undecided") < 25
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.9, 0.98, "fail"), (0.975, 1.2, "pass"), (0.96, 1.0, "undecided"), (0.975, 0.985, "fail")]
+)
+def test_the_rule(low: float, high: float, verdict: str) -> None:
+    assert Change("x", 1, Interval(math.sqrt(low * high), low, high)).verdict == verdict
+
+
+def test_what_other_tools_read(tmp_path: Path) -> None:
+    old, new = pair(tmp_path, pld=0.1)
+    found = compared(old, new)
+    write_junit(found, tmp_path / "junit.xml")
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert suite.get("tests") == "5" and int(suite.get("failures", 0)) >= 1
+    assert suite.find("testcase[@name='pld over autoregressive']/failure") is not None
+    write_json(found, tmp_path / "compare.json")
+    plain = json.loads((tmp_path / "compare.json").read_text())
+    assert plain["failed"] and plain["changes"][0]["verdict"] == "fail"
+    assert "| pld over autoregressive | 0.9" in markdown(found)
+
+    run = load(new)
+    bigger, smaller = github(run, tmp_path)
+    points = json.loads(bigger.read_text())
+    assert {"name", "unit", "value"} <= set(points[0]) and all(isinstance(point["value"], float) for point in points)
+    assert any(point["name"] == "fake-100m-bfloat16/pld/overall: speedup" and "range" in point for point in points)
+    assert {point["unit"] for point in json.loads(smaller.read_text())} == {"ms", "MB"}
+    (bmf,) = bencher(run, tmp_path)
+    speedup = json.loads(bmf.read_text())["fake-100m-bfloat16/pld/overall"]["speedup"]
+    assert speedup["lower_value"] < speedup["value"] < speedup["upper_value"]
+    benchmarks, machine, result = (json.loads(path.read_text()) for path in asv(run, tmp_path / "asv"))
+    values, params = result["results"]["ms_per_token"][:2]
+    assert len(values) == len(params[0]) * len(params[1]) and machine["version"] == 1
+    assert benchmarks["ms_per_token"]["params"] == params
+
+
+def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
+    run = ["task=[qa]", "method=[pld]", "repeats=2"]
+    for name in ("old", "new"):
+        assert cli("run", *tiny.overrides(*run, f"out={name}")).status == 0
+    status, out, err = cli("compare", "old", "new", "--junit", "junit.xml", "--factor", "threads")
+    assert status in (0, 1), err
+    assert "pld over autoregressive" in out and (tmp_path / "junit.xml").exists()
+    assert cli("compare", "old", "nowhere").status == 2
+    status, out, err = cli("export", "github", "old", "--out", "charts")
+    assert status == 0 and (tmp_path / "charts" / "bigger.json").exists()
+    assert "no such format; there is github" in cli("export", "gihub", "old").err
+    status, out, err = cli("plan", "--pilot", "old", *tiny.overrides("task=[qa]", "method=[pld]", "limit=4"))
+    assert status == 0 and "Questions for a difference of 5%" in out, err
+    assert BASELINE in out or "pld" in out
