@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -42,50 +42,48 @@ def run_directory(out: str | None, name: str, config: Mapping[str, Any]) -> RunD
 
 @contextmanager
 def alone(run: RunDirectory) -> Iterator[None]:
-    """Raises InputError while another process writes there. The system frees what a killed process has locked."""
+    """Raises InputError while another process writes there."""
+
+    def refuse() -> None:
+        raise InputError(f"out={run.path}: another process is writing there; wait for it, or choose another out")
+
     run.path.mkdir(parents=True, exist_ok=True)
-    folder = os.open(run.path, os.O_RDONLY) if fcntl else None
-    try:
-        if folder is not None:
-            _lock(folder, run)
+    with _locked(run.path, os.O_RDONLY, refuse):
         yield
-    finally:
-        if folder is not None:
-            os.close(folder)
 
 
 @contextmanager
 def sole_timer(device: str, waiting: Callable[[], None]) -> Iterator[None]:
     """Waits, after saying so, while another process of this machine times on the device: two would measure each other."""
-    path = Path(tempfile.gettempdir()) / f"specbench-{re.sub(r'[^A-Za-z0-9]+', '-', device)}.lock"
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666) if fcntl else None
-    except OSError:  # another user's, on a system that protects it
-        file = None
+    name = f"specbench-{re.sub(r'[^A-Za-z0-9]+', '-', device)}.lock"
+    with _locked(Path(tempfile.gettempdir()) / name, os.O_RDWR | os.O_CREAT, waiting):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, flags: int, taken: Callable[[], None]) -> Iterator[None]:
+    """Waits while another process holds it, unless `taken` raises. The system frees what a killed process has locked."""
+    if fcntl is None:
+        yield
+        return
+    file = None
+    with suppress(OSError):  # another user's, or of a file system without locks
+        file = os.open(path, flags, 0o666)
     try:
         if file is not None:
-            _take(file, waiting)
+            _take(file, taken)
         yield
     finally:
         if file is not None:
             os.close(file)
 
 
-def _take(file: int, waiting: Callable[[], None]) -> None:
+def _take(file: int, taken: Callable[[], None]) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        waiting()
+        taken()
         fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
-        return
-
-
-def _lock(folder: int, run: RunDirectory) -> None:
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"out={run.path}: another process is writing there; wait for it, or choose another out") from None
     except OSError:  # a file system without locks
         return
 

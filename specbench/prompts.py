@@ -47,12 +47,8 @@ def answer_text(format: str, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def retokenised(tokenizer: Tokenizer, text: str) -> int:
-    """Spec-Bench's baseline token count: the text encoded again, minus its BOS.
-
-    Spec-Bench always subtracts 1; a tokenizer that adds no BOS (Qwen) has nothing to subtract.
-    """
-    ids = _encode(tokenizer, text)
-    return len(ids) - (bool(ids) and ids[0] == tokenizer.bos_token_id)
+    """Spec-Bench's baseline token count: the text encoded again, less one for the BOS, also where a tokenizer adds none."""
+    return len(_encode(tokenizer, text)) - 1
 
 
 def vicuna_text(turns: Turns) -> str:

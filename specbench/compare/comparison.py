@@ -48,20 +48,24 @@ def compared(reference: Path, new: Path, factors: Sequence[str] = ()) -> Compari
     return Comparison(olds[-1].name, fresh[-1].name, counters, changes, _absolute(olds[-1], fresh[-1]))
 
 
-def compared_beside(path: Path) -> Comparison:
-    """This checkout against the one that took turns with it in the same run, as METHOD@reference."""
+def compared_beside(path: Path, exchanged: bool = False) -> Comparison:
+    """This checkout against the one that took turns with it in the same run, as METHOD@reference; exchanged: that against this."""
     run = load(path)
     labels = list(dict.fromkeys(trial.method for trial in run.trials))
     methods = [label for label in labels if f"{label}@{BESIDE}" in labels]
     if not methods:
         raise InputError(f"{path}: no method of it ran on engine {BESIDE} too")
-    ratios = [(method, BASELINE) for method in methods if method != BASELINE]
     changes = []
-    for method, over in ratios:
-        old = side_by_side([run], f"{method}@{BESIDE}", f"{over}@{BESIDE}")
-        changes.append(change(f"{method} over {over}", old, side_by_side([run], method, over), len(ratios) + 1))
-    loop = side_by_side([run], BASELINE, f"{BASELINE}@{BESIDE}")
-    changes.append(change(f"the loop: {BASELINE}", 0 * loop, loop, len(ratios) + 1))
+    for method in methods:
+        if method == BASELINE:
+            what, new = f"the loop: {BASELINE}", side_by_side([run], BASELINE, f"{BASELINE}@{BESIDE}")
+            reference = 0 * new
+        else:
+            what = f"{method} over {BASELINE}"
+            reference, new = (side_by_side([run], f"{method}{at}", f"{BASELINE}{at}") for at in (f"@{BESIDE}", ""))
+        if exchanged:
+            reference, new = new, reference
+        changes.append(change(what, reference, new, len(methods)))
     return Comparison(f"{run.name}@{BESIDE}", run.name, counted_beside(run, methods, BESIDE), changes, None)
 
 
