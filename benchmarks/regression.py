@@ -2,8 +2,9 @@
 
     python -m benchmarks.regression [--equal N] [--slow N] [--loop N] [--out FOLDER] [KEY=VALUE ...]
 
-The slowed checkouts are this one with a busy wait planted: in `pld`'s drafting, or in the decode loop that all methods share; each
-5 % of what a step takes here. A slowed checkout is the new one, this one the reference. Runs that lie in FOLDER are not made again.
+The slowed checkouts are this one with a busy wait planted: in `pld`'s drafting, or in the decode loop that all methods share;
+each 5 % of what a step takes here. A slowed checkout is the new one, this one the reference. Runs that lie in FOLDER are not made
+again.
 """
 
 import argparse
@@ -29,7 +30,11 @@ from specbench.run import execute
 SHARE = 0.05
 CHOSEN = ("target.shape=100m", "method=[pld,sps]", "repeats=2", "check_baseline=false")
 COPIED = ("specbench", "methods", "tasks", "conf")
-WAIT = "    _until = __import__('time').perf_counter() + {seconds}\n    while __import__('time').perf_counter() < _until:\n        pass\n"
+WAIT = (
+    "    _until = __import__('time').perf_counter() + {seconds}",
+    "    while __import__('time').perf_counter() < _until:",
+    "        pass",
+)
 PLACES = {  # file, and the line behind which the wait is planted
     "slow": ("methods/pld.py", "    def draft(self, state: NgramIndex, budget: int) -> DraftTree:\n"),
     "loop": ("specbench/decoding/loop.py", "    t0 = clock.now()\n"),
@@ -55,8 +60,8 @@ def planted(folder: Path, kind: str, seconds: float) -> Path:
         file, line = PLACES[kind]
         text = (root / file).read_text(encoding="utf-8")
         assert text.count(line) == 1
-        indent = "    " * (1 if kind == "slow" else 0)
-        wait = "".join(f"{indent}{row}\n" for row in WAIT.format(seconds=seconds).splitlines())
+        indent = "    " * (kind == "slow")  # inside a class
+        wait = "".join(f"{indent}{row.format(seconds=seconds)}\n" for row in WAIT)
         (root / file).write_text(text.replace(line, line + wait), encoding="utf-8")
     return root
 

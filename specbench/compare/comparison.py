@@ -49,7 +49,7 @@ def compared(reference: Path, new: Path, factors: Sequence[str] = ()) -> Compari
 
 
 def compared_beside(path: Path, exchanged: bool = False) -> Comparison:
-    """This checkout against the one that took turns with it in the same run, as METHOD@reference; exchanged: that against this."""
+    """This checkout against the one that took turns with it in a run, as METHOD@reference; exchanged: that against this."""
     run = load(path)
     labels = list(dict.fromkeys(trial.method for trial in run.trials))
     methods = [label for label in labels if f"{label}@{BESIDE}" in labels]
