@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from specbench import ROOT
 from specbench.compare.comparison import compared, compared_beside, markdown, notes, write_json, write_junit
 from specbench.compare.exports import asv, bencher, github
 from specbench.compare.gate import RUN_SD, Change, change, size
@@ -222,3 +223,14 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     status, out, err = cli("plan", "--pilot", "old", *tiny.overrides("task=[qa]", "method=[pld]", "limit=4"))
     assert status == 0 and "Questions for a difference of 5%" in out, err
     assert BASELINE in out or "pld" in out
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="specbench is no git checkout here")
+def test_another_commit_takes_turns_with_this_one(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
+    chosen = tiny.overrides("task=[qa]", "method=[pld]", "repeats=1", "out=both")
+    status, out, err = cli("compare", "--against", "HEAD", *chosen, "--json", "both.json")
+    assert status == 0 and "the loop: autoregressive" in out, err
+    labels = {trial.method for trial in RunDirectory(tmp_path / "both").trials()}
+    assert labels == {"autoregressive", "pld", "autoregressive@reference", "pld@reference"}
+    assert not any(one["differing"] for one in json.loads((tmp_path / "both.json").read_text())["counted"])
+    assert cli("compare", "--against", "no-such-branch").err.startswith("specbench: --against no-such-branch: no commit")

@@ -1,7 +1,6 @@
 """A run of this checkout and of another commit of it, whose turns alternate."""
 
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,16 +29,20 @@ def run_both(ref: str, overrides: Sequence[str], config_dir: Path | None, consol
 
 @contextmanager
 def _checkout(ref: str) -> Iterator[Path]:
-    """A folder with the files of a commit, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="specbench-") as folder:
-        root = Path(folder) / "reference"
-        if _git("worktree", "add", "--detach", str(root), ref):
-            raise InputError(f"--against {ref}: no commit, branch or tag of the repository in {ROOT}")
-        try:
-            yield root
-        finally:
-            _git("worktree", "remove", "--force", str(root))
+    """A folder with the files of a commit, gone afterwards; below ROOT, and called after the commit, so that a run can go on."""
+    commit = _git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+    if commit is None:
+        raise InputError(f"--against {ref}: no commit, branch or tag of specbench's repository")
+    root = Path("build") / f"reference-{commit[:12]}"
+    _git("worktree", "remove", "--force", str(root))  # of a run that was killed
+    _git("worktree", "add", "--detach", str(root), commit)
+    try:
+        yield root
+    finally:
+        _git("worktree", "remove", "--force", str(root))
 
 
-def _git(*words: str) -> int:
-    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, check=False).returncode
+def _git(*words: str) -> str | None:
+    """What it prints; None where it fails."""
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+    return None if done.returncode else done.stdout.strip()

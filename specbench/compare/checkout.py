@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from specbench import ROOT
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import CapacityError, Generation
@@ -20,14 +21,14 @@ WORKER = Path(__file__).with_name("worker.py")
 
 
 class Checkout(Engine):
-    """root: the checkout's folder; overrides: of its own configs, which say what target and methods it loads."""
+    """root: the checkout's folder, below ROOT or anywhere; overrides: of its own configs, which say what it loads."""
 
     def __init__(self, root: str | None, overrides: Sequence[str], threads: int | None) -> None:
         if root is None:
             raise InputError(
                 "engine.reference.root=null: expected a checkout of specbench; specbench compare --against makes one"
             )
-        self.root, self.overrides, self.threads = root, list(overrides), threads
+        self.root, self.overrides, self.threads = ROOT / root, list(overrides), threads
 
     @cached_property
     def _worker(self) -> subprocess.Popen[str]:

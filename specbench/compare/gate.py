@@ -68,7 +68,8 @@ def change(what: str, reference: pd.DataFrame, new: pd.DataFrame, together: int,
     reach = float(stats.t.ppf(1 - (1 - LEVEL) / 2 / together, freedom))
     ratio = Interval(*(float(np.exp(mean + side * reach * np.sqrt(error2))) for side in (0, -1, 1)))
     found = Change(what, len(moved), ratio)
-    allowed = (float(np.log(FAILS_BELOW / PASSES_ABOVE)) / 2 / reach) ** 2  # too narrow to hold both
+    many = float(stats.norm.ppf(1 - (1 - LEVEL) / 2 / together))
+    allowed = (float(np.log(FAILS_BELOW / PASSES_ABOVE)) / 2 / many) ** 2  # too narrow to hold both
     needed = _enough(len(moved) * over_questions, between, allowed, min(reference.shape[1], new.shape[1]))
     return Change(what, len(moved), ratio, needed) if found.verdict == "undecided" else found
 
