@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +15,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from specbench.models import load_tokenizer
 from specbench.run import EMBEDDED
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests at once as there are cores
+    torch.set_num_threads(1)
+    tempfile.tempdir = tempfile.mkdtemp(prefix="specbench-tests-")  # runs of one do not wait for those of another
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specbench.report.figures.DPI", 30)
 
 
 class Outcome(NamedTuple):

@@ -136,15 +136,15 @@ def simulated(rng: np.random.Generator, questions: int, noise: float, runs: int,
     return pd.DataFrame(spread - slower + rng.normal(0, RUN_SD, runs) + rng.normal(0, noise, (questions, runs)), index=index)
 
 
-@pytest.mark.parametrize("noise", [0.005, 0.02, 0.1])
+@pytest.mark.parametrize("noise", [0.01, 0.1])
 def test_equal_versions_fail_at_most_once_in_a_hundred(noise: float) -> None:
     """All three ratios of a comparison together."""
     rng = np.random.default_rng(int(1000 * noise))
     failed = 0
-    for _ in range(1_000):
+    for _ in range(600):
         changes = [change("x", simulated(rng, 24, noise, 1), simulated(rng, 24, noise, 1), 3) for _ in range(3)]
         failed += any(one.verdict == "fail" for one in changes)
-    assert failed <= 10
+    assert failed <= 6
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.05])

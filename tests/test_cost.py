@@ -98,7 +98,7 @@ def test_copy_bandwidth_is_a_number(monkeypatch):
 
 def test_card_on_disk(frame, tmp_path):
     paths = write(frame, tmp_path / "card")
-    assert [path.name for path in paths] == ["cost.csv", "cost.md", "cost.png", "cost.svg"]
+    assert [path.name for path in paths] == ["cost.csv", "cost.md", "cost.png", "cost.svg", "cost.pdf"]
     assert all(path.stat().st_size for path in paths)
     assert "| tokens | context 16 | context 248 |" in paths[1].read_text().splitlines()
     assert table(frame).row_count == 4, "1, 2, 8 tokens and the ceiling"

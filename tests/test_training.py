@@ -237,7 +237,10 @@ def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> No
         (["method=pld"], "method=pld: has no weights of its own to train, and no skip set to search"),
         (["search.trials=3"], "search.trials=3: medusa is trained, with batch_tokens, "),
         (["method=self_speculative", "search.trials=0"], "search.trials=0: expected a whole number, at least 1"),
-        (["method=self_speculative", "search.trails=3"], "search.trails: no such setting; the nearest is search.trials"),
+        (
+            ["method=self_speculative", "search.trails=3"],
+            "search.trails: no such setting of specbench train; the nearest is search.trials",
+        ),
         (["precision=bf15"], "precision=bf15: expected"),
         (["epochs=0"], "epochs=0: expected a number above 0"),
         (["file=x.bin"], "file=x.bin: expected"),
@@ -250,7 +253,7 @@ def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> No
         (["limit=x"], "limit=x: expected a number of questions per task, at least 1, or null for all"),
         (["max_new_tokens=1"], "no answer of two tokens or more"),
         (["data=nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
-        (["epoch=1"], "epoch: no such setting; the nearest is epochs"),
+        (["epoch=1"], "epoch: no such setting of specbench train; the nearest is epochs"),
     ],
 )
 def test_mistakes_get_one_line(tiny: Tiny, cli: Cli, tmp_path: Path, more: list[str], said: str) -> None:

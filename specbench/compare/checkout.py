@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -32,9 +33,12 @@ class Checkout(Engine):
 
     @cached_property
     def _worker(self) -> subprocess.Popen[str]:
-        """It ends with the pipe that it reads from."""
+        """It ends with the pipe that it reads from, and that with this engine."""
         command = [sys.executable, "-c", WORKER.read_text(encoding="utf-8")]
-        return subprocess.Popen(command, cwd=self.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        worker = subprocess.Popen(command, cwd=self.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert worker.stdin is not None
+        weakref.finalize(self, worker.stdin.close)
+        return worker
 
     @cached_property
     def _methods(self) -> dict[str, dict[str, str]]:

@@ -31,6 +31,7 @@ OKABE_ITO = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "
 MARKERS = "osD^vPX<>*hd"
 CONVERSIONS = (1.0, 0.8, 0.6, 0.4)
 LAST_POSITION = 16  # long chains go on; acceptance.csv has them all
+DPI = 200
 LEAST_REACHED = 30  # a share of fewer steps than this is not drawn
 
 
@@ -337,9 +338,9 @@ def inline(text: str) -> str:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Writes stem.png (white background, 200 dpi), stem.svg and stem.pdf (both transparent)."""
+    """Writes stem.png (white background), stem.svg and stem.pdf (both transparent)."""
     picture, printed = io.BytesIO(), io.BytesIO()
-    figure.savefig(picture, format="png", dpi=200, facecolor="white")
+    figure.savefig(picture, format="png", dpi=DPI, facecolor="white")
     figure.savefig(printed, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
     raster, vector, page = (stem.with_name(stem.name + ending) for ending in (".png", ".svg", ".pdf"))
     write_atomic(raster, picture.getvalue())
