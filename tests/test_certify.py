@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from unittest.mock import patch
@@ -90,8 +90,10 @@ def test_an_impossible_token_is_found_at_once() -> None:
     wanted = np.zeros((8, 8, 8))
     wanted[:4, :4, :4] = 1 / 64
     drawn = np.random.default_rng(2).integers(4, size=(100, 3))
-    drawn[0, 0] = 7
-    assert enumeration.g_tests(drawn, wanted, 0.01)[0].p_value == 0
+    for impossible in (7, 15):  # one of the eight tokens, and one that is never written at all
+        drawn[0, 0] = impossible
+        found = enumeration.g_tests(drawn, wanted, 0.01)[0]
+        assert found.p_value == 0 and json.dumps(asdict(found), allow_nan=False)
 
 
 def texts(seed: int, count: int, shift: float, prompts: int = 3) -> list[list[list[int]]]:
@@ -144,6 +146,16 @@ def test_a_difference_within_the_rounding_is_a_tie(target) -> None:
     assert followed(target, changed, ours, gap * 0.99).class_ == "bug"
 
 
+def test_a_target_without_numbers_is_refused(target) -> None:
+    text = written(target, "autoregressive", Sampling(max_new_tokens=4))[0]
+    broken = tiny_model()
+    broken.get_output_embeddings().weight.data.fill_(float("nan"))
+    wrapped = LanguageModel(broken)
+    assert followed(wrapped, [text], [text], 1e-6).wrong == 1
+    with pytest.raises(InputError, match="no finite numbers"):
+        noise_of(wrapped, [text], WARM)
+
+
 @pytest.mark.parametrize("cut", ["short", "long", "behind a stop"])
 def test_a_text_that_ends_elsewhere_is_a_bug(target, cut: str) -> None:
     (text, *_) = written(target, "autoregressive", Sampling(max_new_tokens=12))
@@ -153,7 +165,8 @@ def test_a_text_that_ends_elsewhere_is_a_bug(target, cut: str) -> None:
         wrong = replace(text, sampling=replace(text.sampling, max_new_tokens=11))
     else:
         wrong = replace(text, sampling=replace(text.sampling, stop_token_ids=(text.output[3],)))
-    assert followed(target, [wrong], [wrong], 1e9).wrong == 1
+    found = followed(target, [wrong], [wrong], 1e9)
+    assert (found.wrong, found.ended) == (1, 1)
 
 
 def test_noise_is_how_far_the_target_differs_from_itself(target) -> None:
@@ -246,6 +259,34 @@ def test_a_method_that_is_not_what_it_claims_gets_no_certificate(tmp_path: Path)
     with rule(AcceptsByP):
         made, _ = certify(config, lambda *_: None)
     assert not made.given and {one.method: one.class_ for one in made.sampled}["self_speculative"] == "bug"
+
+
+def test_typical_acceptance_is_no_excuse_for_a_wrong_end(tmp_path: Path) -> None:
+    config = composed(overrides(tmp_path / "endless", "method=[medusa_typical]"), root="certify")
+    with patch("specbench.certify.following._ends_well", return_value=False):
+        made, _ = certify(config, lambda *_: None)
+    assert {one.method: one.class_ for one in made.sampled}["medusa_typical"] == "bug"
+    assert "texts end elsewhere than they should" in made.sampled[-1].why
+
+
+def test_a_baseline_that_stops_is_untested_and_no_traceback(tmp_path: Path) -> None:
+    config = composed(overrides(tmp_path / "stopped", "method=[pld]"), root="certify")
+    with patch("specbench.certify.certify.followed", side_effect=RuntimeError("out of memory")):
+        made, _ = certify(config, lambda *_: None)
+    assert {one.class_ for one in [*made.greedy, *made.sampled]} == {"untested"} and not made.given
+
+
+def test_an_architecture_without_a_miniature_is_only_followed(tmp_path: Path) -> None:
+    config = composed(overrides(tmp_path / "odd", "method=[pld]"), root="certify")
+    with patch("specbench.certify.certify.miniature", side_effect=ValueError("no such thing")):
+        made, out = certify(config, lambda *_: None)
+    assert made.given and "pld was not counted out, only followed" in (out / "certificate.md").read_text()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(InputError, match="expected an interrupted certificate's folder"):
+        certify(composed(overrides(tmp_path), root="certify"), lambda *_: None)
 
 
 def test_a_method_that_stops_gets_no_certificate_and_the_others_are_judged(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ TARGET = ("name", "shape", "path", "revision", "weights", "config")  # of a run'
 ENGINE = "specbench.engine.native.Native"  # whose texts are tested
 VERSIONS = ("torch", "transformers")
 WEIGHTS = ("dtype", "target_sha256", "draft_sha256")  # of its run.json
-TESTED = (*WEIGHTS, "suite_sha256", "code_sha256", "codes", "checkpoints", "versions", "device")  # what verdicts are of
+TESTED = (*WEIGHTS, "suite_sha256", "code_sha256", "codes", "checkpoints", "versions")  # what verdicts are of
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Certificate:
         return all(verdict.class_ not in ("bug", "untested") for verdict in [*self.greedy, *self.sampled])
 
     def write(self, folder: Path) -> Path:
-        write_atomic(folder / FILE, json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n")
+        write_atomic(folder / FILE, json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n")
         return folder / FILE
 
     def verdicts(self, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
@@ -98,7 +98,8 @@ class Unfinished:
         self._lines = JsonLines(self._path)
         self._lines.repair()
         rows = [row for _, row in self._lines.numbered()]
-        head = {"config": config, "about": {key: about.get(key) for key in TESTED}}
+        device = {key: (about.get("device") or {}).get(key) for key in ("kind", "name")}
+        head = {"schema": SCHEMA, "config": config, "about": {key: about.get(key) for key in TESTED}, "device": device}
         if not rows:
             self._lines.append(head)
         elif rows[0] != json.loads(json.dumps(head)):

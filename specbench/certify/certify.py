@@ -12,12 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from specbench.build import built, check, check_types
 from specbench.certify import enumeration, permutation
-from specbench.certify.certificate import FILE, KEYS, Certificate, Unfinished, Verdict, most_wrong
+from specbench.certify.certificate import FILE, KEYS, UNFINISHED, Certificate, Unfinished, Verdict, most_wrong
 from specbench.certify.following import Noise, Text, followed, noise_of
 from specbench.certify.miniature import drafter_of, miniature
 from specbench.certify.order import leaks
 from specbench.certify.shown import markdown
-from specbench.continuation import stamped
+from specbench.continuation import alone, stamped
+from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
@@ -29,7 +30,7 @@ from specbench.models import load_model
 from specbench.progress import Watch
 from specbench.prompts import answer_text, render
 from specbench.provenance import provenance
-from specbench.records import write_atomic
+from specbench.records import RunDirectory, write_atomic
 from specbench.run import (
     LOADING,
     RULES,
@@ -43,6 +44,7 @@ from specbench.run import (
     questions_of,
     quiet,
     target_of,
+    tokenizer_of,
 )
 from tasks.question import Question
 
@@ -72,25 +74,29 @@ def certify(config: DictConfig, watch: Watch) -> tuple[Certificate, Path]:
     check_types(load_model, {key: config.target[key] for key in LOADING}, "target")
     for label, settings in config.method.items():
         check(settings, f"method.{label}")
+    check(config.suite, "suite")
     out = _unused(config)
     if BASELINE not in config.method:
         raise InputError(f"method: {BASELINE} is missing, which all are held against")
     suite = built(config.suite)
     questions = questions_of(config, suite, config.limit)
     drafters: dict[str, Drafter] = {str(label): built(settings) for label, settings in config.method.items()}
+    check_tokenizers(drafters, tokenizer_of(config.target)[0])
+    out.mkdir(parents=True, exist_ok=True)  # one that cannot be written to is told of now
     target = target_of(config.target)
     check_prompts(questions, target)
     about = provenance(target.model.device) | prints(config, target, suite, drafters)
     tests = _Tests(config, target, drafters, questions, watch)
     tests.check_enough()
-    unfinished = Unfinished(out, plain_config(config), about)
-    try:
-        made = tests.certificate(about, unfinished)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(out) from None
-    made.write(out)
-    write_atomic(out / "certificate.md", markdown(made))
-    unfinished.done()
+    with alone(RunDirectory(out)):
+        unfinished = Unfinished(out, plain_config(config), about)
+        try:
+            made = tests.certificate(about, unfinished)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(out) from None
+        made.write(out)
+        write_atomic(out / "certificate.md", markdown(made))
+        unfinished.done()
     return made, out
 
 
@@ -101,6 +107,8 @@ def _unused(config: DictConfig) -> Path:
     out = Path(config.out).expanduser()
     if (out / FILE).exists():
         raise InputError(f"out={out}: holds a certificate already; choose another folder, or remove it")
+    if out.is_dir() and any(out.iterdir()) and not (out / UNFINISHED).exists():
+        raise InputError(f"out={out}: expected an interrupted certificate's folder, an empty one or a new one")
     return out
 
 
@@ -146,7 +154,7 @@ class _Tests:
     def certificate(self, about: dict[str, Any], unfinished: Unfinished) -> Certificate:
         self.unfinished = unfinished
         greedy = [self._greedy(label) for label in self.drafters]
-        floor = greedy[list(self.drafters).index(BASELINE)].tests["texts"]
+        floor = greedy[list(self.drafters).index(BASELINE)].tests.get("texts", {"texts": 0, "equal": 0})
         return Certificate(
             about=about,
             config=plain_config(self.config),
@@ -198,20 +206,19 @@ class _Tests:
         return found
 
     def _greedy(self, label: str) -> Verdict:
-        parts: list[Part] = [partial(self._followed, label, self.plain, self.noise.greedy)]
+        parts: list[Part] = [partial(self._followed, label, self.plain)]
         return self._verdict(label, [*parts, *self._ordered(label, self.plain)], greedy=True)
 
     def _sampled(self, label: str) -> Verdict:
         parts: list[Part] = []
         if not self.drafters[label].draws:
-            parts.append(partial(self._followed, label, self.warm, self.noise.sampled))
+            parts.append(partial(self._followed, label, self.warm))
         if label in self.claimed:
             parts.append(partial(self._counted, label))
         if label in self.compared:
             parts.append(partial(self._compared, label))
         verdict = self._verdict(label, [*parts, *self._ordered(label, self.warm)], greedy=False)
-        by_design = label not in self.claimed and verdict.class_ != "untested"
-        return replace(verdict, class_="lossy") if by_design else verdict
+        return verdict if label in self.claimed or verdict.why else replace(verdict, class_="lossy")
 
     def _verdict(self, label: str, parts: Sequence[Part], greedy: bool) -> Verdict:
         known = self.unfinished.verdict(greedy, label)
@@ -232,11 +239,17 @@ class _Tests:
         fine = figures["texts"]["class_"] if "texts" in figures else "sampled"
         return Verdict(label, "bug" if why else fine, figures, "; ".join(why))
 
-    def _followed(self, label: str, sampling: Sampling, noise: float) -> Findings:
+    def _followed(self, label: str, sampling: Sampling) -> Findings:
+        noise = self.noise.sampled if sampling.temperature else self.noise.greedy
         found = followed(self.target.model, self._texts(label, sampling), self.reference[sampling], noise)
-        wrong = f"{found.wrong} of {found.texts} texts are not the target's own: off by up to {found.worst:.3g}"
         texts = asdict(found) | {"class_": found.class_, "most_wrong": most_wrong(found.wrong, found.texts)}
-        return [wrong] * (found.wrong > 0), {"texts": texts}
+        wrong = []
+        if found.wrong > found.ended and (label in self.claimed or not sampling.temperature):
+            unit = "of probability" if sampling.temperature else "logits"
+            wrong = [f"{found.wrong} of {found.texts} texts are not the target's own: off by up to {found.worst:.3g} {unit}"]
+        if found.ended:
+            wrong.append(f"{found.ended} of {found.texts} texts end elsewhere than they should")
+        return wrong, {"texts": texts}
 
     def _ordered(self, label: str, sampling: Sampling) -> list[Part]:
         forgets = self.drafters[label].outlives == "turn"
@@ -253,14 +266,16 @@ class _Tests:
         level = self.counted_level
         settings: Any = OmegaConf.to_container(self.config.method[label], resolve=True)
         self.watch(f"{label} on the miniature target", 0, self.config.draws)
-        small, draft = miniature(self.target.model.config.model_type)
         given = replace(self.warm, seed=self.config.seed)
         try:
-            found = enumeration.examined(small, drafter_of(settings, draft), given, self.config.draws, level)
-        except Exception as error:
+            small, draft = miniature(self.target.model.config.model_type)
+            drafter = drafter_of(settings, draft)
+            drafter.bind(small)
+        except Exception as error:  # an architecture or a method that cannot be made so small
             if self.drafters[label].draws:
                 raise
             return [], {"not enumerated": one_line(error)}  # its texts are followed on the target itself
+        found = enumeration.examined(small, drafter, given, self.config.draws, level)
         bad = [test for test in found[-1] if test.p_value < level]
         wrong = [f"token {'+'.join(str(at + 2) for at in test.tokens)}: p = {test.p_value:.1e}" for test in bad]
         rounds = [[asdict(test) for test in tests] for tests in found]

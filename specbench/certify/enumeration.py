@@ -14,7 +14,7 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor
 
-from specbench.certify.miniature import TOKENS
+from specbench.certify.miniature import TOKENS, VOCABULARY
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
@@ -26,6 +26,7 @@ WRITTEN = (4, 6)  # tokens of a text: half of them end with what is looked at, d
 BATCH = 128
 LEAST_EXPECTED = 20.0  # draws in a cell; rarer ones are put together: with 5, one G-test in 14 has p < 0.05
 POWER = 0.99
+IMPOSSIBLE = 1e9  # the statistic of what has a probability of 0
 AGAIN = 4  # times as many texts are drawn afresh where the first ones look wrong; only what still does counts
 PROMPT = (2, 5, 3, 4, 2, 5, 3, 4, 6, 2, 5, 3, 4, 2, 5)  # repeats itself, so that there is something to look up
 
@@ -107,10 +108,11 @@ def g_tests(found: Array, wanted: Array, level: float) -> list[GTest]:
 def _g_test(found: Array, wanted: Array, window: tuple[int, ...], level: float) -> GTest | None:
     draws = len(found)
     probable = _of(wanted, window)
-    counted = np.zeros(probable.shape)
+    counted = np.zeros([VOCABULARY] * len(window))
     np.add.at(counted, tuple(found[:, window].T), 1)
-    if counted[probable == 0].any():
-        return GTest(window, draws, counted.size, float("inf"), 0.0, 0.0, level)
+    if counted.sum() > counted[tuple([slice(TOKENS)] * len(window))][probable > 0].sum():  # what is never written there
+        return GTest(window, draws, probable.size, IMPOSSIBLE, 0.0, 0.0, level)
+    counted = counted[tuple([slice(TOKENS)] * len(window))]
     observed, expected = _pooled(counted[probable > 0], probable[probable > 0] * draws)
     if len(expected) < 2:
         return None

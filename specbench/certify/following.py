@@ -13,9 +13,11 @@ from torch import Tensor
 
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Dice, Sampling, probabilities
+from specbench.errors import InputError
 
 SIZES = (1, 12, 60)  # nodes of a forward: autoregressive decoding's, and drafts short and long
 QUANTILE = 0.999
+BEYOND = 1e9  # a misfit that is no number
 LEAST_NOISE = {torch.float64: 1e-9, torch.float32: 1e-4}  # where a few texts show none
 
 
@@ -55,10 +57,12 @@ def logits_of(target: LanguageModel, text: Text, size: int | None = None) -> Ten
 
 
 def noise_of(target: LanguageModel, texts: Sequence[Text], sampling: Sampling) -> Noise:
-    """Over every token of the texts. sampling: at a temperature above 0."""
+    """Over every token of the texts. sampling: at a temperature above 0. Raises InputError where logits are no numbers."""
     gaps, heights = [], []
     for text in texts:
         whole, *others = (logits_of(target, text, size) for size in (None, *SIZES))
+        if not whole.isfinite().any(dim=-1).all() or whole.isnan().any():
+            raise InputError("the target's logits are no finite numbers: nothing can be said of its texts")
         best = whole.topk(2).indices
         for other in others:
             gaps.append((_gap(whole, best) - _gap(other, best)).abs())
@@ -103,6 +107,7 @@ class Followed:
     first: list[tuple[int, float]]
     worst: float  # misfit of any token of any text
     wrong: int  # texts with a token beyond the noise, or that end elsewhere than they should
+    ended: int  # those that end elsewhere
 
     @property
     def class_(self) -> str:
@@ -112,13 +117,14 @@ class Followed:
 
 def followed(target: LanguageModel, ours: Sequence[Text], theirs: Sequence[Text], bound: float) -> Followed:
     """bound: the noise, of the texts' kind. Equal texts are looked at as well: both may be wrong."""
-    first, worst, wrong = [], 0.0, 0
+    first, worst, wrong, ended = [], 0.0, 0, 0
     for own, other in zip(ours, theirs, strict=True):
-        worst_here = float(misfits(target, own).max())
-        worst, wrong = max(worst, worst_here), wrong + (worst_here > bound or not _ends_well(own, target.context))
+        worst_here = float(misfits(target, own).nan_to_num(nan=BEYOND, posinf=BEYOND).max())
+        elsewhere = not _ends_well(own, target.context)
+        worst, wrong, ended = max(worst, worst_here), wrong + (worst_here > bound or elsewhere), ended + elsewhere
         if own.output != other.output:
             first.append(_divergence(target, own, other))
-    return Followed(len(ours), len(ours) - len(first), first, worst, wrong)
+    return Followed(len(ours), len(ours) - len(first), first, worst, wrong, ended)
 
 
 def _ends_well(text: Text, context: int) -> bool:
@@ -131,6 +137,7 @@ def _ends_well(text: Text, context: int) -> bool:
 def _divergence(target: LanguageModel, own: Text, other: Text) -> tuple[int, float]:
     """Index of the first token that differs, and how much better the target's best token is there than its second."""
     pairs = zip(own.output, other.output, strict=False)
-    at = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(own.output), len(other.output)) - 1)
-    logits = logits_of(target, Text(other.prompt, other.output[: at + 1], other.sampling))[-1:]
+    at = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(own.output), len(other.output)))
+    longer = max(own, other, key=lambda text: len(text.output))
+    logits = logits_of(target, Text(longer.prompt, longer.output[: at + 1], longer.sampling))[-1:]
     return at, float(_gap(logits, logits.topk(2).indices))
