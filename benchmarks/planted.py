@@ -37,7 +37,7 @@ from specbench.parsing import console
 from specbench.records import write_atomic
 
 LEVELS = {"counted out": 0.005 / 100, "compared": 0.005 / 5}  # of a test in a certificate of twenty methods, four of which draw
-ALONE = {"counted out": 0.005 / 5, "compared": 0.005 / 2}  # in a certificate of one method, whose level is 0.01
+ALONE = {"counted out": 0.005 / 10, "compared": 0.005 / 2}  # in a certificate of one method, whose level is 0.01
 NOISE_TEXTS = 8  # from which the rounding is measured, with the bug in
 COOL = Sampling(temperature=0.5)
 PLAIN = Sampling(temperature=1.0)
@@ -300,7 +300,13 @@ def rows_of(out: Path, draws: int) -> list[dict[str, Any]]:
 
 def found_before(plant: Plant, times: int, rows: list[dict[str, Any]]) -> Row | None:
     for row in rows:
-        if (row["bug"], row["method"], row["part"], row["of"]) == (plant.what, plant.method, plant.part, times):
+        if (row["bug"], row["method"], row["part"], row["of"], row["level"]) == (
+            plant.what,
+            plant.method,
+            plant.part,
+            times,
+            plant.level,
+        ):
             return Row(plant, *(row[name] for name in ("found", "of", "below", "tests")))
     return None
 

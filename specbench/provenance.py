@@ -3,6 +3,7 @@
 No user, host or folder of this machine enters: only names of products, versions, sizes and hashes.
 """
 
+import ast
 import hashlib
 import platform
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -123,7 +125,7 @@ def method_code(settings: Mapping[str, Any]) -> str:
         module = sys.modules.get(name)
         if name not in found and name.partition(".")[0] in own and module is not None and module.__file__:
             found[name] = Path(module.__file__)
-            waiting += {_home(value) for value in vars(module).values()}
+            waiting += _imported(module, found[name])
     return _sha256(found)
 
 
@@ -135,10 +137,14 @@ def _targets(settings: Mapping[str, Any]) -> Iterator[str]:
             yield value
 
 
-def _home(value: Any) -> str:
-    """The module that a name of another one stands for or comes from; empty where nobody knows."""
-    home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-    return home if isinstance(home, str) else ""
+def _imported(module: ModuleType, file: Path) -> Iterator[str]:
+    """Names of the modules that a module's source imports, and of things in them that may be modules too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            name = resolve_name("." * node.level + (node.module or ""), module.__package__)
+            yield from (name, *(f"{name}.{alias.name}" for alias in node.names))
 
 
 def _sha256(files: Mapping[str, Path]) -> str:

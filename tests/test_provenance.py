@@ -87,8 +87,8 @@ def test_a_methods_code_is_that_of_its_classes_and_of_what_they_import(tmp_path,
     package = tmp_path / "outside"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "words.py").write_text("def words():\n    return 1\n")
-    (package / "method.py").write_text("from methods.pld import PromptLookup\nfrom outside.words import words\nimport torch\n")
+    (package / "words.py").write_text("WORDS = [1]\n")
+    (package / "method.py").write_text("from methods.pld import PromptLookup\nfrom .words import WORDS\nimport torch\n")
     (package / "method.py").open("a").write("class Mine(PromptLookup):\n    pass\n")
 
     def code() -> str:
@@ -102,7 +102,7 @@ def test_a_methods_code_is_that_of_its_classes_and_of_what_they_import(tmp_path,
     assert first == code() != module.method_code(pld)
     (package / "another.py").write_text("a new file that nothing imports")
     assert first == code()
-    (package / "words.py").write_text("def words():\n    return 2\n")
+    (package / "words.py").write_text("WORDS = [2]\n")
     assert first != code()
 
 
