@@ -23,15 +23,24 @@ def compare(argv: list[str]) -> int:
     parser.add_argument(
         "--factor", action="append", default=[], metavar="NAME", help="a setting that may differ, such as threads"
     )
-    parser.add_argument("--add", action="store_true", help="copy a run that has not failed into the folder REFERENCE")
+    parser.add_argument(
+        "--add", action="store_true", help="copy a run that has not failed into the folder REFERENCE, also as its first"
+    )
     _outputs(parser)
     options = parser.parse_args(argv)
     from specbench.compare.comparison import compared
 
+    if options.add:
+        _check_folder(options.reference, options.run)
+        if not any(options.reference.glob("*/config.yaml")):
+            shutil.copytree(options.run, options.reference / options.run.resolve().name)
+            console.print(f"{options.run} is the first run of {options.reference}", markup=False, soft_wrap=True)
+            return 0
     found = compared(options.reference, options.run, options.factor)
+    status = _told(found, options)
     if options.add and not found.failed:
-        _kept(options.reference, options.run)
-    return _told(found, options)
+        shutil.copytree(options.run, options.reference / options.run.resolve().name)
+    return status
 
 
 def _compare_against(argv: list[str]) -> int:
@@ -67,10 +76,13 @@ def _told(found: "Comparison", options: argparse.Namespace) -> int:
     return int(found.failed)
 
 
-def _kept(folder: Path, run: Path) -> None:
-    if (folder / run.resolve().name).exists() or (folder / "config.yaml").exists():
-        raise InputError(f"--add: {folder} is a run itself, or holds one called {run.resolve().name} already")
-    shutil.copytree(run, folder / run.resolve().name)
+def _check_folder(folder: Path, run: Path) -> None:
+    """Raises InputError where a run cannot be added."""
+    name = run.resolve().name
+    if not (run / "config.yaml").exists():
+        raise InputError(f"{run}: not a run directory")
+    if (folder / name).exists() or (folder / "config.yaml").exists():
+        raise InputError(f"--add: {folder} is a run itself, or holds one called {name} already")
 
 
 def plan(argv: list[str]) -> int:
@@ -90,6 +102,12 @@ def plan(argv: list[str]) -> int:
     from specbench.run import planned
 
     pilot = load(options.pilot)
+    for key in ("name", "shape"):
+        was, wanted = (pilot.config.get("target") or {}).get(key), config.target[key]
+        if was != wanted:
+            raise InputError(
+                f"--pilot {options.pilot} ran target.{key}={was}, planned is {wanted}: its times say nothing of that"
+            )
     widened()
     console.print(rows_table(rows(pilot, options.effect, options.power), options.effect, options.power))
     console.print(cells_table(cells(pilot, *planned(config))))

@@ -18,7 +18,6 @@ from specbench.compare.comparison import compared, compared_beside, markdown, no
 from specbench.compare.exports import asv, bencher, github
 from specbench.compare.gate import RUN_SD, Change, change, size
 from specbench.errors import InputError
-from specbench.metrics import BASELINE
 from specbench.records import RunDirectory, Trial
 from specbench.report.loaded import load
 from specbench.statistics import Interval
@@ -222,7 +221,11 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     assert "no such format; there is github" in cli("export", "gihub", "old").err
     status, out, err = cli("plan", "--pilot", "old", *tiny.overrides("task=[qa]", "method=[pld]", "limit=4"))
     assert status == 0 and "Questions for a difference of 5%" in out, err
-    assert BASELINE in out or "pld" in out
+    assert "its times say nothing of that" in cli("plan", "--pilot", "old", "target.shape=100m").err
+    assert "is the first run of rolling" in cli("compare", "rolling", "old", "--add").out
+    assert "holds one called old already" in cli("compare", "rolling", "old", "--add").err
+    status, out, err = cli("compare", "rolling", "new", "--add")
+    assert (tmp_path / "rolling" / "new").exists() == (status == 0), err
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="specbench is no git checkout here")
