@@ -185,12 +185,12 @@ def known(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Know
         for label, class_ in one.verdicts(config, about).items():
             same = _versions(one.about, label) == _versions(about, label)
             new = Known(class_, str(one.about.get("started"))[:10], one.floor["texts"], same)
-            found[label] = max(found.get(label, new), new, key=_weight)
+            found[label] = max(new, found.get(label, new), key=_weight)  # the first of equals
     return found
 
 
-def _weight(one: Known) -> tuple[bool, int, str]:
-    return one.same_version, GRAVITY.index(one.class_), one.day
+def _weight(one: Known) -> tuple[bool, int]:
+    return one.same_version, GRAVITY.index(one.class_)
 
 
 def _readable() -> list[Certificate]:

@@ -85,9 +85,7 @@ def _notes(certificate: Certificate) -> list[str]:
         f" method writes and of the second and third alone, in {draws} texts. Rare continuations share a cell; a distribution"
         f" that is {finds} away in total variation between the cells is found by them with a power of 0.99. Where they look"
         f" wrong, four times as many texts are drawn afresh, and those count{_below(tests)}.",
-        "- compared: p-value of a permutation test of n-gram counts against autoregressive decoding on the target itself;"
-        f" autoregressive's own row compares two samples of it. Where it looks wrong, four times as many texts of both are drawn"
-        f" afresh, and those count{_below(permuted)}.",
+        *_about_compared(permuted),
         f"- The statistical tests together raise a false alarm with a chance of at most {certificate.level:g}.",
     ]
     untried = {one.method: one.tests["not enumerated"] for one in certificate.sampled if "not enumerated" in one.tests}
@@ -96,6 +94,15 @@ def _notes(certificate: Certificate) -> list[str]:
         lines += [f"- **{one.method}, {when}**: {one.why}" for one in verdicts if one.why]
         lines += [f"- {one.method}, {when}: {differences}" for one in verdicts if (differences := _differences(one))]
     return lines
+
+
+def _about_compared(permuted: Sequence[dict[str, Any]]) -> list[str]:
+    told = (
+        "- compared: p-value of a permutation test of n-gram counts against autoregressive decoding on the target itself;"
+        " autoregressive's own row compares two samples of it. Where it looks wrong, four times as many texts of both are drawn"
+        f" afresh, and those count{_below(permuted)}."
+    )
+    return [told] if permuted else []
 
 
 def _below(tests: Sequence[dict[str, Any]]) -> str:
