@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from specbench.models import load_tokenizer
@@ -30,6 +31,10 @@ class Outcome(NamedTuple):
     status: int
     out: str
     err: str
+
+
+Cli = Callable[..., Outcome]
+Refuse = Callable[..., str]
 
 
 class Tiny(NamedTuple):
@@ -73,7 +78,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """cli("run", "limit=3"): exit status and what was printed; relative paths lie in tmp_path."""
     from specbench.cli import main
 
@@ -87,3 +92,28 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         return Outcome(int(exit_.value.code or 0), said.out, said.err)
 
     return call
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def refuse(cli: Cli, tmp_path: Path) -> Refuse:
+    """The one line that a command is refused with; that nothing was changed is checked as well."""
+
+    def call(*argv: str) -> str:
+        before = contents(tmp_path)
+        status, out, err = cli(*argv)
+        assert status == 2 and out == "", (status, out, err)
+        assert err.startswith("specbench: ") and err.count("\n") == 1 and err.endswith("\n"), err
+        assert contents(tmp_path) == before, "nothing is written"
+        return err.removeprefix("specbench: ").rstrip()
+
+    return call
+
+
+def tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

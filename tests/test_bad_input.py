@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from specbench import ROOT
 from specbench.compose import composed
@@ -20,30 +16,8 @@ from specbench.continuation import alone
 from specbench.datastore.build import build
 from specbench.records import RunDirectory
 from specbench.run import execute
-from tests.conftest import Outcome, Tiny
+from tests.conftest import Refuse, Tiny, tensors
 from tests.fake_engine import Quiet
-
-Cli = Callable[..., Outcome]
-Refuse = Callable[..., str]
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def refuse(cli: Cli, tmp_path: Path) -> Refuse:
-    """The one line that a command is refused with; that nothing was changed is checked as well."""
-
-    def call(*argv: str) -> str:
-        before = contents(tmp_path)
-        status, out, err = cli(*argv)
-        assert status == 2 and out == "", (status, out, err)
-        assert err.startswith("specbench: ") and err.count("\n") == 1 and err.endswith("\n"), err
-        assert contents(tmp_path) == before, "nothing is written"
-        return err.removeprefix("specbench: ").rstrip()
-
-    return call
 
 
 @pytest.mark.parametrize(
@@ -136,190 +110,6 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
 def test_what_a_run_is_made_of(refuse: Refuse, tiny: Tiny, overrides: list[str], expected: str) -> None:
     given = ["task=qa", "method=[]", "out=results/x", *tiny.overrides()]
     assert expected in refuse("run", *given, *overrides)
-
-
-@pytest.mark.parametrize(
-    ("lines", "task", "expected"),
-    [
-        (None, "qa", "questions.jsonl: cannot be read"),
-        (['{"question_id": 1, "category": "qa", "turns": ["?"]}', "{"], "qa", "questions.jsonl:2: not valid JSON"),
-        (['{"question_id": 1, "category": "qa"}'], "qa", "questions.jsonl:1: field 'turns' is missing"),
-        (
-            ['{"question_id": 1, "category": "qa", "turns": ["?"]}'] * 2,
-            "qa",
-            "questions.jsonl:2: question_id '1' is already used",
-        ),
-        (['{"question_id": 1, "category": "qa", "turns": [" "]}'], "qa", "questions.jsonl:1: turn 1 is empty"),
-        (['{"question_id": 1, "category": "qa", "turns": ["?"]}'], "rag", "suite jsonl has no question of task rag; it has qa"),
-    ],
-)
-def test_questions(refuse: Refuse, tmp_path: Path, lines: list[str] | None, task: str, expected: str) -> None:
-    if lines is not None:
-        (tmp_path / "questions.jsonl").write_text("\n".join(lines))
-    assert expected in refuse("run", "suite=jsonl", "suite.path=questions.jsonl", f"task={task}", "method=[]", "out=results/x")
-
-
-def tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def renamed(folder: Path) -> None:
-    tensors(folder, lambda weights: weights.update({"model.norm.wait": weights.pop("model.norm.weight")}))
-
-
-def misshapen(folder: Path) -> None:
-    tensors(folder, lambda weights: weights.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(40, 32)}))
-
-
-def too_many(folder: Path) -> None:
-    more = {f"model.layers.{layer}.mlp.up_proj.weight": torch.zeros(48, 32) for layer in range(2, 7)}
-    tensors(folder, lambda weights: weights.update(more))
-
-
-def torn(folder: Path) -> None:
-    data = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
-
-
-def pointer(folder: Path) -> None:
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-
-
-class Malicious:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (f"touch '{self.mark}'",)
-
-
-def pickled(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save({"model.norm.weight": Malicious(folder / "executed")}, folder / "pytorch_model.bin")
-
-
-def changed(folder: Path, file: str, **changes: object) -> None:
-    (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **changes}))
-
-
-def own_code(folder: Path) -> None:
-    changed(folder, "config.json", model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
-    (folder / "own.py").write_text(f"open({str(folder / 'executed')!r}, 'w')\n")
-
-
-def empty(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-BROKEN: Mapping[str, tuple[Callable[[Path], None], str]] = {
-    "renamed": (
-        renamed,
-        "does not fit its config: missing: model.norm.weight, expected (32,); not in the model: model.norm.wait",
-    ),
-    "misshapen": (misshapen, "misshapen: model.layers.1.mlp.up_proj.weight is (40, 32), expected (48, 32)"),
-    "too-many": (too_many, "not in the model: model.layers.2.mlp.up_proj.weight, model.layers.3"),
-    "torn": (torn, "no model at "),
-    "pointer": (pointer, "no model at "),
-    "pickled": (pickled, "its .bin file holds more than plain tensors, which is never executed"),
-    "own-code": (own_code, "custom code"),
-    "empty": (empty, "no file named model.safetensors"),
-    "no-config": (lambda folder: (folder / "config.json").unlink(), "Unrecognized model"),
-    "unknown-kind": (lambda folder: changed(folder, "config.json", model_type="lama"), "model type `lama`"),
-    "tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer at "),
-    "template": (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), "the chat template of "),
-    "no-template": (lambda folder: (folder / "chat_template.jinja").unlink(), "try target.format=plain"),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_checkpoints(refuse: Refuse, tiny: Tiny, tmp_path: Path, name: str) -> None:
-    spoil, expected = BROKEN[name]
-    folder = Path(shutil.copytree(tiny.target, tmp_path / name))
-    spoil(folder)
-    said = refuse("run", *tiny.overrides("task=qa", "method=[]", "out=results/x", f"target.path={folder}"))
-    assert expected in said and len(said) < 600
-    assert not (folder / "executed").exists(), "nothing in a checkpoint is ever executed"
-
-
-def test_a_bin_of_plain_tensors_is_read(cli: Cli, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specbench.cli._report", lambda runs, out: 0)
-    folder = Path(shutil.copytree(tiny.target, tmp_path / "plain"))
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    done = cli("run", *tiny.overrides("task=qa", "method=[]", "limit=1", "repeats=1", f"target.path={folder}"))
-    assert done.status == 0, done.err
-
-
-def test_a_draft_model_of_another_vocabulary(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
-    other = tiny.model(tmp_path / "other", vocab_size=1100)
-    said = refuse("run", *tiny.overrides("task=qa", "method=[sps]", f"target.draft.path={other}", "out=results/x"))
-    assert "1100" in said and "1024" in said and "draft model" in said
-
-
-def test_a_tokenizer_of_another_model(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
-    small = tiny.model(tmp_path / "small", vocab_size=300)
-    said = refuse("run", *tiny.overrides("task=qa", "method=[]", f"target.path={small}", "out=results/x"))
-    assert said.startswith("the tokenizer gives id ") and "mini has a vocabulary of 300" in said
-
-
-def test_a_datastore_of_another_tokenizer(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
-    build([[1, 2, 3]], tmp_path / "store", 1024, "0" * 64, "a test")
-    said = refuse("run", *tiny.overrides("task=qa", "method=[rest]", "target.datastore=store", "out=results/x"))
-    assert said.startswith(
-        "method.rest: the datastore store was made for another tokenizer than the target's (000000000000, not "
-    )
-
-
-def test_a_torn_datastore(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
-    build([[1, 2, 3]], tmp_path / "store", 1024, None, "a test")
-    (tmp_path / "store" / "0.ids").write_bytes(b"123")
-    said = refuse("run", *tiny.overrides("task=qa", "method=[rest]", "target.datastore=store", "out=results/x"))
-    assert said.endswith("0.ids: 3 bytes, expected 6: the datastore is torn; build it again")
-
-
-@pytest.mark.parametrize(
-    ("file", "lines", "expected"),
-    [
-        ("texts.jsonl", None, "texts.jsonl: cannot be read"),
-        ("texts.jsonl", ['{"text": "one"}', "{"], "texts.jsonl:2: not valid JSON"),
-        ("texts.jsonl", ['{"text": "one"}', "5"], "texts.jsonl:2: expected a text or a chat"),
-        (
-            "texts.jsonl",
-            ['{"txet": "one"}'],
-            "texts.jsonl:1: expected messages, conversations, text or prompt_ids, found txet; field",
-        ),
-        ("texts.jsonl", ['{"messages": [{"role": "user"}]}'], "texts.jsonl:1: expected a text or a chat: KeyError('value')"),
-        ("texts.jsonl", ['{"prompt_ids": [1], "answer_ids": [5000]}'], "texts.jsonl:1: expected a text or a chat: ValueError"),
-        ("texts.jsonl", ['{"prompt_ids": [1], "answer_ids": [5000]}'], "5000 is no token id below 1024"),
-        ("texts.jsonl", ['{"text": " "}'], "texts.jsonl: holds no document"),
-        ("texts.json", ['{"text": "one"}'], "texts.json: expected a list of chats or texts"),
-        ("texts.txt", ["", " "], "texts.txt: holds no document"),
-    ],
-)
-def test_what_a_datastore_is_made_of(refuse: Refuse, tmp_path: Path, file: str, lines: list[str] | None, expected: str) -> None:
-    if lines is not None:
-        (tmp_path / file).write_text("\n".join(lines))
-    assert expected in refuse("datastore", "build", f"data={file}", "out=store")
-
-
-def test_a_field_that_is_not_there(refuse: Refuse, tmp_path: Path) -> None:
-    (tmp_path / "texts.jsonl").write_text('{"body": "one"}')
-    said = refuse("datastore", "build", "data=texts.jsonl", "field=bdoy", "out=store")
-    assert said == "texts.jsonl:1: field=bdoy: no such field; there is body"
-
-
-def test_a_disk_that_is_full_while_a_datastore_is_built(refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    (tmp_path / "texts.jsonl").write_text('{"text": "one"}')
-    monkeypatch.setattr("specbench.datastore.build.encoded", full)
-    assert "No space left on device" in refuse("datastore", "build", "data=texts.jsonl", "out=store")
-    assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
 
 
 def test_a_task_that_never_fits(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,8 @@ from specbench.multirun import sweep, values_of
 from specbench.progress import ProgressDisplay
 from specbench.records import RunDirectory
 from specbench.run import execute
-from tests.conftest import Outcome, Tiny
+from tests.conftest import Cli, Tiny
 from tests.fake_engine import Quiet
-
-Cli = Callable[..., Outcome]
 
 MINE = """
 from methods.pld import PromptLookup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,12 +21,11 @@ from specbench.errors import InputError
 from specbench.records import RunDirectory, Trial
 from specbench.report.loaded import load
 from specbench.statistics import Interval
-from tests.conftest import Outcome, Tiny
+from tests.conftest import Cli, Tiny
 from tests.fake_run import CONFIG, PROVENANCE, made_up_trials, write_run
 
 TASKS = ("qa", "rag", "translation")
 METHODS = {"pld": 0.4, "sps": 0.7}
-Cli = Callable[..., Outcome]
 
 
 def noisy(trials: Sequence[Trial], seed: int, slower: dict[str, float] | None = None, noise: float = 0.01) -> list[Trial]:

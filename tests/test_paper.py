@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +16,7 @@ from specbench.paper.facts import SURVEY, leaderboard, published
 from specbench.paper.items import LEADERBOARDS, SURVEY_ITEMS, other_tables
 from specbench.paper.render import render
 from specbench.report.loaded import load
-from tests.conftest import Outcome
+from tests.conftest import Cli
 from tests.fake_run import CONFIG, made_up_trials, write_run
 
 TASKS = ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag"]
@@ -113,7 +112,7 @@ def test_the_page(tmp_path: Path) -> None:
     assert set(rows["kind"]) == {"published", "measured"} and rows.loc[rows["kind"] == "published", "source"].notna().all()
 
 
-def test_the_command(cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specbench.paper.render.render", lambda runs, out: out / f"{len(runs)}.html")
     status, out, err = cli("paper", "one", "--out", "paper")
     assert status == 0 and "page: paper/1.html" in out, err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,9 @@ from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.records import RunDirectory
 from specbench.replay import Recorded, replayed
-from tests.conftest import Outcome, Tiny
+from tests.conftest import Cli, Tiny
 from tests.methods_under_test import drafter_of, target_of
 from tests.tiny import VOCABULARY, prompts
-
-Cli = Callable[..., Outcome]
 
 LIVE = ("pld", "pld_spec_bench", "rest", "rest_spec_bench", "sam_decoding", "sam_decoding_static", "oracle")
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import random
 import re
 import subprocess
 import sys
@@ -13,10 +12,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from specbench.certify.certificate import Known
 from specbench.errors import InputError
 from specbench.report import render, tables, write_summary
-from specbench.report.alarms import alarms
 from specbench.report.figures import GREY, styles
 from specbench.report.loaded import load
 from specbench.report.summary import summarise
@@ -45,17 +42,14 @@ DESIGN_COLUMNS = [
     "lossless",
     "peak_memory_mb",
 ]
+
+
 TASKS = ["mt_bench", "qa"]
 
 
 @pytest.fixture
 def run(tmp_path):
     return write_run(tmp_path / "run", made_up_trials({"pld": 0.3, "sps": 0.7}, TASKS))
-
-
-def raised(trials, tmp_path, **provenance):
-    loaded = load(write_run(tmp_path / "alarming", trials, **provenance).path)
-    return [(one.level, one.method, one.task, one.message) for one in alarms(loaded, summarise(loaded))]
 
 
 def test_the_summary_has_every_method_on_every_task(run):
@@ -147,28 +141,6 @@ def test_examples_are_left_out_without_texts(run, tmp_path):
     assert "Example outputs" not in render([run.path], tmp_path / "out").page.read_text()
 
 
-def test_a_datastore_that_holds_questions_is_alarmed_and_told(tmp_path):
-    store = {"name": "<store>", "tokens": 1_200_000, "questions": 480, "leaked": 3}
-    clean = {**store, "leaked": 0}
-    trials = made_up_trials({"rest": 0.3, "other": 0.3}, ["qa"])
-    directory = write_run(tmp_path / "run", trials, leakage={"rest": [store], "other": [clean]})
-    loaded = load(directory.path)
-    found = [one for one in alarms(loaded, summarise(loaded)) if "datastore" in one.message]
-    assert [(one.level, one.method) for one in found] == [("alarm", "rest")]
-    assert found[0].message.startswith("its datastore <store> holds 3 of the 480 questions")
-    html = render([directory.path], tmp_path / "out").page.read_text()
-    assert "rest: &lt;store&gt;, 1,200,000 tokens, holds 3 of 480 questions; other: " in html
-
-
-def test_a_failed_question_is_counted_and_alarmed_never_timed(tmp_path):
-    trials = [trial(method, [1] * 4, 1.0, question_id=q) for method in ("autoregressive", "pld") for q in (1, 2, 3)]
-    trials[5] = failed("pld", question_id=3)
-    loaded = load(write_run(tmp_path / "run", trials).path)
-    row = summarise(loaded).set_index(["method", "task"]).loc[("pld", "qa")]
-    assert (row["questions"], row["errors"], row["speedup"]) == (2, 1, 1)
-    assert ("alarm", "pld", "qa", "1 of 3 turns failed, most often: out of memory") in raised(trials, tmp_path)
-
-
 def test_failures_count_as_one_beside_the_complete_cases(tmp_path):
     trials = [trial("autoregressive", [1] * 4, 4.0, question_id=q) for q in (1, 2)]
     trials += [trial("pld", [2, 2], 1.0, question_id=1), failed("pld", question_id=2)]
@@ -189,107 +161,6 @@ def test_a_method_that_always_fails_still_has_its_row(tmp_path):
 def test_a_run_with_next_to_nothing_still_has_its_report(tmp_path, trials):
     report = render([write_run(tmp_path / "run", trials).path], tmp_path / "out")
     assert set(report.summary["method"]) == {one.method for one in trials}
-
-
-def test_a_run_says_what_is_missing_and_that_its_code_changed(tmp_path):
-    directory = write_run(tmp_path, [trial(label, [1], 1.0) for label in ("autoregressive", "pld")])
-    directory.write_config({**directory.config(), "repeats": 3})
-    continued = [{"started": "2026-01-02", "differs": ["git", "versions"]}]
-    directory.write_provenance({**directory.provenance(), "turns": 2, "continued": continued})
-    said = [str(alarm) for alarm in alarms(load(tmp_path), summarise(load(tmp_path)))]
-    assert "notice: pld: 5 of 6 turns are still to be run; the same command goes on" in said
-    assert "notice: the run: continued on 2026-01-02 under another git, versions" in said
-
-
-def test_a_profiled_run_is_no_headline(tmp_path):
-    found = raised([trial("autoregressive", [1], 1.0, draft_s=0.1, verify_s=0.9)], tmp_path)
-    assert any(one[0] == "alarm" and one[3].startswith("profiled") for one in found)
-
-
-def test_conversion_above_one_raises_an_alarm_only_beyond_noise(tmp_path):
-    def both(seconds):
-        for question, each in enumerate(seconds):
-            yield trial("autoregressive", [1] * 9, 10.0, question_id=question)
-            yield trial("pld", [3, 3, 3], each, question_id=question)
-
-    high = [one for one in raised(list(both([2.0, 2.1, 2.2, 2.3, 2.1])), tmp_path) if "conversion" in one[3]]
-    assert {one[:3] for one in high} == {("alarm", "pld", "overall"), ("alarm", "pld", "qa")}
-    noisy = raised(list(both([1.0, 8.0, 5.0, 4.0, 2.0])), tmp_path / "noisy")
-    assert not [one for one in noisy if "conversion" in one[3]]
-    single = [one for one in raised(list(both([2.0])), tmp_path / "single") if "conversion" in one[3]]
-    assert {one[0] for one in single} == {"notice"}
-
-
-@pytest.mark.parametrize(("class_", "alarmed"), [("exact", False), ("lossy", False), ("bug", True), ("untested", True)])
-def test_a_method_without_a_clean_certificate_is_alarmed(tmp_path, monkeypatch, class_, alarmed):
-    monkeypatch.setattr(
-        "specbench.report.loaded.known", lambda *_: {"pld": Known(class_, "2026-11-20", texts=7, same_version=True)}
-    )
-    found = raised([trial("autoregressive", [1], 1.0), trial("pld", [2], 0.5)], tmp_path)
-    assert any("its certificate of 2026-11-20" in one[3] for one in found) == alarmed
-
-
-def in_blocks(change):
-    """Thirty blocks of three methods in every order, whose seconds change with the place in the block by a factor."""
-    methods, rng = ["autoregressive", "pld", "sps"], random.Random(0)
-    made = []
-    for question in range(10):
-        for repeat in range(3):
-            order = rng.sample(methods, 3)
-            times = [change**place * rng.gauss(1, 0.003) for place in range(3)]
-            made += [
-                trial(name, [1], time, question_id=question, repeat=repeat, order=place)
-                for place, (name, time) in enumerate(zip(order, times, strict=True))
-            ]
-    return made
-
-
-@pytest.mark.parametrize(("change", "alarmed"), [(1.0, False), (1.03, True)])
-def test_a_drift_inside_blocks_is_alarmed(tmp_path, change, alarmed):
-    found = [one for one in raised(in_blocks(change), tmp_path) if "the last of a block" in one[3]]
-    assert bool(found) == alarmed
-    assert not alarmed or "takes +6." in found[0][3], "1.03 squared is 1.061"
-
-
-def test_repeats_that_scatter_are_noticed(tmp_path):
-    made = [trial("autoregressive", [1], 1 + 0.001 * at, question_id=at // 3, repeat=at % 3) for at in range(9)]
-    made += [trial("pld", [2], 1 + 0.1 * (at % 3), question_id=at // 3, repeat=at % 3) for at in range(9)]
-    assert any(one[1] == "pld" and "repeats of a turn differ by 9." in one[3] for one in raised(made, tmp_path))
-
-
-def test_estimators_that_disagree_are_noticed(tmp_path):
-    questions = {1: (10, 1.0, 1.0), 2: (10, 1.0, 0.25), 3: (100, 10.0, 10.0)}
-    made = []
-    for question, (tokens, plain, fast) in questions.items():
-        made.append(trial("autoregressive", [1] * (tokens - 1), plain, question_id=question))
-        made.append(trial("pld", [1] * (tokens - 1), fast, question_id=question))
-    found = next(one for one in raised(made, tmp_path) if "estimators" in one[3])
-    assert found[:3] == ("notice", "pld", "overall")
-    assert "geometric 1.59, pooled 1.07, median 1.00, Spec-Bench's 2.00" in found[3], "4^(1/3), 12/11.25, 1, (1+4+1)/3"
-
-
-def test_a_drafter_that_drafts_nothing_is_alarmed(tmp_path):
-    found = raised([trial("autoregressive", [1] * 4, 1.0), trial("pld", [1] * 4, 1.0)], tmp_path)
-    assert ("alarm", "pld", "qa", "drafted nothing: this row is autoregressive decoding") in found
-    assert ("notice", "autoregressive", "overall") in {one[:3] for one in found}, "no other baseline was timed"
-
-
-@pytest.mark.parametrize(("seconds", "slower"), [(0.96, True), (0.98, False)])
-def test_a_baseline_slower_than_another_engine_is_alarmed(tmp_path, seconds, slower):
-    found = raised([trial("autoregressive", [1], 1.0), trial("autoregressive@hf", [1], seconds)], tmp_path)
-    message = "4.0% slower than autoregressive@hf: every speedup is too high"
-    assert (("alarm", "autoregressive", "overall", message) in found) == slower
-    assert not any("drafted nothing" in one[3] for one in found)
-
-
-def test_a_baseline_slower_than_what_was_timed_before_the_run_is_alarmed(tmp_path):
-    rates = [{"engine": name, "dtype": "float32", "tokens_per_second": [rate]} for name, rate in (("native", 10.0), ("hf", 12.5))]
-    directory = write_run(tmp_path, [trial("autoregressive", [1], 1.0)])
-    directory.write_provenance({**directory.provenance(), "baseline": rates})
-    run = load(tmp_path)
-    assert [str(alarm) for alarm in alarms(run, summarise(run)) if alarm.level == "alarm"] == [
-        "alarm: autoregressive: 20.0% slower than hf float32: every speedup is too high"
-    ]
 
 
 def test_each_row_names_its_engine_and_tasks_keep_the_order_of_the_config(tmp_path):

@@ -15,9 +15,8 @@ from specbench.skip_sets import skip_set_for
 from specbench.training.calibration import Found
 from specbench.training.search import AT_RANDOM, Search
 from specbench.training.train import train
-from tests.conftest import Outcome, Tiny
+from tests.conftest import Cli, Tiny
 
-Cli = Callable[..., Outcome]
 LAYERS = 6
 TRIALS = AT_RANDOM + 8
 NEEDED = (0, 3)  # attention; the drafts are worthless without them

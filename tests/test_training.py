@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,11 +28,10 @@ from specbench.training.texts import Text, answered, read_texts
 from specbench.training.train import train
 from specbench.training.trainer import Batches, lesson_of
 from tasks.question import Question
-from tests.conftest import Outcome, Tiny
+from tests.conftest import Cli, Tiny
 from tests.tiny import tiny_model
 
 KINDS: list[type[DraftNetwork]] = [MedusaHeads, HydraNetwork, EagleNetwork, Eagle3Network]
-Cli = Callable[..., Outcome]
 
 
 @pytest.fixture

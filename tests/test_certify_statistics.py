@@ -1,0 +1,133 @@
+"""What the certificate counts out and compares: its tests hold their levels and find what they say they find."""
+
+import json
+from dataclasses import asdict
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from benchmarks.planted import Miniature
+from specbench.certify import enumeration, permutation
+from specbench.certify.miniature import drafter_of as settled
+from specbench.certify.miniature import miniature
+from specbench.certify.permutation import permutation_test
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.sampling import Sampling, probabilities
+
+SMALL = Miniature(draws=512)
+
+
+WARM = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=12, seed=3)
+
+
+@torch.inference_mode()
+def behind(target: LanguageModel, tokens: list[int]) -> torch.Tensor:
+    """(V,) by our own engine."""
+    return target.prefill(target.store(len(tokens)), [torch.tensor(tokens)])[0].logits[0]
+
+
+def test_what_is_counted_out_is_the_targets_own_step_by_step() -> None:
+    """Against a forward a prefix over our own store."""
+    wanted = enumeration.exact(SMALL.target, WARM)
+    assert wanted.shape == (8, 8, 8) and wanted.sum() == pytest.approx(1)
+    slow = 0.0
+    for first in range(8):
+        written, likely = [first, 2, 5, 7], 1.0
+        for at, token in enumerate(written):
+            likely *= float(probabilities(behind(SMALL.target, [*enumeration.PROMPT, *written[:at]]), WARM)[token])
+        slow += likely
+    assert wanted[2, 5, 7] == pytest.approx(slow, rel=1e-4)
+
+
+def test_g_tests_cry_wolf_as_often_as_they_say() -> None:
+    """On draws from the very distribution that is tested against."""
+    rng = np.random.default_rng(0)
+    wanted = enumeration.exact(SMALL.target, WARM)
+    cells = np.array(list(product(range(8), repeat=3)))
+    p_values = [
+        test.p_value
+        for _ in range(200)
+        for test in enumeration.g_tests(cells[rng.choice(512, 2000, p=wanted.ravel())], wanted, 0.01)
+    ]
+    assert stats.binomtest(sum(p < 0.05 for p in p_values), len(p_values), 0.05).pvalue > 1e-3
+    assert sum(p < 0.05 / 5 for p in p_values) < 25
+
+
+def test_what_is_said_to_be_found_is_found() -> None:
+    """A distribution that far away, at that level, 99 times of a hundred or more."""
+    rng = np.random.default_rng(1)
+    wanted = np.full((8, 8, 8), 1 / 512)
+    away = enumeration.finds(8, 4000, 0.01)
+    shifted = np.full(8, 1 / 8) + away / 4 * np.repeat([1, -1], 4)
+    tests = 0
+    for _ in range(300):
+        drawn = np.stack([rng.choice(8, 4000, p=shifted), rng.integers(8, size=4000), rng.integers(8, size=4000)], axis=1)
+        tests += enumeration.g_tests(drawn, wanted, 0.01)[0].p_value < 0.01
+    assert 0.5 * np.abs(shifted - 1 / 8).sum() == pytest.approx(away)
+    assert tests >= 290
+
+
+def test_an_impossible_token_is_found_at_once() -> None:
+    wanted = np.zeros((8, 8, 8))
+    wanted[:4, :4, :4] = 1 / 64
+    drawn = np.random.default_rng(2).integers(4, size=(100, 3))
+    for impossible in (7, 15):  # one of the eight tokens, and one that is never written at all
+        drawn[0, 0] = impossible
+        found = enumeration.g_tests(drawn, wanted, 0.01)[0]
+        assert found.p_value == 0 and json.dumps(asdict(found), allow_nan=False)
+
+
+def texts(seed: int, count: int, shift: float, prompts: int = 3) -> list[list[list[int]]]:
+    rng = np.random.default_rng(seed)
+    p = np.array([0.25 + shift, 0.25 - shift, 0.25, 0.25])
+    return [[rng.choice(4, 10, p=p).tolist() for _ in range(count)] for _ in range(prompts)]
+
+
+def test_the_permutation_test_holds_its_level_and_finds_a_shift() -> None:
+    p_values = [permutation_test(texts(2 * seed, 12, 0), texts(2 * seed + 1, 12, 0), 0.01, seed).p_value for seed in range(60)]
+    assert stats.kstest(p_values, "uniform").pvalue > 1e-3
+    assert permutation_test(texts(1, 24, 0), texts(2, 24, 0.12), 1e-4).p_value < 1e-4
+
+
+def test_what_is_compared_is_drawn_afresh_where_it_looks_wrong() -> None:
+    apart = [[[0, 1]] * 16] * 6, [[[2, 3]] * 16] * 6
+    sound = [[[0, 1]] * 64] * 6, [[[0, 1]] * 64] * 6
+    found = permutation.examined(lambda times: sound if times > 1 else apart, 1e-3)
+    assert [one.p_value < 1e-3 for one in found] == [True, False] and found[1].samples == 384
+    assert len(permutation.examined(lambda times: sound, 1e-3)) == 1
+
+
+def test_every_test_of_a_certificate_can_fail_at_its_level() -> None:
+    """However many methods share the level: a p-value can be a tenth of it."""
+    apart = [[[0, 1]] * 16] * 6, [[[2, 3]] * 16] * 6
+    assert permutation_test(*apart, level=1e-4).p_value < 1e-4
+    one = [[[0, 1, 2]] * 7] * 3
+    assert permutation_test(one, one, level=1e-2).p_value == 1, "nothing to be found, not even by rounding"
+    with pytest.raises(ValueError, match="more samples"):
+        permutation_test([[[0], [1]]], [[[2], [3]]], level=1e-2)
+    nearly_certain = np.full((8, 8, 8), 1e-9)
+    nearly_certain[0, 0, 0] = 1 - 511e-9
+    with pytest.raises(ValueError, match="more draws"):
+        enumeration.g_tests(np.zeros((300, 3), dtype=int), nearly_certain, 0.01)
+
+
+@pytest.mark.parametrize("draws", [256, 1000, 8192])
+def test_no_cell_expects_too_little(draws: int) -> None:
+    wanted = np.random.default_rng(0).dirichlet(np.full(512, 0.1)) * draws
+    _, expected = enumeration._pooled(wanted, wanted)
+    assert expected.min() >= enumeration.LEAST_EXPECTED and expected.sum() == pytest.approx(draws)
+
+
+def test_siblings_with_a_rank_left_out_are_drawn_one_after_the_other() -> None:
+    paths = {"paths": [[0], [2], [0, 1], [0, 3]]}
+    drafter = settled({"_target_": "methods.eagle.Eagle", "checkpoint": None, "tree": paths, "dtype": "auto"}, SMALL.draft)
+    tests = enumeration.examined(SMALL.target, drafter, Sampling(temperature=1.0), 2048, 1e-3)[-1]
+    assert min(test.p_value for test in tests) > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text", "phi3", "olmo2"])
+def test_miniatures_of_other_architectures_write_eight_tokens(architecture: str) -> None:
+    assert enumeration.exact(miniature(architecture)[0], Sampling(temperature=10.0)).sum() == pytest.approx(1)
