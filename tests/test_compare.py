@@ -231,7 +231,7 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
 def test_another_commit_takes_turns_with_this_one(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     chosen = tiny.overrides("task=[qa]", "method=[pld]", "repeats=1", "out=both")
     status, out, err = cli("compare", "--against", "HEAD", *chosen, "--json", "both.json")
-    assert status == 0 and "the loop: autoregressive" in out, err
+    assert status in (0, 1) and "the loop: autoregressive" in out, err  # what it says of times is by chance here
     labels = {trial.method for trial in RunDirectory(tmp_path / "both").trials()}
     assert labels == {"autoregressive", "pld", "autoregressive@reference", "pld@reference"}
     assert not any(one["differing"] for one in json.loads((tmp_path / "both.json").read_text())["counted"])

@@ -41,7 +41,7 @@ WORDS = {
     "speedup": (
         "rate of the method / rate of autoregressive decoding, paired per question: geometric mean "
         "over questions, repeats averaged first. The interval is a 95 % studentised bootstrap over "
-        "questions, below six of them Student's t; overall weighs every task the same."
+        "questions, below six of them, or four a task, Student's t; overall weighs every task the same."
     ),
     "pooled speedup": "ratio of all tokens per all seconds: how long the whole job takes.",
     "Spec-Bench speedup": (

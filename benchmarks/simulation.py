@@ -1,0 +1,149 @@
+"""Do the statistics keep what they say? Made-up runs, in which the truth is known, through the very functions that reports use.
+
+    python -m benchmarks.simulation [--repetitions N] [--out FOLDER]
+
+Coverage of the 95 % intervals of a speedup, by how skewed the log speedups of questions are; how often equal methods are ranked
+apart; how often `specbench compare` fails equal versions, and how often it fails a method slowed by 5 %, at the size that
+`specbench plan` names after a pilot run. `as measured`: log speedups of the reference run, with their spread inside tasks.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import log, sqrt
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from specbench import ROOT, metrics
+from specbench.compare.gate import RUN_SD, change, size
+from specbench.metrics import BASELINE
+from specbench.parsing import console
+from specbench.records import write_atomic
+from specbench.report.loaded import load
+from specbench.report.tables import csv
+from specbench.statistics import Array, mean_interval, ranks
+
+RUN = ROOT / "results" / "reference" / "cpu-mini-100m"
+SPREAD = 0.3  # SD of the log speedup over questions
+SHAPES = ((1, 4), (1, 6), (1, 10), (1, 20), (1, 80), (6, 2), (6, 4), (6, 8), (6, 80))  # tasks, questions of each
+PILOT = 4  # questions a task
+SLOWED, POWER, TASKS, RATIOS = 0.05, 0.95, 6, 3
+Draw = Callable[[np.random.Generator, tuple[int, int]], Array]
+
+
+@dataclass(frozen=True)
+class Row:
+    """share: how often it happened in so many repetitions; low, high: what it has to be."""
+
+    what: str
+    share: float
+    repetitions: int
+    low: float
+    high: float
+
+    @property
+    def kept(self) -> bool:
+        return self.low <= self.share <= self.high
+
+
+def as_measured() -> Array:
+    """Log speedups of the reference run, less their mean for each method and task, with the spread of one question."""
+    ratios = metrics.question_ratios(metrics.pair(metrics.question_frame(load(RUN).frame)))
+    groups = ratios[ratios["method"] != BASELINE].groupby(["method", "task"])["log_speedup"]
+    spread: pd.Series = groups.transform(lambda values: (values - values.mean()) * sqrt(len(values) / (len(values) - 1)))
+    return spread.to_numpy(dtype=float) - spread.mean()
+
+
+def shapes() -> dict[str, Draw]:
+    """How log speedups vary over questions, with a mean of 0."""
+    measured = as_measured()
+    return {
+        "as measured": lambda rng, size_: rng.choice(measured, size_),
+        "normal": lambda rng, size_: rng.normal(0, SPREAD, size_),
+        "skewed (gamma, skewness 1)": lambda rng, size_: SPREAD * (rng.gamma(4, 1 / 2, size_) - 2),
+        "skewed (exponential, skewness 2)": lambda rng, size_: SPREAD * (rng.exponential(1, size_) - 1),
+    }
+
+
+def coverage(repetitions: int) -> Iterator[Row]:
+    for name, draw in shapes().items():
+        for tasks, questions in SHAPES:
+            rng = np.random.default_rng(0)
+            intervals = (mean_interval(list(draw(rng, (tasks, questions))), seed=seed) for seed in range(repetitions))
+            what = f"a 95 % interval holds the truth: {name}, {_many(tasks, 'task')} of {questions} questions"
+            yield _row(what, (one.low <= 0 <= one.high for one in intervals), repetitions, 0.935, 0.965)
+
+
+def split(repetitions: int) -> Iterator[Row]:
+    """Methods that are all equal on average, each with its own gains and losses on questions."""
+    for methods in (2, 4, 12):
+        for tasks, questions in ((1, 20), (6, 4), (6, 80)):
+            rng = np.random.default_rng(1)
+            what = f"equal methods are ranked apart: {methods} methods, {_many(tasks, 'task')} of {questions} questions"
+            wrong = (_ranked_apart(rng, methods, tasks, questions) for _ in range(repetitions))
+            yield _row(what, wrong, repetitions, 0, 0.05)
+
+
+def _ranked_apart(rng: np.random.Generator, methods: int, tasks: int, questions: int) -> bool:
+    level = rng.normal(0.5, SPREAD, (tasks, questions))
+    own = {str(method): list(level + rng.normal(0, SPREAD / 2, (tasks, questions))) for method in range(methods)}
+    return any(limits != (1, methods) for limits in ranks(own).values())
+
+
+def gate(repetitions: int) -> Iterator[Row]:
+    """noise: SD of a question's log ratio from run to run, its repeats averaged."""
+    for noise in (0.01, 0.03, 0.1):
+        rng = np.random.default_rng(2)
+        failed = (any(_fails(rng, noise, PILOT, 1, 0.0) for _ in range(RATIOS)) for _ in range(repetitions))
+        yield _row(f"equal versions fail: noise {noise:.0%}, {RATIOS} ratios", failed, repetitions, 0, 0.01)
+    for noise in (0.01, 0.03, 0.1):
+        rng = np.random.default_rng(3)
+        found = (_fails(rng, noise, *_planned(rng, noise), -log(1 - SLOWED)) for _ in range(repetitions))
+        yield _row(f"a 5 % slowdown fails at the planned size: noise {noise:.0%}", found, repetitions, POWER, 1)
+
+
+def _planned(rng: np.random.Generator, noise: float) -> tuple[int, int]:
+    """Questions a task, and runs, as planned from a pilot run that has seen the noise itself."""
+    freedom = TASKS * PILOT
+    seen = noise * sqrt(rng.chisquare(freedom) / freedom)
+    needed = size(sqrt(2) * seen, RATIOS, TASKS, SLOWED, POWER)
+    return -(-needed.questions // TASKS), needed.runs
+
+
+def _fails(rng: np.random.Generator, noise: float, questions: int, runs: int, slower: float) -> bool:
+    index = pd.MultiIndex.from_product([range(TASKS), range(questions)], names=["task", "question_id"])
+    level = rng.normal(0.5, SPREAD, (len(index), 1))
+    sides = [
+        pd.DataFrame(level - by + rng.normal(0, RUN_SD, runs) + rng.normal(0, noise, (len(index), runs)), index=index)
+        for by in (0.0, slower)
+    ]
+    return change("a ratio", *sides, together=RATIOS).verdict == "fail"
+
+
+def _row(what: str, happened: Iterable[bool], repetitions: int, low: float, high: float) -> Row:
+    return Row(what, sum(happened) / repetitions, repetitions, low, high)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count > 1)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=4_000)
+    parser.add_argument("--out", type=Path, default=Path("reports/simulation"), metavar="FOLDER")
+    options = parser.parse_args()
+    table = Table("what", "how often", "bound", "kept")
+    rows = []
+    for row in (row for part in (coverage, split, gate) for row in part(options.repetitions)):
+        rows.append(row)
+        table.add_row(row.what, f"{row.share:.2%}", f"{row.low:.1%} to {row.high:.1%}", "yes" if row.kept else "[bold red]no[/]")
+    console.print(table)
+    write_atomic(options.out / "simulation.csv", csv(pd.DataFrame([{**vars(row), "kept": row.kept} for row in rows])))
+
+
+if __name__ == "__main__":
+    main()
