@@ -3,32 +3,36 @@
     python -m benchmarks.regression [--equal N] [--slow N] [--loop N] [--out FOLDER] [KEY=VALUE ...]
 
 The slowed checkouts are this one with a busy wait planted: in `pld`'s drafting, or in the decode loop that all methods share;
-each 5 % of what a step takes here. A slowed checkout is the new one, this one the reference. Runs that lie in FOLDER are not made
-again.
+each as long as it takes to make `pld`, or autoregressive decoding, 5 % slower here. A slowed checkout is the new one, this one
+the reference. Runs that lie in FOLDER are not made again. The last table says how often each ratio failed, and how far it
+scatters from run to run beyond what its questions explain.
 """
 
 import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from omegaconf import OmegaConf
+from rich.table import Table
 
 from specbench import ROOT
 from specbench.compare.comparison import BESIDE, Comparison, compared_beside
+from specbench.compare.gate import Change
 from specbench.compose import composed
-from specbench.metrics import time_split
+from specbench.metrics import BASELINE
 from specbench.parsing import console
 from specbench.progress import ProgressDisplay
 from specbench.records import RunDirectory, write_atomic
 from specbench.report.loaded import load
 from specbench.run import execute
 
-SHARE = 0.05
-CHOSEN = ("target.shape=100m", "method=[pld,sps]", "repeats=2", "check_baseline=false")
+SLOWED = 0.05
+CHOSEN = ("method=[pld,sps]", "repeats=2", "check_baseline=false")
 COPIED = ("specbench", "methods", "tasks", "conf")
 WAIT = (
     "    _until = __import__('time').perf_counter() + {seconds}",
@@ -41,14 +45,15 @@ PLACES = {  # file, and the line behind which the wait is planted
 }
 
 
-def step_seconds(out: Path, chosen: Sequence[str]) -> dict[str, float]:
-    """Seconds of a step by method, from a short profiled run."""
+def waits(out: Path, chosen: Sequence[str]) -> dict[str, float]:
+    """Seconds a step that make a method slower by SLOWED, from a short run."""
     pilot = out / "pilot"
     if not RunDirectory(pilot).is_run():
         with ProgressDisplay(console) as display:
-            execute(composed([*chosen, "limit=1", "profile=true", f"out={pilot}"]), display)
-    split = time_split(load(pilot).frame).set_index("method")
-    return {str(method): 1e-3 * milliseconds for method, milliseconds in split["step_ms"].items()}
+            execute(composed([*chosen, "limit=1", f"out={pilot}"]), display)
+    sums = load(pilot).frame.groupby("method")[["seconds", "steps"]].sum()
+    per_step = (1 / (1 - SLOWED) - 1) * sums["seconds"] / sums["steps"]
+    return {"equal": 0.0, "slow": float(per_step["pld"]), "loop": float(per_step[BASELINE])}
 
 
 def planted(folder: Path, kind: str, seconds: float) -> Path:
@@ -77,27 +82,44 @@ def beside(root: Path, out: Path, seed: int, chosen: Sequence[str]) -> Compariso
     return compared_beside(out, exchanged=True)
 
 
+def scatter(changes: Sequence[Change]) -> tuple[float, float]:
+    """Of one ratio: SD over runs of log(new / reference), and what the questions inside the runs explain of it."""
+    logs = np.log([one.ratio.estimate for one in changes])
+    return float(logs.std(ddof=1)), float(np.sqrt(np.mean([one.over_questions for one in changes])))
+
+
+def told(found: Mapping[str, Sequence[Comparison]]) -> Table:
+    names = ("new version", "ratio", "new / reference", "failed", "undecided", "passed", "SD over runs", "of questions")
+    shown = Table(*names)
+    for kind, comparisons in found.items():
+        for changes in zip(*(one.changes for one in comparisons), strict=True):
+            verdicts = [one.verdict for one in changes]
+            mean = float(np.exp(np.mean(np.log([one.ratio.estimate for one in changes]))))
+            counts = [f"{verdicts.count(verdict)} of {len(verdicts)}" for verdict in ("fail", "undecided", "pass")]
+            sds = [f"{sd:.2%}" for sd in scatter(changes)] if len(changes) > 1 else ["-", "-"]
+            shown.add_row(kind, changes[0].what, f"{mean:.3f}", *counts, *sds)
+    return shown
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--equal", type=int, default=20)
     parser.add_argument("--slow", type=int, default=20)
     parser.add_argument("--loop", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("results/regression"), metavar="FOLDER")
-    parser.add_argument("overrides", nargs="*", default=["limit=2"], metavar="KEY=VALUE")
+    parser.add_argument("overrides", nargs="*", default=["limit=4"], metavar="KEY=VALUE")
     options = parser.parse_args()
     chosen = [*CHOSEN, *options.overrides]
-    seconds = step_seconds(options.out, chosen)
-    waits = {"equal": 0.0, "slow": SHARE * seconds["pld"], "loop": SHARE * seconds["autoregressive"]}
-    found: dict[str, list[Comparison]] = {kind: [] for kind in waits}
+    times = {"equal": options.equal, "slow": options.slow, "loop": options.loop}
+    found: dict[str, list[Comparison]] = {kind: [] for kind in times}
     with tempfile.TemporaryDirectory() as folder:
-        roots = {kind: planted(Path(folder), kind, wait) for kind, wait in waits.items()}
-        for kind, times in (("equal", options.equal), ("slow", options.slow), ("loop", options.loop)):
-            for seed in range(times):
+        roots = {kind: planted(Path(folder), kind, wait) for kind, wait in waits(options.out, chosen).items()}
+        for kind, count in times.items():
+            for seed in range(count):
                 found[kind].append(beside(roots[kind], options.out / f"{kind}-{seed}", seed, chosen))
-                told = {one.what: f"{one.ratio.estimate:.3f} {one.verdict}" for one in found[kind][-1].changes}
-                console.print(kind, seed, told, highlight=False)
-    for kind, comparisons in found.items():
-        console.print(f"{kind}: {sum(one.failed for one in comparisons)} of {len(comparisons)} failed")
+                verdicts = {one.what: f"{one.ratio.estimate:.3f} {one.verdict}" for one in found[kind][-1].changes}
+                console.print(kind, seed, verdicts, highlight=False)
+    console.print(told(found))
     plain = {kind: [asdict(one) | {"failed": one.failed} for one in comparisons] for kind, comparisons in found.items()}
     write_atomic(options.out / "regression.json", json.dumps(plain, indent=1) + "\n")
 

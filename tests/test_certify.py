@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from benchmarks.planted import PLANTS, AcceptsByP, Miniature, rule, shifted
-from specbench.certify.certificate import FILE, Certificate, Known, Verdict, known, most_wrong, read
+from specbench.certify.certificate import FILE, FOLDERS, Certificate, Known, Verdict, known, most_wrong, read
 from specbench.certify.certify import certify
 from specbench.certify.shown import markdown
 from specbench.compose import composed
@@ -213,3 +213,12 @@ def test_bad_input_of_certify_is_one_line(tmp_path: Path, override: str, message
 def test_texts_of_one_token_are_followed(tmp_path: Path) -> None:
     made, _ = certify(composed(overrides(tmp_path, "sampling.max_new_tokens=1", "method=[]"), root="certify"), lambda *_: None)
     assert made.given
+
+
+@pytest.mark.parametrize("path", sorted(FOLDERS[0].glob(f"*/{FILE}")), ids=lambda path: path.parent.name)
+def test_a_reference_certificate_is_what_its_folder_is_called(path: Path) -> None:
+    made = read(path)
+    target = made.config["target"]
+    assert path.parent.name == "-".join(filter(None, (target["name"], target["shape"], made.about["dtype"])))
+    assert made.config["target"]["dtype"] == made.about["dtype"] and made.given
+    assert (path.parent / "certificate.md").read_text().startswith("# Certificate: ")

@@ -7,8 +7,8 @@ interval.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, replace
+from math import ceil, nan
 from typing import Literal
 
 import numpy as np
@@ -36,11 +36,15 @@ class Needed:
 
 @dataclass(frozen=True)
 class Change:
-    """new / reference of one ratio inside a run, such as `pld over autoregressive`."""
+    """new / reference of one ratio inside a run, such as `pld over autoregressive`.
+
+    over_questions: variance of its logarithm that questions explain, nan where a task has one.
+    """
 
     what: str
     questions: int
     ratio: Interval
+    over_questions: float = nan
     needed: Needed | None = None
 
     @property
@@ -67,11 +71,11 @@ def change(what: str, reference: pd.DataFrame, new: pd.DataFrame, together: int,
     freedom = error2**2 / (over_questions**2 / freedom + over_runs**2 / known)
     reach = float(stats.t.ppf(1 - (1 - LEVEL) / 2 / together, freedom))
     ratio = Interval(*(float(np.exp(mean + side * reach * np.sqrt(error2))) for side in (0, -1, 1)))
-    found = Change(what, len(moved), ratio)
+    found = Change(what, len(moved), ratio, over_questions)
     many = float(stats.norm.ppf(1 - (1 - LEVEL) / 2 / together))
     allowed = (float(np.log(FAILS_BELOW / PASSES_ABOVE)) / 2 / many) ** 2  # too narrow to hold both
     needed = _enough(len(moved) * over_questions, between, allowed, min(reference.shape[1], new.shape[1]))
-    return Change(what, len(moved), ratio, needed) if found.verdict == "undecided" else found
+    return replace(found, needed=needed) if found.verdict == "undecided" else found
 
 
 def size(over_questions: float, together: int, tasks: int, effect: float, power: float, run_sd: float = RUN_SD) -> Needed:
