@@ -1,7 +1,9 @@
 """Mean accepted tokens and acceptance rates by every convention in use, from the same steps.
 
-A step drafts a chain or tree of some depth, `accepted` of it is kept, and `committed` tokens enter the text: accepted + 1, fewer
-behind a stop token or at the limit. Conventions differ in which steps count, how turns weigh, and whether prefill's token does.
+A step drafts a chain or tree of some depth, `accepted` of it is kept, and `committed` tokens enter the text: accepted + 1, or as
+many as accepted where the last of those ends the text. Conventions differ in which steps count, how turns weigh, and whether
+prefill's token does. `micro` is what Spec-Bench's speed.py makes of an export, and EAGLE's τ. vLLM's own counters also hold what
+it accepts behind a stop token, and it drafts past the limit; neither is in a record, so its figures differ in a turn's last step.
 """
 
 from __future__ import annotations
@@ -81,15 +83,9 @@ def positions(turns: Sequence[Steps]) -> list[Position]:
     return found
 
 
-def spec_bench(turns: Sequence[Steps]) -> float:
-    """Spec-Bench (its evaluation/speed.py): mean of accepted + 1 over all steps. Prefill is none, stop tokens cut nothing off."""
-    _, accepted = _flat(turns)
-    return float(np.mean(accepted + 1)) if len(accepted) else float("nan")
-
-
 @dataclass(frozen=True)
 class Vllm:
-    """vLLM (vllm:spec_decode_*): counters over steps that draft."""
+    """vLLM (vllm:spec_decode_num_*): counters over steps that draft; of a tree, all its nodes are draft tokens."""
 
     drafts: int
     draft_tokens: int

@@ -28,6 +28,8 @@ FOLDER = "model_answer_run_{}"
 EPOCH = "1970-01-01T00:00:00Z"  # of a run that does not say when it began
 FIELDS = ("question_id", "category", "choices")
 CHOICE = ("turns", "decoding_steps", "new_tokens", "wall_time", "accept_lengths")
+BY_TURN: dict[str, type | tuple[type, ...]] = {"turns": str, "decoding_steps": int, "new_tokens": int, "wall_time": (int, float)}
+FAILED = "ERROR"  # the text of a turn that failed
 
 
 def export(run: LoadedRun, out: Path) -> list[Path]:
@@ -76,30 +78,67 @@ def _line(run: str, turns: Sequence[Trial], texts: Sequence[str], started: float
     }
 
 
-def import_(files: Sequence[Path], baseline: Path, tokenizer: Tokenizer | None, run: RunDirectory) -> None:
-    """A run of answer files, methods called after them. tokenizer: for Spec-Bench's count of the baseline's tokens.
+def import_(files: Sequence[Path], baselines: Sequence[Path], tokenizer: Tokenizer | None, run: RunDirectory) -> None:
+    """A run of answer files, methods called after them; the i-th file of a name is repeat i, as the i-th baseline is.
 
-    Times are wall time of whole turns, texts are compared as texts. Raises InputError for a file that is none, naming its line.
+    tokenizer: for Spec-Bench's count of the baseline's tokens. Times are wall time of whole turns, texts are compared as texts.
+    Raises InputError for a file that is none, naming its line.
     """
-    labels = {path: BASELINE if path == baseline else path.stem for path in [baseline, *files]}
-    rows = [trial for path, label in labels.items() for trial in _trials(path, label, tokenizer)]
-    run.write_config({"target": {"name": baseline.stem}, "suite": {"name": "spec_bench"}, "sampling": {}, "method": {}})
-    run.write_provenance({"imported": [path.name for path in labels]})
+    labelled = [*((BASELINE, path) for path in baselines), *((path.stem, path) for path in files if path not in baselines)]
+    repeats = _counted([label for label, _ in labelled])
+    rows = [
+        trial
+        for (label, path), repeat in zip(labelled, repeats, strict=True)
+        for trial in _trials(path, label, repeat, tokenizer)
+    ]
+    run.write_config({"target": {"name": baselines[0].stem}, "suite": {"name": "spec_bench"}, "sampling": {}, "method": {}})
+    run.write_provenance({"imported": [f"{path.parent.name}/{path.name}" for _, path in labelled]})
     for trial in rows:
         run.append(trial)
 
 
-def _trials(path: Path, label: str, tokenizer: Tokenizer | None) -> Iterator[Trial]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    for number, row in JsonLines(path).numbered():
-        choice = (row.get("choices") or [{}])[0]
-        missing = [*(name for name in FIELDS if name not in row), *(name for name in CHOICE if name not in choice)]
-        if missing:
-            raise InputError(f"{path}:{number}: not an answer of Spec-Bench: it has no {', '.join(missing)}")
+def _counted(labels: Sequence[str]) -> list[int]:
+    """How often each was there before."""
+    return [labels[:at].count(label) for at, label in enumerate(labels)]
+
+
+def _trials(path: Path, label: str, repeat: int, tokenizer: Tokenizer | None) -> Iterator[Trial]:
+    for _, row in read(path):
+        choice = row["choices"][0]
         lengths = _by_turn(choice)
         for turn, text in enumerate(choice["turns"]):
-            yield _trial(label, row["question_id"], row["category"], turn, text, choice, lengths[turn], tokenizer)
+            yield _trial(label, repeat, row["question_id"], row["category"], turn, text, choice, lengths[turn], tokenizer)
+
+
+def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and rows of an answer file. Raises InputError, with the line."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    for number, row in JsonLines(path).numbered(torn=False):
+        if wrong := _wrong(row):
+            raise InputError(f"{path}:{number}: not an answer of Spec-Bench: {wrong}")
+        yield number, row
+
+
+def _wrong(row: dict[str, Any]) -> str | None:
+    """What keeps a row from being an answer."""
+    choices = row.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    missing = [*(name for name in FIELDS if name not in row), *(name for name in CHOICE if name not in choice)]
+    if missing:
+        return f"it has no {', '.join(missing)}"
+    for name, kind in BY_TURN.items():
+        values = choice[name]
+        if (
+            not isinstance(values, list)
+            or len(values) != len(choice["turns"])
+            or not all(isinstance(one, kind) for one in values)
+        ):
+            return f"{name} is not a list of {'texts' if kind is str else 'numbers'}, one a turn"
+    lengths = choice["accept_lengths"]
+    if not isinstance(lengths, list) or not all(type(one) is int for one in lengths):
+        return "accept_lengths is not a list of whole numbers"
+    return None
 
 
 def _by_turn(choice: dict[str, Any]) -> list[list[int]]:
@@ -113,6 +152,7 @@ def _by_turn(choice: dict[str, Any]) -> list[list[int]]:
 
 def _trial(
     label: str,
+    repeat: int,
     question: QuestionId,
     category: str,
     turn: int,
@@ -133,14 +173,14 @@ def _trial(
         context="own",
         method=label,
         seed=0,
-        repeat=0,
+        repeat=repeat,
         order=0,
         state="cold",
         kind="imported",
         prompt_tokens=0,
         prompt_sha256="",
         new_tokens=choice["new_tokens"][turn],
-        finish_reason="error" if text == "ERROR" else "length",
+        finish_reason="error" if text == FAILED else "length",
         steps=len(committed),
         accepted=accepted,
         committed=committed,

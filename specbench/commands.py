@@ -115,18 +115,21 @@ def plan(argv: list[str]) -> int:
 
 
 def replay(argv: list[str]) -> int:
-    """What drafters that read tokens alone would have had accepted on a run's recorded answers; no model is loaded."""
+    """What drafters that read tokens alone would have had accepted on recorded answers; no model is loaded."""
     parser = overriding("replay", replay.__doc__)
-    parser.add_argument("--of", type=Path, required=True, metavar="RUN", help="a run directory, whose answers are replayed")
+    recorded = "a run directory, a JSONL of prompt_ids and output_ids, or an answer file of Spec-Bench; see docs/replay.md"
+    parser.add_argument("--of", type=Path, required=True, metavar="PATH", help=recorded)
     options = parsed(parser, argv)
     from specbench.compose import composed
 
     config = composed(options.overrides, options.config_dir)
     from specbench.replaying import replayed_run, replayed_table
 
-    folder, found = replayed_run(options.of, config)
+    folder, found, note = replayed_run(options.of, config)
     widened()
     console.print(replayed_table(found))
+    if note:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(f"replay: {folder}", markup=False, soft_wrap=True)
     return 0
 
@@ -165,8 +168,13 @@ def export(argv: list[str]) -> int:
 def import_(argv: list[str]) -> int:
     """Spec-Bench's answer files as a run, for report and replay."""
     parser = Parser(prog="specbench import", description=import_.__doc__)
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="answers of a method, called after the file")
-    parser.add_argument("--baseline", type=Path, required=True, metavar="FILE", help="answers of autoregressive decoding")
+    several = "several of one name, such as model_answer_run_*/pld.jsonl, are its repeats"
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help=f"answers of a method, called after the file; {several}"
+    )
+    parser.add_argument(
+        "--baseline", nargs="+", type=Path, required=True, metavar="FILE", help="answers of autoregressive decoding, as many"
+    )
     parser.add_argument("--tokenizer", metavar="PATH", help="to count the baseline's tokens as Spec-Bench does")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(argv)

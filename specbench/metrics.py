@@ -271,7 +271,7 @@ def acceptance_by_position(trials: Iterable[Trial]) -> pd.DataFrame:
 
 
 def conventions(trials: Iterable[Trial]) -> pd.DataFrame:
-    """By method, mean accepted tokens and acceptance rates as everybody counts them (see acceptance)."""
+    """By method, mean accepted tokens and acceptance rates as everybody counts them (see acceptance); Spec-Bench's is micro."""
     rows = []
     for method, turns in _by_method(trials).items():
         vllm, sglang = acceptance.vllm(turns), acceptance.sglang(turns)
@@ -282,7 +282,6 @@ def conventions(trials: Iterable[Trial]) -> pd.DataFrame:
                 "macro": acceptance.macro(turns),
                 "micro_with_prefill": acceptance.micro(turns, prefill=True),
                 "accepted_per_draft_token": acceptance.rate(turns),
-                "spec_bench": acceptance.spec_bench(turns),
                 "vllm_acceptance_length": vllm.acceptance_length,
                 "vllm_acceptance_rate": vllm.acceptance_rate,
                 "sglang_accept_length": sglang.accept_length,

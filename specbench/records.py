@@ -143,14 +143,14 @@ class JsonLines:
             file.flush()
             os.fsync(file.fileno())
 
-    def numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yields (line number, row) without a torn last line; InputError on a broken line before it."""
+    def numbered(self, torn: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields (line number, row), not blank lines; InputError on a broken line, unless it is the last and may be torn."""
         lines = self._lines()
         for number, line in enumerate(lines, start=1):
             row = _parse(line)
             if row is not None:
                 yield number, row
-            elif number < len(lines):
+            elif line.strip() and not (torn and number == len(lines)):
                 raise InputError(f"{self.path}:{number}: not a JSON object")
 
     def repair(self) -> None:

@@ -8,7 +8,7 @@ recording, certain of one token behind each node that follows it and of none els
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,8 +23,7 @@ from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 from specbench.errors import InputError, one_line
-from specbench.metrics import BASELINE
-from specbench.records import Prompt, Trial
+from specbench.records import Trial
 
 ENDLESS = 2**31 - 1
 LARGEST = 2**20  # vocabulary, more than any tokenizer's
@@ -71,8 +70,6 @@ class _Places:
 
     capacity = ENDLESS
 
-    answers: list[list[int]]
-
     def __init__(self, rows: int) -> None:
         self.lengths = [0] * rows
 
@@ -84,24 +81,21 @@ class _Places:
 
 
 class Recording:
-    """Stands for a LanguageModel: answers each prompt with what was recorded."""
+    """Stands for a LanguageModel: writes the one answer that it holds."""
 
     device, context = torch.device("cpu"), ENDLESS
 
-    def __init__(self, answers: Iterable[Recorded], vocabulary: int) -> None:
-        self.vocabulary = vocabulary
-        self.answers = {tuple(answer.prompt): answer.output for answer in answers}
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary, self.answer = vocabulary, [NOTHING]
 
     def store(self, capacity: int, batch: int = 1) -> _Places:
         return _Places(batch)
 
     def prefill(self, store: _Places, prompts: list[Tensor], all_logits: bool = False) -> list[TargetOutput]:
-        store.answers = [self.answers[tuple(prompt.tolist())] for prompt in prompts]
-        return [_certain(torch.tensor(answer[:1])) for answer in store.answers]
+        return [_certain(torch.tensor(self.answer[:1])) for _ in prompts]
 
     def forward(self, store: _Places, trees: list[DraftTree]) -> list[TargetOutput]:
-        rows = zip(trees, store.answers, store.lengths, strict=True)
-        return [_certain(_wanted(tree, answer[at:])) for tree, answer, at in rows]
+        return [_certain(_wanted(tree, self.answer[at:])) for tree, at in zip(trees, store.lengths, strict=True)]
 
 
 def _certain(tokens: Tensor) -> TargetOutput:
@@ -144,39 +138,28 @@ def _unseen(out: TargetOutput) -> TargetOutput:
 
 def replayed(label: str, drafter: Drafter, answers: Sequence[Recorded], vocabulary: int = LARGEST) -> list[Generation]:
     """What the method takes for each answer: steps, drafts and what is accepted; times mean nothing. Raises InputError."""
-    target = cast(LanguageModel, Recording(answers, vocabulary))
+    target = Recording(vocabulary)
     try:
-        drafter.bind(target)
+        drafter.bind(cast(LanguageModel, target))
     except AttributeError:  # of the model's weights or config, which it asks for
         raise InputError(f"method {label} cannot be replayed: {TOKENS_ALONE}") from None
     drafter.reset()
-    return [_replayed(label, _Blind(drafter), target, answer) for answer in answers]
+    return [_replayed(label, _Blind(drafter), target, answer, at) for at, answer in enumerate(answers)]
 
 
-def _replayed(label: str, drafter: Drafter, target: LanguageModel, answer: Recorded) -> Generation:
-    sampling = Sampling(max_new_tokens=answer.limit, stop_token_ids=answer.stops)
+def _replayed(label: str, drafter: Drafter, target: Recording, answer: Recorded, at: int) -> Generation:
+    target.answer = answer.output
+    sampling = Sampling(
+        max_new_tokens=answer.limit, stop_token_ids=answer.stops, seed=at
+    )  # nothing is drawn: it tells answers apart
     try:
-        (out,) = generate(target, drafter, [torch.tensor(answer.prompt)], sampling)
+        (out,) = generate(cast(LanguageModel, target), drafter, [torch.tensor(answer.prompt)], sampling)
     except Exception as error:
         why = str(error) if isinstance(error, InputError) else one_line(error)
         raise InputError(f"method {label} cannot be replayed: {why}") from None
     if out.output_ids != answer.output:
         raise InputError(f"the replay of {label} ends after {len(out.output_ids)} of {len(answer.output)} tokens")
     return out
-
-
-def recorded(trials: Iterable[Trial], prompts: Iterable[Prompt], max_new_tokens: int) -> list[tuple[Trial, Recorded]]:
-    """The answers of autoregressive decoding in a run, each beside its record. Raises InputError where there is none."""
-    ids = {prompt.sha256: prompt.prompt_ids for prompt in prompts}
-    found = []
-    for trial in trials:
-        if trial.method == BASELINE and not trial.failed and trial.output_ids and trial.prompt_sha256 in ids:
-            limit = len(trial.output_ids) if trial.finish_reason == "capacity" else max_new_tokens
-            stops = tuple(trial.output_ids[-1:]) if trial.finish_reason == "eos" else ()
-            found.append((trial, Recorded(ids[trial.prompt_sha256], trial.output_ids, limit, stops)))
-    if not found:
-        raise InputError(f"no answer of {BASELINE} with its prompt and output ids to be replayed")
-    return found
 
 
 def trials_of(label: str, drafter: Drafter, answers: Sequence[tuple[Trial, Recorded]]) -> list[Trial]:

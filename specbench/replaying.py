@@ -1,24 +1,27 @@
-"""A run directory of replayed turns, from one of recorded ones."""
+"""A run directory of replayed turns, from recorded ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from specbench import acceptance
-from specbench.build import built, check
+from specbench.build import built
 from specbench.continuation import stamped
+from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
 from specbench.metrics import BASELINE
+from specbench.recordings import Recordings, read
 from specbench.records import RunDirectory, Trial
-from specbench.replay import recorded, trials_of
-from specbench.report.loaded import load
+from specbench.replay import trials_of
+from specbench.run import check_values
 
+DRAFT_MODEL = "specbench.models.load_draft"
 COUNTS = ("new_tokens", "finish_reason", "steps", "drafted", "nodes", "depth", "accepted", "committed")
 
 
@@ -32,29 +35,37 @@ class Replayed:
     equal: int
 
 
-def replayed_run(of: Path, config: DictConfig) -> tuple[Path, list[Replayed]]:
-    """The new run directory (config.out, or results/replay-...) and what is in it. Raises InputError."""
-    run = load(of)
-    directory = RunDirectory(of)
-    limit = (run.config.get("sampling") or {}).get("max_new_tokens")
-    if not isinstance(limit, int):
-        raise InputError(f"{of}: its config does not say sampling.max_new_tokens")
-    answers = recorded((trial for trial in run.trials if trial.repeat == 0), directory.prompts(), limit)
-    out = RunDirectory(Path(config.out).expanduser() if config.out else stamped(Path("results"), f"replay-{run.name}"))
-    if out.path.exists() and any(out.path.iterdir()):
+def replayed_run(of: Path, config: DictConfig) -> tuple[Path, list[Replayed], str | None]:
+    """The new run directory (config.out, or results/replay-...), what is in it, and what is to be said. Raises InputError."""
+    check_values(config)
+    found = read(of, config)
+    out = RunDirectory(Path(config.out).expanduser() if config.out else stamped(Path("results"), f"replay-{found.name}"))
+    if out.path.exists() and (not out.path.is_dir() or any(out.path.iterdir())):
         raise InputError(f"out={out.path}: expected an empty folder or a new one")
-    drafters: dict[str, Drafter] = {}
-    for label, settings in config.method.items():
-        check(settings, f"method.{label}")
-        drafters[str(label)] = built(settings)
-    made = {label: trials_of(label, drafter, answers) for label, drafter in drafters.items()}
-    there = {trial.key: trial for trial in run.trials}
-    out.write_config({**run.config, "method": dict.fromkeys(made), "repeats": 1, "replay_of": run.name})
-    out.write_provenance({**run.provenance, "replay_of": run.name})
+    drafters = {str(label): _drafter(str(label), settings) for label, settings in config.method.items()}
+    if found.tokenizer:
+        check_tokenizers(drafters, found.tokenizer)
+    made = {label: trials_of(label, drafter, found.turns) for label, drafter in drafters.items()}
+    _write(out, found, made)
+    there = {trial.key: trial for trial in found.live}
+    beside = [_beside(label, trials, [there.get(trial.key) for trial in trials]) for label, trials in made.items()]
+    return out.path, beside, found.note
+
+
+def _drafter(label: str, settings: DictConfig) -> Drafter:
+    """Raises InputError, before it is loaded, for one with a language model of its own."""
+    if DRAFT_MODEL in OmegaConf.to_yaml(settings):
+        raise InputError(f"method {label} cannot be replayed: it drafts with a model of its own, and no model is loaded")
+    drafter: Drafter = built(settings)
+    return drafter
+
+
+def _write(out: RunDirectory, found: Recordings, made: Mapping[str, Sequence[Trial]]) -> None:
+    out.write_config({**found.config, "method": dict.fromkeys(made), "repeats": 1, "replay_of": found.name})
+    out.write_provenance({**found.provenance, "replay_of": found.name})
     for trials in made.values():
         for trial in trials:
             out.append(trial)
-    return out.path, [_beside(label, trials, [there.get(trial.key) for trial in trials]) for label, trials in made.items()]
 
 
 def _beside(label: str, trials: list[Trial], live: Sequence[Trial | None]) -> Replayed:

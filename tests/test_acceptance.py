@@ -1,7 +1,7 @@
 """Every convention on a trace small enough for pencil and paper.
 
 Turn 1, three steps: drafts 3, 3, 3 deep; accepts 3, 0, 2; commits 4, 1, 3.
-Turn 2, three steps: drafts 2, none, 3 deep; accepts 1, 0, 3; commits 2, 1, 2 (of four: the second of them ends the text).
+Turn 2, three steps: drafts 2, none, 3 deep; accepts 1, 0, 2; commits 2, 1, 2 (the second accepted token ends the text).
 The first draft of turn 2 is a tree of five nodes; all others are chains.
 """
 
@@ -15,7 +15,7 @@ from specbench.metrics import acceptance_by_position, conventions
 from tests.fake_run import failed, trial
 
 ONE = Steps([3, 3, 3], [3, 3, 3], [3, 0, 2], [4, 1, 3])
-TWO = Steps([2, 0, 3], [5, 0, 3], [1, 0, 3], [2, 1, 2])
+TWO = Steps([2, 0, 3], [5, 0, 3], [1, 0, 2], [2, 1, 2])
 TURNS = [ONE, TWO]
 
 
@@ -27,30 +27,26 @@ def test_means_over_steps_and_over_turns() -> None:
 
 
 def test_rates_by_draft_token_and_by_position() -> None:
-    assert acceptance.rate(TURNS) == pytest.approx(9 / 17), "5 + 4 accepted of 9 + 8 nodes"
+    assert acceptance.rate(TURNS) == pytest.approx(8 / 17), "5 + 3 accepted of 9 + 8 nodes"
     places = acceptance.positions(TURNS)
-    assert [place.joint for place in places] == pytest.approx([4 / 6, 3 / 6, 2 / 6])
-    assert [place.conditional for place in places] == pytest.approx([4 / 5, 3 / 4, 2 / 3]), (
+    assert [place.joint for place in places] == pytest.approx([4 / 6, 3 / 6, 1 / 6])
+    assert [place.conditional for place in places] == pytest.approx([4 / 5, 3 / 4, 1 / 3]), (
         "five draft; four get to 2, three to 3"
     )
 
 
-def test_spec_benchs_mean_counts_what_stands_behind_the_end_as_well() -> None:
-    assert acceptance.spec_bench(TURNS) == pytest.approx((4 + 1 + 3 + 2 + 1 + 4) / 6)
-
-
 def test_vllm_counts_steps_that_draft() -> None:
     found = acceptance.vllm(TURNS)
-    assert (found.drafts, found.draft_tokens, found.accepted_tokens) == (5, 17, 9)
-    assert found.accepted_per_position == [4, 3, 2]
-    assert found.acceptance_length == pytest.approx(1 + 9 / 5) and found.acceptance_rate == pytest.approx(9 / 17)
-    assert found.per_position == pytest.approx([4 / 5, 3 / 5, 2 / 5])
+    assert (found.drafts, found.draft_tokens, found.accepted_tokens) == (5, 17, 8)
+    assert found.accepted_per_position == [4, 3, 1]
+    assert found.acceptance_length == pytest.approx(1 + 8 / 5) and found.acceptance_rate == pytest.approx(8 / 17)
+    assert found.per_position == pytest.approx([4 / 5, 3 / 5, 1 / 5])
 
 
 def test_sglang_counts_prefills_token_but_not_its_forward() -> None:
     found = acceptance.sglang(TURNS)
-    assert (found.completion_tokens, found.verifications, found.proposed_drafts, found.correct_drafts) == (15, 6, 17, 9)
-    assert found.accept_length == pytest.approx(15 / 6) and found.accept_rate == pytest.approx(9 / 17)
+    assert (found.completion_tokens, found.verifications, found.proposed_drafts, found.correct_drafts) == (15, 6, 17, 8)
+    assert found.accept_length == pytest.approx(15 / 6) and found.accept_rate == pytest.approx(8 / 17)
 
 
 def test_speed_benchs_chunks_begin_with_prefills() -> None:
@@ -60,7 +56,7 @@ def test_speed_benchs_chunks_begin_with_prefills() -> None:
 def test_where_every_step_drafts_and_nothing_is_cut_off_the_conventions_of_steps_agree() -> None:
     whole = [ONE]
     micro, joint = acceptance.micro(whole), [place.joint for place in acceptance.positions(whole)]
-    assert micro == acceptance.macro(whole) == acceptance.spec_bench(whole)
+    assert micro == acceptance.macro(whole)
     assert micro == pytest.approx(acceptance.vllm(whole).acceptance_length) == pytest.approx(1 + sum(joint))
 
 
@@ -68,19 +64,19 @@ def test_nothing_gives_nothing() -> None:
     alone = [Steps([0, 0], [0, 0], [0, 0], [1, 1])]
     assert acceptance.micro(alone) == 1 and acceptance.positions(alone) == [] and math.isnan(acceptance.rate(alone))
     assert math.isnan(acceptance.vllm(alone).acceptance_length)
-    for convention in (acceptance.micro, acceptance.macro, acceptance.spec_bench, acceptance.speed_bench, acceptance.rate):
+    for convention in (acceptance.micro, acceptance.macro, acceptance.speed_bench, acceptance.rate):
         assert math.isnan(convention([]))
 
 
 def test_turns_come_from_records_and_agree_with_the_reports_positions() -> None:
     made = [
         trial("pld", [4, 1, 3], 1.0, depth=[3, 3, 3], drafted=[3, 3, 3], accepted=[3, 0, 2]),
-        trial("pld", [2, 1, 2], 1.0, question_id=2, depth=[2, 0, 3], drafted=[5, 0, 3], accepted=[1, 0, 3]),
+        trial("pld", [2, 1, 2], 1.0, question_id=2, depth=[2, 0, 3], drafted=[5, 0, 3], accepted=[1, 0, 2]),
     ]
     assert acceptance.steps_of([*made, failed("pld", question_id=3)]) == TURNS
     rows = acceptance_by_position(made)
-    assert rows["joint"].tolist() == pytest.approx([4 / 6, 3 / 6, 2 / 6])
-    assert rows["conditional"].tolist() == pytest.approx([4 / 5, 3 / 4, 2 / 3])
+    assert rows["joint"].tolist() == pytest.approx([4 / 6, 3 / 6, 1 / 6])
+    assert rows["conditional"].tolist() == pytest.approx([4 / 5, 3 / 4, 1 / 3])
     (counted,) = conventions(made).to_dict("records")
     assert counted["micro"] == pytest.approx(13 / 6) and counted["sglang_accept_length"] == pytest.approx(15 / 6)
-    assert counted["vllm_acceptance_length"] == pytest.approx(14 / 5) and counted["spec_bench"] == pytest.approx(15 / 6)
+    assert counted["vllm_acceptance_length"] == pytest.approx(13 / 5)

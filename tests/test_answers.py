@@ -15,6 +15,7 @@ from specbench.errors import InputError
 from specbench.records import RunDirectory
 from specbench.report.loaded import load
 from specbench.report.summary import summarise
+from tests.conftest import Cli
 from tests.fake_run import made_up_trials, write_run
 
 WORDS = "w"  # a token each
@@ -66,7 +67,7 @@ def test_an_export_comes_back_as_a_run(tmp_path: Path) -> None:
     run = load(run_with_texts(tmp_path / "run").path)
     export(run, tmp_path / "out")
     first = tmp_path / "out" / "model_answer_run_1"
-    import_([first / "pld.jsonl"], first / "autoregressive.jsonl", None, RunDirectory(tmp_path / "back"))
+    import_([first / "pld.jsonl"], [first / "autoregressive.jsonl"], None, RunDirectory(tmp_path / "back"))
     back = load(tmp_path / "back")
     rows = summarise(back).set_index(["method", "task"])
     ours = summarise(run).set_index(["method", "task"])
@@ -76,12 +77,47 @@ def test_an_export_comes_back_as_a_run(tmp_path: Path) -> None:
         assert rows.loc[("pld", task), "speedup"] == pytest.approx(ours.loc[("pld", task), "speedup"], rel=0.05)
 
 
+def test_files_of_one_name_are_repeats(cli: Cli, tmp_path: Path) -> None:
+    """By hand, as Spec-Bench's eval.py writes them: two runs of two questions, the first of two turns."""
+    for repeat, pace in enumerate((1.0, 2.0), 1):
+        folder = tmp_path / f"model_answer_temp0_run_{repeat}"
+        folder.mkdir()
+        (folder / "vicuna.jsonl").write_text(
+            by_hand("vicuna", 81, "writing", [1] * 4, pace) + by_hand("vicuna", 241, "qa", [1] * 4, pace)
+        )
+        (folder / "eagle.jsonl").write_text(
+            by_hand("eagle", 81, "writing", [3, 1], pace / 2) + by_hand("eagle", 241, "qa", [2, 2], pace / 4)
+        )
+    eagle, vicuna = (sorted(map(str, tmp_path.glob(f"*/{name}.jsonl"))) for name in ("eagle", "vicuna"))
+    assert cli("import", *eagle, "--baseline", *vicuna, "--out", "run").status == 0
+    rows = summarise(load(tmp_path / "run")).set_index(["method", "task"])
+    assert set(rows["kind"]) == {"imported"} and set(rows["repeats"]) == {2}
+    assert rows.loc[("eagle", "mt_bench"), "speedup"] == pytest.approx(2) and rows.loc[
+        ("eagle", "qa"), "speedup"
+    ] == pytest.approx(4)
+    assert rows.loc[("eagle", "overall"), "mean_accepted_tokens"] == 2
+    said = cli("report", "run")
+    assert said.status == 0 and "imported" in said.out, said.err
+
+
+def by_hand(model: str, question: int, category: str, lengths: list[int], seconds: float) -> str:
+    """A line of an answer file; a question of MT-bench has two turns with half of the steps each."""
+    turns = 2 if category == "writing" else 1
+    each = len(lengths) // turns
+    by_turn = [sum(lengths[each * turn : each * (turn + 1)]) for turn in range(turns)]
+    times = [seconds * tokens / sum(lengths) for tokens in by_turn]
+    choice = {"index": 0, "turns": ["w " * tokens for tokens in by_turn], "decoding_steps": [each] * turns}
+    counts = {"new_tokens": by_turn, "wall_time": times, "accept_lengths": lengths}
+    row = {"question_id": question, "category": category, "answer_id": "a", "model_id": model, "choices": [choice | counts]}
+    return json.dumps(row | {"tstamp": 1.0}) + "\n"
+
+
 def test_lines_that_are_no_answers_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"question_id": 1, "category": "qa", "choices": [{"turns": ["x"]}]}\n')
     with pytest.raises(InputError, match="a.jsonl:1: not an answer of Spec-Bench: it has no decoding_steps"):
-        import_([], tmp_path / "a.jsonl", None, RunDirectory(tmp_path / "back"))
+        import_([], [tmp_path / "a.jsonl"], None, RunDirectory(tmp_path / "back"))
     with pytest.raises(InputError, match="no such file"):
-        import_([], tmp_path / "b.jsonl", None, RunDirectory(tmp_path / "back"))
+        import_([], [tmp_path / "b.jsonl"], None, RunDirectory(tmp_path / "back"))
     run = write_run(tmp_path / "run", made_up_trials({"pld": 0.4}, ("qa",)))
     with pytest.raises(InputError, match="run holds no texts"):
         export(load(run.path), tmp_path / "out")
