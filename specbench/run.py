@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,17 @@ from transformers import PreTrainedTokenizerBase
 from specbench.baseline import Rates, other_dtypes, rates, ways
 from specbench.build import built, check, check_types
 from specbench.checkpoints import RANDOM
-from specbench.continuation import alone, open_run, run_directory, sole_timer
+from specbench.continuation import open_run, run_directory
 from specbench.datastore.leakage import check_tokenizers, leakage
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
-from specbench.devices import pick_device, pick_dtype, release_memory
+from specbench.devices import pick_device, pick_dtype, release_memory, timed_devices
 from specbench.engine.base import Engine
 from specbench.errors import InputError, one_line
 from specbench.harness import Harness, Target, Watcher
 from specbench.hints import nearest
+from specbench.locks import alone, sole_timer
 from specbench.metrics import BASELINE
 from specbench.models import load_model, load_tokenizer
 from specbench.prompts import render
@@ -44,7 +46,10 @@ LOADING = ("path", "revision", "weights", "config", "dtype", "device", "device_m
 
 
 def execute(config: DictConfig, watcher: Watcher) -> Path:
-    """One job: check everything cheap, load, run what is missing; the run directory. Raises InputError."""
+    """One job: check everything cheap, load, run what is missing; the run directory. Raises InputError.
+
+    Waits for the device before anything is loaded: two processes would share its memory as well as its time.
+    """
     quiet()
     check_values(config)
     run = run_directory(config.out, config.target.name, plain_config(config))
@@ -53,17 +58,20 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     engines: dict[str, Engine] = {name: built(settings) for name, settings in config.engine.items()}
-    arms = arms_of(engines, [BASELINE, *(label for label in config.method if label != BASELINE)])
-    drafters = {label: built(settings) for label, settings in config.method.items()}
-    check_tokenizers(drafters, tokenizer_of(config.target)[0])
-    target = target_of(config.target)
-    check_prompts(questions, target)
-    for engine in engines.values():
-        engine.open(target.model, drafters)
-    sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids)
-    schedule = Schedule(config.repeats, config.seed, config.context, sampling)
+    tokenizer, _ = tokenizer_of(config.target)
     waiting = partial(watcher.doing, "waiting for another run on this device", long=True)
-    with alone(run), sole_timer(str(target.model.device), waiting):
+    with ExitStack() as until_the_end:
+        for engine in engines.values():
+            until_the_end.callback(engine.close)
+        until_the_end.enter_context(sole_timer(timed_devices(config.target.device, config.target.device_map), waiting))
+        arms = arms_of(engines, [BASELINE, *(label for label in config.method if label != BASELINE)])
+        drafters = {label: built(settings) for label, settings in config.method.items()}
+        check_tokenizers(drafters, tokenizer)
+        target = target_of(config.target)
+        check_prompts(questions, target)
+        for engine in engines.values():
+            engine.open(target.model, drafters)
+        until_the_end.enter_context(alone(run))
         watcher.writes(run.path)
         turns = sum(len(question.turns) for question in questions)
         about = provenance(target.model.device) | prints(config, target, suite, drafters) | {"turns": turns}
@@ -74,6 +82,8 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
             about["baseline"] = baseline_rates(config, target, questions)
             release_memory(target.model.device)
         open_run(run, plain_config(config), about)
+        sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids)
+        schedule = Schedule(config.repeats, config.seed, config.context, sampling)
         Harness(run, target, suite, questions, arms, schedule, watcher).go()
         write_summary(run.path)
     return run.path
@@ -87,13 +97,17 @@ def quiet() -> None:
     hub.enable_progress_bars()
 
 
-def check_values(config: DictConfig) -> None:
-    """Raises InputError for a setting of another type or range, and for a YAML that does not fit its class."""
+def check_values(config: DictConfig, here: bool = True) -> None:
+    """Raises InputError for a setting of another type or range, and for a YAML that does not fit its class.
+
+    here: this machine is to run it, so that its device must be there.
+    """
     check_rules(config, RULES)
     if config.context not in CONTEXTS:
         raise InputError(f"context={config.context}: expected {nearest(config.context, CONTEXTS)}")
     check_types(load_model, {key: config.target[key] for key in LOADING}, "target")
-    pick_dtype(config.target.dtype, pick_device(config.target.device))
+    if here:
+        pick_dtype(config.target.dtype, pick_device(config.target.device))
     check(config.suite, "suite")
     for group in ("method", "engine"):
         for label, settings in config[group].items():

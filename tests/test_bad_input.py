@@ -12,8 +12,8 @@ import torch
 
 from specbench import ROOT
 from specbench.compose import composed
-from specbench.continuation import alone
 from specbench.datastore.build import build
+from specbench.locks import alone
 from specbench.records import RunDirectory
 from specbench.run import execute
 from tests.conftest import Refuse, Tiny, tensors

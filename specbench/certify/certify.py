@@ -17,7 +17,7 @@ from specbench.certify.following import Noise, Text, followed, noise_of
 from specbench.certify.miniature import drafter_of, miniature
 from specbench.certify.order import leaks
 from specbench.certify.shown import markdown
-from specbench.continuation import alone, stamped
+from specbench.continuation import stamped
 from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import generate
@@ -25,6 +25,7 @@ from specbench.decoding.sampling import Sampling
 from specbench.engine.native import Native
 from specbench.errors import InputError, one_line
 from specbench.harness import Target
+from specbench.locks import alone
 from specbench.metrics import BASELINE
 from specbench.models import load_model
 from specbench.progress import Watch

@@ -37,3 +37,6 @@ class Engine(ABC):
     def kind(self, label: str) -> str:
         """What the method's figures are: `measured`, or `synthetic` where its drafts are made from the answer itself."""
         return "measured"
+
+    def close(self) -> None:
+        """The run is over, whether it came to its end or not."""
