@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from specbench import commands
-from specbench.errors import InputError, refuse
+from specbench.errors import InputError, few, refuse
 from specbench.hints import nearest
 from specbench.parsing import Parser, console, overriding, parsed, widened
 
@@ -40,17 +40,24 @@ def run(argv: list[str]) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from specbench.multirun import sweep
 
-    folder, runs = sweep(options.overrides, options.config_dir)
-    return _report(runs, Path("reports") / folder.resolve().name)
+    swept = sweep(options.overrides, options.config_dir)
+    if swept.runs:
+        _report(swept.runs, Path("reports") / swept.folder.resolve().name)
+    if swept.failed:
+        raise InputError(f"out={swept.folder}: {few(swept.failed)}")
+    return 0
 
 
 def report(argv: list[str]) -> int:
     """Tables, figures and the page of finished runs."""
     parser = Parser(prog="specbench report", description=report.__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--out", type=Path, help="default: reports/<name of the run>")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="or a folder of runs, such as a sweep's")
+    parser.add_argument("--out", type=Path, help="default: reports/<name of the first RUN>")
     options = parser.parse_args(argv)
-    return _report(options.runs, options.out or Path("reports") / options.runs[0].resolve().name)
+    from specbench.records import runs_below
+
+    runs = [run for path in options.runs for run in runs_below(path) or [path]]
+    return _report(runs, options.out or Path("reports") / options.runs[0].resolve().name)
 
 
 def cost(argv: list[str]) -> int:
