@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -22,7 +23,7 @@ os.dup2(2, 1)  # whatever prints
 
 def main() -> None:
     asked = json.loads(sys.stdin.readline())
-    config = composed(asked["overrides"])
+    config = composed(asked["overrides"], asked["config_dir"] and Path(asked["config_dir"]))
     if asked["threads"]:
         torch.set_num_threads(asked["threads"])
     target = target_of(config.target)
