@@ -4,6 +4,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from specbench import commands
@@ -67,10 +68,13 @@ def cost(argv: list[str]) -> int:
 
     config = composed(options.overrides, options.config_dir)
     from specbench.cost import card
+    from specbench.devices import timed_devices
+    from specbench.locks import WAITING, sole_timer
     from specbench.run import check_values
 
     check_values(config)
-    console.print(card(config, Path(config.out or f"reports/cost-{config.target.name}").expanduser()))
+    with sole_timer(timed_devices(config.target.device, config.target.device_map), partial(console.print, WAITING)):
+        console.print(card(config, Path(config.out or f"reports/cost-{config.target.name}").expanduser()))
     return 0
 
 

@@ -15,6 +15,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+WAITING = "waiting for another run on this device"
+
 
 @contextmanager
 def alone(run: RunDirectory) -> Iterator[None]:

@@ -28,7 +28,7 @@ from specbench.engine.base import Engine
 from specbench.errors import InputError, one_line
 from specbench.harness import Harness, Target, Watcher
 from specbench.hints import nearest
-from specbench.locks import alone, sole_timer
+from specbench.locks import WAITING, alone, sole_timer
 from specbench.metrics import BASELINE
 from specbench.models import load_model, load_tokenizer
 from specbench.prompts import render
@@ -59,7 +59,7 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
         torch.set_num_threads(config.threads)
     engines: dict[str, Engine] = {name: built(settings) for name, settings in config.engine.items()}
     tokenizer, _ = tokenizer_of(config.target)
-    waiting = partial(watcher.doing, "waiting for another run on this device", long=True)
+    waiting = partial(watcher.doing, WAITING, long=True)
     with ExitStack() as until_the_end:
         for engine in engines.values():
             until_the_end.callback(engine.close)

@@ -7,15 +7,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from specbench import ROOT
+from specbench.devices import timed_devices
 from specbench.locks import sole_timer
 
 Start = Callable[..., "subprocess.Popen[str]"]
 HOLDER = """
 import sys
+from specbench.devices import timed_devices
 from specbench.locks import sole_timer
 with sole_timer(sys.argv[1:], lambda: print("waits", flush=True)):
     print("times", flush=True)
@@ -78,6 +82,15 @@ def test_another_user_s_lock_file_is_no_way_round(start: Start, tmp_path: Path) 
     assert says(holder) == "times"
     with pytest.raises(TimeoutError), sole_timer(["cpu"], waiting):
         raise AssertionError("the device is taken")
+
+
+def test_a_card_goes_by_its_uuid_and_a_device_map_may_take_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda card: SimpleNamespace(uuid=f"GPU-{card}"))
+    assert timed_devices("cuda:1", None) == ["GPU-1"]
+    assert timed_devices("auto", "auto") == ["GPU-0", "GPU-1"]
+    assert timed_devices("cpu", None) == ["cpu"]
 
 
 def waiting() -> None:

@@ -45,11 +45,6 @@ def test_no_slurm_is_one_line(cli: Cli, tiny: Tiny, monkeypatch: pytest.MonkeyPa
         assert status == 2 and f'hydra/launcher={launcher}: Could not detect "srun"' in err and err.count("\n") == 1
 
 
-def test_a_launcher_that_is_not_there_is_named_with_what_is(cli: Cli, tiny: Tiny) -> None:
-    status, _, err = cli("run", "-m", "limit=1,2", "hydra/launcher=mpi", *tiny.overrides())
-    assert status == 2 and "no such hydra/launcher; there is basic, " in err and "'.[submitit]'" in err
-
-
 @joblib
 def test_joblib_starts_one_job_at_a_time(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
