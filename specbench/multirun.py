@@ -57,6 +57,12 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> Swept:
     extra = ["--config-dir", str(config_dir.resolve())] if config_dir else []
     sys.argv = ["specbench", "--multirun", *overrides, *own, *extra]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's only way not to print tracebacks and exit by itself
+    failed = _launched(launcher, folder, overrides, config_dir)
+    return Swept(folder, runs_below(folder), failed)
+
+
+def _launched(launcher: str, folder: Path, overrides: Sequence[str], config_dir: Path | None) -> list[str]:
+    """Hydra's own sweep, of what sys.argv holds; a line for each job that failed."""
     for note in folder.rglob(NOTE):
         note.unlink()
     lost = []
@@ -68,9 +74,9 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> Swept:
     except Exception as error:
         if launcher == "basic" or isinstance(error, InputError):
             raise
-        lost = [f"{LAUNCHER}={launcher}: {str(error).partition(chr(10))[0]}"]  # its own, or of a job that was killed
-    failed = [f"{note.parent.name}: {note.read_text(encoding='utf-8')}" for note in sorted(folder.rglob(NOTE))]
-    return Swept(folder, runs_below(folder), failed + lost)
+        first, _, _ = str(error).partition("\n")  # the launcher's own, or of a job that was killed, with its log behind
+        lost = [f"{LAUNCHER}={launcher}: {type(error).__name__}: {first}"]
+    return [f"{note.parent.name}: {note.read_text(encoding='utf-8')}" for note in sorted(folder.rglob(NOTE))] + lost
 
 
 def values_of(swept: DictConfig, overrides: Sequence[str]) -> list[str]:

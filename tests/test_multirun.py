@@ -42,7 +42,7 @@ def test_no_slurm_is_one_line(cli: Cli, tiny: Tiny, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", "/nowhere")
     for launcher in ("submitit_slurm", "slurm"):
         status, _, err = cli("run", "-m", "limit=1,2", f"hydra/launcher={launcher}", *tiny.overrides(f"out=results/{launcher}"))
-        assert status == 2 and f'hydra/launcher={launcher}: Could not detect "srun"' in err and err.count("\n") == 1
+        assert status == 2 and f'hydra/launcher={launcher}: RuntimeError: Could not detect "srun"' in err and err.count("\n") == 1
 
 
 @joblib
