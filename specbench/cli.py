@@ -4,10 +4,11 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from specbench import commands
-from specbench.errors import InputError, refuse
+from specbench.errors import InputError, few, refuse
 from specbench.hints import nearest
 from specbench.parsing import Parser, console, overriding, parsed, widened
 
@@ -40,17 +41,24 @@ def run(argv: list[str]) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from specbench.multirun import sweep
 
-    folder, runs = sweep(options.overrides, options.config_dir)
-    return _report(runs, Path("reports") / folder.resolve().name)
+    swept = sweep(options.overrides, options.config_dir)
+    if swept.runs:
+        _report(swept.runs, Path("reports") / swept.folder.resolve().name)
+    if swept.failed:
+        raise InputError(f"out={swept.folder}: {few(swept.failed)}")
+    return 0
 
 
 def report(argv: list[str]) -> int:
     """Tables, figures and the page of finished runs."""
     parser = Parser(prog="specbench report", description=report.__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--out", type=Path, help="default: reports/<name of the run>")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="or a folder of runs, such as a sweep's")
+    parser.add_argument("--out", type=Path, help="default: reports/<name of the first RUN>")
     options = parser.parse_args(argv)
-    return _report(options.runs, options.out or Path("reports") / options.runs[0].resolve().name)
+    from specbench.records import runs_below
+
+    runs = [run for path in options.runs for run in runs_below(path) or [path]]
+    return _report(runs, options.out or Path("reports") / options.runs[0].resolve().name)
 
 
 def cost(argv: list[str]) -> int:
@@ -60,10 +68,13 @@ def cost(argv: list[str]) -> int:
 
     config = composed(options.overrides, options.config_dir)
     from specbench.cost import card
+    from specbench.devices import timed_devices
+    from specbench.locks import WAITING, sole_timer
     from specbench.run import check_values
 
     check_values(config)
-    console.print(card(config, Path(config.out or f"reports/cost-{config.target.name}").expanduser()))
+    with sole_timer(timed_devices(config.target.device, config.target.device_map), partial(console.print, WAITING)):
+        console.print(card(config, Path(config.out or f"reports/cost-{config.target.name}").expanduser()))
     return 0
 
 

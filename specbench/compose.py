@@ -144,7 +144,8 @@ def _one_line(error: Exception, overrides: Sequence[str], config_dir: Path | Non
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name}: no such {group}; there is {nearest(name, error.options or []) or 'none'}"
+        more = "; more come with pip install -e '.[submitit]', [joblib] or [ray]" if group == "hydra/launcher" else ""
+        return f"{group}={name}: no such {group}; there is {nearest(name, error.options or []) or 'none'}{more}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not an override ({str(error).splitlines()[0]}); a value with special characters needs quotes"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:

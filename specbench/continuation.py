@@ -3,23 +3,14 @@
 A run is resumed, or extended by more methods, further engines or more repeats; never by another config.
 """
 
-import os
-import re
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from specbench.errors import InputError
 from specbench.records import RunDirectory
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 NOTED = ("versions", "git", "machine", "code_sha256")  # what may change when a run goes on, and is then noted
 SAME = ("dtype", "suite_sha256", "target_sha256", "draft_sha256")  # of run.json: what every trial of a run has in common
@@ -38,54 +29,6 @@ def run_directory(out: str | None, name: str, config: Mapping[str, Any]) -> RunD
     elif run.path.exists() and (not run.path.is_dir() or any(path.name[0] != "." for path in run.path.iterdir())):
         raise InputError(f"out={run.path}: expected a run's folder, an empty one or a new one")
     return run
-
-
-@contextmanager
-def alone(run: RunDirectory) -> Iterator[None]:
-    """Raises InputError while another process writes there."""
-
-    def refuse() -> None:
-        raise InputError(f"out={run.path}: another process is writing there; wait for it, or choose another out")
-
-    run.path.mkdir(parents=True, exist_ok=True)
-    with _locked(run.path, os.O_RDONLY, refuse):
-        yield
-
-
-@contextmanager
-def sole_timer(device: str, waiting: Callable[[], None]) -> Iterator[None]:
-    """Waits, after saying so, while another process of this machine times on the device: two would measure each other."""
-    name = f"specbench-{re.sub(r'[^A-Za-z0-9]+', '-', device)}.lock"
-    with _locked(Path(tempfile.gettempdir()) / name, os.O_RDWR | os.O_CREAT, waiting):
-        yield
-
-
-@contextmanager
-def _locked(path: Path, flags: int, taken: Callable[[], None]) -> Iterator[None]:
-    """Waits while another process holds it, unless `taken` raises. The system frees what a killed process has locked."""
-    if fcntl is None:
-        yield
-        return
-    file = None
-    with suppress(OSError):  # another user's, or of a file system without locks
-        file = os.open(path, flags, 0o666)
-    try:
-        if file is not None:
-            _take(file, taken)
-        yield
-    finally:
-        if file is not None:
-            os.close(file)
-
-
-def _take(file: int, taken: Callable[[], None]) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        taken()
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
-        return
 
 
 def open_run(run: RunDirectory, config: Mapping[str, Any], about: Mapping[str, Any]) -> None:

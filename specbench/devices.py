@@ -41,6 +41,15 @@ def pick_device(name: str) -> torch.device:
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if chosen == "cuda" else chosen)
 
 
+def timed_devices(name: str, device_map: object) -> list[str]:
+    """What a model keeps busy. A card goes by its UUID: CUDA_VISIBLE_DEVICES gives every process numbers of its own."""
+    device = pick_device(name)
+    if device.type != "cuda":
+        return [device.type]
+    cards = [device.index] if device_map is None else range(torch.cuda.device_count())
+    return [str(torch.cuda.get_device_properties(card).uuid) for card in cards]
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """auto: bfloat16 where the device multiplies it in hardware, else float16 on a GPU and float32 on a CPU.
 

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,26 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from specbench.compose import CONF, composed, explained, importable, resolved
-from specbench.errors import InputError, refuse
-from specbench.records import RunDirectory
+from specbench.errors import InputError
+from specbench.records import runs_below, write_atomic
 
 MARK = "multirun.yaml"  # that Hydra leaves in a sweep's folder
+NOTE = ".failed"  # in a job's folder, why it could not run: launchers hand on what is returned, Hydra does not
+LAUNCHER = "hydra/launcher"
+HERE = ("basic", "joblib", "submitit_local")  # launchers whose jobs find this machine's devices
 
 
-def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list[Path]]:
-    """Run every combination, all checked before the first; the folder of the sweep and the run directories in it.
+@dataclass(frozen=True)
+class Swept:
+    """A sweep's folder, the finished runs in it, and what the other jobs ended with."""
+
+    folder: Path
+    runs: list[Path]
+    failed: list[str]
+
+
+def sweep(overrides: Sequence[str], config_dir: Path | None) -> Swept:
+    """Run every combination, all checked before the first. A job that fails does not keep the others from running.
 
     Raises KeyboardInterrupt with the folder once that is written to.
     """
@@ -34,8 +47,9 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list
         return sweep([*overrides, *swept], config_dir)
     from specbench.run import check_values
 
+    launcher = next((one.get_value_string() for one in parsed if one.key_or_group == LAUNCHER), "basic")
     for job in jobs:
-        check_values(job)
+        check_values(job, here=launcher in HERE)
     folder = _folder(parsed)
     if folder.exists() and not (folder.is_dir() and ((folder / MARK).exists() or not any(folder.iterdir()))):
         raise InputError(f"out={folder}: expected a sweep's folder, an empty one or a new one")
@@ -43,12 +57,26 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> tuple[Path, list
     extra = ["--config-dir", str(config_dir.resolve())] if config_dir else []
     sys.argv = ["specbench", "--multirun", *overrides, *own, *extra]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's only way not to print tracebacks and exit by itself
+    failed = _launched(launcher, folder, overrides, config_dir)
+    return Swept(folder, runs_below(folder), failed)
+
+
+def _launched(launcher: str, folder: Path, overrides: Sequence[str], config_dir: Path | None) -> list[str]:
+    """Hydra's own sweep, of what sys.argv holds; a line for each job that failed."""
+    for note in folder.rglob(NOTE):
+        note.unlink()
+    lost = []
     try:
         with explained(overrides, config_dir):
             _job()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(folder) from None
-    return folder, sorted(path.parent for path in folder.rglob("summary.csv") if RunDirectory(path.parent).is_run())
+    except Exception as error:
+        if launcher == "basic" or isinstance(error, InputError):
+            raise
+        first, _, _ = str(error).partition("\n")  # the launcher's own, or of a job that was killed, with its log behind
+        lost = [f"{LAUNCHER}={launcher}: {type(error).__name__}: {first}"]
+    return [f"{note.parent.name}: {note.read_text(encoding='utf-8')}" for note in sorted(folder.rglob(NOTE))] + lost
 
 
 def values_of(swept: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -88,8 +116,8 @@ def _job(config: DictConfig) -> None:
     try:
         with ProgressDisplay(Console()) as display:
             execute(resolved(config), display)
-    except InputError as error:  # at once: Hydra would add lines of its own
-        raise SystemExit(refuse(error)) from None
+    except (InputError, OSError) as error:
+        write_atomic(Path(config.out) / NOTE, " ".join(str(error).split()))
 
 
 def _jobs(parsed: Sequence[Override]) -> list[list[str]]:

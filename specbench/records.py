@@ -266,6 +266,11 @@ class RunDirectory:
         return path
 
 
+def runs_below(folder: Path) -> list[Path]:
+    """The finished runs in a folder, such as a sweep's, and the folders in it; a run itself is one."""
+    return sorted(path.parent for path in folder.rglob("summary.csv") if RunDirectory(path.parent).is_run())
+
+
 def _mapping(path: Path, load: Any, broken: type[Exception]) -> dict[str, Any]:
     try:
         content = load(path.read_text(encoding="utf-8"))

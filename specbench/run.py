@@ -17,20 +17,22 @@ from transformers import PreTrainedTokenizerBase
 from specbench.baseline import Rates, other_dtypes, rates, ways
 from specbench.build import built, check, check_types
 from specbench.checkpoints import RANDOM
-from specbench.continuation import alone, open_run, run_directory, sole_timer
+from specbench.continuation import open_run, run_directory
 from specbench.datastore.leakage import check_tokenizers, leakage
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
-from specbench.devices import pick_device, pick_dtype, release_memory
+from specbench.devices import pick_device, pick_dtype, release_memory, timed_devices
 from specbench.engine.base import Engine
 from specbench.errors import InputError, one_line
 from specbench.harness import Harness, Target, Watcher
 from specbench.hints import nearest
+from specbench.locks import WAITING, alone, sole_timer
 from specbench.metrics import BASELINE
 from specbench.models import load_model, load_tokenizer
 from specbench.prompts import render
 from specbench.provenance import fingerprint, method_code, provenance
+from specbench.records import RunDirectory
 from specbench.report import write_summary
 from specbench.schedule import Schedule, arms_of
 from tasks.question import Question, subsample
@@ -44,7 +46,10 @@ LOADING = ("path", "revision", "weights", "config", "dtype", "device", "device_m
 
 
 def execute(config: DictConfig, watcher: Watcher) -> Path:
-    """One job: check everything cheap, load, run what is missing; the run directory. Raises InputError."""
+    """One job: check everything cheap, load, run what is missing; the run directory. Raises InputError.
+
+    Waits for the device before anything is loaded: two processes would share its memory as well as its time.
+    """
     quiet()
     check_values(config)
     run = run_directory(config.out, config.target.name, plain_config(config))
@@ -53,30 +58,45 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     engines: dict[str, Engine] = {name: built(settings) for name, settings in config.engine.items()}
-    arms = arms_of(engines, [BASELINE, *(label for label in config.method if label != BASELINE)])
-    drafters = {label: built(settings) for label, settings in config.method.items()}
-    check_tokenizers(drafters, tokenizer_of(config.target)[0])
-    target = target_of(config.target)
-    check_prompts(questions, target)
-    for engine in engines.values():
-        engine.open(target.model, drafters)
-    sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids)
-    schedule = Schedule(config.repeats, config.seed, config.context, sampling)
-    waiting = partial(watcher.doing, "waiting for another run on this device", long=True)
-    with alone(run), sole_timer(str(target.model.device), waiting):
-        watcher.writes(run.path)
-        turns = sum(len(question.turns) for question in questions)
-        about = provenance(target.model.device) | prints(config, target, suite, drafters) | {"turns": turns}
-        watcher.doing("looking for the questions in datastores")
-        about["leakage"] = _without_home(leakage(drafters, questions, target.tokenizer))
-        if config.check_baseline and not run.is_run():
-            watcher.doing("timing the baseline in other ways", long=True)
-            about["baseline"] = baseline_rates(config, target, questions)
-            release_memory(target.model.device)
-        open_run(run, plain_config(config), about)
-        Harness(run, target, suite, questions, arms, schedule, watcher).go()
-        write_summary(run.path)
+    tokenizer, _ = tokenizer_of(config.target)
+    waiting = partial(watcher.doing, WAITING, long=True)
+    with sole_timer(timed_devices(config.target.device, config.target.device_map), waiting):
+        arms = arms_of(engines, [BASELINE, *(label for label in config.method if label != BASELINE)])
+        drafters = {label: built(settings) for label, settings in config.method.items()}
+        check_tokenizers(drafters, tokenizer)
+        target = target_of(config.target)
+        check_prompts(questions, target)
+        for engine in engines.values():
+            engine.open(target.model, drafters)
+        sampling = Sampling(**config.sampling, stop_token_ids=target.model.eos_ids)
+        schedule = Schedule(config.repeats, config.seed, config.context, sampling)
+        with alone(run):
+            watcher.writes(run.path)
+            open_run(run, plain_config(config), _about(config, run, target, suite, questions, drafters, watcher))
+            Harness(run, target, suite, questions, arms, schedule, watcher).go()
+            write_summary(run.path)
     return run.path
+
+
+def _about(
+    config: DictConfig,
+    run: RunDirectory,
+    target: Target,
+    suite: Suite,
+    questions: list[Question],
+    drafters: Mapping[str, Drafter],
+    watcher: Watcher,
+) -> dict[str, Any]:
+    """What run.json says, the baseline's other ways timed with it."""
+    turns = sum(len(question.turns) for question in questions)
+    about = provenance(target.model.device) | prints(config, target, suite, drafters) | {"turns": turns}
+    watcher.doing("looking for the questions in datastores")
+    about["leakage"] = _without_home(leakage(drafters, questions, target.tokenizer))
+    if config.check_baseline and not run.is_run():
+        watcher.doing("timing the baseline in other ways", long=True)
+        about["baseline"] = baseline_rates(config, target, questions)
+        release_memory(target.model.device)
+    return about
 
 
 def quiet() -> None:
@@ -87,13 +107,17 @@ def quiet() -> None:
     hub.enable_progress_bars()
 
 
-def check_values(config: DictConfig) -> None:
-    """Raises InputError for a setting of another type or range, and for a YAML that does not fit its class."""
+def check_values(config: DictConfig, here: bool = True) -> None:
+    """Raises InputError for a setting of another type or range, and for a YAML that does not fit its class.
+
+    here: this machine is to run it, so that its device must be there.
+    """
     check_rules(config, RULES)
     if config.context not in CONTEXTS:
         raise InputError(f"context={config.context}: expected {nearest(config.context, CONTEXTS)}")
     check_types(load_model, {key: config.target[key] for key in LOADING}, "target")
-    pick_dtype(config.target.dtype, pick_device(config.target.device))
+    if here:
+        pick_dtype(config.target.dtype, pick_device(config.target.device))
     check(config.suite, "suite")
     for group in ("method", "engine"):
         for label, settings in config[group].items():

@@ -12,8 +12,8 @@ import torch
 
 from specbench import ROOT
 from specbench.compose import composed
-from specbench.continuation import alone
 from specbench.datastore.build import build
+from specbench.locks import alone
 from specbench.records import RunDirectory
 from specbench.run import execute
 from tests.conftest import Refuse, Tiny, tensors
@@ -54,7 +54,8 @@ from tests.fake_engine import Quiet
         (["run", "-m", "limt=1,2"], "limt: no such setting; the nearest is limit"),
         (["run", "-m", "method=[pld,sps"], "method=[pld,sps: not an override"),
         (["run", "-m", "limit=1,2", "out=a,b"], "out=a,b: expected one folder; each job of -m gets its own inside"),
-        (["run", "-m", "limit=1,2", "hydra/launcher=slurm"], "hydra/launcher=slurm: no such hydra/launcher; there is basic"),
+        (["run", "-m", "limit=1,2", "hydra/launcher=mpi"], "hydra/launcher=mpi: no such hydra/launcher; there is basic"),
+        (["run", "-m", "limit=1,2", "hydra/launcher=mpi"], "; more come with pip install -e '.[submitit]', "),
     ],
 )
 def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> None:

@@ -102,7 +102,7 @@ def test_certify_end_to_end(tmp_path: Path) -> None:
     classes = {one.method: one.class_ for one in made.sampled}
     assert classes == {"autoregressive": "exact", "pld": "exact", "sps": "sampled", "medusa_typical": "lossy"}
     assert json.loads((out / FILE).read_text())["level"] == 0.01 and (out / "certificate.md").exists()
-    assert "sps on the miniature target" in told
+    assert "sps on the miniature target, by text" in told
 
 
 def test_a_method_that_is_not_what_it_claims_gets_no_certificate(tmp_path: Path) -> None:

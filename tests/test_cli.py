@@ -150,11 +150,12 @@ def test_a_method_from_elsewhere_needs_no_edit_here(cli: Cli, tiny: Tiny, tmp_pa
     assert again.status == 0 and again.out.count("2 of them are there") == 2, "a sweep goes on like a run"
 
 
-def test_a_job_that_cannot_run_stops_its_sweep_with_one_line(cli: Cli, tiny: Tiny, no_report: list[list[Path]]) -> None:
+def test_jobs_that_cannot_run_end_their_sweep_with_one_line(cli: Cli, tiny: Tiny, no_report: list[list[Path]]) -> None:
     """Found only when the job has begun, so Hydra stands between; another kind of error keeps its traceback."""
     command = ["run", "-m", "limit=1,2", *tiny.overrides("task=qa", "method=[]", "target.path=/nowhere/at/all", "out=sweep")]
     status, _, err = cli(*command)
-    assert status == 2 and err.startswith("specbench: no model at /nowhere/at/all: ") and err.count("\n") == 1
+    assert status == 2 and err.startswith("specbench: out=sweep: limit=1: no model at ") and err.count("\n") == 1
+    assert "limit=2: no model at /nowhere/at/all: " in err
     assert no_report == [] and not list(Path("sweep").rglob("config.yaml"))
 
 

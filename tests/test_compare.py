@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from specbench import ROOT
@@ -26,6 +30,7 @@ from tests.fake_run import CONFIG, PROVENANCE, made_up_trials, write_run
 
 TASKS = ("qa", "rag", "translation")
 METHODS = {"pld": 0.4, "sps": 0.7}
+POINT = {"name": str, "unit": str, "value": float, "range": str, "extra": str}  # of github-action-benchmark
 
 
 def noisy(trials: Sequence[Trial], seed: int, slower: dict[str, float] | None = None, noise: float = 0.01) -> list[Trial]:
@@ -195,16 +200,40 @@ def test_what_other_tools_read(tmp_path: Path) -> None:
     run = load(new)
     bigger, smaller = github(run, tmp_path)
     points = json.loads(bigger.read_text())
-    assert {"name", "unit", "value"} <= set(points[0]) and all(isinstance(point["value"], float) for point in points)
+    for point in [*points, *json.loads(smaller.read_text())]:
+        assert {"name", "unit", "value"} <= set(point) <= set(POINT), point
+        assert all(isinstance(value, POINT[key]) for key, value in point.items()), point
     assert any(point["name"] == "fake-100m-bfloat16/pld/overall: speedup" and "range" in point for point in points)
     assert {point["unit"] for point in json.loads(smaller.read_text())} == {"ms", "MB"}
     (bmf,) = bencher(run, tmp_path)
-    speedup = json.loads(bmf.read_text())["fake-100m-bfloat16/pld/overall"]["speedup"]
+    benchmarks = json.loads(bmf.read_text())
+    for measure in (measure for measures in benchmarks.values() for measure in measures.values()):
+        assert {"value"} <= set(measure) <= {"value", "lower_value", "upper_value"}, measure
+        assert all(isinstance(value, float) for value in measure.values()), measure
+    assert all(slug == slug.lower().replace("_", "-") for measures in benchmarks.values() for slug in measures)
+    speedup = benchmarks["fake-100m-bfloat16/pld/overall"]["speedup"]
     assert speedup["lower_value"] < speedup["value"] < speedup["upper_value"]
     benchmarks, machine, result = (json.loads(path.read_text()) for path in asv(run, tmp_path / "asv"))
     values, params = result["results"]["ms_per_token"][:2]
     assert len(values) == len(params[0]) * len(params[1]) and machine["version"] == 1
+    columns = dict(zip(result["result_columns"], result["results"]["ms_per_token"], strict=True))
+    assert all(
+        low <= value <= high for low, value, high in zip(columns["stats_q_25"], values, columns["stats_q_75"], strict=True)
+    )
     assert benchmarks["ms_per_token"]["params"] == params
+    assert benchmarks["ms_per_token"]["version"] == result["results"]["ms_per_token"][2]
+
+
+def test_asv_keeps_the_results_of_other_versions_and_targets(tmp_path: Path) -> None:
+    """It shows no result whose version is not the benchmark's, and one file a commit and environment."""
+    old, new = pair(tmp_path)
+    RunDirectory(new).write_provenance(PROVENANCE | {"code_sha256": "changed", "git": {"commit": "b" * 40}})
+    RunDirectory(tmp_path / "new").write_config(CONFIG | {"target": {"name": "other", "shape": None, "dtype": "bfloat16"}})
+    written = [asv(load(run), tmp_path / "asv") for run in (old, new)]
+    results = [json.loads(paths[-1].read_text()) for paths in written]
+    assert results[0]["results"]["ms_per_token"][2] == results[1]["results"]["ms_per_token"][2]
+    assert [result["params"]["target"] for result in results] == ["fake-100m-bfloat16", "other-bfloat16"]
+    assert written[0][-1] != written[1][-1]
 
 
 def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
@@ -236,3 +265,17 @@ def test_another_commit_takes_turns_with_this_one(cli: Cli, tiny: Tiny, tmp_path
     assert labels == {"autoregressive", "pld", "autoregressive@reference", "pld@reference"}
     assert not any(one["differing"] for one in json.loads((tmp_path / "both.json").read_text())["counted"])
     assert cli("compare", "--against", "no-such-branch").err.startswith("specbench: --against no-such-branch: no commit")
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="specbench is no git checkout here")
+def test_a_comparison_that_is_ended_leaves_no_checkout_and_no_process(tiny: Tiny, tmp_path: Path) -> None:
+    chosen = tiny.overrides("task=[qa]", "method=[pld]", "repeats=1000", "out=both")
+    command = [sys.executable, "-m", "specbench.cli", "compare", "--against", "HEAD", *chosen]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        while process.poll() is None and not (tmp_path / "both" / "trials.jsonl").exists():
+            time.sleep(0.1)
+        (worker,) = [child for child in psutil.Process(process.pid).children() if "-c" in child.cmdline()]
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == "specbench: stopped; the same command with out=both goes on from here\n"
+    assert not worker.is_running() and not list((ROOT / "build").glob("reference-*/"))

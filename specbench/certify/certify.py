@@ -15,11 +15,12 @@ from specbench.certify.certificate import FILE, UNFINISHED, Certificate, Unfinis
 from specbench.certify.following import followed
 from specbench.certify.miniature import drafter_of, miniature
 from specbench.certify.shown import markdown
-from specbench.continuation import alone, stamped
+from specbench.continuation import stamped
 from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError, one_line
+from specbench.locks import alone
 from specbench.metrics import BASELINE
 from specbench.models import load_model
 from specbench.progress import Watch

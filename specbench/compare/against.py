@@ -1,8 +1,10 @@
 """A run of this checkout and of another commit of it, whose turns alternate."""
 
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -12,34 +14,52 @@ from specbench import ROOT
 from specbench.compare.comparison import BESIDE
 from specbench.compose import composed
 from specbench.errors import InputError
+from specbench.locks import locked
 from specbench.progress import ProgressDisplay
 from specbench.run import execute
 
 
 def run_both(ref: str, overrides: Sequence[str], config_dir: Path | None, console: Console) -> Path:
     """The run directory. Methods of the other commit are called METHOD@reference. Raises InputError for no such ref."""
-    with _checkout(ref) as root:
+    with _checkout(ref, console) as root:
         config = composed([*overrides, f"engine=[native,{BESIDE}]"], config_dir)
         other = [override for override in overrides if override.partition("=")[0] not in ("out", "engine")]
         OmegaConf.update(config, f"engine.{BESIDE}.root", str(root))
         OmegaConf.update(config, f"engine.{BESIDE}.overrides", other)
+        OmegaConf.update(config, f"engine.{BESIDE}.config_dir", str(config_dir.resolve()) if config_dir else None)
         with ProgressDisplay(console) as display:
-            return execute(config, display)
+            try:
+                return execute(config, display)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(display.run) from None
 
 
 @contextmanager
-def _checkout(ref: str) -> Iterator[Path]:
+def _checkout(ref: str, console: Console) -> Iterator[Path]:
     """A folder with the files of a commit, gone afterwards; below ROOT, and called after the commit, so that a run can go on."""
     commit = _git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
     if commit is None:
         raise InputError(f"--against {ref}: no commit, branch or tag of specbench's repository")
     root = Path("build") / f"reference-{commit[:12]}"
-    _git("worktree", "remove", "--force", str(root))  # of a run that was killed
-    _git("worktree", "add", "--detach", str(root), commit)
+    (ROOT / "build").mkdir(exist_ok=True)
+    with locked(ROOT / f"{root}.lock", partial(console.print, "waiting for another comparison with this commit")), _terminable():
+        try:
+            _git("worktree", "remove", "--force", str(root))  # of a run that was killed
+            if _git("worktree", "add", "--force", "--detach", str(root), commit) is None:
+                raise InputError(f"--against {ref}: git cannot check it out into {ROOT / root}")
+            yield root
+        finally:
+            _git("worktree", "remove", "--force", str(root))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C, so that what is to be done at the end is done."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield root
+        yield
     finally:
-        _git("worktree", "remove", "--force", str(root))
+        signal.signal(signal.SIGTERM, before)
 
 
 def _git(*words: str) -> str | None:

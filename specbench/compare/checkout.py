@@ -22,27 +22,30 @@ WORKER = Path(__file__).with_name("worker.py")
 
 
 class Checkout(Engine):
-    """root: the checkout's folder, below ROOT or anywhere; overrides: of its own configs, which say what it loads."""
+    """root: the checkout's folder, below ROOT or anywhere; overrides: of its own configs, which say what it loads.
 
-    def __init__(self, root: str | None, overrides: Sequence[str], threads: int | None) -> None:
+    config_dir: a further folder of configs, the same for both versions.
+    """
+
+    def __init__(self, root: str | None, overrides: Sequence[str], config_dir: str | None, threads: int | None) -> None:
         if root is None:
             raise InputError(
                 "engine.reference.root=null: expected a checkout of specbench; specbench compare --against makes one"
             )
-        self.root, self.overrides, self.threads = ROOT / root, list(overrides), threads
+        self.root, self.overrides, self.config_dir, self.threads = ROOT / root, list(overrides), config_dir, threads
 
     @cached_property
     def _worker(self) -> subprocess.Popen[str]:
         """It ends with the pipe that it reads from, and that with this engine."""
         command = [sys.executable, "-c", WORKER.read_text(encoding="utf-8")]
         worker = subprocess.Popen(command, cwd=self.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert worker.stdin is not None
-        weakref.finalize(self, worker.stdin.close)
+        weakref.finalize(self, worker.kill)
         return worker
 
     @cached_property
     def _methods(self) -> dict[str, dict[str, str]]:
-        methods: dict[str, dict[str, str]] = self._asked({"overrides": self.overrides, "threads": self.threads})
+        about = {"overrides": self.overrides, "config_dir": self.config_dir, "threads": self.threads}
+        methods: dict[str, dict[str, str]] = self._asked(about)
         return methods
 
     def _asked(self, call: Mapping[str, Any]) -> Any:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ MEASURES = {  # Bencher's slugs
     "ms_per_token_p50": "ms-per-token",
 }
 ASV = 2  # version of its formats
+# Where our 95 % interval goes: the first two say whether asv compare sees a difference, half of the last two stands behind its ±.
+ASV_LIMITS = {"stats_ci_99_a": "low", "stats_ci_99_b": "high", "stats_q_25": "low", "stats_q_75": "high"}
 
 
 def github(run: LoadedRun, out: Path) -> list[Path]:
@@ -67,32 +70,32 @@ def asv(run: LoadedRun, out: Path) -> list[Path]:
     """A results folder of airspeed velocity: milliseconds per token by method and task, smaller is better."""
     rows = summarise(run)
     about = run.provenance
-    machine = about.get("machine") or {}
-    name = str(machine.get("cpu") or "machine").replace("/", "-")
+    machine, versions = about.get("machine") or {}, about.get("versions") or {}
+    name = str((about.get("device") or {}).get("name") or machine.get("cpu") or "machine").replace("/", "-")
+    target = _target(rows.iloc[0].to_dict())
     methods, tasks = list(rows["method"].unique()), list(rows["task"].unique())
     cells = {(row["method"], row["task"]): row for row in rows.to_dict("records")}
     wanted = [cells.get((method, task)) for method in methods for task in tasks]
     commit = str((about.get("git") or {}).get("commit") or "0" * 40)
     milliseconds = int(1000 * datetime.fromisoformat(str(about["started"]).replace("Z", "+00:00")).timestamp())
-    code = str(about.get("code_sha256") or "1")
+    asked = _asked(run)  # of another version asv shows no result, so it must not follow the code
     params = {"machine": name, "os": machine.get("os"), "arch": machine.get("architecture"), "cpu": machine.get("cpu")}
     result: dict[str, Any] = {
         "commit_hash": commit,
-        "env_name": "existing-py",
+        "env_name": target,
         "date": milliseconds,
-        "params": params,
-        "python": (about.get("versions") or {}).get("python"),
-        "requirements": {key: value for key, value in (about.get("versions") or {}).items() if key != "python"},
+        "params": {**params, "target": target},  # a curve for each
+        "python": versions.get("python"),
+        "requirements": {key: value for key, value in versions.items() if key != "python"},
         "env_vars": {},
-        "result_columns": ["result", "params", "version", "started_at", "stats_ci_99_a", "stats_ci_99_b"],
+        "result_columns": ["result", "params", "version", "started_at", *ASV_LIMITS],
         "results": {
             "ms_per_token": [
                 [_or_none(row, "ms_per_token_p50") for row in wanted],
                 [[repr(method) for method in methods], [repr(task) for task in tasks]],
-                code,
+                asked,
                 milliseconds,
-                [_or_none(row, "ms_per_token_p50_low") for row in wanted],
-                [_or_none(row, "ms_per_token_p50_high") for row in wanted],
+                *([_or_none(row, f"ms_per_token_p50_{side}") for row in wanted] for side in ASV_LIMITS.values()),
             ]
         },
         "durations": {},
@@ -106,13 +109,19 @@ def asv(run: LoadedRun, out: Path) -> list[Path]:
         "timeout": 60.0,
         "type": "track",
         "unit": "ms",
-        "version": code,
+        "version": asked,
     }
     return [
         _written(out / "benchmarks.json", {"ms_per_token": benchmark, "version": ASV}),
         _written(out / name / "machine.json", {**params, "version": 1}),
-        _written(out / name / f"{commit[:8]}-existing-py.json", result),
+        _written(out / name / f"{commit[:8]}-{target}.json", result),
     ]
+
+
+def _asked(run: LoadedRun) -> str:
+    """A fingerprint of the questions and of the settings that they were asked with."""
+    settings = [run.config.get(key) for key in ("suite", "task", "limit", "seed", "context", "threads", "profile", "sampling")]
+    return sha256(json.dumps([settings, run.provenance.get("suite_sha256")], sort_keys=True).encode()).hexdigest()
 
 
 def _or_none(row: Mapping[Any, Any] | None, column: str) -> float | None:

@@ -6,7 +6,9 @@ This file's text is what the other interpreter is given, so it imports nothing o
 import dataclasses
 import json
 import os
+import signal
 import sys
+from pathlib import Path
 
 import torch
 
@@ -21,8 +23,9 @@ os.dup2(2, 1)  # whatever prints
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     asked = json.loads(sys.stdin.readline())
-    config = composed(asked["overrides"])
+    config = composed(asked["overrides"], asked["config_dir"] and Path(asked["config_dir"]))
     if asked["threads"]:
         torch.set_num_threads(asked["threads"])
     target = target_of(config.target)

@@ -1,6 +1,7 @@
 """The search for a skip set (Zhang et al. 2023, section 3.2): Bayesian optimisation of tokens per second."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from specbench.build import built
 from specbench.checkpoints import RANDOM
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.thinned import SkipSet, layers_of
+from specbench.devices import timed_devices
 from specbench.errors import InputError
 from specbench.harness import Target
+from specbench.locks import WAITING, sole_timer
 from specbench.progress import Watch
 from specbench.records import write_atomic
 from specbench.run import WHOLE, Rules, questions_of, target_of
@@ -41,6 +44,12 @@ def check(config: DictConfig, drafter: type[Any]) -> None:
 
 
 def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
+    waiting = partial(watch, WAITING, 0, None)
+    with sole_timer(timed_devices(config.target.device, config.target.device_map), waiting):
+        _search(config, label, out, watch)
+
+
+def _search(config: DictConfig, label: str, out: Path, watch: Watch) -> None:
     target = target_of(config.target)
     prompts = calibration_prompts(config, target)
     method = built(OmegaConf.create({**config.method[label], "checkpoint": RANDOM}))  # until the first trial brings its own

@@ -1,0 +1,64 @@
+"""Sweeps sent to other processes by Hydra's launchers."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from specbench.multirun import sweep
+from specbench.records import RunDirectory
+from tests.conftest import Cli, Tiny
+
+submitit = pytest.mark.skipif(find_spec("submitit") is None, reason="needs the extra submitit")
+joblib = pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="needs the extra joblib")
+
+
+@submitit
+def test_jobs_of_a_launcher_take_turns_on_the_device_and_one_that_fails_keeps_no_other(
+    cli: Cli, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # locks of this test alone
+    reported: list[list[Path]] = []
+    monkeypatch.setattr("specbench.cli._report", lambda runs, out: reported.append(runs) or 0)
+    chosen = ["task=[qa]", "limit=1", "repeats=1", "target.datastore=/no/where", "out=results/sweep"]
+    status, _, err = cli("run", "-m", "method=pld,sps,rest", "hydra/launcher=submitit_local", *tiny.overrides(*chosen))
+    assert status == 2 and err.startswith("specbench: out=results/sweep: method=rest: no datastore at /no/where")
+    assert err.count("\n") == 1
+
+    runs = [Path("results/sweep") / f"method={method}" for method in ("pld", "sps")]
+    assert [len(RunDirectory(run).trials()) for run in runs] == [2, 2]
+    timed = sorted((run.joinpath("run.json").stat().st_mtime, run.joinpath("summary.csv").stat().st_mtime) for run in runs)
+    assert all(before[1] <= after[0] for before, after in pairwise(timed)), timed
+
+    assert cli("report", "results/sweep").status == 0
+    assert reported == [runs, runs], "the jobs that came to their end, by the sweep and by its folder"
+
+
+@submitit
+def test_no_slurm_is_one_line(cli: Cli, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    for launcher in ("submitit_slurm", "slurm"):
+        status, _, err = cli("run", "-m", "limit=1,2", f"hydra/launcher={launcher}", *tiny.overrides(f"out=results/{launcher}"))
+        assert status == 2 and f'hydra/launcher={launcher}: RuntimeError: Could not detect "srun"' in err and err.count("\n") == 1
+
+
+@joblib
+def test_joblib_starts_one_job_at_a_time(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("joblib.Parallel.__init__", lambda self, **given: asked.append(given))
+    monkeypatch.setattr("joblib.Parallel.__call__", lambda self, jobs: [])
+    sweep(["limit=1,2", "hydra/launcher=joblib", *tiny.overrides(f"out={tmp_path / 'sweep'}")], None)
+    assert [given["n_jobs"] for given in asked] == [1]
+
+
+def test_a_job_for_another_machine_may_name_a_device_of_that_machine(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+    monkeypatch.setattr("specbench.multirun._job", lambda: sent.append(1))
+    monkeypatch.setattr("specbench.multirun.HERE", ("joblib",))
+    sweep(["limit=1,2", "target.device=cuda:99", *tiny.overrides(f"out={tmp_path}")], None)
+    assert sent
