@@ -14,7 +14,7 @@ from specbench.metrics import BASELINE
 from specbench.paper.items import TASKS, Item
 from specbench.report.figures import GREY, INK, Look, Style, canvas, legend, styles
 
-HATCHES = {"full": "////", "none": "....", "left": "xxxx"}  # of measured bars, by the round of their colour
+HATCHES = {"full": "////", "none": r"\\\\", "left": "xxxx"}  # of measured bars, by the round of their colour
 WIDEST = 14.0  # inches
 
 

@@ -89,7 +89,11 @@ def _matched(beside: pd.DataFrame) -> str:
     return "Measured: " + "; ".join(" · ".join(map(str, row)) for row in runs.itertuples(index=False)) + "."
 
 
+def _textual(column: pd.Series) -> bool:
+    return bool(pd.to_numeric(column, errors="coerce").isna().all())
+
+
 def _page(**parts: Any) -> str:
     environment = page_environment(Path(__file__).parent)
-    environment.tests["textual"] = lambda column: bool(pd.to_numeric(column, errors="coerce").isna().all())
+    environment.tests["textual"] = _textual
     return environment.get_template("page.html.jinja").render(**parts)
