@@ -35,7 +35,7 @@ def test_the_upper_limit_of_a_rate() -> None:
 
 def certificate(greedy: str = "exact", **config) -> Certificate:
     texts = {"texts": {"equal": 1, "texts": 1, "most_wrong": 0.95, "class_": greedy}}
-    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 96}
     whole = CONFIG | {"sampling": sampling, "method": {"pld": {"length": 10}}} | config
     verdicts = [Verdict("pld", greedy, texts)], [Verdict("pld", "sampled", texts, "why" * (greedy == "bug"))]
     return Certificate(PROVENANCE, whole, 0.01, {"greedy": 0.1, "sampled": 0.1}, {"texts": 1, "differing": 0}, *verdicts)
@@ -59,7 +59,8 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
     (tmp_path / "results" / "certificates" / "old").mkdir()
     (tmp_path / "results" / "certificates" / "old" / FILE).write_text('{"schema": 0}')
     run = CONFIG | {"method": {"pld": {"length": 10}, "sps": {}}}
-    assert known(run, PROVENANCE) == {"pld": Known("exact", "2026-11-20", texts=1, same_version=True)}
+    assert known(run, PROVENANCE) == {"pld": Known("exact", "2026-11-20", texts=1, tokens=96, same_version=True)}
+    assert known(run, PROVENANCE)["pld"].seen == "1 texts of at most 96 tokens, 2026-11-20"
     others = [{"code_sha256": "another"}, {"codes": {"pld": "another"}}, {"continued": [{"code_sha256": "another"}]}]
     assert {str(known(run, PROVENANCE | other)["pld"]) for other in others} == {"exact, in another version"}
     assert known(run, PROVENANCE | {"codes": {"sps": "another"}})["pld"].same_version

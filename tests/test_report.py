@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from specbench.certify.certificate import Known
 from specbench.errors import InputError
 from specbench.report import render, tables, write_summary
-from specbench.report.figures import GREY, styles
+from specbench.report.figures import GREY, canvas, drawing, legend, styles
 from specbench.report.loaded import load
 from specbench.report.summary import summarise
 from tests.fake_run import CONFIG, failed, made_up_trials, trial, write_run
@@ -197,7 +198,49 @@ def test_a_method_that_keeps_state_is_marked(tmp_path):
     trials = [trial("autoregressive", [1], 1.0), trial("token_recycling", [1], 1.0, state="warm")]
     report = render([write_run(tmp_path / "run", trials).path], tmp_path / "out")
     assert "| token_recycling (warm) |" in (report.out / "table.md").read_text()
-    assert "<th>token_recycling (warm)</th>" in report.page.read_text()
+    assert "<th>token_<wbr>recycling (warm)</th>" in report.page.read_text()
+
+
+def test_alarms_come_first_and_the_page_has_every_part(run, tmp_path):
+    html = render([run.path], tmp_path / "out").page.read_text()
+    parts = ["Alarms", "Summary", "Speedup", "Figures", "Losslessness", "Time, memory and energy", "Every method on every task",
+             "Settings and provenance"]  # fmt: skip
+    assert re.findall("<h3>(.*?)</h3>", html) == parts
+    assert "Fastest: sps, " in html and "Not measured here: energy." in html and "peak memory, MB" in html
+
+
+def test_energy_is_shown_beside_autoregressive_s_where_it_is_measured(tmp_path):
+    trials = [trial("autoregressive", [1] * 4, 1.0, energy_j=10.0), trial("pld", [2, 2], 0.5, energy_j=5.0)]
+    html = render([write_run(tmp_path / "run", trials).path], tmp_path / "out").page.read_text()
+    assert "<td>1.000</td><td>0.50</td>" in html, "5 J for 5 tokens, half of 10 J"
+
+
+def test_the_page_says_what_a_certificate_followed(run, tmp_path, monkeypatch):
+    seen = Known("exact", "2026-11-22", texts=14, tokens=40, same_version=True)
+    monkeypatch.setattr("specbench.report.loaded.known", lambda *_: {"pld": seen})
+    report = render([run.path], tmp_path / "out")
+    html = report.page.read_text()
+    assert "14 texts of at most 40 tokens, 2026-11-22" in html and "14 texts, ≤&nbsp;40&nbsp;tokens" in html
+    assert "notice: the run: answers of up to 61 tokens; the certificates followed texts of at most 40" in map(str, report.alarms)
+
+
+def test_a_headline_names_those_that_may_be_the_fastest_too(tmp_path):
+    trials = made_up_trials({"pld": 0.1, "sps": 0.7, "sps_again": 0.7}, TASKS)
+    html = render([write_run(tmp_path / "run", trials).path], tmp_path / "out").page.read_text()
+    assert re.search(r"Fastest: sps.* times autoregressive decoding. Not told apart from the fastest: sps[_again]*\.", html)
+
+
+def test_no_legend_is_wider_than_its_figure():
+    long = {f"a_method_with_a_very_long_name_indeed_{at}": "" for at in range(14)}
+    with drawing():
+        figure, axes = canvas(9, 5)
+        for name in long:
+            axes.plot([1], [1], label=name)
+        legend(figure, axes)
+        figure.draw_without_rendering()
+        (box,) = figure.legends
+        assert figure.get_figheight() > 5, "it has grown by the legend's rows"
+        assert box.get_window_extent().width <= figure.bbox.width
 
 
 def test_a_yardstick_is_marked(tmp_path):

@@ -163,13 +163,19 @@ def read(path: Path) -> Certificate:
 class Known:
     """What certificates say of a method: those of the same code, torch and transformers, if there are any.
 
-    texts: that were followed, of each method.
+    texts: that were followed, of each method; tokens: that a text had at most.
     """
 
     class_: str
     day: str
     texts: int
+    tokens: int
     same_version: bool
+
+    @property
+    def seen(self) -> str:
+        """How much was followed, and when."""
+        return f"{self.texts} texts of at most {self.tokens} tokens, {self.day}"
 
     def __str__(self) -> str:
         return self.class_ if self.same_version else f"{self.class_}, in another version"
@@ -184,7 +190,8 @@ def known(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Know
     for one in sorted(_readable(), key=lambda one: str(one.about.get("started"))):
         for label, class_ in one.verdicts(config, about).items():
             same = _versions(one.about, label) == _versions(about, label)
-            new = Known(class_, str(one.about.get("started"))[:10], one.floor["texts"], same)
+            texts, tokens = one.floor["texts"], one.config["sampling"]["max_new_tokens"]
+            new = Known(class_, str(one.about.get("started"))[:10], texts, tokens, same)
             found[label] = max(new, found.get(label, new), key=_weight)  # the first of equals
     return found
 

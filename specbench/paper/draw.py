@@ -1,4 +1,4 @@
-"""A published item as a figure: bars by method, measured ones hatched beside them, and what is missing said."""
+"""A published item as a figure: bars by method, measured ones hollow beside them, and what is missing said."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from specbench.metrics import BASELINE
 from specbench.paper.items import TASKS, Item
 from specbench.report.figures import GREY, INK, Look, Style, canvas, legend, styles
 
-HATCH = "////"
+OUTLINES = {"full": "-", "none": (0, (2, 1)), "left": ":"}  # of measured bars, by the round of their colour
+WIDEST = 14.0  # inches
 
 
 def style_of(rows: pd.DataFrame) -> Style:
@@ -35,13 +36,13 @@ def bars(item: Item, published: pd.DataFrame, measured: pd.DataFrame, style: Sty
     published = published[published["method"] != BASELINE]
     groups = groups_of(item, pd.concat([published, measured]))
     methods = [method for method in style if method in set(published["method"]) | set(measured["method"])]
-    columns = [(method, kind) for method in methods for kind in ("published", "measured")]
-    columns = [(method, kind) for method, kind in columns if kind == "published" or method in set(measured["method"])]
-    figure, axes = canvas(max(8.0, 0.16 * len(columns) * len(groups) + 2), 4.6)
+    kinds = {"published": published, "measured": measured}
+    columns = [(method, kind) for method in methods for kind, rows in kinds.items() if method in set(rows["method"])]
+    wide = max(9.0, 1.3 * len(groups) + 1, 0.16 * len(columns) * len(groups) + 2)
+    figure, axes = canvas(min(WIDEST, wide), 4.6)
     width = 0.84 / max(1, len(columns))
     for place, (method, kind) in enumerate(columns):
-        rows = published if kind == "published" else measured
-        own = rows[rows["method"] == method]
+        own = kinds[kind][kinds[kind]["method"] == method]
         heights = _by_group(own, item.across, "speedup", groups)
         at = np.arange(len(groups)) + (place + 0.5) * width - 0.42
         _draw(axes, at, heights, width, style[method], kind)
@@ -50,9 +51,10 @@ def bars(item: Item, published: pd.DataFrame, measured: pd.DataFrame, style: Sty
             axes.errorbar(at, heights, yerr=spread, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.5)
     axes.axhline(1, color=GREY, linewidth=1.4, zorder=3, label=f"{BASELINE} = 1")
     axes.set_xticks(range(len(groups)), [_named(group) for group in groups])
+    axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title(item.title)
-    legend(figure, axes, 6)
+    legend(figure, axes)
     return figure
 
 
@@ -63,11 +65,11 @@ def _by_group(rows: pd.DataFrame, across: str, column: str, groups: Sequence[obj
 
 def _draw(axes: Axes, at: np.ndarray, heights: Sequence[float], width: float, look: Look, kind: str) -> None:
     label = look.label if kind == "published" else f"{look.label}, measured"
-    hatched: dict[str, Any] = (
-        {"hatch": HATCH, "edgecolor": look.colour, "facecolor": "none"} if kind == "measured" else {"color": look.colour}
-    )
-    alpha = 1.0 if look.fill == "full" else 0.55
-    axes.bar(at, heights, 0.92 * width, label=label, alpha=alpha, linewidth=0.8, **hatched)
+    pale = 1.0 if look.fill == "full" else 0.45
+    drawn: dict[str, Any] = {"edgecolor": look.colour, "facecolor": (look.colour, pale), "linewidth": 0.8}
+    if kind == "measured":  # no hatches: Chromium takes minutes to print hundreds of SVG patterns
+        drawn |= {"facecolor": "none", "linewidth": 1.4, "linestyle": OUTLINES[look.fill]}
+    axes.bar(at, heights, 0.86 * width, label=label, **drawn)
 
 
 def _named(group: object) -> str:
@@ -77,7 +79,7 @@ def _named(group: object) -> str:
 def over_days(wide: pd.DataFrame, device: str, target: str, style: Style) -> Figure:
     """Overall speedups as they were published, day by day."""
     rows = wide.xs((device, target), level=("device", "target"))
-    figure, axes = canvas(8.5, 4.4)
+    figure, axes = canvas(9, 4.4)
     days = pd.to_datetime(wide.columns)
     for method in (name for name in style if name in rows.index):
         values, look = rows.loc[method].to_numpy(dtype=float), style[method]
@@ -85,8 +87,8 @@ def over_days(wide: pd.DataFrame, device: str, target: str, style: Style) -> Fig
         drawn: dict[str, Any] = {"color": look.colour, "marker": look.marker, "fillstyle": look.fill, "ls": look.line}
         axes.plot(days[known], values[known], label=look.label, **drawn)
     axes.axhline(1, color=GREY, linewidth=1.4, zorder=1, label=f"{BASELINE} = 1")
-    axes.set_ylabel(f"published speedup over {BASELINE}, overall")
-    axes.set_title(f"What was published, {device}, {target}, by day")
+    axes.set_ylabel(f"speedup over {BASELINE}")
+    axes.set_title(f"What was published overall, {device}, {target}, by day")
     figure.autofmt_xdate()
-    legend(figure, axes, 6)
+    legend(figure, axes)
     return figure

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from specbench.paper import draw, drift
@@ -16,6 +15,7 @@ from specbench.paper.items import LEADERBOARDS, SURVEY_ITEMS, Item, other_tables
 from specbench.records import write_atomic
 from specbench.report.figures import Style, drawing, inline, save, svg
 from specbench.report.loaded import load
+from specbench.report.page import page_environment
 
 TABLE = [
     "kind",
@@ -49,10 +49,10 @@ def render(run_dirs: Sequence[Path], out: Path) -> Path:
         matched=_matched(beside),
         figures=figures,
         drifting=drifting,
-        over_time=_html(wide.reset_index()),
-        too_fast=_html(drift.too_fast(wide)),
-        split=_html(pd.concat(splits)) if splits else "",
-        others=[(title, _html(table)) for title, table in other_tables()],
+        over_time=wide.reset_index(),
+        too_fast=drift.too_fast(wide),
+        split=pd.concat(splits) if splits else None,
+        others=other_tables(),
     )
     write_atomic(out / "drift.csv", wide.reset_index().to_csv(index=False))
     write_atomic(out / "index.html", page)
@@ -89,11 +89,11 @@ def _matched(beside: pd.DataFrame) -> str:
     return "Measured: " + "; ".join(" · ".join(map(str, row)) for row in runs.itertuples(index=False)) + "."
 
 
-def _html(rows: pd.DataFrame) -> Markup:
-    return Markup(rows.to_html(index=False, na_rep="–", float_format=lambda value: f"{value:.2f}", border=0))
+def _textual(column: pd.Series) -> bool:
+    return bool(pd.to_numeric(column, errors="coerce").isna().all())
 
 
 def _page(**parts: Any) -> str:
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = page_environment(Path(__file__).parent)
+    environment.tests["textual"] = _textual
     return environment.get_template("page.html.jinja").render(**parts)

@@ -39,7 +39,7 @@ APART = 0.05  # of two estimators of one speedup
 
 def alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Everything wrong with a run, alarms first; `summary` is summarise(run)."""
-    of_the_run = (_profiled, _continued, _missing, _errors, _leaked, _certified, _drift, _spread, _throttled)
+    of_the_run = (_profiled, _continued, _missing, _errors, _leaked, _certified, _followed_less, _drift, _spread, _throttled)
     found = [*_baseline(run, summary), *(alarm for look in of_the_run for alarm in look(run))]
     for row in summary.to_dict("records"):
         found += [*_one_question(row), *_conversion(row), *_drafted_nothing(row), *_unfinished(row), *_estimators(row)]
@@ -109,6 +109,16 @@ def _certified(run: LoadedRun) -> Iterator[Alarm]:
             yield Alarm(
                 "alarm", method, OVERALL, f"its certificate of {known.day} says {known}: this may not be the target's own text"
             )
+
+
+def _followed_less(run: LoadedRun) -> Iterator[Alarm]:
+    """Answers that are longer than any text which a certificate has seen."""
+    tried = [(trial.new_tokens, run.certified[trial.method].tokens) for trial in run.trials if trial.method in run.certified]
+    beyond = [(longest, seen) for longest, seen in tried if longest > seen]
+    if beyond:
+        longest, seen = max(beyond)
+        message = f"answers of up to {longest} tokens; the certificates followed texts of at most {seen}"
+        yield Alarm("notice", "the run", OVERALL, message)
 
 
 def _drift(run: LoadedRun) -> Iterator[Alarm]:

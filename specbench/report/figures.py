@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from specbench.metrics import BASELINE, OVERALL
 from specbench.records import write_atomic
-from specbench.report.tables import rank, shown_tasks
+from specbench.report.tables import interval_cell, rank, shown_tasks
 
 INK = "#1b1b1a"
 GREY = "#7d7d7d"
@@ -93,7 +93,7 @@ def speedup_by_task(summary: pd.DataFrame, style: Style) -> Figure:
     axes.set_ylim(bottom=min(0.5, *axes.get_ylim()) if len(drafting) else 0)
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title("Speedup by task, 95 % intervals over questions")
-    legend(figure, axes, 6)
+    legend(figure, axes)
     return figure
 
 
@@ -108,8 +108,9 @@ def forest(summary: pd.DataFrame, style: Style) -> Figure:
     """A row a method, the fastest on top: overall, its interval and rank; tasks as small points; the range without any one."""
     overall = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE)].dropna(subset=["speedup"])
     overall = overall.sort_values("speedup")
-    figure, axes = canvas(8.5, 1.6 + 0.38 * len(overall))
-    for place, row in enumerate(overall.to_dict("records")):
+    labels = [style[str(method)].label for method in overall["method"]]
+    figure, axes = canvas(8 + breadth(labels), 1.6 + 0.38 * len(overall))
+    for place, (_, row) in enumerate(overall.iterrows()):
         look = style[str(row["method"])]
         tasks = summary.loc[(summary["method"] == row["method"]) & (summary["task"] != OVERALL), "speedup"].dropna()
         axes.plot(tasks, [place] * len(tasks), ls="", marker="o", color=look.colour, markersize=4, alpha=0.45)
@@ -118,10 +119,10 @@ def forest(summary: pd.DataFrame, style: Style) -> Figure:
             axes.hlines(place, min(without), max(without), color=look.colour, linewidth=6, alpha=0.25)
         axes.hlines(place, row["speedup_low"], row["speedup_high"], color=look.colour, linewidth=2)
         axes.plot(row["speedup"], place, marker="D", color=look.colour, fillstyle=look.fill, markersize=7, zorder=3)
-        text = f"{row['speedup']:.2f}   rank {rank(row)}"
+        text = interval_cell(row) + f", rank {rank(row)}" * pd.notna(row["rank_best"])
         axes.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", size=9.5)
     axes.axvline(1, color=GREY, linewidth=1.4, zorder=1)
-    axes.set_yticks(range(len(overall)), [style[str(method)].label for method in overall["method"]])
+    axes.set_yticks(range(len(overall)), labels)
     axes.set_xlabel(f"speedup over {BASELINE}")
     axes.set_title("Overall, and how much it owes to single tasks")
     axes.grid(visible=False, axis="y")
@@ -136,7 +137,8 @@ def per_question(latencies: pd.DataFrame, style: Style) -> Figure:
     """
     methods = [method for method in style if method in set(latencies["method"])]
     tasks = list(latencies["task"].unique())
-    figure = Figure(figsize=(11, 1.6 + 0.34 * max(len(methods), len(tasks))), layout="constrained")
+    wide = 8 + breadth([*(style[method].label for method in methods), *tasks])
+    figure = Figure(figsize=(wide, 1.6 + 0.34 * max(len(methods), len(tasks))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for axes, column, key, names in ((left, "ms_per_token", "method", methods), (right, "new_tokens", "task", tasks)):
         rows = latencies if key == "method" else latencies[latencies["method"] == BASELINE]
@@ -164,7 +166,7 @@ def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:
     Overall is the geometric mean of the tasks in both directions: one weighting, or the lines would not fit it.
     """
     rows = summary[summary["method"] != BASELINE].dropna(subset=["speedup", "mean_accepted_tokens"])
-    figure, axes = canvas(7.5, 5.6)
+    figure, axes = canvas(9.5, 5.6)
     right = max(2.0, 1.06 * rows["mean_accepted_tokens"].max()) if len(rows) else 2.0
     top = max(1.5, 1.12 * rows["speedup"].max()) if len(rows) else 1.5
     for conversion in CONVERSIONS:
@@ -179,12 +181,12 @@ def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:
         axes.plot(places, overall, **drawn, markersize=10)
         axes.plot([], [], **drawn, label=look.label)
     axes.plot(1, 1, ls="", marker="o", color=GREY, markersize=8, label=BASELINE, zorder=3)
-    axes.set_xlim(0.9, right)
+    axes.set_xlim(1 - 0.05 * (right - 1), right)
     axes.set_ylim(min(0.5, 0.9 * rows["speedup"].min()) if len(rows) else 0.5, top)
     axes.set_xlabel("mean accepted tokens")
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title("How much of the acceptance becomes time (large: overall, small: tasks)")
-    legend(figure, axes, 4)
+    legend(figure, axes)
     return figure
 
 
@@ -213,7 +215,7 @@ def speedup_by_tree_size(sizes: pd.DataFrame) -> Figure:
     axes.set_xlabel("nodes of the draft tree, root included")
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title("Speedup by tree size, all tasks")
-    legend(figure, axes, 4)
+    legend(figure, axes)
     return figure
 
 
@@ -221,7 +223,7 @@ def time_of_a_step(split: pd.DataFrame, style: Style) -> Figure:
     """Bars: what a step costs in autoregressive steps, by part; a diamond: the tokens it yields (metrics.time_split)."""
     rows = split[split["method"] != BASELINE].iloc[::-1]
     names = [style[method].label for method in rows["method"]]
-    figure, axes = canvas(7.5, 1.8 + 0.42 * len(rows))
+    figure, axes = canvas(6.5 + breadth(names), 1.8 + 0.42 * len(rows))
     left = np.zeros(len(rows))
     for part, colour in zip(("draft", "verify", "rest"), OKABE_ITO, strict=False):
         width = rows[part].to_numpy(float)
@@ -234,7 +236,7 @@ def time_of_a_step(split: pd.DataFrame, style: Style) -> Figure:
     axes.set_title("Where a step's time goes, and what it yields")
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.8)
-    legend(figure, axes, 5)
+    legend(figure, axes)
     return figure
 
 
@@ -260,7 +262,7 @@ def acceptance_by_position(positions: pd.DataFrame, style: Style) -> Figure:
     conditional.set_title("Conditional: the k-th, if all before it were")
     for axes in (joint, conditional):
         _acceptance_axes(axes, int(rows["position"].max()) if len(rows) else 1)
-    legend(figure, joint, 6)
+    legend(figure, joint)
     return figure
 
 
@@ -300,7 +302,7 @@ def speedup_by_setting(summary: pd.DataFrame, setting: str, style: Style) -> Fig
         axes.set_xlabel(setting)
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
-    legend(figure, left, 6)
+    legend(figure, left)
     return figure
 
 
@@ -313,13 +315,21 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def legend(figure: Figure, axes: Axes, most: int) -> None:
-    """Below the figure, at most so many entries a row."""
+def breadth(labels: Sequence[str]) -> float:
+    """Inches that the longest of them takes at eleven points."""
+    return 0.095 * max(map(len, labels), default=0)
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """Below the figure, which grows by it, in as many columns as fit side by side."""
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        ncols = min(len(handles), most if len(handles) <= 2 * most else 4)
-        spacing = {"handletextpad": 0.4, "columnspacing": 1.4}
-        figure.legend(handles, labels, loc="outside lower center", ncols=ncols, **spacing)
+    if not handles:
+        return
+    width, height = figure.get_size_inches()
+    rows = math.ceil(len(handles) / max(1, int(width / (0.55 + 0.91 * breadth(labels)))))
+    figure.set_size_inches(width, height + 0.21 * (rows - 1))
+    spacing = {"handletextpad": 0.4, "columnspacing": 1.4}
+    figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(handles) / rows), **spacing)
 
 
 def svg(figure: Figure) -> str:
@@ -330,11 +340,12 @@ def svg(figure: Figure) -> str:
 
 
 def inline(text: str) -> str:
-    """SVG for inside an HTML page: no prologue, metadata or fixed size, ink in the page's text colour."""
+    """SVG for inside an HTML page: no prologue or metadata, its width in points as --width, ink in the page's text colour."""
     body = text[text.index("<svg") :].replace(INK, "currentColor")
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     opening, rest = body.split(">", 1)
-    return re.sub(r' (width|height)="[^"]*"', "", opening) + ">" + rest
+    sized = re.sub(r' width="([\d.]+)pt"', r' style="--width: \1"', opening)
+    return re.sub(r' height="[^"]*"', "", sized) + ">" + rest
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

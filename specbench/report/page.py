@@ -1,4 +1,4 @@
-"""One self-contained HTML page: what was run, the headline, alarms, figures, every row, examples, words.
+"""One self-contained HTML page: alarms, the headline, what was run, figures, losslessness, costs, every row, examples, words.
 
 Everything that comes from a run is escaped by the template; only the SVG that figures.py drew goes in as it
 is.
@@ -23,9 +23,11 @@ from specbench.report.alarms import Alarm
 from specbench.report.loaded import LoadedRun, first, look_up
 from specbench.report.rivals import described
 from specbench.report.summary import sampled
-from specbench.report.tables import marked, rank, share, shown_tasks
+from specbench.report.tables import interval_cell, marked, rank, share, shown_tasks
 
 EXAMPLES = 6
+LONGEST = 160  # characters of a method's settings; config.yaml has them all
+COSTS = {"memory": "peak_memory_mb", "energy": "joules_per_token"}  # that a machine may not measure
 WORDS = {
     "target": "the model whose output is wanted.",
     "method": "a drafter (what proposes tokens) plus its settings.",
@@ -64,7 +66,12 @@ WORDS = {
     "lossless": "what specbench certify found of this method with these settings on this target. exact: every text is"
     " autoregressive's, token for token; tie: where one differs, the target itself is undecided within its rounding; sampled:"
     " drafts are drawn, and no test found another distribution than the target's; lossy: by design; bug: claimed lossless, and"
-    " is not; untested: it stopped. In another version: of our code, torch or transformers.",
+    " is not; untested: it stopped. In another version: of our code, torch or transformers. A certificate says nothing of texts"
+    " longer than those it followed.",
+    "ms per token": "milliseconds per token of a question, prefill included: its median over questions and 90th percentile, with"
+    " 95 % intervals that are order statistics.",
+    "peak memory": "the most that the process held in any turn of the method, of the accelerator where there is one; 10^6 bytes.",
+    "joules per token": "energy of the whole card or processor over the method's turns / new tokens.",
 }
 
 
@@ -80,10 +87,9 @@ class Section:
 
 def page(sections: Sequence[Section], across: Sequence[tuple[str, str]] = ()) -> str:
     """The HTML text; it asks the network for nothing. across: (caption, inline SVG) of figures of all runs together."""
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = page_environment(Path(__file__).parent)
     environment.filters.update(
-        number=_number, share=share, rank=rank, seeds=lambda value: "" if value != value else f" ± {value:.2f}"
+        share=share, rank=rank, breakable=_breakable, seeds=lambda value: "" if value != value else f" ± {value:.2f}"
     )
     views = [_view(section) for section in sections]
     targets = ", ".join(dict.fromkeys(view["target"] for view in views))
@@ -91,31 +97,73 @@ def page(sections: Sequence[Section], across: Sequence[tuple[str, str]] = ()) ->
     return environment.get_template("page.html.jinja").render(views=views, across=figures, targets=targets, words=WORDS)
 
 
+def page_environment(*folders: Path) -> Environment:
+    """Templates of these folders, which may include page.css and sort.js, too; what is put in is escaped."""
+    loader = FileSystemLoader([*folders, Path(__file__).parent])
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["number"] = _number
+    return environment
+
+
+def _breakable(label: str) -> Markup:
+    """A long name breaks behind its underscores."""
+    return Markup("_<wbr>").join(str(label).split("_"))
+
+
 def _view(section: Section) -> dict[str, Any]:
     run, summary = section.run, section.summary
     return {
         "name": run.name,
         "target": str(summary["target"].iloc[0]) or run.name,
+        "headline": _headline(summary),
         "facts": _facts(run, summary),
         "tasks": shown_tasks(summary),
-        "methods": _methods(summary),
+        "methods": _methods(run, summary),
+        "unmeasured": [name for name, column in COSTS.items() if summary[column].isna().all()],
         "rows": summary.to_dict("records"),
         "alarms": section.alarms,
         "figures": [(caption, Markup(svg)) for caption, svg in section.figures],
         "examples": examples(run),
-        "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+        "settings": _settings(run, summary),
+        "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, default_flow_style=None),
         "provenance": json.dumps(run.provenance, indent=2, ensure_ascii=False),
     }
 
 
-def _methods(summary: pd.DataFrame) -> list[dict[str, Any]]:
+def _headline(summary: pd.DataFrame) -> str:
+    """Which method is the fastest, and which others may be."""
+    rows = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE) & (summary["kind"] != "synthetic")]
+    rows = rows.dropna(subset=["speedup"]).sort_values("speedup", ascending=False)
+    if rows.empty:
+        return ""
+    others = ", ".join(marked(row) for row in rows[1:].to_dict("records") if row["rank_best"] == 1)
+    told = f"Fastest: {marked(rows.iloc[0])}, {interval_cell(rows.iloc[0])} times autoregressive decoding."
+    return told + f" Not told apart from the fastest: {others}." * bool(others)
+
+
+def _methods(run: LoadedRun, summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row a method: its cells by task, what its certificate says, and the tokens of its longest answer."""
+    longest = run.frame.groupby("method")["new_tokens"].max()
     methods = []
     for name, rows in summary.groupby("method", sort=False):
         cells = {row["task"]: row for row in rows.to_dict("records")}
-        overall = cells[OVERALL]
+        known, overall = run.certified.get(str(name)), cells[OVERALL]
         row = {"label": marked(overall), "baseline": name == BASELINE, "cells": cells, "overall": overall}
-        methods.append(row)
+        methods.append({**row, "known": known, "longest": int(longest[name])})
     return methods
+
+
+def _settings(run: LoadedRun, summary: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Of every method its label, its class and its settings in a line."""
+    configured = run.config.get("method")
+    found = []
+    for label in summary["method"].unique():
+        own = look_up(configured if isinstance(configured, Mapping) else {}, label.partition("@")[0])
+        settings = dict(own) if isinstance(own, Mapping) else {}
+        class_ = str(settings.pop("_target_", ""))
+        line = ", ".join(f"{name} {value}" for name, value in settings.items())
+        found.append((label, class_, line if len(line) <= LONGEST else line[:LONGEST] + "…"))
+    return found
 
 
 def _facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
@@ -123,23 +171,38 @@ def _facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
     overall = summary[(summary["method"] == BASELINE) & (summary["task"] == OVERALL)]
     counted = overall.iloc[0] if len(overall) else row
     asked = f"{counted['questions']} questions × {counted['repeats']} repeats"
+    most = first(run.config, "sampling.max_new_tokens")
+    asked += f", at most {most} tokens a turn" * bool(most)
     versions = look_up(run.provenance, "versions")
     named = versions.items() if isinstance(versions, Mapping) else ()
     facts = {
         "target": " ".join(str(part) for part in (row["target"], row["shape"]) if part),
         "device": row["device"],
+        "machine": _machine(run),
         "dtype": row["dtype"],
         "engine": row["engine"],
         "temperature": f"{row['temperature']}, {counted['repeats']} seeds" if sampled(row["temperature"]) else row["temperature"],
         "suite": f"{run.trials[0].suite}, {asked}",
         "date": first(run.provenance, "started"),
         "versions": ", ".join(f"{name} {version}" for name, version in named if version),
+        "commit": _commit(run),
         "autoregressive otherwise": described(run.provenance.get("baseline") or []),
         "numbers": row["kind"],
-        "certified": ", ".join(sorted({f"{one.day} ({one.texts} texts)" for one in run.certified.values()})),
+        "certified": "; ".join(sorted({one.seen for one in run.certified.values()})),
         "datastores": "; ".join(_stores(run)),
     }
     return {name: str(value) for name, value in facts.items() if value != ""}
+
+
+def _machine(run: LoadedRun) -> str:
+    machine = look_up(run.provenance, "machine") or {}
+    counts = [f"{machine[name]} {name}" for name in ("cores", "threads") if machine.get(name)]
+    memory = machine.get("memory_bytes")
+    return ", ".join([*counts, *([f"{memory / 1e9:.0f} GB"] if memory else [])])
+
+
+def _commit(run: LoadedRun) -> str:
+    return str(first(run.provenance, "git.commit"))[:12] + " and changes" * bool(look_up(run.provenance, "git.dirty"))
 
 
 def _stores(run: LoadedRun) -> list[str]:
