@@ -39,7 +39,7 @@ class Checkout(Engine):
         """It ends with the pipe that it reads from, and that with this engine."""
         command = [sys.executable, "-c", WORKER.read_text(encoding="utf-8")]
         worker = subprocess.Popen(command, cwd=self.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        weakref.finalize(self, worker.kill)
+        weakref.finalize(self, _ended, worker)
         return worker
 
     @cached_property
@@ -83,3 +83,8 @@ class Checkout(Engine):
 
     def kind(self, label: str) -> str:
         return self._methods[label]["kind"]
+
+
+def _ended(worker: subprocess.Popen[str]) -> None:
+    worker.kill()
+    worker.communicate()
