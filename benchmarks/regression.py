@@ -32,7 +32,7 @@ from specbench.report.loaded import load
 from specbench.run import execute
 
 SLOWED = 0.05
-CHOSEN = ("method=[pld,sps]", "repeats=2", "check_baseline=false")
+CHOSEN = ("method=[pld]", "repeats=2", "check_baseline=false")
 COPIED = ("specbench", "methods", "tasks", "conf")
 WAIT = (
     "    _until = __import__('time').perf_counter() + {seconds}",

@@ -1,6 +1,7 @@
 """Who runs, and in which order: arms and randomised blocks. Pure: nothing is timed, read or written here.
 
-A block is one (repeat, question, turn): every arm runs it once, in an order drawn from the seed.
+A block is one (repeat, question, turn): every arm runs it once, in an order drawn from the seed. A method's engines follow one
+another in it: on a shared machine turns next to each other differ by a few per cent, those some seconds apart by twenty.
 """
 
 import random
@@ -61,11 +62,13 @@ class Block:
 
 def blocks(questions: Sequence[Question], arms: Sequence[Arm], repeat: int, seed: int) -> Iterator[Block]:
     """One repeat: every turn of every question, turns in their order; the same arms and seed give the same order."""
-    sorted_arms = sorted(arms, key=lambda arm: arm.label)
+    by_label = sorted(arms, key=lambda arm: arm.label)
+    methods = [[arm for arm in by_label if arm.method == method] for method in dict.fromkeys(arm.method for arm in by_label)]
     for question in questions:
         for turn in range(len(question.turns)):
             draw = random.Random(f"{seed}/{repeat}/{question.id}/{turn}")
-            yield Block(repeat, question, turn, tuple(draw.sample(sorted_arms, len(sorted_arms))))
+            drawn = draw.sample(methods, len(methods))
+            yield Block(repeat, question, turn, tuple(arm for own in drawn for arm in draw.sample(own, len(own))))
 
 
 def arms_of(engines: Mapping[str, Engine], labels: Sequence[str]) -> list[Arm]:

@@ -65,6 +65,15 @@ def test_the_order_does_not_depend_on_how_the_methods_were_listed() -> None:
     assert forward == backward
 
 
+def test_engines_of_a_method_follow_one_another_in_either_order() -> None:
+    arms = [Arm(f"{method}{at}", method, FakeEngine(named)) for method in METHODS for at in ("", "@a", "@b")]
+    asked = [Question(str(number), "qa", "qa", ("?",)) for number in range(60)]
+    orders_ = [tuple(block.order) for block in blocks(asked, arms, 0, seed=0)]
+    assert all(order[at].method == order[at + 1].method == order[at + 2].method for order in orders_ for at in (0, 3, 6))
+    firsts = Counter(order[0].label for order in orders_)
+    assert set(firsts) == {arm.label for arm in arms}, f"each of nine arms comes first in about 7 of 60 blocks: {firsts}"
+
+
 def test_above_temperature_zero_every_repeat_draws_with_a_seed_of_its_own() -> None:
     """And every turn; the arms of a block share theirs."""
     arms = [Arm(method, method, FakeEngine(named)) for method in METHODS]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import sqrt
 from pathlib import Path
 from xml.etree import ElementTree
 
 from rich.table import Table
 
-from specbench.compare.gate import FAILS_BELOW, LEVEL, PASSES_ABOVE, Change, change
+from specbench.compare.gate import BESIDE_SD, FAILS_BELOW, LEVEL, PASSES_ABOVE, Change, change
 from specbench.compare.runs import CODE, Counted, check_alike, counted, counted_beside, side, side_by_side, timed
 from specbench.errors import InputError
 from specbench.metrics import BASELINE
@@ -55,17 +56,11 @@ def compared_beside(path: Path, exchanged: bool = False) -> Comparison:
     methods = [label for label in labels if f"{label}@{BESIDE}" in labels]
     if not methods:
         raise InputError(f"{path}: no method of it ran on engine {BESIDE} too")
+    sides = [(method, f"{method}@{BESIDE}")[:: -1 if exchanged else 1] for method in methods]
     changes = []
-    for method in methods:
-        if method == BASELINE:
-            what, new = f"the loop: {BASELINE}", side_by_side([run], BASELINE, f"{BASELINE}@{BESIDE}")
-            reference = 0 * new
-        else:
-            what = f"{method} over {BASELINE}"
-            reference, new = (side_by_side([run], f"{method}{at}", f"{BASELINE}{at}") for at in (f"@{BESIDE}", ""))
-        if exchanged:
-            reference, new = new, reference
-        changes.append(change(what, reference, new, len(methods)))
+    for new, old in sides:
+        moved = side_by_side([run], new, old)
+        changes.append(change(f"{new} over {old}", 0 * moved, moved, len(sides), BESIDE_SD / sqrt(2)))
     return Comparison(f"{run.name}@{BESIDE}", run.name, counted_beside(run, methods, BESIDE), changes, None)
 
 
