@@ -11,7 +11,7 @@ import pandas as pd
 from rich.table import Table
 from scipy import stats
 
-from specbench.compare.gate import Needed, size
+from specbench.compare.gate import BESIDE_SD, Needed, size
 from specbench.compare.runs import log_ratios, timed
 from specbench.errors import InputError
 from specbench.metrics import BASELINE
@@ -22,7 +22,8 @@ from specbench.report.loaded import LoadedRun
 class Row:
     """Of one method. deviation: SD over questions of its log speedup; effect: what its questions find now.
 
-    needed: questions for the wanted effect; gate: what `specbench compare` takes to find a slowdown of that size.
+    needed: questions for the wanted effect; stored, beside: what `specbench compare` takes to find a slowdown of that size against
+    a stored run, and against another commit in the same run.
     """
 
     method: str
@@ -30,12 +31,14 @@ class Row:
     deviation: float
     effect: float
     needed: int
-    gate: Needed
+    stored: Needed
+    beside: Needed
 
 
 def rows(pilot: LoadedRun, effect: float, power: float, level: float = 0.05) -> list[Row]:
     """Raises InputError for a pilot of one repeat or without two questions a task."""
     ratios = timed(pilot)
+    versions = 1 + sum(over == BASELINE for _, over in ratios)  # that are compared with themselves, the baseline too
     found = []
     for method, over in ratios:
         logs = log_ratios(pilot, method, over, by_repeat=True)
@@ -48,7 +51,9 @@ def rows(pilot: LoadedRun, effect: float, power: float, level: float = 0.05) -> 
         now = float(np.expm1(reach * deviation / np.sqrt(count)))
         tasks = logs.index.get_level_values("task").nunique()
         name = method if over == BASELINE else f"{method} over {over}"
-        found.append(Row(name, count, deviation, now, needed, size(np.sqrt(2) * noise, len(ratios), tasks, effect, power)))
+        stored = size(np.sqrt(2) * noise, len(ratios), tasks, effect, power)
+        beside = size(noise, versions, tasks, effect, power, BESIDE_SD / np.sqrt(2))
+        found.append(Row(name, count, deviation, now, needed, stored, beside))
     return found
 
 
@@ -103,9 +108,14 @@ def cells_table(found: pd.DataFrame) -> Table:
 
 
 def rows_table(found: Sequence[Row], effect: float, power: float) -> Table:
-    names = ("method", "questions", "SD of log speedup", "finds now", f"for {effect:.0%}", "compare finds it with")
+    names = ("method", "questions", "SD of log speedup", "finds now", f"for {effect:.0%}", "compare", "compare --against")
     shown = Table(*names, title=f"Questions for a difference of {effect:.0%} with a power of {power:.0%}")
     for row in found:
-        runs = f"{row.gate.questions} questions" + f", {row.gate.runs} runs" * (row.gate.runs > 1)
-        shown.add_row(row.method, str(row.questions), f"{row.deviation:.3f}", f"{row.effect:.1%}", str(row.needed), runs)
+        wanted = [str(row.needed), _told(row.stored), _told(row.beside)]
+        shown.add_row(row.method, str(row.questions), f"{row.deviation:.3f}", f"{row.effect:.1%}", *wanted)
+    shown.caption = "compare: questions of a run, and runs of each side, with which a slowdown of that size fails"
     return shown
+
+
+def _told(needed: Needed) -> str:
+    return str(needed.questions) + f", {needed.runs} runs" * (needed.runs > 1)
