@@ -22,8 +22,8 @@ from specbench.report.loaded import LoadedRun
 class Row:
     """Of one method. deviation: SD over questions of its log speedup; effect: what its questions find now.
 
-    needed: questions for the wanted effect; stored, beside: what `specbench compare` takes to find a slowdown of that size against
-    a stored run, and against another commit in the same run.
+    needed: questions for the wanted effect; stored, beside: what `specbench compare` takes to find a slowdown of that
+    size against a stored run, and against another commit in the same run.
     """
 
     method: str

@@ -16,7 +16,7 @@ from specbench.compare.runs import CODE, Counted, check_alike, counted, counted_
 from specbench.errors import InputError
 from specbench.metrics import BASELINE
 from specbench.records import write_atomic
-from specbench.report.loaded import LoadedRun, load
+from specbench.report.loaded import LoadedRun, load, method_order
 
 BESIDE = "reference"  # the engine that runs the other checkout
 
@@ -52,7 +52,7 @@ def compared(reference: Path, new: Path, factors: Sequence[str] = ()) -> Compari
 def compared_beside(path: Path, exchanged: bool = False) -> Comparison:
     """This checkout against the one that took turns with it in a run, as METHOD@reference; exchanged: that against this."""
     run = load(path)
-    labels = list(dict.fromkeys(trial.method for trial in run.trials))
+    labels = method_order([run])
     methods = [label for label in labels if f"{label}@{BESIDE}" in labels]
     if not methods:
         raise InputError(f"{path}: no method of it ran on engine {BESIDE} too")
