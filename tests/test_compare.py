@@ -21,10 +21,12 @@ from specbench import ROOT
 from specbench.compare.comparison import compared, compared_beside, markdown, notes, write_json, write_junit
 from specbench.compare.exports import asv, bencher, github
 from specbench.compare.gate import RUN_SD, Change, change, size
+from specbench.compare.runs import log_ratios
 from specbench.errors import InputError
 from specbench.records import RunDirectory, Trial
 from specbench.report.loaded import load
 from specbench.statistics import Interval
+from tests import fake_run
 from tests.conftest import Cli, Tiny
 from tests.fake_run import CONFIG, PROVENANCE, made_up_trials, write_run
 
@@ -131,6 +133,23 @@ def test_two_versions_in_one_run(tmp_path: Path) -> None:
     assert compared_beside(tmp_path / "slow", exchanged=True).changes[0].ratio.estimate > 1
     with pytest.raises(InputError, match="no method of it ran on engine reference"):
         compared_beside(write_run(tmp_path / "alone", trials).path)
+
+
+def test_the_fastest_of_equal_repeats_counts(tmp_path: Path) -> None:
+    def ratio(seeds: Sequence[int], by_repeat: bool = False) -> list[float]:
+        """Autoregressive took 1.2 and 1 s, pld 0.5 and, disturbed, 5."""
+        times = {"autoregressive": (1.2, 1.0), "pld": (0.5, 5.0)}
+        trials = [
+            fake_run.trial(method, [1, 1], seconds, repeat=repeat, seed=seeds[repeat])
+            for method, both in times.items()
+            for repeat, seconds in enumerate(both)
+        ]
+        run = load(write_run(tmp_path / f"{seeds}", trials).path)
+        return list(np.exp(log_ratios(run, "pld", "autoregressive", by_repeat)))
+
+    assert ratio([0, 0]) == pytest.approx([1.0 / 0.5])
+    assert ratio([0, 0], by_repeat=True) == pytest.approx([1.2 / 0.5, 1.0 / 5.0])
+    assert ratio([0, 1]) == pytest.approx([2.2 / 5.5]), "texts of two seeds are not repeats of one"
 
 
 def simulated(rng: np.random.Generator, questions: int, noise: float, runs: int, slower: float = 0.0) -> pd.DataFrame:

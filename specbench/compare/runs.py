@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench import metrics
 from specbench.errors import InputError, few
 from specbench.metrics import BASELINE, QUESTION
 from specbench.records import RunDirectory, Trial
@@ -120,14 +119,22 @@ def _counted(method: str, pairs: Sequence[tuple[Trial, Trial]]) -> Counted:
 
 
 def log_ratios(run: LoadedRun, method: str, over: str, by_repeat: bool = False) -> pd.Series:
-    """By (task, question_id), repeats averaged, or by repeat too: log of a method's rate over another's in the same run."""
-    questions = metrics.question_frame(run.frame)
+    """By (task, question_id), and by repeat if asked: log of a method's rate over another's in the same run.
+
+    Of a turn's repeats of one text the fastest counts: what disturbs a machine only adds time. Questions with a failed turn have
+    none.
+    """
     keys = [*QUESTION[1:], *(["repeat"] if by_repeat else [])]
-    whole = questions[~questions["failed"].astype(bool)]
-    sides = [whole[whole["method"] == label].groupby(keys)[["new_tokens", "seconds"]].sum() for label in (method, over)]
-    own, other = (pd.Series(np.log(side["new_tokens"] / side["seconds"])) for side in sides)
+    failed = run.frame.groupby(QUESTION)["failed"].transform("any").astype(bool)
+    own, other = (_log_rates(run.frame[~failed & (run.frame["method"] == label)], keys) for label in (method, over))
     both: pd.Series = (own - other).dropna()
     return both
+
+
+def _log_rates(turns: pd.DataFrame, keys: list[str]) -> pd.Series:
+    texts = turns.groupby([*keys, "turn", "seed"]).agg({"new_tokens": "first", "seconds": "min"})
+    sums = texts.groupby(level=keys).sum()
+    return pd.Series(np.log(sums["new_tokens"] / sums["seconds"]))
 
 
 def side_by_side(runs: Sequence[LoadedRun], method: str, over: str) -> pd.DataFrame:
