@@ -5,24 +5,26 @@
 The slowed checkouts are this one with a busy wait planted: in `pld`'s drafting, or in the decode loop that all methods share;
 each as long as it takes to make `pld`, or autoregressive decoding, 5 % slower here. A slowed checkout is the new one, this one
 the reference. Runs that lie in FOLDER are not made again. The last table says how often each ratio failed, and how far it
-scatters from run to run beyond what its questions explain.
+scatters from run to run beyond what its questions explain; then the same of POOLED runs as if they were one.
 """
 
 import argparse
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import sqrt
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from omegaconf import OmegaConf
 from rich.table import Table
 
 from specbench import ROOT
 from specbench.compare.comparison import BESIDE, Comparison, compared_beside
-from specbench.compare.gate import Change
+from specbench.compare.gate import BESIDE_SD, Change, change
+from specbench.compare.runs import log_ratios
 from specbench.compose import composed
 from specbench.metrics import BASELINE
 from specbench.parsing import console
@@ -32,6 +34,8 @@ from specbench.report.loaded import load
 from specbench.run import execute
 
 SLOWED = 0.05
+POOLED = 5
+METHODS = (BASELINE, "pld")
 CHOSEN = ("method=[pld]", "repeats=2", "check_baseline=false")
 COPIED = ("specbench", "methods", "tasks", "conf")
 WAIT = (
@@ -59,6 +63,7 @@ def waits(out: Path, chosen: Sequence[str]) -> dict[str, float]:
 def planted(folder: Path, kind: str, seconds: float) -> Path:
     """A copy of this checkout with a busy wait in it."""
     root = folder / kind
+    shutil.rmtree(root, ignore_errors=True)
     for name in COPIED:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     if kind in PLACES:
@@ -88,11 +93,21 @@ def scatter(changes: Sequence[Change]) -> tuple[float, float]:
     return float(logs.std(ddof=1)), float(np.sqrt(np.mean([one.over_questions for one in changes])))
 
 
-def told(found: Mapping[str, Sequence[Comparison]]) -> Table:
+def pooled(runs: Sequence[Path]) -> list[Change]:
+    """The runs as if they were one, of all their questions."""
+    found = []
+    for method in METHODS:
+        ratios = {run.name: log_ratios(load(run), f"{method}@{BESIDE}", method) for run in runs}
+        moved = pd.concat(ratios).to_frame()
+        found.append(change(f"{method}@{BESIDE} over {method}", 0 * moved, moved, len(METHODS), BESIDE_SD / sqrt(2)))
+    return found
+
+
+def told(found: Mapping[str, Sequence[Sequence[Change]]]) -> Table:
     names = ("new version", "ratio", "new / reference", "failed", "undecided", "passed", "SD over runs", "of questions")
     shown = Table(*names)
     for kind, comparisons in found.items():
-        for changes in zip(*(one.changes for one in comparisons), strict=True):
+        for changes in zip(*comparisons, strict=True):
             verdicts = [one.verdict for one in changes]
             mean = float(np.exp(np.mean(np.log([one.ratio.estimate for one in changes]))))
             counts = [f"{verdicts.count(verdict)} of {len(verdicts)}" for verdict in ("fail", "undecided", "pass")]
@@ -112,14 +127,16 @@ def main() -> None:
     chosen = [*CHOSEN, *options.overrides]
     times = {"equal": options.equal, "slow": options.slow, "loop": options.loop}
     found: dict[str, list[Comparison]] = {kind: [] for kind in times}
-    with tempfile.TemporaryDirectory() as folder:
-        roots = {kind: planted(Path(folder), kind, wait) for kind, wait in waits(options.out, chosen).items()}
-        for kind, count in times.items():
-            for seed in range(count):
-                found[kind].append(beside(roots[kind], options.out / f"{kind}-{seed}", seed, chosen))
-                verdicts = {one.what: f"{one.ratio.estimate:.3f} {one.verdict}" for one in found[kind][-1].changes}
-                console.print(kind, seed, verdicts, highlight=False)
-    console.print(told(found))
+    runs = {kind: [options.out / f"{kind}-{seed}" for seed in range(count)] for kind, count in times.items()}
+    roots = {kind: planted(options.out.resolve() / "versions", kind, wait) for kind, wait in waits(options.out, chosen).items()}
+    for kind, paths in runs.items():
+        for seed, path in enumerate(paths):
+            found[kind].append(beside(roots[kind], path, seed, chosen))
+            verdicts = {one.what: f"{one.ratio.estimate:.3f} {one.verdict}" for one in found[kind][-1].changes}
+            console.print(kind, seed, verdicts, highlight=False)
+    groups = {kind: [paths[at : at + POOLED] for at in range(0, len(paths), POOLED)] for kind, paths in runs.items()}
+    together = {f"{kind}, {POOLED} runs as one": [pooled(group) for group in parts] for kind, parts in groups.items()}
+    console.print(told({kind: [one.changes for one in comparisons] for kind, comparisons in found.items()} | together))
     plain = {kind: [asdict(one) | {"failed": one.failed} for one in comparisons] for kind, comparisons in found.items()}
     write_atomic(options.out / "regression.json", json.dumps(plain, indent=1) + "\n")
 

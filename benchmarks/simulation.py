@@ -18,7 +18,7 @@ import pandas as pd
 from rich.table import Table
 
 from specbench import ROOT, metrics
-from specbench.compare.gate import RUN_SD, change, size
+from specbench.compare.gate import BESIDE_SD, RUN_SD, change, size
 from specbench.metrics import BASELINE
 from specbench.parsing import console
 from specbench.records import write_atomic
@@ -94,11 +94,21 @@ def _ranked_apart(rng: np.random.Generator, methods: int, tasks: int, questions:
 
 
 def gate(repetitions: int) -> Iterator[Row]:
-    """noise: SD of a question's log ratio from run to run, its repeats averaged."""
+    """noise: SD of a question's log ratio from run to run, or of its log ratio of two versions in one run."""
     for noise in (0.01, 0.03, 0.1):
         rng = np.random.default_rng(2)
         failed = (any(_fails(rng, noise, PILOT, 1, 0.0) for _ in range(RATIOS)) for _ in range(repetitions))
         yield _row(f"equal versions fail: noise {noise:.0%}, {RATIOS} ratios", failed, repetitions, 0, 0.01)
+    for times in (1, 2):
+        for noise in (0.01, 0.03, 0.1):
+            rng = np.random.default_rng(4)
+            failed = (any(_fails_beside(rng, noise, PILOT, 0.0, times) for _ in range(RATIOS)) for _ in range(repetitions))
+            what = f"equal versions in one run fail: noise {noise:.0%}, {RATIOS} ratios, {times} × the scatter that is believed"
+            yield _row(what, failed, repetitions, 0, 0.01)
+    for noise in (0.01, 0.03, 0.1):
+        rng = np.random.default_rng(5)
+        found = (_fails_beside(rng, noise, _planned_beside(rng, noise), -log(1 - SLOWED)) for _ in range(repetitions))
+        yield _row(f"a 5 % slowdown in one run fails at the planned size: noise {noise:.0%}", found, repetitions, POWER, 1)
     for noise in (0.01, 0.03, 0.1):
         rng = np.random.default_rng(3)
         found = (_fails(rng, noise, *_planned(rng, noise), -log(1 - SLOWED)) for _ in range(repetitions))
@@ -107,10 +117,17 @@ def gate(repetitions: int) -> Iterator[Row]:
 
 def _planned(rng: np.random.Generator, noise: float) -> tuple[int, int]:
     """Questions a task, and runs, as planned from a pilot run that has seen the noise itself."""
-    freedom = TASKS * PILOT
-    seen = noise * sqrt(rng.chisquare(freedom) / freedom)
-    needed = size(sqrt(2) * seen, RATIOS, TASKS, SLOWED, POWER)
+    needed = size(sqrt(2) * _seen(rng, noise), RATIOS, TASKS, SLOWED, POWER)
     return -(-needed.questions // TASKS), needed.runs
+
+
+def _planned_beside(rng: np.random.Generator, noise: float) -> int:
+    return -(-size(_seen(rng, noise), RATIOS, TASKS, SLOWED, POWER, BESIDE_SD / sqrt(2)).questions // TASKS)
+
+
+def _seen(rng: np.random.Generator, noise: float) -> float:
+    freedom = TASKS * PILOT
+    return noise * sqrt(rng.chisquare(freedom) / freedom)
 
 
 def _fails(rng: np.random.Generator, noise: float, questions: int, runs: int, slower: float) -> bool:
@@ -121,6 +138,14 @@ def _fails(rng: np.random.Generator, noise: float, questions: int, runs: int, sl
         for by in (0.0, slower)
     ]
     return change("a ratio", *sides, together=RATIOS).verdict == "fail"
+
+
+def _fails_beside(rng: np.random.Generator, noise: float, questions: int, slower: float, times: float = 1) -> bool:
+    """times: how much more two processes differ than is believed."""
+    index = pd.MultiIndex.from_product([range(TASKS), range(questions)], names=["task", "question_id"])
+    moved = -slower + rng.normal(0, times * BESIDE_SD) + rng.normal(0, noise, (len(index), 1))
+    frame = pd.DataFrame(moved, index=index)
+    return change("a ratio", 0 * frame, frame, RATIOS, BESIDE_SD / sqrt(2)).verdict == "fail"
 
 
 def _row(what: str, happened: Iterable[bool], repetitions: int, low: float, high: float) -> Row:
