@@ -114,8 +114,8 @@ def test_estimators_that_disagree_are_noticed(tmp_path):
         made.append(trial("autoregressive", [1] * (tokens - 1), plain, question_id=question))
         made.append(trial("pld", [1] * (tokens - 1), fast, question_id=question))
     found = next(one for one in raised(made, tmp_path) if "estimators" in one[3])
-    assert found[:3] == ("notice", "pld", "overall")
-    assert "geometric 1.59, pooled 1.07, median 1.00, Spec-Bench's 2.00" in found[3], "4^(1/3), 12/11.25, 1, (1+4+1)/3"
+    assert found[:3] == ("notice", "the run", "overall")
+    assert "pld 1.00 (median) to 2.00 (Spec-Bench's)" in found[3], "1 and (1+4+1)/3; between them 12/11.25 and 4^(1/3)"
 
 
 def test_a_drafter_that_drafts_nothing_is_alarmed(tmp_path):
