@@ -13,7 +13,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from math import sqrt
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from rich.table import Table
 
 from specbench import ROOT
 from specbench.compare.comparison import BESIDE, Comparison, compared_beside
-from specbench.compare.gate import BESIDE_SD, Change, change
+from specbench.compare.gate import Change, change_beside
 from specbench.compare.runs import log_ratios
 from specbench.compose import composed
 from specbench.metrics import BASELINE
@@ -98,8 +97,7 @@ def pooled(runs: Sequence[Path]) -> list[Change]:
     found = []
     for method in METHODS:
         ratios = {run.name: log_ratios(load(run), f"{method}@{BESIDE}", method) for run in runs}
-        moved = pd.concat(ratios).to_frame()
-        found.append(change(f"{method}@{BESIDE} over {method}", 0 * moved, moved, len(METHODS), BESIDE_SD / sqrt(2)))
+        found.append(change_beside(f"{method}@{BESIDE} over {method}", pd.concat(ratios), len(METHODS)))
     return found
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from rich.table import Table
 
 from specbench import ROOT, metrics
-from specbench.compare.gate import BESIDE_SD, RUN_SD, change, size
+from specbench.compare.gate import BESIDE_SD, RUN_SD, change, change_beside, size, size_beside
 from specbench.metrics import BASELINE
 from specbench.parsing import console
 from specbench.records import write_atomic
@@ -118,11 +118,13 @@ def gate(repetitions: int) -> Iterator[Row]:
 def _planned(rng: np.random.Generator, noise: float) -> tuple[int, int]:
     """Questions a task, and runs, as planned from a pilot run that has seen the noise itself."""
     needed = size(sqrt(2) * _seen(rng, noise), RATIOS, TASKS, SLOWED, POWER)
-    return -(-needed.questions // TASKS), needed.runs
+    return needed.questions // TASKS, needed.runs
 
 
 def _planned_beside(rng: np.random.Generator, noise: float) -> int:
-    return -(-size(_seen(rng, noise), RATIOS, TASKS, SLOWED, POWER, BESIDE_SD / sqrt(2)).questions // TASKS)
+    needed = size_beside(_seen(rng, noise), RATIOS, TASKS, SLOWED, POWER)
+    assert needed is not None, f"{SLOWED:.0%} is far beyond {BESIDE_SD}"
+    return needed // TASKS
 
 
 def _seen(rng: np.random.Generator, noise: float) -> float:
@@ -143,9 +145,8 @@ def _fails(rng: np.random.Generator, noise: float, questions: int, runs: int, sl
 def _fails_beside(rng: np.random.Generator, noise: float, questions: int, slower: float, times: float = 1) -> bool:
     """times: how much more two processes differ than is believed."""
     index = pd.MultiIndex.from_product([range(TASKS), range(questions)], names=["task", "question_id"])
-    moved = -slower + rng.normal(0, times * BESIDE_SD) + rng.normal(0, noise, (len(index), 1))
-    frame = pd.DataFrame(moved, index=index)
-    return change("a ratio", 0 * frame, frame, RATIOS, BESIDE_SD / sqrt(2)).verdict == "fail"
+    moved = -slower + rng.normal(0, times * BESIDE_SD) + rng.normal(0, noise, len(index))
+    return change_beside("a ratio", pd.Series(moved, index=index), RATIOS).verdict == "fail"
 
 
 def _row(what: str, happened: Iterable[bool], repetitions: int, low: float, high: float) -> Row:

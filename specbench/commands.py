@@ -97,20 +97,24 @@ def plan(argv: list[str]) -> int:
     from specbench.compose import composed
 
     config = composed(options.overrides, options.config_dir)
+    from specbench.compare.gate import FAILS_BELOW
     from specbench.plan import cells, cells_table, rows, rows_table
     from specbench.report.loaded import load
     from specbench.run import planned
 
+    if options.effect <= 1 - FAILS_BELOW:
+        raise InputError(f"--effect {options.effect}: expected more than {1 - FAILS_BELOW:g}; compare lets less pass")
     pilot = load(options.pilot)
-    for key in ("name", "shape"):
+    for key in ("name", "shape", "dtype"):
         was, wanted = (pilot.config.get("target") or {}).get(key), config.target[key]
         if was != wanted:
             raise InputError(
                 f"--pilot {options.pilot} ran target.{key}={was}, planned is {wanted}: its times say nothing of that"
             )
     widened()
-    console.print(rows_table(rows(pilot, options.effect, options.power), options.effect, options.power))
-    console.print(cells_table(cells(pilot, *planned(config))))
+    questions, methods, repeats = planned(config)
+    console.print(rows_table(rows(pilot, methods, options.effect, options.power), options.effect, options.power))
+    console.print(cells_table(cells(pilot, questions, methods, repeats)))
     return 0
 
 

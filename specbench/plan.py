@@ -11,7 +11,7 @@ import pandas as pd
 from rich.table import Table
 from scipy import stats
 
-from specbench.compare.gate import BESIDE_SD, Needed, size
+from specbench.compare.gate import Needed, size, size_beside
 from specbench.compare.runs import log_ratios, timed
 from specbench.errors import InputError
 from specbench.metrics import BASELINE
@@ -32,19 +32,19 @@ class Row:
     effect: float
     needed: int
     stored: Needed
-    beside: Needed
+    beside: int | None
 
 
-def rows(pilot: LoadedRun, effect: float, power: float, level: float = 0.05) -> list[Row]:
-    """Raises InputError for a pilot of one repeat or without two questions a task."""
-    ratios = timed(pilot)
+def rows(pilot: LoadedRun, methods: Sequence[str], effect: float, power: float, level: float = 0.05) -> list[Row]:
+    """Of the planned methods that the pilot has. Raises InputError for one of one repeat or without two questions a task."""
+    ratios = [(method, over) for method, over in timed(pilot) if method in methods]
     versions = 1 + sum(over == BASELINE for _, over in ratios)  # that are compared with themselves, the baseline too
     found = []
     for method, over in ratios:
         logs = log_ratios(pilot, method, over, by_repeat=True)
         deviation, noise = _deviation(logs), _noise(logs)
         count = logs.groupby(["task", "question_id"]).ngroups
-        if np.isnan(deviation) or np.isnan(noise):
+        if np.isnan(deviation) or np.isnan(noise) or logs.groupby(["task", "repeat"]).size().min() < 2:
             raise InputError(f"{pilot.name} is no pilot: two questions a task and two repeats are the least")
         reach = float(stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power))
         needed = max(2, int(np.ceil((reach * deviation / np.log1p(effect)) ** 2)))
@@ -52,7 +52,7 @@ def rows(pilot: LoadedRun, effect: float, power: float, level: float = 0.05) -> 
         tasks = logs.index.get_level_values("task").nunique()
         name = method if over == BASELINE else f"{method} over {over}"
         stored = size(np.sqrt(2) * noise, len(ratios), tasks, effect, power)
-        beside = size(noise, versions, tasks, effect, power, BESIDE_SD / np.sqrt(2))
+        beside = size_beside(noise, versions, tasks, effect, power)
         found.append(Row(name, count, deviation, now, needed, stored, beside))
     return found
 
@@ -64,7 +64,7 @@ def _deviation(logs: pd.Series) -> float:
 
 
 def _noise(logs: pd.Series) -> float:
-    """SD of a question's mean over its repeats, as they vary."""
+    """SD of a question's mean over its repeats, as they vary; the fastest of them, which counts, varies less as a rule."""
     groups = logs.groupby(["task", "question_id"])
     return float(np.sqrt((groups.var() / groups.size()).mean()))
 
@@ -111,7 +111,7 @@ def rows_table(found: Sequence[Row], effect: float, power: float) -> Table:
     names = ("method", "questions", "SD of log speedup", "finds now", f"for {effect:.0%}", "compare", "compare --against")
     shown = Table(*names, title=f"Questions for a difference of {effect:.0%} with a power of {power:.0%}")
     for row in found:
-        wanted = [str(row.needed), _told(row.stored), _told(row.beside)]
+        wanted = [str(row.needed), _told(row.stored), "not in one run" if row.beside is None else str(row.beside)]
         shown.add_row(row.method, str(row.questions), f"{row.deviation:.3f}", f"{row.effect:.1%}", *wanted)
     shown.caption = "compare: questions of a run, and runs of each side, with which a slowdown of that size fails"
     return shown

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
+from math import isfinite, isnan
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from rich.table import Table
 
-from specbench.compare.gate import BESIDE_SD, FAILS_BELOW, LEVEL, PASSES_ABOVE, Change, change
-from specbench.compare.runs import CODE, Counted, check_alike, counted, counted_beside, side, side_by_side, timed
+from specbench.compare.gate import FAILS_BELOW, LEVEL, PASSES_ABOVE, Change, change, change_beside
+from specbench.compare.runs import CODE, Counted, check_alike, counted, counted_beside, log_ratios, side, side_by_side, timed
 from specbench.errors import InputError
 from specbench.metrics import BASELINE
 from specbench.records import write_atomic
@@ -38,15 +39,29 @@ class Comparison:
 
 def compared(reference: Path, new: Path, factors: Sequence[str] = ()) -> Comparison:
     """A run against a run, or against the latest of a folder of runs. Raises InputError for runs that are not comparable."""
-    olds, fresh = side(reference), side(new)
+    fresh = side(new)
+    olds = [run for run in side(reference) if _origin(run) not in map(_origin, fresh)]
+    if not olds:
+        raise InputError(f"{reference} holds no run but {fresh[-1].name} itself")
     check_alike([*olds, *fresh], (*CODE, *factors))
     ratios = [pair for pair in timed(olds[-1]) if pair in timed(fresh[-1])]
-    changes = [
-        change(f"{method} over {over}", side_by_side(olds, method, over), side_by_side(fresh, method, over), len(ratios))
-        for method, over in ratios
-    ]
+    if not ratios:
+        raise InputError(f"{fresh[-1].name} and {olds[-1].name} have no timed method in common")
+    changes = [_stored(olds, fresh, method, over, len(ratios)) for method, over in ratios]
     counters = counted(olds[-1], fresh[-1])
     return Comparison(olds[-1].name, fresh[-1].name, counters, changes, _absolute(olds[-1], fresh[-1]))
+
+
+def _origin(run: LoadedRun) -> tuple[str, str]:
+    """Equal for a run and a copy of it."""
+    return run.name, str(run.provenance.get("started"))
+
+
+def _stored(olds: Sequence[LoadedRun], fresh: Sequence[LoadedRun], method: str, over: str, together: int) -> Change:
+    old, new = (side_by_side(runs, method, over) for runs in (olds, fresh))
+    if old.index.intersection(new.index).empty:
+        raise InputError(f"{fresh[-1].name} and {olds[-1].name} have no finished question of {method} and {over} in common")
+    return change(f"{method} over {over}", old, new, together)
 
 
 def compared_beside(path: Path, exchanged: bool = False) -> Comparison:
@@ -56,11 +71,16 @@ def compared_beside(path: Path, exchanged: bool = False) -> Comparison:
     methods = [label for label in labels if f"{label}@{BESIDE}" in labels]
     if not methods:
         raise InputError(f"{path}: no method of it ran on engine {BESIDE} too")
+    broken = next((one for one in run.trials if one.method.endswith(f"@{BESIDE}") and one.finish_reason == "error"), None)
+    if broken:
+        raise InputError(f"{path}: {broken.method} stopped, so that there is nothing to compare with: {broken.error}")
     sides = [(method, f"{method}@{BESIDE}")[:: -1 if exchanged else 1] for method in methods]
     changes = []
     for new, old in sides:
-        moved = side_by_side([run], new, old)
-        changes.append(change(f"{new} over {old}", 0 * moved, moved, len(sides), BESIDE_SD / sqrt(2)))
+        moved = log_ratios(run, new, old)
+        if moved.empty:
+            raise InputError(f"{path}: no question that both {new} and {old} have finished")
+        changes.append(change_beside(f"{new} over {old}", moved, len(sides)))
     return Comparison(f"{run.name}@{BESIDE}", run.name, counted_beside(run, methods, BESIDE), changes, None)
 
 
@@ -94,7 +114,7 @@ def notes(found: Comparison) -> list[str]:
 
 def _needed(one: Change) -> str:
     if one.needed is None:
-        return "one question a task has no interval"
+        return "one question a task has no interval" if isnan(one.ratio.low) else "too near to a limit for one run to decide"
     runs = f" and {one.needed.runs} runs of each side" if one.needed.runs > 1 else ""
     return f"{one.needed.questions} questions{runs} would decide, of {one.questions} now"
 
@@ -121,7 +141,16 @@ def write_json(found: Comparison, path: Path) -> None:
     plain = {**asdict(found), "failed": found.failed}
     for row, one in zip(plain["changes"], found.changes, strict=True):
         row["verdict"] = one.verdict
-    write_atomic(path, json.dumps(plain, indent=1) + "\n")
+    write_atomic(path, json.dumps(_finite(plain), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """With null for what is no number: JSON has none."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def write_junit(found: Comparison, path: Path) -> None:

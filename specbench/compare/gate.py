@@ -7,8 +7,9 @@ interval.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
-from math import ceil, nan
+from math import ceil, isnan, nan, pi
 from typing import Literal
 
 import numpy as np
@@ -19,10 +20,13 @@ from specbench.statistics import Interval, stratified_mean
 
 FAILS_BELOW = 0.99  # the whole interval of new / reference
 PASSES_ABOVE = 0.97  # its lower limit
-RUN_SD = 0.008  # of a ratio inside a run from process to process, in logarithms: what is believed beforehand,
-BESIDE_SD = 0.004  # the same of a method's rate over its own in another process, their turns next to each other: none was
-# seen (docs/regression.md); at twice this equal versions still fail less than once in a hundred (python -m benchmarks.simulation)
-RUN_SD_FREEDOM = 10  # as firmly as if it came from eleven runs
+RUN_SD = 0.008  # of a ratio inside a run from process to process, in logarithms: what is believed beforehand
+# The same of a method's rate over its own in another process, their turns next to each other. None was seen
+# (docs/regression.md); at twice this equal versions still fail less than once in a hundred (python -m benchmarks.simulation).
+BESIDE_SD = 0.004
+RUN_SD_FREEDOM = 10  # both are believed as firmly as if they came from eleven runs
+DECIDES = 0.8
+MOST = 100_000  # questions of a task that are thought of
 LEVEL = 0.98  # of all intervals of a comparison together, so that equal versions fail once in a hundred at most
 
 Verdict = Literal["fail", "pass", "undecided"]
@@ -56,53 +60,101 @@ class Change:
         return "pass" if self.ratio.low > PASSES_ABOVE else "undecided"
 
 
-def change(what: str, reference: pd.DataFrame, new: pd.DataFrame, together: int, run_sd: float = RUN_SD) -> Change:
-    """Log ratios by (task, question_id), a column a run; of several runs of a side the median counts.
+def change(what: str, reference: pd.DataFrame, new: pd.DataFrame, together: int) -> Change:
+    """Of stored runs: log ratios by (task, question_id), a column a run; of several runs of a side the median counts.
 
-    together: comparisons that share LEVEL (Bonferroni). run_sd: see RUN_SD. Tasks weigh the same.
+    together: comparisons that share LEVEL (Bonferroni). Tasks weigh the same.
     """
-    moved = (new.median(axis=1) - reference.median(axis=1)).dropna()
+    between, known = _between_runs(reference, new)
+    runs = min(reference.shape[1], new.shape[1])
+    over_runs = between * (_of_median(reference.shape[1]) + _of_median(new.shape[1]))
+    found, allowed = _judged(what, (new.median(axis=1) - reference.median(axis=1)).dropna(), over_runs, known, together)
+    if found.verdict != "undecided" or isnan(found.over_questions):
+        return found
+    while 2 * between * _of_median(runs) > allowed / 2:
+        runs += 1
+    left = allowed - 2 * between * _of_median(runs)
+    return replace(found, needed=Needed(max(1, ceil(found.questions * found.over_questions / left)), runs))
+
+
+def change_beside(what: str, moved: pd.Series, together: int) -> Change:
+    """Of two versions in one run: log(new / reference) by (task, question_id)."""
+    found, allowed = _judged(what, moved.dropna(), BESIDE_SD**2, RUN_SD_FREEDOM, together)
+    left = allowed - BESIDE_SD**2
+    if found.verdict != "undecided" or isnan(found.over_questions) or left <= 0:
+        return found
+    return replace(found, needed=Needed(max(1, ceil(found.questions * found.over_questions / left)), 1))
+
+
+def _judged(what: str, moved: pd.Series, over_runs: float, known: float, together: int) -> tuple[Change, float]:
+    """The change, and the variance with which it would be decided with a chance of DECIDES, if what is estimated were so.
+
+    What seems faster is taken for equal there.
+    over_runs: variance from process to process, with `known` degrees of freedom.
+    """
     strata = [values.to_numpy(dtype=float) for _, values in moved.groupby(level="task")]
     mean, over_questions, freedom = stratified_mean(strata)
-    sides = 1 / reference.shape[1] + 1 / new.shape[1]
-    between, known = _between_runs(reference, new, run_sd)
-    over_runs = between * sides
     if np.isnan(over_questions):
-        return Change(what, len(moved), Interval(float(np.exp(mean)), np.nan, np.nan))
+        return Change(what, len(moved), Interval(float(np.exp(mean)), np.nan, np.nan)), nan
     error2 = over_questions + over_runs
     freedom = error2**2 / (over_questions**2 / freedom + over_runs**2 / known)
-    reach = float(stats.t.ppf(1 - (1 - LEVEL) / 2 / together, freedom))
+    reach = _reach(together, freedom)
     ratio = Interval(*(float(np.exp(mean + side * reach * np.sqrt(error2))) for side in (0, -1, 1)))
-    found = Change(what, len(moved), ratio, over_questions)
-    many = float(stats.norm.ppf(1 - (1 - LEVEL) / 2 / together))
-    allowed = (float(np.log(FAILS_BELOW / PASSES_ABOVE)) / 2 / many) ** 2  # too narrow to hold both
-    needed = _enough(len(moved) * over_questions, between, allowed, min(reference.shape[1], new.shape[1]))
-    return replace(found, needed=needed) if found.verdict == "undecided" else found
+    away = max(min(mean, 0.0) - float(np.log(PASSES_ABOVE)), float(np.log(FAILS_BELOW)) - mean)
+    wanted = (away / (_reach(together, np.inf) + float(stats.norm.ppf(DECIDES)))) ** 2
+    return Change(what, len(moved), ratio, over_questions), wanted
 
 
-def size(over_questions: float, together: int, tasks: int, effect: float, power: float, run_sd: float = RUN_SD) -> Needed:
-    """What finds a slowdown by the share `effect` with this power. over_questions: SD of new / reference, one run of each."""
-    found, away = Needed(2 * tasks, 1), float(np.log(FAILS_BELOW / (1 - effect)))
-    for _ in range(4):  # quantiles depend on how many there are
-        freedom = min(found.questions - tasks, RUN_SD_FREEDOM + 2 * (found.runs - 1))
-        reach = float(stats.t.ppf(1 - (1 - LEVEL) / 2 / together, freedom) + stats.norm.ppf(power))
-        more = _enough(over_questions**2, run_sd**2, (away / reach) ** 2)
-        found = Needed(max(found.questions, more.questions), max(found.runs, more.runs))
-    return found
+def size(over_questions: float, together: int, tasks: int, effect: float, power: float) -> Needed:
+    """What finds a slowdown by the share `effect` between stored runs with this power.
 
-
-def _enough(over_questions: float, between: float, allowed: float, runs: int = 1) -> Needed:
-    """For a variance of at most `allowed`; where runs are many of it, more of them, until they are half of it.
-
-    over_questions: variance over questions of new / reference; between: over runs of a ratio.
+    over_questions: SD over questions of log(new / reference), one run of each.
     """
-    more = max(runs, ceil(4 * between / allowed)) if 2 * between / runs >= allowed / 2 else runs
-    return Needed(ceil(over_questions / (allowed - 2 * between / more)), more)
+    runs = 1
+    while 2 * RUN_SD**2 * _of_median(runs) > _allowed(RUN_SD_FREEDOM + 2 * (runs - 1), together, effect, power) / 2:
+        runs += 1
+    known = RUN_SD_FREEDOM + 2 * (runs - 1)
+    return Needed(_questions(over_questions, 2 * RUN_SD**2 * _of_median(runs), known, together, tasks, effect, power), runs)
 
 
-def _between_runs(reference: pd.DataFrame, new: pd.DataFrame, run_sd: float) -> tuple[float, float]:
+def size_beside(over_questions: float, together: int, tasks: int, effect: float, power: float) -> int | None:
+    """Questions that find it between two versions in one run; None: one run cannot."""
+    if _allowed(RUN_SD_FREEDOM, together, effect, power) <= BESIDE_SD**2:
+        return None
+    return _questions(over_questions, BESIDE_SD**2, RUN_SD_FREEDOM, together, tasks, effect, power)
+
+
+def _questions(
+    over_questions: float, over_runs: float, known: float, together: int, tasks: int, effect: float, power: float
+) -> int:
+    """The fewest, as many of each task, at least two."""
+
+    def enough(each: int) -> bool:
+        allowed = _allowed(min(tasks * (each - 1), known), together, effect, power)
+        return over_questions**2 / (tasks * each) + over_runs <= allowed
+
+    return tasks * (2 + bisect_left(range(2, MOST), True, key=enough))
+
+
+def _allowed(freedom: float, together: int, effect: float, power: float) -> float:
+    """Variance with which a slowdown by `effect` is found with this power."""
+    away = float(np.log(FAILS_BELOW / (1 - effect)))
+    return (away / (_reach(together, freedom) + float(stats.norm.ppf(power)))) ** 2
+
+
+def _reach(together: int, freedom: float) -> float:
+    """Half the width of an interval, in standard errors."""
+    return float(stats.t.ppf(1 - (1 - LEVEL) / 2 / together, freedom))
+
+
+def _of_median(runs: int) -> float:
+    """Variance of the median of so many runs, in that of one: pi / 2 of the mean's where there are many."""
+    return (pi / 2 if runs > 2 else 1) / runs
+
+
+def _between_runs(reference: pd.DataFrame, new: pd.DataFrame) -> tuple[float, float]:
     """Variance of a ratio from run to run, what is believed and what is seen put together; and its degrees of freedom."""
     sides = [side.mean(axis=0).to_numpy(dtype=float) for side in (reference, new)]
     seen = sum(float(((means - means.mean()) ** 2).sum()) for means in sides)
     freedom = RUN_SD_FREEDOM + sum(len(means) - 1 for means in sides)
-    return (RUN_SD_FREEDOM * run_sd**2 + seen) / freedom, freedom
+    return (RUN_SD_FREEDOM * RUN_SD**2 + seen) / freedom, freedom

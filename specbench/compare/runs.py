@@ -62,8 +62,10 @@ def check_alike(runs: Sequence[LoadedRun], factors: Sequence[str]) -> None:
 
 
 def _grown(name: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """A method or engine that the reference lacks."""
-    return name.partition(".")[0] in GROWS and name not in first
+    """A method or engine that the reference lacks as a whole."""
+    group, _, label = name.partition(".")
+    own = f"{group}.{label.partition('.')[0]}"
+    return group in GROWS and not any(_under(known, (own,)) for known in first)
 
 
 def _under(name: str, factors: Sequence[str]) -> bool:
@@ -77,6 +79,8 @@ def _facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
     for name in (*PLACE, *DATA, *SOFTWARE):
         yield name, about.get(name)
     yield from _flat({"checkpoints": run.provenance.get("checkpoints") or {}})
+    for method, stores in (run.provenance.get("leakage") or {}).items():
+        yield f"method.{method}.datastores", tuple(store.get("sha256") for store in stores)
 
 
 def _flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -138,8 +142,8 @@ def _log_rates(turns: pd.DataFrame, keys: list[str]) -> pd.Series:
 
 
 def side_by_side(runs: Sequence[LoadedRun], method: str, over: str) -> pd.DataFrame:
-    """By (task, question_id), a column a run."""
-    return pd.DataFrame({run.name: log_ratios(run, method, over) for run in runs})
+    """Log ratios by (task, question_id), a column a run that has both."""
+    return pd.DataFrame({run.name: log_ratios(run, method, over) for run in runs}).dropna(axis="columns", how="all")
 
 
 def timed(run: LoadedRun) -> list[tuple[str, str]]:
