@@ -20,7 +20,7 @@ import pytest
 from specbench import ROOT
 from specbench.compare.comparison import compared, compared_beside, markdown, notes, write_json, write_junit
 from specbench.compare.exports import asv, bencher, github
-from specbench.compare.gate import RUN_SD, Change, change, size
+from specbench.compare.gate import RUN_SD, Change, change, size, size_beside
 from specbench.compare.runs import log_ratios
 from specbench.errors import InputError
 from specbench.records import RunDirectory, Trial
@@ -96,6 +96,45 @@ def test_another_commit_and_further_methods_are_no_difference(tmp_path: Path) ->
     assert compared(old, new).new == "new"
 
 
+def test_a_run_is_not_its_own_reference(tmp_path: Path) -> None:
+    _, new = pair(tmp_path)
+    with pytest.raises(InputError, match="holds no run but new itself"):
+        compared(new, new)
+    assert compared(tmp_path, new).reference == "old"
+
+
+def test_a_folder_whose_older_runs_lack_a_method(tmp_path: Path) -> None:
+    trials = made_up_trials(METHODS, TASKS, questions=8)
+    older = [one for one in trials if one.method != "sps"]
+    for day, rows in enumerate((older, older, trials)):
+        write_run(tmp_path / "rolling" / f"r{day}", noisy(rows, day), started=f"2026-11-{day + 1:02}T00:00:00Z")
+    found = compared(tmp_path / "rolling", write_run(tmp_path / "new", noisy(trials, 99)).path)
+    assert {one.what for one in found.changes} == {"pld over autoregressive", "sps over autoregressive"} and not found.failed
+
+
+def test_a_method_with_another_setting_is_not_a_further_one(tmp_path: Path) -> None:
+    old, new = pair(tmp_path)
+    RunDirectory(old).write_config(CONFIG | {"method": {"pld": {"max_ngram": 3}}})
+    RunDirectory(new).write_config(CONFIG | {"method": {"pld": {"max_ngram": 3, "length": 9}, "rest": {"nodes": 3}}})
+    with pytest.raises(InputError, match="method.pld.length is 9, not None"):
+        compared(old, new)
+
+
+def test_another_datastore_is_another_run(tmp_path: Path) -> None:
+    old, new = pair(tmp_path)
+    for run, print_ in ((old, "a"), (new, "b")):
+        RunDirectory(run).write_provenance(PROVENANCE | {"leakage": {"pld": [{"sha256": print_}]}})
+    with pytest.raises(InputError, match="method.pld.datastores"):
+        compared(old, new)
+
+
+def test_a_version_that_stopped_is_nothing_to_compare_with(tmp_path: Path) -> None:
+    trials = made_up_trials({"pld": 0.4}, ["qa"], questions=4)
+    beside = [replace(one, method=f"{one.method}@reference", finish_reason="error", error="gone") for one in trials]
+    with pytest.raises(InputError, match="stopped, so that there is nothing to compare with: gone"):
+        compared_beside(write_run(tmp_path / "both", [*trials, *beside]).path)
+
+
 def test_what_the_reference_has_must_be_there(tmp_path: Path) -> None:
     old, _ = pair(tmp_path)
     trials = RunDirectory(old).trials()
@@ -167,6 +206,15 @@ def test_equal_versions_fail_at_most_once_in_a_hundred(noise: float) -> None:
         changes = [change("x", simulated(rng, 24, noise, 1), simulated(rng, 24, noise, 1), 3) for _ in range(3)]
         failed += any(one.verdict == "fail" for one in changes)
     assert failed <= 6
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 6])
+def test_sizes_are_the_least_that_keep_the_power(tasks: int) -> None:
+    """Of three ratios at a noise of 3 %: 5 % is found with a variance of (0.0412 / (2.7 + 1.64))^2 at most."""
+    beside = size_beside(0.03, 3, tasks, 0.05, 0.95)
+    assert beside is not None and beside <= 24 and size_beside(0.03, 3, tasks, 0.02, 0.95) is None
+    stored = size(0.03, 3, tasks, 0.05, 0.95)
+    assert stored.runs <= 6 and stored.questions <= 60
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.05])
@@ -268,6 +316,7 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     assert "no such format; there is github" in cli("export", "gihub", "old").err
     status, out, err = cli("plan", "--pilot", "old", *tiny.overrides("task=[qa]", "method=[pld]", "limit=4"))
     assert status == 0 and "Questions for a difference of 5%" in out, err
+    assert "expected more than 0.01" in cli("plan", "--pilot", "old", "--effect", "0.01").err
     assert "its times say nothing of that" in cli("plan", "--pilot", "old", "target.shape=100m").err
     assert "is the first run of rolling" in cli("compare", "rolling", "old", "--add").out
     assert "holds one called old already" in cli("compare", "rolling", "old", "--add").err
