@@ -9,10 +9,8 @@ scatters from run to run beyond what its questions explain; then the same of POO
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +28,7 @@ from specbench.parsing import console
 from specbench.progress import ProgressDisplay
 from specbench.records import RunDirectory, write_atomic
 from specbench.report.loaded import load
+from specbench.report.tables import csv
 from specbench.run import execute
 
 SLOWED = 0.05
@@ -101,16 +100,24 @@ def pooled(runs: Sequence[Path]) -> list[Change]:
     return found
 
 
-def told(found: Mapping[str, Sequence[Sequence[Change]]]) -> Table:
-    names = ("new version", "ratio", "new / reference", "failed", "undecided", "passed", "SD over runs", "of questions")
-    shown = Table(*names)
+def rows(found: Mapping[str, Sequence[Sequence[Change]]]) -> pd.DataFrame:
+    """A row a kind of runs and ratio; shares and standard deviations in logarithms."""
+    made = []
     for kind, comparisons in found.items():
         for changes in zip(*comparisons, strict=True):
             verdicts = [one.verdict for one in changes]
+            counts = {verdict: verdicts.count(verdict) for verdict in ("fail", "undecided", "pass")}
+            over_runs, of_questions = scatter(changes) if len(changes) > 1 else (np.nan, np.nan)
             mean = float(np.exp(np.mean(np.log([one.ratio.estimate for one in changes]))))
-            counts = [f"{verdicts.count(verdict)} of {len(verdicts)}" for verdict in ("fail", "undecided", "pass")]
-            sds = [f"{sd:.2%}" for sd in scatter(changes)] if len(changes) > 1 else ["-", "-"]
-            shown.add_row(kind, changes[0].what, f"{mean:.3f}", *counts, *sds)
+            about = {"new_version": kind, "ratio": changes[0].what, "questions": changes[0].questions, "new_over_reference": mean}
+            made.append({**about, **counts, "sd_over_runs": over_runs, "sd_of_questions": of_questions})
+    return pd.DataFrame(made)
+
+
+def told(found: pd.DataFrame) -> Table:
+    shown = Table(*found.columns)
+    for row in found.itertuples(index=False):
+        shown.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
     return shown
 
 
@@ -134,9 +141,9 @@ def main() -> None:
             console.print(kind, seed, verdicts, highlight=False)
     groups = {kind: [paths[at : at + POOLED] for at in range(0, len(paths), POOLED)] for kind, paths in runs.items()}
     together = {f"{kind}, {POOLED} runs as one": [pooled(group) for group in parts] for kind, parts in groups.items()}
-    console.print(told({kind: [one.changes for one in comparisons] for kind, comparisons in found.items()} | together))
-    plain = {kind: [asdict(one) | {"failed": one.failed} for one in comparisons] for kind, comparisons in found.items()}
-    write_atomic(options.out / "regression.json", json.dumps(plain, indent=1) + "\n")
+    table = rows({kind: [one.changes for one in comparisons] for kind, comparisons in found.items()} | together)
+    console.print(told(table))
+    write_atomic(options.out / "regression.csv", csv(table))
 
 
 if __name__ == "__main__":
