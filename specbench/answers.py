@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 FOLDER = "model_answer_run_{}"
-EPOCH = "1970-01-01T00:00:00Z"  # of a run that does not say when it began
 FIELDS = ("question_id", "category", "choices")
 CHOICE = ("turns", "decoding_steps", "new_tokens", "wall_time", "accept_lengths")
 BY_TURN: dict[str, type | tuple[type, ...]] = {"turns": str, "decoding_steps": int, "new_tokens": int, "wall_time": (int, float)}
@@ -38,7 +36,6 @@ def export(run: LoadedRun, out: Path) -> list[Path]:
     turns = sorted((trial for trial in run.trials), key=lambda trial: (trial.method, trial.repeat, str(trial.question_id)))
     failed = {trial.question_id for trial in run.trials if trial.failed}
     first = {(trial.method, trial.question_id, trial.turn): trial.output_sha256 for trial in run.trials if trial.repeat == 0}
-    started = datetime.fromisoformat(str(run.provenance.get("started") or EPOCH).replace("Z", "+00:00")).timestamp()
     written = []
     for (method, repeat), trials in groupby(turns, key=lambda trial: (trial.method, trial.repeat)):
         of_question = groupby(trials, key=lambda trial: trial.question_id)
@@ -48,7 +45,8 @@ def export(run: LoadedRun, out: Path) -> list[Path]:
         if any(key not in texts or trial.output_sha256 != first[key] for key, trial in zip(keys, told, strict=True)):
             continue  # another seed's text, which is not kept
         rows = [
-            _line(run.name, rows, [texts[method, trial.question_id, trial.turn] for trial in rows], started) for rows in questions
+            _line(run.name, rows, [texts[method, trial.question_id, trial.turn] for trial in rows], run.started)
+            for rows in questions
         ]
         path = out / FOLDER.format(repeat + 1) / f"{method}.jsonl"
         write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
