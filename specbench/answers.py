@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 FOLDER = "model_answer_run_{}"
-EPOCH = "1970-01-01T00:00:00Z"  # of a run that does not say when it began
 FIELDS = ("question_id", "category", "choices")
 CHOICE = ("turns", "decoding_steps", "new_tokens", "wall_time", "accept_lengths")
 BY_TURN: dict[str, type | tuple[type, ...]] = {"turns": str, "decoding_steps": int, "new_tokens": int, "wall_time": (int, float)}
@@ -33,29 +33,47 @@ FAILED = "ERROR"  # the text of a turn that failed
 
 
 def export(run: LoadedRun, out: Path) -> list[Path]:
-    """One file a method and repeat, of the questions that every method has whole. Raises InputError where no text is known."""
+    """One file a method and repeat, of the questions that every method has whole in that repeat and that failed in none.
+
+    Raises InputError where nothing of that has a text.
+    """
     texts = {(row["method"], row["question_id"], row["turn"]): row["text"] for row in run.texts}
     turns = sorted((trial for trial in run.trials), key=lambda trial: (trial.method, trial.repeat, str(trial.question_id)))
-    failed = {trial.question_id for trial in run.trials if trial.failed}
+    whole = _whole(run.trials)
     first = {(trial.method, trial.question_id, trial.turn): trial.output_sha256 for trial in run.trials if trial.repeat == 0}
-    started = datetime.fromisoformat(str(run.provenance.get("started") or EPOCH).replace("Z", "+00:00")).timestamp()
     written = []
     for (method, repeat), trials in groupby(turns, key=lambda trial: (trial.method, trial.repeat)):
         of_question = groupby(trials, key=lambda trial: trial.question_id)
-        questions = [sorted(rows, key=lambda trial: trial.turn) for question, rows in of_question if question not in failed]
+        questions = [sorted(rows, key=lambda trial: trial.turn) for question, rows in of_question if (repeat, question) in whole]
         told = [trial for rows in questions for trial in rows]
         keys = [(trial.method, trial.question_id, trial.turn) for trial in told]
-        if any(key not in texts or trial.output_sha256 != first[key] for key, trial in zip(keys, told, strict=True)):
-            continue  # another seed's text, which is not kept
+        if not told or any(
+            key not in texts or trial.output_sha256 != first.get(key) for key, trial in zip(keys, told, strict=True)
+        ):
+            continue  # nothing whole, or another seed's text, which is not kept
         rows = [
-            _line(run.name, rows, [texts[method, trial.question_id, trial.turn] for trial in rows], started) for rows in questions
+            _line(run.name, rows, [texts[method, trial.question_id, trial.turn] for trial in rows], run.started)
+            for rows in questions
         ]
         path = out / FOLDER.format(repeat + 1) / f"{method}.jsonl"
         write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         written.append(path)
     if not written:
-        raise InputError(f"{run.name} holds no texts")
+        raise InputError(f"{run.name} holds no texts of questions that every method has whole")
     return written
+
+
+def _whole(trials: Sequence[Trial]) -> set[tuple[int, QuestionId]]:
+    """Repeats and questions of which every method has every turn, but for questions of which any turn failed."""
+    failed = {trial.question_id for trial in trials if trial.failed}
+    methods = {trial.method for trial in trials}
+    turns = Counter(question for question, _ in {(trial.question_id, trial.turn) for trial in trials})
+    made = Counter((trial.repeat, trial.question_id) for trial in trials)
+    return {
+        (repeat, question)
+        for (repeat, question), count in made.items()
+        if question not in failed and count == len(methods) * turns[question]
+    }
 
 
 def _line(run: str, turns: Sequence[Trial], texts: Sequence[str], started: float) -> dict[str, Any]:
@@ -82,9 +100,12 @@ def import_(files: Sequence[Path], baselines: Sequence[Path], tokenizer: Tokeniz
     """A run of answer files, methods called after them; the i-th file of a name is repeat i, as the i-th baseline is.
 
     tokenizer: for Spec-Bench's count of the baseline's tokens. Times are wall time of whole turns, texts are compared as texts.
-    Raises InputError for a file that is none, naming its line.
+    Raises InputError for a file that is none, naming its line, and for a method of more or fewer files than the baseline.
     """
     labelled = [*((BASELINE, path) for path in baselines), *((path.stem, path) for path in files if path not in baselines)]
+    for method, count in Counter(label for label, _ in labelled).items():
+        if count != len(baselines):
+            raise InputError(f"--baseline: {len(baselines)} files, {method} has {count}")
     repeats = _counted([label for label, _ in labelled])
     rows = [
         trial
@@ -127,6 +148,8 @@ def _wrong(row: dict[str, Any]) -> str | None:
     missing = [*(name for name in FIELDS if name not in row), *(name for name in CHOICE if name not in choice)]
     if missing:
         return f"it has no {', '.join(missing)}"
+    if type(row["question_id"]) not in (int, str) or not isinstance(row["category"], str):
+        return "question_id is not a number or a text, or category is not a text"
     for name, kind in BY_TURN.items():
         values = choice[name]
         if (
@@ -135,6 +158,8 @@ def _wrong(row: dict[str, Any]) -> str | None:
             or not all(isinstance(one, kind) for one in values)
         ):
             return f"{name} is not a list of {'texts' if kind is str else 'numbers'}, one a turn"
+    if not all(0 < wall < math.inf or text == FAILED for wall, text in zip(choice["wall_time"], choice["turns"], strict=True)):
+        return f"wall_time is not above 0 in a turn whose text is not {FAILED}"
     lengths = choice["accept_lengths"]
     if not isinstance(lengths, list) or not all(type(one) is int for one in lengths):
         return "accept_lengths is not a list of whole numbers"

@@ -55,10 +55,9 @@ def report(argv: list[str]) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="or a folder of runs, such as a sweep's")
     parser.add_argument("--out", type=Path, help="default: reports/<name of the first RUN>")
     options = parser.parse_args(argv)
-    from specbench.records import runs_below
+    from specbench.records import runs_of
 
-    runs = [run for path in options.runs for run in runs_below(path) or [path]]
-    return _report(runs, options.out or Path("reports") / options.runs[0].resolve().name)
+    return _report(runs_of(options.runs), options.out or Path("reports") / options.runs[0].resolve().name)
 
 
 def cost(argv: list[str]) -> int:

@@ -141,12 +141,13 @@ def replay(argv: list[str]) -> int:
 def paper(argv: list[str]) -> int:
     """The survey's tables and figures, the leaderboards and their drift, with measured runs beside what they match."""
     parser = Parser(prog="specbench paper", description=paper.__doc__)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="or a folder of runs, such as a sweep's")
     parser.add_argument("--out", type=Path, default=Path("reports/paper"), help="default: reports/paper")
     options = parser.parse_args(argv)
     from specbench.paper.render import render
+    from specbench.records import runs_of
 
-    console.print(f"page: {render(options.runs, options.out)}", markup=False, soft_wrap=True)
+    console.print(f"page: {render(runs_of(options.runs), options.out)}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -271,6 +271,11 @@ def runs_below(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.rglob("summary.csv") if RunDirectory(path.parent).is_run())
 
 
+def runs_of(paths: Sequence[Path]) -> list[Path]:
+    """Of each path the finished runs in it, or else itself."""
+    return [run for path in paths for run in runs_below(path) or [path]]
+
+
 def _mapping(path: Path, load: Any, broken: type[Exception]) -> dict[str, Any]:
     try:
         content = load(path.read_text(encoding="utf-8"))

@@ -116,8 +116,41 @@ def test_lines_that_are_no_answers_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"question_id": 1, "category": "qa", "choices": [{"turns": ["x"]}]}\n')
     with pytest.raises(InputError, match="a.jsonl:1: not an answer of Spec-Bench: it has no decoding_steps"):
         import_([], [tmp_path / "a.jsonl"], None, RunDirectory(tmp_path / "back"))
+    good = json.loads(by_hand("vicuna", 81, "qa", [1] * 4, 1.0))
+    at_once, failed = ({"choices": [good["choices"][0] | {"turns": [text], "wall_time": [0.0]}]} for text in ("w", "ERROR"))
+    for change, said in (
+        ({"question_id": None}, "question_id is not"),
+        ({"question_id": [81]}, "question_id is not"),
+        ({"category": None}, "question_id is not a number or a text, or category is not a text"),
+        (at_once, "wall_time is not above 0"),
+    ):
+        (tmp_path / "c.jsonl").write_text(json.dumps(good | failed) + "\n" + json.dumps(good | change) + "\n")
+        with pytest.raises(InputError, match=f"c.jsonl:2: not an answer of Spec-Bench: {said}"):
+            import_([], [tmp_path / "c.jsonl"], None, RunDirectory(tmp_path / "back"))
     with pytest.raises(InputError, match="no such file"):
         import_([], [tmp_path / "b.jsonl"], None, RunDirectory(tmp_path / "back"))
     run = write_run(tmp_path / "run", made_up_trials({"pld": 0.4}, ("qa",)))
     with pytest.raises(InputError, match="run holds no texts"):
         export(load(run.path), tmp_path / "out")
+
+
+def test_every_method_has_a_file_for_each_baseline(tmp_path: Path) -> None:
+    """Else repeats would be paired with none."""
+    files = [tmp_path / name for name in ("1/vicuna.jsonl", "2/vicuna.jsonl", "1/eagle.jsonl")]
+    with pytest.raises(InputError, match="--baseline: 2 files, eagle has 1"):
+        import_(files[2:], files[:2], None, RunDirectory(tmp_path / "back"))
+
+
+def test_an_unfinished_run_is_exported_where_all_methods_have_a_question(tmp_path: Path) -> None:
+    """Stopped before sps took question 104 again, and question 2 failed once."""
+    whole = run_with_texts(tmp_path / "whole")
+    trials = [trial for trial in whole.trials() if (trial.method, trial.repeat, trial.question_id) != ("sps", 1, 104)]
+    trials = [replace(one, error="killed") if (one.method, one.question_id) == ("pld", 2) else one for one in trials]
+    run = write_run(tmp_path / "run", trials)
+    for row in whole.texts():
+        run.append_text(**row)
+    export(load(run.path), tmp_path / "out")
+    for repeat, left in ((1, {0, 1, 3, 4, 100, 101, 102, 103, 104}), (2, {0, 1, 3, 4, 100, 101, 102, 103})):
+        for method in ("autoregressive", "pld", "sps"):
+            lines = (tmp_path / "out" / f"model_answer_run_{repeat}" / f"{method}.jsonl").read_text().splitlines()
+            assert {json.loads(line)["question_id"] for line in lines} == left, (method, repeat)

@@ -303,6 +303,14 @@ def test_asv_keeps_the_results_of_other_versions_and_targets(tmp_path: Path) -> 
     assert written[0][-1] != written[1][-1]
 
 
+def test_asv_takes_a_run_that_does_not_say_when_it_began(tmp_path: Path) -> None:
+    """An imported one."""
+    old, _ = pair(tmp_path)
+    RunDirectory(old).write_provenance({"imported": ["model_answer_run_1/pld.jsonl"]})
+    result = json.loads(asv(load(old), tmp_path / "asv")[-1].read_text())
+    assert result["date"] == 0 and all(result["results"]["ms_per_token"][0])
+
+
 def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     run = ["task=[qa]", "method=[pld]", "repeats=2"]
     for name in ("old", "new"):

@@ -112,10 +112,13 @@ def test_the_page(tmp_path: Path) -> None:
     assert set(rows["kind"]) == {"published", "measured"} and rows.loc[rows["kind"] == "published", "source"].notna().all()
 
 
-def test_the_command(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("specbench.paper.render.render", lambda runs, out: out / f"{len(runs)}.html")
     status, out, err = cli("paper", "one", "--out", "paper")
     assert status == 0 and "page: paper/1.html" in out, err
+    for name in ("a", "b"):
+        write_run(tmp_path / "sweep" / name, made_up_trials({"pld": 0.4}, ["qa"])).write_summary("")
+    assert "page: paper/3.html" in cli("paper", "one", "sweep", "--out", "paper").out
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,18 @@ def test_sparse_settings_leave_columns_empty(tmp_path):
     )
 
 
+def test_methods_without_times_have_no_rank(tmp_path):
+    trials = made_up_trials({"pld": 0.3, "sps": 0.6, "rest": 0.5}, ["qa"])
+    untimed = [dataclasses.replace(one, prefill_s=None, decode_s=None) if one.method == "rest" else one for one in trials]
+    rows = summarise(load(write_run(tmp_path, untimed).path)).set_index(["method", "task"])
+    assert rows.loc["rest", ["rank_best", "rank_worst"]].isna().all(axis=None)
+    assert rows["rank_worst"].max() == 3
+    every = summarise(
+        load(write_run(tmp_path / "all", [dataclasses.replace(one, prefill_s=None, decode_s=None) for one in trials]).path)
+    )
+    assert every["rank_best"].isna().all()
+
+
 FIGURES = ("forest", "speedup", "conversion", "acceptance", "questions")
 
 
@@ -92,7 +104,8 @@ def test_render_writes_everything(run, tmp_path):
     report = render([run.path], tmp_path / "out")
     written = {path.name for path in (tmp_path / "out").iterdir()}
     figures = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg", "pdf")}
-    assert written == figures | {"index.html", "table.md", "table.tex", "summary.csv", "acceptance.csv", "conventions.csv"}
+    data = {"summary.csv", "alarms.csv", "acceptance.csv", "conventions.csv"}
+    assert written == figures | data | {"index.html", "table.md", "table.tex"}
     assert {path.name for path in report.files} == written
     assert len(report.terminal) == 1 and report.page.exists()
 
@@ -105,6 +118,9 @@ def test_several_runs_say_which_row_is_whose(run, tmp_path):
     assert (tmp_path / "out" / "other-speedup.svg").exists()
     assert {str(table.title).split(":")[0] for table in report.terminal} == {"run", "other"}
     assert {alarm.split(":")[0] for alarm in report.alarms} == {"run", "other"}
+    rows = pd.read_csv(report.out / "alarms.csv")
+    assert list(rows) == ["run", "level", "method", "task", "message"] and len(rows) == len(report.alarms)
+    assert all(message in alarm for message, alarm in zip(rows["message"], report.alarms, strict=True))
     with pytest.raises(InputError, match="different names"):
         render([run.path, run.path], tmp_path / "twice")
 

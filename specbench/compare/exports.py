@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def asv(run: LoadedRun, out: Path) -> list[Path]:
     cells = {(row["method"], row["task"]): row for row in rows.to_dict("records")}
     wanted = [cells.get((method, task)) for method in methods for task in tasks]
     commit = str((about.get("git") or {}).get("commit") or "0" * 40)
-    milliseconds = int(1000 * datetime.fromisoformat(str(about["started"]).replace("Z", "+00:00")).timestamp())
+    milliseconds = int(1000 * run.started)
     asked = _asked(run)  # of another version asv shows no result, so it must not follow the code
     params = {"machine": name, "os": machine.get("os"), "arch": machine.get("architecture"), "cpu": machine.get("cpu")}
     result: dict[str, Any] = {

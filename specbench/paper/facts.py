@@ -64,9 +64,3 @@ def leaderboard() -> pd.DataFrame:
     rows["method"] = rows["method"].replace(METHODS)
     rows["day"] = rows["source"].str.extract(r"\((\d{4}-\d{2}-\d{2})\)")[0]
     return rows.assign(kind="published")
-
-
-def too_fast(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows whose speedup is above their mean accepted tokens: with one forward code for both, no method can be."""
-    found: pd.DataFrame = rows[rows["speedup"] > rows["mean_accepted_tokens"]]
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -55,7 +55,7 @@ class Report:
 
 
 def render(run_dirs: Sequence[Path], out: Path) -> Report:
-    """Writes summary.csv, acceptance.csv, conventions.csv, table.md, table.tex, index.html and the figures into `out`.
+    """Writes index.html, table.md, table.tex, summary, alarms, acceptance and conventions.csv, and the figures into `out`.
 
     Of profiled runs time.csv, too.
 
@@ -71,12 +71,14 @@ def render(run_dirs: Sequence[Path], out: Path) -> Report:
     positions = pd.concat([_positions(run).assign(run=run.name) for run in runs], ignore_index=True)
     splits = pd.concat([metrics.time_split(run.frame).assign(run=run.name) for run in runs], ignore_index=True)
     counted = pd.concat([metrics.conventions(run.trials).assign(run=run.name) for run in runs], ignore_index=True)
+    warned = [{"run": section.run.name, **asdict(alarm)} for section in sections for alarm in section.alarms]
     across, pictures = _across(summary, style, out)
     contents = {
         "index.html": page(sections, across),
         "table.md": tables.markdown(summary),
         "table.tex": tables.latex(summary),
         "summary.csv": tables.csv(summary),
+        "alarms.csv": tables.csv(pd.DataFrame(warned, columns=["run", "level", "method", "task", "message"])),
         "acceptance.csv": tables.csv(positions),
         "conventions.csv": tables.csv(counted),
         **({"time.csv": tables.csv(splits)} if len(splits) else {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from specbench.certify.certificate import Known, known
 from specbench.errors import InputError
 from specbench.metrics import BASELINE, trial_frame
 from specbench.records import RunDirectory, Trial
+
+EPOCH = "1970-01-01T00:00:00Z"  # of a run that does not say when it began, such as an imported one
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class LoadedRun:
     frame: pd.DataFrame  # metrics.trial_frame(trials)
     texts: list[dict[str, Any]]
     certified: dict[str, Known]  # by method
+
+    @property
+    def started(self) -> float:
+        """Seconds since 1970."""
+        return datetime.fromisoformat(str(self.provenance.get("started") or EPOCH).replace("Z", "+00:00")).timestamp()
 
 
 def load(path: Path) -> LoadedRun:

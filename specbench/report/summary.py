@@ -136,13 +136,14 @@ def latencies(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def ranks(ratios: pd.DataFrame, yardsticks: pd.Index) -> pd.DataFrame:
-    """By (method, task): the best and the worst rank that it may have by speedup; yardsticks, (method, task), have none."""
+    """By (method, task) with a speedup: the best and the worst rank that it may have; yardsticks, (method, task), have none."""
     barred = {method for method, _ in yardsticks}
     wide = ratios[~ratios["method"].isin(barred)].pivot(index=QUESTION[1:], columns="method", values="log_speedup")
     tasks = {str(task): rows for task, rows in wide.groupby(level="task", sort=False)}
     found: dict[tuple[str, str], tuple[int, int]] = {}
     for name, parts in {**{task: [rows] for task, rows in tasks.items()}, OVERALL: list(tasks.values())}.items():
-        strata = {str(method): [rows[method].to_numpy(dtype=float) for rows in parts] for method in wide.columns}
+        timed = [method for method in wide.columns if any(rows[method].notna().any() for rows in parts)]
+        strata = {str(method): [rows[method].to_numpy(dtype=float) for rows in parts] for method in timed}
         found |= {(method, name): limits for method, limits in statistics.ranks(strata).items()}
     index = pd.MultiIndex.from_tuples(found, names=CELL)
     return pd.DataFrame(found.values(), index=index, columns=["rank_best", "rank_worst"], dtype=float)
@@ -167,8 +168,8 @@ def _interval_row(ratios: pd.DataFrame, failed: pd.DataFrame) -> list[float]:
         conversion.low,
         conversion.high,
     ]
-    medians = [np.median(values) for values in _strata(ratios, "log_speedup")]
-    return [*limits, decode, with_failures, float(np.exp(np.mean(medians)))]
+    medians = [np.median(values, keepdims=True) for values in _strata(ratios, "log_speedup")]
+    return [*limits, decode, with_failures, _geometric_mean(medians)]
 
 
 def _strata(rows: pd.DataFrame, column: str) -> list[statistics.Array]:
