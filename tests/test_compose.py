@@ -58,7 +58,7 @@ def test_every_choice_there_is_can_be_composed(group: str) -> None:
         ("suite=spec-bench", "suite=spec-bench: no such suite; there is spec_bench, "),
         ("engine=natvie", "engine=natvie: no such engine; there is native, hf or reference"),
         ("experiment=foo", "experiment=foo: no such experiment"),
-        ("hydra/launcher=slurm", "hydra/launcher=slurm: no such hydra/launcher; there is "),
+        ("hydra/launcher=slrum", "hydra/launcher=slrum: no such hydra/launcher; there is "),
         ("target=[mini,vicuna_7b]", "no such target; there is "),
         ("target=null", "target=null: no such target; there is "),
         ("method=null", "method=null: no such method; there is "),
