@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from rich.table import Table
 
 from specbench.compare.gate import FAILS_BELOW, LEVEL, PASSES_ABOVE, Change, change, change_beside
-from specbench.compare.runs import CODE, Counted, check_alike, counted, counted_beside, log_ratios, side, side_by_side, timed
+from specbench.compare.runs import Counted, check_alike, counted, counted_beside, log_ratios, side, side_by_side, timed
 from specbench.errors import InputError
 from specbench.metrics import BASELINE
 from specbench.records import write_atomic
@@ -43,7 +43,7 @@ def compared(reference: Path, new: Path, factors: Sequence[str] = ()) -> Compari
     olds = [run for run in side(reference) if _origin(run) not in map(_origin, fresh)]
     if not olds:
         raise InputError(f"{reference} holds no run but {fresh[-1].name} itself")
-    check_alike([*olds, *fresh], (*CODE, *factors))
+    check_alike([*olds, *fresh], factors)
     ratios = [pair for pair in timed(olds[-1]) if pair in timed(fresh[-1])]
     if not ratios:
         raise InputError(f"{fresh[-1].name} and {olds[-1].name} have no timed method in common")

@@ -18,7 +18,6 @@ from specbench.report.loaded import LoadedRun, load
 PLACE = ("dtype", "device.name", "machine.cpu", "machine.cores", "machine.threads", "machine.architecture")
 DATA = ("suite_sha256", "target_sha256", "draft_sha256", "turns")
 SOFTWARE = ("versions.python", "versions.torch", "versions.transformers", "versions.numpy")
-CODE = ("code_sha256", "codes", "git", "versions.specbench")  # what is compared, if nothing else is said
 GROWS = ("method", "engine")  # of a config: a run may have more of them than its reference
 COUNTERS = (
     *("prompt_sha256", "new_tokens", "finish_reason", "output_sha256", "steps", "target_forwards", "draft_forwards"),
