@@ -31,6 +31,7 @@ SPREAD = 0.3  # SD of the log speedup over questions
 SHAPES = ((1, 4), (1, 6), (1, 10), (1, 20), (1, 80), (6, 2), (6, 4), (6, 8), (6, 80))  # tasks, questions of each
 PILOT = 4  # questions a task
 SLOWED, POWER, TASKS, RATIOS = 0.05, 0.95, 6, 3
+NOISES = (0.01, 0.02, 0.03, 0.05, 0.1)
 Draw = Callable[[np.random.Generator, tuple[int, int]], Array]
 
 
@@ -95,21 +96,21 @@ def _ranked_apart(rng: np.random.Generator, methods: int, tasks: int, questions:
 
 def gate(repetitions: int) -> Iterator[Row]:
     """noise: SD of a question's log ratio from run to run, or of its log ratio of two versions in one run."""
-    for noise in (0.01, 0.03, 0.1):
+    for noise in NOISES:
         rng = np.random.default_rng(2)
         failed = (any(_fails(rng, noise, PILOT, 1, 0.0) for _ in range(RATIOS)) for _ in range(repetitions))
         yield _row(f"equal versions fail: noise {noise:.0%}, {RATIOS} ratios", failed, repetitions, 0, 0.01)
     for times in (1, 2):
-        for noise in (0.01, 0.03, 0.1):
+        for noise in NOISES:
             rng = np.random.default_rng(4)
             failed = (any(_fails_beside(rng, noise, PILOT, 0.0, times) for _ in range(RATIOS)) for _ in range(repetitions))
             what = f"equal versions in one run fail: noise {noise:.0%}, {RATIOS} ratios, {times} × the scatter that is believed"
             yield _row(what, failed, repetitions, 0, 0.01)
-    for noise in (0.01, 0.03, 0.1):
+    for noise in NOISES:
         rng = np.random.default_rng(5)
         found = (_fails_beside(rng, noise, _planned_beside(rng, noise), -log(1 - SLOWED)) for _ in range(repetitions))
         yield _row(f"a 5 % slowdown in one run fails at the planned size: noise {noise:.0%}", found, repetitions, POWER, 1)
-    for noise in (0.01, 0.03, 0.1):
+    for noise in NOISES:
         rng = np.random.default_rng(3)
         found = (_fails(rng, noise, *_planned(rng, noise), -log(1 - SLOWED)) for _ in range(repetitions))
         yield _row(f"a 5 % slowdown fails at the planned size: noise {noise:.0%}", found, repetitions, POWER, 1)

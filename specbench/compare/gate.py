@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from specbench.statistics import Interval, stratified_mean
+from specbench.statistics import LEAST_STRATUM, Interval, stratified_mean
 
 FAILS_BELOW = 0.99  # the whole interval of new / reference
 PASSES_ABOVE = 0.97  # its lower limit
@@ -127,13 +127,13 @@ def size_beside(over_questions: float, together: int, tasks: int, effect: float,
 def _questions(
     over_questions: float, over_runs: float, known: float, together: int, tasks: int, effect: float, power: float
 ) -> int:
-    """The fewest, as many of each task, at least two."""
+    """The fewest, as many of each task; of fewer than LEAST_STRATUM the interval is too uncertain to plan with."""
 
     def enough(each: int) -> bool:
         allowed = _allowed(min(tasks * (each - 1), known), together, effect, power)
         return over_questions**2 / (tasks * each) + over_runs <= allowed
 
-    return tasks * (2 + bisect_left(range(2, MOST), True, key=enough))
+    return tasks * (LEAST_STRATUM + bisect_left(range(LEAST_STRATUM, MOST), True, key=enough))
 
 
 def _allowed(freedom: float, together: int, effect: float, power: float) -> float:
