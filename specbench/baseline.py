@@ -3,18 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from methods.autoregressive import Autoregressive
-from specbench import devices
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.packed import can_pack
 from specbench.decoding.sampling import Sampling
-from specbench.devices import free_memory_bytes
+from specbench.devices import DTYPES, free_memory_bytes
 from specbench.engine.base import Engine
 from specbench.engine.hf import TransformersGenerate
 from specbench.engine.native import Native
 from specbench.metrics import BASELINE
+from specbench.models import held_bytes
 
 ROUNDS, TOKENS = 5, 24
 ROOM = 0.7  # of the free memory may go to one copy
@@ -27,13 +24,7 @@ def other_dtypes(model: LanguageModel, dtype: str) -> list[str]:
     """What else targets are run in on the model's device, where its memory holds a copy of such weights beside the model."""
     weights, free = sum(p.numel() for p in model.model.parameters()), free_memory_bytes(model.device)
     there = [other for other in ALTERNATIVES.get(model.device.type, ()) if other != dtype]
-    return [other for other in there if free is None or _bytes(weights, other, model.device) < ROOM * free]
-
-
-def _bytes(weights: int, dtype: str, device: torch.device) -> int:
-    """Packed layers hold their weights twice."""
-    kind = devices.DTYPES[dtype]
-    return weights * kind.itemsize * (2 if can_pack(device, kind) else 1)
+    return [other for other in there if free is None or held_bytes(weights, DTYPES[other], model.device) < ROOM * free]
 
 
 def ways(models: Mapping[str, LanguageModel]) -> dict[tuple[str, str], Engine]:

@@ -1,4 +1,4 @@
-"""From a target's settings to a loaded model: hub id or folder, pretrained or random, widened, packed for the CPU."""
+"""From a target's settings to a loaded model: hub id or folder, pretrained or random, expanded, packed for the CPU."""
 
 import json
 from collections.abc import Mapping
@@ -9,14 +9,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from specbench import ROOT
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.packed import can_pack, pack
-from specbench.devices import pick_device, pick_dtype
+from specbench.devices import free_memory_bytes, pick_device, pick_dtype
 from specbench.errors import InputError, few
-from specbench.zoo.widen import widened
+from specbench.zoo.expand import expanded, expanded_config
 
 
 def load_model(
@@ -31,7 +38,7 @@ def load_model(
     shape: Mapping[str, int] | None = None,
     packed: bool = True,
 ) -> LanguageModel:
-    """weights: pretrained, or random (from `config` alone, nothing downloaded). shape: a wider one, outputs unchanged.
+    """weights: pretrained, or random (from `config` alone, nothing downloaded). shape: a larger one, outputs unchanged.
 
     packed: on a CPU, linear layers in oneDNN's layout where that exists. Raises InputError for what cannot be had.
     """
@@ -45,7 +52,10 @@ def load_model(
         else:
             model = _pretrained(path, revision, kind, device_map, trust_remote_code)
         if shape is not None:
-            model = widened(model, **shape)
+            if device_map is not None:
+                raise InputError("shape: an expanded target lies on one device; set device_map=null")
+            check_room(expanded_config(model, shape), kind, where, packed)
+            model = expanded(model, shape, where)
         if device_map is None:
             model = model.to(where)  # type: ignore[arg-type]
     except torch.OutOfMemoryError:
@@ -55,6 +65,21 @@ def load_model(
     made = LanguageModel(model)
     made.check()
     return made
+
+
+def check_room(config: PretrainedConfig, dtype: torch.dtype, device: torch.device, packed: bool) -> None:
+    """Raises InputError where a model of this config does not fit the device's free memory."""
+    with torch.device("meta"):
+        weights = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    needed, free = held_bytes(weights, dtype, device, packed), free_memory_bytes(device)
+    if free is not None and needed > free:
+        size = f"{weights / 1e9:.1f} billion weights need {needed / 1e9:.1f} GB"
+        raise InputError(f"shape: {size} on {device} as {str(dtype).removeprefix('torch.')}, where {free / 1e9:.1f} GB are free")
+
+
+def held_bytes(weights: int, dtype: torch.dtype, device: torch.device, packed: bool = True) -> int:
+    """What so many weights take once loaded; packed layers hold theirs twice."""
+    return weights * dtype.itemsize * (2 if packed and can_pack(device, dtype) else 1)
 
 
 def load_draft(draft: Mapping[str, Any] | None, device: str, weights: str) -> LanguageModel:

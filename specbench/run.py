@@ -35,6 +35,7 @@ from specbench.provenance import fingerprint, method_code, provenance
 from specbench.records import RunDirectory
 from specbench.report import write_summary
 from specbench.schedule import Schedule, arms_of
+from specbench.skip_sets import SKIP_SET, check_shape
 from tasks.question import Question, subsample
 from tasks.suite import Suite
 
@@ -63,7 +64,7 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     with sole_timer(timed_devices(config.target.device, config.target.device_map), waiting):
         arms = arms_of(engines, [BASELINE, *(label for label in config.method if label != BASELINE)])
         drafters = {label: built(settings) for label, settings in config.method.items()}
-        check_tokenizers(drafters, tokenizer)
+        check_drafters(drafters, config.target, tokenizer)
         target = target_of(config.target)
         check_prompts(questions, target)
         for engine in engines.values():
@@ -248,6 +249,13 @@ def _tokenizer(settings: dict[Any, Any]) -> tuple[PreTrainedTokenizerBase, str]:
     if settings["path"] is None:
         raise InputError("target.path=null: expected a hub id or a folder")
     return load_tokenizer(settings["path"], settings["revision"], settings["trust_remote_code"]), settings["format"]
+
+
+def check_drafters(drafters: Mapping[str, Drafter], target: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises InputError for a method that does not go with this target's tokenizer or shape; before weights are loaded."""
+    check_tokenizers(drafters, tokenizer)
+    skipping = [label for label, drafter in drafters.items() if any(part.learns == SKIP_SET for part in drafter.family())]
+    check_shape(skipping, target)
 
 
 def check_prompts(questions: list[Question], target: Target) -> None:

@@ -1,6 +1,7 @@
 """Skip sets as files: YAML with `attention` and `mlp`, lists of 0-based layer numbers."""
 
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from specbench.decoding.thinned import SkipSet
 from specbench.errors import InputError
 
 FILE = "skip.yaml"
+SKIP_SET = "skip set"  # as `Drafter.learns` has it
 SEED = 0  # of random sets
 SHARE = 0.25  # of all sublayers that a random set skips: most of a random target's drafts are still right
 
@@ -29,6 +31,17 @@ def skip_set_for(checkpoint: str | None, layers: int) -> SkipSet:
     if wrong := misfit(found, layers):
         raise InputError(f"{path}: {wrong}")
     return found
+
+
+def check_shape(labels: Sequence[str], target: Mapping[str, Any]) -> None:
+    """Of methods that skip layers, on a target's settings. Raises InputError for a shape with layers that do nothing."""
+    name = target["shape"]
+    shapes = target.get("shapes") or {}
+    if labels and name in shapes and "num_hidden_layers" in shapes[name]:
+        raise InputError(
+            f"method.{labels[0]}: the layers that target.shape={name} adds do nothing, so that skipping them says nothing of a "
+            "trained model; leave the method out"
+        )
 
 
 def random_set(layers: int) -> SkipSet:

@@ -81,7 +81,14 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["target.weights=random"], "target.weights=random needs target.config, the model's architecture"),
         (
             ["target.shape=100m", "target.shapes={100m: {hidden_size: 8, intermediate_size: 8, num_attention_heads: 1}}"],
-            "shape: ",
+            "shape: hidden_size=8 is smaller than the model's, ",
+        ),
+        (["target.shape=x", "+target.shapes.x={head_dim: 12}"], "shape: head_dim=12 is no multiple of the model's 8"),
+        (["target.shape=x", "+target.shapes.x={layers: 12}"], "shape: layers is no size of a shape; expected hidden_size, "),
+        (["target.shape=7b", "target.device_map=auto"], "shape: an expanded target lies on one device; set device_map=null"),
+        (
+            ["method=[self_speculative]", "target.shape=1b"],
+            "method.self_speculative: the layers that target.shape=1b adds do nothing, so that skipping them says nothing of",
         ),
         (["suite.per_task=0"], "suite mini has no question of task qa; it has none at all"),
         (

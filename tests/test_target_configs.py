@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from specbench import ROOT
+from specbench.compose import composed
 from specbench.skip_sets import skip_set_for
+from specbench.zoo.expand import expanded_config
 
-CONF = Path(__file__).parents[1] / "conf" / "target"
+CONF = ROOT / "conf" / "target"
 KEYS = {
     *("name", "path", "revision", "format", "dtype", "device", "device_map"),
     *("trust_remote_code", "weights", "shape", "config", "draft", "checkpoints", "datastore"),
@@ -99,3 +100,34 @@ def test_checkpoints_of_trained_drafters_are_hub_ids(name: str) -> None:
 def test_rope_settings_arrive() -> None:
     rope = build(load("llama31_8b").draft.config).rope_parameters
     assert (rope["rope_type"], rope["rope_theta"], rope["factor"]) == ("llama3", 500_000.0, 32.0)
+
+
+SHAPED = {  # the embedded target at a shape, its draft model; as published
+    "1b": (1_100_048_384, 68_030_208),
+    "7b": (PARAMETERS["vicuna_7b"][0], 68_030_208),
+    "8b": (PARAMETERS["llama31_8b"][0], 68_030_208 + 2 * 768 * (128_256 - 32_000)),
+    "13b": (PARAMETERS["vicuna_13b"][0], 68_030_208),
+    "70b": (ALONE["llama2_70b"], 162_417_408),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPED)
+def test_the_embedded_target_expands_to_the_published_size(shape: str) -> None:
+    target = composed([f"target.shape={shape}"]).target
+    assert (expanded_size(target.path, target.shapes[shape]), expanded_size(target.draft.path, target.draft.shape)) == SHAPED[
+        shape
+    ]
+    assert target.draft.dtype == "auto"
+
+
+def expanded_size(path: str, shape: DictConfig) -> int:
+    model = AutoModelForCausalLM.from_pretrained(ROOT / path)
+    with torch.device("meta"):
+        large = AutoModelForCausalLM.from_config(expanded_config(model, OmegaConf.to_container(shape)))  # type: ignore[arg-type]
+    return sum(parameter.numel() for parameter in large.parameters())
+
+
+def test_without_such_a_shape_the_draft_model_stays_as_it_is() -> None:
+    for overrides in ([], ["target.shape=100m"]):
+        draft = composed(overrides).target.draft
+        assert (draft.shape, draft.dtype) == (None, "float32")

@@ -1,4 +1,4 @@
-"""Drafters with weights: the authors' layouts both ways, widening, and what they draft against the slow way."""
+"""Drafters with weights: the authors' layouts both ways, expansion, and what they draft against the slow way."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
-from specbench.zoo.widen import widened
+from specbench.zoo.expand import expanded
 from tests.tiny import prompts
 
 TREE = {"paths": [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 1, 0]]}
@@ -45,7 +45,7 @@ def target(layers: int = 6) -> LanguageModel:
 
 
 def ungrouped(layers: int = 6) -> Any:
-    """A Llama that can be widened."""
+    """A Llama without grouped heads."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from tests.tiny import SHAPE
@@ -56,23 +56,30 @@ def ungrouped(layers: int = 6) -> Any:
         return AutoModelForCausalLM.from_config(config).double().eval()
 
 
+WIDE = {"hidden_size": 96, "intermediate_size": 80, "num_attention_heads": 12}
+LARGE = {**WIDE, "num_key_value_heads": 4, "head_dim": 16, "num_hidden_layers": 13, "vocab_size": 300}
+SHAPES = pytest.mark.parametrize("shape", [WIDE, LARGE], ids=["wide", "large"])
+
+
+@SHAPES
 @pytest.mark.parametrize("kind", KINDS)
-def test_widened_with_its_target_it_drafts_the_same(kind: type[DraftNetwork], tmp_path: Path) -> None:
+def test_expanded_with_its_target_it_drafts_the_same(kind: type[DraftNetwork], shape: dict[str, int], tmp_path: Path) -> None:
     narrow = target()
     network = network_for(kind, "random", narrow)
     write(network.float(), tmp_path)  # float16 on disk, so that both read the same
     expected = decoded(narrow, drafter_of(kind, str(tmp_path)))
-    wide = LanguageModel(widened(ungrouped(), hidden_size=96, intermediate_size=80, num_attention_heads=12))
+    wide = LanguageModel(expanded(ungrouped(), shape))
     outs = decoded(wide, drafter_of(kind, str(tmp_path)))
     for ours, theirs in zip(outs, expected, strict=True):
         assert (ours.output_ids, ours.drafted, ours.accepted) == (theirs.output_ids, theirs.drafted, theirs.accepted)
     assert sum(sum(out.accepted) for out in outs) > 0
 
 
+@SHAPES
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_wide_network_gives_the_same_numbers(kind: type[DraftNetwork], tmp_path: Path) -> None:
+def test_the_expanded_network_gives_the_same_numbers(kind: type[DraftNetwork], shape: dict[str, int], tmp_path: Path) -> None:
     """Every weight that reaches an output lies where it must: hidden states and logits agree to rounding."""
-    narrow, wide_model = target(), widened(ungrouped(), hidden_size=96, intermediate_size=80, num_attention_heads=12)
+    narrow, wide_model = target(), expanded(ungrouped(), shape)
     write(network_for(kind, "random", narrow).float(), tmp_path)
     wide = LanguageModel(wide_model)
     small, large = (drafter_of(kind, str(tmp_path)) for _ in range(2))

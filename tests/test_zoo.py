@@ -105,3 +105,44 @@ def test_the_best_tree_holds_every_node_s_parent(monkeypatch: pytest.MonkeyPatch
     shares = dict(found)
     assert found[0][0] == (0,) and [share for _, share in found] == sorted(shares.values(), reverse=True)
     assert len(found) > 5 and all(shares[path[:-1]] >= share for path, share in found if len(path) > 1)
+
+
+METHODS = (
+    "pld",
+    "sps",
+    "medusa",
+    "hydra_heads",
+    "eagle",
+    "eagle2",
+    "eagle3",
+    "token_recycling",
+    "rest",
+    "sam_decoding",
+    "lookahead",
+)
+SHAPE = "{hidden_size: 512, intermediate_size: 896, num_hidden_layers: 11, num_attention_heads: 16, num_key_value_heads: 8, "
+SHAPE += "head_dim: 128, vocab_size: 3000}"  # every axis grows, and heads come in groups
+DRAFT = "{hidden_size: 256, num_attention_heads: 4, vocab_size: 3000}"
+
+
+def written(*overrides: str) -> dict[str, list[tuple[list[int], list[int], list[int]]]]:
+    """By method, of first turns: output ids, draft nodes and accepted tokens of every step."""
+    config = composed([f"method=[{','.join(METHODS)}]", "target.dtype=float32", "target.device=cpu", *overrides])
+    target = target_of(config.target)
+    prompts = [torch.tensor(target.first_prompt(question)) for question in Mini(per_task=1).questions()]
+    sampling = Sampling(max_new_tokens=24, stop_token_ids=target.model.eos_ids)
+    found = {}
+    for label in METHODS:
+        drafter = built(config.method[label])
+        drafter.bind(target.model)
+        target.model.tap(drafter.taps)
+        outs = [generate(target.model, drafter, [prompt], sampling)[0] for prompt in prompts]
+        found[label] = [(out.output_ids, out.drafted, out.accepted) for out in outs]
+    return found
+
+
+def test_expanded_every_method_writes_drafts_and_accepts_the_same() -> None:
+    small = written()
+    large = written("target.shape=x", f"+target.shapes.x={SHAPE}", f"+target.draft_shapes.x={DRAFT}")
+    for label in METHODS:
+        assert large[label] == small[label], label

@@ -143,7 +143,14 @@ def _versions(about: Mapping[str, Any], label: str) -> set[tuple[Any, ...]]:
 
 def _method(config: Mapping[str, Any], about: Mapping[str, Any], label: str) -> tuple[Any, Any]:
     """Its settings, and the fingerprint of what it loads."""
-    return (config.get("method") or {}).get(label), (about.get("checkpoints") or {}).get(label)
+    return _given((config.get("method") or {}).get(label)), (about.get("checkpoints") or {}).get(label)
+
+
+def _given(settings: Any) -> Any:
+    """Settings without those that are null, which an older version may not have had."""
+    if isinstance(settings, Mapping):
+        return {key: _given(value) for key, value in settings.items() if value is not None}
+    return settings
 
 
 def read(path: Path) -> Certificate:

@@ -16,7 +16,6 @@ from specbench.certify.following import followed
 from specbench.certify.miniature import drafter_of, miniature
 from specbench.certify.shown import markdown
 from specbench.continuation import stamped
-from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError, one_line
@@ -32,6 +31,7 @@ from specbench.run import (
     SHARED_RULES,
     WHOLE,
     Rules,
+    check_drafters,
     check_prompts,
     check_rules,
     plain_config,
@@ -72,7 +72,7 @@ def certify(config: DictConfig, watch: Watch) -> tuple[Certificate, Path]:
     suite = built(config.suite)
     questions = questions_of(config, suite, config.limit)
     drafters: dict[str, Drafter] = {str(label): built(settings) for label, settings in config.method.items()}
-    check_tokenizers(drafters, tokenizer_of(config.target)[0])
+    check_drafters(drafters, config.target, tokenizer_of(config.target)[0])
     out.mkdir(parents=True, exist_ok=True)  # one that cannot be written to is told of now
     target = target_of(config.target)
     check_prompts(questions, target)

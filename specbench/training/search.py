@@ -23,10 +23,11 @@ from specbench.devices import timed_devices
 from specbench.errors import InputError
 from specbench.harness import Target
 from specbench.locks import WAITING, sole_timer
+from specbench.metrics import BASELINE
 from specbench.progress import Watch
 from specbench.records import write_atomic
 from specbench.run import WHOLE, Rules, questions_of, target_of
-from specbench.skip_sets import FILE, misfit, write_skip_set
+from specbench.skip_sets import FILE, check_shape, misfit, write_skip_set
 from specbench.training.calibration import Calibration, Found
 from specbench.training.search_report import card, table, trials_plot
 
@@ -41,6 +42,7 @@ Measure = Callable[[SkipSet], Found]
 def check(config: DictConfig, drafter: type[Any]) -> None:
     if PartialState().num_processes > 1:
         raise InputError("a skip set is searched for by one process: several would share the machine that is timed")
+    check_shape([str(label) for label in config.method if label != BASELINE], config.target)
 
 
 def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:

@@ -45,6 +45,10 @@ def check(config: DictConfig, drafter: type[Any]) -> None:
         raise InputError(f"precision={config.precision}: expected {nearest(str(config.precision), list(PRECISIONS))}")
     if config.file not in files:
         raise InputError(f"file={config.file}: expected {nearest(str(config.file), files)}")
+    if config.target.shape is not None:
+        raise InputError(
+            f"target.shape={config.target.shape}: a drafter is trained for the model as it is, and expanded with it; set null"
+        )
 
 
 def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
