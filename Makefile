@@ -49,7 +49,7 @@ zoo: setup  ## train the embedded models again, by their recipes, into build/zoo
 	$(BIN)/python -m specbench.zoo.chats build/zoo/dialogues.jsonl --count 2400 --whole
 	$(BIN)/specbench datastore build data=build/zoo/dialogues.jsonl out=build/zoo/datastore
 
-gpu:  ## on a machine with a GPU whose Python has the packages: equality checks, bandwidth, bench, roofline card, a short table
+gpu:  ## on a machine with a GPU whose Python has the packages; goes on where it was cut, tables last
 	$(PYTHON) -m benchmarks.gpu
 
 clean:

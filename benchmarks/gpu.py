@@ -1,25 +1,30 @@
-"""make gpu: what a GPU machine is asked, in an order that can be cut at any point without losing what was measured.
+"""make gpu: what a GPU machine is asked, in pieces that are not asked again once they are answered.
 
-1. correctness: float32 output on the GPU equal to the CPU's, token for token, for every method
-2. certificates: whether every method's text is the target's own in float16 and bfloat16, greedy and sampled
-3. the card's own ceiling: a large copy; memory beside weights and KV store
-4. the benchmark: mini suite at target.shape=100m, all methods, three repeats
-5. the roofline card of a 7B shape with random weights
+1. equality: float32 output on the GPU equal to the CPU's, token for token, for every method
+2. expanded: the same of the mini target and of its large shape, and the counts behind it
+3. ceilings: a large copy; memory beside weights and KV store
+4. cards: the roofline cards of large shapes
+5. bench: all methods on the mini suite at the large shape in float16, three repeats; one more, profiled, for the phases of a step
+6. contexts: autoregressive decoding, PLD and EAGLE-2 behind long prompts
+7. certificates: whether every method's text is the target's own in float16 and bfloat16, greedy and sampled
 
-    python -m benchmarks.gpu [--device cpu] [--limit N] [--out results/reference/NAME]
+    python -m benchmarks.gpu [--device cpu] [--limit N] [--shape 7b] [--cards 7b,8b,13b] [--out results/reference/NAME]
 
-On a machine without a GPU, `--device cpu --limit 1 --card qwen3_0_6b` tries the script itself. The last thing printed is a table.
+It can be cut at any point: the next call goes on. `--device cpu --limit 1 --shape 100m --cards 100m --lengths 500` tries the
+script itself. The last thing printed are the tables.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from benchmarks import memory
+from benchmarks import contexts, memory
 from benchmarks.embedded import opened
 from specbench.certify.certificate import FILE, read
 from specbench.certify.certify import certify
@@ -31,78 +36,166 @@ from specbench.devices import device_name, pick_device
 from specbench.errors import InputError, refuse
 from specbench.parsing import LOG_WIDTH, console
 from specbench.progress import ProgressDisplay, TrainingDisplay
+from specbench.records import write_atomic
 from specbench.report import render as render_report
 from specbench.run import execute
 
-METHODS = "method=[pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3]"
+METHODS = (
+    "method=[pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3,lookahead,rest,"
+    "token_recycling,sam_decoding,sam_eagle2]"
+)
+WIDTH = 140
 
 
-def told(shown: RenderableType, out: Path) -> None:
-    """Print it, and keep it in checks.txt: what was measured survives a cut."""
-    console.print(shown)
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "checks.txt").open("a", encoding="utf-8") as file:
-        Console(file=file, width=140).print(shown)
+@dataclass(frozen=True)
+class Asked:
+    """runs: where run directories go; reports: where tables go; shape: the large one."""
+
+    device: torch.device
+    limit: int
+    shape: str
+    cards: list[str]
+    lengths: list[int]
+    runs: Path
+    reports: Path
+
+    def on_device(self, *overrides: str) -> list[str]:
+        return [f"target.device={self.device}", *overrides]
 
 
-def equality(device: str, limit: int, out: Path) -> None:
+def equality(asked: Asked) -> Table:
     """Float32 against the CPU."""
-    on_cpu = decoded(limit, "target.device=cpu", "target.dtype=float32")
-    on_device = decoded(limit, f"target.device={device}", "target.dtype=float32")
-    found = Table("method", f"float32 on {device} equal to the CPU's")
+    few = min(asked.limit, 8)
+    on_cpu = decoded(few, "target.shape=100m", "target.device=cpu", "target.dtype=float32")
+    on_device = decoded(few, *asked.on_device("target.shape=100m", "target.dtype=float32"))
+    found = Table("method", f"float32 on {asked.device} equal to the CPU's")
     for label, outs in on_device.items():
-        equal = sum(a.output_ids == b.output_ids for a, b in zip(outs, on_cpu[label], strict=True))
-        found.add_row(label, f"{equal} of {len(outs)}")
-    told(found, out)
+        found.add_row(label, _equal(outs, on_cpu[label]))
+    return found
+
+
+def expanded(asked: Asked) -> Table:
+    """The large shape against the mini target, float32, both on the device."""
+    few = min(asked.limit, 4)
+    small = decoded(few, *asked.on_device("target.dtype=float32"))
+    large = decoded(few, *asked.on_device(f"target.shape={asked.shape}", "target.dtype=float32"))
+    title = f"The mini target and its {asked.shape} shape, float32"
+    found = Table("method", "texts equal", "steps", "mean accepted tokens", title=title)
+    for label, outs in large.items():
+        counts = [[sum(out.steps for out in side), _mean_accepted(side)] for side in (small[label], outs)]
+        steps, means = zip(*counts, strict=True)
+        found.add_row(label, _equal(outs, small[label]), "{} and {}".format(*steps), "{:.4f} and {:.4f}".format(*means))
+    return found
+
+
+def _equal(outs: list[Generation], others: list[Generation]) -> str:
+    equal = sum(a.output_ids == b.output_ids for a, b in zip(outs, others, strict=True))
+    return f"{equal} of {len(outs)}"
+
+
+def _mean_accepted(outs: list[Generation]) -> float:
+    return sum(sum(out.committed) for out in outs) / sum(out.steps for out in outs)
 
 
 def decoded(limit: int, *overrides: str) -> dict[str, list[Generation]]:
     """Every method's output on first turns of the mini suite, `limit` questions a task."""
-    there = opened(METHODS, "target.shape=100m", *overrides, limit=limit)
+    there = opened(METHODS, *overrides, limit=limit)
     return {label: [there.generate(label, prompt) for prompt in there.prompts] for label in there.drafters}
 
 
-def certificates(device: str, limit: int, out: Path) -> None:
-    """Each half precision's; the distributions are counted out on the CPU, of few texts."""
-    for dtype in ("float16", "bfloat16") if device != "cpu" else ("bfloat16",):
-        chosen = [METHODS, "target.shape=100m", f"target.device={device}", f"target.dtype={dtype}", f"limit={limit}"]
-        folder = Path("results/reference/certificates") / f"{out.name}-{dtype}"
-        if not (folder / FILE).exists():
-            config = composed([*chosen, "draws=1024", f"out={folder}"], root="certify")
-            with TrainingDisplay(console) as display:
-                certify(config, display.at)
-        told(table(read(folder / FILE)), out)
+def certificates(asked: Asked, dtype: str) -> Table:
+    """The distributions are counted out on the CPU, of few texts."""
+    limit = min(asked.limit, 4)
+    chosen = asked.on_device(METHODS, "target.shape=100m", f"target.dtype={dtype}", f"limit={limit}", "draws=1024")
+    folder = Path("results/reference/certificates") / f"{asked.runs.name}-{dtype}"
+    if not (folder / FILE).exists():
+        with TrainingDisplay(console) as display:
+            certify(composed([*chosen, f"out={folder}"], root="certify"), display.at)
+    return table(read(folder / FILE))
+
+
+def ceilings(asked: Asked) -> Table:
+    grown = memory.growth(*asked.on_device("target.shape=100m"))
+    megabytes = (grown.last - grown.loaded) / 1e6
+    found = Table("ceiling", "measured")
+    found.add_row("copy bandwidth, read and written", f"{copy_bandwidth(asked.device) / 1e9:.0f} GB/s")
+    found.add_row(f"memory growth after loading, allowed {grown.allowed / 1e6:.0f} MB", f"{megabytes:.0f} MB")
+    return found
+
+
+def roofline(asked: Asked, shape: str) -> Table:
+    return card(composed(asked.on_device(f"target.shape={shape}", _half(asked))), asked.reports / f"cost-{shape}")
+
+
+def bench(asked: Asked) -> RenderableType:
+    """The timed run, then one profiled repeat: timing the phases of a step waits for the device, which costs time itself."""
+    chosen = asked.on_device(METHODS, f"target.shape={asked.shape}", _half(asked))
+    timed = composed([*chosen, f"limit={asked.limit}", f"out={asked.runs}"])
+    phases = composed([*chosen, "limit=1", "repeats=1", "profile=true", f"out={asked.runs}-phases"])
+    with ProgressDisplay(console) as display:
+        paths = [execute(config, display) for config in (timed, phases)]
+    reports = [render_report([path], folder) for path, folder in zip(paths, (asked.reports, _phases(asked)), strict=True)]
+    for shown in [*reports[0].terminal, *reports[0].alarms]:
+        console.print(shown)
+    return f"{asked.reports}/index.html, {_phases(asked)}/index.html"
+
+
+def _phases(asked: Asked) -> Path:
+    return asked.reports.with_name(f"{asked.reports.name}-phases")
+
+
+def growing(asked: Asked) -> Table:
+    folder = asked.runs.with_name(f"{asked.runs.name}-contexts")
+    chosen = asked.on_device(f"target.shape={asked.shape}", _half(asked))
+    return contexts.measure(folder, asked.lengths, min(asked.limit, 2), *chosen)
+
+
+def _half(asked: Asked) -> str:
+    return "target.dtype=auto" if asked.device.type == "cpu" else "target.dtype=float16"
+
+
+def pieces(asked: Asked) -> dict[str, Callable[[], RenderableType]]:
+    """What is asked, by name, in order."""
+    halves = ("float16", "bfloat16") if asked.device.type != "cpu" else ("bfloat16",)
+    return {
+        "equality": lambda: equality(asked),
+        "expanded": lambda: expanded(asked),
+        "ceilings": lambda: ceilings(asked),
+        **{f"cost-{shape}": lambda shape=shape: roofline(asked, shape) for shape in asked.cards},  # type: ignore[misc]
+        "bench": lambda: bench(asked),
+        "contexts": lambda: growing(asked),
+        **{f"certificate-{dtype}": lambda dtype=dtype: certificates(asked, dtype) for dtype in halves},  # type: ignore[misc]
+    }
+
+
+def told(shown: RenderableType) -> str:
+    plain = Console(width=WIDTH, record=True, quiet=True)
+    plain.print(shown)
+    return plain.export_text()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--limit", type=int, default=20)
-    parser.add_argument("--card", default="vicuna_7b", help="the target whose shape is timed with random weights")
+    parser.add_argument("--limit", type=int, default=10, help="questions a task")
+    parser.add_argument("--shape", default="7b", help="of the embedded target, in which methods are timed")
+    parser.add_argument("--cards", default="7b,8b,13b", help="shapes whose forwards are timed")
+    parser.add_argument("--lengths", default=",".join(map(str, contexts.LENGTHS)), help="tokens of prompts, about")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device = pick_device(options.device)
-    out = options.out or Path("results/reference") / device_name(device).replace(" ", "-").lower()
-    shape = composed([f"target={options.card}", "target.weights=random", f"target.device={device}"])  # refused before all else
+    runs = options.out or Path("results/reference") / device_name(device).replace(" ", "-").lower()
+    reports, lengths = Path("reports/reference") / runs.name, [int(length) for length in options.lengths.split(",")]
+    asked = Asked(device, options.limit, options.shape, options.cards.split(","), lengths, runs, reports)
     console.width = max(console.width, LOG_WIDTH)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
-    reports = Path("reports/reference") / out.name
-    equality(str(device), min(options.limit, 8), reports)
-    certificates(str(device), min(options.limit, 4), reports)
-    told(f"{device_name(device)}: copy bandwidth {copy_bandwidth(device) / 1e9:.0f} GB/s, read and written", reports)
-    grown = memory.growth("target.shape=100m", f"target.device={device}")
-    megabytes = (grown.last - grown.loaded) / 1e6
-    told(f"memory grew by {megabytes:.0f} MB after loading, allowed {grown.allowed / 1e6:.0f} MB", reports)
-    bench = composed(
-        ["target=mini", "target.shape=100m", f"target.device={device}", METHODS, f"limit={options.limit}", f"out={out}"]
-    )
-    with ProgressDisplay(console) as display:
-        path = execute(bench, display)
-    report = render_report([path], reports)
-    console.print(card(shape, reports / f"cost-{options.card}"))
-    for shown in [*report.terminal, *report.alarms]:
-        console.print(shown)
+    for name, piece in pieces(asked).items():
+        answer = reports / "checks" / f"{name}.txt"
+        if not answer.exists():
+            write_atomic(answer, told(piece()))
+    for name in pieces(asked):
+        console.print(f"{name}\n{(reports / 'checks' / f'{name}.txt').read_text(encoding='utf-8')}", markup=False)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from specbench.records import RunDirectory, write_atomic
 from specbench.report.figures import INK, MARKERS, OKABE_ITO, drawing, save
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
-CONTEXTS = (128, 1024, 4096)
+CONTEXTS = (256, 1024, 4096, 16384)
 TITLE = "What one forward of the target takes"
 COPIES = 4  # back to back in one timing, so that launching them does not count
 Cell = tuple[int, int]  # context, tokens

@@ -1,0 +1,72 @@
+"""Methods as the context grows: mini questions behind other dialogues, up to a number of tokens, one run for each length."""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from rich.table import Table
+
+from specbench.compose import composed
+from specbench.metrics import OVERALL
+from specbench.parsing import console
+from specbench.progress import ProgressDisplay
+from specbench.records import write_atomic
+from specbench.report.loaded import load
+from specbench.report.summary import summarise
+from specbench.run import execute, tokenizer_of
+from tasks.mini.generator import dialogues
+from tasks.mini.suite import Mini
+
+LENGTHS = (1_000, 2_000, 4_000, 8_000, 16_000)  # tokens of a prompt, about
+TASK, SHUFFLE = "qa", 0
+METHODS = ("pld", "eagle2")
+
+
+def questions(path: Path, length: int, count: int, target: str) -> None:
+    """A file for suite=jsonl. Training dialogues stand in front, as many as fit, so that lookups have much to search."""
+    tokenizer, _ = tokenizer_of(composed([f"target={target}"]).target)
+    lines = []
+    for number, question in enumerate(Mini(per_task=count).questions()):
+        if question.task != TASK:
+            continue
+        room = length - len(tokenizer(question.turns[0]).input_ids)
+        before: list[str] = []
+        for text in _texts(number):
+            room -= len(tokenizer(text).input_ids)
+            if room < 0:
+                break
+            before.append(text)
+        turn = "\n\n".join([*before, question.turns[0]])
+        lines.append(json.dumps({"question_id": question.id, "category": TASK, "turns": [turn], "reference": question.reference}))
+    write_atomic(path, "".join(f"{line}\n" for line in lines))
+
+
+def _texts(number: int) -> Iterator[str]:
+    """Training dialogues without end, others for each question."""
+    made = list(islice(dialogues(TASK, "train", number), 600))
+    random.Random(SHUFFLE + number).shuffle(made)
+    return (f"{one.exchanges[0].ask}\n{one.exchanges[0].answer}" for one in made)
+
+
+def measure(out: Path, lengths: Sequence[int], limit: int, *overrides: str) -> Table:
+    """A run for every length, resumed if cut; milliseconds a step, mean accepted tokens and speedup while decoding."""
+    shown = Table(
+        "prompt tokens", "method", "ms a step", "mean accepted tokens", "speedup, decoding", title="As the context grows"
+    )
+    for length in lengths:
+        file = out / f"{length}.jsonl"
+        questions(file, length, limit, "mini")
+        chosen = [f"method=[{','.join(METHODS)}]", f"task=[{TASK}]", "suite=jsonl", f"suite.path={file}", f"limit={limit}"]
+        config = composed([*chosen, "check_baseline=false", "sampling.max_new_tokens=64", *overrides, f"out={out / str(length)}"])
+        with ProgressDisplay(console) as display:
+            run = load(execute(config, display))
+        rows = summarise(run)
+        for row in rows[rows["task"] == OVERALL].itertuples():
+            turns = run.frame[run.frame["method"] == row.method]
+            step = 1e3 * turns["decode_s"].sum() / turns["steps"].sum()
+            shown.add_row(
+                str(length), str(row.method), f"{step:.2f}", f"{row.mean_accepted_tokens:.2f}", f"{row.speedup_decode:.2f}"
+            )
+    return shown
