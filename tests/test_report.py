@@ -72,6 +72,24 @@ def test_overall_is_the_geometric_mean_of_the_tasks(run):
     assert overall["speedup_low"] < overall["speedup"] < overall["speedup_high"]
 
 
+def test_an_expanded_target_is_called_so_everywhere(run):
+    config = {**CONFIG, "target": {"name": "mini", "shape": "7b"}}
+    run.write_config(config)
+    report = render([run.path], run.path / "report")
+    said = "mini expanded to 7b: acceptance is the small model's, cost the large one's."
+    for name in ("table.md", "table.tex"):
+        assert said in (report.out / name).read_text(encoding="utf-8")
+    page = (report.out / "index.html").read_text(encoding="utf-8")
+    assert "mini, expanded to 7b" in page and "Expanded: the small target" in page
+    run.write_config({**CONFIG, "target": {"name": "mini", "shape": None}})
+    texts = [
+        path.read_text(encoding="utf-8")
+        for path in render([run.path], report.out).files
+        if path.suffix in (".md", ".tex", ".html")
+    ]
+    assert texts and not any("xpanded" in text for text in texts)
+
+
 def test_sparse_settings_leave_columns_empty(tmp_path):
     directory = write_run(tmp_path, made_up_trials({"pld": 0.3}, ["qa"]))
     directory.write_config({"target": "somebody/model", "engine": "hf", "sampling": {"temperature": 1.0}})

@@ -74,6 +74,13 @@ WORDS = {
     "joules per token": "energy of the whole card or processor over the method's turns / new tokens.",
 }
 
+EXPANDED = (
+    "Expanded: the small target and its drafters are laid into the full shape of a larger model at load, outputs unchanged."
+    " Texts, drafts and accepted tokens, and so mean accepted tokens and accuracy, are the small model's; the time of every"
+    " forward, memory and energy are the large one's. A speedup is what a method makes of such acceptance at such a cost, and"
+    " says nothing of how well drafters predict a model that was trained at that size."
+)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -114,7 +121,8 @@ def _view(section: Section) -> dict[str, Any]:
     run, summary = section.run, section.summary
     return {
         "name": run.name,
-        "target": str(summary["target"].iloc[0]) or run.name,
+        "target": _target(summary.iloc[0]) or run.name,
+        "expanded": EXPANDED if summary["shape"].iloc[0] else "",
         "headline": _headline(summary),
         "facts": _facts(run, summary),
         "tasks": shown_tasks(summary),
@@ -166,6 +174,10 @@ def _settings(run: LoadedRun, summary: pd.DataFrame) -> list[tuple[str, str, str
     return found
 
 
+def _target(row: pd.Series) -> str:
+    return f"{row['target']}, expanded to {row['shape']}" if row["shape"] else str(row["target"])
+
+
 def _facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
     row = summary.iloc[0]
     overall = summary[(summary["method"] == BASELINE) & (summary["task"] == OVERALL)]
@@ -176,7 +188,7 @@ def _facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
     versions = look_up(run.provenance, "versions")
     named = versions.items() if isinstance(versions, Mapping) else ()
     facts = {
-        "target": " ".join(str(part) for part in (row["target"], row["shape"]) if part),
+        "target": _target(row),
         "device": row["device"],
         "machine": _machine(run),
         "dtype": row["dtype"],

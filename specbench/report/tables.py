@@ -114,6 +114,7 @@ def terminal(summary: pd.DataFrame, run: str = "") -> Table:
     cells = grid(summary, _terminal_cell)
     title = f"{run}: " * bool(run) + "Speedup over autoregressive decoding, with its 95 % interval"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.caption, table.caption_justify = expanded(summary) or None, "left"
     for name in cells.columns:
         if name in ("run", "method"):
             table.add_column(name, no_wrap=name == "method")
@@ -130,7 +131,8 @@ def markdown(summary: pd.DataFrame) -> str:
     header = [name.replace("_", " ") for name in cells.columns]
     rule = ["---" if name in ("run", "method") else "---:" for name in cells.columns]
     lines = [header, rule, *cells.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines) + "\n"
+    table = "\n".join("| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines) + "\n"
+    return table + f"\n{said}\n" if (said := expanded(summary)) else table
 
 
 def latex(summary: pd.DataFrame) -> str:
@@ -143,7 +145,15 @@ def latex(summary: pd.DataFrame) -> str:
     for row in cells.to_dict("records"):
         texts = [text.translate(_LATEX) if name in names else text.replace("%", r"\%") for name, text in row.items()]
         lines.append(" & ".join(text.replace("–", "--").replace("±", r"$\pm$") for text in texts) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    said = [f"% {expanded(summary)}"] * bool(expanded(summary))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *said, ""])
+
+
+def expanded(summary: pd.DataFrame) -> str:
+    """What has to be said below a table of an expanded target; empty where there is none."""
+    rows = summary[summary["shape"].fillna("").astype(str) != ""]
+    names = [f"{target} expanded to {shape}" for target, shape in rows[["target", "shape"]].drop_duplicates().to_numpy()]
+    return f"{', '.join(names)}: acceptance is the small model's, cost the large one's." if names else ""
 
 
 def csv(summary: pd.DataFrame) -> str:
