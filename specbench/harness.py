@@ -14,13 +14,12 @@ from specbench.errors import one_line
 from specbench.meters import Meters
 from specbench.metrics import BASELINE
 from specbench.prompts import answer_text, render, retokenised
-from specbench.records import Prompt, QuestionId, RunDirectory, Trial, TrialKey, ids_sha256
+from specbench.records import PER_STEP, Prompt, QuestionId, RunDirectory, Trial, TrialKey, ids_sha256
 from specbench.schedule import Arm, Block, Schedule, blocks
 from tasks.question import Question
 from tasks.suite import Suite
 
 WARM_UP_TOKENS = 24
-PER_STEP = ("drafted", "nodes", "depth", "accepted", "committed")
 
 
 class NoContextError(Exception):

@@ -22,6 +22,7 @@ import yaml
 from specbench.errors import InputError
 
 SCHEMA = 1
+PER_STEP = ("drafted", "nodes", "depth", "accepted", "committed")  # lists of a trial
 
 QuestionId = int | str
 TrialKey = tuple[str, int, QuestionId, int]

@@ -12,7 +12,7 @@ import pandas as pd
 
 from specbench.errors import InputError, few
 from specbench.metrics import BASELINE, QUESTION
-from specbench.records import RunDirectory, Trial
+from specbench.records import PER_STEP, RunDirectory, Trial
 from specbench.report.loaded import LoadedRun, load
 
 PLACE = ("dtype", "device.name", "machine.cpu", "machine.cores", "machine.threads", "machine.architecture")
@@ -21,7 +21,7 @@ SOFTWARE = ("versions.python", "versions.torch", "versions.transformers", "versi
 GROWS = ("method", "engine")  # of a config: a run may have more of them than its reference
 COUNTERS = (
     *("prompt_sha256", "new_tokens", "finish_reason", "output_sha256", "steps", "target_forwards", "draft_forwards"),
-    *("drafted", "nodes", "depth", "accepted", "committed"),
+    *PER_STEP,
 )
 LATEST = 10  # runs of a folder that a new one is held against
 
