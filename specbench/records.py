@@ -98,6 +98,42 @@ class Trial:
         return cls(**row)
 
 
+def imported(
+    *,
+    run_id: str,
+    suite: str,
+    task: str,
+    category: str,
+    question_id: QuestionId,
+    turn: int,
+    method: str,
+    new_tokens: int,
+    finish_reason: str,
+    output_sha256: str,
+) -> Trial:
+    """A turn that another program ran, of which no more is known; dataclasses.replace() adds what is."""
+    return Trial(
+        run_id=run_id,
+        suite=suite,
+        task=task,
+        category=category,
+        question_id=question_id,
+        turn=turn,
+        context="own",
+        method=method,
+        seed=0,
+        repeat=0,
+        order=0,
+        state="cold",
+        kind="imported",
+        prompt_tokens=0,
+        prompt_sha256="",
+        new_tokens=new_tokens,
+        finish_reason=finish_reason,
+        output_sha256=output_sha256,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """The ids a turn started from; `method` is set only where every method has its own context."""
