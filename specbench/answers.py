@@ -30,6 +30,7 @@ FOLDER = "model_answer_run_{}"
 FIELDS = ("question_id", "category", "choices")
 CHOICE = ("turns", "decoding_steps", "new_tokens", "wall_time", "accept_lengths")
 BY_TURN: dict[str, type | tuple[type, ...]] = {"turns": str, "decoding_steps": int, "new_tokens": int, "wall_time": (int, float)}
+COUNTS = ("decoding_steps", "new_tokens", "accept_lengths")
 FAILED = "ERROR"  # the text of a turn that failed
 
 
@@ -147,8 +148,10 @@ def _wrong(row: dict[str, Any]) -> str | None:
     missing = [*(name for name in FIELDS if name not in row), *(name for name in CHOICE if name not in choice)]
     if missing:
         return f"it has no {', '.join(missing)}"
-    if type(row["question_id"]) not in (int, str) or not isinstance(row["category"], str):
-        return "question_id is not a number or a text, or category is not a text"
+    if type(row["question_id"]) not in (int, str):
+        return "question_id is not a whole number or a text"
+    if not isinstance(row["category"], str):
+        return "category is not a text"
     for name, kind in BY_TURN.items():
         values = choice[name]
         if (
@@ -162,7 +165,8 @@ def _wrong(row: dict[str, Any]) -> str | None:
     lengths = choice["accept_lengths"]
     if not isinstance(lengths, list) or not all(type(one) is int for one in lengths):
         return "accept_lengths is not a list of whole numbers"
-    return None
+    negative = [name for name in COUNTS if any(count < 0 for count in choice[name])]
+    return f"{negative[0]} is below 0" if negative else None
 
 
 def _by_turn(choice: dict[str, Any]) -> list[list[int]]:
