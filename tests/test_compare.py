@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from specbench import ROOT
+from specbench.compare.checkout import Checkout
 from specbench.compare.comparison import compared, compared_beside, markdown, notes, write_json, write_junit
 from specbench.compare.exports import asv, bencher, github
 from specbench.compare.gate import RUN_SD, Change, change, size, size_beside
@@ -330,6 +331,13 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     assert "holds one called old already" in cli("compare", "rolling", "old", "--add").err
     status, out, err = cli("compare", "rolling", "new", "--add")
     assert (tmp_path / "rolling" / "new").exists() == (status == 0), err
+
+
+def test_what_the_other_checkout_lacks_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    other = Checkout(str(ROOT), ["method=[of_tomorrow]"], config_dir=None, threads=1)
+    with pytest.raises(InputError, match=f"the other checkout, {ROOT}: method=of_tomorrow: no such method; there is "):
+        other.has("of_tomorrow")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="specbench is no git checkout here")

@@ -60,6 +60,8 @@ class Checkout(Engine):
             raise InputError(f"the checkout in {self.root} stopped; what it said stands above")
         found = json.loads(answer)
         if isinstance(found, dict) and "error" in found:
+            if found["kind"] == InputError.__name__:
+                raise InputError(f"the other checkout, {self.root}: {found['error']}")
             raise (CapacityError if found["kind"] == CapacityError.__name__ else RuntimeError)(found["error"])
         return found
 
