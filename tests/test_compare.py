@@ -90,6 +90,11 @@ def test_runs_that_differ_in_something_else_are_refused(tmp_path: Path, change_:
     assert compared(old, new, [factor]).reference == "old"
 
 
+def test_a_factor_that_is_no_fact_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--factor versions.toch: the runs have no such fact; the nearest is versions.torch"):
+        compared(*pair(tmp_path), ["versions.toch"])
+
+
 def test_another_commit_and_further_methods_are_no_difference(tmp_path: Path) -> None:
     old, new = pair(tmp_path)
     RunDirectory(new).write_config(CONFIG | {"method": {"rest": {"nodes": 3}}})
