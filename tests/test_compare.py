@@ -28,7 +28,7 @@ from specbench.records import RunDirectory, Trial
 from specbench.report.loaded import load
 from specbench.statistics import Interval
 from tests import fake_run
-from tests.conftest import Cli, Tiny
+from tests.conftest import Cli, Refuse, Tiny
 from tests.fake_run import CONFIG, PROVENANCE, made_up_trials, write_run
 
 TASKS = ("qa", "rag", "translation")
@@ -332,7 +332,12 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     assert status == 0 and "Questions for a difference of 5%" in out, err
     assert "expected more than 0.01" in cli("plan", "--pilot", "old", "--effect", "0.01").err
     assert "its times say nothing of that" in cli("plan", "--pilot", "old", "target.shape=100m").err
-    assert "is the first run of rolling" in cli("compare", "rolling", "old", "--add").out
+    files = {name: f"first.{name}" for name in ("json", "junit", "markdown")}
+    status, out, err = cli("compare", "rolling", "old", "--add", *(f"--{name}={file}" for name, file in files.items()))
+    assert status == 0 and "old: first reference" in out, err
+    told = {name: (tmp_path / file).read_text() for name, file in files.items()}
+    assert json.loads(told["json"])["reference"] is None and not json.loads(told["json"])["failed"]
+    assert "first reference" in told["markdown"] and 'tests="1" failures="0" skipped="1"' in told["junit"]
     assert "holds one called old already" in cli("compare", "rolling", "old", "--add").err
     status, out, err = cli("compare", "rolling", "new", "--add")
     assert (tmp_path / "rolling" / "new").exists() == (status == 0), err
@@ -343,6 +348,16 @@ def test_what_the_other_checkout_lacks_is_one_line(capfd: pytest.CaptureFixture[
     with pytest.raises(InputError, match=f"the other checkout, {ROOT}: method=of_tomorrow: no such method; there is "):
         other.has("of_tomorrow")
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_unfinished_run_is_no_reference(refuse: Refuse, tmp_path: Path) -> None:
+    """Stopped before its last turn; of another method of its config it has none."""
+    run = write_run(tmp_path / "broken", made_up_trials(METHODS, TASKS, questions=8)[:-1], turns=24)
+    run.write_config(CONFIG | {"repeats": 2, "method": {"pld": {}, "rest": {}}})
+    assert load(run.path).missing == {"rest": 48, "sps": 1}
+    assert refuse("compare", "rolling", "broken", "--add") == (
+        "--add: broken is not finished: 49 turns are still to be run; the same command goes on"
+    )
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="specbench is no git checkout here")
