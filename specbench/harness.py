@@ -15,7 +15,7 @@ from specbench.meters import Meters
 from specbench.metrics import BASELINE
 from specbench.prompts import answer_text, render, retokenised
 from specbench.records import PER_STEP, Prompt, QuestionId, RunDirectory, Trial, TrialKey, ids_sha256
-from specbench.schedule import Arm, Block, Schedule, blocks
+from specbench.schedule import Arm, Block, Elsewhere, Schedule, blocks
 from tasks.question import Question
 from tasks.suite import Suite
 
@@ -206,7 +206,7 @@ class Harness:
             "output_ids": out.output_ids if block.repeat == 0 else None,
             "output_sha256": ids_sha256(out.output_ids),
             "retokenised": retokenised(self.target.tokenizer, text) if arm.label == BASELINE else None,
-            "peak_memory_bytes": peak_memory_bytes(self.target.model.device),
+            "peak_memory_bytes": None if isinstance(arm.engine, Elsewhere) else peak_memory_bytes(self.target.model.device),
         }
 
 
