@@ -100,12 +100,14 @@ def plan(argv: list[str]) -> int:
 
     config = composed(options.overrides, options.config_dir)
     from specbench.compare.gate import FAILS_BELOW
+    from specbench.multirun import check_one
     from specbench.plan import cells, cells_table, rows, rows_table
     from specbench.report.loaded import load
     from specbench.run import planned
 
     if options.effect <= 1 - FAILS_BELOW:
         raise InputError(f"--effect {options.effect}: expected more than {1 - FAILS_BELOW:g}; compare lets less pass")
+    check_one(config, options.overrides, "plan")
     pilot = load(options.pilot)
     for key in ("name", "shape", "dtype"):
         was, wanted = (pilot.config.get("target") or {}).get(key), config.target[key]

@@ -24,6 +24,7 @@ from specbench.compare.exports import asv, bencher, github
 from specbench.compare.gate import RUN_SD, Change, change, size, size_beside
 from specbench.compare.runs import log_ratios
 from specbench.errors import InputError
+from specbench.plan import cells
 from specbench.records import RunDirectory, Trial
 from specbench.report.loaded import load
 from specbench.statistics import Interval
@@ -240,6 +241,20 @@ def test_a_slowdown_is_found_at_the_size_that_was_planned(noise: float) -> None:
     assert sum(one.verdict == "fail" for one in found) >= 0.93 * 400, needed
 
 
+def test_a_plan_says_what_its_minutes_are_without(tmp_path: Path) -> None:
+    """Questions took autoregressive decoding 1 s and 3 s, pld 1 s; 30 of them, twice, take 2 min and 1 min."""
+    trials = [
+        fake_run.trial(method, [1], seconds, task=task, question_id=question)
+        for question, (method, task, seconds) in enumerate(
+            [("autoregressive", "qa", 1), ("autoregressive", "qa", 3), ("pld", "qa", 1), ("autoregressive", "rag", 1)]
+        )
+    ]
+    pilot = load(write_run(tmp_path / "pilot", trials).path)
+    found = cells(pilot, {"qa": 30, "rag": 30, "translation": 2}, ["autoregressive", "pld", "pld@hf"], repeats=2)
+    assert found.minutes["autoregressive"]["qa"] == 2 and found.minutes["pld"]["qa"] == 1
+    assert found.total == 2 + 1 + 1 and found.lacking == ["pld@hf", "translation", "pld on rag"]
+
+
 def test_an_undecided_comparison_says_what_would_decide_it() -> None:
     rng = np.random.default_rng(1)
     found = change("x", simulated(rng, 12, 0.1, 1), simulated(rng, 12, 0.1, 1), 3)
@@ -329,7 +344,9 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     assert status == 0 and (tmp_path / "charts" / "bigger.json").exists()
     assert "no such format; there is github" in cli("export", "gihub", "old").err
     status, out, err = cli("plan", "--pilot", "old", *tiny.overrides("task=[qa]", "method=[pld]", "limit=4"))
-    assert status == 0 and "Questions for a difference of 5%" in out, err
+    assert status == 0 and "Questions for a difference of 5%" in out and "lacks" not in out, err
+    wider = cli("plan", "--pilot", "old", *tiny.overrides("task=[qa]", "method=[pld]", "engine=[native,hf]")).out
+    assert "minutes in all, without autoregressive@hf, pld@hf, which the pilot lacks" in " ".join(wider.split())
     assert "expected more than 0.01" in cli("plan", "--pilot", "old", "--effect", "0.01").err
     assert "its times say nothing of that" in cli("plan", "--pilot", "old", "target.shape=100m").err
     files = {name: f"first.{name}" for name in ("json", "junit", "markdown")}
