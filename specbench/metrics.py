@@ -259,12 +259,12 @@ def _question_keys(questions: pd.DataFrame) -> set[tuple[str, int | str]]:
 
 
 def acceptance_by_position(trials: Iterable[Trial]) -> pd.DataFrame:
-    """How far drafts are accepted, by (method, position k from 1): counts over steps and two shares, of acceptance.Position."""
-    names = ["method", "position", "steps", "offered", "reached", "accepted", "joint", "conditional"]
+    """How far drafts are accepted, by (method, position k from 1): counts over steps, and shares; see acceptance."""
+    names = ["method", "position", "steps", "offered", "reached", "accepted", "joint", "conditional", "vllm_acceptance_rate"]
     rows = [
-        (method, place.k, place.steps, place.offered, place.reached, place.accepted, place.joint, place.conditional)
+        (method, place.k, place.steps, place.offered, place.reached, place.accepted, place.joint, place.conditional, of_vllm)
         for method, turns in _by_method(trials).items()
-        for place in acceptance.positions(turns)
+        for place, of_vllm in zip(acceptance.positions(turns), acceptance.vllm(turns).per_position, strict=True)
     ]
     return pd.DataFrame(rows, columns=names)
 
