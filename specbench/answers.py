@@ -11,6 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from specbench.errors import InputError
 from specbench.metrics import BASELINE
 from specbench.prompts import retokenised
-from specbench.records import SCHEMA, JsonLines, QuestionId, RunDirectory, Trial, write_atomic
+from specbench.records import JsonLines, QuestionId, RunDirectory, Trial, imported, write_atomic
 from specbench.report.loaded import LoadedRun
 from tasks.question import TASK_OF_CATEGORY
 
@@ -29,6 +30,7 @@ FOLDER = "model_answer_run_{}"
 FIELDS = ("question_id", "category", "choices")
 CHOICE = ("turns", "decoding_steps", "new_tokens", "wall_time", "accept_lengths")
 BY_TURN: dict[str, type | tuple[type, ...]] = {"turns": str, "decoding_steps": int, "new_tokens": int, "wall_time": (int, float)}
+COUNTS = ("decoding_steps", "new_tokens", "accept_lengths")
 FAILED = "ERROR"  # the text of a turn that failed
 
 
@@ -125,10 +127,8 @@ def _counted(labels: Sequence[str]) -> list[int]:
 
 def _trials(path: Path, label: str, repeat: int, tokenizer: Tokenizer | None) -> Iterator[Trial]:
     for _, row in read(path):
-        choice = row["choices"][0]
-        lengths = _by_turn(choice)
-        for turn, text in enumerate(choice["turns"]):
-            yield _trial(label, repeat, row["question_id"], row["category"], turn, text, choice, lengths[turn], tokenizer)
+        for turn, committed in enumerate(_by_turn(row["choices"][0])):
+            yield _trial(label, repeat, row, turn, committed, tokenizer)
 
 
 def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -148,8 +148,10 @@ def _wrong(row: dict[str, Any]) -> str | None:
     missing = [*(name for name in FIELDS if name not in row), *(name for name in CHOICE if name not in choice)]
     if missing:
         return f"it has no {', '.join(missing)}"
-    if type(row["question_id"]) not in (int, str) or not isinstance(row["category"], str):
-        return "question_id is not a number or a text, or category is not a text"
+    if type(row["question_id"]) not in (int, str):
+        return "question_id is not a whole number or a text"
+    if not isinstance(row["category"], str):
+        return "category is not a text"
     for name, kind in BY_TURN.items():
         values = choice[name]
         if (
@@ -163,53 +165,40 @@ def _wrong(row: dict[str, Any]) -> str | None:
     lengths = choice["accept_lengths"]
     if not isinstance(lengths, list) or not all(type(one) is int for one in lengths):
         return "accept_lengths is not a list of whole numbers"
-    return None
+    negative = [name for name in COUNTS if any(count < 0 for count in choice[name])]
+    return f"{negative[0]} is below 0" if negative else None
 
 
 def _by_turn(choice: dict[str, Any]) -> list[list[int]]:
     """The accepted lengths of each turn; where the steps of the turns do not add up to them, all with the first."""
     lengths, steps = choice["accept_lengths"], choice["decoding_steps"]
     if sum(steps) != len(lengths):
-        return [lengths, *([] for _ in steps[1:])]
+        return [lengths if turn == 0 else [] for turn in range(len(steps))]
     ends = [sum(steps[: turn + 1]) for turn in range(len(steps))]
     return [lengths[end - count : end] for end, count in zip(ends, steps, strict=True)]
 
 
-def _trial(
-    label: str,
-    repeat: int,
-    question: QuestionId,
-    category: str,
-    turn: int,
-    text: str,
-    choice: dict[str, Any],
-    committed: list[int],
-    tokenizer: Tokenizer | None,
-) -> Trial:
-    accepted = [max(0, count - 1) for count in committed]
-    return Trial(
-        schema=SCHEMA,
+def _trial(label: str, repeat: int, row: dict[str, Any], turn: int, committed: list[int], tokenizer: Tokenizer | None) -> Trial:
+    choice, category = row["choices"][0], row["category"]
+    text = choice["turns"][turn]
+    answer = imported(
         run_id=label,
         suite="spec_bench",
         task=TASK_OF_CATEGORY.get(category, category),
         category=category,
-        question_id=question,
+        question_id=row["question_id"],
         turn=turn,
-        context="own",
         method=label,
-        seed=0,
-        repeat=repeat,
-        order=0,
-        state="cold",
-        kind="imported",
-        prompt_tokens=0,
-        prompt_sha256="",
         new_tokens=choice["new_tokens"][turn],
         finish_reason="error" if text == FAILED else "length",
+        output_sha256=hashlib.sha256(text.encode()).hexdigest(),
+    )
+    return replace(
+        answer,
+        repeat=repeat,
         steps=len(committed),
-        accepted=accepted,
+        accepted=[max(0, count - 1) for count in committed],
         committed=committed,
         decode_s=choice["wall_time"][turn],
-        output_sha256=hashlib.sha256(text.encode()).hexdigest(),
         retokenised=retokenised(tokenizer, text) if tokenizer and label == BASELINE else None,
     )

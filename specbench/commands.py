@@ -28,15 +28,14 @@ def compare(argv: list[str]) -> int:
     )
     _outputs(parser)
     options = parser.parse_args(argv)
-    from specbench.compare.comparison import compared
+    from specbench.compare.comparison import compared, first_reference
 
     if options.add:
         _check_folder(options.reference, options.run)
-        if not any(options.reference.glob("*/config.yaml")):
-            shutil.copytree(options.run, options.reference / options.run.resolve().name)
-            console.print(f"{options.run} is the first run of {options.reference}", markup=False, soft_wrap=True)
-            return 0
-    found = compared(options.reference, options.run, options.factor)
+    if options.add and not any(options.reference.glob("*/config.yaml")):
+        found = first_reference(options.run)
+    else:
+        found = compared(options.reference, options.run, options.factor)
     status = _told(found, options)
     if options.add and not found.failed:
         shutil.copytree(options.run, options.reference / options.run.resolve().name)
@@ -60,11 +59,12 @@ def _outputs(parser: Parser) -> None:
 
 
 def _told(found: "Comparison", options: argparse.Namespace) -> int:
-    from specbench.compare.comparison import markdown, notes, table, write_json, write_junit
+    """Prints and writes what is asked for; the exit status."""
+    from specbench.compare.comparison import markdown, notes, table, title, write_json, write_junit
     from specbench.records import write_atomic
 
     widened()
-    console.print(table(found))
+    console.print(table(found) if found.reference else title(found))
     for line in notes(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if options.json:
@@ -78,9 +78,11 @@ def _told(found: "Comparison", options: argparse.Namespace) -> int:
 
 def _check_folder(folder: Path, run: Path) -> None:
     """Raises InputError where a run cannot be added."""
-    name = run.resolve().name
-    if not (run / "config.yaml").exists():
-        raise InputError(f"{run}: not a run directory")
+    from specbench.report.loaded import load
+
+    missing, name = sum(load(run).missing.values()), run.resolve().name
+    if missing:
+        raise InputError(f"--add: {run} is not finished: {missing} turns are still to be run; the same command goes on")
     if (folder / name).exists() or (folder / "config.yaml").exists():
         raise InputError(f"--add: {folder} is a run itself, or holds one called {name} already")
 
@@ -98,12 +100,14 @@ def plan(argv: list[str]) -> int:
 
     config = composed(options.overrides, options.config_dir)
     from specbench.compare.gate import FAILS_BELOW
+    from specbench.multirun import check_one
     from specbench.plan import cells, cells_table, rows, rows_table
     from specbench.report.loaded import load
     from specbench.run import planned
 
     if options.effect <= 1 - FAILS_BELOW:
         raise InputError(f"--effect {options.effect}: expected more than {1 - FAILS_BELOW:g}; compare lets less pass")
+    check_one(config, options.overrides, "plan")
     pilot = load(options.pilot)
     for key in ("name", "shape", "dtype"):
         was, wanted = (pilot.config.get("target") or {}).get(key), config.target[key]

@@ -14,13 +14,12 @@ from specbench.errors import one_line
 from specbench.meters import Meters
 from specbench.metrics import BASELINE
 from specbench.prompts import answer_text, render, retokenised
-from specbench.records import Prompt, QuestionId, RunDirectory, Trial, TrialKey, ids_sha256
-from specbench.schedule import Arm, Block, Schedule, blocks
+from specbench.records import PER_STEP, Prompt, QuestionId, RunDirectory, Trial, TrialKey, ids_sha256
+from specbench.schedule import Arm, Block, Elsewhere, Schedule, blocks
 from tasks.question import Question
 from tasks.suite import Suite
 
 WARM_UP_TOKENS = 24
-PER_STEP = ("drafted", "nodes", "depth", "accepted", "committed")
 
 
 class NoContextError(Exception):
@@ -207,7 +206,7 @@ class Harness:
             "output_ids": out.output_ids if block.repeat == 0 else None,
             "output_sha256": ids_sha256(out.output_ids),
             "retokenised": retokenised(self.target.tokenizer, text) if arm.label == BASELINE else None,
-            "peak_memory_bytes": peak_memory_bytes(self.target.model.device),
+            "peak_memory_bytes": None if isinstance(arm.engine, Elsewhere) else peak_memory_bytes(self.target.model.device),
         }
 
 

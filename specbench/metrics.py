@@ -15,14 +15,13 @@ import numpy as np
 import pandas as pd
 
 from specbench import acceptance
-from specbench.records import Trial
+from specbench.records import PER_STEP, Trial
 
 BASELINE = "autoregressive"
 OVERALL = "overall"
 CELL = ["method", "task"]
 QUESTION = ["method", "task", "question_id"]
 
-_PER_STEP = ["drafted", "depth", "accepted", "committed"]
 _COUNTS = ["new_tokens", "seconds", "decode_tokens", "decode_seconds", "steps", "forwards", "retokenised", "energy_j"]
 
 
@@ -40,7 +39,7 @@ def trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
         "retokenised",
         "peak_memory_bytes",
         "energy_j",
-        *_PER_STEP,
+        *PER_STEP,
     ):
         frame[name] = pd.to_numeric(frame[name])
     frame["seconds"] = frame["prefill_s"].fillna(0) + frame["decode_s"]
@@ -51,14 +50,14 @@ def trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
 
 
 def _sums(trial: Trial) -> dict[str, int | None]:
-    lists = {name: getattr(trial, name) for name in _PER_STEP}
+    lists = {name: getattr(trial, name) for name in PER_STEP}
     return {name: None if values is None else sum(values) for name, values in lists.items()}
 
 
 def question_frame(trials: pd.DataFrame) -> pd.DataFrame:
     """One row per method, task, question and repeat: sums over turns, nan where a turn has no such number."""
     groups = trials.groupby([*QUESTION, "repeat"], sort=False)
-    counts = groups[_COUNTS + _PER_STEP]
+    counts = groups[[*_COUNTS, *PER_STEP]]
     sums = counts.sum().where(counts.count().eq(groups.size(), axis=0))
     sums["turns"] = groups.size()
     sums["failed"] = groups["failed"].any()
@@ -260,12 +259,12 @@ def _question_keys(questions: pd.DataFrame) -> set[tuple[str, int | str]]:
 
 
 def acceptance_by_position(trials: Iterable[Trial]) -> pd.DataFrame:
-    """How far drafts are accepted, by (method, position k from 1): counts over steps and two shares, of acceptance.Position."""
-    names = ["method", "position", "steps", "offered", "reached", "accepted", "joint", "conditional"]
+    """How far drafts are accepted, by (method, position k from 1): counts over steps, and shares; see acceptance."""
+    names = ["method", "position", "steps", "offered", "reached", "accepted", "joint", "conditional", "vllm_acceptance_rate"]
     rows = [
-        (method, place.k, place.steps, place.offered, place.reached, place.accepted, place.joint, place.conditional)
+        (method, place.k, place.steps, place.offered, place.reached, place.accepted, place.joint, place.conditional, of_vllm)
         for method, turns in _by_method(trials).items()
-        for place in acceptance.positions(turns)
+        for place, of_vllm in zip(acceptance.positions(turns), acceptance.vllm(turns).per_position, strict=True)
     ]
     return pd.DataFrame(rows, columns=names)
 

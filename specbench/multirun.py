@@ -93,6 +93,13 @@ def values_of(swept: DictConfig, overrides: Sequence[str]) -> list[str]:
     return found
 
 
+def check_one(config: DictConfig, overrides: Sequence[str], command: str) -> None:
+    """Raises InputError for a sweep, where a command is about one run."""
+    if swept := values_of(config.sweep, overrides):
+        once = [choices.partition(",")[0] for choices in swept]
+        raise InputError(f"{' '.join(swept)}: {command} is about one run; expected one value, such as {' '.join(once)}")
+
+
 def _flat(swept: DictConfig, above: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values: sweep.target.dtype=[…] on the command line makes a mapping of mappings."""
     for key, value in swept.items():

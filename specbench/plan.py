@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy import stats
 
 from specbench.compare.gate import Needed, size, size_beside
 from specbench.compare.runs import log_ratios, timed
-from specbench.errors import InputError
-from specbench.metrics import BASELINE
+from specbench.errors import InputError, few
+from specbench.metrics import BASELINE, CELL, QUESTION
 from specbench.report.loaded import LoadedRun
 
 
@@ -37,7 +37,7 @@ class Row:
 
 def rows(pilot: LoadedRun, methods: Sequence[str], effect: float, power: float, level: float = 0.05) -> list[Row]:
     """Of the planned methods that the pilot has. Raises InputError for one of one repeat or without two questions a task."""
-    ratios = [(method, over) for method, over in timed(pilot) if method in methods]
+    ratios = [(method, over) for method, over in timed(pilot) if {method, over} <= {*methods}]
     versions = 1 + sum(over == BASELINE for _, over in ratios)  # that are compared with themselves, the baseline too
     found = []
     for method, over in ratios:
@@ -69,42 +69,55 @@ def _noise(logs: pd.Series) -> float:
     return float(np.sqrt((groups.var() / groups.size()).mean()))
 
 
-def cells(pilot: LoadedRun, questions: Mapping[str, int], methods: Sequence[str], repeats: int) -> pd.DataFrame:
-    """The planned run: turns, minutes and memory by method and task, as the pilot's turns took."""
+@dataclass(frozen=True)
+class Cells:
+    """The planned run. questions: by task; minutes: by method and task, nan of what the pilot lacks; memory_mb: by method."""
+
+    questions: Mapping[str, int]
+    minutes: dict[str, dict[str, float]]
+    memory_mb: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return float(np.nansum([list(row.values()) for row in self.minutes.values()]))
+
+    @property
+    def lacking(self) -> list[str]:
+        """What the total is without: methods, tasks, and methods on a task."""
+        there = {(method, task) for method, row in self.minutes.items() for task, took in row.items() if not np.isnan(took)}
+        methods, tasks = {method for method, _ in there}, {task for _, task in there}
+        whole = [*(name for name in self.minutes if name not in methods), *(name for name in self.questions if name not in tasks)]
+        cells = [(method, task) for method in self.minutes for task in self.questions if method in methods and task in tasks]
+        return whole + [f"{method} on {task}" for method, task in cells if (method, task) not in there]
+
+
+def cells(pilot: LoadedRun, questions: Mapping[str, int], methods: Sequence[str], repeats: int) -> Cells:
+    """One turn after the other, as long as the pilot's of that method and task."""
     frame = pilot.frame[~pilot.frame["failed"].astype(bool)]
-    per_question = frame.groupby(["method", "task", "question_id", "repeat"])["seconds"].sum()
-    seconds = per_question.groupby(["method", "task"]).mean()
-    memory = frame.groupby("method")["peak_memory_bytes"].max()
-    found: list[dict[str, Any]] = []
-    for method in methods:
-        for task, count in questions.items():
-            took = seconds.get((method, task), float("nan"))
-            minutes = count * repeats * took / 60
-            found.append(
-                {
-                    "method": method,
-                    "task": task,
-                    "questions": count,
-                    "minutes": minutes,
-                    "memory_mb": memory.get(method, np.nan) / 1e6,
-                }
-            )
-    return pd.DataFrame(found)
+    seconds = frame.groupby([*QUESTION, "repeat"])["seconds"].sum().groupby(CELL).mean()
+    memory = frame.groupby("method")["peak_memory_bytes"].max() / 1e6
+    minutes = {
+        method: {task: count * repeats * seconds.get((method, task), np.nan) / 60 for task, count in questions.items()}
+        for method in methods
+    }
+    return Cells(questions, minutes, {method: memory.get(method, np.nan) for method in methods})
 
 
-def cells_table(found: pd.DataFrame) -> Table:
-    """By task, all methods together; memory is the largest of them."""
-    shown = Table(
-        "task", "questions", "minutes", title="The run as planned: one turn after the other, as long as the pilot's took"
-    )
-    for task, rows_ in found.groupby("task", sort=False):
-        minutes = rows_["minutes"]
-        shown.add_row(
-            str(task), str(rows_["questions"].iloc[0]), "not in the pilot" if minutes.isna().any() else f"{minutes.sum():.1f}"
-        )
-    memory = f"{found['memory_mb'].max():.0f} MB at most" if found["memory_mb"].notna().any() else "memory not measured"
-    shown.caption = f"{found['minutes'].sum():.0f} minutes in all, {found['method'].nunique()} methods, {memory}"
+def cells_table(found: Cells) -> Table:
+    shown = Table(title="Minutes of the run as planned, by task and its questions", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    shown.add_column("method", no_wrap=True)
+    for name in (*(f"{task.replace('_', ' ')}\n{count}" for task, count in found.questions.items()), "all", "peak MB"):
+        shown.add_column(name, justify="right", overflow="fold", min_width=4)
+    for method, minutes in found.minutes.items():
+        times = [_number(took, 1) for took in (*minutes.values(), sum(minutes.values()))]
+        shown.add_row(method, *times, _number(found.memory_mb[method], 0))
+    without = f", without {few(found.lacking)}, which the pilot lacks" if found.lacking else ""
+    shown.caption = f"{found.total:.1f} minutes in all{without}"
     return shown
+
+
+def _number(value: float, places: int) -> str:
+    return "–" if np.isnan(value) else f"{value:.{places}f}"
 
 
 def rows_table(found: Sequence[Row], effect: float, power: float) -> Table:

@@ -12,7 +12,7 @@ answers, and texts are encoded by its tokenizer. That need not give the ids whic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from specbench.errors import InputError
 from specbench.hints import nearest
 from specbench.metrics import BASELINE
 from specbench.prompts import render
-from specbench.records import JsonLines, Prompt, QuestionId, RunDirectory, Trial, ids_sha256
+from specbench.records import JsonLines, Prompt, QuestionId, RunDirectory, Trial, ids_sha256, imported
 from specbench.replay import LARGEST, Recorded
 from specbench.report.loaded import load
 from specbench.run import tokenizer_of
@@ -103,7 +103,7 @@ def _logged(row: Mapping[str, Any], number: int, name: str, most: int) -> Turn:
     category = str(row.get("category", row.get("task", name)))
     task = str(row.get("task", TASK_OF_CATEGORY.get(category, category)))
     answer = _answer(prompt, output, limit, _stopped(row, len(output) < limit))
-    return _frame(name, name, task, category, _id(row.get("question_id", number)), _turn(row), answer), answer
+    return _frame(name, task, category, _id(row.get("question_id", number)), _turn(row), answer), answer
 
 
 def _ids(row: Mapping[str, Any], field: str) -> list[int]:
@@ -175,7 +175,7 @@ class Told:
             if text != answers.FAILED and output:
                 self.counts.append(count)
                 answer = _answer(prompt, output, max(self.limit, len(output)), count < self.limit)
-                yield _frame(self.suite, self.suite, question.task, question.category, question.id, turn, answer), answer
+                yield _frame(self.suite, question.task, question.category, question.id, turn, answer), answer
 
     def _question(self, row: Mapping[str, Any]) -> Question:
         name = str(row["question_id"])
@@ -213,26 +213,19 @@ def _turns(
     return list(found.values())
 
 
-def _frame(run: str, suite: str, task: str, category: str, question: QuestionId, turn: int, answer: Recorded) -> Trial:
+def _frame(name: str, task: str, category: str, question: QuestionId, turn: int, answer: Recorded) -> Trial:
     """The record of a turn of which nothing but ids is known."""
-    return Trial(
-        run_id=run,
-        suite=suite,
+    told = imported(
+        run_id=name,
+        suite=name,
         task=task,
         category=category,
         question_id=question,
         turn=turn,
-        context="own",
         method=BASELINE,
-        seed=0,
-        repeat=0,
-        order=0,
-        state="cold",
-        kind="imported",
-        prompt_tokens=len(answer.prompt),
-        prompt_sha256=ids_sha256(answer.prompt),
         new_tokens=len(answer.output),
         finish_reason="eos" if answer.stops else "length",
-        output_ids=answer.output,
         output_sha256=ids_sha256(answer.output),
     )
+    prompt_sha256 = ids_sha256(answer.prompt)
+    return replace(told, prompt_tokens=len(answer.prompt), prompt_sha256=prompt_sha256, output_ids=answer.output)

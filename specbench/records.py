@@ -22,6 +22,7 @@ import yaml
 from specbench.errors import InputError
 
 SCHEMA = 1
+PER_STEP = ("drafted", "nodes", "depth", "accepted", "committed")  # lists of a trial
 
 QuestionId = int | str
 TrialKey = tuple[str, int, QuestionId, int]
@@ -95,6 +96,42 @@ class Trial:
         if unknown or missing:
             raise InputError(f"not a trial: unknown fields {unknown}, missing fields {missing}")
         return cls(**row)
+
+
+def imported(
+    *,
+    run_id: str,
+    suite: str,
+    task: str,
+    category: str,
+    question_id: QuestionId,
+    turn: int,
+    method: str,
+    new_tokens: int,
+    finish_reason: str,
+    output_sha256: str,
+) -> Trial:
+    """A turn that another program ran, of which no more is known; dataclasses.replace() adds what is."""
+    return Trial(
+        run_id=run_id,
+        suite=suite,
+        task=task,
+        category=category,
+        question_id=question_id,
+        turn=turn,
+        context="own",
+        method=method,
+        seed=0,
+        repeat=0,
+        order=0,
+        state="cold",
+        kind="imported",
+        prompt_tokens=0,
+        prompt_sha256="",
+        new_tokens=new_tokens,
+        finish_reason=finish_reason,
+        output_sha256=output_sha256,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

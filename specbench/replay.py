@@ -23,14 +23,13 @@ from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 from specbench.errors import InputError, one_line
-from specbench.records import Trial
+from specbench.records import PER_STEP, Trial
 
 ENDLESS = 2**31 - 1
 LARGEST = 2**20  # vocabulary, more than any tokenizer's
 TOKENS_ALONE = "it reads what the target computes, and a recording has tokens alone"
 NOTHING = -1  # a token that no drafter drafts
 MEASURED = ("prefill_s", "decode_s", "draft_s", "verify_s", "retokenised", "peak_memory_bytes", "energy_j", "throttled")
-PER_STEP = ("drafted", "nodes", "depth", "accepted", "committed")
 
 
 @dataclass(frozen=True)

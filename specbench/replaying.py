@@ -17,12 +17,12 @@ from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
 from specbench.metrics import BASELINE
 from specbench.recordings import Recordings, read
-from specbench.records import RunDirectory, Trial
+from specbench.records import PER_STEP, RunDirectory, Trial
 from specbench.replay import trials_of
 from specbench.run import check_values
 
 DRAFT_MODEL = "specbench.models.load_draft"
-COUNTS = ("new_tokens", "finish_reason", "steps", "drafted", "nodes", "depth", "accepted", "committed")
+COUNTS = ("new_tokens", "finish_reason", "steps", *PER_STEP)
 
 
 @dataclass(frozen=True)

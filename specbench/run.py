@@ -58,11 +58,11 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     questions = questions_of(config, suite, config.limit)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    engines: dict[str, Engine] = {name: built(settings) for name, settings in config.engine.items()}
+    engines = _engines(config)
     tokenizer, _ = tokenizer_of(config.target)
     waiting = partial(watcher.doing, WAITING, long=True)
     with sole_timer(timed_devices(config.target.device, config.target.device_map), waiting):
-        arms = arms_of(engines, [BASELINE, *(label for label in config.method if label != BASELINE)])
+        arms = arms_of(engines, _labels(config))
         drafters = {label: built(settings) for label, settings in config.method.items()}
         check_drafters(drafters, config.target, tokenizer)
         target = target_of(config.target)
@@ -194,10 +194,18 @@ def questions_of(config: DictConfig, suite: Suite, limit: int | None) -> list[Qu
 
 
 def planned(config: DictConfig) -> tuple[dict[str, int], list[str], int]:
-    """Questions by task, methods and repeats of a run, without loading a model. Raises InputError."""
+    """Questions by task, methods (as METHOD@ENGINE too) and repeats of a run, without loading a model. Raises InputError."""
     check_values(config)
     counts = Counter(question.task for question in questions_of(config, built(config.suite), config.limit))
-    return dict(counts), [str(label) for label in config.method], config.repeats
+    return dict(counts), [arm.label for arm in arms_of(_engines(config), _labels(config))], config.repeats
+
+
+def _engines(config: DictConfig) -> dict[str, Engine]:
+    return {str(name): built(settings) for name, settings in config.engine.items()}
+
+
+def _labels(config: DictConfig) -> list[str]:
+    return [BASELINE, *(str(label) for label in config.method if label != BASELINE)]
 
 
 def target_of(settings: DictConfig) -> Target:

@@ -14,6 +14,10 @@ from specbench.errors import InputError
 from tasks.question import Question
 
 
+class Elsewhere(Engine):
+    """An engine in a process of its own, whose memory cannot be measured from here."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """A method on an engine: `label` is its name in the run, `method` its name on that engine."""

@@ -77,6 +77,7 @@ def test_turns_come_from_records_and_agree_with_the_reports_positions() -> None:
     rows = acceptance_by_position(made)
     assert rows["joint"].tolist() == pytest.approx([4 / 6, 3 / 6, 1 / 6])
     assert rows["conditional"].tolist() == pytest.approx([4 / 5, 3 / 4, 1 / 3])
+    assert rows["vllm_acceptance_rate"].tolist() == pytest.approx([4 / 5, 3 / 5, 1 / 5])
     (counted,) = conventions(made).to_dict("records")
     assert counted["micro"] == pytest.approx(13 / 6) and counted["sglang_accept_length"] == pytest.approx(15 / 6)
     assert counted["vllm_acceptance_length"] == pytest.approx(13 / 5)

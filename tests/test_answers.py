@@ -117,11 +117,18 @@ def test_lines_that_are_no_answers_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a.jsonl:1: not an answer of Spec-Bench: it has no decoding_steps"):
         import_([], [tmp_path / "a.jsonl"], None, RunDirectory(tmp_path / "back"))
     good = json.loads(by_hand("vicuna", 81, "qa", [1] * 4, 1.0))
-    at_once, failed = ({"choices": [good["choices"][0] | {"turns": [text], "wall_time": [0.0]}]} for text in ("w", "ERROR"))
+
+    def counting(**changes: list) -> dict:
+        return {"choices": [good["choices"][0] | changes]}
+
+    at_once, failed = (counting(turns=[text], wall_time=[0.0]) for text in ("w", "ERROR"))
     for change, said in (
         ({"question_id": None}, "question_id is not"),
         ({"question_id": [81]}, "question_id is not"),
-        ({"category": None}, "question_id is not a number or a text, or category is not a text"),
+        ({"category": None}, "category is not a text"),
+        (counting(decoding_steps=[-4]), "decoding_steps is below 0"),
+        (counting(new_tokens=[-4]), "new_tokens is below 0"),
+        (counting(accept_lengths=[1, 1, -1, 1]), "accept_lengths is below 0"),
         (at_once, "wall_time is not above 0"),
     ):
         (tmp_path / "c.jsonl").write_text(json.dumps(good | failed) + "\n" + json.dumps(good | change) + "\n")

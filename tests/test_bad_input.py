@@ -55,6 +55,9 @@ from tests.fake_engine import Quiet
         (["run", "-m", "method=[pld,sps"], "method=[pld,sps: not an override"),
         (["run", "-m", "limit=1,2", "out=a,b"], "out=a,b: expected one folder; each job of -m gets its own inside"),
         (["run", "-m", "limit=1,2", "hydra/launcher=mpi"], "hydra/launcher=mpi: no such hydra/launcher; there is basic"),
+        (["compare", "--against", "HEAD", "sweep.limit=[1,2]"], "limit=1,2: compare --against is about one run"),
+        (["compare", "--against", "HEAD", "experiment=precision_sweep"], "one value, such as target.dtype=float32"),
+        (["plan", "--pilot", "pilot", "sweep.limit=[1,2]"], "limit=1,2: plan is about one run; expected one value"),
         (["run", "-m", "limit=1,2", "hydra/launcher=mpi"], "; more come with pip install -e '.[submitit]', "),
     ],
 )

@@ -18,16 +18,18 @@ import psutil
 import pytest
 
 from specbench import ROOT
+from specbench.compare.checkout import Checkout
 from specbench.compare.comparison import compared, compared_beside, markdown, notes, write_json, write_junit
 from specbench.compare.exports import asv, bencher, github
 from specbench.compare.gate import RUN_SD, Change, change, size, size_beside
 from specbench.compare.runs import log_ratios
 from specbench.errors import InputError
+from specbench.plan import cells
 from specbench.records import RunDirectory, Trial
 from specbench.report.loaded import load
 from specbench.statistics import Interval
 from tests import fake_run
-from tests.conftest import Cli, Tiny
+from tests.conftest import Cli, Refuse, Tiny
 from tests.fake_run import CONFIG, PROVENANCE, made_up_trials, write_run
 
 TASKS = ("qa", "rag", "translation")
@@ -87,6 +89,11 @@ def test_runs_that_differ_in_something_else_are_refused(tmp_path: Path, change_:
         compared(old, new)
     factor = told.split(" is ")[0]
     assert compared(old, new, [factor]).reference == "old"
+
+
+def test_a_factor_that_is_no_fact_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--factor versions.toch: the runs have no such fact; the nearest is versions.torch"):
+        compared(*pair(tmp_path), ["versions.toch"])
 
 
 def test_another_commit_and_further_methods_are_no_difference(tmp_path: Path) -> None:
@@ -234,6 +241,20 @@ def test_a_slowdown_is_found_at_the_size_that_was_planned(noise: float) -> None:
     assert sum(one.verdict == "fail" for one in found) >= 0.93 * 400, needed
 
 
+def test_a_plan_says_what_its_minutes_are_without(tmp_path: Path) -> None:
+    """Questions took autoregressive decoding 1 s and 3 s, pld 1 s; 30 of them, twice, take 2 min and 1 min."""
+    trials = [
+        fake_run.trial(method, [1], seconds, task=task, question_id=question)
+        for question, (method, task, seconds) in enumerate(
+            [("autoregressive", "qa", 1), ("autoregressive", "qa", 3), ("pld", "qa", 1), ("autoregressive", "rag", 1)]
+        )
+    ]
+    pilot = load(write_run(tmp_path / "pilot", trials).path)
+    found = cells(pilot, {"qa": 30, "rag": 30, "translation": 2}, ["autoregressive", "pld", "pld@hf"], repeats=2)
+    assert found.minutes["autoregressive"]["qa"] == 2 and found.minutes["pld"]["qa"] == 1
+    assert found.total == 2 + 1 + 1 and found.lacking == ["pld@hf", "translation", "pld on rag"]
+
+
 def test_an_undecided_comparison_says_what_would_decide_it() -> None:
     rng = np.random.default_rng(1)
     found = change("x", simulated(rng, 12, 0.1, 1), simulated(rng, 12, 0.1, 1), 3)
@@ -323,13 +344,37 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     assert status == 0 and (tmp_path / "charts" / "bigger.json").exists()
     assert "no such format; there is github" in cli("export", "gihub", "old").err
     status, out, err = cli("plan", "--pilot", "old", *tiny.overrides("task=[qa]", "method=[pld]", "limit=4"))
-    assert status == 0 and "Questions for a difference of 5%" in out, err
+    assert status == 0 and "Questions for a difference of 5%" in out and "lacks" not in out, err
+    wider = cli("plan", "--pilot", "old", *tiny.overrides("task=[qa]", "method=[pld]", "engine=[native,hf]")).out
+    assert "minutes in all, without autoregressive@hf, pld@hf, which the pilot lacks" in " ".join(wider.split())
     assert "expected more than 0.01" in cli("plan", "--pilot", "old", "--effect", "0.01").err
     assert "its times say nothing of that" in cli("plan", "--pilot", "old", "target.shape=100m").err
-    assert "is the first run of rolling" in cli("compare", "rolling", "old", "--add").out
+    files = {name: f"first.{name}" for name in ("json", "junit", "markdown")}
+    status, out, err = cli("compare", "rolling", "old", "--add", *(f"--{name}={file}" for name, file in files.items()))
+    assert status == 0 and "old: first reference" in out, err
+    told = {name: (tmp_path / file).read_text() for name, file in files.items()}
+    assert json.loads(told["json"])["reference"] is None and not json.loads(told["json"])["failed"]
+    assert "first reference" in told["markdown"] and 'tests="1" failures="0" skipped="1"' in told["junit"]
     assert "holds one called old already" in cli("compare", "rolling", "old", "--add").err
     status, out, err = cli("compare", "rolling", "new", "--add")
     assert (tmp_path / "rolling" / "new").exists() == (status == 0), err
+
+
+def test_what_the_other_checkout_lacks_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    other = Checkout(str(ROOT), ["method=[of_tomorrow]"], config_dir=None, threads=1)
+    with pytest.raises(InputError, match=f"the other checkout, {ROOT}: method=of_tomorrow: no such method; there is "):
+        other.has("of_tomorrow")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_unfinished_run_is_no_reference(refuse: Refuse, tmp_path: Path) -> None:
+    """Stopped before its last turn; of another method of its config it has none."""
+    run = write_run(tmp_path / "broken", made_up_trials(METHODS, TASKS, questions=8)[:-1], turns=24)
+    run.write_config(CONFIG | {"repeats": 2, "method": {"pld": {}, "rest": {}}})
+    assert load(run.path).missing == {"rest": 48, "sps": 1}
+    assert refuse("compare", "rolling", "broken", "--add") == (
+        "--add: broken is not finished: 49 turns are still to be run; the same command goes on"
+    )
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="specbench is no git checkout here")
@@ -337,8 +382,10 @@ def test_another_commit_takes_turns_with_this_one(cli: Cli, tiny: Tiny, tmp_path
     chosen = tiny.overrides("task=[qa]", "method=[pld]", "repeats=1", "out=both")
     status, out, err = cli("compare", "--against", "HEAD", *chosen, "--json", "both.json")
     assert status in (0, 1) and "autoregressive over autoregressive@reference" in out, err  # times are by chance
-    labels = {trial.method for trial in RunDirectory(tmp_path / "both").trials()}
-    assert labels == {"autoregressive", "pld", "autoregressive@reference", "pld@reference"}
+    trials = RunDirectory(tmp_path / "both").trials()
+    beside = {"autoregressive@reference", "pld@reference"}
+    assert {trial.method for trial in trials} == {"autoregressive", "pld", *beside}
+    assert {trial.method for trial in trials if trial.peak_memory_bytes is None} == beside, "its process is another one"
     assert not any(one["differing"] for one in json.loads((tmp_path / "both.json").read_text())["counted"])
     assert cli("compare", "--against", "no-such-branch").err.startswith("specbench: --against no-such-branch: no commit")
 

@@ -14,6 +14,7 @@ from specbench.decoding.sampling import Sampling
 from specbench.engine.hf import TransformersGenerate
 from specbench.engine.native import Native
 from specbench.errors import InputError
+from specbench.records import PER_STEP
 from specbench.schedule import arms_of
 from tests.methods_under_test import drafter_of, target_of
 from tests.tiny import SHAPE, prompts
@@ -25,7 +26,6 @@ METHODS = {
     "sps": {"assistant": {"num_assistant_tokens": 5, "num_assistant_tokens_schedule": "heuristic"}},
 }
 DRAFT = {"path": None, "dtype": "float64", "config": {"model_type": "llama", **SHAPE, "num_hidden_layers": 2}}
-PER_STEP = ["drafted", "nodes", "depth", "accepted", "committed"]
 SAMPLING = Sampling(max_new_tokens=16, stop_token_ids=(1, 7))
 
 

@@ -128,6 +128,14 @@ def test_render_writes_everything(run, tmp_path):
     assert len(report.terminal) == 1 and report.page.exists()
 
 
+def test_the_estimators_of_a_speedup_stand_side_by_side(run, tmp_path):
+    report = render([run.path], tmp_path / "out")
+    html = "".join(report.page.read_text().split("\n"))
+    for row in report.summary.to_dict("records"):
+        names = ("speedup", "speedup_pooled", "speedup_median", "speedup_decode", "speedup_spec_bench")
+        assert "".join(f"<td>{row[name]:.2f}</td>" for name in names) in html, row
+
+
 def test_several_runs_say_which_row_is_whose(run, tmp_path):
     other = write_run(tmp_path / "other", made_up_trials({"pld": 0.3}, ["qa"], seed=1))
     report = render([run.path, other.path], tmp_path / "out")

@@ -15,14 +15,16 @@ from specbench.compare.comparison import BESIDE
 from specbench.compose import composed
 from specbench.errors import InputError
 from specbench.locks import locked
+from specbench.multirun import check_one
 from specbench.progress import ProgressDisplay
 from specbench.run import execute
 
 
 def run_both(ref: str, overrides: Sequence[str], config_dir: Path | None, console: Console) -> Path:
     """The run directory. Methods of the other commit are called METHOD@reference. Raises InputError for no such ref."""
+    config = composed([*overrides, f"engine=[native,{BESIDE}]"], config_dir)
+    check_one(config, overrides, "compare --against")
     with _checkout(ref, console) as root:
-        config = composed([*overrides, f"engine=[native,{BESIDE}]"], config_dir)
         other = [override for override in overrides if override.partition("=")[0] not in ("out", "engine")]
         OmegaConf.update(config, f"engine.{BESIDE}.root", str(root))
         OmegaConf.update(config, f"engine.{BESIDE}.overrides", other)

@@ -15,13 +15,13 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import CapacityError, Generation
 from specbench.decoding.sampling import Sampling
-from specbench.engine.base import Engine
 from specbench.errors import InputError
+from specbench.schedule import Elsewhere
 
 WORKER = Path(__file__).with_name("worker.py")
 
 
-class Checkout(Engine):
+class Checkout(Elsewhere):
     """root: the checkout's folder, below ROOT or anywhere; overrides: of its own configs, which say what it loads.
 
     config_dir: a further folder of configs, the same for both versions.
@@ -60,6 +60,8 @@ class Checkout(Engine):
             raise InputError(f"the checkout in {self.root} stopped; what it said stands above")
         found = json.loads(answer)
         if isinstance(found, dict) and "error" in found:
+            if found["kind"] == InputError.__name__:
+                raise InputError(f"the other checkout, {self.root}: {found['error']}")
             raise (CapacityError if found["kind"] == CapacityError.__name__ else RuntimeError)(found["error"])
         return found
 

@@ -24,9 +24,12 @@ BESIDE = "reference"  # the engine that runs the other checkout
 
 @dataclass(frozen=True)
 class Comparison:
-    """counted: turns whose counters differ, by method; changes: of speed; absolute: of autoregressive's own rate, advisory."""
+    """counted: turns whose counters differ, by method; changes: of speed; absolute: of autoregressive's own rate, advisory.
 
-    reference: str
+    reference: None of the first run, which is one itself.
+    """
+
+    reference: str | None
     new: str
     counted: list[Counted]
     changes: list[Change]
@@ -50,6 +53,11 @@ def compared(reference: Path, new: Path, factors: Sequence[str] = ()) -> Compari
     changes = [_stored(olds, fresh, method, over, len(ratios)) for method, over in ratios]
     counters = counted(olds[-1], fresh[-1])
     return Comparison(olds[-1].name, fresh[-1].name, counters, changes, _absolute(olds[-1], fresh[-1]))
+
+
+def first_reference(new: Path) -> Comparison:
+    """Of a run with nothing to compare it with."""
+    return Comparison(None, load(new).name, [], [], None)
 
 
 def _origin(run: LoadedRun) -> tuple[str, str]:
@@ -92,7 +100,7 @@ def _absolute(old: LoadedRun, new: LoadedRun) -> float | None:
 
 
 def table(found: Comparison) -> Table:
-    shown = Table("ratio", "new / reference", f"{LEVEL:.0%} interval, all together", "verdict", title=_title(found))
+    shown = Table("ratio", "new / reference", f"{LEVEL:.0%} interval, all together", "verdict", title=title(found))
     for one in found.changes:
         style = {"fail": "bold red", "undecided": "yellow"}.get(one.verdict, "")
         shown.add_row(*_cells(one), style=style)
@@ -119,7 +127,9 @@ def _needed(one: Change) -> str:
     return f"{one.needed.questions} questions{runs} would decide, of {one.questions} now"
 
 
-def _title(found: Comparison) -> str:
+def title(found: Comparison) -> str:
+    if found.reference is None:
+        return f"{found.new}: first reference, compared with nothing"
     return f"{found.new} against {found.reference}: {'FAILED' if found.failed else 'passed'}"
 
 
@@ -130,8 +140,10 @@ def _cells(one: Change) -> tuple[str, str, str, str]:
 
 def markdown(found: Comparison) -> str:
     """For the summary of a job."""
+    if found.reference is None:
+        return f"### {title(found)}\n"
     header = ("ratio", "new / reference", "interval", "verdict")
-    lines = [f"### {_title(found)}", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines = [f"### {title(found)}", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(_cells(one)) + " |" for one in found.changes]
     rule = f"Fails when the whole interval lies below {FAILS_BELOW}, passes when its lower limit exceeds {PASSES_ABOVE}."
     return "\n".join([*lines, "", *(f"- {line}" for line in notes(found)), "", rule]) + "\n"
@@ -154,8 +166,11 @@ def _finite(value: Any) -> Any:
 
 
 def write_junit(found: Comparison, path: Path) -> None:
-    """A test a ratio, and one a method for its counters; undecided ones are skipped."""
-    suite = ElementTree.Element("testsuite", name="specbench compare", tests=str(len(found.changes) + len(found.counted)))
+    """A test a ratio, and one a method for its counters; undecided ones are skipped, as is the one of a first reference."""
+    suite = ElementTree.Element("testsuite", name="specbench compare")
+    if found.reference is None:
+        case = ElementTree.SubElement(suite, "testcase", classname="reference", name=found.new)
+        ElementTree.SubElement(case, "skipped", message=title(found))
     for counters in found.counted:
         case = ElementTree.SubElement(suite, "testcase", classname="counters", name=counters.method)
         if counters.differing:
@@ -166,6 +181,7 @@ def write_junit(found: Comparison, path: Path) -> None:
         told = f"{one.ratio.estimate:.3f} [{one.ratio.low:.3f}, {one.ratio.high:.3f}]"
         if one.verdict != "pass":
             ElementTree.SubElement(case, "failure" if one.verdict == "fail" else "skipped", message=told)
+    suite.set("tests", str(len(suite.findall("testcase"))))
     suite.set("failures", str(len(suite.findall("testcase/failure"))))
     suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
     write_atomic(path, ElementTree.tostring(suite, encoding="unicode", xml_declaration=True))

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -68,53 +69,61 @@ def _metric(row: Mapping[Any, Any], column: str) -> dict[str, float]:
 def asv(run: LoadedRun, out: Path) -> list[Path]:
     """A results folder of airspeed velocity: milliseconds per token by method and task, smaller is better."""
     rows = summarise(run)
-    about = run.provenance
-    machine, versions = about.get("machine") or {}, about.get("versions") or {}
-    name = str((about.get("device") or {}).get("name") or machine.get("cpu") or "machine").replace("/", "-")
-    target = _target(rows.iloc[0].to_dict())
-    methods, tasks = list(rows["method"].unique()), list(rows["task"].unique())
-    cells = {(row["method"], row["task"]): row for row in rows.to_dict("records")}
-    wanted = [cells.get((method, task)) for method in methods for task in tasks]
-    commit = str((about.get("git") or {}).get("commit") or "0" * 40)
-    milliseconds = int(1000 * run.started)
-    asked = _asked(run)  # of another version asv shows no result, so it must not follow the code
-    params = {"machine": name, "os": machine.get("os"), "arch": machine.get("architecture"), "cpu": machine.get("cpu")}
-    result: dict[str, Any] = {
-        "commit_hash": commit,
+    machine, benchmark = _machine(run), _benchmark(run, rows)
+    result = _result(run, rows, machine, benchmark)
+    folder = out / machine["machine"]
+    return [
+        _written(out / "benchmarks.json", {"ms_per_token": benchmark, "version": ASV}),
+        _written(folder / "machine.json", {**machine, "version": 1}),
+        _written(folder / f"{result['commit_hash'][:8]}-{result['env_name']}.json", result),
+    ]
+
+
+def _machine(run: LoadedRun) -> dict[str, Any]:
+    machine = run.provenance.get("machine") or {}
+    name = str((run.provenance.get("device") or {}).get("name") or machine.get("cpu") or "machine").replace("/", "-")
+    return {"machine": name, "os": machine.get("os"), "arch": machine.get("architecture"), "cpu": machine.get("cpu")}
+
+
+def _benchmark(run: LoadedRun, rows: pd.DataFrame) -> dict[str, Any]:
+    axes = ("method", "task")
+    return {
+        "code": "",
+        "name": "ms_per_token",
+        "param_names": axes,
+        "params": [[repr(value) for value in rows[axis].unique()] for axis in axes],
+        "timeout": 60.0,
+        "type": "track",
+        "unit": "ms",
+        "version": _asked(run),  # asv shows no result of another version, so it must not follow the code
+    }
+
+
+def _result(run: LoadedRun, rows: pd.DataFrame, machine: dict[str, Any], benchmark: dict[str, Any]) -> dict[str, Any]:
+    versions, git = run.provenance.get("versions") or {}, run.provenance.get("git") or {}
+    target, milliseconds = _target(rows.iloc[0].to_dict()), int(1000 * run.started)
+    medians, *limits = _times(rows)
+    return {
+        "commit_hash": str(git.get("commit") or "0" * 40),
         "env_name": target,
         "date": milliseconds,
-        "params": {**params, "target": target},  # a curve for each
+        "params": {**machine, "target": target},  # a curve for each
         "python": versions.get("python"),
         "requirements": {key: value for key, value in versions.items() if key != "python"},
         "env_vars": {},
         "result_columns": ["result", "params", "version", "started_at", *ASV_LIMITS],
-        "results": {
-            "ms_per_token": [
-                [_or_none(row, "ms_per_token_p50") for row in wanted],
-                [[repr(method) for method in methods], [repr(task) for task in tasks]],
-                asked,
-                milliseconds,
-                *([_or_none(row, f"ms_per_token_p50_{side}") for row in wanted] for side in ASV_LIMITS.values()),
-            ]
-        },
+        "results": {"ms_per_token": [medians, benchmark["params"], benchmark["version"], milliseconds, *limits]},
         "durations": {},
         "version": ASV,
     }
-    benchmark = {
-        "code": "",
-        "name": "ms_per_token",
-        "param_names": ["method", "task"],
-        "params": [[repr(method) for method in methods], [repr(task) for task in tasks]],
-        "timeout": 60.0,
-        "type": "track",
-        "unit": "ms",
-        "version": asked,
-    }
-    return [
-        _written(out / "benchmarks.json", {"ms_per_token": benchmark, "version": ASV}),
-        _written(out / name / "machine.json", {**params, "version": 1}),
-        _written(out / name / f"{commit[:8]}-{target}.json", result),
-    ]
+
+
+def _times(rows: pd.DataFrame) -> list[list[float | None]]:
+    """The medians and each of ASV_LIMITS, of every method on every task in turn."""
+    cells = {(row["method"], row["task"]): row for row in rows.to_dict("records")}
+    wanted = [cells.get(cell) for cell in product(rows["method"].unique(), rows["task"].unique())]
+    columns = ["ms_per_token_p50", *(f"ms_per_token_p50_{side}" for side in ASV_LIMITS.values())]
+    return [[_or_none(row, column) for row in wanted] for column in columns]
 
 
 def _asked(run: LoadedRun) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from specbench.errors import InputError, few
+from specbench.hints import closest
 from specbench.metrics import BASELINE, QUESTION
-from specbench.records import RunDirectory, Trial
+from specbench.records import PER_STEP, RunDirectory, Trial
 from specbench.report.loaded import LoadedRun, load
 
 PLACE = ("dtype", "device.name", "machine.cpu", "machine.cores", "machine.threads", "machine.architecture")
@@ -21,7 +22,7 @@ SOFTWARE = ("versions.python", "versions.torch", "versions.transformers", "versi
 GROWS = ("method", "engine")  # of a config: a run may have more of them than its reference
 COUNTERS = (
     *("prompt_sha256", "new_tokens", "finish_reason", "output_sha256", "steps", "target_forwards", "draft_forwards"),
-    *("drafted", "nodes", "depth", "accepted", "committed"),
+    *PER_STEP,
 )
 LATEST = 10  # runs of a folder that a new one is held against
 
@@ -48,9 +49,9 @@ def side(path: Path) -> list[LoadedRun]:
 
 def check_alike(runs: Sequence[LoadedRun], factors: Sequence[str]) -> None:
     """Raises InputError for the first thing but the factors in which a run differs from the first one, its reference."""
-    first = dict(_facts(runs[0]))
-    for run in runs[1:]:
-        other = dict(_facts(run))
+    first, *others = (dict(_facts(run)) for run in runs)
+    _check_factors(factors, sorted(first.keys() | set().union(*others)))
+    for run, other in zip(runs[1:], others, strict=True):
         for name in sorted(first.keys() | other.keys()):
             if first.get(name) != other.get(name) and not _under(name, factors) and not _grown(name, first, other):
                 was, now = (f"{facts.get(name)!s:.60}" for facts in (first, other))
@@ -58,6 +59,12 @@ def check_alike(runs: Sequence[LoadedRun], factors: Sequence[str]) -> None:
                     f"{run.name} is not comparable with {runs[0].name}: {name} is {now}, not {was}; "
                     f"--factor {name} compares over it"
                 )
+
+
+def _check_factors(factors: Sequence[str], known: Sequence[str]) -> None:
+    for factor in factors:
+        if not any(_under(name, (factor,)) for name in known):
+            raise InputError(f"--factor {factor}: the runs have no such fact; the nearest is {closest(factor, known)}")
 
 
 def _grown(name: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

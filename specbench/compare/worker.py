@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from specbench.build import built
 from specbench.compose import composed
 from specbench.decoding.sampling import Sampling
 from specbench.engine.native import Native
+from specbench.errors import InputError
 from specbench.run import target_of
 
 OUT = os.fdopen(os.dup(1), "w")
@@ -25,25 +27,36 @@ os.dup2(2, 1)  # whatever prints
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     asked = json.loads(sys.stdin.readline())
-    config = composed(asked["overrides"], asked["config_dir"] and Path(asked["config_dir"]))
-    if asked["threads"]:
-        torch.set_num_threads(asked["threads"])
-    target = target_of(config.target)
-    drafters = {str(label): built(settings) for label, settings in config.method.items()}
-    engine = Native(profile=False)
-    engine.open(target.model, drafters)
-    _tell({label: {"outlives": drafter.outlives, "kind": drafter.kind} for label, drafter in drafters.items()})
+    try:
+        engine = _opened(asked)
+    except InputError as error:
+        return _failed(error)
+    _tell({label: {"outlives": drafter.outlives, "kind": drafter.kind} for label, drafter in engine.drafters.items()})
     for line in sys.stdin:
         call = json.loads(line)
         name, given = call.pop("do"), call
         if "sampling" in given:
-            given["sampling"] = Sampling(**{**given["sampling"], "stop_token_ids": target.model.eos_ids})
+            given["sampling"] = Sampling(**{**given["sampling"], "stop_token_ids": engine.target.eos_ids})
         try:
             answer = getattr(engine, name)(**given)
         except Exception as error:
-            _tell({"error": str(error), "kind": type(error).__name__})
+            _failed(error)
         else:
             _tell(dataclasses.asdict(answer) if name == "generate" else None)
+
+
+def _opened(asked: dict[str, Any]) -> Native:
+    config = composed(asked["overrides"], asked["config_dir"] and Path(asked["config_dir"]))
+    if asked["threads"]:
+        torch.set_num_threads(asked["threads"])
+    target = target_of(config.target)
+    engine = Native(profile=False)
+    engine.open(target.model, {str(label): built(settings) for label, settings in config.method.items()})
+    return engine
+
+
+def _failed(error: Exception) -> None:
+    _tell({"error": str(error), "kind": type(error).__name__})
 
 
 def _tell(answer: object) -> None:

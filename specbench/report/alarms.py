@@ -77,13 +77,9 @@ def _continued(run: LoadedRun) -> Iterator[Alarm]:
 
 
 def _missing(run: LoadedRun) -> Iterator[Alarm]:
-    """Turns that the run has still to make."""
-    turns, repeats = run.provenance.get("turns"), run.config.get("repeats")
-    made = Counter(trial.method for trial in run.trials)
-    for method, count in sorted(made.items()):
-        if turns and repeats and count < turns * repeats:
-            message = f"{turns * repeats - count} of {turns * repeats} turns are still to be run; the same command goes on"
-            yield Alarm("notice", method, OVERALL, message)
+    for method, count in run.missing.items():
+        wanted = run.provenance["turns"] * run.config["repeats"]
+        yield Alarm("notice", method, OVERALL, f"{count} of {wanted} turns are still to be run; the same command goes on")
 
 
 def _errors(run: LoadedRun) -> Iterator[Alarm]:

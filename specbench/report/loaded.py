@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +30,14 @@ class LoadedRun:
     frame: pd.DataFrame  # metrics.trial_frame(trials)
     texts: list[dict[str, Any]]
     certified: dict[str, Known]  # by method
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """By method, turns that the run has still to make, where it says how many it wants."""
+        wanted = (self.provenance.get("turns") or 0) * (self.config.get("repeats") or 0)
+        made = Counter(trial.method for trial in self.trials)
+        methods = sorted({*made, *(self.config.get("method") or {})})
+        return {method: wanted - made[method] for method in methods if made[method] < wanted}
 
     @property
     def started(self) -> float:

@@ -46,6 +46,7 @@ WORDS = {
         "questions, below six of them, or four a task, Student's t; overall weighs every task the same."
     ),
     "pooled speedup": "ratio of all tokens per all seconds: how long the whole job takes.",
+    "median speedup": "median over questions; overall the geometric mean of the tasks' medians.",
     "Spec-Bench speedup": (
         "Spec-Bench's own estimator, the ratio of mean rates over a re-tokenised baseline. For "
         "comparison with published tables only."
