@@ -40,7 +40,7 @@ def test_other_dtypes_are_those_of_the_device_that_fit_its_memory(monkeypatch, f
 def test_packed_float32_weights_count_twice(monkeypatch):
     model = tiny_language_model("llama", layers=1)
     weights = sum(p.numel() for p in model.model.parameters())
-    monkeypatch.setattr("specbench.baseline.can_pack", lambda device, dtype: dtype == torch.float32)
+    monkeypatch.setattr("specbench.models.can_pack", lambda device, dtype: dtype == torch.float32)
     monkeypatch.setattr("specbench.baseline.free_memory_bytes", lambda device: 6 * weights)
     assert other_dtypes(model, "float64") == ["bfloat16"], "0.7 * 6 = 4.2 bytes a weight: 2 fit, 4 + 4 do not"
 
