@@ -280,7 +280,8 @@ def expanded(network: Network, base: TargetShape, shape: TargetShape, dtype: tor
             if large.packs:
                 large.set_submodule(name, with_bias(head))
     large.to_empty(device=device)
-    small = network.state_dict() | {f"{name}.bias": torch.zeros(base.vocab_size) for name in heads}
+    small = network.state_dict()
+    small |= {f"{name}.bias": torch.zeros(len(small[f"{name}.weight"])) for name in heads}
     old, new = (getattr(one, "layer_config", sizes) for one, sizes in ((network, base), (large, shape)))
     lay = Laying(Heads(old, new), device)
     for name, weight in large.named_parameters():

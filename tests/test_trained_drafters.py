@@ -186,6 +186,8 @@ def test_a_draft_vocabulary_is_mapped_to_the_targets(tmp_path: Path) -> None:
     assert drafter.network.target_tokens(torch.arange(40)).tolist() == kept.tolist()
     plain = decoded(model, Medusa("random", TREE, "auto"))
     assert [out.output_ids for out in outs] == [out.output_ids for out in plain]
+    large = decoded(LanguageModel(expanded(ungrouped(), LARGE)), Eagle3(str(tmp_path), 20, 3, 4, "auto"))
+    assert [(out.output_ids, out.accepted) for out in large] == [(out.output_ids, out.accepted) for out in outs]
 
 
 def test_medusa_takes_the_heads_that_are_there_whatever_its_config_says(tmp_path: Path) -> None:
