@@ -324,8 +324,8 @@ def test_other_methods_share_no_look():
 
 
 def test_long_labels_fold_and_short_ones_do_not():
-    assert folded("token_recycling (warm)") == "token_recycling (warm)"
-    assert folded("my_own_method_of_rather_a_long_name") == "my_own_method_of_rather_\na_long_name"
+    assert folded("token_recycling_warm (warm)") == "token_recycling_warm (warm)"
+    assert folded("my_own_method_of_rather_a_long_name") == "my_own_method_of_rather_a_\nlong_name"
     assert folded("x" * 40) == "x" * 40
 
 

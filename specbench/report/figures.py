@@ -37,7 +37,7 @@ PALETTE = (  # six of Okabe and Ito's, and those farthest from them and each oth
 MARKERS = "osD^PvX<>*hdp"  # of the colour beside it above
 KNOWN = (  # whose colour and marker these are, in every report
     "eagle", "eagle2", "eagle3", "pld", "medusa", "sps",
-    "lookahead", "rest", "token_recycling", "sam_decoding", "sam_eagle2", "hydra_heads", "self_speculative",
+    "sam_decoding", "rest", "token_recycling", "lookahead", "sam_eagle2", "hydra_heads", "self_speculative",
 )  # fmt: skip
 VARIANTS = dict.fromkeys(("warm", "static", "confidence", "typical", "paper", "depth7"), ("none", ":")) | {
     "spec_bench": ("left", "--")
@@ -46,7 +46,7 @@ CONVERSIONS = (1.0, 0.8, 0.6, 0.4)
 LAST_POSITION = 16  # long chains go on; acceptance.csv has them all
 DPI = 200
 TALLEST = 1.6  # times the fastest: intervals above are cut, with an arrow
-LONGEST_LABEL = 24  # characters of a line beside an axis
+LONGEST_LABEL = 28  # characters of a line beside an axis
 LEAST_REACHED = 30  # a share of fewer steps than this is not drawn
 
 
