@@ -381,7 +381,7 @@ def test_runs_that_one_setting_tells_apart_make_a_figure_over_it(tmp_path):
         runs.append(made.path)
     report = render(runs, tmp_path / "out")
     assert {"temperature.png", "temperature.svg"} <= {path.name for path in report.files}
-    assert "Over temperature, all tasks." in report.page.read_text()
+    assert "mean accepted tokens, over temperature;" in report.page.read_text()
     warm = report.summary[report.summary["temperature"] == 1]
     drawn = warm["method"] != "autoregressive"
     assert (warm["speedup_seed_sd"].notna() == drawn).all(), "two repeats, each with a seed of its own"
