@@ -29,7 +29,7 @@ from specbench.devices import device_name, synchronize
 from specbench.errors import InputError
 from specbench.provenance import provenance
 from specbench.records import RunDirectory, write_atomic
-from specbench.report.figures import INK, MARKERS, OKABE_ITO, drawing, save
+from specbench.report.figures import INK, MARKERS, PALETTE, drawing, save
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (256, 1024, 4096, 16384)
@@ -204,7 +204,7 @@ def figure(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:
         drawn = Figure(figsize=(7.5, 4.8), layout="constrained")
         axes = drawn.subplots()
         for place, (context, rows) in enumerate(frame.groupby("context")):
-            look: dict[str, Any] = {"color": OKABE_ITO[place % len(OKABE_ITO)], "linewidth": 1.6}
+            look: dict[str, Any] = {"color": PALETTE[place % len(PALETTE)], "linewidth": 1.6}
             axes.vlines(rows["tokens"], rows["milliseconds_low"], rows["milliseconds_high"], **look)
             marker = MARKERS[place % len(MARKERS)]
             axes.plot(rows["tokens"], rows["milliseconds"], marker=marker, markersize=5, label=f"context {context}", **look)

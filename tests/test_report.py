@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from specbench import ROOT
 from specbench.certify.certificate import Known
 from specbench.errors import InputError
 from specbench.report import render, tables, write_summary
-from specbench.report.figures import GREY, canvas, drawing, legend, styles
+from specbench.report.figures import GREY, KNOWN, canvas, drawing, folded, legend, speedup_by_task, styles
 from specbench.report.loaded import load
 from specbench.report.summary import summarise
 from tests.fake_run import CONFIG, failed, made_up_trials, trial, write_run
@@ -300,10 +301,41 @@ def test_latex_escapes_and_markdown_keeps_its_columns(tmp_path):
     assert r"a_b\|c&d" in tables.markdown(summary)
 
 
-def test_colours_follow_the_order_and_autoregressive_is_grey():
-    style = styles({name: name for name in ["autoregressive", *"abcdefghij"]})
-    assert style["autoregressive"].colour == GREY
-    assert len({(look.colour, look.line) for look in style.values()}) == 11
+def test_a_method_looks_the_same_in_every_report():
+    presets = [path.stem for path in (ROOT / "conf/method").glob("*.yaml")]
+    labels = {name: name for name in ["autoregressive", "mine", *presets]}
+    together = styles(labels)
+    assert all(styles({name: name})[name] == together[name] for name in labels if name not in ("oracle", "synthetic"))
+    assert together["autoregressive"].colour == GREY
+    looks = {(look.colour, look.marker, look.fill) for look in together.values()}
+    assert len(looks) == len(labels), "no two presets look the same"
+
+
+def test_known_methods_have_colours_of_their_own():
+    assert len({look.colour for look in styles({name: name for name in KNOWN}).values()}) == len(KNOWN) + 1, "and grey"
+    looks = styles({name: name for name in ["pld", "pld_spec_bench", "pld@hf", "pld_spec_bench@hf"]})
+    assert len({look.colour for look in looks.values()} - {GREY}) == 1, "a variant has its method's colour"
+    assert len({look.fill for name, look in looks.items() if name != "autoregressive"}) == 4
+
+
+def test_other_methods_share_no_look():
+    looks = styles({f"n{at}": f"n{at}" for at in range(30)})
+    assert len({(look.colour, look.fill) for name, look in looks.items() if name != "autoregressive"}) == 30
+
+
+def test_long_labels_fold_and_short_ones_do_not():
+    assert folded("token_recycling_warm (warm)") == "token_recycling_warm (warm)"
+    assert folded("my_own_method_of_rather_a_long_name") == "my_own_method_of_rather_a_\nlong_name"
+    assert folded("x" * 40) == "x" * 40
+
+
+def test_an_interval_of_few_questions_presses_no_points_together(run):
+    summary = summarise(load(run.path))
+    summary["speedup_high"] = 100.0
+    with drawing():
+        (axes,) = speedup_by_task(summary, styles({name: name for name in summary["method"].unique()})).axes
+    assert axes.get_ylim()[1] < 2 * summary["speedup"].max()
+    assert sum(line.get_marker() == "^" and len(line.get_xdata()) == 3 for line in axes.lines) >= 2, "an arrow on every interval"
 
 
 def test_a_directory_without_trials_is_refused(tmp_path):
@@ -349,7 +381,7 @@ def test_runs_that_one_setting_tells_apart_make_a_figure_over_it(tmp_path):
         runs.append(made.path)
     report = render(runs, tmp_path / "out")
     assert {"temperature.png", "temperature.svg"} <= {path.name for path in report.files}
-    assert "Over temperature, all tasks." in report.page.read_text()
+    assert "mean accepted tokens, over temperature;" in report.page.read_text()
     warm = report.summary[report.summary["temperature"] == 1]
     drawn = warm["method"] != "autoregressive"
     assert (warm["speedup_seed_sd"].notna() == drawn).all(), "two repeats, each with a seed of its own"

@@ -11,16 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specbench.metrics import BASELINE
+from specbench.paper.beside import METHODS
 from specbench.paper.items import TASKS, Item
-from specbench.report.figures import GREY, INK, Look, Style, canvas, legend, styles
+from specbench.report.figures import GREY, INK, Look, Style, canvas, family, legend, styles
 
-OUTLINES = {"full": "-", "none": (0, (2, 1)), "left": ":"}  # of measured bars, by the round of their colour
-WIDEST = 14.0  # inches
+OUTLINES = {"full": "-", "none": (0, (2, 1)), "left": ":"}  # of measured bars, by the fill of their marker
+OURS = {name: family(preset) for preset, name in METHODS.items()}  # what a published method is called in a run
+WIDEST = 11.0  # inches
 
 
 def style_of(rows: pd.DataFrame) -> Style:
-    """One look a method, the same in every item."""
-    return styles({method: method for method in [BASELINE, *sorted(set(rows["method"]) - {BASELINE})]})
+    """One look a method, the same in every item and in every report of a run."""
+    methods = [BASELINE, *sorted(set(rows["method"]) - {BASELINE})]
+    looks = styles({OURS.get(method, method): method for method in methods})
+    return {method: looks[OURS.get(method, method)] for method in methods}
 
 
 def groups_of(item: Item, rows: pd.DataFrame) -> list[object]:

@@ -24,9 +24,9 @@ CAPTIONS = {
     "forest": "Overall speedups, every task weighing the same. Line: 95 % interval; broad band: the range if any one task is left"
     " out; small points: tasks. A rank is a range where methods cannot be told apart (Holm's procedure over all pairs, 5 %).",
     "questions": "Boxes from quartile to quartile over questions, whiskers to 1.5 times as far.",
-    "speedup": "Speedup of every method on every task. Bars are 95 % intervals over questions.",
-    "conversion": "Speedup against mean accepted tokens. A line joins the points whose speedup is that share"
-    " of their mean accepted tokens; prefill, one more forward a turn, is left out of the lines.",
+    "speedup": "Speedup of every method on every task. Bars are 95 % intervals over questions; one with an arrow goes on.",
+    "conversion": "Speedup against mean accepted tokens. On the line ×0.8, a speedup is 0.8 of the mean"
+    " accepted tokens: conversion; prefill, one more forward a turn, is left out of the lines.",
     "time": "What a step of every method costs in steps of autoregressive decoding, and the tokens it commits: diamonds right of"
     " their bar are a speedup. Measured with profiling, which synchronises the device in every step.",
     "acceptance": f"Acceptance by draft position, all tasks together, where at least {figures.LEAST_REACHED} steps got that far.",
@@ -106,7 +106,8 @@ def _across(summary: pd.DataFrame, style: figures.Style, out: Path) -> tuple[lis
     with figures.drawing():
         figure = figures.speedup_by_setting(summary, apart[0], style)
         paths = figures.save(figure, out / apart[0])
-        return [(f"Over {apart[0]}, all tasks.", figures.inline(figures.svg(figure)))], paths
+        caption = f"Overall speedup, and mean accepted tokens, over {apart[0]}; every task weighs the same in the speedup."
+        return [(caption, figures.inline(figures.svg(figure)))], paths
 
 
 def _positions(run: LoadedRun) -> pd.DataFrame:

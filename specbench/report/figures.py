@@ -9,16 +9,19 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from zlib import crc32
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from specbench.metrics import BASELINE, OVERALL
@@ -27,11 +30,23 @@ from specbench.report.tables import interval_cell, rank, shown_tasks
 
 INK = "#1b1b1a"
 GREY = "#7d7d7d"
-OKABE_ITO = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#a68a00")
-MARKERS = "osD^vPX<>*hd"
+PALETTE = (  # six of Okabe and Ito's, and those farthest from them and each other with either kind of colour blindness, too
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00",
+    "#1a6633", "#b30000", "#6633cc", "#99b380", "#b31a99", "#b366ff", "#664d66",
+)  # fmt: skip
+MARKERS = "osD^PvX<>*hdp"  # of the colour beside it above
+KNOWN = (  # whose colour and marker these are, in every report
+    "eagle", "eagle2", "eagle3", "pld", "medusa", "sps",
+    "sam_decoding", "rest", "token_recycling", "lookahead", "sam_eagle2", "hydra_heads", "self_speculative",
+)  # fmt: skip
+VARIANTS = dict.fromkeys(("warm", "static", "confidence", "typical", "paper", "depth7"), ("none", ":")) | {
+    "spec_bench": ("left", "--")
+}  # of a known method: its colour and marker, another fill and line
 CONVERSIONS = (1.0, 0.8, 0.6, 0.4)
 LAST_POSITION = 16  # long chains go on; acceptance.csv has them all
 DPI = 200
+TALLEST = 1.6  # times the fastest: intervals above are cut, with an arrow
+LONGEST_LABEL = 28  # characters of a line beside an axis
 LEAST_REACHED = 30  # a share of fewer steps than this is not drawn
 
 
@@ -42,7 +57,7 @@ class Look:
     colour: str
     marker: str
     line: str
-    fill: str  # of the marker: full, or none for a colour's second round
+    fill: str  # of the marker: full, or another for a variant
     label: str
 
 
@@ -50,15 +65,48 @@ Style = dict[str, Look]
 
 
 def styles(labels: Mapping[str, str]) -> Style:
-    """The look of a method by its position in the mapping of methods to what they are called in legends.
+    """The look of every method in the mapping of methods to what they are called in legends.
 
-    Autoregressive is grey; repeats of a colour have dashed lines and hollow markers.
+    Autoregressive is grey. A known method looks the same wherever it is drawn, a variant of it has its colour; any other has a
+    colour by its name, which moves on only where two of these others would share it.
     """
-    looks = {BASELINE: Look(GREY, "o", "-", "full", BASELINE)}
-    for position, method in enumerate(name for name in labels if name != BASELINE):
-        cycle, colour = divmod(position, len(OKABE_ITO))
-        line, fill = ("-", "--", ":")[cycle % 3], ("full", "none", "left")[cycle % 3]
-        looks[method] = Look(OKABE_ITO[colour], MARKERS[position % len(MARKERS)], line, fill, labels[method])
+    looks = {name: look for name in labels if (look := _known(name, labels[name]))}
+    looks |= _others({name: labels[name] for name in labels if name not in looks})
+    return {name: looks[name] for name in labels} | {BASELINE: Look(GREY, "o", "-", "full", BASELINE)}
+
+
+def family(label: str) -> str:
+    """The method that a preset is a variant of, without its engine; the name itself where it is none."""
+    name = label.partition("@")[0]
+    return next((base for variant in VARIANTS if (base := name.removesuffix(f"_{variant}")) in KNOWN), name)
+
+
+def _known(name: str, label: str) -> Look | None:
+    base, (preset, _, engine) = family(name), name.partition("@")
+    if base not in (*KNOWN, BASELINE):
+        return None
+    fill, line = VARIANTS.get(preset[len(base) + 1 :], ("full", "-"))
+    if engine:
+        fill, line = ("bottom", "-.") if preset == base else ("top", "-.")
+    if base == BASELINE:
+        return Look(GREY, "o", line, fill, label)
+    return Look(PALETTE[KNOWN.index(base)], MARKERS[KNOWN.index(base)], line, fill, label)
+
+
+def _others(labels: Mapping[str, str]) -> Style:
+    """Never the marker that a known method has in that colour; hollow and dashed when all colours are taken."""
+    colours: Counter[int] = Counter()
+    markers: Counter[int] = Counter()
+    looks, count = {}, len(PALETTE)
+    for name in sorted(labels):
+        start = crc32(name.encode())
+        at = min(((start + step) % count for step in range(count)), key=lambda place: colours[place])
+        shapes = [(start // count + step) % count for step in range(count)]
+        shape = min((shape for shape in shapes if shape != at), key=lambda place: markers[place])
+        fill, line = (("full", "-"), ("none", "--"), ("left", ":"))[colours[at] % 3]
+        looks[name] = Look(PALETTE[at], MARKERS[shape], line, fill, labels[name])
+        colours[at] += 1
+        markers[shape] += 1
     return looks
 
 
@@ -80,36 +128,47 @@ def speedup_by_task(summary: pd.DataFrame, style: Style) -> Figure:
     drafting = summary[summary["method"] != BASELINE].dropna(subset=["speedup"])
     methods, tasks = list(drafting["method"].unique()), shown_tasks(summary)
     figure, axes = canvas(10 + 0.3 * max(0, len(methods) - 8), 4.8)
+    top = _top(drafting)
     for position, method in enumerate(methods):
         rows = drafting[drafting["method"] == method].set_index("task").reindex(tasks)
         offset = (position + 0.5) / len(methods) - 0.5
         places = [index + 0.8 * offset for index in range(len(tasks))]
-        _points(axes, places, rows, style[method])
+        _points(axes, places, rows, style[method], top)
     for index in range(0, len(tasks), 2):
         axes.axvspan(index - 0.5, index + 0.5, color=INK, alpha=0.04, linewidth=0)
     axes.axhline(1, color=GREY, linewidth=1.4, zorder=1, label=f"{BASELINE} = 1")
     axes.set_xticks(range(len(tasks)), [task.replace("_", "\n") for task in tasks])
     axes.set_xlim(-0.5, len(tasks) - 0.5)
-    axes.set_ylim(bottom=min(0.5, *axes.get_ylim()) if len(drafting) else 0)
+    axes.set_ylim(min(0.5, 0.9 * drafting["speedup_low"].min(), 0.9 * drafting["speedup"].min()) if len(drafting) else 0, top)
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title("Speedup by task, 95 % intervals over questions")
     legend(figure, axes)
     return figure
 
 
-def _points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look) -> None:
+def _top(rows: pd.DataFrame) -> float:
+    """Where the axis ends: above all intervals, unless those of few questions would press the points together."""
+    if rows.empty:
+        return 1.5
+    return 1.05 * max(1.0, min(rows[["speedup", "speedup_high"]].max(axis=None), TALLEST * rows["speedup"].max()))
+
+
+def _points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look, top: float) -> None:
     middle, low, high = (rows[name].to_numpy(float) for name in ("speedup", "speedup_low", "speedup_high"))
     axes.vlines(places, low, high, color=look.colour, linewidth=1.8, zorder=2)
     drawn: dict[str, Any] = {"marker": look.marker, "color": look.colour, "fillstyle": look.fill, "markersize": 6, "zorder": 3}
     axes.plot(places, middle, ls="", label=look.label, **drawn)
+    cut = [place for place, limit in zip(places, high, strict=True) if limit > top]
+    if cut:
+        axes.plot(cut, [top] * len(cut), ls="", marker="^", color=look.colour, markersize=5, clip_on=False)
 
 
 def forest(summary: pd.DataFrame, style: Style) -> Figure:
     """A row a method, the fastest on top: overall, its interval and rank; tasks as small points; the range without any one."""
     overall = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE)].dropna(subset=["speedup"])
     overall = overall.sort_values("speedup")
-    labels = [style[str(method)].label for method in overall["method"]]
-    figure, axes = canvas(8 + breadth(labels), 1.6 + 0.38 * len(overall))
+    labels = [folded(style[str(method)].label) for method in overall["method"]]
+    figure, axes = canvas(8 + breadth(labels), 1.6 + (0.38 + crowding(labels)) * len(overall))
     for place, (_, row) in enumerate(overall.iterrows()):
         look = style[str(row["method"])]
         tasks = summary.loc[(summary["method"] == row["method"]) & (summary["task"] != OVERALL), "speedup"].dropna()
@@ -137,17 +196,21 @@ def per_question(latencies: pd.DataFrame, style: Style) -> Figure:
     """
     methods = [method for method in style if method in set(latencies["method"])]
     tasks = list(latencies["task"].unique())
-    wide = 8 + breadth([*(style[method].label for method in methods), *tasks])
-    figure = Figure(figsize=(wide, 1.6 + 0.34 * max(len(methods), len(tasks))), layout="constrained")
+    labels = {
+        "method": [folded(style[name].label) for name in methods],
+        "task": [folded(name.replace("_", " ")) for name in tasks],
+    }
+    every = [*labels["method"], *labels["task"]]
+    tall = 1.6 + (0.34 + crowding(every)) * max(len(methods), len(tasks))
+    figure = Figure(figsize=(8 + breadth(every), tall), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for axes, column, key, names in ((left, "ms_per_token", "method", methods), (right, "new_tokens", "task", tasks)):
         rows = latencies if key == "method" else latencies[latencies["method"] == BASELINE]
         values = [rows.loc[rows[key] == name, column].dropna().to_numpy(float) for name in names][::-1]
         colours = [style[name].colour if key == "method" else GREY for name in names][::-1]
-        labels = [style[name].label if key == "method" else name.replace("_", " ") for name in names][::-1]
-        boxes = axes.boxplot(
-            values, orientation="horizontal", tick_labels=labels, patch_artist=True, widths=0.6, flierprops={"markersize": 3}
-        )
+        outside = {"markersize": 3, "markeredgecolor": INK}
+        drawn: dict[str, Any] = {"patch_artist": True, "widths": 0.6, "flierprops": outside}
+        boxes = axes.boxplot(values, orientation="horizontal", tick_labels=labels[key][::-1], **drawn)
         for box, colour in zip(boxes["boxes"], colours, strict=True):
             box.set(facecolor=colour, alpha=0.55, edgecolor=INK)
         for part in ("medians", "whiskers", "caps"):
@@ -185,25 +248,25 @@ def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:
     axes.set_ylim(min(0.5, 0.9 * rows["speedup"].min()) if len(rows) else 0.5, top)
     axes.set_xlabel("mean accepted tokens")
     axes.set_ylabel(f"speedup over {BASELINE}")
-    axes.set_title("How much of the acceptance becomes time (large: overall, small: tasks)")
+    axes.set_title("How much of the acceptance becomes time (large: overall, small: tasks)", pad=18)
     legend(figure, axes)
     return figure
 
 
 def _conversion_line(axes: Axes, conversion: float, right: float, top: float) -> None:
     axes.plot([0, right], [0, conversion * right], color=INK, alpha=0.35, linewidth=1, zorder=1)
-    end = 0.985 * min(right, top / conversion)
-    axes.text(
-        end, conversion * end, f"conversion {conversion:.1f}", ha="right", va="bottom", size=9, alpha=0.75,
-        rotation=math.degrees(math.atan(conversion)), rotation_mode="anchor", transform_rotates_text=True,
-    )  # fmt: skip
+    leaves = conversion * right < top  # at the right edge, else at the top: labels stand outside, clear of the points
+    place = (right, conversion * right) if leaves else (top / conversion, top)
+    offset, sides = ((4, 0), ("left", "center")) if leaves else ((0, 3), ("center", "bottom"))
+    drawn: dict[str, Any] = {"ha": sides[0], "va": sides[1], "size": 9, "alpha": 0.75}
+    axes.annotate(f"×{conversion:.1f}", place, offset, textcoords="offset points", annotation_clip=False, **drawn)
 
 
 def speedup_by_tree_size(sizes: pd.DataFrame) -> Figure:
     """Speedup over all tasks against the nodes of the tree, a line for each depth. sizes: see trees.tree_sizes."""
     figure, axes = canvas(7.5, 4.8)
     for position, (series, rows) in enumerate(sizes.groupby("series", sort=False)):
-        colour, marker = OKABE_ITO[position % len(OKABE_ITO)], MARKERS[position % len(MARKERS)]
+        colour, marker = PALETTE[position % len(PALETTE)], MARKERS[position % len(MARKERS)]
         apart = rows["total_tokens"] * (1 + 0.015 * position)  # intervals of equal sizes side by side
         axes.vlines(apart, rows["speedup_low"], rows["speedup_high"], color=colour, linewidth=1.4, alpha=0.6)
         axes.plot(apart, rows["speedup"], marker=marker, color=colour, markersize=6, linewidth=1.6, label=str(series))
@@ -222,10 +285,10 @@ def speedup_by_tree_size(sizes: pd.DataFrame) -> Figure:
 def time_of_a_step(split: pd.DataFrame, style: Style) -> Figure:
     """Bars: what a step costs in autoregressive steps, by part; a diamond: the tokens it yields (metrics.time_split)."""
     rows = split[split["method"] != BASELINE].iloc[::-1]
-    names = [style[method].label for method in rows["method"]]
-    figure, axes = canvas(6.5 + breadth(names), 1.8 + 0.42 * len(rows))
+    names = [folded(style[method].label) for method in rows["method"]]
+    figure, axes = canvas(6.5 + breadth(names), 1.8 + (0.42 + crowding(names)) * len(rows))
     left = np.zeros(len(rows))
-    for part, colour in zip(("draft", "verify", "rest"), OKABE_ITO, strict=False):
+    for part, colour in zip(("draft", "verify", "rest"), PALETTE, strict=False):
         width = rows[part].to_numpy(float)
         axes.barh(names, width, left=left, color=colour, height=0.62, label=part)
         left += width
@@ -316,15 +379,31 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def breadth(labels: Sequence[str]) -> float:
-    """Inches that the longest of them takes at eleven points."""
-    return 0.095 * max(map(len, labels), default=0)
+    """Inches that the longest line of them takes at eleven points."""
+    return 0.095 * max((len(line) for label in labels for line in label.split("\n")), default=0)
+
+
+def crowding(labels: Sequence[str]) -> float:
+    """Inches that a row needs more where labels are folded."""
+    return 0.12 * max((label.count("\n") for label in labels), default=0)
+
+
+def folded(label: str) -> str:
+    """A long label in lines, broken behind underscores and spaces."""
+    lines = [""]
+    for part in re.findall(r"[^_ ]+[_ ]?|[_ ]", label):
+        lines = [*lines[:-1], lines[-1] + part] if len(lines[-1] + part) <= LONGEST_LABEL or not lines[-1] else [*lines, part]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def legend(figure: Figure, axes: Axes) -> None:
     """Below the figure, which grows by it, in as many columns as fit side by side."""
-    handles, labels = axes.get_legend_handles_labels()
-    if not handles:
+    entries = sorted(
+        zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: not isinstance(entry[0], BarContainer)
+    )
+    if not entries:
         return
+    handles, labels = zip(*entries, strict=True)
     width, height = figure.get_size_inches()
     rows = math.ceil(len(handles) / max(1, int(width / (0.55 + 0.91 * breadth(labels)))))
     figure.set_size_inches(width, height + 0.21 * (rows - 1))

@@ -102,7 +102,9 @@ def page(sections: Sequence[Section], across: Sequence[tuple[str, str]] = ()) ->
     views = [_view(section) for section in sections]
     targets = ", ".join(dict.fromkeys(view["target"] for view in views))
     figures = [(caption, Markup(svg)) for caption, svg in across]
-    return environment.get_template("page.html.jinja").render(views=views, across=figures, targets=targets, words=WORDS)
+    longest = max(len(method["label"]) for view in views for method in view["methods"])
+    told = {"targets": targets, "longest": longest, "words": WORDS}
+    return environment.get_template("page.html.jinja").render(views=views, across=figures, **told)
 
 
 def page_environment(*folders: Path) -> Environment:
@@ -164,10 +166,11 @@ def _methods(run: LoadedRun, summary: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _settings(run: LoadedRun, summary: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Of every method its label, its class and its settings in a line."""
-    configured = run.config.get("method")
+    methods = run.config.get("method")
+    configured = methods if isinstance(methods, Mapping) else {}
     found = []
     for label in summary["method"].unique():
-        own = look_up(configured if isinstance(configured, Mapping) else {}, label.partition("@")[0])
+        own = configured.get(label.partition("@")[0])
         settings = dict(own) if isinstance(own, Mapping) else {}
         class_ = str(settings.pop("_target_", ""))
         line = ", ".join(f"{name} {value}" for name, value in settings.items())
@@ -211,7 +214,7 @@ def _machine(run: LoadedRun) -> str:
     machine = look_up(run.provenance, "machine") or {}
     counts = [f"{machine[name]} {name}" for name in ("cores", "threads") if machine.get(name)]
     memory = machine.get("memory_bytes")
-    return ", ".join([*counts, *([f"{memory / 1e9:.0f} GB"] if memory else [])])
+    return ", ".join([*counts, *([f"{memory / 1e9:.0f}\N{NO-BREAK SPACE}GB"] if memory else [])])
 
 
 def _commit(run: LoadedRun) -> str:
