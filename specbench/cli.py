@@ -69,11 +69,14 @@ def cost(argv: list[str]) -> int:
     from specbench.cost import card
     from specbench.devices import timed_devices
     from specbench.locks import WAITING, sole_timer
+    from specbench.multirun import check_one
     from specbench.run import check_values
 
     check_values(config)
+    check_one(config, options.overrides, "cost")
+    named = "-".join(filter(None, ("cost", config.target.name, config.target.shape)))
     with sole_timer(timed_devices(config.target.device, config.target.device_map), partial(console.print, WAITING)):
-        console.print(card(config, Path(config.out or f"reports/cost-{config.target.name}").expanduser()))
+        console.print(card(config, Path(config.out or f"reports/{named}").expanduser()))
     return 0
 
 

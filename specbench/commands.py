@@ -131,8 +131,10 @@ def replay(argv: list[str]) -> int:
     from specbench.compose import composed
 
     config = composed(options.overrides, options.config_dir)
+    from specbench.multirun import check_one
     from specbench.replaying import replayed_run, replayed_table
 
+    check_one(config, options.overrides, "replay")
     folder, found, note = replayed_run(options.of, config)
     widened()
     console.print(replayed_table(found))

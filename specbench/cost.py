@@ -183,8 +183,9 @@ def card(config: DictConfig, out: Path) -> Table:
     target = target_of(config.target)
     device, dtype = target.model.device, target.model.dtype_name
     frame = measure(target.model)
-    random = config.target.weights == "random"
-    title = f"One forward of {target.name}{', random weights' if random else ''}\n{dtype} on {device_name(device)}"
+    shaped = f", expanded to {config.target.shape}" if config.target.shape else ""
+    random = ", random weights" if config.target.weights == "random" else ""
+    title = f"One forward of {target.name}{shaped}{random}\n{dtype} on {device_name(device)}"
     settings = plain_config(config)["target"]
     RunDirectory(out).write_provenance(provenance(device) | {"target": target.name, "dtype": dtype, "settings": settings})
     write(frame, out, title)

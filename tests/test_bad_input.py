@@ -44,6 +44,8 @@ from tests.fake_engine import Quiet
         (["datastore", "build", "target=vicuna_7"], "target=vicuna_7: no such target; there is vicuna_7b, "),
         (["datastore", "build", "out=."], "out=.: is there already; choose another folder"),
         (["cost", "target=vicuna_7"], "target=vicuna_7: no such target; there is vicuna_7b, "),
+        (["cost", "experiment=temperature_sweep"], ": cost is about one run; expected one value, such as sampling.temperature="),
+        (["replay", "--of", ".", "experiment=temperature_sweep"], ": replay is about one run; expected one value"),
         (["run", "-m", "method=pld,pdl"], "method=pdl: no such method; there is pld, "),
         (["run", "-m", "limit=1,0"], "limit=0: expected a number of questions"),
         (["run", "-m", "target.dtype=float32,half"], "dtype=half: on cpu expected auto, float32"),
