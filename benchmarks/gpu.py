@@ -32,7 +32,7 @@ from specbench.certify.shown import table
 from specbench.compose import composed
 from specbench.cost import card, copy_bandwidth
 from specbench.decoding.loop import Generation
-from specbench.devices import device_name, pick_device
+from specbench.devices import device_name, pick_device, release_memory
 from specbench.errors import InputError, refuse
 from specbench.parsing import LOG_WIDTH, console
 from specbench.progress import ProgressDisplay, TrainingDisplay
@@ -65,9 +65,9 @@ class Asked:
 
 def equality(asked: Asked) -> Table:
     """Float32 against the CPU."""
-    few = min(asked.limit, 8)
-    on_cpu = decoded(few, "target.shape=100m", "target.device=cpu", "target.dtype=float32")
-    on_device = decoded(few, *asked.on_device("target.shape=100m", "target.dtype=float32"))
+    few = min(asked.limit, 2)
+    on_cpu = decoded(asked, few, "target.shape=100m", "target.device=cpu", "target.dtype=float32")
+    on_device = decoded(asked, few, *asked.on_device("target.shape=100m", "target.dtype=float32"))
     found = Table("method", f"float32 on {asked.device} equal to the CPU's")
     for label, outs in on_device.items():
         found.add_row(label, _equal(outs, on_cpu[label]))
@@ -76,9 +76,8 @@ def equality(asked: Asked) -> Table:
 
 def expanded(asked: Asked) -> Table:
     """The large shape against the mini target, float32, both on the device."""
-    few = min(asked.limit, 4)
-    small = decoded(few, *asked.on_device("target.dtype=float32"))
-    large = decoded(few, *asked.on_device(f"target.shape={asked.shape}", "target.dtype=float32"))
+    small = decoded(asked, 1, *asked.on_device("target.dtype=float32"))
+    large = decoded(asked, 1, *asked.on_device(f"target.shape={asked.shape}", "target.dtype=float32"))
     title = f"The mini target and its {asked.shape} shape, float32"
     found = Table("method", "texts equal", "steps", "mean accepted tokens", title=title)
     for label, outs in large.items():
@@ -97,8 +96,9 @@ def _mean_accepted(outs: list[Generation]) -> float:
     return sum(sum(out.committed) for out in outs) / sum(out.steps for out in outs)
 
 
-def decoded(limit: int, *overrides: str) -> dict[str, list[Generation]]:
+def decoded(asked: Asked, limit: int, *overrides: str) -> dict[str, list[Generation]]:
     """Every method's output on first turns of the mini suite, `limit` questions a task."""
+    release_memory(asked.device)  # of the models before
     there = opened(METHODS, *overrides, limit=limit)
     return {label: [there.generate(label, prompt) for prompt in there.prompts] for label in there.drafters}
 
@@ -194,6 +194,7 @@ def main() -> None:
         answer = reports / "checks" / f"{name}.txt"
         if not answer.exists():
             write_atomic(answer, told(piece()))
+            release_memory(device)
     for name in pieces(asked):
         console.print(f"{name}\n{(reports / 'checks' / f'{name}.txt').read_text(encoding='utf-8')}", markup=False)
 

@@ -112,9 +112,13 @@ def cpu_name() -> str:
 
 
 def free_memory_bytes(device: torch.device) -> int | None:
-    """What can still be had: of a CUDA card, else of main memory without swapping. None where the system does not say."""
+    """What can still be had: of a CUDA card, else of main memory without swapping. None where the system does not say.
+
+    What torch holds of a card without using it can be had as well.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
