@@ -1,4 +1,7 @@
-"""Methods as the context grows: mini questions behind other dialogues, up to a number of tokens, one run for each length."""
+"""Methods as the context grows: mini questions behind other dialogues, up to a number of tokens, one run for each length.
+
+The embedded target was trained on short dialogues: behind long prompts the time of a step counts, its acceptance says little.
+"""
 
 import json
 import random
@@ -44,7 +47,7 @@ def questions(path: Path, length: int, count: int, target: str) -> None:
 
 
 def _texts(number: int) -> Iterator[str]:
-    """Training dialogues without end, others for each question."""
+    """Training dialogues, others for each question."""
     made = list(islice(dialogues(TASK, "train", number), 600))
     random.Random(SHUFFLE + number).shuffle(made)
     return (f"{one.exchanges[0].ask}\n{one.exchanges[0].answer}" for one in made)

@@ -1,7 +1,7 @@
 """make gpu: what a GPU machine is asked, in pieces that are not asked again once they are answered.
 
 1. equality: float32 output on the GPU equal to the CPU's, token for token, for every method
-2. expanded: the same of the mini target and of its large shape, and the counts behind it
+2. shape-equality: the same of the mini target and of its large shape, and the counts behind it
 3. ceilings: a large copy; memory beside weights and KV store
 4. cards: the roofline cards of large shapes
 5. bench: all methods on the mini suite at the large shape in float16, three repeats; one more, profiled, for the phases of a step
@@ -10,19 +10,21 @@
 
     python -m benchmarks.gpu [--device cpu] [--limit N] [--shape 7b] [--cards 7b,8b,13b] [--out results/reference/NAME]
 
-It can be cut at any point: the next call goes on. `--device cpu --limit 1 --shape 100m --cards 100m --lengths 500` tries the
-script itself. The last thing printed are the tables.
+It can be cut at any point: the next call goes on. The last thing printed are the tables. The script itself is tried by
+`--device cpu --limit 1 --shape 100m --cards 100m --lengths 500 --out results/try`.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks import contexts, memory
 from benchmarks.embedded import opened
@@ -33,7 +35,7 @@ from specbench.compose import composed
 from specbench.cost import card, copy_bandwidth
 from specbench.decoding.loop import Generation
 from specbench.devices import device_name, pick_device, release_memory
-from specbench.errors import InputError, refuse
+from specbench.errors import InputError, one_line, refuse
 from specbench.parsing import LOG_WIDTH, console
 from specbench.progress import ProgressDisplay, TrainingDisplay
 from specbench.records import write_atomic
@@ -42,7 +44,7 @@ from specbench.run import execute
 
 METHODS = (
     "method=[pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3,lookahead,rest,"
-    "token_recycling,sam_decoding,sam_eagle2]"
+    "token_recycling,token_recycling_warm,sam_decoding,sam_decoding_static,sam_eagle2]"
 )
 WIDTH = 140
 
@@ -59,8 +61,16 @@ class Asked:
     runs: Path
     reports: Path
 
+    @property
+    def settings(self) -> str:
+        cards, lengths = ",".join(self.cards), ",".join(map(str, self.lengths))
+        return f"--device {self.device.type} --limit {self.limit} --shape {self.shape} --cards {cards} --lengths {lengths}"
+
     def on_device(self, *overrides: str) -> list[str]:
         return [f"target.device={self.device}", *overrides]
+
+    def answer(self, piece: str) -> Path:
+        return self.reports / "checks" / f"{piece}.txt"
 
 
 def equality(asked: Asked) -> Table:
@@ -74,10 +84,11 @@ def equality(asked: Asked) -> Table:
     return found
 
 
-def expanded(asked: Asked) -> Table:
-    """The large shape against the mini target, float32, both on the device."""
-    small = decoded(asked, 1, *asked.on_device("target.dtype=float32"))
-    large = decoded(asked, 1, *asked.on_device(f"target.shape={asked.shape}", "target.dtype=float32"))
+def shape_equality(asked: Asked) -> Table:
+    """The large shape against the mini target, all in float32 on the device."""
+    chosen = asked.on_device("target.dtype=float32", "target.draft.dtype=float32")
+    small = decoded(asked, 1, *chosen)
+    large = decoded(asked, 1, *chosen, f"target.shape={asked.shape}")
     title = f"The mini target and its {asked.shape} shape, float32"
     found = Table("method", "texts equal", "steps", "mean accepted tokens", title=title)
     for label, outs in large.items():
@@ -131,17 +142,12 @@ def bench(asked: Asked) -> RenderableType:
     """The timed run, then one profiled repeat: timing the phases of a step waits for the device, which costs time itself."""
     chosen = asked.on_device(METHODS, f"target.shape={asked.shape}", _half(asked))
     timed = composed([*chosen, f"limit={asked.limit}", f"out={asked.runs}"])
-    phases = composed([*chosen, "limit=1", "repeats=1", "profile=true", f"out={asked.runs}-phases"])
+    once = ["limit=1", "repeats=1", "profile=true", "check_baseline=false"]
+    phases = composed([*chosen, *once, f"out={asked.runs}-phases"])
     with ProgressDisplay(console) as display:
         paths = [execute(config, display) for config in (timed, phases)]
-    reports = [render_report([path], folder) for path, folder in zip(paths, (asked.reports, _phases(asked)), strict=True)]
-    for shown in [*reports[0].terminal, *reports[0].alarms]:
-        console.print(shown)
-    return f"{asked.reports}/index.html, {_phases(asked)}/index.html"
-
-
-def _phases(asked: Asked) -> Path:
-    return asked.reports.with_name(f"{asked.reports.name}-phases")
+    report, _ = (render_report([path], asked.reports.with_name(path.name)) for path in paths)
+    return Group(*report.terminal, *(Text(alarm) for alarm in report.alarms))
 
 
 def growing(asked: Asked) -> Table:
@@ -159,7 +165,7 @@ def pieces(asked: Asked) -> dict[str, Callable[[], RenderableType]]:
     halves = ("float16", "bfloat16") if asked.device.type != "cpu" else ("bfloat16",)
     return {
         "equality": lambda: equality(asked),
-        "expanded": lambda: expanded(asked),
+        "shape-equality": lambda: shape_equality(asked),
         "ceilings": lambda: ceilings(asked),
         **{f"cost-{shape}": lambda shape=shape: roofline(asked, shape) for shape in asked.cards},  # type: ignore[misc]
         "bench": lambda: bench(asked),
@@ -169,12 +175,34 @@ def pieces(asked: Asked) -> dict[str, Callable[[], RenderableType]]:
 
 
 def told(shown: RenderableType) -> str:
-    plain = Console(width=WIDTH, record=True, quiet=True)
-    plain.print(shown)
-    return plain.export_text()
+    written = io.StringIO()
+    Console(file=written, width=WIDTH).print(shown)
+    return written.getvalue()
 
 
-def main() -> None:
+def check_same(asked: Asked) -> None:
+    """Raises InputError where answers to other questions lie."""
+    file = asked.answer("asked")
+    if not file.exists():
+        write_atomic(file, asked.settings)
+    elif (there := file.read_text(encoding="utf-8")) != asked.settings:
+        raise InputError(f"{file.parent} holds answers to {there}, not to {asked.settings}; choose another --out")
+
+
+def answered(asked: Asked) -> dict[str, str]:
+    """By piece, why it has no answer, such as a card that is too small; what was answered before is not asked again."""
+    failed = {}
+    for name, piece in pieces(asked).items():
+        release_memory(asked.device)  # of the piece before
+        try:
+            if not asked.answer(name).exists():
+                write_atomic(asked.answer(name), told(piece()))
+        except (InputError, torch.OutOfMemoryError) as error:
+            failed[name] = one_line(error)
+    return failed
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--limit", type=int, default=10, help="questions a task")
@@ -190,17 +218,15 @@ def main() -> None:
     console.width = max(console.width, LOG_WIDTH)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
-    for name, piece in pieces(asked).items():
-        answer = reports / "checks" / f"{name}.txt"
-        if not answer.exists():
-            write_atomic(answer, told(piece()))
-            release_memory(device)
+    check_same(asked)
+    failed = answered(asked)
     for name in pieces(asked):
-        console.print(f"{name}\n{(reports / 'checks' / f'{name}.txt').read_text(encoding='utf-8')}", markup=False)
+        console.print(name, failed.get(name) or asked.answer(name).read_text(encoding="utf-8"), sep="\n", markup=False)
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except InputError as error:
         sys.exit(refuse(error))

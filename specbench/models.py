@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -54,7 +54,8 @@ def load_model(
         if shape is not None:
             if device_map is not None:
                 raise InputError("shape: an expanded target lies on one device; set device_map=null")
-            check_room(expanded_config(model, shape), kind, where, packed)
+            with torch.device("meta"):
+                check_room(AutoModelForCausalLM.from_config(expanded_config(model, shape)), kind, where, packed)
             model = expanded(model, shape, where)
         if device_map is None:
             model = model.to(where)  # type: ignore[arg-type]
@@ -67,14 +68,13 @@ def load_model(
     return made
 
 
-def check_room(config: PretrainedConfig, dtype: torch.dtype, device: torch.device, packed: bool) -> None:
-    """Raises InputError where a model of this config does not fit the device's free memory."""
-    with torch.device("meta"):
-        weights = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+def check_room(model: nn.Module, dtype: torch.dtype, device: torch.device, packed: bool, what: str = "shape") -> None:
+    """Raises InputError where a model, on the meta device still, will not fit the free memory of its own."""
+    weights = sum(weight.numel() for weight in model.parameters())
     needed, free = held_bytes(weights, dtype, device, packed), free_memory_bytes(device)
     if free is not None and needed > free:
         size = f"{weights / 1e9:.1f} billion weights need {needed / 1e9:.1f} GB"
-        raise InputError(f"shape: {size} on {device} as {str(dtype).removeprefix('torch.')}, where {free / 1e9:.1f} GB are free")
+        raise InputError(f"{what}: {size} on {device} as {str(dtype).removeprefix('torch.')}, where {free / 1e9:.1f} GB are free")
 
 
 def held_bytes(weights: int, dtype: torch.dtype, device: torch.device, packed: bool = True) -> int:

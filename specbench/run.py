@@ -62,6 +62,7 @@ def execute(config: DictConfig, watcher: Watcher) -> Path:
     tokenizer, _ = tokenizer_of(config.target)
     waiting = partial(watcher.doing, WAITING, long=True)
     with sole_timer(timed_devices(config.target.device, config.target.device_map), waiting):
+        release_memory(pick_device(config.target.device))  # of a job before
         arms = arms_of(engines, _labels(config))
         drafters = {label: built(settings) for label, settings in config.method.items()}
         check_drafters(drafters, config.target, tokenizer)

@@ -36,8 +36,8 @@ def skip_set_for(checkpoint: str | None, layers: int) -> SkipSet:
 def check_shape(labels: Sequence[str], target: Mapping[str, Any]) -> None:
     """Of methods that skip layers, on a target's settings. Raises InputError for a shape with layers that do nothing."""
     name = target["shape"]
-    shapes = target.get("shapes") or {}
-    if labels and name in shapes and "num_hidden_layers" in shapes[name]:
+    shape = (target.get("shapes") or {}).get(name) if name else None
+    if labels and isinstance(shape, Mapping) and "num_hidden_layers" in shape:
         raise InputError(
             f"method.{labels[0]}: the layers that target.shape={name} adds do nothing, so that skipping them says nothing of a "
             "trained model; leave the method out"

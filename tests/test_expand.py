@@ -76,8 +76,8 @@ def test_equal_logits_in_float64(shape: dict[str, int], monkeypatch: pytest.Monk
 
 
 GROUPS = {  # heads and key-value heads, large
-    "the same groups, more of them": (8, 4),
-    "larger groups": (12, 3),
+    "the same groups, more of them": (12, 4),
+    "larger groups": (12, 2),
     "smaller groups, each there twice": (8, 4),
     "no groups": (6, 6),
 }

@@ -91,6 +91,13 @@ def test_an_expanded_target_is_called_so_everywhere(run):
     assert texts and not any("xpanded" in text for text in texts)
 
 
+def test_of_several_runs_those_of_expanded_targets_are_marked(run, tmp_path):
+    plain = write_run(tmp_path / "plain", made_up_trials({"pld": 0.3, "sps": 0.7}, TASKS))
+    plain.write_config({**CONFIG, "target": {"name": "mini", "shape": None}})
+    table = (render([run.path, plain.path], tmp_path / "report").out / "table.md").read_text(encoding="utf-8")
+    assert "| run (expanded to 100m) | pld |" in table and "| plain | pld |" in table
+
+
 def test_sparse_settings_leave_columns_empty(tmp_path):
     directory = write_run(tmp_path, made_up_trials({"pld": 0.3}, ["qa"]))
     directory.write_config({"target": "somebody/model", "engine": "hf", "sampling": {"temperature": 1.0}})

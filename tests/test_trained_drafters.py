@@ -16,9 +16,11 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
+from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
-from specbench.zoo.expand import expanded
-from tests.tiny import prompts
+from specbench.zoo import expand_drafter
+from specbench.zoo.expand import NEVER, expanded
+from tests.tiny import VOCABULARY, prompts
 
 TREE = {"paths": [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 1, 0]]}
 KINDS: list[type[DraftNetwork]] = [MedusaHeads, HydraNetwork, EagleNetwork, Eagle3Network]
@@ -78,26 +80,58 @@ def test_expanded_with_its_target_it_drafts_the_same(kind: type[DraftNetwork], s
 @SHAPES
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_expanded_network_gives_the_same_numbers(kind: type[DraftNetwork], shape: dict[str, int], tmp_path: Path) -> None:
-    """Every weight that reaches an output lies where it must: hidden states and logits agree to rounding."""
-    narrow, wide_model = target(), expanded(ungrouped(), shape)
-    write(network_for(kind, "random", narrow).float(), tmp_path)
-    wide = LanguageModel(wide_model)
-    small, large = (drafter_of(kind, str(tmp_path)) for _ in range(2))
-    for model, drafter in ((narrow, small), (wide, large)):
-        drafter.bind(model)
-        model.tap(drafter.taps)
-    trees = []
-    for model, drafter in ((narrow, small), (wide, large)):
-        (prompt,) = prompts(1, seed=3)
-        store = model.store(200)
-        with torch.inference_mode():
-            (out,) = model.prefill(store, [prompt])
-            root = int(out.logits[-1].argmax())
-            drafter.reserve(200)
-            (state,) = drafter.begin([[*prompt.tolist(), root]], [out])
-            (tree,) = drafter.propose([state], [8])
-        trees.append(tree)
-    assert torch.equal(trees[0].tokens, trees[1].tokens) and torch.equal(trees[0].parents, trees[1].parents)
+    """Every weight that reaches an output lies where it must: logits agree to float32, in which norms are computed."""
+    write(network_for(kind, "random", target()).float(), tmp_path)
+    sides = [first_draft(model, drafter_of(kind, str(tmp_path))) for model in (ungrouped(), expanded(ungrouped(), shape))]
+    (tree, logits), (large_tree, large_logits) = sides
+    assert torch.equal(tree.tokens, large_tree.tokens) and torch.equal(tree.parents, large_tree.parents)
+    assert len(logits) == len(large_logits) > 0
+    for small, large in zip(logits, large_logits, strict=True):
+        assert torch.allclose(small, large[:, : small.shape[1]], atol=1e-5)
+        assert (large[:, small.shape[1] :] < NEVER / 2).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_half_precision_nothing_overflows_and_new_tokens_stay_unsaid(kind: type[DraftNetwork], dtype: torch.dtype) -> None:
+    tree, logits = first_draft(expanded(ungrouped().to(dtype), LARGE), drafter_of(kind, "random"))
+    assert int(tree.tokens.max()) < VOCABULARY and len(logits) > 0
+    for large in logits:
+        assert large.isfinite().all() and (large[:, VOCABULARY:] < NEVER / 2).all()
+
+
+def test_a_draft_vocabulary_smaller_than_the_expanded_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at 8b: only the expanded network maps its tokens to the target's."""
+    monkeypatch.setattr(expand_drafter, "DRAFT_VOCABULARY", 200)
+    write(network_for(Eagle3Network, "random", target()).float(), tmp_path)
+    expected = decoded(target(), Eagle3(str(tmp_path), 20, 3, 4, "auto"))
+    drafter = Eagle3(str(tmp_path), 20, 3, 4, "auto")
+    outs = decoded(LanguageModel(expanded(ungrouped(), LARGE)), drafter)
+    assert drafter.network.draft_vocabulary == 200 and not drafter.network.d2t.any()
+    assert [(out.output_ids, out.accepted) for out in outs] == [(out.output_ids, out.accepted) for out in expected]
+
+
+def first_draft(model: Any, drafter: Drafter) -> tuple[DraftTree, list[torch.Tensor]]:
+    """What a drafter proposes behind a prompt, and the logits that it chose from."""
+    wrapped, seen = LanguageModel(model), []
+    drafter.bind(wrapped)
+    wrapped.tap(drafter.taps)
+    network: Any = drafter.network  # type: ignore[attr-defined]
+    logits = network.logits
+
+    def watched(*given: Any) -> torch.Tensor:
+        seen.append(logits(*given))
+        return seen[-1]
+
+    network.logits = watched
+    (prompt,) = prompts(1, seed=3)
+    store = wrapped.store(200)
+    with torch.inference_mode():
+        (out,) = wrapped.prefill(store, [prompt])
+        drafter.reserve(200)
+        (state,) = drafter.begin([[*prompt.tolist(), int(out.logits[-1].argmax())]], [out])
+        (tree,) = drafter.propose([state], [8])
+    return tree, seen
 
 
 def saved(kind: type[DraftNetwork], folder: Path, file: str) -> dict[str, torch.Tensor]:

@@ -78,7 +78,7 @@ WORDS = {
 EXPANDED = (
     "Expanded: the small target and its drafters are laid into the full shape of a larger model at load, outputs unchanged."
     " Texts, drafts and accepted tokens, and so mean accepted tokens and accuracy, are the small model's; the time of every"
-    " forward, memory and energy are the large one's. A speedup is what a method makes of such acceptance at such a cost, and"
+    " forward and the memory are the large one's. A speedup is what a method makes of such acceptance at such a cost, and"
     " says nothing of how well drafters predict a model that was trained at that size."
 )
 

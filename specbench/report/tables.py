@@ -37,7 +37,9 @@ def grid(summary: pd.DataFrame, cell: Callable[[Row], str], missing: str = "–"
     for (run, _), cells in summary.groupby(["run", "method"], sort=False):
         by_task = {str(row["task"]): row for _, row in cells.iterrows()}
         label = marked(by_task[OVERALL])
-        name = {"run": run, "method": label} if several else {"method": label}
+        shape = by_task[OVERALL]["shape"]
+        called = f"{run} (expanded to {shape})" if shape and not pd.isna(shape) else run
+        name = {"run": called, "method": label} if several else {"method": label}
         speedups = {task: cell(by_task[task]) if task in by_task else missing for task in tasks}
         rows.append({**name, **speedups, **_totals(by_task[OVERALL], missing)})
     return pd.DataFrame(rows)
@@ -114,7 +116,7 @@ def terminal(summary: pd.DataFrame, run: str = "") -> Table:
     cells = grid(summary, _terminal_cell)
     title = f"{run}: " * bool(run) + "Speedup over autoregressive decoding, with its 95 % interval"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.caption, table.caption_justify = expanded(summary) or None, "left"
+    table.caption, table.caption_justify = expansion(summary) or None, "left"
     for name in cells.columns:
         if name in ("run", "method"):
             table.add_column(name, no_wrap=name == "method")
@@ -132,7 +134,7 @@ def markdown(summary: pd.DataFrame) -> str:
     rule = ["---" if name in ("run", "method") else "---:" for name in cells.columns]
     lines = [header, rule, *cells.itertuples(index=False)]
     table = "\n".join("| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines) + "\n"
-    return table + f"\n{said}\n" if (said := expanded(summary)) else table
+    return table + f"\n{said}\n" if (said := expansion(summary)) else table
 
 
 def latex(summary: pd.DataFrame) -> str:
@@ -145,11 +147,11 @@ def latex(summary: pd.DataFrame) -> str:
     for row in cells.to_dict("records"):
         texts = [text.translate(_LATEX) if name in names else text.replace("%", r"\%") for name, text in row.items()]
         lines.append(" & ".join(text.replace("–", "--").replace("±", r"$\pm$") for text in texts) + r" \\")
-    said = [f"% {expanded(summary)}"] * bool(expanded(summary))
+    said = [f"% {expansion(summary)}"] * bool(expansion(summary))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *said, ""])
 
 
-def expanded(summary: pd.DataFrame) -> str:
+def expansion(summary: pd.DataFrame) -> str:
     """What has to be said below a table of an expanded target; empty where there is none."""
     rows = summary[summary["shape"].fillna("").astype(str) != ""]
     names = [f"{target} expanded to {shape}" for target, shape in rows[["target", "shape"]].drop_duplicates().to_numpy()]

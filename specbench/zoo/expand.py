@@ -49,12 +49,16 @@ def expanded_config(model: PreTrainedModel, shape: Mapping[str, int]) -> LlamaCo
     old, biased = model.config, any(name.endswith(".bias") for name, _ in model.named_parameters())
     if not isinstance(model, LlamaForCausalLM) or old.tie_word_embeddings or biased:
         raise InputError(f"shape: only a Llama without biases and tied embeddings can be expanded, not {type(model).__name__}")
+    if not isinstance(shape, Mapping):
+        raise InputError(f"shape: {shape} is no mapping of sizes; expected some of {', '.join(SIZES)}")
     if "num_attention_heads" in shape and "num_key_value_heads" not in shape:
         shape = {**shape, "num_key_value_heads": shape["num_attention_heads"]}
     sizes = {name: getattr(old, name) for name in SIZES}
     for name, size in shape.items():
         if name not in SIZES:
             raise InputError(f"shape: {name} is no size of a shape; expected {', '.join(SIZES)}")
+        if type(size) is not int:
+            raise InputError(f"shape: {name}={size}: expected a whole number")
         if size < sizes[name]:
             raise InputError(f"shape: {name}={size} is smaller than the model's, {sizes[name]} {SIZES[name]}")
     changed = {**sizes, **shape, "rms_norm_eps": old.rms_norm_eps * old.hidden_size / {**sizes, **shape}["hidden_size"]}
@@ -72,7 +76,7 @@ def small_sizes(config: Any) -> dict[str, Any]:
     return getattr(config, "expanded_from", {})
 
 
-def place(layer: int, config: Any) -> int:
+def layer_place(layer: int, config: Any) -> int:
     """Where a layer of the small model stands in the model of this config; the number of its layers becomes that of all."""
     there = config.num_hidden_layers
     return layer * there // small_sizes(config).get("num_hidden_layers", there)
@@ -137,7 +141,7 @@ def expanded(model: PreTrainedModel, shape: Mapping[str, int], device: torch.dev
     large = large.to_empty(device=there)
     large.model.rotary_emb = LlamaRotaryEmbedding(config).to(there)
     small = model.state_dict() | {"lm_head.bias": torch.zeros(model.config.vocab_size)}
-    names = {place(layer, config): str(layer) for layer in range(model.config.num_hidden_layers)}
+    names = {layer_place(layer, config): str(layer) for layer in range(model.config.num_hidden_layers)}
     lay = Laying(Heads(model.config, config), there)
     for name, weight in large.named_parameters():
         lay(name, weight, small.get(_old_name(name, names)), name.endswith(WRITES_HIDDEN))
@@ -169,7 +173,7 @@ class Laying:
     def __call__(self, name: str, large: Tensor, small: Tensor | None, writes_hidden: bool, beside: int = 1) -> None:
         """small: None for a tensor of a new layer. writes_hidden: its rows, or what is looked up, are of the residual stream.
 
-        beside: it reads so many hidden vectors side by side. All other vectors but norms and heads' biases are tokens' biases.
+        beside: it reads so many hidden vectors side by side. A bias of neither hidden dimensions nor heads is of tokens.
         """
         module, kind = name.split(".")[-2:]
         norm, of_heads = large.ndim == 1 and kind == "weight", module in ("q_proj", "k_proj", "v_proj")
@@ -185,6 +189,8 @@ class Laying:
             return
         if module == "q_proj":
             large[self.heads.silent.to(large.device)] = 0
+        if module == "embed_tokens":  # of new tokens, which nobody writes, random as well
+            large[len(small) :, : small.shape[1]].normal_(0, SPREAD, generator=self._random)
         scale = sqrt(len(small) / len(large)) if norm else self.heads.scale if module == "q_proj" else 1.0
         _copy(large, small, scale, self._axes(module, large, small, beside))
 
