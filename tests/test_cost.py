@@ -108,10 +108,11 @@ def test_card_of_a_configured_target(monkeypatch, tmp_path, frame):
     target = SimpleNamespace(name="tiny", model=tiny_language_model())
     monkeypatch.setattr("specbench.run.target_of", lambda settings: target)
     monkeypatch.setattr(cost, "measure", lambda model: frame)
-    made = cost.card(OmegaConf.create({"target": {"weights": "random", "config": {"a": 1}}, "threads": None}), tmp_path)
-    assert str(made.title).startswith("One forward of tiny, random weights\nfloat64 on ")
+    settings = {"weights": "random", "config": {"a": 1}, "shape": "7b"}
+    made = cost.card(OmegaConf.create({"target": settings, "threads": None}), tmp_path)
+    assert str(made.title).startswith("One forward of tiny, expanded to 7b, random weights\nfloat64 on ")
     said = json.loads((tmp_path / "run.json").read_text())
-    assert (said["target"], said["settings"]) == ("tiny", {"weights": "random", "config": {"a": 1}})
+    assert (said["target"], said["settings"]) == ("tiny", settings)
     RunDirectory(tmp_path).write_config({})
     with pytest.raises(InputError, match="holds a run; choose another folder"):
         cost.card(OmegaConf.create({"target": {"weights": "random"}, "threads": None}), tmp_path)
