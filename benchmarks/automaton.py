@@ -20,6 +20,7 @@ from specbench import ROOT
 from specbench.datastore.store import Datastore
 from specbench.records import write_atomic
 from specbench.report import figures
+from specbench.report.looks import PALETTE
 
 TOKENS, PART = 100_000, 1_000
 
@@ -55,7 +56,7 @@ def grown(text: list[int]) -> pd.DataFrame:
 def drawn(found: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
-    for (name, rows), colour in zip(found.groupby("text", sort=False), figures.PALETTE, strict=False):
+    for (name, rows), colour in zip(found.groupby("text", sort=False), PALETTE, strict=False):
         left.plot(rows["tokens"], rows["time_us"], color=colour, linewidth=1.6, label=name)
         right.plot(rows["tokens"], rows["transitions"], color=colour, linewidth=1.6)
     left.set_ylabel("µs per token, mean of 1,000")

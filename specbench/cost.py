@@ -29,7 +29,8 @@ from specbench.devices import device_name, synchronize
 from specbench.errors import InputError
 from specbench.provenance import provenance
 from specbench.records import RunDirectory, write_atomic
-from specbench.report.figures import INK, MARKERS, PALETTE, drawing, save
+from specbench.report.figures import drawing, save
+from specbench.report.looks import INK, MARKERS, PALETTE
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (256, 1024, 4096, 16384)

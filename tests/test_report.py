@@ -16,8 +16,9 @@ from specbench import ROOT
 from specbench.certify.certificate import Known
 from specbench.errors import InputError
 from specbench.report import render, tables, write_summary
-from specbench.report.figures import GREY, KNOWN, canvas, drawing, folded, legend, speedup_by_task, styles
+from specbench.report.figures import canvas, drawing, folded, legend, speedup_by_task
 from specbench.report.loaded import load
+from specbench.report.looks import GREY, KNOWN, styles
 from specbench.report.summary import summarise
 from tests.fake_run import CONFIG, failed, made_up_trials, trial, write_run
 

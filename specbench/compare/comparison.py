@@ -130,7 +130,9 @@ def _needed(one: Change) -> str:
 def title(found: Comparison) -> str:
     if found.reference is None:
         return f"{found.new}: first reference, compared with nothing"
-    return f"{found.new} against {found.reference}: {'FAILED' if found.failed else 'passed'}"
+    undecided = any(one.verdict == "undecided" for one in found.changes)
+    verdict = "FAILED" if found.failed else "undecided" if undecided else "passed"
+    return f"{found.new} against {found.reference}: {verdict}"
 
 
 def _cells(one: Change) -> tuple[str, str, str, str]:

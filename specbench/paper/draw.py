@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from specbench.metrics import BASELINE
 from specbench.paper.beside import METHODS
 from specbench.paper.items import TASKS, Item
-from specbench.report.figures import GREY, INK, Look, Style, canvas, family, legend, styles
+from specbench.report.figures import canvas, legend
+from specbench.report.looks import GREY, INK, Look, Style, family, styles
 
 OUTLINES = {"full": "-", "none": (0, (2, 1)), "left": ":"}  # of measured bars, by the fill of their marker
 OURS = {name: family(preset) for preset, name in METHODS.items()}  # what a published method is called in a run

@@ -13,8 +13,9 @@ from specbench.paper import draw, drift
 from specbench.paper.beside import matching, measured
 from specbench.paper.items import LEADERBOARDS, SURVEY_ITEMS, Item, other_tables
 from specbench.records import write_atomic
-from specbench.report.figures import Style, drawing, inline, save, svg
+from specbench.report.figures import drawing, inline, save, svg
 from specbench.report.loaded import load
+from specbench.report.looks import Style
 from specbench.report.page import page_environment
 
 TABLE = [

@@ -12,7 +12,7 @@ from rich.table import Table
 from specbench import metrics
 from specbench.errors import InputError
 from specbench.records import RunDirectory, write_atomic
-from specbench.report import figures, tables
+from specbench.report import figures, looks, tables
 from specbench.report.alarms import alarms
 from specbench.report.loaded import LoadedRun, load, method_order, trial_of
 from specbench.report.page import Section, page
@@ -64,7 +64,7 @@ def render(run_dirs: Sequence[Path], out: Path) -> Report:
     runs = [load(path) for path in run_dirs]
     if not runs or len({run.name for run in runs}) < len(runs):
         raise InputError(f"expected run directories of different names, got {[str(path) for path in run_dirs]}")
-    style = figures.styles({method: tables.marked(trial_of(runs, method)) for method in method_order(runs)})
+    style = looks.styles({method: tables.marked(trial_of(runs, method)) for method in method_order(runs)})
     drawn = [_section(run, style, out, f"{run.name}-" if len(runs) > 1 else "") for run in runs]
     sections = [section for section, _ in drawn]
     summary = pd.concat([section.summary for section in sections], ignore_index=True)
@@ -98,7 +98,7 @@ def write_summary(run_dir: Path) -> pd.DataFrame:
     return summary
 
 
-def _across(summary: pd.DataFrame, style: figures.Style, out: Path) -> tuple[list[tuple[str, str]], list[Path]]:
+def _across(summary: pd.DataFrame, style: looks.Style, out: Path) -> tuple[list[tuple[str, str]], list[Path]]:
     """Of several runs that one setting tells apart, the figure over it: captions with inline SVG, and the files."""
     apart = [setting for setting in SWEPT if summary.groupby("run")[setting].first().nunique() > 1]
     if len(apart) != 1 or summary["run"].nunique() != summary[apart[0]].nunique():
@@ -114,7 +114,7 @@ def _positions(run: LoadedRun) -> pd.DataFrame:
     return metrics.acceptance_by_position(run.trials)
 
 
-def _section(run: LoadedRun, style: figures.Style, out: Path, prefix: str) -> tuple[Section, list[Path]]:
+def _section(run: LoadedRun, style: looks.Style, out: Path, prefix: str) -> tuple[Section, list[Path]]:
     summary = summarise(run)
     with figures.drawing():
         latencies = metrics.question_latencies(metrics.pair(metrics.question_frame(run.frame)))
