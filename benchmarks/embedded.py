@@ -7,6 +7,7 @@ from specbench.compose import composed
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
+from specbench.devices import pick_device, release_memory
 from specbench.engine.native import Native
 from specbench.parsing import console
 from specbench.progress import ProgressDisplay
@@ -20,8 +21,8 @@ class Opened:
     engine: Native
     prompts: list[list[int]]
 
-    def generate(self, label: str, prompt: list[int]) -> Generation:
-        sampling = Sampling(max_new_tokens=256, stop_token_ids=self.target.model.eos_ids)
+    def generate(self, label: str, prompt: list[int], tokens: int = 256) -> Generation:
+        sampling = Sampling(max_new_tokens=tokens, stop_token_ids=self.target.model.eos_ids)
         return self.engine.generate(label, prompt, sampling)
 
 
@@ -41,3 +42,10 @@ def opened(*overrides: str, limit: int = 1) -> Opened:
     engine.open(target.model, drafters)
     questions = questions_of(config, built(config.suite), config.limit)
     return Opened(target, drafters, engine, [target.first_prompt(question) for question in questions])
+
+
+def decoded(*overrides: str, limit: int = 1, tokens: int = 256) -> dict[str, list[Generation]]:
+    """By method, its output on first turns, `limit` questions a task, at most `tokens` each; models before are let go."""
+    release_memory(pick_device("auto"))
+    there = opened(*overrides, limit=limit)
+    return {label: [there.generate(label, prompt, tokens) for prompt in there.prompts] for label in there.drafters}

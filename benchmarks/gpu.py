@@ -3,10 +3,11 @@
 1. equality: float32 output on the GPU equal to the CPU's, token for token, for every method
 2. shape-equality: the same of the mini target and of its large shape, and the counts behind it
 3. ceilings: a large copy; memory beside weights and KV store
-4. cards: the roofline cards of large shapes
-5. bench: all methods on the mini suite at the large shape in float16, three repeats; one more, profiled, for the phases of a step
-6. contexts: autoregressive decoding, PLD and EAGLE-2 behind long prompts
-7. certificates: whether every method's text is the target's own in float16 and bfloat16, greedy and sampled
+4. attention: the large shape's, by torch's primitives
+5. cards: the roofline cards of large shapes
+6. bench: all methods on the mini suite at the large shape in float16, three repeats; one more, profiled, for the phases of a step
+7. contexts: autoregressive decoding, PLD and EAGLE-2 behind long prompts
+8. certificates: whether every method's text is the target's own in float16 and bfloat16, greedy and sampled
 
     python -m benchmarks.gpu [--device cpu] [--limit N] [--shape 7b] [--cards 7b,8b,13b] [--out results/reference/NAME]
 
@@ -26,14 +27,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks import contexts, memory
-from benchmarks.embedded import opened
+from benchmarks import attention, contexts, memory, shapes
+from benchmarks.embedded import decoded
 from specbench.certify.certificate import FILE, read
 from specbench.certify.certify import certify
 from specbench.certify.shown import table
 from specbench.compose import composed
 from specbench.cost import card, copy_bandwidth
-from specbench.decoding.loop import Generation
 from specbench.devices import device_name, pick_device, release_memory
 from specbench.errors import InputError, one_line, refuse
 from specbench.parsing import LOG_WIDTH, console
@@ -75,43 +75,21 @@ class Asked:
 
 def equality(asked: Asked) -> Table:
     """Float32 against the CPU."""
-    few = min(asked.limit, 2)
-    on_cpu = decoded(asked, few, "target.shape=100m", "target.device=cpu", "target.dtype=float32")
-    on_device = decoded(asked, few, *asked.on_device("target.shape=100m", "target.dtype=float32"))
+    chosen, few = (METHODS, "target.shape=100m", "target.dtype=float32"), min(asked.limit, 2)
+    on_cpu = decoded(*chosen, "target.device=cpu", limit=few)
+    on_device = decoded(*asked.on_device(*chosen), limit=few)
     found = Table("method", f"float32 on {asked.device} equal to the CPU's")
     for label, outs in on_device.items():
-        found.add_row(label, _equal(outs, on_cpu[label]))
+        equal = sum(a.output_ids == b.output_ids for a, b in zip(outs, on_cpu[label], strict=True))
+        found.add_row(label, f"{equal} of {len(outs)}")
     return found
 
 
 def shape_equality(asked: Asked) -> Table:
-    """The large shape against the mini target, all in float32 on the device."""
-    chosen = asked.on_device("target.dtype=float32", "target.draft.dtype=float32")
-    small = decoded(asked, 1, *chosen)
-    large = decoded(asked, 1, *chosen, f"target.shape={asked.shape}")
-    title = f"The mini target and its {asked.shape} shape, float32"
-    found = Table("method", "texts equal", "steps", "mean accepted tokens", title=title)
-    for label, outs in large.items():
-        counts = [[sum(out.steps for out in side), _mean_accepted(side)] for side in (small[label], outs)]
-        steps, means = zip(*counts, strict=True)
-        found.add_row(label, _equal(outs, small[label]), "{} and {}".format(*steps), "{:.4f} and {:.4f}".format(*means))
-    return found
-
-
-def _equal(outs: list[Generation], others: list[Generation]) -> str:
-    equal = sum(a.output_ids == b.output_ids for a, b in zip(outs, others, strict=True))
-    return f"{equal} of {len(outs)}"
-
-
-def _mean_accepted(outs: list[Generation]) -> float:
-    return sum(sum(out.committed) for out in outs) / sum(out.steps for out in outs)
-
-
-def decoded(asked: Asked, limit: int, *overrides: str) -> dict[str, list[Generation]]:
-    """Every method's output on first turns of the mini suite, `limit` questions a task."""
-    release_memory(asked.device)  # of the models before
-    there = opened(METHODS, *overrides, limit=limit)
-    return {label: [there.generate(label, prompt) for prompt in there.prompts] for label in there.drafters}
+    """The large shape against the mini target, on the device."""
+    rows = shapes.compared(asked.shape, shapes.METHODS, *asked.on_device())
+    write_atomic(asked.reports / "shape-equality.csv", rows.to_csv(index=False, float_format="%.4f"))
+    return shapes.shown(rows, f"The mini target and its {asked.shape} shape, float32")
 
 
 def certificates(asked: Asked, dtype: str) -> Table:
@@ -132,6 +110,12 @@ def ceilings(asked: Asked) -> Table:
     found.add_row("copy bandwidth, read and written", f"{copy_bandwidth(asked.device) / 1e9:.0f} GB/s")
     found.add_row(f"memory growth after loading, allowed {grown.allowed / 1e6:.0f} MB", f"{megabytes:.0f} MB")
     return found
+
+
+def primitives(asked: Asked) -> Table:
+    found = attention.measure(asked.shape, asked.device)
+    write_atomic(asked.reports / "attention.csv", found.to_csv(index=False, float_format="%.3f"))
+    return attention.shown(found, f"Attention of {asked.shape}")
 
 
 def roofline(asked: Asked, shape: str) -> Table:
@@ -167,6 +151,7 @@ def pieces(asked: Asked) -> dict[str, Callable[[], RenderableType]]:
         "equality": lambda: equality(asked),
         "shape-equality": lambda: shape_equality(asked),
         "ceilings": lambda: ceilings(asked),
+        "attention": lambda: primitives(asked),
         **{f"cost-{shape}": lambda shape=shape: roofline(asked, shape) for shape in asked.cards},  # type: ignore[misc]
         "bench": lambda: bench(asked),
         "contexts": lambda: growing(asked),

@@ -1,0 +1,78 @@
+"""The mini target and one of its large shapes, in float32: every method's texts, drafts and accepted tokens side by side.
+
+    python -m benchmarks.shapes [--shape 1b] [--tokens N] [--methods pld,sps,...] [--out reports/shape-equality-1b.csv]
+
+One question of each task. At 1b its methods need 16 GB of memory together; --methods asks for fewer.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from benchmarks.embedded import decoded
+from specbench.decoding.loop import Generation
+from specbench.errors import InputError, refuse
+from specbench.parsing import LOG_WIDTH, console
+from specbench.records import write_atomic
+
+METHODS = ("pld", "sps", "medusa", "hydra_heads", "eagle", "eagle2", "eagle3")
+METHODS += ("token_recycling", "rest", "sam_decoding", "sam_eagle2", "lookahead")
+FLOAT32 = ("target.dtype=float32", "target.draft.dtype=float32")
+
+
+def compared(shape: str, methods: Sequence[str], *overrides: str, tokens: int = 256) -> pd.DataFrame:
+    """A row per method. Of its texts: how many are equal, and of how many every step drafted and accepted as much."""
+    chosen = [f"method=[{','.join(methods)}]", *FLOAT32, *overrides]
+    small, large = (decoded(*chosen, *more, tokens=tokens) for more in ([], [f"target.shape={shape}"]))
+    return pd.DataFrame([_row(label, small[label], outs) for label, outs in large.items()])
+
+
+def shown(rows: pd.DataFrame, title: str) -> Table:
+    table = Table(*(column.replace("_", " ") for column in rows.columns), title=title)
+    for row in rows.itertuples(index=False):
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+    return table
+
+
+def _row(label: str, small: list[Generation], large: list[Generation]) -> dict[str, object]:
+    pairs = list(zip(small, large, strict=True))
+    return {
+        "method": label,
+        "texts": len(pairs),
+        "texts_equal": sum(a.output_ids == b.output_ids for a, b in pairs),
+        "steps_equal": sum((a.drafted, a.accepted) == (b.drafted, b.accepted) for a, b in pairs),
+        "steps_mini": sum(a.steps for a in small),
+        "steps": sum(b.steps for b in large),
+        "mean_accepted_tokens_mini": _mean_accepted(small),
+        "mean_accepted_tokens": _mean_accepted(large),
+    }
+
+
+def _mean_accepted(outs: list[Generation]) -> float:
+    return sum(sum(out.committed) for out in outs) / sum(out.steps for out in outs)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="1b")
+    parser.add_argument("--tokens", type=int, default=256, help="of an answer, at most")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    found = compared(options.shape, options.methods.split(","), tokens=options.tokens)
+    out = options.out or Path(f"reports/shape-equality-{options.shape}.csv")
+    write_atomic(out, found.to_csv(index=False, float_format="%.4f"))
+    console.width = max(console.width, LOG_WIDTH)
+    console.print(shown(found, f"The mini target and its {options.shape} shape, float32"), f"in {out}", sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        sys.exit(refuse(error))
