@@ -2,14 +2,14 @@
 
     python -m benchmarks.attention [--shape 1b] [--device cpu] [--lengths 1024,4096] [--nodes 1,16] [--out reports/attention.csv]
 
-The engine calls scaled_dot_product_attention with the query heads of a key-value head as its rows, under an additive mask.
-Beside it: the same with its own grouped heads (enable_gqa), FlexAttention compiled, matrix products, and a copy of as many bytes.
+The engine calls scaled_dot_product_attention with the query heads of a key-value head as its rows; one node sees everything,
+further ones have an additive mask. Beside it: its own grouped heads (enable_gqa), FlexAttention compiled, matrix products, and a
+copy, whose bytes are counted read and written.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -22,48 +22,33 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.embedded import numbers
 from specbench import ROOT
 from specbench.compose import composed
-from specbench.decoding.attention import _grouped
+from specbench.decoding.attention import _grouped, readable
 from specbench.devices import pick_device, synchronize
 from specbench.errors import InputError, one_line, refuse
-from specbench.parsing import console
+from specbench.parsing import Parser, console
 from specbench.records import write_atomic
+from specbench.zoo.expand import expanded_config
 
 REPEATS = 5
 LENGTHS, NODES = (1024, 4096, 16384), (1, 16, 64)
 
-Way = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""query (1, heads, N, D), keys and values (1, key-value heads, S, D), additive mask (N, S) -> (1, heads, N, D)."""
+Way = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""query (1, heads, N, D), keys and values (1, key-value heads, S, D), additive mask (N, S) or None -> (1, heads, N, D)."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    layers: int
-    heads: int
-    groups: int
-    width: int
+def ways(flex: Callable[..., Tensor]) -> dict[str, Way]:
+    """flex: flex_attention, compiled or as it is."""
 
-    @classmethod
-    def of(cls, shape: str) -> "Sizes":
-        target = composed(["target=mini"]).target
-        if shape not in target.shapes:
-            raise InputError(f"no shape is called {shape}; there are {', '.join(target.shapes)}")
-        sizes = {**AutoConfig.from_pretrained(ROOT / target.path).to_dict(), "head_dim": None, **target.shapes[shape]}
-        heads = sizes["num_attention_heads"]
-        width = sizes["head_dim"] or sizes["hidden_size"] // heads
-        return cls(sizes["num_hidden_layers"], heads, target.shapes[shape].get("num_key_value_heads", heads), width)
+    def flexible(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        bias = None if mask is None else lambda score, _batch, _head, row, entry: score + mask[row, entry]
+        return flex(query, keys, values, bias, enable_gqa=True)
 
-
-def ways() -> dict[str, Way]:
-    flex = torch.compile(flex_attention, dynamic=True)
-
-    def flexible(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        return flex(query, keys, values, lambda score, _b, _h, row, entry: score + mask[row, entry], enable_gqa=True)
-
-    def own_groups(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    def own_groups(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         return scaled_dot_product_attention(query, keys, values, mask, enable_gqa=True)
 
     return {
@@ -74,55 +59,66 @@ def ways() -> dict[str, Way]:
     }
 
 
-def _products(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+def _products(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     batch, heads, nodes, width = query.shape
     rows = query.reshape(batch, keys.shape[1], -1, width) * width**-0.5
-    scores = (rows @ keys.mT).unflatten(2, (-1, nodes)) + mask
+    scores = (rows @ keys.mT).unflatten(2, (-1, nodes)) + (0 if mask is None else mask)
     return (scores.softmax(-1).flatten(2, 3) @ values).reshape(batch, heads, nodes, width)
+
+
+def config_of(shape: str) -> LlamaConfig:
+    """Raises InputError for a shape that the mini target does not have."""
+    target = composed(["target=mini"]).target
+    if shape not in target.shapes:
+        raise InputError(f"no shape is called {shape}; there are {', '.join(target.shapes)}")
+    return expanded_config(LlamaForCausalLM.from_pretrained(ROOT / target.path), target.shapes[shape])
 
 
 @torch.inference_mode()
 def measure(shape: str, device: torch.device, lengths: Iterable[int] = LENGTHS, nodes: Iterable[int] = NODES) -> pd.DataFrame:
     """In half precision, a row per context length, number of nodes and way: ms over all layers, gb_per_s of KV entries."""
-    sizes, found = Sizes.of(shape), []
+    config, found = config_of(shape), []
     dtype = torch.bfloat16 if device.type == "cpu" else torch.float16
+    sizes = (config.num_hidden_layers, 2, 1, config.num_key_value_heads)
     for length in lengths:
-        made = torch.randn(sizes.layers, 2, 1, sizes.groups, length + 64, sizes.width, dtype=dtype, device=device)
-        stores = list(made[..., :length, :])
+        kv = torch.randn(*sizes, length + max(NODES), config.head_dim, dtype=dtype, device=device)[..., :length, :]
         for count in nodes:
-            query = torch.randn(1, sizes.heads, count, sizes.width, dtype=dtype, device=device)
-            mask = torch.zeros(count, length, dtype=dtype, device=device)
-            size = sum(store.numel() for store in stores) * dtype.itemsize
-            for way, seconds in _times(stores, query, mask).items():
-                row = {"tokens": length, "nodes": count, "way": way, "ms": 1e3 * seconds, "gb_per_s": size / seconds / 1e9}
+            query = torch.randn(1, config.num_attention_heads, count, config.head_dim, dtype=dtype, device=device)
+            mask = None if count == 1 else readable(torch.zeros(count, length, dtype=dtype, device=device))
+            for way, seconds in _times(kv, query, mask).items():
+                moved = kv.numel() * dtype.itemsize * (2 if way == COPY else 1)
+                row = {"tokens": length, "nodes": count, "way": way, "ms": 1e3 * seconds, "gb_per_s": moved / seconds / 1e9}
                 found.append(row)
     return pd.DataFrame(found)
 
 
-def _times(stores: list[Tensor], query: Tensor, mask: Tensor) -> dict[str, float]:
+COPY = "a copy"
+
+
+def _times(kv: Tensor, query: Tensor, mask: Tensor | None) -> dict[str, float]:
     """Seconds by way, medians of interleaved repeats. What cannot be compiled on this machine is told and left out."""
-    into = torch.empty_like(stores[0])
-    calls: dict[str, Callable[[Tensor], object]] = {"a copy": into.copy_}
-    for name, way in ways().items():
-        calls[name] = lambda store, way=way: way(query, *store, mask)  # type: ignore[misc]
+    to = torch.empty_like(kv)
+    calls: dict[str, Callable[[int], object]] = {COPY: lambda layer: to[layer].copy_(kv[layer])}
+    for name, way in ways(torch.compile(flex_attention, dynamic=True)).items():
+        calls[name] = lambda layer, way=way: way(query, *kv[layer], mask)  # type: ignore[misc]
     taken: dict[str, list[float]] = {}
     for name, call in calls.items():
         try:
-            call(stores[0])
+            _seconds(call, kv)
             taken[name] = []
         except RuntimeError as error:
             console.print(f"notice: {name}: {shorten(one_line(error), 120)}", markup=False)
     for _, (name, seconds) in product(range(REPEATS), taken.items()):
-        seconds.append(_seconds(calls[name], stores))
+        seconds.append(_seconds(calls[name], kv))
     return {name: median(seconds) for name, seconds in taken.items()}
 
 
-def _seconds(call: Callable[[Tensor], object], stores: list[Tensor]) -> float:
-    synchronize(stores[0].device)
+def _seconds(call: Callable[[int], object], kv: Tensor) -> float:
+    synchronize(kv.device)
     begun = perf_counter()
-    for store in stores:
-        call(store)
-    synchronize(stores[0].device)
+    for layer in range(len(kv)):
+        call(layer)
+    synchronize(kv.device)
     return perf_counter() - begun
 
 
@@ -134,16 +130,14 @@ def shown(found: pd.DataFrame, title: str) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="1b")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="tokens in the KV store")
-    parser.add_argument("--nodes", default=",".join(map(str, NODES)), help="rows of a forward")
+    parser.add_argument("--lengths", type=numbers, default=LENGTHS, metavar="N,N", help="tokens in the KV store")
+    parser.add_argument("--nodes", type=numbers, default=NODES, metavar="N,N", help="rows of a forward")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    device = pick_device(options.device)
-    lengths, nodes = ([int(number) for number in text.split(",")] for text in (options.lengths, options.nodes))
-    found = measure(options.shape, device, lengths, nodes)
+    found = measure(options.shape, pick_device(options.device), options.lengths, options.nodes)
     out = options.out or Path(f"reports/attention-{options.shape}.csv")
     write_atomic(out, found.to_csv(index=False, float_format="%.3f"))
     console.print(shown(found, f"Attention of {options.shape}"), f"in {out}", sep="\n")

@@ -4,13 +4,12 @@ The embedded target was trained on short dialogues: behind long prompts the time
 """
 
 import json
-import random
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
+from benchmarks.embedded import whole
 from specbench.compose import composed
 from specbench.metrics import OVERALL
 from specbench.parsing import console
@@ -23,20 +22,21 @@ from tasks.mini.generator import dialogues
 from tasks.mini.suite import Mini
 
 LENGTHS = (1_000, 2_000, 4_000, 8_000, 16_000)  # tokens of a prompt, about
-TASK, SHUFFLE = "qa", 0
+TASK = "qa"
 METHODS = ("pld", "eagle2")
 
 
-def questions(path: Path, length: int, count: int, target: str) -> None:
+def questions(path: Path, length: int, count: int) -> None:
     """A file for suite=jsonl. Training dialogues stand in front, as many as fit, so that lookups have much to search."""
-    tokenizer, _ = tokenizer_of(composed([f"target={target}"]).target)
+    tokenizer, _ = tokenizer_of(composed(["target=mini"]).target)
     lines = []
     for number, question in enumerate(Mini(per_task=count).questions()):
         if question.task != TASK:
             continue
         room = length - len(tokenizer(question.turns[0]).input_ids)
         before: list[str] = []
-        for text in _texts(number):
+        for dialogue in dialogues(TASK, "train", number):  # others for each question
+            text = f"{dialogue.exchanges[0].ask}\n{dialogue.exchanges[0].answer}"
             room -= len(tokenizer(text).input_ids)
             if room < 0:
                 break
@@ -46,30 +46,25 @@ def questions(path: Path, length: int, count: int, target: str) -> None:
     write_atomic(path, "".join(f"{line}\n" for line in lines))
 
 
-def _texts(number: int) -> Iterator[str]:
-    """Training dialogues, others for each question."""
-    made = list(islice(dialogues(TASK, "train", number), 600))
-    random.Random(SHUFFLE + number).shuffle(made)
-    return (f"{one.exchanges[0].ask}\n{one.exchanges[0].answer}" for one in made)
-
-
 def measure(out: Path, lengths: Sequence[int], limit: int, *overrides: str) -> Table:
-    """A run for every length, resumed if cut; milliseconds a step, mean accepted tokens and speedup while decoding."""
+    """A run for every length, resumed if cut; milliseconds a step, mean accepted tokens and speedup while decoding.
+
+    Raises InputError for a length that the target's context does not hold.
+    """
     shown = Table(
         "prompt tokens", "method", "ms a step", "mean accepted tokens", "speedup, decoding", title="As the context grows"
     )
     for length in lengths:
         file = out / f"{length}.jsonl"
-        questions(file, length, limit, "mini")
+        questions(file, length, limit)
         chosen = [f"method=[{','.join(METHODS)}]", f"task=[{TASK}]", "suite=jsonl", f"suite.path={file}", f"limit={limit}"]
         config = composed([*chosen, "check_baseline=false", "sampling.max_new_tokens=64", *overrides, f"out={out / str(length)}"])
         with ProgressDisplay(console) as display:
-            run = load(execute(config, display))
+            run = load(whole(execute(config, display)))
         rows = summarise(run)
         for row in rows[rows["task"] == OVERALL].itertuples():
             turns = run.frame[run.frame["method"] == row.method]
-            step = 1e3 * turns["decode_s"].sum() / turns["steps"].sum()
-            shown.add_row(
-                str(length), str(row.method), f"{step:.2f}", f"{row.mean_accepted_tokens:.2f}", f"{row.speedup_decode:.2f}"
-            )
+            prompt, step = turns["prompt_tokens"].median(), 1e3 * turns["decode_s"].sum() / turns["steps"].sum()
+            numbers = (f"{step:.2f}", f"{row.mean_accepted_tokens:.2f}", f"{row.speedup_decode:.2f}")
+            shown.add_row(f"{prompt:.0f}", str(row.method), *numbers)
     return shown

@@ -1,5 +1,6 @@
 """The embedded target with its methods, opened on the native engine, and first turns of the mini suite."""
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
 from specbench.devices import pick_device, release_memory
 from specbench.engine.native import Native
+from specbench.errors import InputError
 from specbench.parsing import console
 from specbench.progress import ProgressDisplay
-from specbench.run import Target, built, execute, questions_of, target_of
+from specbench.records import RunDirectory
+from specbench.run import Target, built, check_drafters, execute, questions_of, target_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,14 @@ class Opened:
         return self.engine.generate(label, prompt, sampling)
 
 
+def numbers(text: str) -> list[int]:
+    """Of an option, such as 1,16. Raises ArgumentTypeError."""
+    found = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
+    if min(found) < 1:
+        raise ArgumentTypeError(f"{text}: expected positive whole numbers, such as 1,16")
+    return found
+
+
 def run(out: Path, *overrides: str) -> Path:
     """One run of the mini suite on the embedded target, its run directory."""
     config = composed([*overrides, "target=mini", "suite=mini", f"out={out}"])
@@ -33,11 +44,21 @@ def run(out: Path, *overrides: str) -> Path:
         return execute(config, display)
 
 
+def whole(path: Path) -> Path:
+    """The run, if all of its turns went well. Raises InputError."""
+    trials = RunDirectory(path).trials()
+    wrong = [trial for trial in trials if trial.error]
+    if wrong:
+        raise InputError(f"{path}: {len(wrong)} of {len(trials)} turns failed, the first of {wrong[0].method}: {wrong[0].error}")
+    return path
+
+
 def opened(*overrides: str, limit: int = 1) -> Opened:
     """limit: questions a task. The overrides choose methods, shape, dtype and device."""
     config = composed(["target=mini", "suite=mini", f"limit={limit}", *overrides])
     target = target_of(config.target)
     drafters = {str(label): built(settings) for label, settings in config.method.items()}
+    check_drafters(drafters, config.target, target.tokenizer)
     engine = Native(profile=False)
     engine.open(target.model, drafters)
     questions = questions_of(config, built(config.suite), config.limit)

@@ -9,7 +9,7 @@
 7. contexts: autoregressive decoding, PLD and EAGLE-2 behind long prompts
 8. certificates: whether every method's text is the target's own in float16 and bfloat16, greedy and sampled
 
-    python -m benchmarks.gpu [--device cpu] [--limit N] [--shape 7b] [--cards 7b,8b,13b] [--out results/reference/NAME]
+    python -m benchmarks.gpu [--device cpu] [--limit N] [--shape 7b] [--cards 7b,8b,13b] [--lengths 1000,16000] [--out DIR]
 
 It can be cut at any point: the next call goes on. The last thing printed are the tables. The script itself is tried by
 `--device cpu --limit 1 --shape 100m --cards 100m --lengths 500 --out results/try`.
@@ -17,6 +17,7 @@ It can be cut at any point: the next call goes on. The last thing printed are th
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks import attention, contexts, memory, shapes
-from benchmarks.embedded import decoded
+from benchmarks.embedded import decoded, numbers, whole
 from specbench.certify.certificate import FILE, read
 from specbench.certify.certify import certify
 from specbench.certify.shown import table
@@ -36,16 +37,18 @@ from specbench.compose import composed
 from specbench.cost import card, copy_bandwidth
 from specbench.devices import device_name, pick_device, release_memory
 from specbench.errors import InputError, one_line, refuse
-from specbench.parsing import LOG_WIDTH, console
+from specbench.parsing import Parser, console, widened
 from specbench.progress import ProgressDisplay, TrainingDisplay
 from specbench.records import write_atomic
 from specbench.report import render as render_report
 from specbench.run import execute
 
 METHODS = (
-    "method=[pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3,lookahead,rest,"
-    "token_recycling,token_recycling_warm,sam_decoding,sam_decoding_static,sam_eagle2]"
+    "pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3,lookahead,rest,token_recycling,"
+    "token_recycling_warm,sam_decoding,sam_decoding_static,sam_eagle2"
 )
+CHOSEN = f"method=[{METHODS}]"
+CHOSEN_AT_100M = f"method=[{METHODS},self_speculative]"  # it refuses shapes with more layers
 WIDTH = 140
 
 
@@ -64,7 +67,7 @@ class Asked:
     @property
     def settings(self) -> str:
         cards, lengths = ",".join(self.cards), ",".join(map(str, self.lengths))
-        return f"--device {self.device.type} --limit {self.limit} --shape {self.shape} --cards {cards} --lengths {lengths}"
+        return f"{device_name(self.device)} --limit {self.limit} --shape {self.shape} --cards {cards} --lengths {lengths}"
 
     def on_device(self, *overrides: str) -> list[str]:
         return [f"target.device={self.device}", *overrides]
@@ -75,7 +78,7 @@ class Asked:
 
 def equality(asked: Asked) -> Table:
     """Float32 against the CPU."""
-    chosen, few = (METHODS, "target.shape=100m", "target.dtype=float32"), min(asked.limit, 2)
+    chosen, few = (CHOSEN_AT_100M, "target.shape=100m", "target.dtype=float32"), min(asked.limit, 2)
     on_cpu = decoded(*chosen, "target.device=cpu", limit=few)
     on_device = decoded(*asked.on_device(*chosen), limit=few)
     found = Table("method", f"float32 on {asked.device} equal to the CPU's")
@@ -95,7 +98,7 @@ def shape_equality(asked: Asked) -> Table:
 def certificates(asked: Asked, dtype: str) -> Table:
     """The distributions are counted out on the CPU, of few texts."""
     limit = min(asked.limit, 4)
-    chosen = asked.on_device(METHODS, "target.shape=100m", f"target.dtype={dtype}", f"limit={limit}", "draws=1024")
+    chosen = asked.on_device(CHOSEN_AT_100M, "target.shape=100m", f"target.dtype={dtype}", f"limit={limit}", "draws=1024")
     folder = Path("results/reference/certificates") / f"{asked.runs.name}-{dtype}"
     if not (folder / FILE).exists():
         with TrainingDisplay(console) as display:
@@ -124,12 +127,12 @@ def roofline(asked: Asked, shape: str) -> Table:
 
 def bench(asked: Asked) -> RenderableType:
     """The timed run, then one profiled repeat: timing the phases of a step waits for the device, which costs time itself."""
-    chosen = asked.on_device(METHODS, f"target.shape={asked.shape}", _half(asked))
+    chosen = asked.on_device(CHOSEN, f"target.shape={asked.shape}", _half(asked))
     timed = composed([*chosen, f"limit={asked.limit}", f"out={asked.runs}"])
     once = ["limit=1", "repeats=1", "profile=true", "check_baseline=false"]
     phases = composed([*chosen, *once, f"out={asked.runs}-phases"])
     with ProgressDisplay(console) as display:
-        paths = [execute(config, display) for config in (timed, phases)]
+        paths = [whole(execute(config, display)) for config in (timed, phases)]
     report, _ = (render_report([path], asked.reports.with_name(path.name)) for path in paths)
     return Group(*report.terminal, *(Text(alarm) for alarm in report.alarms))
 
@@ -165,8 +168,10 @@ def told(shown: RenderableType) -> str:
     return written.getvalue()
 
 
-def check_same(asked: Asked) -> None:
-    """Raises InputError where answers to other questions lie."""
+def check(asked: Asked) -> None:
+    """Raises InputError for a shape that does not exist, and where answers to other questions lie."""
+    for shape in (asked.shape, *asked.cards):
+        attention.config_of(shape)
     file = asked.answer("asked")
     if not file.exists():
         write_atomic(file, asked.settings)
@@ -182,28 +187,32 @@ def answered(asked: Asked) -> dict[str, str]:
         try:
             if not asked.answer(name).exists():
                 write_atomic(asked.answer(name), told(piece()))
-        except (InputError, torch.OutOfMemoryError) as error:
-            failed[name] = one_line(error)
+        except Exception as error:  # whatever a card that is too small or another driver makes of it: the others are still asked
+            failed[name] = str(error) if isinstance(error, InputError) else one_line(error)
     return failed
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--limit", type=int, default=10, help="questions a task")
     parser.add_argument("--shape", default="7b", help="of the embedded target, in which methods are timed")
     parser.add_argument("--cards", default="7b,8b,13b", help="shapes whose forwards are timed")
-    parser.add_argument("--lengths", default=",".join(map(str, contexts.LENGTHS)), help="tokens of prompts, about")
+    parser.add_argument("--lengths", type=numbers, default=contexts.LENGTHS, metavar="N,N", help="tokens of prompts, about")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device = pick_device(options.device)
-    runs = options.out or Path("results/reference") / device_name(device).replace(" ", "-").lower()
-    reports, lengths = Path("reports/reference") / runs.name, [int(length) for length in options.lengths.split(",")]
-    asked = Asked(device, options.limit, options.shape, options.cards.split(","), lengths, runs, reports)
-    console.width = max(console.width, LOG_WIDTH)
+    if device.type == "cpu" and options.device == "auto":
+        raise InputError(
+            "no GPU is here; the script itself is tried by --device cpu --limit 1 --shape 100m --cards 100m --lengths 500"
+        )
+    runs = options.out or Path("results/reference") / re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    reports = Path("reports/reference") / runs.name
+    asked = Asked(device, options.limit, options.shape, options.cards.split(","), options.lengths, runs, reports)
+    widened()
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
-    check_same(asked)
+    check(asked)
     failed = answered(asked)
     for name in pieces(asked):
         console.print(name, failed.get(name) or asked.answer(name).read_text(encoding="utf-8"), sep="\n", markup=False)

@@ -7,7 +7,6 @@ One question of each task. At 1b its methods need 16 GB of memory together; --me
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,17 +15,18 @@ from rich.table import Table
 from benchmarks.embedded import decoded
 from specbench.decoding.loop import Generation
 from specbench.errors import InputError, refuse
-from specbench.parsing import LOG_WIDTH, console
+from specbench.parsing import Parser, console, widened
 from specbench.records import write_atomic
 
-METHODS = ("pld", "sps", "medusa", "hydra_heads", "eagle", "eagle2", "eagle3")
-METHODS += ("token_recycling", "rest", "sam_decoding", "sam_eagle2", "lookahead")
+METHODS = (
+    "pld,sps,medusa,hydra_heads,eagle,eagle2,eagle3,token_recycling,rest,sam_decoding,sam_eagle2,lookahead"  # that take any shape
+)
 FLOAT32 = ("target.dtype=float32", "target.draft.dtype=float32")
 
 
-def compared(shape: str, methods: Sequence[str], *overrides: str, tokens: int = 256) -> pd.DataFrame:
+def compared(shape: str, methods: str, *overrides: str, tokens: int = 256) -> pd.DataFrame:
     """A row per method. Of its texts: how many are equal, and of how many every step drafted and accepted as much."""
-    chosen = [f"method=[{','.join(methods)}]", *FLOAT32, *overrides]
+    chosen = [f"method=[{methods}]", *FLOAT32, *overrides]
     small, large = (decoded(*chosen, *more, tokens=tokens) for more in ([], [f"target.shape={shape}"]))
     return pd.DataFrame([_row(label, small[label], outs) for label, outs in large.items()])
 
@@ -57,16 +57,20 @@ def _mean_accepted(outs: list[Generation]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("shapes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="1b")
-    parser.add_argument("--tokens", type=int, default=256, help="of an answer, at most")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--tokens", type=int, default=256, help="of an answer, at most; 2 at least")
+    parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    found = compared(options.shape, options.methods.split(","), tokens=options.tokens)
+    if options.tokens < 2:
+        raise InputError(
+            f"--tokens {options.tokens}: the first comes from the prompt, so that no step is left; expected 2 at least"
+        )
+    found = compared(options.shape, options.methods, tokens=options.tokens)
     out = options.out or Path(f"reports/shape-equality-{options.shape}.csv")
     write_atomic(out, found.to_csv(index=False, float_format="%.4f"))
-    console.width = max(console.width, LOG_WIDTH)
+    widened()
     console.print(shown(found, f"The mini target and its {options.shape} shape, float32"), f"in {out}", sep="\n")
     return 0
 

@@ -44,6 +44,8 @@ def load_model(
     """
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
+    if shape is not None and device_map is not None:
+        raise InputError("shape: an expanded target lies on one device; set device_map=null")
     if weights not in ("pretrained", "random"):
         raise InputError(f"weights={weights}: expected pretrained or random")
     try:
@@ -52,8 +54,6 @@ def load_model(
         else:
             model = _pretrained(path, revision, kind, device_map, trust_remote_code)
         if shape is not None:
-            if device_map is not None:
-                raise InputError("shape: an expanded target lies on one device; set device_map=null")
             with torch.device("meta"):
                 check_room(AutoModelForCausalLM.from_config(expanded_config(model, shape)), kind, where, packed)
             model = expanded(model, shape, where)
@@ -118,6 +118,8 @@ def _pretrained(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name and with both shapes
         )
+    except torch.OutOfMemoryError:
+        raise
     except UnpicklingError:
         raise InputError(f"no model at {path}: its .bin file holds more than plain tensors, which is never executed") from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

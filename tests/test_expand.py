@@ -12,7 +12,7 @@ from transformers.models.llama import modeling_llama
 
 from specbench import models
 from specbench.errors import InputError
-from specbench.zoo.expand import NEVER, expanded
+from specbench.zoo.expand import NEVER, WRITES_HIDDEN, expanded
 from tests.tiny import SHAPE, VOCABULARY, prompts, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -132,25 +132,65 @@ def test_expanding_twice_gives_the_same_weights_and_leaves_torchs_random_state()
 
 def test_the_new_weights_are_there_to_be_read() -> None:
     """A column of zeros costs no less to read, but a compressing memory could tell: what cannot reach the output is random."""
-    wide = expanded(narrow(torch.float32), WIDE)
-    layer = wide.model.layers[0]
-    for linear in (layer.self_attn.q_proj, layer.mlp.up_proj, wide.lm_head):
-        assert (linear.weight[:, 32:] != 0).float().mean() > 0.99
-    assert not layer.self_attn.o_proj.weight[:, 32:].any() and not layer.mlp.down_proj.weight[:, 48:].any()
-    assert not wide.model.embed_tokens.weight[:, 32:].any()
+    model = narrow(torch.float32)
+    large = expanded(model, ALL)
+    for name, weight in large.named_parameters():
+        full = float((weight != 0).float().mean())
+        if name.endswith(WRITES_HIDDEN[:2]):
+            assert full < 0.2, f"{name}: {full}"
+        elif "q_proj" in name and int(name.split(".")[2]) in (0, 2, 5):  # the model's layers: the new dimensions of its heads
+            assert full == pytest.approx(1 - 4 * 24 / (20 * 32), abs=0.01)
+        elif "embed_tokens" in name:  # what new tokens mean may be anything in the dimensions that are read
+            assert weight[1:, :32].all() and not weight[:, 32:].any()  # the first is padding
+        elif weight.ndim == 2:
+            assert full > 0.99, f"{name}: {full}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_as_far_from_exact_as_the_small_models_own(dtype: torch.dtype) -> None:
+    exact, model = narrow(torch.float64), narrow(torch.float64).to(dtype)
+    large = expanded(model, ALL)
+    own, its = 0.0, 0.0
+    for ids in prompts(12):
+        wanted = logits(exact, ids)
+        own += float((logits(model, ids) - wanted).square().sum())
+        its += float((logits(large, ids)[:, :VOCABULARY] - wanted).square().sum())
+    assert its < 1.5**2 * own, f"{(its / own) ** 0.5:.2f} times as far"
 
 
 REFUSED = {
-    "tied embeddings": lambda: narrow(torch.float32, tie_word_embeddings=True),
-    "qwen2": lambda: tiny_model("qwen2", layers=1),
-    "mistral": lambda: tiny_model("mistral", layers=1),
+    "with tied embeddings cannot": lambda: narrow(torch.float32, tie_word_embeddings=True),
+    "with biases cannot": lambda: narrow(torch.float64, mlp_bias=True),
+    "with biases can.ot": lambda: narrow(torch.float64, attention_bias=True),
+    "not Qwen2ForCausalLM": lambda: tiny_model("qwen2", layers=1),
+    "not MistralForCausalLM": lambda: tiny_model("mistral", layers=1),
 }
 
 
-@pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED.keys())
-def test_other_models_are_refused(make) -> None:
-    with pytest.raises(InputError, match="can be expanded"):
+@pytest.mark.parametrize(("said", "make"), REFUSED.items(), ids=REFUSED.keys())
+def test_other_models_are_refused(said: str, make) -> None:
+    with pytest.raises(InputError, match=said):
         expanded(make(), WIDE)
+
+
+ROPES = {
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    "longrope": {"rope_type": "longrope", "long_factor": [1.0] * 4, "short_factor": [1.0] * 4, "factor": 2.0},
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_frequencies_that_another_head_size_would_change_are_refused(kind: str) -> None:
+    model = narrow(torch.float32, rope_parameters={"rope_theta": 10000.0, "original_max_position_embeddings": 64, **ROPES[kind]})
+    with pytest.raises(InputError, match=f"under rope_type={kind} "):
+        expanded(model, LONG_HEADS)
+
+
+def test_llama_3s_frequencies_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", exact_norm)
+    scaled = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    model = narrow(torch.float64, rope_parameters={"rope_theta": 10000.0, "original_max_position_embeddings": 64, **scaled})
+    check_logits(expanded(model, ALL), model)
 
 
 @pytest.mark.parametrize("name", [*SAME, "num_hidden_layers", "vocab_size", "max_position_embeddings"])
@@ -174,12 +214,6 @@ def test_a_shape_that_does_not_fit_is_refused(said: str, shape: dict[str, int]) 
     model = narrow(torch.float32, hidden_size=48, num_attention_heads=6, num_key_value_heads=2)
     with pytest.raises(InputError, match=said):
         expanded(model, shape)
-
-
-@pytest.mark.parametrize("biased", ["attention_bias", "mlp_bias"])
-def test_a_llama_with_biases_is_refused(biased: str) -> None:
-    with pytest.raises(InputError, match="without biases"):
-        expanded(narrow(torch.float64, **{biased: True}), WIDE)
 
 
 @pytest.mark.skipif(not (SHIPPED / "model.safetensors").is_file(), reason="specbench/zoo/target holds no model.safetensors yet")

@@ -29,7 +29,7 @@ SPREAD = 0.02  # SD of random weights
 NEVER = -1e4  # logit of a token that the small model does not know; float16 holds it
 WRITES_HIDDEN = ("o_proj.weight", "down_proj.weight", "embed_tokens.weight")  # rows, or vectors looked up, of H dimensions
 READS_HIDDEN = tuple(f"{name}_proj.weight" for name in ("q", "k", "v", "gate", "up"))
-SIZES = {  # of a shape, by transformers' names; a shape without one keeps the model's
+SIZES = {  # of a shape, by transformers' names; without one it keeps the model's, but heads without key-value heads share none
     "hidden_size": "hidden dimensions",
     "intermediate_size": "MLP units",
     "num_hidden_layers": "layers",
@@ -47,8 +47,10 @@ def expanded_config(model: PreTrainedModel, shape: Mapping[str, int]) -> LlamaCo
     Raises InputError for another architecture and for a shape that the model does not fit.
     """
     old, biased = model.config, any(name.endswith(".bias") for name, _ in model.named_parameters())
-    if not isinstance(model, LlamaForCausalLM) or old.tie_word_embeddings or biased:
-        raise InputError(f"shape: only a Llama without biases and tied embeddings can be expanded, not {type(model).__name__}")
+    if not isinstance(model, LlamaForCausalLM):
+        raise InputError(f"shape: only a Llama can be expanded, not {type(model).__name__}")
+    if old.tie_word_embeddings or biased:
+        raise InputError(f"shape: a Llama with {'biases' if biased else 'tied embeddings'} cannot be expanded")
     if not isinstance(shape, Mapping):
         raise InputError(f"shape: {shape} is no mapping of sizes; expected some of {', '.join(SIZES)}")
     if "num_attention_heads" in shape and "num_key_value_heads" not in shape:
@@ -68,7 +70,23 @@ def expanded_config(model: PreTrainedModel, shape: Mapping[str, int]) -> LlamaCo
     except StrictDataclassClassValidationError as error:
         raise InputError(f"shape: {error.__cause__ or error}") from None
     Heads(old, made)
+    _check_frequencies(old, made)
     return made
+
+
+def _check_frequencies(old: Any, new: Any) -> None:
+    """Raises InputError where a rope scaling that counts dimensions or positions gives the large heads other frequencies."""
+    try:
+        with torch.device("cpu"):
+            had, has = LlamaRotaryEmbedding(old), LlamaRotaryEmbedding(new)
+        same = had.attention_scaling == has.attention_scaling
+        same &= torch.allclose(had.inv_freq, has.inv_freq[:: new.head_dim // old.head_dim])
+    except RuntimeError:  # a factor for each dimension, of which there are others now
+        same = False
+    if not same:
+        raise InputError(
+            f"shape: under rope_type={old.rope_parameters['rope_type']} its heads or positions have other frequencies"
+        )
 
 
 def small_sizes(config: Any) -> dict[str, Any]:
