@@ -100,6 +100,15 @@ def test_in_half_precision_nothing_overflows_and_new_tokens_stay_unsaid(kind: ty
         assert large.isfinite().all() and (large[:, VOCABULARY:] < NEVER / 2).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_cannot_reach_the_expanded_networks_output_is_random(kind: type[DraftNetwork]) -> None:
+    """As in the target's: the bytes that a large drafter reads are real."""
+    network: Any = network_for(kind, "random", LanguageModel(expanded(ungrouped(), LARGE)))
+    full = {name: float((weight != 0).float().mean()) for name, weight in network.named_parameters() if weight.ndim == 2}
+    for name, share in full.items():
+        assert name.endswith(network.writes_hidden) or share > (0.8 if "q_proj" in name else 0.98), f"{name}: {share}"
+
+
 def test_a_draft_vocabulary_smaller_than_the_expanded_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As at 8b: only the expanded network maps its tokens to the target's."""
     monkeypatch.setattr(expand_drafter, "DRAFT_VOCABULARY", 200)
