@@ -32,6 +32,7 @@ from specbench.devices import pick_device, synchronize
 from specbench.errors import InputError, one_line, refuse
 from specbench.parsing import Parser, console
 from specbench.records import write_atomic
+from specbench.run import quiet
 from specbench.zoo.expand import expanded_config
 
 REPEATS = 5
@@ -68,6 +69,7 @@ def _products(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
 
 def config_of(shape: str) -> LlamaConfig:
     """Raises InputError for a shape that the mini target does not have."""
+    quiet()
     target = composed(["target=mini"]).target
     if shape not in target.shapes:
         raise InputError(f"no shape is called {shape}; there are {', '.join(target.shapes)}")

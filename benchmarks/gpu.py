@@ -204,7 +204,7 @@ def main() -> int:
     device = pick_device(options.device)
     if device.type == "cpu" and options.device == "auto":
         raise InputError(
-            "no GPU is here; the script itself is tried by --device cpu --limit 1 --shape 100m --cards 100m --lengths 500"
+            "no GPU is here; to try the script: --device cpu --limit 1 --shape 100m --cards 100m --lengths 500 --out results/try"
         )
     runs = options.out or Path("results/reference") / re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
     reports = Path("reports/reference") / runs.name

@@ -27,7 +27,8 @@ FLOAT32 = ("target.dtype=float32", "target.draft.dtype=float32")
 def compared(shape: str, methods: str, *overrides: str, tokens: int = 256) -> pd.DataFrame:
     """A row per method. Of its texts: how many are equal, and of how many every step drafted and accepted as much."""
     chosen = [f"method=[{methods}]", *FLOAT32, *overrides]
-    small, large = (decoded(*chosen, *more, tokens=tokens) for more in ([], [f"target.shape={shape}"]))
+    large = decoded(*chosen, f"target.shape={shape}", tokens=tokens)  # first: it refuses what cannot be
+    small = decoded(*chosen, tokens=tokens)
     return pd.DataFrame([_row(label, small[label], outs) for label, outs in large.items()])
 
 

@@ -73,8 +73,11 @@ def check_room(model: nn.Module, dtype: torch.dtype, device: torch.device, packe
     weights = sum(weight.numel() for weight in model.parameters())
     needed, free = held_bytes(weights, dtype, device, packed), free_memory_bytes(device)
     if free is not None and needed > free:
-        size = f"{weights / 1e9:.1f} billion weights need {needed / 1e9:.1f} GB"
-        raise InputError(f"{what}: {size} on {device} as {str(dtype).removeprefix('torch.')}, where {free / 1e9:.1f} GB are free")
+        size = (
+            f"{weights / 1e9:.1f} billion weights need {needed / 1e9:.1f} GB on {device} as {str(dtype).removeprefix('torch.')}"
+        )
+        twice = ", packed for its matrix units beside the plain ones" if needed > weights * dtype.itemsize else ""
+        raise InputError(f"{what}: {size}{twice}, where {free / 1e9:.1f} GB are free")
 
 
 def held_bytes(weights: int, dtype: torch.dtype, device: torch.device, packed: bool = True) -> int:

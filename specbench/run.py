@@ -215,7 +215,7 @@ def target_of(settings: DictConfig) -> Target:
     shape, shapes = plain["shape"], plain.get("shapes") or {}
     if shape is not None and shape not in shapes:
         raise InputError(f"target.shape={shape}: {plain['name']} has {nearest(shape, list(shapes)) or 'no shapes'}")
-    if shape is not None and shapes[shape] is None:
+    if shape is not None and shapes[shape] in (None, {}):
         raise InputError(f"target.shapes.{shape} is empty: expected sizes, such as {{hidden_size: 2048}}")
     tokenizer, chat = tokenizer_of(settings)
     return Target(plain["name"], _model(plain), tokenizer, chat)

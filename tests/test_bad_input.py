@@ -93,6 +93,7 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["target.shape=x", "+target.shapes.x={hidden_size: wide}"], "shape: hidden_size=wide: expected a whole number"),
         (["target.shape=x", "+target.shapes.x={hidden_size: 300.5}"], "shape: hidden_size=300.5: expected a whole number"),
         (["target.shape=x", "+target.shapes.x=null"], "target.shapes.x is empty: expected sizes, such as {hidden_size: 2048}"),
+        (["target.shape=x", "+target.shapes.x={}"], "target.shapes.x is empty: expected sizes, such as {hidden_size: 2048}"),
         (["target.shape=x", "+target.shapes.x=5"], "shape: 5 is no mapping of sizes; expected some of hidden_size, "),
         (["target.shape=7b", "target.device_map=auto"], "shape: an expanded target lies on one device; set device_map=null"),
         (

@@ -46,7 +46,8 @@ ESTIMATORS = {
 def alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Everything wrong with a run, alarms first; `summary` is summarise(run)."""
     of_the_run = (_profiled, _continued, _missing, _errors, _leaked, _certified, _followed_less, _drift, _spread, _throttled)
-    found = [*_baseline(run, summary), *_estimators(summary), *(alarm for look in of_the_run for alarm in look(run))]
+    of_all_rows = (*_estimators(summary), *_unsure_conversion(summary))
+    found = [*_baseline(run, summary), *of_all_rows, *(alarm for look in of_the_run for alarm in look(run))]
     for row in summary.to_dict("records"):
         found += [*_one_question(row), *_conversion(row), *_drafted_nothing(row), *_unfinished(row)]
     return sorted(found, key=lambda alarm: alarm.level)
@@ -171,14 +172,18 @@ def _estimators(summary: pd.DataFrame) -> Iterator[Alarm]:
 
 def _conversion(row: Row) -> Iterator[Alarm]:
     value, low = row["conversion"], row["conversion_low"]
-    if row["method"] == BASELINE or not value > 1:
-        return
-    if low > 1:
+    if row["method"] != BASELINE and low > 1:
         message = f"conversion {value:.2f}, at least {low:.2f}: the baseline ran slower code than the method"
         yield Alarm("alarm", row["method"], row["task"], message)
-    elif pd.isna(low):
-        message = f"conversion {value:.2f} is above 1, with too few questions to say whether by chance"
-        yield Alarm("notice", row["method"], row["task"], message)
+
+
+def _unsure_conversion(summary: pd.DataFrame) -> Iterator[Alarm]:
+    """One for all rows without an interval."""
+    high = summary[(summary["method"] != BASELINE) & (summary["conversion"] > 1.005) & summary["conversion_low"].isna()]
+    if len(high):
+        rows = ", ".join(f"{row.method} on {row.task} {row.conversion:.2f}" for row in high.itertuples())
+        message = f"conversion is above 1, with too few questions to say whether by chance: {rows}"
+        yield Alarm("notice", "the run", OVERALL, message)
 
 
 def _drafted_nothing(row: Row) -> Iterator[Alarm]:
