@@ -32,10 +32,12 @@ from specbench.devices import pick_device, synchronize
 from specbench.errors import InputError, one_line, refuse
 from specbench.parsing import Parser, console
 from specbench.records import write_atomic
+from specbench.report.tables import csv
 from specbench.run import quiet
 from specbench.zoo.expand import expanded_config
 
 REPEATS = 5
+COPY = "a copy"
 LENGTHS, NODES = (1024, 4096, 16384), (1, 16, 64)
 
 Way = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -94,9 +96,6 @@ def measure(shape: str, device: torch.device, lengths: Iterable[int] = LENGTHS, 
     return pd.DataFrame(found)
 
 
-COPY = "a copy"
-
-
 def _times(kv: Tensor, query: Tensor, mask: Tensor | None) -> dict[str, float]:
     """Seconds by way, medians of interleaved repeats. What cannot be compiled on this machine is told and left out."""
     to = torch.empty_like(kv)
@@ -141,7 +140,7 @@ def main() -> int:
     options = parser.parse_args()
     found = measure(options.shape, pick_device(options.device), options.lengths, options.nodes)
     out = options.out or Path(f"reports/attention-{options.shape}.csv")
-    write_atomic(out, found.to_csv(index=False, float_format="%.3f"))
+    write_atomic(out, csv(found))
     console.print(shown(found, f"Attention of {options.shape}"), f"in {out}", sep="\n")
     return 0
 

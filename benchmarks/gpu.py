@@ -41,6 +41,7 @@ from specbench.parsing import Parser, console, widened
 from specbench.progress import ProgressDisplay, TrainingDisplay
 from specbench.records import write_atomic
 from specbench.report import render as render_report
+from specbench.report.tables import csv
 from specbench.run import execute
 
 METHODS = (
@@ -91,7 +92,7 @@ def equality(asked: Asked) -> Table:
 def shape_equality(asked: Asked) -> Table:
     """The large shape against the mini target, on the device."""
     rows = shapes.compared(asked.shape, shapes.METHODS, *asked.on_device())
-    write_atomic(asked.reports / "shape-equality.csv", rows.to_csv(index=False, float_format="%.4f"))
+    write_atomic(asked.reports / "shape-equality.csv", csv(rows))
     return shapes.shown(rows, f"The mini target and its {asked.shape} shape, float32")
 
 
@@ -117,7 +118,7 @@ def ceilings(asked: Asked) -> Table:
 
 def primitives(asked: Asked) -> Table:
     found = attention.measure(asked.shape, asked.device)
-    write_atomic(asked.reports / "attention.csv", found.to_csv(index=False, float_format="%.3f"))
+    write_atomic(asked.reports / "attention.csv", csv(found))
     return attention.shown(found, f"Attention of {asked.shape}")
 
 

@@ -17,6 +17,7 @@ from specbench.decoding.loop import Generation
 from specbench.errors import InputError, refuse
 from specbench.parsing import Parser, console, widened
 from specbench.records import write_atomic
+from specbench.report.tables import csv
 
 METHODS = (
     "pld,sps,medusa,hydra_heads,eagle,eagle2,eagle3,token_recycling,rest,sam_decoding,sam_eagle2,lookahead"  # that take any shape
@@ -70,7 +71,7 @@ def main() -> int:
         )
     found = compared(options.shape, options.methods, tokens=options.tokens)
     out = options.out or Path(f"reports/shape-equality-{options.shape}.csv")
-    write_atomic(out, found.to_csv(index=False, float_format="%.4f"))
+    write_atomic(out, csv(found))
     widened()
     console.print(shown(found, f"The mini target and its {options.shape} shape, float32"), f"in {out}", sep="\n")
     return 0
