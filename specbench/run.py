@@ -25,13 +25,14 @@ from specbench.decoding.sampling import Sampling
 from specbench.devices import pick_device, pick_dtype, release_memory, timed_devices
 from specbench.engine.base import Engine
 from specbench.errors import InputError, one_line
+from specbench.fingerprints import fingerprint, method_code
 from specbench.harness import Harness, Target, Watcher
 from specbench.hints import nearest
 from specbench.locks import WAITING, alone, sole_timer
 from specbench.metrics import BASELINE
 from specbench.models import load_model, load_tokenizer
 from specbench.prompts import render
-from specbench.provenance import fingerprint, method_code, provenance
+from specbench.provenance import provenance
 from specbench.records import RunDirectory
 from specbench.report import write_summary
 from specbench.schedule import Schedule, arms_of

@@ -3,8 +3,6 @@
 import getpass
 import json
 import platform
-import shutil
-import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import torch
 from specbench import provenance as module
 from specbench.devices import DTYPES, devices, has_bf16_units, peak_memory_bytes, pick_device, pick_dtype, reset_peak_memory
 from specbench.errors import InputError
-from specbench.provenance import fingerprint, provenance
+from specbench.provenance import provenance
 
 CPU = torch.device("cpu")
 
@@ -54,61 +52,6 @@ def test_nvidia_smi_is_read(monkeypatch):
     monkeypatch.setattr(module, "_output", lambda command: line)
     assert module._nvidia("0")["driver"] == "550.1"
     assert module._nvidia("0")["clocks"]["clocks.sm"] == "1980 MHz"
-
-
-def test_fingerprint_follows_names_and_contents_alone(tmp_path):
-    def folder(name: str, **files: str) -> Path:
-        (tmp_path / name).mkdir()
-        for file, content in files.items():
-            (tmp_path / name / file.replace("_", ".")).write_text(content)
-        return tmp_path / name
-
-    one = fingerprint(folder("one", config_json="{}", model_safetensors="weights"))
-    assert one == fingerprint(folder("two", model_safetensors="weights", config_json="{}", notes_md="read me"))
-    assert one != fingerprint(folder("three", config_json="{}", model_safetensors="others"))
-    assert one != fingerprint(folder("four", settings_json="{}", model_safetensors="weights"))
-
-
-def test_fingerprint_of_a_hub_snapshot_is_that_of_its_contents(tmp_path):
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "plain" / "model.safetensors").write_bytes(b"weights")
-    blob = tmp_path / "blobs" / module._content_sha256(tmp_path / "plain" / "model.safetensors")
-    blob.parent.mkdir()
-    blob.write_bytes(b"weights")
-    (tmp_path / "snapshot").mkdir()
-    (tmp_path / "snapshot" / "model.safetensors").symlink_to(blob)
-    assert fingerprint(tmp_path / "snapshot") == fingerprint(tmp_path / "plain")
-
-
-def test_a_methods_code_is_that_of_its_classes_and_of_what_they_import(tmp_path, monkeypatch):
-    eagle, pld = {"_target_": "methods.eagle.Eagle"}, {"_target_": "methods.pld.PromptLookup"}
-    both = {"_target_": "methods.fallback.Fallback", "first": pld, "then": {"deeper": eagle}}
-    assert len({module.method_code(one) for one in (eagle, pld, both, both | {"then": pld})}) == 4
-    package = tmp_path / "outside"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "words.py").write_text("WORDS = [1]\n")
-    (package / "method.py").write_text("from methods.pld import PromptLookup\nfrom .words import WORDS\nimport torch\n")
-    (package / "method.py").open("a").write("class Mine(PromptLookup):\n    pass\n")
-
-    def code() -> str:
-        for name in [name for name in sys.modules if name.startswith("outside")]:
-            del sys.modules[name]
-        shutil.rmtree(package / "__pycache__", ignore_errors=True)
-        return module.method_code({"_target_": "outside.method.Mine"})
-
-    monkeypatch.syspath_prepend(tmp_path)
-    first = code()
-    assert first == code() != module.method_code(pld)
-    (package / "another.py").write_text("a new file that nothing imports")
-    assert first == code()
-    (package / "words.py").write_text("WORDS = [2]\n")
-    assert first != code()
-
-
-def test_nothing_there_has_no_fingerprint(tmp_path):
-    assert fingerprint(tmp_path / "nothing") is None
-    assert fingerprint("nobody/has-this-model") is None
 
 
 def test_peak_memory_is_that_of_a_process():
