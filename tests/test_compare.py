@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from specbench import ROOT
-from specbench.compare.checkout import Checkout
+from specbench.compare.checkout import WORKER, Checkout
 from specbench.compare.comparison import compared, compared_beside, markdown, notes, write_json, write_junit
 from specbench.compare.exports import asv, bencher, github
 from specbench.compare.gate import RUN_SD
@@ -304,6 +304,17 @@ def test_what_the_other_checkout_lacks_is_one_line(capfd: pytest.CaptureFixture[
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"), [("PROTOCOL = 99\n", "speaks protocol 99"), ("import torch\n", "older than any"), (None, "older than any")]
+)
+def test_a_checkout_of_another_protocol_is_refused_in_a_line(tmp_path: Path, text: str | None, said: str) -> None:
+    (tmp_path / "specbench" / "compare").mkdir(parents=True)
+    if text is not None:
+        (tmp_path / "specbench" / "compare" / "worker.py").write_text(text)
+    with pytest.raises(InputError, match=said):
+        Checkout(str(tmp_path), [], config_dir=None, threads=1)
+
+
 def test_an_unfinished_run_is_no_reference(refuse: Refuse, tmp_path: Path) -> None:
     """Stopped before its last turn; of another method of its config it has none."""
     run = write_run(tmp_path / "broken", made_up_trials(METHODS, TASKS, questions=8)[:-1], turns=24)
@@ -334,7 +345,7 @@ def test_a_comparison_that_is_ended_leaves_no_checkout_and_no_process(tiny: Tiny
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         while process.poll() is None and not (tmp_path / "both" / "trials.jsonl").exists():
             time.sleep(0.1)
-        (worker,) = [child for child in psutil.Process(process.pid).children() if "-c" in child.cmdline()]
+        (worker,) = [child for child in psutil.Process(process.pid).children() if WORKER in child.cmdline()]
         process.terminate()
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == "specbench: stopped; the same command with out=both goes on from here\n"

@@ -1,6 +1,7 @@
 """An engine that is another checkout of specbench, in a process of its own: two versions take turns in one run."""
 
 import json
+import re
 import subprocess
 import sys
 import weakref
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench import ROOT
+from specbench.compare.worker import PROTOCOL
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import CapacityError, Generation
@@ -18,7 +20,7 @@ from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.schedule import Elsewhere
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = "specbench.compare.worker"  # of every checkout: this name and its protocol stay
 
 
 class Checkout(Elsewhere):
@@ -32,23 +34,27 @@ class Checkout(Elsewhere):
             raise InputError(
                 "engine.reference.root=null: expected a checkout of specbench; specbench compare --against makes one"
             )
-        self.root, self.overrides, self.config_dir, self.threads = ROOT / root, list(overrides), config_dir, threads
+        self.root = ROOT / root
+        self.overrides = list(overrides)
+        self.config_dir = config_dir
+        self.threads = threads
+        check_protocol(self.root)
 
     @cached_property
     def _worker(self) -> subprocess.Popen[str]:
         """It ends with the pipe that it reads from, and that with this engine."""
-        command = [sys.executable, "-c", WORKER.read_text(encoding="utf-8")]
+        command = [sys.executable, "-m", WORKER]
         worker = subprocess.Popen(command, cwd=self.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         weakref.finalize(self, _ended, worker)
         return worker
 
     @cached_property
-    def _methods(self) -> dict[str, dict[str, str]]:
-        about = {"overrides": self.overrides, "config_dir": self.config_dir, "threads": self.threads}
-        methods: dict[str, dict[str, str]] = self._asked(about)
+    def _methods(self) -> dict[str, dict[str, Any]]:
+        first = {"protocol": PROTOCOL, "overrides": self.overrides, "config_dir": self.config_dir, "threads": self.threads}
+        methods: dict[str, dict[str, Any]] = self._ask(first)["methods"]
         return methods
 
-    def _asked(self, call: Mapping[str, Any]) -> Any:
+    def _ask(self, call: Mapping[str, Any]) -> Any:
         pipes = self._worker
         assert pipes.stdin is not None and pipes.stdout is not None
         try:
@@ -72,19 +78,29 @@ class Checkout(Elsewhere):
         return label in self._methods
 
     def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
-        return Generation(**self._asked({"do": "generate", "label": label, "prompt": prompt, "sampling": asdict(sampling)}))
+        return Generation(**self._ask({"do": "generate", "label": label, "prompt": prompt, "sampling": asdict(sampling)}))
 
     def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
-        self._asked({"do": "reserve", "prompt_tokens": prompt_tokens, "sampling": asdict(sampling)})
+        self._ask({"do": "reserve", "prompt_tokens": prompt_tokens, "sampling": asdict(sampling)})
 
     def reset(self, label: str) -> None:
-        self._asked({"do": "reset", "label": label})
+        self._ask({"do": "reset", "label": label})
 
     def outlives(self, label: str) -> str:
-        return self._methods[label]["outlives"]
+        return "run" if self._methods[label]["warm"] else "turn"
 
     def kind(self, label: str) -> str:
-        return self._methods[label]["kind"]
+        kind: str = self._methods[label]["kind"]
+        return kind
+
+
+def check_protocol(root: Path) -> None:
+    """Raises InputError for a checkout whose worker speaks another protocol, or that has none."""
+    path = root.joinpath(*WORKER.split(".")).with_suffix(".py")
+    spoken = re.search(r"^PROTOCOL = (\d+)", path.read_text(encoding="utf-8"), re.MULTILINE) if path.is_file() else None
+    if spoken is None or int(spoken[1]) != PROTOCOL:
+        which = f"speaks protocol {spoken[1]}" if spoken else "is older than any protocol"
+        raise InputError(f"the checkout in {root} {which} of compare --against; this one speaks {PROTOCOL}: take another commit")
 
 
 def _ended(worker: subprocess.Popen[str]) -> None:

@@ -1,6 +1,8 @@
-"""Runs in another checkout of specbench: its own loop and methods, asked over pipes by compare.checkout. One JSON object a line.
+"""python -m specbench.compare.worker: generates for another checkout of specbench, which asks over pipes (compare.checkout).
 
-This file's text is what the other interpreter is given, so it imports nothing of its own package but what has long been there.
+Each checkout runs its own worker, so only this module's name and what goes over the pipes is fixed. Protocol 1, one JSON object a
+line: the first call says `protocol, overrides, config_dir, threads`; the answer is `protocol, methods`, of each method `warm` and
+`kind`. Each further call says `do` (generate, reserve or reset) and its arguments. An answer is a mapping, null, or `error, kind`.
 """
 
 import dataclasses
@@ -20,47 +22,57 @@ from specbench.engine.native import Native
 from specbench.errors import InputError
 from specbench.run import target_of
 
-OUT = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # whatever prints
+PROTOCOL = 1  # also read from this file's text by compare.checkout, before it is run
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
-    asked = json.loads(sys.stdin.readline())
+    out = _claim_stdout()
+    first = json.loads(sys.stdin.readline())
     try:
-        engine = _opened(asked)
+        engine = _open_engine(first)
     except InputError as error:
-        return _failed(error)
-    _tell({label: {"outlives": drafter.outlives, "kind": drafter.kind} for label, drafter in engine.drafters.items()})
+        return _tell(out, _failure(error))
+    methods = {label: {"warm": engine.outlives(label) == "run", "kind": engine.kind(label)} for label in engine.drafters}
+    _tell(out, {"protocol": PROTOCOL, "methods": methods})
     for line in sys.stdin:
-        call = json.loads(line)
-        name, given = call.pop("do"), call
-        if "sampling" in given:
-            given["sampling"] = Sampling(**{**given["sampling"], "stop_token_ids": engine.target.eos_ids})
-        try:
-            answer = getattr(engine, name)(**given)
-        except Exception as error:
-            _failed(error)
-        else:
-            _tell(dataclasses.asdict(answer) if name == "generate" else None)
+        _tell(out, _answer(engine, json.loads(line)))
 
 
-def _opened(asked: dict[str, Any]) -> Native:
-    config = composed(asked["overrides"], asked["config_dir"] and Path(asked["config_dir"]))
-    if asked["threads"]:
-        torch.set_num_threads(asked["threads"])
+def _claim_stdout() -> Any:
+    """The pipe to the process that asks; whatever else prints goes to stderr."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return out
+
+
+def _open_engine(first: dict[str, Any]) -> Native:
+    config = composed(first["overrides"], first["config_dir"] and Path(first["config_dir"]))
+    if first["threads"]:
+        torch.set_num_threads(first["threads"])
     target = target_of(config.target)
     engine = Native(profile=False)
     engine.open(target.model, {str(label): built(settings) for label, settings in config.method.items()})
     return engine
 
 
-def _failed(error: Exception) -> None:
-    _tell({"error": str(error), "kind": type(error).__name__})
+def _answer(engine: Native, call: dict[str, Any]) -> Any:
+    name = call.pop("do")
+    if "sampling" in call:
+        call["sampling"] = Sampling(**{**call["sampling"], "stop_token_ids": engine.target.eos_ids})
+    try:
+        found = getattr(engine, name)(**call)
+    except Exception as error:
+        return _failure(error)
+    return dataclasses.asdict(found) if name == "generate" else None
 
 
-def _tell(answer: object) -> None:
-    print(json.dumps(answer), file=OUT, flush=True)
+def _failure(error: Exception) -> dict[str, str]:
+    return {"error": str(error), "kind": type(error).__name__}
+
+
+def _tell(out: Any, answer: object) -> None:
+    print(json.dumps(answer), file=out, flush=True)
 
 
 if __name__ == "__main__":
