@@ -43,10 +43,10 @@ format: setup
 
 zoo: setup  ## train the embedded models again, by their recipes, into build/zoo: about two and a half hours on two cores
 	rm -rf build/zoo
-	$(BIN)/python -m specbench.zoo.train_target build/zoo/target
-	$(BIN)/python -m specbench.zoo.train_draft build/zoo/target build/zoo/draft
-	$(BIN)/python -m specbench.zoo.train_heads build/zoo
-	$(BIN)/python -m specbench.zoo.chats build/zoo/dialogues.jsonl --count 2400 --whole
+	$(BIN)/python -m specbench.zoo.recipes.train_target build/zoo/target
+	$(BIN)/python -m specbench.zoo.recipes.train_draft build/zoo/target build/zoo/draft
+	$(BIN)/python -m specbench.zoo.recipes.train_heads build/zoo
+	$(BIN)/python -m specbench.zoo.recipes.chats build/zoo/dialogues.jsonl --count 2400 --whole
 	$(BIN)/specbench datastore build data=build/zoo/dialogues.jsonl out=build/zoo/datastore
 
 gpu:  ## on a machine with a GPU whose Python has the packages; goes on where it was cut, tables last

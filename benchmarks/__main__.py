@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks import datastore, embedded, memory, overhead, peer, trained, training_free, verification
-from specbench.metrics import OVERALL
-from specbench.parsing import console
-from specbench.statistics import Interval
+from specbench.analysis.metrics import OVERALL
+from specbench.analysis.statistics import Interval
+from specbench.cli.parser import console
 
 TASKS = ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag"]
 WIDE, BOTH = "target.shape=100m", "engine=[native,hf]"

@@ -26,15 +26,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.embedded import numbers
 from specbench import ROOT
-from specbench.compose import composed
+from specbench.analysis.summary import csv
+from specbench.cli.parser import Parser, console
 from specbench.decoding.attention import _grouped, readable
-from specbench.devices import pick_device, synchronize
 from specbench.errors import InputError, one_line, refuse
-from specbench.parsing import Parser, console
-from specbench.records import write_atomic
-from specbench.report.tables import csv
-from specbench.run import quiet
-from specbench.zoo.expand import expanded_config
+from specbench.machine.devices import pick_device, synchronize
+from specbench.models.expand import expanded_config
+from specbench.records.files import write_atomic
+from specbench.setup.compose import composed
+from specbench.setup.objects import quiet
 
 REPEATS = 5
 COPY = "a copy"

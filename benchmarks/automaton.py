@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from methods.suffix_automaton import SuffixAutomaton
 from specbench import ROOT
 from specbench.datastore.store import Datastore
-from specbench.records import write_atomic
+from specbench.records.files import write_atomic
 from specbench.report import figures
-from specbench.report.looks import PALETTE
+from specbench.report.palette import PALETTE
 
 TOKENS, PART = 100_000, 1_000
 

@@ -10,14 +10,15 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.embedded import whole
-from specbench.compose import composed
-from specbench.metrics import OVERALL
-from specbench.parsing import console
-from specbench.progress import ProgressDisplay
-from specbench.records import write_atomic
-from specbench.report.loaded import load
-from specbench.report.summary import summarise
-from specbench.run import execute, tokenizer_of
+from specbench.analysis.loaded_run import load
+from specbench.analysis.metrics import OVERALL
+from specbench.analysis.summary import summarise
+from specbench.cli.parser import console
+from specbench.records.files import write_atomic
+from specbench.running.execute import execute
+from specbench.running.progress import ProgressDisplay
+from specbench.setup.compose import composed
+from specbench.setup.objects import tokenizer_of
 from tasks.mini.generator import dialogues
 from tasks.mini.suite import Mini
 

@@ -103,8 +103,8 @@ def serve_step(store: Path, tokens: int, vocabulary: int) -> Served:
     import torch
 
     from methods.rest import Rest
-    from specbench.build import built
-    from specbench.compose import composed
+    from specbench.setup.compose import composed
+    from specbench.setup.instantiate import built
 
     torch.set_num_threads(1)
     settings = composed(["method=[rest]", f"target.datastore={store}"]).method.rest

@@ -4,17 +4,19 @@ from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
-from specbench.compose import composed
+from specbench.cli.parser import console
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
-from specbench.devices import pick_device, release_memory
 from specbench.engine.native import Native
 from specbench.errors import InputError
-from specbench.parsing import console
-from specbench.progress import ProgressDisplay
-from specbench.records import RunDirectory
-from specbench.run import Target, built, check_drafters, execute, questions_of, target_of
+from specbench.machine.devices import pick_device, release_memory
+from specbench.records.run_directory import RunDirectory
+from specbench.running.checks import check_drafters
+from specbench.running.execute import Target, built, execute
+from specbench.running.progress import ProgressDisplay
+from specbench.setup.compose import composed
+from specbench.setup.objects import questions_of, target_of
 
 
 @dataclass(frozen=True)

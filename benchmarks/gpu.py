@@ -30,19 +30,19 @@ from rich.text import Text
 
 from benchmarks import attention, contexts, memory, shapes
 from benchmarks.embedded import decoded, numbers, whole
-from specbench.certify.certificate import FILE, read
+from specbench.analysis.summary import csv
 from specbench.certify.certify import certify
-from specbench.certify.shown import table
-from specbench.compose import composed
-from specbench.cost import card, copy_bandwidth
-from specbench.devices import device_name, pick_device, release_memory
+from specbench.certify.tables import table
+from specbench.cli.parser import Parser, console, widened
+from specbench.diagnose.roofline import card, copy_bandwidth
 from specbench.errors import InputError, one_line, refuse
-from specbench.parsing import Parser, console, widened
-from specbench.progress import ProgressDisplay, TrainingDisplay
-from specbench.records import write_atomic
-from specbench.report import render as render_report
-from specbench.report.tables import csv
-from specbench.run import execute
+from specbench.machine.devices import device_name, pick_device, release_memory
+from specbench.records.certificates import FILE, read
+from specbench.records.files import write_atomic
+from specbench.report.render import render as render_report
+from specbench.running.execute import execute
+from specbench.running.progress import ProgressDisplay, TrainingDisplay
+from specbench.setup.compose import composed
 
 METHODS = (
     "pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3,lookahead,rest,token_recycling,"

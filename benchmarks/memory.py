@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.embedded import opened
 from benchmarks.trained import METHODS
-from specbench.devices import reset_peak_memory
+from specbench.machine.devices import reset_peak_memory
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.embedded import Opened, opened
-from specbench.checkpoints import DraftNetwork
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
+from specbench.drafters.network import DraftNetwork
 
 
 class Stopwatch:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from specbench import metrics, statistics
-from specbench.records import RunDirectory
-from specbench.statistics import Interval
+from specbench.analysis import metrics, statistics
+from specbench.analysis.statistics import Interval
+from specbench.records.run_directory import RunDirectory
 
 
 def ratio(run_dir: Path, label: str, other: str) -> Interval:

@@ -21,11 +21,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from specbench.certify import enumeration, permutation
-from specbench.certify.certificate import most_wrong
-from specbench.certify.following import Text, followed, noise_of
 from specbench.certify.miniature import TOKENS, drafter_of, miniature
-from specbench.certify.order import leaks
-from specbench.compose import composed
+from specbench.certify.texts import leaks
+from specbench.certify.token_check import Text, followed, most_wrong, noise_of
+from specbench.cli.parser import console
 from specbench.decoding import language_model, loop, verify
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
@@ -33,8 +32,8 @@ from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling, probabilities
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Sampled, Verified
-from specbench.parsing import console
-from specbench.records import write_atomic
+from specbench.records.files import write_atomic
+from specbench.setup.compose import composed
 
 LEVELS = {"counted out": 0.005 / 100, "compared": 0.005 / 5}  # of a test in a certificate of twenty methods, four of which draw
 ALONE = {"counted out": 0.005 / 10, "compared": 0.005 / 2}  # in a certificate of one method, whose level is 0.01

@@ -19,17 +19,18 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from specbench import ROOT
+from specbench.analysis.loaded_run import load
+from specbench.analysis.summary import csv
+from specbench.cli.parser import console
 from specbench.compare.comparison import BESIDE, Comparison, compared_beside
 from specbench.compare.gate import Change, change_beside
 from specbench.compare.runs import log_ratios
-from specbench.compose import composed
-from specbench.metrics import BASELINE
-from specbench.parsing import console
-from specbench.progress import ProgressDisplay
-from specbench.records import RunDirectory, write_atomic
-from specbench.report.loaded import load
-from specbench.report.tables import csv
-from specbench.run import execute
+from specbench.records.files import write_atomic
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import BASELINE
+from specbench.running.execute import execute
+from specbench.running.progress import ProgressDisplay
+from specbench.setup.compose import composed
 
 SLOWED = 0.05
 POOLED = 5

@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 from time import perf_counter
 
-from specbench.metrics import BASELINE
-from specbench.parsing import console
-from specbench.records import RunDirectory, Trial, ids_sha256
-from specbench.report import render
+from specbench.cli.parser import console
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import BASELINE, Trial, ids_sha256
+from specbench.report.render import render
 
 METHODS, TASKS, QUESTIONS, REPEATS, TOKENS = 12, 6, 80, 3, 300
 BOUNDS = {"seconds": 30.0, "GiB": 2.0}

@@ -13,11 +13,11 @@ import pandas as pd
 from rich.table import Table
 
 from benchmarks.embedded import decoded
+from specbench.analysis.summary import csv
+from specbench.cli.parser import Parser, console, widened
 from specbench.decoding.loop import Generation
 from specbench.errors import InputError, refuse
-from specbench.parsing import Parser, console, widened
-from specbench.records import write_atomic
-from specbench.report.tables import csv
+from specbench.records.files import write_atomic
 
 METHODS = (
     "pld,sps,medusa,hydra_heads,eagle,eagle2,eagle3,token_recycling,rest,sam_decoding,sam_eagle2,lookahead"  # that take any shape

@@ -16,11 +16,11 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.embedded import opened
+from specbench.cli.parser import console
 from specbench.decoding import verify
 from specbench.decoding.sampling import Dice, Sampling, probabilities
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Sampled, Verified
-from specbench.parsing import console
 
 WIDEST, DRAWS, TOKENS = 4, 16, 128
 

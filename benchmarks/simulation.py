@@ -17,14 +17,15 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from specbench import ROOT, metrics
+from specbench import ROOT
+from specbench.analysis import metrics
+from specbench.analysis.loaded_run import load
+from specbench.analysis.statistics import Array, mean_interval, ranks
+from specbench.analysis.summary import csv
+from specbench.cli.parser import console
 from specbench.compare.gate import BESIDE_SD, RUN_SD, change, change_beside, size, size_beside
-from specbench.metrics import BASELINE
-from specbench.parsing import console
-from specbench.records import write_atomic
-from specbench.report.loaded import load
-from specbench.report.tables import csv
-from specbench.statistics import Array, mean_interval, ranks
+from specbench.records.files import write_atomic
+from specbench.records.trial import BASELINE
 
 RUN = ROOT / "results" / "reference" / "cpu-mini-100m"
 SPREAD = 0.3  # SD of the log speedup over questions

@@ -5,10 +5,10 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import embedded
-from specbench import metrics
-from specbench.metrics import OVERALL
-from specbench.report.loaded import load
-from specbench.report.summary import summarise
+from specbench.analysis import metrics
+from specbench.analysis.loaded_run import load
+from specbench.analysis.metrics import OVERALL
+from specbench.analysis.summary import summarise
 
 METHODS = ("medusa", "hydra_heads", "eagle", "eagle2", "eagle3")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import embedded
-from specbench.report.loaded import load
-from specbench.report.summary import summarise
-from specbench.statistics import Interval
+from specbench.analysis.loaded_run import load
+from specbench.analysis.statistics import Interval
+from specbench.analysis.summary import summarise
 
 BOUNDS = {"sam_decoding": 1.3, "token_recycling": 1.15, "rest": 1.3, "lookahead": 1.0, "self_speculative": 1.1}
 METHODS = (*BOUNDS, "sam_decoding_static", "sam_eagle2")

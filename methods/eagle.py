@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from specbench.checkpoints import DraftNetwork, NetworkDrafter, TargetShape, embedding_scale, layer_config
 from specbench.decoding.attention import ChainBias
-from specbench.decoding.draft_layers import DraftKV, LayerPass, Rotary
-from specbench.decoding.drafter import KeepingDrafter
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Rule, Verified
-from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence, mean
+from specbench.drafters.keeping import KeepingDrafter
+from specbench.drafters.layers import DraftKV, LayerPass, Rotary
+from specbench.drafters.lesson import Depths, Lesson, TrainingPass, divergence, mean
+from specbench.drafters.network import DraftNetwork, TargetShape, embedding_scale, layer_config
+from specbench.drafters.network_drafter import NetworkDrafter
 
 NOISE = 0.1  # half the width of the uniform noise on the hidden states in training (EAGLE-1, on training the draft model)
 ROOM = 256  # KV entries and positions for the expanded nodes of one tree

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 from methods.eagle import ROOM, Eagle2
-from specbench.checkpoints import DraftNetwork, TargetShape, layer_config
-from specbench.decoding.draft_layers import Rotary
 from specbench.decoding.language_model import LanguageModel
+from specbench.drafters.layers import Rotary
+from specbench.drafters.lesson import Depths, Lesson, TrainingPass, divergence, mean
+from specbench.drafters.network import DraftNetwork, TargetShape, layer_config
 from specbench.errors import InputError
-from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence, mean
 
 ROUNDS = 7  # of the training-time test (section 3.2)
 DECAY = 0.8  # of a round's weight in the loss with each further one

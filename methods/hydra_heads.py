@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-from specbench.checkpoints import DraftNetwork, NetworkDrafter, TargetShape, embedding_scale, layer_config
 from specbench.decoding.attention import ChainBias
-from specbench.decoding.draft_layers import DraftKV, Rotary
-from specbench.decoding.drafter import KeepingDrafter
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Verified, thresholds
-from specbench.errors import InputError
-from specbench.hints import nearest
-from specbench.training.lesson import Depths, Lesson, TrainingPass, divergence, mean
+from specbench.drafters.keeping import KeepingDrafter
+from specbench.drafters.layers import DraftKV, Rotary
+from specbench.drafters.lesson import Depths, Lesson, TrainingPass, divergence, mean
+from specbench.drafters.network import DraftNetwork, TargetShape, embedding_scale, layer_config
+from specbench.drafters.network_drafter import NetworkDrafter
+from specbench.errors import InputError, nearest
 
 ARCHITECTURES = ("mlp", "prefix-mlp")
 OTHERS = ("cross-attn", "eagle-attn")  # published as ablations

@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from specbench.checkpoints import DraftNetwork, NetworkDrafter, TargetShape
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Verified, thresholds
-from specbench.training.lesson import Depths, Lesson, cross_entropy
+from specbench.drafters.lesson import Depths, Lesson, cross_entropy
+from specbench.drafters.network import DraftNetwork, TargetShape
+from specbench.drafters.network_drafter import NetworkDrafter
 
 DECAY = 0.8  # of a head's weight in the loss with each position further ahead (section 2.2.1)
 

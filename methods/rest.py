@@ -5,7 +5,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from specbench.checkpoints import RANDOM
 from specbench.datastore.build import in_memory
 from specbench.datastore.prefixes import Prefixes
 from specbench.datastore.store import Datastore, Match, Sample
@@ -13,6 +12,7 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
+from specbench.drafters.checkpoints import RANDOM
 from specbench.errors import InputError
 
 RANDOM_DOCUMENTS, RANDOM_TOKENS = 320, 128

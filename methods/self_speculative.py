@@ -7,11 +7,11 @@ from torch import Tensor
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.thinned import SkipSet, layers_of, thinned
 from specbench.decoding.tree import DraftTree, Picked
 from specbench.decoding.verify import Rule, Verified
+from specbench.drafters.skip_sets import skip_set_for
+from specbench.drafters.skipping import SkipSet, layers_of, thinned
 from specbench.errors import InputError
-from specbench.skip_sets import skip_set_for
 
 KEPT = 0.5  # of the acceptance seen so far, at each verification (their beta 1)
 INERTIA = 0.9  # of the threshold (their beta 2)

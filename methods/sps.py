@@ -6,11 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from specbench.decoding.drafter import KeepingDrafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, Picked
 from specbench.decoding.verify import Rule, Verified
+from specbench.drafters.keeping import KeepingDrafter
 from specbench.errors import InputError
 
 PADDING = 0.01  # models of one tokenizer may pad their vocabularies differently (Qwen2.5: 151,936 and 152,064 rows)

@@ -1,6 +1,8 @@
 """The one exception of bad input, and any other exception in one line."""
 
+import difflib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -32,3 +34,15 @@ def _where(error: BaseException) -> str:
 def few(names: list[str], most: int = 3) -> str:
     """The first of many names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def nearest(given: str, choices: Sequence[str]) -> str:
+    """`a, b or c`, the likeliest meaning first when there is one; empty without choices."""
+    close = difflib.get_close_matches(str(given), choices, n=1)
+    ordered = close + [choice for choice in choices if choice not in close]
+    return ", ".join(ordered[:-1]) + (" or " if len(ordered) > 1 else "") + ordered[-1] if ordered else ""
+
+
+def closest(given: str, choices: Sequence[str]) -> str:
+    """The one choice that looks most like what was given."""
+    return difflib.get_close_matches(given, choices, n=1, cutoff=0)[0]

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specbench.errors import InputError
-from specbench.hints import nearest
+from specbench.errors import InputError, nearest
 
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 SINGLE_TURN = ("translation", "summarization", "qa", "math_reasoning", "rag")

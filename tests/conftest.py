@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from specbench.models import load_tokenizer
-from specbench.run import EMBEDDED
+from specbench.models.load import load_tokenizer
+from specbench.setup.objects import EMBEDDED
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests at once as there are cores
     torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """cli("run", "limit=3"): exit status and what was printed; relative paths lie in tmp_path."""
-    from specbench.cli import main
+    from specbench.cli.main import main
 
     monkeypatch.chdir(tmp_path)
 

@@ -12,9 +12,11 @@ import torch
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
-from specbench.harness import Harness, Target
-from specbench.records import RunDirectory, Trial
-from specbench.schedule import Arm, Schedule
+from specbench.models.target import Target
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import Trial
+from specbench.running.harness import Harness
+from specbench.running.schedule import Arm, Schedule
 from tasks.question import Question
 from tasks.suite import Suite
 

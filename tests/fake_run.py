@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specbench.records import RunDirectory, Trial, ids_sha256
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import Trial, ids_sha256
 
 CONFIG = {
     "target": {"name": "fake", "shape": "100m", "dtype": "bfloat16"},

@@ -6,9 +6,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from specbench.certify.miniature import drafter_of as made
 from specbench.certify.miniature import noisy
-from specbench.compose import CONF, composed
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
+from specbench.setup.compose import CONF, composed
 from tests.tiny import tiny_model
 
 LABELS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))

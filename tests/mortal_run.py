@@ -14,9 +14,9 @@ import time
 import traceback
 from pathlib import Path
 
-from specbench.compose import composed
 from specbench.errors import InputError, refuse
-from specbench.run import execute
+from specbench.running.execute import execute
+from specbench.setup.compose import composed
 from tests.fake_engine import Quiet
 
 

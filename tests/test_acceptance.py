@@ -9,9 +9,9 @@ import math
 
 import pytest
 
-from specbench import acceptance
-from specbench.acceptance import Steps
-from specbench.metrics import acceptance_by_position, conventions
+from specbench.analysis import acceptance
+from specbench.analysis.acceptance import Steps
+from specbench.analysis.metrics import acceptance_by_position, conventions
 from tests.fake_run import failed, trial
 
 ONE = Steps([3, 3, 3], [3, 3, 3], [3, 0, 2], [4, 1, 3])

@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from specbench.certify.certificate import Known
-from specbench.report import render
+from specbench.analysis.loaded_run import load
+from specbench.analysis.summary import summarise
+from specbench.records.certificates import Known
 from specbench.report.alarms import alarms
-from specbench.report.loaded import load
-from specbench.report.summary import summarise
+from specbench.report.render import render
 from tests.fake_run import failed, made_up_trials, trial, write_run
 
 TASKS = ["mt_bench", "qa"]
@@ -73,7 +73,8 @@ def test_conversion_above_one_raises_an_alarm_only_beyond_noise(tmp_path):
 @pytest.mark.parametrize(("class_", "alarmed"), [("exact", False), ("lossy", False), ("bug", True), ("untested", True)])
 def test_a_method_without_a_clean_certificate_is_alarmed(tmp_path, monkeypatch, class_, alarmed):
     monkeypatch.setattr(
-        "specbench.report.loaded.known", lambda *_: {"pld": Known(class_, "2026-11-20", texts=7, tokens=96, same_version=True)}
+        "specbench.analysis.loaded_run.known",
+        lambda *_: {"pld": Known(class_, "2026-11-20", texts=7, tokens=96, same_version=True)},
     )
     found = raised([trial("autoregressive", [1], 1.0), trial("pld", [2], 0.5)], tmp_path)
     assert any("its certificate of 2026-11-20" in one[3] for one in found) == alarmed

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specbench.answers import export, import_
+from specbench.analysis.loaded_run import load
+from specbench.analysis.summary import summarise
 from specbench.errors import InputError
-from specbench.records import RunDirectory
-from specbench.report.loaded import load
-from specbench.report.summary import summarise
+from specbench.exchange.spec_bench import export, import_
+from specbench.records.run_directory import RunDirectory
 from tests.conftest import Cli
 from tests.fake_run import made_up_trials, write_run
 

@@ -118,7 +118,7 @@ def test_checkpoints(refuse: Refuse, tiny: Tiny, tmp_path: Path, name: str) -> N
 
 
 def test_a_bin_of_plain_tensors_is_read(cli: Cli, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specbench.cli._report", lambda runs, out: 0)
+    monkeypatch.setattr("specbench.cli.main._report", lambda runs, out: 0)
     folder = Path(shutil.copytree(tiny.target, tmp_path / "plain"))
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()

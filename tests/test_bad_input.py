@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from specbench import ROOT
-from specbench.compose import composed
 from specbench.datastore.build import build
-from specbench.locks import alone
-from specbench.records import RunDirectory
-from specbench.run import execute
+from specbench.machine.locks import alone
+from specbench.records.run_directory import RunDirectory
+from specbench.running.execute import execute
+from specbench.setup.compose import composed
 from tests.conftest import Refuse, Tiny, tensors
 from tests.fake_engine import Quiet
 
@@ -205,7 +205,7 @@ def test_a_run_whose_datastore_was_built_again(
 
 def test_a_wrong_class_gets_one_line_in_a_process_of_its_own() -> None:
     """Where no test runner swallows what libraries log."""
-    command = [sys.executable, "-m", "specbench.cli", "run", "method.pld._target_=methods.pld.PromptLookdown", "limit=1"]
+    command = [sys.executable, "-m", "specbench", "run", "method.pld._target_=methods.pld.PromptLookdown", "limit=1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "the nearest is PromptLookup" in done.stderr

@@ -9,12 +9,13 @@ from unittest.mock import patch
 import pytest
 
 from benchmarks.planted import PLANTS, AcceptsByP, Miniature, rule, shifted
-from specbench.certify.certificate import FILE, FOLDERS, Certificate, Known, Verdict, known, most_wrong, read
 from specbench.certify.certify import certify
-from specbench.certify.shown import markdown
-from specbench.compose import composed
+from specbench.certify.tables import markdown
+from specbench.certify.token_check import most_wrong
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
+from specbench.records.certificates import FILE, FOLDERS, Certificate, Known, Verdict, known, read
+from specbench.setup.compose import composed
 from tests.fake_run import CONFIG, PROVENANCE
 
 SMALL = Miniature(draws=512)
@@ -115,7 +116,7 @@ def test_a_method_that_is_not_what_it_claims_gets_no_certificate(tmp_path: Path)
 
 def test_typical_acceptance_is_no_excuse_for_a_wrong_end(tmp_path: Path) -> None:
     config = composed(overrides(tmp_path / "endless", "method=[medusa_typical]"), root="certify")
-    with patch("specbench.certify.following._ends_well", return_value=False):
+    with patch("specbench.certify.token_check._ends_well", return_value=False):
         made, _ = certify(config, lambda *_: None)
     assert {one.method: one.class_ for one in made.sampled}["medusa_typical"] == "bug"
     assert "texts end elsewhere than they should" in made.sampled[-1].why

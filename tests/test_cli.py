@@ -11,11 +11,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from specbench import ROOT
-from specbench.compose import composed
-from specbench.multirun import sweep, values_of
-from specbench.progress import ProgressDisplay
-from specbench.records import RunDirectory
-from specbench.run import execute
+from specbench.records.run_directory import RunDirectory
+from specbench.running.execute import execute
+from specbench.running.progress import ProgressDisplay
+from specbench.running.sweep import sweep, values_of
+from specbench.setup.compose import composed
 from tests.conftest import Cli, Tiny
 from tests.fake_engine import Quiet
 
@@ -32,7 +32,7 @@ class Mine(PromptLookup):
 def no_report(monkeypatch: pytest.MonkeyPatch) -> list[list[Path]]:
     """Runs to be reported, instead of their reports."""
     asked: list[list[Path]] = []
-    monkeypatch.setattr("specbench.cli._report", lambda runs, out: asked.append(runs) or 0)
+    monkeypatch.setattr("specbench.cli.main._report", lambda runs, out: asked.append(runs) or 0)
     return asked
 
 
@@ -121,7 +121,7 @@ def test_random_weights_speak_with_the_embedded_tokenizer(tmp_path: Path) -> Non
 def test_without_out_no_two_runs_share_a_folder(
     cli: Cli, tiny: Tiny, tmp_path: Path, no_report: list[list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specbench.continuation.time.strftime", lambda _: "20261120-120000")
+    monkeypatch.setattr("specbench.running.resume.time.strftime", lambda _: "20261120-120000")
     for _ in range(2):
         assert cli("run", *tiny.overrides("task=qa", "method=[]", "limit=1", "repeats=1")).status == 0
     names = [run.name for (run,) in no_report]
@@ -211,7 +211,7 @@ def test_ctrl_c_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
         watcher.writes(Path("results/x"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("specbench.run.execute", stopped)
+    monkeypatch.setattr("specbench.running.execute.execute", stopped)
     status, _, err = cli("run")
     assert status == 130 and err == "specbench: stopped; the same command with out=results/x goes on from here\n"
 
@@ -220,7 +220,7 @@ def test_ctrl_c_before_anything_was_written_promises_nothing(cli: Cli, monkeypat
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("specbench.run.execute", stopped)
+    monkeypatch.setattr("specbench.running.execute.execute", stopped)
     assert cli("run")[::2] == (130, "specbench: stopped\n")
 
 
@@ -228,14 +228,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(cli: Cli, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "results/x/trials.jsonl")
 
-    monkeypatch.setattr("specbench.run.execute", full)
+    monkeypatch.setattr("specbench.running.execute.execute", full)
     status, _, err = cli("run")
     assert status == 2 and err.count("\n") == 1 and "No space left on device" in err and "results/x/trials.jsonl" in err
 
 
 def test_the_program_itself_leaves_with_the_status_and_one_line(tmp_path: Path) -> None:
     """The one test of a real process: nothing that an import or Hydra prints gets past."""
-    command = [sys.executable, "-m", "specbench.cli", "run", "method=pdl", f"out={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "specbench", "run", "method=pdl", f"out={tmp_path / 'run'}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("specbench: method=pdl: no such method; there is pld, ") and done.stderr.count("\n") == 1
@@ -257,7 +257,7 @@ def test_a_sweep_that_is_stopped_says_how_it_goes_on(cli: Cli, monkeypatch: pyte
     def stopped() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("specbench.multirun._job", stopped)
+    monkeypatch.setattr("specbench.running.sweep._job", stopped)
     monkeypatch.setattr(sys, "argv", [])
     status, _, err = cli("run", "sweep.limit=[1,2]", "out=results/sweep")
     assert status == 130 and "the same command with out=results/sweep goes on from here" in err
@@ -269,7 +269,7 @@ def test_what_the_command_line_gives_is_not_swept() -> None:
 
 
 def test_an_experiments_sweep_stays_beside_one_of_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("specbench.multirun._job", lambda: None)
+    monkeypatch.setattr("specbench.running.sweep._job", lambda: None)
     monkeypatch.setattr(sys, "argv", [])
     sweep(["experiment=temperature_sweep", "limit=1,2", f"out={tmp_path}"], None)
     assert {"limit=1,2", "sampling.temperature=0.0,0.5,1.0"} <= set(sys.argv)

@@ -17,15 +17,16 @@ import psutil
 import pytest
 
 from specbench import ROOT
+from specbench.analysis.loaded_run import load
 from specbench.compare.checkout import WORKER, Checkout
 from specbench.compare.comparison import compared, compared_beside, markdown, notes, write_json, write_junit
-from specbench.compare.exports import asv, bencher, github
 from specbench.compare.gate import RUN_SD
+from specbench.compare.plan import cells
 from specbench.compare.runs import log_ratios
 from specbench.errors import InputError
-from specbench.plan import cells
-from specbench.records import RunDirectory, Trial
-from specbench.report.loaded import load
+from specbench.exchange.trackers import asv, bencher, github
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import Trial
 from tests import fake_run
 from tests.conftest import Cli, Refuse, Tiny
 from tests.fake_run import CONFIG, PROVENANCE, made_up_trials, write_run
@@ -341,7 +342,7 @@ def test_another_commit_takes_turns_with_this_one(cli: Cli, tiny: Tiny, tmp_path
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="specbench is no git checkout here")
 def test_a_comparison_that_is_ended_leaves_no_checkout_and_no_process(tiny: Tiny, tmp_path: Path) -> None:
     chosen = tiny.overrides("task=[qa]", "method=[pld]", "repeats=1000", "out=both")
-    command = [sys.executable, "-m", "specbench.cli", "compare", "--against", "HEAD", *chosen]
+    command = [sys.executable, "-m", "specbench", "compare", "--against", "HEAD", *chosen]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         while process.poll() is None and not (tmp_path / "both" / "trials.jsonl").exists():
             time.sleep(0.1)

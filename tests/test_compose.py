@@ -9,10 +9,10 @@ from typing import Any, Literal
 import pytest
 from omegaconf import OmegaConf
 
-from specbench.build import built, check
-from specbench.compose import GROUPS, LISTS, composed, options
 from specbench.errors import InputError
-from specbench.run import check_values
+from specbench.setup.compose import GROUPS, LISTS, composed, options
+from specbench.setup.instantiate import built, check
+from specbench.setup.rules import check_values
 
 
 def refusal(*overrides: str, config_dir: Path | None = None) -> str:

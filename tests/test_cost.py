@@ -8,10 +8,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from specbench import cost
-from specbench.cost import measure, table, weight_bytes, write
+from specbench.diagnose import roofline as cost
+from specbench.diagnose.roofline import measure, table, weight_bytes, write
 from specbench.errors import InputError
-from specbench.records import RunDirectory
+from specbench.records.run_directory import RunDirectory
 from tests.tiny import SHAPE, VOCABULARY, tiny_language_model, tiny_model
 
 
@@ -106,7 +106,7 @@ def test_card_on_disk(frame, tmp_path):
 
 def test_card_of_a_configured_target(monkeypatch, tmp_path, frame):
     target = SimpleNamespace(name="tiny", model=tiny_language_model())
-    monkeypatch.setattr("specbench.run.target_of", lambda settings: target)
+    monkeypatch.setattr("specbench.setup.objects.target_of", lambda settings: target)
     monkeypatch.setattr(cost, "measure", lambda model: frame)
     settings = {"weights": "random", "config": {"a": 1}, "shape": "7b"}
     made = cost.card(OmegaConf.create({"target": settings, "threads": None}), tmp_path)

@@ -21,10 +21,10 @@ from specbench.datastore.store import ABOUT, Datastore
 from specbench.datastore.tokenizers import fingerprint
 from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
-from specbench.models import load_tokenizer
-from specbench.prompts import render
-from specbench.run import EMBEDDED
-from specbench.zoo.chats import write_chats
+from specbench.models.chat import render
+from specbench.models.load import load_tokenizer
+from specbench.setup.objects import EMBEDDED
+from specbench.zoo.recipes.chats import write_chats
 from tasks.mini.suite import Mini
 from tasks.question import Question
 from tests.stores import chunks_of, documents, occurrences, places, queries, store_of

@@ -7,8 +7,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from specbench import doctor
-from specbench.doctor import Check, checks, render, weights
+from specbench.diagnose import doctor
+from specbench.diagnose.doctor import Check, checks, render, weights
 
 
 @pytest.fixture(autouse=True)

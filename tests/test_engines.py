@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from specbench import run as runs
-from specbench.compose import composed
 from specbench.decoding.loop import CapacityError
 from specbench.decoding.sampling import Sampling
 from specbench.engine.hf import TransformersGenerate
 from specbench.engine.native import Native
 from specbench.errors import InputError
-from specbench.records import PER_STEP
-from specbench.schedule import arms_of
+from specbench.records.trial import PER_STEP
+from specbench.running import execute as runs
+from specbench.running.schedule import arms_of
+from specbench.setup.compose import composed
 from tests.methods_under_test import drafter_of, target_of
 from tests.tiny import SHAPE, prompts
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama import modeling_llama
 
-from specbench import models
 from specbench.errors import InputError
-from specbench.zoo.expand import NEVER, WRITES_HIDDEN, expanded
+from specbench.models import load as models
+from specbench.models.expand import NEVER, WRITES_HIDDEN, expanded
 from tests.tiny import SHAPE, VOCABULARY, prompts, tiny_model
 
 ROOT = Path(__file__).parents[1]

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from methods.autoregressive import Autoregressive
 from methods.eagle import Eagle2
 from methods.eagle3 import Eagle3
 from methods.fallback import Fallback
 from methods.hydra_heads import HydraHeads
 from methods.medusa import Medusa
 from methods.sps import SpeculativeSampling
+from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import Generation, generate

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from specbench import fingerprints
-from specbench.fingerprints import code_sha256, fingerprint
+from specbench.setup import fingerprints
+from specbench.setup.fingerprints import code_sha256, fingerprint
 
 CODE = '''"""A module."""
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from specbench.certify.following import Noise, Text, followed, logits_of, misfits, noise_of
+from specbench.certify.token_check import Noise, Text, followed, logits_of, misfits, noise_of
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from specbench.analysis.statistics import Interval
 from specbench.compare.gate import RUN_SD, Change, change, size, size_beside
-from specbench.statistics import Interval
 
 
 def simulated(rng: np.random.Generator, questions: int, noise: float, runs: int, slower: float = 0.0) -> pd.DataFrame:

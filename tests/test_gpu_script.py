@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks import attention, contexts, embedded, gpu, shapes
 from specbench.errors import InputError
-from specbench.models import load_tokenizer
+from specbench.models.load import load_tokenizer
 from tests.fake_run import failed, trial, write_run
 
 

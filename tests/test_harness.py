@@ -12,8 +12,8 @@ import pytest
 from specbench.decoding.loop import CapacityError
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
-from specbench.records import ids_sha256
-from specbench.schedule import Arm, Schedule, arms_of, blocks
+from specbench.records.trial import ids_sha256
+from specbench.running.schedule import Arm, Schedule, arms_of, blocks
 from tasks.question import Question
 from tests.fake_engine import METHODS, QUESTIONS, FakeEngine, Quiet, harness
 
@@ -21,7 +21,7 @@ from tests.fake_engine import METHODS, QUESTIONS, FakeEngine, Quiet, harness
 @pytest.fixture(autouse=True)
 def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of lines are written here; waiting for the disk after each would take longer than all else."""
-    monkeypatch.setattr("specbench.records.os.fsync", lambda _: None)
+    monkeypatch.setattr("specbench.records.files.os.fsync", lambda _: None)
 
 
 TURNS = [("q1", 0), ("q1", 1), ("q2", 0), ("q3", 0)]

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from specbench import ROOT
-from specbench.devices import timed_devices
-from specbench.locks import sole_timer
+from specbench.machine.devices import timed_devices
+from specbench.machine.locks import sole_timer
 
 Start = Callable[..., "subprocess.Popen[str]"]
 HOLDER = """

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from methods.autoregressive import Autoregressive
+from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput

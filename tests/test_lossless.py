@@ -10,10 +10,10 @@ from functools import lru_cache
 import pytest
 import torch
 
-from specbench.compose import composed
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
+from specbench.setup.compose import composed
 from tests.methods_under_test import LABELS, drafter_of, target_of
 from tests.tiny import ARCHITECTURES, prompts
 

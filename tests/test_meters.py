@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from specbench import meters
-from specbench.meters import Meters
+from specbench.machine import energy as meters
+from specbench.machine.energy import Meters
 
 CPU = torch.device("cpu")
 

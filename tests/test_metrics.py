@@ -13,7 +13,7 @@ import math
 
 import pytest
 
-from specbench import metrics
+from specbench.analysis import metrics
 from tests.fake_run import failed, trial
 
 RUN = [

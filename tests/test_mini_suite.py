@@ -14,7 +14,7 @@ import pytest
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from specbench.zoo.tokenizer import SPECIALS, VOCABULARY, build_tokenizer
+from specbench.zoo.recipes.tokenizer import SPECIALS, VOCABULARY, build_tokenizer
 from tasks.mini.dialogue import Dialogue
 from tasks.mini.generator import WRITERS, dialogues
 from tasks.mini.suite import Mini

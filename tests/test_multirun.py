@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from specbench.multirun import sweep
-from specbench.records import RunDirectory
+from specbench.records.run_directory import RunDirectory
+from specbench.running.sweep import sweep
 from tests.conftest import Cli, Tiny
 
 submitit = pytest.mark.skipif(find_spec("submitit") is None, reason="needs the extra submitit")
@@ -22,7 +22,7 @@ def test_jobs_of_a_launcher_take_turns_on_the_device_and_one_that_fails_keeps_no
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # locks of this test alone
     reported: list[list[Path]] = []
-    monkeypatch.setattr("specbench.cli._report", lambda runs, out: reported.append(runs) or 0)
+    monkeypatch.setattr("specbench.cli.main._report", lambda runs, out: reported.append(runs) or 0)
     chosen = ["task=[qa]", "limit=1", "repeats=1", "target.datastore=/no/where", "out=results/sweep"]
     status, _, err = cli("run", "-m", "method=pld,sps,rest", "hydra/launcher=submitit_local", *tiny.overrides(*chosen))
     assert status == 2 and err.startswith("specbench: out=results/sweep: method=rest: no datastore at /no/where")
@@ -58,7 +58,7 @@ def test_a_job_for_another_machine_may_name_a_device_of_that_machine(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = []
-    monkeypatch.setattr("specbench.multirun._job", lambda: sent.append(1))
-    monkeypatch.setattr("specbench.multirun.HERE", ("joblib",))
+    monkeypatch.setattr("specbench.running.sweep._job", lambda: sent.append(1))
+    monkeypatch.setattr("specbench.running.sweep.HERE", ("joblib",))
     sweep(["limit=1,2", "target.device=cuda:99", *tiny.overrides(f"out={tmp_path}")], None)
     assert sent

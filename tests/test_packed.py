@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from specbench.decoding import packed
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
-from specbench.decoding.packed import PackedLinear, can_pack, pack
 from specbench.decoding.sampling import Sampling
+from specbench.models import packed
+from specbench.models.packed import PackedLinear, can_pack, pack
 from tests.methods_under_test import drafter_of
 from tests.tiny import prompts, tiny_model
 

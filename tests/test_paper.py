@@ -7,15 +7,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from specbench.compose import composed
-from specbench.metrics import OVERALL
-from specbench.multirun import values_of
+from specbench.analysis.loaded_run import load
+from specbench.analysis.metrics import OVERALL
 from specbench.paper import drift
-from specbench.paper.beside import matching, measured
-from specbench.paper.facts import SURVEY, leaderboard, published
 from specbench.paper.items import LEADERBOARDS, SURVEY_ITEMS, other_tables
+from specbench.paper.matching import matching, measured
+from specbench.paper.published import SURVEY, leaderboard, published
 from specbench.paper.render import render
-from specbench.report.loaded import load
+from specbench.running.sweep import values_of
+from specbench.setup.compose import composed
 from tests.conftest import Cli
 from tests.fake_run import CONFIG, made_up_trials, write_run
 

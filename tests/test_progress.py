@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from specbench.progress import ProgressDisplay
+from specbench.running.progress import ProgressDisplay
 from tests.fake_run import failed, trial
 
 

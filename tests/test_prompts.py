@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from specbench.errors import InputError
-from specbench.prompts import answer_text, render, retokenised
+from specbench.models.chat import answer_text, render, retokenised
 from tasks.question import read_questions
 
 REAL = os.environ.get("SPEC_BENCH_QUESTIONS")

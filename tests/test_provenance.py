@@ -9,10 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from specbench import provenance as module
-from specbench.devices import DTYPES, devices, has_bf16_units, peak_memory_bytes, pick_device, pick_dtype, reset_peak_memory
 from specbench.errors import InputError
-from specbench.provenance import provenance
+from specbench.machine.devices import (
+    DTYPES,
+    devices,
+    has_bf16_units,
+    peak_memory_bytes,
+    pick_device,
+    pick_dtype,
+    reset_peak_memory,
+)
+from specbench.setup import provenance as module
+from specbench.setup.provenance import provenance
 
 CPU = torch.device("cpu")
 
@@ -77,7 +85,7 @@ def test_auto_takes_what_is_there():
     ],
 )
 def test_bfloat16_on_a_cpu_only_in_hardware(monkeypatch, there, expected):
-    monkeypatch.setattr("specbench.devices.cpu_capabilities", lambda: there)
+    monkeypatch.setattr("specbench.machine.devices.cpu_capabilities", lambda: there)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert pick_dtype("auto", CPU) == expected
 

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from specbench.errors import InputError
-from specbench.records import Prompt, RunDirectory, Trial, ids_sha256, write_atomic
+from specbench.records.files import write_atomic
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import Prompt, Trial, ids_sha256
 from tests.fake_run import failed, trial, write_run
 
 DESIGN_FIELDS = [
@@ -142,7 +144,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path, monkeyp
     def broken(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("specbench.records.os.replace", broken)
+    monkeypatch.setattr("specbench.records.files.os.replace", broken)
     with pytest.raises(OSError, match="disk full"):
         write_atomic(tmp_path / "run.json", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

@@ -12,9 +12,9 @@ import torch
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
-from specbench.recordings import of_ids
-from specbench.records import RunDirectory
-from specbench.replay import Recorded, replayed
+from specbench.records.run_directory import RunDirectory
+from specbench.replay.recorded_target import Recorded, replayed
+from specbench.replay.sources import of_ids
 from tests.conftest import Cli, Refuse, Tiny
 from tests.methods_under_test import drafter_of, target_of
 from tests.tiny import VOCABULARY, prompts

@@ -13,13 +13,14 @@ import pytest
 from rich.console import Console
 
 from specbench import ROOT
-from specbench.certify.certificate import Known
+from specbench.analysis.loaded_run import load
+from specbench.analysis.summary import summarise, write_summary
 from specbench.errors import InputError
-from specbench.report import render, tables, write_summary
+from specbench.records.certificates import Known
+from specbench.report import tables
 from specbench.report.figures import canvas, drawing, folded, legend, speedup_by_task
-from specbench.report.loaded import load
-from specbench.report.looks import GREY, KNOWN, styles
-from specbench.report.summary import summarise
+from specbench.report.palette import GREY, KNOWN, styles
+from specbench.report.render import render
 from tests.fake_run import CONFIG, failed, made_up_trials, trial, write_run
 
 DESIGN_COLUMNS = [
@@ -268,7 +269,7 @@ def test_energy_is_shown_beside_autoregressive_s_where_it_is_measured(tmp_path):
 
 def test_the_page_says_what_a_certificate_followed(run, tmp_path, monkeypatch):
     seen = Known("exact", "2026-11-22", texts=14, tokens=40, same_version=True)
-    monkeypatch.setattr("specbench.report.loaded.known", lambda *_: {"pld": seen})
+    monkeypatch.setattr("specbench.analysis.loaded_run.known", lambda *_: {"pld": seen})
     report = render([run.path], tmp_path / "out")
     html = report.page.read_text()
     assert "14 texts of at most 40 tokens, 2026-11-22" in html and "14 texts, ≤&nbsp;40&nbsp;tokens" in html

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 
 from specbench import ROOT
-from specbench.compose import composed
-from specbench.continuation import SAME, open_run
-from specbench.records import RunDirectory
-from specbench.run import execute
+from specbench.records.run_directory import RunDirectory
+from specbench.running.execute import execute
+from specbench.running.resume import SAME, open_run
+from specbench.setup.compose import composed
 from tests.conftest import Tiny
 from tests.fake_engine import Quiet
 

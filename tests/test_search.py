@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from specbench.compose import composed
-from specbench.decoding.thinned import SkipSet
-from specbench.skip_sets import skip_set_for
+from specbench.drafters.skip_sets import skip_set_for
+from specbench.drafters.skipping import SkipSet
+from specbench.setup.compose import composed
 from specbench.training.calibration import Found
 from specbench.training.search import AT_RANDOM, Search
 from specbench.training.train import train

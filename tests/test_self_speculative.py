@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from methods.self_speculative import SelfDraftState, SelfSpeculative
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, generate
-from specbench.decoding.packed import PackedLinear, can_pack, pack
 from specbench.decoding.sampling import Sampling
-from specbench.decoding.thinned import SkipSet, layers_of, thinned
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import GREEDY
+from specbench.drafters.skip_sets import random_set, skip_set_for, write_skip_set
+from specbench.drafters.skipping import SkipSet, layers_of, thinned
 from specbench.errors import InputError
-from specbench.skip_sets import random_set, skip_set_for, write_skip_set
+from specbench.models.packed import PackedLinear, can_pack, pack
 from tests.tiny import EXTRA, prompts, tiny_language_model, tiny_model
 
 LAYERS = 4
@@ -101,7 +101,7 @@ def test_no_weight_exists_twice() -> None:
 def test_packed_weights_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     if not can_pack(torch.device("cpu"), torch.float32):
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr("specbench.decoding.packed.SMALLEST", 1)
+    monkeypatch.setattr("specbench.models.packed.SMALLEST", 1)
     model = tiny_model("llama", LAYERS, dtype=torch.float32)
     pack(model)
     target = LanguageModel(model)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from specbench.statistics import holm, mean_interval, quantile, ranks, speedup
+from specbench.analysis.statistics import holm, mean_interval, quantile, ranks, speedup
 
 
 def slow_interval(strata, resamples=400, seed=3):

@@ -8,9 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from specbench import ROOT
-from specbench.compose import composed
-from specbench.skip_sets import skip_set_for
-from specbench.zoo.expand import expanded_config
+from specbench.drafters.skip_sets import skip_set_for
+from specbench.models.expand import expanded_config
+from specbench.setup.compose import composed
 
 CONF = ROOT / "conf" / "target"
 KEYS = {

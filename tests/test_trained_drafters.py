@@ -11,15 +11,17 @@ from methods.eagle import Eagle, Eagle2, EagleNetwork
 from methods.eagle3 import Eagle3, Eagle3Network
 from methods.hydra_heads import HydraHeads, HydraNetwork
 from methods.medusa import Medusa, MedusaHeads
-from specbench.checkpoints import DraftNetwork, network_for, write
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
+from specbench.drafters import expand as expand_drafter
+from specbench.drafters.checkpoints import write
+from specbench.drafters.network import DraftNetwork
+from specbench.drafters.network_drafter import network_for
 from specbench.errors import InputError
-from specbench.zoo import expand_drafter
-from specbench.zoo.expand import NEVER, expanded
+from specbench.models.expand import NEVER, expanded
 from tests.tiny import VOCABULARY, prompts
 
 TREE = {"paths": [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 1, 0]]}

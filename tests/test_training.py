@@ -15,16 +15,17 @@ from methods.eagle3 import ROUNDS, Eagle3Network
 from methods.hydra_heads import HydraNetwork
 from methods.medusa import MedusaHeads
 from specbench import ROOT
-from specbench.checkpoints import DraftNetwork, new_network
-from specbench.compose import composed
 from specbench.decoding.attention import ChainBias
-from specbench.decoding.draft_layers import DraftKV
 from specbench.decoding.language_model import LanguageModel
+from specbench.drafters.layers import DraftKV
+from specbench.drafters.lesson import TrainingPass
+from specbench.drafters.network import DraftNetwork
+from specbench.drafters.network_drafter import new_network
 from specbench.errors import InputError
-from specbench.harness import Target
-from specbench.models import load_model
-from specbench.training.lesson import TrainingPass
-from specbench.training.texts import Text, answered, read_texts
+from specbench.models.load import load_model
+from specbench.models.target import Target
+from specbench.models.texts import Text, answered, read_texts
+from specbench.setup.compose import composed
 from specbench.training.train import train
 from specbench.training.trainer import Batches, lesson_of
 from tasks.question import Question

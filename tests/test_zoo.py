@@ -6,18 +6,18 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from methods.autoregressive import Autoregressive
 from specbench import ROOT
-from specbench.build import built
-from specbench.compose import composed
+from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
-from specbench.models import load_model, load_tokenizer
-from specbench.prompts import answer_text, render
-from specbench.run import target_of
-from specbench.zoo import best_tree
-from specbench.zoo.fit import mini_config
-from specbench.zoo.train_target import deepened
+from specbench.models.chat import answer_text, render
+from specbench.models.load import load_model, load_tokenizer
+from specbench.setup.compose import composed
+from specbench.setup.instantiate import built
+from specbench.setup.objects import target_of
+from specbench.zoo.recipes import best_tree
+from specbench.zoo.recipes.fit import mini_config
+from specbench.zoo.recipes.train_target import deepened
 from tasks.mini.suite import Mini
 
 ZOO = ROOT / "specbench" / "zoo"

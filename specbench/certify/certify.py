@@ -8,39 +8,27 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from specbench.build import built, check, check_types
 from specbench.certify import enumeration, permutation
-from specbench.certify.asked import Asked
-from specbench.certify.certificate import FILE, UNFINISHED, Certificate, Unfinished, Verdict, most_wrong
-from specbench.certify.following import followed
 from specbench.certify.miniature import drafter_of, miniature
-from specbench.certify.shown import markdown
-from specbench.continuation import stamped
+from specbench.certify.tables import markdown
+from specbench.certify.texts import Asked
+from specbench.certify.token_check import followed, most_wrong
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError, one_line
-from specbench.locks import alone
-from specbench.metrics import BASELINE
-from specbench.models import load_model
-from specbench.progress import Watch
-from specbench.provenance import provenance
-from specbench.records import RunDirectory, write_atomic
-from specbench.run import (
-    LOADING,
-    RULES,
-    SHARED_RULES,
-    WHOLE,
-    Rules,
-    check_drafters,
-    check_prompts,
-    check_rules,
-    plain_config,
-    prints,
-    questions_of,
-    quiet,
-    target_of,
-    tokenizer_of,
-)
+from specbench.machine.locks import alone
+from specbench.models.load import load_model
+from specbench.records.certificates import FILE, UNFINISHED, Certificate, Unfinished, Verdict
+from specbench.records.files import write_atomic
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import BASELINE
+from specbench.running.checks import check_drafters, check_prompts
+from specbench.running.resume import stamped
+from specbench.setup.instantiate import built, check, check_types
+from specbench.setup.objects import prints, questions_of, quiet, target_of, tokenizer_of
+from specbench.setup.provenance import provenance
+from specbench.setup.rules import LOADING, RULES, SHARED_RULES, WHOLE, Rules, check_rules, plain_config
+from specbench.watch import Watch
 
 Findings = tuple[list[str], dict[str, Any]]  # what is wrong, and the figures behind it
 Part = Callable[[], Findings]

@@ -12,9 +12,9 @@ from hydra.utils import get_object
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from specbench.checkpoints import RANDOM
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
+from specbench.drafters.checkpoints import RANDOM
 
 VOCABULARY = 16  # ids, so that ten best children of a node exist
 TOKENS = 8  # of them are ever written

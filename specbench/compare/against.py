@@ -12,12 +12,12 @@ from rich.console import Console
 
 from specbench import ROOT
 from specbench.compare.comparison import BESIDE
-from specbench.compose import composed
 from specbench.errors import InputError
-from specbench.locks import locked
-from specbench.multirun import check_one
-from specbench.progress import ProgressDisplay
-from specbench.run import execute
+from specbench.machine.locks import locked
+from specbench.running.execute import execute
+from specbench.running.progress import ProgressDisplay
+from specbench.running.sweep import check_one
+from specbench.setup.compose import composed
 
 
 def run_both(ref: str, overrides: Sequence[str], config_dir: Path | None, console: Console) -> Path:

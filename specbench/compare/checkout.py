@@ -18,7 +18,7 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import CapacityError, Generation
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
-from specbench.schedule import Elsewhere
+from specbench.running.schedule import Elsewhere
 
 WORKER = "specbench.compare.worker"  # of every checkout: this name and its protocol stay
 

@@ -12,12 +12,12 @@ from xml.etree import ElementTree
 
 from rich.table import Table
 
+from specbench.analysis.loaded_run import LoadedRun, load, method_order
 from specbench.compare.gate import FAILS_BELOW, LEVEL, PASSES_ABOVE, Change, change, change_beside
 from specbench.compare.runs import Counted, check_alike, counted, counted_beside, log_ratios, side, side_by_side, timed
 from specbench.errors import InputError
-from specbench.metrics import BASELINE
-from specbench.records import write_atomic
-from specbench.report.loaded import LoadedRun, load, method_order
+from specbench.records.files import write_atomic
+from specbench.records.trial import BASELINE
 
 BESIDE = "reference"  # the engine that runs the other checkout
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from specbench.statistics import LEAST_STRATUM, Interval, stratified_mean
+from specbench.analysis.statistics import LEAST_STRATUM, Interval, stratified_mean
 
 FAILS_BELOW = 0.99  # the whole interval of new / reference
 PASSES_ABOVE = 0.97  # its lower limit

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench.errors import InputError, few
-from specbench.hints import closest
-from specbench.metrics import BASELINE, QUESTION
-from specbench.records import PER_STEP, RunDirectory, Trial
-from specbench.report.loaded import LoadedRun, load
+from specbench.analysis.loaded_run import LoadedRun, load
+from specbench.analysis.metrics import QUESTION
+from specbench.errors import InputError, closest, few
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import BASELINE, PER_STEP, Trial
 
 PLACE = ("dtype", "device.name", "machine.cpu", "machine.cores", "machine.threads", "machine.architecture")
 DATA = ("suite_sha256", "target_sha256", "draft_sha256", "turns")

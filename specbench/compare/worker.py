@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from specbench.build import built
-from specbench.compose import composed
 from specbench.decoding.sampling import Sampling
 from specbench.engine.native import Native
 from specbench.errors import InputError
-from specbench.run import target_of
+from specbench.setup.compose import composed
+from specbench.setup.instantiate import built
+from specbench.setup.objects import target_of
 
 PROTOCOL = 1  # also read from this file's text by compare.checkout, before it is run
 

@@ -19,7 +19,7 @@ from pydivsufsort import divsufsort
 from specbench import __version__
 from specbench.datastore.store import About, Chunk, Datastore, encoded, file_names, width_of
 from specbench.errors import InputError
-from specbench.progress import Watch
+from specbench.watch import Watch
 
 CHUNK = 1 << 29  # bytes of ids
 MOST_BYTES = (1 << 31) - 1  # of a chunk's ids: suffix arrays have 4 bytes

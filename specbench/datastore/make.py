@@ -7,15 +7,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from specbench.build import built, check, check_types
 from specbench.datastore.build import build
 from specbench.datastore.sources import Writing, of_dataset, of_file
 from specbench.datastore.tokenizers import fingerprint
 from specbench.errors import InputError
-from specbench.models import load_model
-from specbench.progress import Watch
-from specbench.run import LOADING, SHARED_RULES, WHOLE, Rules, check_rules, questions_of, target_of, tokenizer_of
-from specbench.training.texts import answered
+from specbench.models.load import load_model
+from specbench.models.texts import answered
+from specbench.setup.instantiate import built, check, check_types
+from specbench.setup.objects import questions_of, target_of, tokenizer_of
+from specbench.setup.rules import LOADING, SHARED_RULES, WHOLE, Rules, check_rules
+from specbench.watch import Watch
 
 
 def _text(value: Any) -> bool:

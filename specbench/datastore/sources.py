@@ -9,10 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from specbench.errors import InputError, one_line
-from specbench.hints import nearest
-from specbench.prompts import render
-from specbench.training.texts import WRONG, Text, exchanges
+from specbench.errors import InputError, nearest, one_line
+from specbench.models.chat import render
+from specbench.models.texts import WRONG, Text, exchanges
 
 FIELDS = ("messages", "conversations", "text")
 Row = Mapping[str, Any]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specbench.errors import InputError
-from specbench.models import local_folder
+from specbench.models.load import local_folder
 
 VERSION = 1
 ABOUT = "store.json"

@@ -16,7 +16,7 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Rule, Verified, rule
-from specbench.devices import synchronize
+from specbench.machine.devices import synchronize
 
 
 class CapacityError(Exception):

@@ -15,9 +15,9 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import CapacityError, Generation
 from specbench.decoding.sampling import Sampling
-from specbench.devices import synchronize
 from specbench.engine.base import Engine
-from specbench.models import load_draft
+from specbench.machine.devices import synchronize
+from specbench.models.load import load_draft
 
 
 class TransformersGenerate(Engine):

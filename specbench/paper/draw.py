@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specbench.metrics import BASELINE
-from specbench.paper.beside import METHODS
 from specbench.paper.items import TASKS, Item
+from specbench.paper.matching import METHODS
+from specbench.records.trial import BASELINE
 from specbench.report.figures import canvas, legend
-from specbench.report.looks import GREY, INK, Look, Style, family, styles
+from specbench.report.palette import GREY, INK, Look, Style, family, styles
 
 OUTLINES = {"full": "-", "none": (0, (2, 1)), "left": ":"}  # of measured bars, by the fill of their marker
 OURS = {name: family(preset) for preset, name in METHODS.items()}  # what a published method is called in a run

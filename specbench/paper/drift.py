@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from specbench.metrics import OVERALL
-from specbench.paper.facts import LEADERBOARD, SURVEY, published
+from specbench.analysis.metrics import OVERALL
 from specbench.paper.items import short_device
+from specbench.paper.published import LEADERBOARD, SURVEY, published
 
 KEY = ["device", "target", "method"]
 

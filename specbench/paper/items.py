@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from specbench.metrics import OVERALL
-from specbench.paper.facts import LEADERBOARD, SURVEY, leaderboard, published
+from specbench.analysis.metrics import OVERALL
+from specbench.paper.published import LEADERBOARD, SURVEY, leaderboard, published
 
 TASKS = ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag", OVERALL]
 HEAD = "fd2c1cd"  # of the leaderboard, 2025-04-22

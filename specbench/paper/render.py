@@ -9,14 +9,14 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from specbench.analysis.loaded_run import load
 from specbench.paper import draw, drift
-from specbench.paper.beside import matching, measured
 from specbench.paper.items import LEADERBOARDS, SURVEY_ITEMS, Item, other_tables
-from specbench.records import write_atomic
+from specbench.paper.matching import matching, measured
+from specbench.records.files import write_atomic
 from specbench.report.figures import drawing, inline, save, svg
-from specbench.report.loaded import load
-from specbench.report.looks import Style
 from specbench.report.page import page_environment
+from specbench.report.palette import Style
 
 TABLE = [
     "kind",

@@ -18,11 +18,11 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from specbench.metrics import BASELINE, OVERALL
-from specbench.report.alarms import Alarm
-from specbench.report.loaded import LoadedRun, first, look_up
-from specbench.report.rivals import described
-from specbench.report.summary import sampled
+from specbench.analysis.loaded_run import LoadedRun, first, look_up
+from specbench.analysis.metrics import OVERALL
+from specbench.analysis.summary import sampled
+from specbench.records.trial import BASELINE
+from specbench.report.alarms import Alarm, described
 from specbench.report.tables import interval_cell, marked, rank, share, shown_tasks
 
 EXAMPLES = 6

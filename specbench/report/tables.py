@@ -9,7 +9,8 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from specbench.metrics import BASELINE, OVERALL
+from specbench.analysis.metrics import OVERALL
+from specbench.records.trial import BASELINE
 
 Row: TypeAlias = pd.Series
 MARKED = ("warm", "synthetic", "replayed", "imported")  # states and kinds that a label must say
@@ -156,8 +157,3 @@ def expansion(summary: pd.DataFrame) -> str:
     rows = summary[summary["shape"].fillna("").astype(str) != ""]
     names = [f"{target} expanded to {shape}" for target, shape in rows[["target", "shape"]].drop_duplicates().to_numpy()]
     return f"{', '.join(names)}: acceptance is the small model's, cost the large one's." if names else ""
-
-
-def csv(summary: pd.DataFrame) -> str:
-    """summary.csv: six significant digits, empty where there is no number."""
-    return str(summary.to_csv(index=False, float_format="%.6g"))

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from methods.autoregressive import Autoregressive
 from methods.self_speculative import SelfSpeculative
+from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
-from specbench.decoding.thinned import SkipSet
+from specbench.drafters.skipping import SkipSet
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from specbench.provenance import provenance
+from specbench.setup.provenance import provenance
 
 
 def asked(config: DictConfig) -> str:

@@ -15,21 +15,22 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from specbench.build import built
-from specbench.checkpoints import RANDOM
 from specbench.decoding.sampling import Sampling
-from specbench.decoding.thinned import SkipSet, layers_of
-from specbench.devices import timed_devices
+from specbench.drafters.checkpoints import RANDOM
+from specbench.drafters.skip_sets import FILE, check_shape, misfit, write_skip_set
+from specbench.drafters.skipping import SkipSet, layers_of
 from specbench.errors import InputError
-from specbench.harness import Target
-from specbench.locks import WAITING, sole_timer
-from specbench.metrics import BASELINE
-from specbench.progress import Watch
-from specbench.records import write_atomic
-from specbench.run import WHOLE, Rules, questions_of, target_of
-from specbench.skip_sets import FILE, check_shape, misfit, write_skip_set
+from specbench.machine.devices import timed_devices
+from specbench.machine.locks import WAITING, sole_timer
+from specbench.models.target import Target
+from specbench.records.files import write_atomic
+from specbench.records.trial import BASELINE
+from specbench.setup.instantiate import built
+from specbench.setup.objects import questions_of, target_of
+from specbench.setup.rules import WHOLE, Rules
 from specbench.training.calibration import Calibration, Found
 from specbench.training.search_report import card, table, trials_plot
+from specbench.watch import Watch
 
 JOURNAL, TABLE = "journal.log", "trials.csv"
 AT_RANDOM = 8  # trials before the Gaussian process takes over, the starting points among them

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from specbench.decoding.thinned import SkipSet
-from specbench.harness import Target
+from specbench.drafters.skipping import SkipSet
+from specbench.models.target import Target
 from specbench.training.calibration import Found
 from specbench.training.card import asked, versions
 

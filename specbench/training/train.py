@@ -8,15 +8,15 @@ from accelerate import PartialState
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from specbench.build import check, check_types
-from specbench.compose import CONF
-from specbench.devices import pick_device
 from specbench.errors import InputError
-from specbench.metrics import BASELINE
-from specbench.models import load_model
-from specbench.progress import Watch
-from specbench.run import LOADING, SHARED_RULES, Rules, check_rules, plain_config
+from specbench.machine.devices import pick_device
+from specbench.models.load import load_model
+from specbench.records.trial import BASELINE
+from specbench.setup.compose import CONF
+from specbench.setup.instantiate import check, check_types
+from specbench.setup.rules import LOADING, SHARED_RULES, Rules, check_rules, plain_config
 from specbench.training import search, weights
+from specbench.watch import Watch
 
 CONFIG = "train.yaml"
 WAITING = timedelta(days=7)  # at most, while the first process lets the target answer and the others wait

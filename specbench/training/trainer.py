@@ -16,12 +16,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from specbench.checkpoints import DraftNetwork
 from specbench.decoding.language_model import LanguageModel
+from specbench.drafters.lesson import Lesson
+from specbench.drafters.network import DraftNetwork
 from specbench.errors import InputError
-from specbench.training.lesson import Lesson
+from specbench.models.texts import Text
 from specbench.training.muon import Muon
-from specbench.training.texts import Text
 
 WARM_UP = 0.05  # of all steps
 CLIP = 1.0  # of the gradient's norm

@@ -10,17 +10,18 @@ import torch
 from accelerate import PartialState
 from omegaconf import DictConfig
 
-from specbench.build import built
-from specbench.checkpoints import OURS, new_network, write
-from specbench.errors import InputError
-from specbench.harness import Target
-from specbench.hints import nearest
-from specbench.progress import Watch
-from specbench.run import WHOLE, Rules, questions_of, target_of
+from specbench.drafters.checkpoints import OURS, write
+from specbench.drafters.network_drafter import new_network
+from specbench.errors import InputError, nearest
+from specbench.models.target import Target
+from specbench.models.texts import Text, answered, read_texts, write_texts
+from specbench.setup.instantiate import built
+from specbench.setup.objects import questions_of, target_of
+from specbench.setup.rules import WHOLE, Rules
 from specbench.training.card import asked, versions
 from specbench.training.curves import curves
-from specbench.training.texts import Text, answered, read_texts, write_texts
 from specbench.training.trainer import LOG, Plan, Trainer
+from specbench.watch import Watch
 
 TEXTS = "texts.jsonl"
 PRECISIONS = ("no", "bf16", "fp16")

@@ -1,0 +1,91 @@
+"""A run directory read once, for everything in the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from specbench.analysis.metrics import trial_frame
+from specbench.errors import InputError
+from specbench.records.certificates import Known, known
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import BASELINE, Trial
+
+EPOCH = "1970-01-01T00:00:00Z"  # of a run that does not say when it began, such as an imported one
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """One run: its name, settings, trials and, where there are any, decoded outputs."""
+
+    name: str
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    trials: list[Trial]
+    frame: pd.DataFrame  # metrics.trial_frame(trials)
+    texts: list[dict[str, Any]]
+    certified: dict[str, Known]  # by method
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """By method, turns that the run has still to make, where it says how many it wants."""
+        wanted = (self.provenance.get("turns") or 0) * (self.config.get("repeats") or 0)
+        made = Counter(trial.method for trial in self.trials)
+        methods = sorted({*made, *(self.config.get("method") or {})})
+        return {method: wanted - made[method] for method in methods if made[method] < wanted}
+
+    @property
+    def started(self) -> float:
+        """Seconds since 1970."""
+        return datetime.fromisoformat(str(self.provenance.get("started") or EPOCH).replace("Z", "+00:00")).timestamp()
+
+
+def load(path: Path) -> LoadedRun:
+    """Raises InputError when the directory is not a run, cannot be read, or holds no trial yet."""
+    directory = RunDirectory(path)
+    trials = directory.trials()
+    if not trials:
+        raise InputError(f"{path} holds no trial yet")
+    config, provenance = directory.config(), directory.provenance()
+    certified = known(config, provenance)
+    return LoadedRun(directory.name, config, provenance, trials, trial_frame(trials), directory.texts(), certified)
+
+
+def look_up(mapping: Mapping[str, Any], path: str) -> Any:
+    """The value under a dotted path, "" where there is none."""
+    value: Any = mapping
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return "" if value is None else value
+
+
+def first(mapping: Mapping[str, Any], *paths: str) -> Any:
+    """The first scalar found under the dotted paths, "" where there is none."""
+    found = (look_up(mapping, path) for path in paths)
+    return next((value for value in found if value != "" and not isinstance(value, (Mapping, list))), "")
+
+
+def method_order(runs: Sequence[LoadedRun]) -> list[str]:
+    """Autoregressive first, then by label: the order of rows and colours, whatever a run's own order."""
+    labels = {trial.method for run in runs for trial in run.trials}
+    return sorted(labels, key=lambda label: (label != BASELINE, label))
+
+
+def trial_of(runs: Sequence[LoadedRun], method: str) -> dict[str, Any]:
+    """Any one of a method's records: what they all say is in it, such as whether the method is warm."""
+    return next(trial.to_row() for run in runs for trial in run.trials if trial.method == method)
+
+
+def task_order(run: LoadedRun) -> list[str]:
+    """The order of the config's task.*.name, then by name."""
+    tasks = run.config.get("task")
+    values = tasks.values() if isinstance(tasks, Mapping) else []
+    configured = [value["name"] for value in values if isinstance(value, Mapping) and "name" in value]
+    present = {trial.task for trial in run.trials}
+    return [task for task in configured if task in present] + sorted(present - set(configured))

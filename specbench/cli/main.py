@@ -1,0 +1,237 @@
+"""specbench: the one entry point. Exit status: 0 fine, 1 the answer is no, 2 unusable input."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from specbench.cli import finished_runs as commands
+from specbench.cli.parser import Parser, console, overriding, parsed, widened
+from specbench.errors import InputError, few, nearest, refuse
+
+
+def run(argv: list[str]) -> int:
+    """Time methods against autoregressive decoding."""
+    parser = overriding("run", run.__doc__)
+    parser.add_argument("-m", "--multirun", action="store_true", help="one run for each of the values that a comma separates")
+    options = parsed(parser, argv)
+    if options.multirun:
+        return _sweep(options)
+    from specbench.setup.compose import composed
+
+    config = composed(options.overrides, options.config_dir)  # before torch is imported, which takes seconds
+    from specbench.running.sweep import values_of
+
+    if values_of(config.sweep, options.overrides):
+        return _sweep(options)
+    from specbench.running.execute import execute
+    from specbench.running.progress import ProgressDisplay
+
+    with ProgressDisplay(console) as display:
+        try:
+            path = execute(config, display)
+        except KeyboardInterrupt:
+            return _stopped(display.run)
+    return _report([path], Path("reports") / path.resolve().name)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from specbench.running.sweep import sweep
+
+    swept = sweep(options.overrides, options.config_dir)
+    if swept.runs:
+        _report(swept.runs, Path("reports") / swept.folder.resolve().name)
+    if swept.failed:
+        raise InputError(f"out={swept.folder}: {few(swept.failed)}")
+    return 0
+
+
+def report(argv: list[str]) -> int:
+    """Tables, figures and the page of finished runs."""
+    parser = Parser(prog="specbench report", description=report.__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="or a folder of runs, such as a sweep's")
+    parser.add_argument("--out", type=Path, help="default: reports/<name of the first RUN>")
+    options = parser.parse_args(argv)
+    from specbench.records.run_directory import runs_of
+
+    return _report(runs_of(options.runs), options.out or Path("reports") / options.runs[0].resolve().name)
+
+
+def cost(argv: list[str]) -> int:
+    """The roofline card of a target (weights=random: nothing is downloaded)."""
+    options = parsed(overriding("cost", cost.__doc__), argv)
+    from specbench.setup.compose import composed
+
+    config = composed(options.overrides, options.config_dir)
+    from specbench.diagnose.roofline import card
+    from specbench.machine.devices import timed_devices
+    from specbench.machine.locks import WAITING, sole_timer
+    from specbench.running.sweep import check_one
+    from specbench.setup.rules import check_values
+
+    check_values(config)
+    check_one(config, options.overrides, "cost")
+    named = "-".join(filter(None, ("cost", config.target.name, config.target.shape)))
+    with sole_timer(timed_devices(config.target.device, config.target.device_map), partial(console.print, WAITING)):
+        console.print(card(config, Path(config.out or f"reports/{named}").expanduser()))
+    return 0
+
+
+def train(argv: list[str]) -> int:
+    """Train a drafter's own weights for a target."""
+    options = parsed(overriding("train", train.__doc__, "train"), argv)
+    from specbench.setup.compose import composed
+
+    config = composed(options.overrides, options.config_dir, "train")
+    from accelerate import PartialState
+
+    from specbench.running.progress import TrainingDisplay
+    from specbench.training.train import train as go
+
+    with TrainingDisplay(console) as display:
+        out = go(config, display.at)
+    if PartialState().is_main_process:
+        console.print(f"checkpoint: {out}; its card: {out}/README.md", markup=False, soft_wrap=True)
+    return 0
+
+
+def certify(argv: list[str]) -> int:
+    """Prove that the text of methods is the target's own, or find where it is not (exit status 1)."""
+    options = parsed(overriding("certify", certify.__doc__, "certify"), argv)
+    from specbench.setup.compose import composed
+
+    config = composed(options.overrides, options.config_dir, "certify")
+    from specbench.certify.certify import certify as go
+    from specbench.certify.tables import table
+    from specbench.records.certificates import FOLDERS
+    from specbench.running.progress import TrainingDisplay
+
+    with TrainingDisplay(console) as display:
+        made, out = go(config, display.at)
+    widened()
+    console.print(table(made))
+    console.print(
+        f"certificate {'given' if made.given else 'not given'}: {out / 'certificate.json'}", markup=False, soft_wrap=True
+    )
+    if out.parent.resolve() not in [folder.resolve() for folder in FOLDERS]:
+        console.print("reports look for certificates in results/certificates", markup=False)
+    return 0 if made.given else 1
+
+
+def datastore(argv: list[str]) -> int:
+    """Build a store of texts that REST drafts from (specbench datastore build)."""
+    if argv[:1] != ["build"]:
+        return _explained_datastore(argv)
+    options = parsed(overriding("datastore build", datastore.__doc__, "datastore"), argv[1:])
+    from specbench.setup.compose import composed
+
+    config = composed(options.overrides, options.config_dir, "datastore")
+    from specbench.datastore.make import make
+    from specbench.running.progress import TrainingDisplay
+
+    with TrainingDisplay(console) as display:
+        out = make(config, display.at)
+    console.print(f"datastore: {out}; specbench run method=[rest] target.datastore={out}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _explained_datastore(argv: list[str]) -> int:
+    if argv and argv[0] not in ("-h", "--help"):
+        raise InputError(f"datastore {argv[0]}: no such command; there is build")
+    print("usage: specbench datastore build [KEY=VALUE …]; its settings: specbench datastore build --help")
+    return 0
+
+
+def doctor(argv: list[str]) -> int:
+    """What this machine can do, and what is missing."""
+    Parser(prog="specbench doctor", description=doctor.__doc__).parse_args(argv)
+    from specbench.diagnose.doctor import checks, render
+
+    found = checks()
+    console.print(render(found))
+    return int(any(check.ok is False for check in found))
+
+
+def list_(argv: list[str]) -> int:
+    """What may be chosen: targets, methods, tasks, suites, engines."""
+    parser = Parser(prog="specbench list", description=list_.__doc__)
+    parser.add_argument("--config-dir", type=Path, metavar="DIR")
+    folder = parser.parse_args(argv).config_dir
+    from specbench.setup.compose import GROUPS, check_folder, options
+
+    check_folder(folder)
+    for group in GROUPS:
+        console.print(f"[bold]{group}[/bold]: {', '.join(options(group, folder)) or '-'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": run,
+    "report": report,
+    "compare": commands.compare,
+    "plan": commands.plan,
+    "replay": commands.replay,
+    "paper": commands.paper,
+    "export": commands.export,
+    "import": commands.import_,
+    "certify": certify,
+    "train": train,
+    "datastore": datastore,
+    "cost": cost,
+    "doctor": doctor,
+    "list": list_,
+}
+
+
+def _report(runs: list[Path], out: Path) -> int:
+    from specbench.report.render import render
+
+    files = render(runs, out)
+    widened()
+    for table in files.terminal:
+        console.print(table)
+    for alarm in files.alarms:
+        console.print(alarm, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"page: {files.page}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _stopped(folder: Path | None) -> int:
+    """Say how what was stopped goes on, if it had begun."""
+    print("specbench: stopped" + (f"; the same command with out={folder} goes on from here" if folder else ""), file=sys.stderr)
+    return 130
+
+
+def _usage() -> str:
+    lines = [f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()]
+    return "usage: specbench COMMAND …\n\n" + "\n".join(lines)
+
+
+def _called(argv: list[str]) -> int:
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name not in COMMANDS:
+        raise InputError(f"{name}: no such command; there is {nearest(name, list(COMMANDS))}")
+    return COMMANDS[name](argv[1:])
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    try:
+        status = _called(sys.argv[1:])
+    except InputError as error:
+        status = refuse(error)
+    except OSError as error:  # a full disk, a folder that may not be written
+        told = f"{error.filename}: {error.strerror}; out=FOLDER says where to write" if error.filename else str(error)
+        status = refuse(InputError(told))
+    except KeyboardInterrupt as stop:
+        status = _stopped(next(iter(stop.args), None))
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What the commands share: the terminal, and a parser whose errors are one line."""
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from specbench.errors import InputError
+
+console = Console()
+LOG_WIDTH = 140  # of tables outside a terminal, where rich would squeeze them into 80 columns
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def overriding(command: str, description: str | None, root: str = "config") -> Parser:
+    """The parser of a command that takes KEY=VALUE, settings of a root config."""
+    from specbench.setup.compose import CONF
+
+    settings = (CONF / f"{root}.yaml").read_text(encoding="utf-8").split("\nhydra:")[0]
+    parser = Parser(
+        prog=f"specbench {command}",
+        description=description,
+        epilog=f"The settings and their defaults; specbench list says what may be chosen.\n\n{settings}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as method=[pld,sps] limit=10 out=results/my-run")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a further folder of method/, task/, target/ YAMLs")
+    return parser
+
+
+def parsed(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    """Raises InputError for what is no KEY=VALUE."""
+    options = parser.parse_intermixed_args(argv)
+    options.overrides = [f"++{given}" if given.startswith("sweep.") else given for given in options.overrides]
+    for given in options.overrides:
+        key, equals, _ = given.partition("=")
+        if not key or not (equals or key.startswith("~")):
+            raise InputError(f"{given}: expected KEY=VALUE, {_meant(given, options.config_dir)}")
+    return options
+
+
+def _meant(given: str, config_dir: Path | None) -> str:
+    """The override that a bare word may have been meant as."""
+    from specbench.setup.compose import GROUPS, LISTS, options
+
+    for group in GROUPS:
+        if given in options(group, config_dir):
+            return f"such as {group}=[{given}]" if group in LISTS else f"such as {group}={given}"
+    return "such as limit=10 or method=[pld,sps]"
+
+
+def widened() -> None:
+    """Before a wide table is printed."""
+    if not console.is_terminal:
+        console.width = max(console.width, LOG_WIDTH)

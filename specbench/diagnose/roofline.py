@@ -1,0 +1,270 @@
+"""The roofline card of a target: what a forward over 1, 2, 4, … tokens takes, beside what moving its bytes takes.
+
+At batch 1 a forward moves all weights and the sequence's KV entries through memory whatever it computes, so up to
+some number of tokens a verify costs little more than a decoding step; where that ends bounds what a tree can gain.
+`specbench cost target=…` writes cost.csv, cost.md, cost.png and cost.svg.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from specbench.decoding.kv_store import KVStore
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.tree import DraftTree
+from specbench.errors import InputError
+from specbench.machine.devices import device_name, synchronize
+from specbench.records.files import write_atomic
+from specbench.records.run_directory import RunDirectory
+from specbench.report.figures import drawing, save
+from specbench.report.palette import INK, MARKERS, PALETTE
+from specbench.setup.provenance import provenance
+
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
+CONTEXTS = (256, 1024, 4096, 16384)
+TITLE = "What one forward of the target takes"
+COPIES = 4  # back to back in one timing, so that launching them does not count
+Cell = tuple[int, int]  # context, tokens
+
+
+class _FilledStore(KVStore):
+    """Random all through from the first forward on: pages of zeros that nobody wrote would cost no memory traffic."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(1, capacity)
+        self._filled: set[int] = set()
+
+    def write(self, layer: int, key: Tensor, value: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+        keys, values = super().write(layer, key, value, sizes)
+        if layer not in self._filled:
+            self._filled.add(layer)
+            keys.normal_()
+            values.normal_()
+        return keys, values
+
+
+@torch.inference_mode()
+def measure(
+    model: LanguageModel,
+    tokens: Sequence[int] = TOKENS,
+    contexts: Sequence[int] = CONTEXTS,
+    repeats: int = 9,
+    seconds_budget: float = 90.0,
+) -> pd.DataFrame:
+    """One row per context (capped by the model's) and tokens per forward; 1 token is always among them.
+
+    Rounds over all cells, so that drift meets all alike: at most `repeats`, at least one, none that would pass the budget.
+    Columns: tokens, context, milliseconds (median), milliseconds_low and _high (quartiles), relative (median over rounds
+    of the ratio to 1 token), weight_bytes, kv_bytes, ceiling_ms (those bytes at copy_bandwidth). Raises InputError.
+    """
+    cells = _cells(model, tokens, contexts)
+    bandwidth = copy_bandwidth(model.device)
+    longest, most = max(context for context, _ in cells), max(n for _, n in cells)
+    store = _FilledStore(longest + most)
+    store.lengths[0] = longest
+    trees = {n: DraftTree.chain(torch.randint(model.vocabulary, (n,), device=model.device)) for _, n in cells}
+    model.forward(store, [trees[most]])
+    rounds = pd.DataFrame(list(_rounds(model, store, trees, cells, repeats, seconds_budget)), columns=cells)
+    weights, entry = weight_bytes(model.model), store.bytes // store.capacity
+    return pd.DataFrame([_row(rounds, cell, weights, entry * sum(cell), bandwidth) for cell in cells])
+
+
+def _cells(model: LanguageModel, tokens: Sequence[int], contexts: Sequence[int]) -> list[Cell]:
+    sizes = sorted({1, *tokens})
+    room = model.context - sizes[-1]
+    if sizes[0] < 1 or room < 1 or not contexts or min(contexts) < 1:
+        raise InputError(
+            f"tokens {sizes} and contexts {list(contexts)}: expected 1 or more, within the context of {model.context}"
+        )
+    return list(product(sorted({min(context, room) for context in contexts}), sizes))
+
+
+def _rounds(
+    model: LanguageModel,
+    store: KVStore,
+    trees: dict[int, DraftTree],
+    cells: list[Cell],
+    repeats: int,
+    seconds_budget: float,
+) -> Iterator[list[float]]:
+    """Per round the seconds of every cell, in the order of `cells`; directions alternate, a first round warms up unseen."""
+    begun = perf_counter()
+    for number in range(max(repeats, 1) + 1):
+        started = perf_counter()
+        order = cells if number % 2 else cells[::-1]
+        seconds = {(context, n): _seconds(model, store, trees[n], context) for context, n in order}
+        if number:
+            yield [seconds[cell] for cell in cells]
+        now = perf_counter()
+        if number and 2 * now - started - begun > seconds_budget:
+            return
+
+
+def _seconds(model: LanguageModel, store: KVStore, tree: DraftTree, context: int) -> float:
+    store.lengths[0] = context
+    synchronize(model.device)
+    started = perf_counter()
+    model.forward(store, [tree])
+    synchronize(model.device)
+    return perf_counter() - started
+
+
+def _row(rounds: pd.DataFrame, cell: Cell, weights: int, kv: int, bandwidth: float) -> dict[str, float]:
+    context, n = cell
+    seconds = rounds[cell]
+    return {
+        "tokens": n,
+        "context": context,
+        "milliseconds": 1e3 * seconds.median(),
+        "milliseconds_low": 1e3 * float(seconds.quantile(0.25)),
+        "milliseconds_high": 1e3 * float(seconds.quantile(0.75)),
+        "relative": (seconds / rounds[(context, 1)]).median(),
+        "weight_bytes": weights,
+        "kv_bytes": kv,
+        "ceiling_ms": 1e3 * (weights + kv) / bandwidth,
+    }
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of weights that a forward of a dense model reads, shared ones once.
+
+    An embedding table that no linear layer shares is left out: a lookup reads a row per token and not the table.
+    """
+    modules = list(model.modules())
+    lookups = {module.weight.data_ptr() for module in modules if isinstance(module, nn.Embedding)}
+    lookups -= {module.weight.data_ptr() for module in modules if isinstance(module, nn.Linear)}
+    read = {weight.data_ptr(): weight.nbytes for weight in model.parameters() if weight.data_ptr() not in lookups}
+    return sum(read.values())
+
+
+def copy_bandwidth(device: torch.device, size: int | None = None, repeats: int = 5) -> float:
+    """Bytes per second of a large copy, read and written bytes both counted, median of several.
+
+    size: bytes of the source; by default 1 GiB on a GPU and 256 MiB on a CPU, beyond their caches. Reading alone may be
+    faster than copying, and a model that fits the cache is: a forward below its ceiling is no error.
+    """
+    size = size or (1 << 28 if device.type == "cpu" else 1 << 30)
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source).copy_(source)
+    return 2 * size * COPIES / median(_copy_seconds(source, target) for _ in range(repeats))
+
+
+def _copy_seconds(source: Tensor, target: Tensor) -> float:
+    synchronize(source.device)
+    started = perf_counter()
+    for _ in range(COPIES):
+        target.copy_(source)
+    synchronize(source.device)
+    return perf_counter() - started
+
+
+def card(config: DictConfig, out: Path) -> Table:
+    """Load the configured target, measure it, write its card and run.json into the folder `out`; the table.
+
+    Raises InputError when `out` holds a run, whose run.json would be lost.
+    """
+    from specbench.setup.objects import target_of
+    from specbench.setup.rules import plain_config
+
+    if RunDirectory(out).is_run():
+        raise InputError(f"out={out} holds a run; choose another folder for the card")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    target = target_of(config.target)
+    device, dtype = target.model.device, target.model.dtype_name
+    frame = measure(target.model)
+    shaped = f", expanded to {config.target.shape}" if config.target.shape else ""
+    random = ", random weights" if config.target.weights == "random" else ""
+    title = f"One forward of {target.name}{shaped}{random}\n{dtype} on {device_name(device)}"
+    settings = plain_config(config)["target"]
+    RunDirectory(out).write_provenance(provenance(device) | {"target": target.name, "dtype": dtype, "settings": settings})
+    write(frame, out, title)
+    return table(frame, title)
+
+
+def write(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:
+    """cost.csv, cost.md, cost.png and cost.svg in the folder `out`; their paths."""
+    write_atomic(out / "cost.csv", str(frame.to_csv(index=False, float_format="%.6g")))
+    write_atomic(out / "cost.md", markdown(frame, title))
+    return [out / "cost.csv", out / "cost.md", *figure(frame, out / "cost", title)]
+
+
+def figure(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:
+    """`out`.png and `out`.svg: milliseconds against tokens per forward, a line per context, its ceiling dashed."""
+    with drawing():
+        drawn = Figure(figsize=(7.5, 4.8), layout="constrained")
+        axes = drawn.subplots()
+        for place, (context, rows) in enumerate(frame.groupby("context")):
+            look: dict[str, Any] = {"color": PALETTE[place % len(PALETTE)], "linewidth": 1.6}
+            axes.vlines(rows["tokens"], rows["milliseconds_low"], rows["milliseconds_high"], **look)
+            marker = MARKERS[place % len(MARKERS)]
+            axes.plot(rows["tokens"], rows["milliseconds"], marker=marker, markersize=5, label=f"context {context}", **look)
+            axes.plot(rows["tokens"], rows["ceiling_ms"], linestyle="--", **look)
+        axes.plot([], [], color=INK, linestyle="--", label="weight and KV bytes at copy bandwidth")
+        _axes(axes, sorted(frame["tokens"].unique()), title)
+        return save(drawn, out)
+
+
+def _axes(axes: Axes, tokens: list[int], title: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(tokens, [str(n) for n in tokens])
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
+    axes.set_xlabel("tokens per forward")
+    axes.set_ylabel("milliseconds, median and quartiles")
+    axes.set_title(title)
+    axes.legend(loc="upper left")
+
+
+def _lines(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and rows as text: a row per tokens, per context milliseconds and the ratio to 1 token; the ceilings last."""
+    contexts = sorted(frame["context"].unique())
+    cells = {(row.tokens, row.context): f"{_ms(row.milliseconds)} ({row.relative:.2f})" for row in frame.itertuples()}
+    ceilings = frame[frame["tokens"] == 1].set_index("context")["ceiling_ms"]
+    rows = [[str(n), *(cells[n, context] for context in contexts)] for n in sorted(frame["tokens"].unique())]
+    rows.append(["ceiling", *(_ms(ceilings[context]) for context in contexts)])
+    return ["tokens", *(f"context {context}" for context in contexts)], rows
+
+
+def _ms(milliseconds: Any) -> str:
+    return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
+
+
+def _caption(frame: pd.DataFrame) -> str:
+    first = frame.iloc[0]
+    bandwidth = (first["weight_bytes"] + first["kv_bytes"]) / first["ceiling_ms"] / 1e6
+    return (
+        f"Median, and in brackets the ratio to 1 token. Ceiling: {first['weight_bytes'] / 1e6:.4g} MB of weights and "
+        f"the KV entries at {bandwidth:.3g} GB/s, as measured by a copy (read and written bytes)."
+    )
+
+
+def table(frame: pd.DataFrame, title: str = TITLE) -> Table:
+    """The card for the terminal."""
+    header, rows = _lines(frame)
+    made = Table(title=Text(title), title_justify="left", caption=_caption(frame), caption_justify="left", box=SIMPLE_HEAD)
+    for name in header:
+        made.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def markdown(frame: pd.DataFrame, title: str = TITLE) -> str:
+    """The card in GitHub's Markdown."""
+    header, rows = _lines(frame)
+    lines = ["| " + " | ".join(line) + " |" for line in (header, ["---:"] * len(header), *rows)]
+    return "\n".join([f"**{title}**", "", *lines, "", _caption(frame), ""])

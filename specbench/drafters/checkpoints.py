@@ -1,0 +1,87 @@
+"""Weights of trained drafters in the layouts their authors publish: read, checked tensor by tensor, written."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from specbench.drafters.network import DraftNetwork
+from specbench.errors import InputError, few
+from specbench.models.load import local_folder
+
+OURS = "model.safetensors"
+
+RANDOM = "random"
+
+
+def fill(network: DraftNetwork, tensors: Mapping[str, Tensor], place: str) -> None:
+    """Give a network its weights. Raises InputError for missing, further and misshapen tensors, by name and with both shapes."""
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    given = {name: tensor for name, tensor in tensors.items() if not name.startswith(network.unused)}
+    misshapen = [
+        f"{name} is {tuple(given[name].shape)}, expected {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in given and given[name].shape != shape
+    ]
+    missing = [f"{name}, expected {tuple(shape)}" for name, shape in wanted.items() if name not in given]
+    kinds = {"misshapen": misshapen, "missing": missing, "not in the network": [name for name in given if name not in wanted]}
+    if wrong := "; ".join(f"{what}: {few(sorted(names))}" for what, names in kinds.items() if names):
+        raise InputError(f"the checkpoint at {place} does not fit its config: {wrong}")
+    network.load_state_dict(dict(given), assign=True)
+
+
+def read_tensors(folder: Path, files: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of the first weight file that is there. Raises InputError for none, and for a pickle of more than tensors."""
+    names = [OURS, *files]
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise InputError(f"no checkpoint at {folder}: expected one of {', '.join(names)}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        raise InputError(f"{path}: holds more than plain tensors, which is never executed") from None
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+
+
+def _folder(checkpoint: str) -> Path:
+    if (folder := local_folder(checkpoint)) is not None:
+        return folder
+    name, _, revision = checkpoint.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(f"no checkpoint at {checkpoint}: no such folder, and {str(error).splitlines()[0]}") from None
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+
+
+def write(network: DraftNetwork, folder: Path, file: str = OURS) -> None:
+    """config.json and the weights, float16 or as they are if integers, under one of the names that `read_tensors` knows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: _stored(tensor) for name, tensor in network.state_dict().items()}
+    (folder / "config.json").write_text(json.dumps(network.config, indent=2) + "\n", encoding="utf-8")
+    if file.endswith(".safetensors"):
+        save_file(tensors, folder / file)
+    else:
+        torch.save(tensors, folder / file)
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    kept = tensor.detach().cpu()
+    return (kept.half() if kept.is_floating_point() else kept).clone().contiguous()

@@ -1,0 +1,205 @@
+"""Spec-Bench's answer files: a run as its scripts read it, and its files as a run.
+
+One line a question: question_id, category, answer_id, model_id, choices [{index, turns (texts), decoding_steps, new_tokens and
+wall_time (s) by turn, accept_lengths (of all turns, one after the other)}], tstamp. Its speed.py pairs folders, one a repeat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specbench.analysis.loaded_run import LoadedRun
+from specbench.errors import InputError
+from specbench.models.chat import retokenised
+from specbench.records.files import JsonLines, write_atomic
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import BASELINE, QuestionId, Trial, imported
+from tasks.question import TASK_OF_CATEGORY
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+FOLDER = "model_answer_run_{}"
+FIELDS = ("question_id", "category", "choices")
+CHOICE = ("turns", "decoding_steps", "new_tokens", "wall_time", "accept_lengths")
+BY_TURN: dict[str, type | tuple[type, ...]] = {"turns": str, "decoding_steps": int, "new_tokens": int, "wall_time": (int, float)}
+COUNTS = ("decoding_steps", "new_tokens", "accept_lengths")
+FAILED = "ERROR"  # the text of a turn that failed
+
+
+def export(run: LoadedRun, out: Path) -> list[Path]:
+    """One file a method and repeat, of the questions that every method has whole in that repeat and that failed in none.
+
+    Raises InputError where nothing of that has a text.
+    """
+    texts = {(row["method"], row["question_id"], row["turn"]): row["text"] for row in run.texts}
+    turns = sorted((trial for trial in run.trials), key=lambda trial: (trial.method, trial.repeat, str(trial.question_id)))
+    whole = _whole(run.trials)
+    first = {(trial.method, trial.question_id, trial.turn): trial.output_sha256 for trial in run.trials if trial.repeat == 0}
+    written = []
+    for (method, repeat), trials in groupby(turns, key=lambda trial: (trial.method, trial.repeat)):
+        of_question = groupby(trials, key=lambda trial: trial.question_id)
+        questions = [sorted(rows, key=lambda trial: trial.turn) for question, rows in of_question if (repeat, question) in whole]
+        told = [trial for rows in questions for trial in rows]
+        keys = [(trial.method, trial.question_id, trial.turn) for trial in told]
+        if not told or any(
+            key not in texts or trial.output_sha256 != first.get(key) for key, trial in zip(keys, told, strict=True)
+        ):
+            continue  # nothing whole, or another seed's text, which is not kept
+        rows = [
+            _line(run.name, rows, [texts[method, trial.question_id, trial.turn] for trial in rows], run.started)
+            for rows in questions
+        ]
+        path = out / FOLDER.format(repeat + 1) / f"{method}.jsonl"
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        written.append(path)
+    if not written:
+        raise InputError(f"{run.name} holds no texts of questions that every method has whole")
+    return written
+
+
+def _whole(trials: Sequence[Trial]) -> set[tuple[int, QuestionId]]:
+    """Repeats and questions of which every method has every turn, but for questions of which any turn failed."""
+    failed = {trial.question_id for trial in trials if trial.failed}
+    methods = {trial.method for trial in trials}
+    turns = Counter(question for question, _ in {(trial.question_id, trial.turn) for trial in trials})
+    made = Counter((trial.repeat, trial.question_id) for trial in trials)
+    return {
+        (repeat, question)
+        for (repeat, question), count in made.items()
+        if question not in failed and count == len(methods) * turns[question]
+    }
+
+
+def _line(run: str, turns: Sequence[Trial], texts: Sequence[str], started: float) -> dict[str, Any]:
+    whole = {
+        "index": 0,
+        "turns": list(texts),
+        "decoding_steps": [trial.steps for trial in turns],
+        "new_tokens": [trial.new_tokens for trial in turns],
+        "wall_time": [(trial.prefill_s or 0.0) + (trial.decode_s or 0.0) for trial in turns],
+        "accept_lengths": [count for trial in turns for count in trial.committed or []],
+    }
+    name = f"{run}/{turns[0].method}/{turns[0].repeat}/{turns[0].question_id}"
+    return {
+        "question_id": turns[0].question_id,
+        "category": turns[0].category,
+        "answer_id": hashlib.sha256(name.encode()).hexdigest()[:22],
+        "model_id": turns[0].method,
+        "choices": [whole],
+        "tstamp": started,
+    }
+
+
+def import_(files: Sequence[Path], baselines: Sequence[Path], tokenizer: Tokenizer | None, run: RunDirectory) -> None:
+    """A run of answer files, methods called after them; the i-th file of a name is repeat i, as the i-th baseline is.
+
+    tokenizer: for Spec-Bench's count of the baseline's tokens. Times are wall time of whole turns, texts are compared as texts.
+    Raises InputError for a file that is none, naming its line, and for a method of more or fewer files than the baseline.
+    """
+    labelled = [*((BASELINE, path) for path in baselines), *((path.stem, path) for path in files if path not in baselines)]
+    for method, count in Counter(label for label, _ in labelled).items():
+        if count != len(baselines):
+            raise InputError(f"--baseline: {len(baselines)} files, {method} has {count}")
+    repeats = _counted([label for label, _ in labelled])
+    rows = [
+        trial
+        for (label, path), repeat in zip(labelled, repeats, strict=True)
+        for trial in _trials(path, label, repeat, tokenizer)
+    ]
+    run.write_config({"target": {"name": baselines[0].stem}, "suite": {"name": "spec_bench"}, "sampling": {}, "method": {}})
+    run.write_provenance({"imported": [f"{path.parent.name}/{path.name}" for _, path in labelled]})
+    for trial in rows:
+        run.append(trial)
+
+
+def _counted(labels: Sequence[str]) -> list[int]:
+    """How often each was there before."""
+    return [labels[:at].count(label) for at, label in enumerate(labels)]
+
+
+def _trials(path: Path, label: str, repeat: int, tokenizer: Tokenizer | None) -> Iterator[Trial]:
+    for _, row in read(path):
+        for turn, committed in enumerate(_by_turn(row["choices"][0])):
+            yield _trial(label, repeat, row, turn, committed, tokenizer)
+
+
+def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and rows of an answer file. Raises InputError, with the line."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    for number, row in JsonLines(path).numbered(torn=False):
+        if wrong := _wrong(row):
+            raise InputError(f"{path}:{number}: not an answer of Spec-Bench: {wrong}")
+        yield number, row
+
+
+def _wrong(row: dict[str, Any]) -> str | None:
+    """What keeps a row from being an answer."""
+    choices = row.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    missing = [*(name for name in FIELDS if name not in row), *(name for name in CHOICE if name not in choice)]
+    if missing:
+        return f"it has no {', '.join(missing)}"
+    if type(row["question_id"]) not in (int, str):
+        return "question_id is not a whole number or a text"
+    if not isinstance(row["category"], str):
+        return "category is not a text"
+    for name, kind in BY_TURN.items():
+        values = choice[name]
+        if (
+            not isinstance(values, list)
+            or len(values) != len(choice["turns"])
+            or not all(isinstance(one, kind) for one in values)
+        ):
+            return f"{name} is not a list of {'texts' if kind is str else 'numbers'}, one a turn"
+    if not all(0 < wall < math.inf or text == FAILED for wall, text in zip(choice["wall_time"], choice["turns"], strict=True)):
+        return f"wall_time is not above 0 in a turn whose text is not {FAILED}"
+    lengths = choice["accept_lengths"]
+    if not isinstance(lengths, list) or not all(type(one) is int for one in lengths):
+        return "accept_lengths is not a list of whole numbers"
+    negative = [name for name in COUNTS if any(count < 0 for count in choice[name])]
+    return f"{negative[0]} is below 0" if negative else None
+
+
+def _by_turn(choice: dict[str, Any]) -> list[list[int]]:
+    """The accepted lengths of each turn; where the steps of the turns do not add up to them, all with the first."""
+    lengths, steps = choice["accept_lengths"], choice["decoding_steps"]
+    if sum(steps) != len(lengths):
+        return [lengths if turn == 0 else [] for turn in range(len(steps))]
+    ends = [sum(steps[: turn + 1]) for turn in range(len(steps))]
+    return [lengths[end - count : end] for end, count in zip(ends, steps, strict=True)]
+
+
+def _trial(label: str, repeat: int, row: dict[str, Any], turn: int, committed: list[int], tokenizer: Tokenizer | None) -> Trial:
+    choice, category = row["choices"][0], row["category"]
+    text = choice["turns"][turn]
+    answer = imported(
+        run_id=label,
+        suite="spec_bench",
+        task=TASK_OF_CATEGORY.get(category, category),
+        category=category,
+        question_id=row["question_id"],
+        turn=turn,
+        method=label,
+        new_tokens=choice["new_tokens"][turn],
+        finish_reason="error" if text == FAILED else "length",
+        output_sha256=hashlib.sha256(text.encode()).hexdigest(),
+    )
+    return replace(
+        answer,
+        repeat=repeat,
+        steps=len(committed),
+        accepted=[max(0, count - 1) for count in committed],
+        committed=committed,
+        decode_s=choice["wall_time"][turn],
+        retokenised=retokenised(tokenizer, text) if tokenizer and label == BASELINE else None,
+    )

@@ -1,0 +1,1 @@
+"""The computer: devices, energy, locks. Knows nothing of models."""

@@ -1,0 +1,118 @@
+"""Conversations to prompt token ids, and new token ids back to text: both outside the clock.
+
+`vicuna` is Spec-Bench's own rendering (FastChat's vicuna_v1.1), `template` the tokenizer's chat template,
+`plain` the bare texts for tokenizers that have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from specbench.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+# (user, assistant) per turn; only the last assistant is None: to be generated
+Turns = Sequence[tuple[str, str | None]]
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+VICUNA_STOP = "</s>"
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How a conversation becomes prompt ids (T,), and how new ids become the next turn's context."""
+
+    prompt: Callable[[Turns, Tokenizer], list[int]]
+    answer: Callable[[Tokenizer, Sequence[int]], str]
+
+
+def render(format: str, turns_so_far: Turns, tokenizer: Tokenizer) -> list[int]:
+    """Prompt ids (T,) for the last turn. Raises InputError: unknown format, no chat template."""
+    if [answer is None for _, answer in turns_so_far] != [False] * (len(turns_so_far) - 1) + [True]:
+        raise ValueError("every turn but the last must have its answer, and the last must be None")
+    return _chat_format(format).prompt(turns_so_far, tokenizer)
+
+
+def answer_text(format: str, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The new token ids as the answer's text, special tokens removed."""
+    return _chat_format(format).answer(tokenizer, ids)
+
+
+def retokenised(tokenizer: Tokenizer, text: str) -> int:
+    """Spec-Bench's baseline token count: the text encoded again, less one for the BOS, also where a tokenizer adds none."""
+    return len(_encode(tokenizer, text)) - 1
+
+
+def vicuna_text(turns: Turns) -> str:
+    """FastChat's ADD_COLON_TWO: an empty answer gets neither its space nor `</s>`; no trailing space."""
+    text = VICUNA_SYSTEM + " "
+    for user, answer in turns:
+        text += f"USER: {user} ASSISTANT:"
+        if answer:
+            text += f" {answer}{VICUNA_STOP}"
+    return text
+
+
+def plain_text(turns: Turns) -> str:
+    """User and assistant texts, each ended by a line break."""
+    return "".join(f"{text}\n" for turn in turns for text in turn if text is not None)
+
+
+def _template_prompt(turns: Turns, tokenizer: Tokenizer) -> list[int]:
+    """The template writes its own BOS; transformers then encodes without adding special tokens."""
+    if not tokenizer.chat_template:
+        raise InputError("target.format is template, but the tokenizer has no chat template; try target.format=plain")
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+        if text is not None
+    ]
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+
+def _vicuna_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Spec-Bench's post-processing: cut at `</s>` unless it comes first, drop special tokens, strip."""
+    text = _decode(tokenizer, ids, skip_special_tokens=False)
+    if text.find(VICUNA_STOP) > 0:
+        text = text[: text.find(VICUNA_STOP)]
+    for token in tokenizer.all_special_tokens:
+        text = text.replace(token, "")
+    return text.strip()
+
+
+def _decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    """No clean-up of spaces: it would change the text that the next turn's prompt is made of."""
+    text = tokenizer.decode(
+        list(ids),
+        skip_special_tokens=skip_special_tokens,
+        spaces_between_special_tokens=False,
+        clean_up_tokenization_spaces=False,
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """With the tokenizer's default special tokens, that is BOS where it has one."""
+    return list(tokenizer(text).input_ids)
+
+
+FORMATS = {
+    "vicuna": ChatFormat(lambda turns, tokenizer: _encode(tokenizer, vicuna_text(turns)), _vicuna_answer),
+    "template": ChatFormat(_template_prompt, _decode),
+    "plain": ChatFormat(lambda turns, tokenizer: _encode(tokenizer, plain_text(turns)), _decode),
+}
+
+
+def _chat_format(name: str) -> ChatFormat:
+    if name not in FORMATS:
+        raise InputError(f"target.format={name}: expected {nearest(name, list(FORMATS))}")
+    return FORMATS[name]

@@ -1,0 +1,1 @@
+"""Counts of drafters on recorded answers; no model is loaded."""

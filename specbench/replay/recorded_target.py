@@ -1,0 +1,174 @@
+"""Replay: what drafters that read tokens alone would have had accepted on recorded answers, exactly and with no model.
+
+At temperature 0 (and above it, for drafts that are not drawn) what is accepted follows from the prompt's ids and the answer's:
+a draft token is kept where it is the answer's next one. The decode loop is the one that times methods; its target here is a
+recording, certain of one token behind each node that follows it and of none elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.kv_store import KVStore
+from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.loop import Generation, generate
+from specbench.decoding.sampling import Sampling
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verified
+from specbench.errors import InputError, one_line
+from specbench.records.trial import PER_STEP, Trial
+
+ENDLESS = 2**31 - 1
+LARGEST = 2**20  # vocabulary, more than any tokenizer's
+TOKENS_ALONE = "it reads what the target computes, and a recording has tokens alone"
+NOTHING = -1  # a token that no drafter drafts
+MEASURED = ("prefill_s", "decode_s", "draft_s", "verify_s", "retokenised", "peak_memory_bytes", "energy_j", "throttled")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One answer: ids of prompt and output; limit: of new tokens, to which drafts were cut; stops: the id that it ended with."""
+
+    prompt: list[int]
+    output: list[int]
+    limit: int
+    stops: tuple[int, ...] = ()
+
+
+class Certain:
+    """In place of logits (N, V): the one token (N,) that each row is certain of. All that a greedy rule asks for."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+
+    def __getitem__(self, row: int) -> Certain:
+        return Certain(self.tokens[row])
+
+    def argmax(self, dim: int | None = None) -> Tensor:
+        return self.tokens
+
+
+class Unseen:
+    """In place of what a drafter would read of the target."""
+
+    def _refuse(self, *_: Any) -> Any:
+        raise InputError(TOKENS_ALONE)
+
+    __getattr__ = __getitem__ = __len__ = __iter__ = _refuse
+
+
+class _Places:
+    """In place of a KV store: how far into its answer each sequence is."""
+
+    capacity = ENDLESS
+
+    def __init__(self, rows: int) -> None:
+        self.lengths = [0] * rows
+
+    def clear(self) -> None:
+        self.lengths = [0] * len(self.lengths)
+
+    def keep(self, row: int, path: Sequence[int]) -> None:
+        self.lengths[row] += len(path)
+
+
+class Recording:
+    """Stands for a LanguageModel: writes the one answer that it holds."""
+
+    device, context = torch.device("cpu"), ENDLESS
+
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary, self.answer = vocabulary, [NOTHING]
+
+    def store(self, capacity: int, batch: int = 1) -> _Places:
+        return _Places(batch)
+
+    def prefill(self, store: _Places, prompts: list[Tensor], all_logits: bool = False) -> list[TargetOutput]:
+        return [_certain(torch.tensor(self.answer[:1])) for _ in prompts]
+
+    def forward(self, store: _Places, trees: list[DraftTree]) -> list[TargetOutput]:
+        return [_certain(_wanted(tree, self.answer[at:])) for tree, at in zip(trees, store.lengths, strict=True)]
+
+
+def _certain(tokens: Tensor) -> TargetOutput:
+    return TargetOutput(cast(Tensor, Certain(tokens)))
+
+
+def _wanted(tree: DraftTree, left: list[int]) -> Tensor:
+    """(N,): what the recording writes behind each node. left: the rest of the answer, the root's token first."""
+    tokens, parents, depths = tree.tokens.tolist(), tree.parents.tolist(), tree.depths.tolist()
+    left = [*left, *[NOTHING] * (tree.depth + 2)]
+    follows = [True] * len(tokens)
+    for node in range(1, len(tokens)):
+        follows[node] = follows[parents[node]] and tokens[node] == left[depths[node]]
+    return torch.tensor([left[depth + 1] if own else NOTHING for depth, own in zip(depths, follows, strict=True)])
+
+
+class _Blind(Drafter):
+    """A drafter that is shown tokens alone."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        self.drafter = drafter
+
+    def foresee(self, prompts: list[Tensor], sampling: Sampling) -> None:
+        self.drafter.foresee(prompts, sampling)
+
+    def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[Any]:
+        return self.drafter.begin(prompts, [_unseen(out) for out in outs])
+
+    def propose(self, states: list[Any], budgets: list[int]) -> list[DraftTree]:
+        return self.drafter.propose(states, budgets)
+
+    def update(self, states: list[Any], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verified]) -> None:
+        self.drafter.update(states, trees, [_unseen(out) for out in outs], verified)
+
+
+def _unseen(out: TargetOutput) -> TargetOutput:
+    unseen: Any = Unseen()
+    return dataclasses.replace(out, logits=unseen, hidden=unseen, past=cast(KVStore, unseen))
+
+
+def replayed(label: str, drafter: Drafter, answers: Sequence[Recorded], vocabulary: int = LARGEST) -> list[Generation]:
+    """What the method takes for each answer: steps, drafts and what is accepted; times mean nothing. Raises InputError."""
+    target = Recording(vocabulary)
+    try:
+        drafter.bind(cast(LanguageModel, target))
+    except AttributeError:  # of the model's weights or config, which it asks for
+        raise InputError(f"method {label} cannot be replayed: {TOKENS_ALONE}") from None
+    drafter.reset()
+    return [_replayed(label, _Blind(drafter), target, answer, at) for at, answer in enumerate(answers)]
+
+
+def _replayed(label: str, drafter: Drafter, target: Recording, answer: Recorded, at: int) -> Generation:
+    target.answer = answer.output
+    sampling = Sampling(
+        max_new_tokens=answer.limit, stop_token_ids=answer.stops, seed=at
+    )  # nothing is drawn: it tells answers apart
+    try:
+        (out,) = generate(cast(LanguageModel, target), drafter, [torch.tensor(answer.prompt)], sampling)
+    except Exception as error:
+        why = str(error) if isinstance(error, InputError) else one_line(error)
+        raise InputError(f"method {label} cannot be replayed: {why}") from None
+    if out.output_ids != answer.output:
+        raise InputError(f"the replay of {label} ends after {len(out.output_ids)} of {len(answer.output)} tokens")
+    return out
+
+
+def trials_of(label: str, drafter: Drafter, answers: Sequence[tuple[Trial, Recorded]]) -> list[Trial]:
+    """The records of a replay: as of a run, with counts and without times."""
+    outs = replayed(label, drafter, [answer for _, answer in answers])
+    return [_trial(label, trial, out) for (trial, _), out in zip(answers, outs, strict=True)]
+
+
+def _trial(label: str, of: Trial, out: Generation) -> Trial:
+    counts: dict[str, Any] = {"steps": out.steps, "target_forwards": out.steps + 1}
+    absent: dict[str, Any] = dict.fromkeys(MEASURED)
+    lists = {name: getattr(out, name) for name in PER_STEP}
+    return dataclasses.replace(of, method=label, kind="replayed", order=0, **counts, **lists, **absent)

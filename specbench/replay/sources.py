@@ -1,0 +1,231 @@
+"""Answers to replay, from a run directory, from ids that an engine logged, or from Spec-Bench's answer files.
+
+Ids are exact. One JSON object a line is one turn: `prompt_ids` and `output_ids` (or `answer_ids`), with the token that ended the
+answer, as vLLM and SGLang log them. It may also have `question_id` (else the line's number), `turn` (0), `task`, `category`,
+`finish_reason` (`eos` or `stop`, `length`; SGLang's object is read too), `stop_id` (where output_ids lacks that token) and
+`max_new_tokens` (else the config's): drafts are cut there, and at its own length where an answer ended for another reason.
+
+Answer files hold texts: the suite's questions are rendered as the config's target reads them, each turn behind the file's own
+answers, and texts are encoded by its tokenizer. That need not give the ids which the engine wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from transformers import PreTrainedTokenizerBase
+
+from specbench.analysis.loaded_run import load
+from specbench.errors import InputError, nearest
+from specbench.exchange import spec_bench as answers
+from specbench.models.chat import render
+from specbench.records.files import JsonLines
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import BASELINE, Prompt, QuestionId, Trial, ids_sha256, imported
+from specbench.replay.recorded_target import LARGEST, Recorded
+from specbench.setup.instantiate import built
+from specbench.setup.objects import tokenizer_of
+from tasks.question import TASK_OF_CATEGORY, Question
+
+Turn = tuple[Trial, Recorded]
+OUTPUTS = ("output_ids", "answer_ids")
+STOPPED = ("eos", "stop")  # vLLM, SGLang and OpenAI's interface say stop, also of a string
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Turns in order; config and provenance of the run they make; live: the trials of a run that was recorded."""
+
+    name: str
+    turns: list[Turn]
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    live: tuple[Trial, ...] = ()
+    tokenizer: PreTrainedTokenizerBase | None = None  # whose ids these are, where that is known
+    note: str | None = None  # how far they can be trusted
+
+
+def read(path: Path, config: DictConfig) -> Recordings:
+    """Of a folder or file. Raises InputError, of a file with the line."""
+    if path.is_dir():
+        return of_run(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file or folder")
+    _, first = next(JsonLines(path).numbered(torn=False), (0, {}))
+    return of_answers(path, config) if "choices" in first else of_ids(path, config.sampling.max_new_tokens)
+
+
+def of_run(path: Path) -> Recordings:
+    """The answers of autoregressive decoding in a run directory."""
+    run = load(path)
+    limit = (run.config.get("sampling") or {}).get("max_new_tokens")
+    if not isinstance(limit, int):
+        raise InputError(f"{path}: its config does not say sampling.max_new_tokens")
+    turns = recorded((trial for trial in run.trials if trial.repeat == 0), RunDirectory(path).prompts(), limit)
+    return Recordings(run.name, turns, run.config, run.provenance, tuple(run.trials))
+
+
+def recorded(trials: Iterable[Trial], prompts: Iterable[Prompt], max_new_tokens: int) -> list[Turn]:
+    """The answers of autoregressive decoding in a run, each beside its record. Raises InputError where there is none."""
+    ids = {prompt.sha256: prompt.prompt_ids for prompt in prompts}
+    found = []
+    for trial in trials:
+        if trial.method == BASELINE and not trial.failed and trial.output_ids and trial.prompt_sha256 in ids:
+            limit = len(trial.output_ids) if trial.finish_reason == "capacity" else max_new_tokens
+            stops = tuple(trial.output_ids[-1:]) if trial.finish_reason == "eos" else ()
+            found.append((trial, Recorded(ids[trial.prompt_sha256], trial.output_ids, limit, stops)))
+    if not found:
+        raise InputError(f"no answer of {BASELINE} with its prompt and output ids to be replayed")
+    return found
+
+
+def of_ids(path: Path, max_new_tokens: int) -> Recordings:
+    """A line a turn, as the module describes it."""
+    turns = _turns(
+        path, JsonLines(path).numbered(torn=False), lambda row, number: [_logged(row, number, path.stem, max_new_tokens)]
+    )
+    config = {"target": {"name": path.stem}, "suite": {"name": path.stem}, "sampling": {"max_new_tokens": max_new_tokens}}
+    return Recordings(path.stem, turns, config, {"recorded": "ids"})
+
+
+def _logged(row: Mapping[str, Any], number: int, name: str, most: int) -> Turn:
+    output_field = next((field for field in OUTPUTS if field in row), OUTPUTS[0])
+    prompt, output = _ids(row, "prompt_ids"), _ids(row, output_field)
+    if "stop_id" in row and output[-1] != row["stop_id"]:
+        output = [*output, *_ids({"stop_id": [row["stop_id"]]}, "stop_id")]
+    limit = row.get("max_new_tokens", max(most, len(output)))
+    if type(limit) is not int or limit < len(output):
+        raise InputError(f"max_new_tokens={limit}: expected a whole number, no less than the {len(output)} ids of {output_field}")
+    category = str(row.get("category", row.get("task", name)))
+    task = str(row.get("task", TASK_OF_CATEGORY.get(category, category)))
+    answer = _answer(prompt, output, limit, _stopped(row, len(output) < limit))
+    return _frame(name, task, category, _id(row.get("question_id", number)), _turn(row), answer), answer
+
+
+def _ids(row: Mapping[str, Any], field: str) -> list[int]:
+    if field not in row:
+        raise InputError(f"no {field}; expected prompt_ids and output_ids, or choices in an answer file of Spec-Bench")
+    ids = row[field]
+    if not isinstance(ids, list) or not ids:
+        raise InputError(f"{field}: expected a list of token ids, at least one")
+    wrong = [one for one in ids if type(one) is not int or not 0 <= one < LARGEST]
+    if wrong:
+        raise InputError(f"{field}: {wrong[0]!r} is no token id")
+    return ids
+
+
+def _stopped(row: Mapping[str, Any], short: bool) -> bool:
+    """Whether a token ended the answer; short: of its limit."""
+    reason = row.get("finish_reason")
+    reason = reason.get("type") if isinstance(reason, dict) else reason
+    return short if reason is None else reason in STOPPED
+
+
+def _id(value: Any) -> QuestionId:
+    if type(value) not in (int, str):
+        raise InputError(f"question_id is {value!r}, expected a whole number or a string")
+    return value
+
+
+def _turn(row: Mapping[str, Any]) -> int:
+    turn = row.get("turn", 0)
+    if type(turn) is not int or turn < 0:
+        raise InputError(f"turn is {turn!r}, expected a whole number from 0")
+    return turn
+
+
+def _answer(prompt: list[int], output: list[int], limit: int, stopped: bool) -> Recorded:
+    """A last token that also stands before cannot be what ended the answer: that was a string, say, or whoever asked."""
+    if stopped and output[-1] not in output[:-1]:
+        return Recorded(prompt, output, limit, (output[-1],))
+    return Recorded(prompt, output, len(output))
+
+
+def of_answers(path: Path, config: DictConfig) -> Recordings:
+    """Texts of Spec-Bench's format, to the ids of the config's target."""
+    suite, (tokenizer, chat) = built(config.suite), tokenizer_of(config.target)
+    told = Told(suite.name, {one.id: one for one in suite.questions()}, tokenizer, chat, config.sampling.max_new_tokens)
+    turns = _turns(path, answers.read(path), told.turns)
+    settings = {"target": {"name": config.target.name}, "suite": {"name": suite.name}}
+    note = f"texts, encoded by the tokenizer of {config.target.name}: not always the ids that were written; {told.counted(turns)}"
+    limit = {"sampling": {"max_new_tokens": told.limit}}
+    return Recordings(path.stem, turns, settings | limit, {"recorded": note}, tokenizer=tokenizer, note=note)
+
+
+class Told:
+    """Reads rows of an answer file: what was asked, and how a target writes it."""
+
+    def __init__(
+        self, suite: str, questions: Mapping[str, Question], tokenizer: PreTrainedTokenizerBase, chat: str, limit: int
+    ) -> None:
+        self.suite, self.questions, self.tokenizer, self.chat, self.limit = suite, questions, tokenizer, chat, limit
+        self.counts: list[int] = []  # of new tokens, as the file has them
+
+    def turns(self, row: Mapping[str, Any], number: int) -> Iterator[Turn]:
+        question, choice = self._question(row), row["choices"][0]
+        said: list[tuple[str, str | None]] = []
+        for turn, (text, count) in enumerate(zip(choice["turns"], choice["new_tokens"], strict=True)):
+            prompt = render(self.chat, [*said, (question.turns[turn], None)], self.tokenizer)
+            said.append((question.turns[turn], text))
+            output = self._output(text, ended=count < self.limit)
+            if text != answers.FAILED and output:
+                self.counts.append(count)
+                answer = _answer(prompt, output, max(self.limit, len(output)), count < self.limit)
+                yield _frame(self.suite, question.task, question.category, question.id, turn, answer), answer
+
+    def _question(self, row: Mapping[str, Any]) -> Question:
+        name = str(row["question_id"])
+        if name not in self.questions:
+            raise InputError(f"question {name} is not in suite {self.suite}, which has {nearest(name, list(self.questions))}")
+        question = self.questions[name]
+        if len(row["choices"][0]["turns"]) > len(question.turns):
+            raise InputError(f"more answers than the {len(question.turns)} turns of question {name} in suite {self.suite}")
+        return question
+
+    def _output(self, text: str, ended: bool) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        return [*self.tokenizer(text, add_special_tokens=False).input_ids, *([end] if ended and end is not None else [])]
+
+    def counted(self, turns: list[Turn]) -> str:
+        same = sum(len(answer.output) == count for (_, answer), count in zip(turns, self.counts, strict=True))
+        return f"{same} of {len(turns)} turns have as many as the file counts"
+
+
+def _turns(
+    path: Path, rows: Iterable[tuple[int, dict[str, Any]]], turns_of: Callable[[dict[str, Any], int], Iterable[Turn]]
+) -> list[Turn]:
+    """Of all rows. Raises InputError with the line, also for a turn that is there twice."""
+    found: dict[tuple[QuestionId, int], Turn] = {}
+    for number, row in rows:
+        try:
+            for trial, answer in turns_of(row, number):
+                if (trial.question_id, trial.turn) in found:
+                    raise InputError(f"turn {trial.turn} of question {trial.question_id} is there already")
+                found[trial.question_id, trial.turn] = trial, answer
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
+    if not found:
+        raise InputError(f"{path}: holds no answer")
+    return list(found.values())
+
+
+def _frame(name: str, task: str, category: str, question: QuestionId, turn: int, answer: Recorded) -> Trial:
+    """The record of a turn of which nothing but ids is known."""
+    told = imported(
+        run_id=name,
+        suite=name,
+        task=task,
+        category=category,
+        question_id=question,
+        turn=turn,
+        method=BASELINE,
+        new_tokens=len(answer.output),
+        finish_reason="eos" if answer.stops else "length",
+        output_sha256=ids_sha256(answer.output),
+    )
+    prompt_sha256 = ids_sha256(answer.prompt)
+    return replace(told, prompt_tokens=len(answer.prompt), prompt_sha256=prompt_sha256, output_ids=answer.output)

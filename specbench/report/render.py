@@ -1,0 +1,129 @@
+"""Run directories to tables, figures and one HTML page: pure functions of files, no model and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from specbench.analysis import metrics
+from specbench.analysis.loaded_run import LoadedRun, load, method_order, trial_of
+from specbench.analysis.summary import csv, summarise
+from specbench.errors import InputError
+from specbench.records.files import write_atomic
+from specbench.report import figures, palette, tables
+from specbench.report.alarms import alarms
+from specbench.report.figures import best_size, tree_sizes
+from specbench.report.page import Section, page
+
+SWEPT = ("temperature", "dtype", "shape", "target", "device")  # columns that may tell the runs of a sweep apart
+CAPTIONS = {
+    "forest": "Overall speedups, every task weighing the same. Line: 95 % interval; broad band: the range if any one task is left"
+    " out; small points: tasks. A rank is a range where methods cannot be told apart (Holm's procedure over all pairs, 5 %).",
+    "questions": "Boxes from quartile to quartile over questions, whiskers to 1.5 times as far.",
+    "speedup": "Speedup of every method on every task. Bars are 95 % intervals over questions; one with an arrow goes on.",
+    "conversion": "Speedup against mean accepted tokens. On the line ×0.8, a speedup is 0.8 of the mean"
+    " accepted tokens: conversion; prefill, one more forward a turn, is left out of the lines.",
+    "time": "What a step of every method costs in steps of autoregressive decoding, and the tokens it commits: diamonds right of"
+    " their bar are a speedup. Measured with profiling, which synchronises the device in every step.",
+    "acceptance": f"Acceptance by draft position, all tasks together, where at least {figures.LEAST_REACHED} steps got that far.",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the report is, the files written, and what they say."""
+
+    out: Path
+    files: list[Path]
+    summary: pd.DataFrame  # the rows of summary.csv
+    alarms: list[str]
+
+    @property
+    def page(self) -> Path:
+        """The HTML page to open."""
+        return self.out / "index.html"
+
+    @property
+    def terminal(self) -> list[Table]:
+        """The headline of every run, to be printed."""
+        groups = list(self.summary.groupby("run", sort=False))
+        return [tables.terminal(rows, str(run) if len(groups) > 1 else "") for run, rows in groups]
+
+
+def render(run_dirs: Sequence[Path], out: Path) -> Report:
+    """Writes index.html, table.md, table.tex, summary, alarms, acceptance and conventions.csv, and the figures into `out`.
+
+    Of profiled runs time.csv, too.
+
+    Raises InputError when a directory is not a run, when none is given, or when two have the same name.
+    """
+    runs = [load(path) for path in run_dirs]
+    if not runs or len({run.name for run in runs}) < len(runs):
+        raise InputError(f"expected run directories of different names, got {[str(path) for path in run_dirs]}")
+    style = palette.styles({method: tables.marked(trial_of(runs, method)) for method in method_order(runs)})
+    drawn = [_section(run, style, out, f"{run.name}-" if len(runs) > 1 else "") for run in runs]
+    sections = [section for section, _ in drawn]
+    summary = pd.concat([section.summary for section in sections], ignore_index=True)
+    positions = pd.concat([_positions(run).assign(run=run.name) for run in runs], ignore_index=True)
+    splits = pd.concat([metrics.time_split(run.frame).assign(run=run.name) for run in runs], ignore_index=True)
+    counted = pd.concat([metrics.conventions(run.trials).assign(run=run.name) for run in runs], ignore_index=True)
+    warned = [{"run": section.run.name, **asdict(alarm)} for section in sections for alarm in section.alarms]
+    across, pictures = _across(summary, style, out)
+    contents = {
+        "index.html": page(sections, across),
+        "table.md": tables.markdown(summary),
+        "table.tex": tables.latex(summary),
+        "summary.csv": csv(summary),
+        "alarms.csv": csv(pd.DataFrame(warned, columns=["run", "level", "method", "task", "message"])),
+        "acceptance.csv": csv(positions),
+        "conventions.csv": csv(counted),
+        **({"time.csv": csv(splits)} if len(splits) else {}),
+    }
+    for name, content in contents.items():
+        write_atomic(out / name, content)
+    named = {section.run.name: f"{section.run.name}: " * (len(runs) > 1) for section in sections}
+    raised = [f"{named[section.run.name]}{alarm}" for section in sections for alarm in section.alarms]
+    written = [*(path for _, paths in drawn for path in paths), *pictures]
+    return Report(out, [*(out / name for name in contents), *written], summary, raised)
+
+
+def _across(summary: pd.DataFrame, style: palette.Style, out: Path) -> tuple[list[tuple[str, str]], list[Path]]:
+    """Of several runs that one setting tells apart, the figure over it: captions with inline SVG, and the files."""
+    apart = [setting for setting in SWEPT if summary.groupby("run")[setting].first().nunique() > 1]
+    if len(apart) != 1 or summary["run"].nunique() != summary[apart[0]].nunique():
+        return [], []
+    with figures.drawing():
+        figure = figures.speedup_by_setting(summary, apart[0], style)
+        paths = figures.save(figure, out / apart[0])
+        caption = f"Overall speedup, and mean accepted tokens, over {apart[0]}; every task weighs the same in the speedup."
+        return [(caption, figures.inline(figures.svg(figure)))], paths
+
+
+def _positions(run: LoadedRun) -> pd.DataFrame:
+    return metrics.acceptance_by_position(run.trials)
+
+
+def _section(run: LoadedRun, style: palette.Style, out: Path, prefix: str) -> tuple[Section, list[Path]]:
+    summary = summarise(run)
+    with figures.drawing():
+        latencies = metrics.question_latencies(metrics.pair(metrics.question_frame(run.frame)))
+        made = {
+            "forest": figures.forest(summary, style),
+            "speedup": figures.speedup_by_task(summary, style),
+            "conversion": figures.speedup_by_acceptance(summary, style),
+            "acceptance": figures.acceptance_by_position(_positions(run), style),
+        }
+        if len(latencies):
+            made["questions"] = figures.per_question(latencies, style)
+        captions = dict(CAPTIONS)
+        if len(split := metrics.time_split(run.frame)) > 1:
+            made["time"] = figures.time_of_a_step(split, style)
+        if len(sizes := tree_sizes(run, summary)):
+            made["tree_size"], captions["tree_size"] = figures.speedup_by_tree_size(sizes), best_size(sizes)
+        paths = [path for name, figure in made.items() for path in figures.save(figure, out / f"{prefix}{name}")]
+        inlined = [(captions[name], figures.inline(figures.svg(figure))) for name, figure in made.items()]
+    return Section(run, summary, alarms(run, summary), inlined), paths

@@ -1,0 +1,1 @@
+"""A run: its schedule, its timing, its files."""

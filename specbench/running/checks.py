@@ -1,0 +1,37 @@
+"""Whether methods, questions and target go together, before a run spends time on them."""
+
+from collections.abc import Mapping
+
+from omegaconf import DictConfig
+from transformers import PreTrainedTokenizerBase
+
+from specbench.datastore.leakage import check_tokenizers
+from specbench.decoding.drafter import Drafter
+from specbench.drafters.skip_sets import SKIP_SET, check_shape
+from specbench.errors import InputError
+from specbench.models.target import Target
+from tasks.question import Question
+
+
+def check_drafters(drafters: Mapping[str, Drafter], target: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises InputError for a method that does not go with this target's tokenizer or shape; before weights are loaded."""
+    check_tokenizers(drafters, tokenizer)
+    skipping = [label for label, drafter in drafters.items() if any(part.learns == SKIP_SET for part in drafter.family())]
+    check_shape(skipping, target)
+
+
+def check_prompts(questions: list[Question], target: Target) -> None:
+    """Raises InputError for another model's tokenizer and for a task none of whose first prompts fits the context."""
+    shortest: dict[str, int] = {}
+    for question in questions:
+        ids = target.first_prompt(question)
+        if max(ids) >= target.model.vocabulary:
+            raise InputError(
+                f"the tokenizer gives id {max(ids)}, but {target.name} has a vocabulary of {target.model.vocabulary}"
+            )
+        shortest[question.task] = min(len(ids), shortest.get(question.task, len(ids)))
+    fitting = [task for task, length in shortest.items() if length < target.model.context]
+    for task, length in shortest.items():
+        if task not in fitting:
+            reason = f"its shortest prompt has {length} tokens, the context of {target.name} {target.model.context}"
+            raise InputError(f"task {task}: {reason}; tasks that fit: {', '.join(fitting) or 'none'}")

@@ -1,0 +1,183 @@
+"""Runs a schedule: warm-up, repeats, resume, records to disk. Knows no method and no task by name."""
+
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from typing import Any
+
+from specbench.decoding.loop import CapacityError, Generation
+from specbench.errors import one_line
+from specbench.machine.devices import peak_memory_bytes, reset_peak_memory
+from specbench.machine.energy import Meters
+from specbench.models.chat import answer_text, render, retokenised
+from specbench.models.target import Target
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import BASELINE, PER_STEP, Prompt, QuestionId, Trial, TrialKey, ids_sha256
+from specbench.running.schedule import Arm, Block, Elsewhere, Schedule, blocks
+from specbench.watch import Watcher
+from tasks.question import Question
+from tasks.suite import Suite
+
+WARM_UP_TOKENS = 24
+
+
+class NoContextError(Exception):
+    """An earlier turn failed, so this one has nothing to continue from."""
+
+
+@dataclass
+class Harness:
+    run: RunDirectory
+    target: Target
+    suite: Suite
+    questions: list[Question]
+    arms: list[Arm]
+    schedule: Schedule
+    watcher: Watcher
+    finished: dict[TrialKey, Trial] = field(default_factory=dict, init=False)
+    _prompts: dict[tuple[QuestionId, int, str], list[int]] = field(default_factory=dict, init=False)  # question, turn, source
+    _noted: set[tuple[QuestionId, int, str]] = field(default_factory=set, init=False)  # in prompts.jsonl: question, turn, sha256
+
+    def __post_init__(self) -> None:
+        self._meters = Meters(self.target.model.device)
+
+    def go(self) -> None:
+        """Run what is missing: trials already in the run directory are kept, except those of a warm arm's broken repeat."""
+        wanted = len(self._turns()) * self.schedule.repeats * len(self.arms)
+        self.finished = self._kept()
+        self._noted = {(prompt.question_id, prompt.turn, prompt.sha256) for prompt in self.run.prompts()}
+        self.watcher.begin(self.run.path, wanted, len(self.finished))
+        if len(self.finished) < wanted:
+            self._warm_up()
+        for repeat in range(self.schedule.repeats):
+            for arm in self.arms:
+                arm.engine.reset(arm.method)
+            for block in blocks(self.questions, self.arms, repeat, self.schedule.seed):
+                self._run(block)
+
+    def _kept(self) -> dict[TrialKey, Trial]:
+        """What is on disk and belongs to this schedule. A warm arm's repeat must have gone through in one process."""
+        done = {trial.key: trial for trial in self.run.trials()}
+        kept: dict[TrialKey, Trial] = {}
+        for arm, repeat in product(self.arms, range(self.schedule.repeats)):
+            keys: list[TrialKey] = [(arm.label, repeat, question, turn) for question, turn in self._turns()]
+            there = {key: done[key] for key in keys if key in done}
+            if arm.state == "cold" or len(there) == len(keys):
+                kept |= there
+        return kept
+
+    def _turns(self) -> list[tuple[QuestionId, int]]:
+        return [(question.id, turn) for question in self.questions for turn in range(len(question.turns))]
+
+    def _warm_up(self) -> None:
+        """Each task's longest first prompt through every arm, a few tokens each: the shapes and the memory of the run."""
+        longest: dict[str, list[int]] = {}
+        for question in self.questions:
+            ids = self._rendered(question, 0, BASELINE)
+            if len(ids) > len(longest.get(question.task, [])):
+                longest[question.task] = ids
+        sampling, most = self.schedule.sampling, self._longest_prompt()
+        short = replace(sampling, max_new_tokens=min(WARM_UP_TOKENS, sampling.max_new_tokens))
+        for arm in self.arms:
+            self.watcher.doing(f"warming up {arm.label}")
+            for ids in longest.values():
+                try:
+                    arm.engine.reserve(most, sampling)
+                    arm.engine.generate(arm.method, ids, short)
+                except (Exception, SystemExit):  # its own trial will say so
+                    continue
+
+    def _longest_prompt(self) -> int:
+        """Tokens of the longest prompt that may come: whole conversations whose answers take all they may."""
+        longest = 0
+        for question in self.questions:
+            asked = sum(len(render(self.target.chat, [(turn, None)], self.target.tokenizer)) for turn in question.turns)
+            longest = max(longest, asked + (len(question.turns) - 1) * self.schedule.sampling.max_new_tokens)
+        return min(longest, self.target.model.context - 1)
+
+    def _run(self, block: Block) -> None:
+        for place, arm in enumerate(block.order):
+            if (arm.label, block.repeat, block.question.id, block.turn) not in self.finished:
+                trial = self._trial(arm, block, place)
+                self.run.append(trial)
+                self.finished[trial.key] = trial
+                self.watcher.trial(trial)
+
+    def _trial(self, arm: Arm, block: Block, place: int) -> Trial:
+        ids: list[int] = []
+        try:
+            ids = self._prompt(arm, block)
+            reset_peak_memory(self.target.model.device)
+            self._meters.start()
+            out = arm.engine.generate(arm.method, ids, self.schedule.sampling_of(block))
+            found = asdict(self._meters.stop()) | self._measured(arm, block, out)
+        except CapacityError as error:
+            found = {"new_tokens": 0, "finish_reason": "capacity", "error": str(error)}
+        except NoContextError as error:
+            found = {"new_tokens": 0, "finish_reason": "error", "error": str(error)}
+        except (Exception, SystemExit) as error:  # whatever a method does wrong is an error row, and the run goes on
+            found = {"new_tokens": 0, "finish_reason": "error", "error": one_line(error)}
+        return Trial(**self._frame(arm, block, place), prompt_tokens=len(ids), prompt_sha256=ids_sha256(ids), **found)
+
+    def _frame(self, arm: Arm, block: Block, place: int) -> dict[str, Any]:
+        return {
+            "run_id": self.run.name,
+            "suite": self.suite.name,
+            "task": block.question.task,
+            "category": block.question.category,
+            "question_id": block.question.id,
+            "turn": block.turn,
+            "context": self.schedule.context,
+            "method": arm.label,
+            "seed": self.schedule.seed_of(block.repeat),
+            "repeat": block.repeat,
+            "order": place,
+            "state": arm.state,
+            "kind": arm.kind,
+        }
+
+    def _prompt(self, arm: Arm, block: Block) -> list[int]:
+        """Prompt ids (T,), noted in prompts.jsonl when they are new. Raises NoContextError."""
+        own = self.schedule.context == "own" and block.turn > 0
+        source = arm.label if own else BASELINE
+        key = (block.question.id, block.turn, source)
+        if key not in self._prompts:
+            self._prompts[key] = self._rendered(block.question, block.turn, source)
+            self._note(block.question.id, block.turn, self._prompts[key], source if own else None)
+        return self._prompts[key]
+
+    def _rendered(self, question: Question, turn: int, source: str) -> list[int]:
+        said: list[tuple[str, str | None]] = []
+        for before in range(turn):
+            answered = self.finished[(source, 0, question.id, before)]
+            if answered.output_ids is None:
+                raise NoContextError(f"turn {before + 1} of {source} failed, so turn {turn + 1} has no context")
+            said.append((question.turns[before], answer_text(self.target.chat, self.target.tokenizer, answered.output_ids)))
+        return render(self.target.chat, [*said, (question.turns[turn], None)], self.target.tokenizer)
+
+    def _note(self, question: QuestionId, turn: int, ids: list[int], method: str | None) -> None:
+        sha256 = ids_sha256(ids)
+        if (question, turn, sha256) not in self._noted:
+            self._noted.add((question, turn, sha256))
+            self.run.append_prompt(Prompt(question_id=question, turn=turn, prompt_ids=ids, sha256=sha256, method=method))
+
+    def _measured(self, arm: Arm, block: Block, out: Generation) -> dict[str, Any]:
+        """Counts, seconds and ids; of repeat 0 also the answer's text and score, in texts.jsonl."""
+        text = answer_text(self.target.chat, self.target.tokenizer, out.output_ids)
+        if block.repeat == 0:
+            score = self.suite.score(block.question, block.turn, text)
+            self.run.append_text(arm.label, block.question.id, block.turn, text, score)
+        return {
+            "new_tokens": len(out.output_ids),
+            "finish_reason": out.finish_reason,
+            **(_steps(out) if out.sees_steps else {}),
+            **{"decode_s": out.decode_s, "draft_s": out.draft_s, "verify_s": out.verify_s},
+            "output_ids": out.output_ids if block.repeat == 0 else None,
+            "output_sha256": ids_sha256(out.output_ids),
+            "retokenised": retokenised(self.target.tokenizer, text) if arm.label == BASELINE else None,
+            "peak_memory_bytes": None if isinstance(arm.engine, Elsewhere) else peak_memory_bytes(self.target.model.device),
+        }
+
+
+def _steps(out: Generation) -> dict[str, Any]:
+    counts = {"steps": out.steps, "target_forwards": out.steps + 1, "draft_forwards": out.draft_forwards}
+    return {**counts, **{name: getattr(out, name) for name in PER_STEP}, "prefill_s": out.prefill_s}

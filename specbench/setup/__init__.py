@@ -1,0 +1,1 @@
+"""Config becomes typed objects. No other room reads a config object."""

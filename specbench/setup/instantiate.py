@@ -1,0 +1,123 @@
+"""A config node with a `_target_` becomes its object; its mistakes are found beforehand, from the constructor's signature."""
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from specbench.errors import InputError, closest, nearest, one_line
+
+SCALARS = (bool, int, float, str, NoneType)
+CONTAINERS = (list, tuple, dict, Sequence, Mapping)
+
+
+def built(node: DictConfig) -> Any:
+    """Instantiate a checked node. What the constructor says of bad input comes out as itself, anything else as one line."""
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise InputError(f"{node.get('_target_')}: {one_line(error.__cause__ or error)}") from None
+
+
+def check(node: DictConfig, place: str) -> None:
+    """Raises InputError for a class that is not there, a key it does not take, one it lacks, a value of another type."""
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    _check(plain, place)
+
+
+def _check(plain: Mapping[Any, Any], place: str) -> None:
+    target = plain.get("_target_")
+    if target is None:
+        raise InputError(f"{place}: expected a _target_, the class to build; given: {', '.join(map(str, plain)) or 'nothing'}")
+    made = _located(target, place)
+    parameters = inspect.signature(made).parameters
+    given = {key: value for key, value in plain.items() if not key.startswith("_")}
+    for key in given:
+        if key not in parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            near = closest(key, list(parameters)) if parameters else "none"
+            raise InputError(f"{place}.{key}: {target} takes no {key}; the nearest is {near}")
+    for key, one in parameters.items():
+        if one.default is one.empty and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) and key not in given:
+            raise InputError(f"{place}: {target} needs {key}; given: {', '.join(given) or 'nothing'}")
+    check_types(made, given, place)
+
+
+def check_types(made: Any, given: Mapping[Any, Any], place: str) -> None:
+    """Raises InputError for a value that the annotation of a parameter of `made` rules out; nested nodes are checked as well."""
+    hints = _hints(made)
+    for key, value in given.items():
+        if isinstance(value, dict) and "_target_" in value:
+            _check(value, f"{place}.{key}")
+        elif not _fits(value, hints.get(key, Any)):
+            shown = "null" if value is None else value
+            raise InputError(f"{place}.{key}={shown}: expected {_expected(value, hints[key])}")
+
+
+def _located(target: Any, place: str) -> Any:
+    try:
+        with _silent("hydra.utils"):
+            return get_object(target)
+    except Exception as error:
+        module, _, name = str(target).rpartition(".")
+        raise InputError(f"{place}: _target_ {target}: {_why(module, name) or one_line(error)}") from None
+
+
+@contextmanager
+def _silent(logger: str) -> Iterator[None]:
+    """Hydra logs what it also raises; a user's mistake gets one line."""
+    talking = logging.getLogger(logger)
+    before, talking.disabled = talking.disabled, True
+    try:
+        yield
+    finally:
+        talking.disabled = before
+
+
+def _why(module: str, name: str) -> str | None:
+    """Why module.name cannot be had: no such module, one that fails on import, or another name in it."""
+    try:
+        there = [key for key in vars(import_module(module)) if not key.startswith("_")]
+    except ModuleNotFoundError as error:
+        return f"no module {error.name or module}"
+    except Exception as error:
+        return one_line(error)
+    return f"{module} has no {name}; the nearest is {closest(name, there)}" if there else None
+
+
+def _hints(made: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(made.__init__ if inspect.isclass(made) else made)
+    except Exception:  # names that only a type checker sees
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value may be handed to a parameter annotated so; in doubt it may."""
+    kind = get_origin(hint) or hint
+    if kind is Literal:
+        return value in get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if kind in (bool, str, NoneType):
+        return isinstance(value, kind)
+    return not (kind in CONTAINERS and isinstance(value, SCALARS))
+
+
+def _expected(value: Any, hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return nearest(str(value), [str(one) for one in get_args(hint)])
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_expected(value, one) for one in get_args(hint))
+    return "null" if hint is NoneType else getattr(hint, "__name__", str(hint))

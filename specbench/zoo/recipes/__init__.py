@@ -1,0 +1,1 @@
+"""How the embedded models and their drafters were made (make zoo)."""

@@ -1,0 +1,72 @@
+"""The static tree that is worth its nodes: those of a large tree that the target accepts most often on training questions.
+
+    python -m specbench.zoo.recipes.best_tree METHOD [--large NAME] [--nodes N] [--limit QUESTIONS]
+
+Prints conf/tree's YAML of the best 1 to N nodes beside the root, each with the share of steps in which it was accepted. A node is
+accepted only with its parent, so that the most frequent ones make a tree; nodes are added from the most frequent on.
+"""
+
+import argparse
+from collections import Counter
+
+import torch
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import TargetOutput
+from specbench.decoding.loop import generate
+from specbench.decoding.sampling import Sampling
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verified
+from specbench.setup.compose import composed
+from specbench.setup.instantiate import built
+from specbench.setup.objects import questions_of, target_of
+
+NEW_TOKENS = 256
+Path = tuple[int, ...]
+
+
+def counted(drafter: Drafter) -> Counter[Path]:
+    """Makes the drafter count its accepted nodes by their paths of ranks; the empty path counts steps."""
+    seen: Counter[Path] = Counter()
+    observe = drafter.observe
+
+    def counting(state: object, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+        seen[()] += 1
+        if tree.shape is not None:
+            seen.update(tree.shape.paths[node - 1] for node in verified.path[1:])
+        observe(state, tree, out, verified)
+
+    drafter.observe = counting  # type: ignore[method-assign]
+    return seen
+
+
+def frequencies(label: str, large: str, limit: int) -> list[tuple[Path, float]]:
+    """Paths of the large tree, the most accepted first, with their shares of all steps."""
+    choice = [f"method=[{label}]", f"tree@method.{label}.tree={large}"]
+    config = composed(["target=mini", "suite=mini_train", "target.dtype=float32", f"limit={limit}", *choice])
+    target, drafter = target_of(config.target), built(config.method[label])
+    drafter.bind(target.model)
+    target.model.tap(drafter.taps)
+    seen = counted(drafter)
+    sampling = Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=target.model.eos_ids)
+    for question in questions_of(config, built(config.suite), config.limit):
+        prompt = torch.tensor(target.first_prompt(question), device=target.model.device)
+        generate(target.model, drafter, [prompt], sampling)
+    steps = seen.pop(())
+    return [(path, count / steps) for path, count in sorted(seen.items(), key=lambda one: (-one[1], len(one[0]), one[0]))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method")
+    parser.add_argument("--large", default="recycling_2_2_2")
+    parser.add_argument("--nodes", type=int, default=16)
+    parser.add_argument("--limit", type=int, default=8)
+    options = parser.parse_args()
+    print("paths:")
+    for path, share in frequencies(options.method, options.large, options.limit)[: options.nodes]:
+        print(f"  - {list(path)}  # {share:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The recipe of the embedded drafters: Medusa and Hydra heads, EAGLE's layer (for EAGLE-1 and 2) and EAGLE-3's.
+
+    python -m specbench.zoo.recipes.train_heads ZOO [METHOD ...]
+
+Each is trained by `specbench train` on the suite's training dialogues (specbench.zoo.chats) and laid into ZOO/METHOD.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from specbench.cli.parser import console
+from specbench.drafters.checkpoints import OURS
+from specbench.running.progress import TrainingDisplay
+from specbench.setup.compose import composed
+from specbench.training.train import train
+from specbench.training.trainer import LOG
+from specbench.zoo.recipes.chats import COUNT, write_chats
+
+EPOCHS = {"medusa": 1, "hydra_heads": 1, "eagle": 2, "eagle3": 1}
+SHIPPED = (OURS, "config.json", LOG, "curves.png", "README.md")
+SETTINGS = ["target=mini", "target.dtype=bfloat16", "precision=bf16", "muon=0.03", "rate=0.005", "held_out=400"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("zoo", type=Path)
+    parser.add_argument("methods", nargs="*", default=list(EPOCHS))
+    options = parser.parse_args()
+    with TemporaryDirectory() as scratch, TrainingDisplay(console) as display:
+        chats = Path(scratch) / "chats.jsonl"
+        write_chats(chats, COUNT)
+        for method in options.methods:
+            given = [*SETTINGS, f"method={method}", f"epochs={EPOCHS[method]}", f"data={chats}", f"out={scratch}/{method}"]
+            out = train(composed(given, root="train"), display.at)
+            (options.zoo / method).mkdir(exist_ok=True)
+            for name in SHIPPED:
+                shutil.copy(out / name, options.zoo / method / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The recipe of the embedded target: four layers first, doubled without changing a single output, then all eight.
+
+    python -m specbench.zoo.recipes.train_target OUT [--from-stage N]
+
+OUT receives model.safetensors, config.json, the tokenizer and training_log.jsonl: lines of stage, step, tokens, seconds,
+loss and, per task, held-out loss and share of answer tokens predicted.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from specbench.zoo.recipes.batches import batches
+from specbench.zoo.recipes.circuits import install
+from specbench.zoo.recipes.fit import fit, log_line, mini_config
+from specbench.zoo.recipes.tokenizer import build_tokenizer
+
+SEED = 11
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch: layers, smallest dialogue, shares of drills, tokens in all and per step, peak rates and whether they fall."""
+
+    layers: int
+    smallest: float
+    drills: Mapping[str, float]
+    tokens: int
+    step_tokens: int
+    rates: tuple[float, float]
+    falling: bool = False
+
+
+STAGES = (
+    Stage(
+        layers=4, smallest=0.05, drills={"repeat": 0.13, "vocabulary": 0.13, "arithmetic": 0.14},
+        tokens=2_000_000, step_tokens=3072, rates=(0.004, 1e-3),
+    ),
+    Stage(
+        layers=4, smallest=0.2, drills={"facts": 0.15, "arithmetic": 0.08},
+        tokens=4_000_000, step_tokens=4096, rates=(0.008, 2e-3),
+    ),
+    Stage(
+        layers=8, smallest=0.6, drills={"facts": 0.05, "arithmetic": 0.06},
+        tokens=4_000_000, step_tokens=4096, rates=(0.008, 2e-3), falling=True,
+    ),
+    Stage(layers=8, smallest=1.0, drills={}, tokens=1_200_000, step_tokens=4096, rates=(0.004, 1e-3), falling=True),
+)  # fmt: skip
+
+
+def target_config(layers: int) -> LlamaConfig:
+    return mini_config(layers, hidden=256, intermediate=640, heads=4)
+
+
+def deepened(model: LlamaForCausalLM, config: LlamaConfig) -> LlamaForCausalLM:
+    """The same function with twice the layers: after each layer stands a copy of it whose outputs are zero."""
+    deep = LlamaForCausalLM(config)
+    weights = model.state_dict()
+    doubled = {}
+    for name, value in weights.items():
+        if ".layers." not in name:
+            doubled[name] = value
+            continue
+        before, after = name.split(".layers.")
+        number, rest = after.split(".", 1)
+        silent = rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+        doubled[f"{before}.layers.{2 * int(number)}.{rest}"] = value
+        doubled[f"{before}.layers.{2 * int(number) + 1}.{rest}"] = torch.zeros_like(value) if silent else value.clone()
+    deep.load_state_dict(doubled)
+    return deep
+
+
+def answer_loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy over the answer tokens, in nats; the head runs on those rows alone."""
+    hidden = model.model(ids, use_cache=False).last_hidden_state  # (B, T, H)
+    wanted = labels[:, 1:] != -100
+    logits = model.lm_head(hidden[:, :-1][wanted])  # (answer tokens, V)
+    return nn.functional.cross_entropy(logits, labels[:, 1:][wanted])
+
+
+def train_stage(model: LlamaForCausalLM, number: int, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """One stage; a line of the log and a checkpoint now and then."""
+    stage = STAGES[number]
+
+    def note(row: dict) -> None:
+        log_line(out, model, tokenizer, {"stage": number, **row})
+        model.save_pretrained(out)
+
+    def loss_of(ids: Tensor, labels: Tensor, progress: float) -> Tensor:
+        return answer_loss(model, ids, labels)
+
+    stream = batches(tokenizer, stage.step_tokens, SEED + number, stage.smallest, stage.drills)
+    fit(model, stream, loss_of, stage.tokens, stage.rates, stage.falling, note)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--from-stage", type=int, default=0, help="go on from the model in OUT at this stage")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(options.out)
+    model = _trained(options.out) if options.from_stage else _fresh()
+    for number, stage in enumerate(STAGES[options.from_stage :], options.from_stage):
+        if stage.layers != model.config.num_hidden_layers:
+            model = deepened(model, target_config(stage.layers))
+        train_stage(model, number, tokenizer, options.out)
+    model.half().save_pretrained(options.out)
+
+
+def _trained(folder: Path) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def _fresh() -> LlamaForCausalLM:
+    model = LlamaForCausalLM(target_config(STAGES[0].layers))
+    install(model, SEED)
+    return model
+
+
+if __name__ == "__main__":
+    main()

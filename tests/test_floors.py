@@ -1,0 +1,164 @@
+"""Every import runs downwards: the floors of docs/design.md, read from the syntax tree. Imports inside functions count."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from specbench import ROOT
+
+FLOORS = (  # from the ground up; rooms of one floor do not import each other
+    ("errors", "watch"),
+    ("records", "machine"),
+    ("analysis",),
+    ("report",),
+    ("paper",),
+    ("decoding",),
+    ("models",),
+    ("drafters",),
+    ("engine", "exchange"),
+    ("setup",),
+    ("datastore", "training", "diagnose"),
+    ("running",),
+    ("certify", "replay", "compare"),
+    ("cli",),
+    ("zoo", "__main__"),
+)
+METHODS_MAY = ("errors", "decoding", "models", "drafters", "datastore")
+TASKS_MAY = ("errors",)
+LOOSE = 3  # modules that stand in no room
+CONFIG_OBJECTS = ("DictConfig", "ListConfig", "OmegaConf")
+
+
+class Import(NamedTuple):
+    """In `place` (file:line) a module of `importer` imports from `imported`, rooms or top-level packages both."""
+
+    place: str
+    importer: str
+    imported: str
+
+
+def floor_of(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def room_of(module: str) -> str:
+    """specbench.decoding.tree -> decoding; methods.pld -> methods; the package itself is below every floor."""
+    package, _, rest = module.partition(".")
+    return rest.partition(".")[0] if package == "specbench" else package
+
+
+def own_files(root: Path) -> list[Path]:
+    return sorted(file for package in ("specbench", "methods", "tasks") for file in (root / package).rglob("*.py"))
+
+
+def imports_of(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """All of them but those that only a type checker sees."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield node
+        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            yield from imports_of(node)
+
+
+def imported_modules(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif node.module in ("specbench", "methods", "tasks"):
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    else:
+        yield node.module or ""
+
+
+def read_imports(root: Path) -> list[Import]:
+    found = []
+    for file in own_files(root):
+        module = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        for node in imports_of(ast.parse(file.read_text(encoding="utf-8"))):
+            for name in imported_modules(node):
+                if name.partition(".")[0] in ("specbench", "methods", "tasks"):
+                    place = f"{file.relative_to(root)}:{node.lineno}"
+                    found.append(Import(place, room_of(module), room_of(name)))
+    return found
+
+
+def is_wrong(one: Import) -> bool:
+    if one.imported == one.importer or one.imported in ("ROOT", "__version__"):
+        return False
+    if one.importer == "methods":
+        return one.imported not in METHODS_MAY
+    if one.importer == "tasks":
+        return one.imported not in TASKS_MAY
+    if one.imported in ("methods", "tasks"):
+        return one.imported == "methods" or one.importer == "errors"
+    return floor_of(one.imported) >= floor_of(one.importer)
+
+
+def wrong_imports(root: Path) -> list[str]:
+    return [f"{one.place}: {one.importer} imports {one.imported}" for one in read_imports(root) if is_wrong(one)]
+
+
+def config_readers(root: Path) -> list[str]:
+    """Modules outside setup that know a config object."""
+    return [
+        str(file.relative_to(root))
+        for file in own_files(root)
+        if file.parent.name != "setup" and any(name in file.read_text(encoding="utf-8") for name in CONFIG_OBJECTS)
+    ]
+
+
+def test_every_import_runs_downwards():
+    assert wrong_imports(ROOT) == []
+
+
+def test_every_room_has_a_floor():
+    rooms = {file.parent.name for file in (ROOT / "specbench").glob("*/*.py")}
+    assert rooms == {room for floor in FLOORS for room in floor} - {"errors", "watch", "__main__"}
+
+
+def test_few_modules_stand_in_no_room():
+    loose = [file.name for file in (ROOT / "specbench").glob("*.py") if file.name != "__init__.py"]
+    assert len(loose) <= LOOSE, loose
+
+
+def test_setup_alone_reads_config():
+    assert config_readers(ROOT) == []
+
+
+PLANTED = [
+    ("specbench/decoding/tree.py", "from specbench.report.render import render", "decoding imports report"),
+    ("specbench/decoding/tree.py", "def late():\n    import specbench.cli.main", "decoding imports cli"),
+    ("specbench/models/load.py", "from specbench.drafters import network", "models imports drafters"),
+    ("specbench/engine/native.py", "from methods.pld import PromptLookup", "engine imports methods"),
+    ("specbench/engine/native.py", "from specbench import setup", "engine imports setup"),
+    ("specbench/records/files.py", "from specbench.machine.locks import alone", "records imports machine"),
+    ("methods/pld.py", "from specbench.running.execute import execute", "methods imports running"),
+    ("tasks/suite.py", "from specbench.records.trial import Trial", "tasks imports records"),
+]
+
+
+@pytest.mark.parametrize(("file", "line", "said"), PLANTED)
+def test_a_planted_import_is_named(tmp_path, file, line, said):
+    planted = tmp_path / file
+    planted.parent.mkdir(parents=True)
+    planted.write_text(f"import torch\n{line}\n")
+    assert [one.partition(": ")[2] for one in wrong_imports(tmp_path)] == [said]
+
+
+def test_what_only_a_type_checker_sees_does_not_count(tmp_path):
+    planted = tmp_path / "specbench" / "records" / "files.py"
+    planted.parent.mkdir(parents=True)
+    planted.write_text("if TYPE_CHECKING:\n    from specbench.cli.main import main\n")
+    assert wrong_imports(tmp_path) == []
+
+
+def test_a_planted_config_object_is_named(tmp_path):
+    for room in ("setup", "running"):
+        planted = tmp_path / "specbench" / room / "mine.py"
+        planted.parent.mkdir(parents=True)
+        planted.write_text("from omegaconf import DictConfig\n")
+    assert config_readers(tmp_path) == ["specbench/running/mine.py"]
