@@ -33,7 +33,7 @@ from specbench.errors import InputError, one_line, refuse
 from specbench.machine.devices import pick_device, synchronize
 from specbench.models.expand import expanded_config
 from specbench.records.files import write_atomic
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 from specbench.setup.objects import quiet
 
 REPEATS = 5
@@ -72,7 +72,7 @@ def _products(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
 def config_of(shape: str) -> LlamaConfig:
     """Raises InputError for a shape that the mini target does not have."""
     quiet()
-    target = composed(["target=mini"]).target
+    target = compose_run(["target=mini"]).target
     if shape not in target.shapes:
         raise InputError(f"no shape is called {shape}; there are {', '.join(target.shapes)}")
     return expanded_config(LlamaForCausalLM.from_pretrained(ROOT / target.path), target.shapes[shape])

@@ -17,7 +17,7 @@ from specbench.cli.parser import console
 from specbench.records.files import write_atomic
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 from specbench.setup.objects import tokenizer_of
 from tasks.mini.generator import dialogues
 from tasks.mini.suite import Mini
@@ -29,7 +29,7 @@ METHODS = ("pld", "eagle2")
 
 def questions(path: Path, length: int, count: int) -> None:
     """A file for suite=jsonl. Training dialogues stand in front, as many as fit, so that lookups have much to search."""
-    tokenizer, _ = tokenizer_of(composed(["target=mini"]).target)
+    tokenizer, _ = tokenizer_of(compose_run(["target=mini"]).target)
     lines = []
     for number, question in enumerate(Mini(per_task=count).questions()):
         if question.task != TASK:
@@ -59,7 +59,9 @@ def measure(out: Path, lengths: Sequence[int], limit: int, *overrides: str) -> T
         file = out / f"{length}.jsonl"
         questions(file, length, limit)
         chosen = [f"method=[{','.join(METHODS)}]", f"task=[{TASK}]", "suite=jsonl", f"suite.path={file}", f"limit={limit}"]
-        config = composed([*chosen, "check_baseline=false", "sampling.max_new_tokens=64", *overrides, f"out={out / str(length)}"])
+        config = compose_run(
+            [*chosen, "check_baseline=false", "sampling.max_new_tokens=64", *overrides, f"out={out / str(length)}"]
+        )
         with ProgressDisplay(console) as display:
             run = load(whole(execute(config, display)))
         rows = summarise(run)

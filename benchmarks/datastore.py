@@ -103,11 +103,11 @@ def serve_step(store: Path, tokens: int, vocabulary: int) -> Served:
     import torch
 
     from methods.rest import Rest
-    from specbench.setup.compose import composed
+    from specbench.setup.compose import compose_run
     from specbench.setup.instantiate import built
 
     torch.set_num_threads(1)
-    settings = composed(["method=[rest]", f"target.datastore={store}"]).method.rest
+    settings = compose_run(["method=[rest]", f"target.datastore={store}"]).method["rest"]
     before = anonymous()
     drafter: Rest = built(settings)
     target: Any = SimpleNamespace(vocabulary=vocabulary, device=torch.device("cpu"))

@@ -15,7 +15,7 @@ from specbench.records.run_directory import RunDirectory
 from specbench.running.checks import check_drafters
 from specbench.running.execute import Target, built, execute
 from specbench.running.progress import ProgressDisplay
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 from specbench.setup.objects import questions_of, target_of
 
 
@@ -41,7 +41,7 @@ def numbers(text: str) -> list[int]:
 
 def run(out: Path, *overrides: str) -> Path:
     """One run of the mini suite on the embedded target, its run directory."""
-    config = composed([*overrides, "target=mini", "suite=mini", f"out={out}"])
+    config = compose_run([*overrides, "target=mini", "suite=mini", f"out={out}"])
     with ProgressDisplay(console) as display:
         return execute(config, display)
 
@@ -57,7 +57,7 @@ def whole(path: Path) -> Path:
 
 def opened(*overrides: str, limit: int = 1) -> Opened:
     """limit: questions a task. The overrides choose methods, shape, dtype and device."""
-    config = composed(["target=mini", "suite=mini", f"limit={limit}", *overrides])
+    config = compose_run(["target=mini", "suite=mini", f"limit={limit}", *overrides])
     target = target_of(config.target)
     drafters = {str(label): built(settings) for label, settings in config.method.items()}
     check_drafters(drafters, config.target, target.tokenizer)

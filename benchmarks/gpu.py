@@ -42,7 +42,7 @@ from specbench.records.files import write_atomic
 from specbench.report.render import render as render_report
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay, TrainingDisplay
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_certify, compose_run
 
 METHODS = (
     "pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3,lookahead,rest,token_recycling,"
@@ -103,7 +103,7 @@ def certificates(asked: Asked, dtype: str) -> Table:
     folder = Path("results/reference/certificates") / f"{asked.runs.name}-{dtype}"
     if not (folder / FILE).exists():
         with TrainingDisplay(console) as display:
-            certify(composed([*chosen, f"out={folder}"], root="certify"), display.at)
+            certify(compose_certify([*chosen, f"out={folder}"]), display.at)
     return table(read(folder / FILE))
 
 
@@ -123,15 +123,15 @@ def primitives(asked: Asked) -> Table:
 
 
 def roofline(asked: Asked, shape: str) -> Table:
-    return card(composed(asked.on_device(f"target.shape={shape}", _half(asked))), asked.reports / f"cost-{shape}")
+    return card(compose_run(asked.on_device(f"target.shape={shape}", _half(asked))), asked.reports / f"cost-{shape}")
 
 
 def bench(asked: Asked) -> RenderableType:
     """The timed run, then one profiled repeat: timing the phases of a step waits for the device, which costs time itself."""
     chosen = asked.on_device(CHOSEN, f"target.shape={asked.shape}", _half(asked))
-    timed = composed([*chosen, f"limit={asked.limit}", f"out={asked.runs}"])
+    timed = compose_run([*chosen, f"limit={asked.limit}", f"out={asked.runs}"])
     once = ["limit=1", "repeats=1", "profile=true", "check_baseline=false"]
-    phases = composed([*chosen, *once, f"out={asked.runs}-phases"])
+    phases = compose_run([*chosen, *once, f"out={asked.runs}-phases"])
     with ProgressDisplay(console) as display:
         paths = [whole(execute(config, display)) for config in (timed, phases)]
     report, _ = (render_report([path], asked.reports.with_name(path.name)) for path in paths)

@@ -33,7 +33,7 @@ from specbench.decoding.sampling import Sampling, probabilities
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Sampled, Verified
 from specbench.records.files import write_atomic
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 
 LEVELS = {"counted out": 0.005 / 100, "compared": 0.005 / 5}  # of a test in a certificate of twenty methods, four of which draw
 ALONE = {"counted out": 0.005 / 10, "compared": 0.005 / 2}  # in a certificate of one method, whose level is 0.01
@@ -190,8 +190,8 @@ class Miniature:
         return parts[plant.part](plant, seed)
 
     def _drafter(self, plant: Plant) -> Drafter:
-        settings: Any = OmegaConf.to_container(composed([f"method=[{plant.method}]"]).method[plant.method], resolve=True)
-        drafter = drafter_of(settings, self.draft)
+        node = compose_run([f"method=[{plant.method}]"]).method[plant.method]
+        drafter = drafter_of(node, self.draft)
         drafter.bind(self.target)
         self.target.tap(drafter.taps)
         return drafter

@@ -30,7 +30,7 @@ from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 
 SLOWED = 0.05
 POOLED = 5
@@ -53,7 +53,7 @@ def waits(out: Path, chosen: Sequence[str]) -> dict[str, float]:
     pilot = out / "pilot"
     if not RunDirectory(pilot).is_run():
         with ProgressDisplay(console) as display:
-            execute(composed([*chosen, "limit=1", f"out={pilot}"]), display)
+            execute(compose_run([*chosen, "limit=1", f"out={pilot}"]), display)
     sums = load(pilot).frame.groupby("method")[["seconds", "steps"]].sum()
     per_step = (1 / (1 - SLOWED) - 1) * sums["seconds"] / sums["steps"]
     return {"equal": 0.0, "slow": float(per_step["pld"]), "loop": float(per_step[BASELINE])}
@@ -78,9 +78,9 @@ def planted(folder: Path, kind: str, seconds: float) -> Path:
 def beside(root: Path, out: Path, seed: int, chosen: Sequence[str]) -> Comparison:
     """The planted checkout is the new one: it runs as the engine beside, and the sides are exchanged."""
     if not (out / "summary.csv").exists():
-        config = composed([*chosen, f"seed={seed}", f"out={out}", f"engine=[native,{BESIDE}]"])
-        OmegaConf.update(config, f"engine.{BESIDE}.root", str(root))
-        OmegaConf.update(config, f"engine.{BESIDE}.overrides", [word for word in chosen if not word.startswith("limit=")])
+        config = compose_run([*chosen, f"seed={seed}", f"out={out}", f"engine=[native,{BESIDE}]"])
+        other = [word for word in chosen if not word.startswith("limit=")]
+        config = config.with_engine(BESIDE, root=str(root), overrides=other)
         with ProgressDisplay(console) as display:
             execute(config, display)
     return compared_beside(out, exchanged=True)

@@ -2,13 +2,12 @@
 
 from functools import lru_cache
 
-from omegaconf import DictConfig, OmegaConf
-
 from specbench.certify.miniature import drafter_of as made
 from specbench.certify.miniature import noisy
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
-from specbench.setup.compose import CONF, composed
+from specbench.setup.compose import CONF, compose_run
+from specbench.setup.settings import Node
 from tests.tiny import tiny_model
 
 LABELS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -28,10 +27,10 @@ def draft_model_of(architecture: str) -> LanguageModel:
 
 
 @lru_cache
-def _settings(label: str) -> DictConfig:
-    return composed([f"method=[{label}]"]).method[label]
+def _node(label: str) -> Node:
+    return compose_run([f"method=[{label}]"]).method[label]
 
 
 def drafter_of(label: str, architecture: str) -> Drafter:
     """A new drafter as its YAML describes it; a language model in it is a tiny one, checkpoint and datastore are random."""
-    return made(OmegaConf.to_container(_settings(label), resolve=True), draft_model_of(architecture))
+    return made(_node(label), draft_model_of(architecture))

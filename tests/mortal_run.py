@@ -16,7 +16,7 @@ from pathlib import Path
 
 from specbench.errors import InputError, refuse
 from specbench.running.execute import execute
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 from tests.fake_engine import Quiet
 
 
@@ -32,7 +32,7 @@ def main(plan: list[dict]) -> None:
 
 def _run(overrides: list[str]) -> int:
     try:
-        execute(composed(overrides), Quiet())
+        execute(compose_run(overrides), Quiet())
     except InputError as error:
         return refuse(error)
     except Exception:  # a child must not go on as its parent

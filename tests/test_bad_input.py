@@ -15,7 +15,7 @@ from specbench.datastore.build import build
 from specbench.machine.locks import alone
 from specbench.records.run_directory import RunDirectory
 from specbench.running.execute import execute
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 from tests.conftest import Refuse, Tiny, tensors
 from tests.fake_engine import Quiet
 
@@ -155,7 +155,7 @@ def test_a_folder_that_holds_another_run(refuse: Refuse, tiny: Tiny, tmp_path: P
     """Refused for every setting that changes what is measured; not a byte of it changes."""
     monkeypatch.chdir(tmp_path)
     command = tiny.overrides("task=qa", "method=[pld]", "limit=1", "repeats=1", "out=run")
-    execute(composed(command), Quiet())
+    execute(compose_run(command), Quiet())
     other = tiny.model(tmp_path / "other", layers=2, hidden_size=64)
     for change, expected in {
         "limit=2": "its limit is 1, here 2",
@@ -179,14 +179,14 @@ def test_a_run_that_is_still_going_on(refuse: Refuse, tiny: Tiny, tmp_path: Path
     command = tiny.overrides("task=qa", "method=[]", "limit=1", "repeats=1", "out=run")
     with alone(RunDirectory(tmp_path / "run")):
         assert "out=run: another process is writing there" in refuse("run", *command)
-    execute(composed(command), Quiet())
+    execute(compose_run(command), Quiet())
 
 
 def test_a_run_whose_weights_were_exchanged(refuse: Refuse, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = Path(shutil.copytree(tiny.target, tmp_path / "model"))
     command = tiny.overrides("task=qa", "method=[]", "limit=1", "repeats=1", "out=run", f"target.path={folder}")
-    execute(composed(command), Quiet())
+    execute(compose_run(command), Quiet())
     tensors(folder, lambda weights: weights["model.norm.weight"].mul_(2))
     assert "out=run holds another run: its target_sha256 is " in refuse("run", *command, "repeats=2")
 
@@ -197,7 +197,7 @@ def test_a_run_whose_datastore_was_built_again(
     monkeypatch.chdir(tmp_path)
     build([[1, 2, 3]], tmp_path / "store", 1024, None, "a test")
     command = tiny.overrides("task=qa", "method=[rest]", "limit=1", "repeats=1", "out=run", "target.datastore=store")
-    execute(composed(command), Quiet())
+    execute(compose_run(command), Quiet())
     shutil.rmtree(tmp_path / "store")
     build([[1, 2, 4]], tmp_path / "store", 1024, None, "a test")
     assert "out=run holds another run: its datastore of rest is " in refuse("run", *command, "repeats=2")

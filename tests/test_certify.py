@@ -15,7 +15,7 @@ from specbench.certify.token_check import most_wrong
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.records.certificates import FILE, FOLDERS, Certificate, Known, Verdict, known, read
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_certify
 from tests.fake_run import CONFIG, PROVENANCE
 
 SMALL = Miniature(draws=512)
@@ -96,7 +96,7 @@ def overrides(out: Path, *more: str) -> list[str]:
 
 def test_certify_end_to_end(tmp_path: Path) -> None:
     told: list[str] = []
-    config = composed(overrides(tmp_path / "sound", "method=[pld,sps,medusa_typical]"), root="certify")
+    config = compose_certify(overrides(tmp_path / "sound", "method=[pld,sps,medusa_typical]"))
     made, out = certify(config, lambda what, *_: told.append(what))
     assert made.given and {one.method: one.class_ for one in made.greedy} == dict.fromkeys(
         ["autoregressive", "pld", "sps", "medusa_typical"], "exact"
@@ -108,14 +108,14 @@ def test_certify_end_to_end(tmp_path: Path) -> None:
 
 
 def test_a_method_that_is_not_what_it_claims_gets_no_certificate(tmp_path: Path) -> None:
-    config = composed(overrides(tmp_path / "unsound", "method=[self_speculative]", "draws=512"), root="certify")
+    config = compose_certify(overrides(tmp_path / "unsound", "method=[self_speculative]", "draws=512"))
     with rule(AcceptsByP):
         made, _ = certify(config, lambda *_: None)
     assert not made.given and {one.method: one.class_ for one in made.sampled}["self_speculative"] == "bug"
 
 
 def test_typical_acceptance_is_no_excuse_for_a_wrong_end(tmp_path: Path) -> None:
-    config = composed(overrides(tmp_path / "endless", "method=[medusa_typical]"), root="certify")
+    config = compose_certify(overrides(tmp_path / "endless", "method=[medusa_typical]"))
     with patch("specbench.certify.token_check._ends_well", return_value=False):
         made, _ = certify(config, lambda *_: None)
     assert {one.method: one.class_ for one in made.sampled}["medusa_typical"] == "bug"
@@ -123,14 +123,14 @@ def test_typical_acceptance_is_no_excuse_for_a_wrong_end(tmp_path: Path) -> None
 
 
 def test_a_baseline_that_stops_is_untested_and_no_traceback(tmp_path: Path) -> None:
-    config = composed(overrides(tmp_path / "stopped", "method=[pld]"), root="certify")
+    config = compose_certify(overrides(tmp_path / "stopped", "method=[pld]"))
     with patch("specbench.certify.certify.followed", side_effect=RuntimeError("out of memory")):
         made, _ = certify(config, lambda *_: None)
     assert {one.class_ for one in [*made.greedy, *made.sampled]} == {"untested"} and not made.given
 
 
 def test_an_architecture_without_a_miniature_is_only_followed(tmp_path: Path) -> None:
-    config = composed(overrides(tmp_path / "odd", "method=[pld]"), root="certify")
+    config = compose_certify(overrides(tmp_path / "odd", "method=[pld]"))
     with patch("specbench.certify.certify.miniature", side_effect=ValueError("no such thing")):
         made, out = certify(config, lambda *_: None)
     assert made.given and "pld was not counted out, only followed" in (out / "certificate.md").read_text()
@@ -139,11 +139,11 @@ def test_an_architecture_without_a_miniature_is_only_followed(tmp_path: Path) ->
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     with pytest.raises(InputError, match="expected an interrupted certificate's folder"):
-        certify(composed(overrides(tmp_path), root="certify"), lambda *_: None)
+        certify(compose_certify(overrides(tmp_path)), lambda *_: None)
 
 
 def test_a_method_that_stops_gets_no_certificate_and_the_others_are_judged(tmp_path: Path) -> None:
-    config = composed(overrides(tmp_path / "stopped", "method=[pld]"), root="certify")
+    config = compose_certify(overrides(tmp_path / "stopped", "method=[pld]"))
     with patch("methods.pld.PromptLookup.propose", side_effect=ValueError("out of ideas")):
         made, out = certify(config, lambda *_: None)
     assert {one.method: one.class_ for one in made.greedy} == {"autoregressive": "exact", "pld": "untested"}
@@ -154,12 +154,12 @@ def test_a_method_that_stops_gets_no_certificate_and_the_others_are_judged(tmp_p
 def test_an_interrupted_certificate_goes_on(tmp_path: Path) -> None:
     asked = overrides(tmp_path, "method=[pld,medusa_typical]")
     with patch("methods.medusa.Medusa.propose", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
-        certify(composed(asked, root="certify"), lambda *_: None)
+        certify(compose_certify(asked), lambda *_: None)
     assert not (tmp_path / FILE).exists()
     with pytest.raises(InputError, match="holds verdicts of another target"):
-        certify(composed([*asked, "seed=1"], root="certify"), lambda *_: None)
+        certify(compose_certify([*asked, "seed=1"]), lambda *_: None)
     told: list[str] = []
-    made, _ = certify(composed(asked, root="certify"), lambda what, *_: told.append(what))
+    made, _ = certify(compose_certify(asked), lambda what, *_: told.append(what))
     assert "pld greedy: text" not in told and "medusa_typical greedy: text" in told
     assert [one.class_ for one in made.greedy] == ["exact"] * 3 and sorted(path.name for path in tmp_path.iterdir()) == [
         "certificate.json",
@@ -177,19 +177,19 @@ def test_an_interrupted_certificate_goes_on(tmp_path: Path) -> None:
 def test_what_could_show_nothing_is_refused_at_once(tmp_path: Path, more: list[str], message: str) -> None:
     told: list[str] = []
     with pytest.raises(InputError, match=message):
-        certify(composed(overrides(tmp_path, *more), root="certify"), lambda what, *_: told.append(what))
+        certify(compose_certify(overrides(tmp_path, *more)), lambda what, *_: told.append(what))
     assert not told
 
 
 def test_a_certificate_is_not_written_over(tmp_path: Path) -> None:
     certificate().write(tmp_path)
     with pytest.raises(InputError, match="holds a certificate already"):
-        certify(composed(overrides(tmp_path), root="certify"), lambda *_: None)
+        certify(compose_certify(overrides(tmp_path)), lambda *_: None)
 
 
 def test_a_bug_of_the_engine_itself_is_no_rounding(tmp_path: Path) -> None:
     """What texts are held against must not come from the code that wrote them."""
-    config = composed(overrides(tmp_path / "shifted", "method=[pld]", "limit=2", "sampling.max_new_tokens=48"), root="certify")
+    config = compose_certify(overrides(tmp_path / "shifted", "method=[pld]", "limit=2", "sampling.max_new_tokens=48"))
     with shifted():
         made, _ = certify(config, lambda *_: None)
     assert {one.method: one.class_ for one in made.greedy} == {"autoregressive": "exact", "pld": "bug"}
@@ -209,11 +209,11 @@ def test_a_bug_of_the_engine_itself_is_no_rounding(tmp_path: Path) -> None:
 )
 def test_bad_input_of_certify_is_one_line(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises((InputError, OSError), match=message):
-        certify(composed(overrides(tmp_path, override), root="certify"), lambda *_: None)
+        certify(compose_certify(overrides(tmp_path, override)), lambda *_: None)
 
 
 def test_texts_of_one_token_are_followed(tmp_path: Path) -> None:
-    made, _ = certify(composed(overrides(tmp_path, "sampling.max_new_tokens=1", "method=[]"), root="certify"), lambda *_: None)
+    made, _ = certify(compose_certify(overrides(tmp_path, "sampling.max_new_tokens=1", "method=[]")), lambda *_: None)
     assert made.given
 
 

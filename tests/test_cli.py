@@ -8,14 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from specbench import ROOT
 from specbench.records.run_directory import RunDirectory
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay
 from specbench.running.sweep import sweep, values_of
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 from tests.conftest import Cli, Tiny
 from tests.fake_engine import Quiet
 
@@ -80,7 +79,7 @@ def test_a_run_prints_its_table_and_leaves_its_files(cli: Cli, tiny: Tiny, tmp_p
 def test_limit_and_seed_draw_the_questions(tiny: Tiny, tmp_path: Path) -> None:
     def asked(name: str, *overrides: str) -> dict[str, set]:
         command = tiny.overrides("task=[mt_bench,qa]", "method=[]", "repeats=1", "suite.per_task=16", "sampling.max_new_tokens=1")
-        execute(composed([*command, *overrides, f"out={tmp_path / name}"]), Quiet())
+        execute(compose_run([*command, *overrides, f"out={tmp_path / name}"]), Quiet())
         trials = RunDirectory(tmp_path / name).trials()
         return {task: {trial.question_id for trial in trials if trial.task == task} for task in ("mt_bench", "qa")}
 
@@ -110,7 +109,7 @@ def test_random_weights_speak_with_the_embedded_tokenizer(tmp_path: Path) -> Non
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, **heads}
     sizes = [f"target{draft}.config.{key}={value}" for key, value in small.items() for draft in ("", ".draft")]
     command = ["target=vicuna_7b", "target.weights=random", *sizes, "task=mt_bench", "limit=1", "repeats=1", "threads=1"]
-    execute(composed([*command, "sampling.max_new_tokens=8", f"out={tmp_path / 'run'}"]), Quiet())
+    execute(compose_run([*command, "sampling.max_new_tokens=8", f"out={tmp_path / 'run'}"]), Quiet())
     trials = RunDirectory(tmp_path / "run").trials()
     assert len(trials) == 6 and not any(trial.failed for trial in trials)
     assert max(max(trial.output_ids or []) for trial in trials) >= 1024
@@ -264,7 +263,7 @@ def test_a_sweep_that_is_stopped_says_how_it_goes_on(cli: Cli, monkeypatch: pyte
 
 
 def test_what_the_command_line_gives_is_not_swept() -> None:
-    swept = OmegaConf.create({"sampling": {"temperature": [0, 1]}, "target.dtype": ["float32", "bfloat16"]})
+    swept = {"sampling": {"temperature": [0, 1]}, "target.dtype": ["float32", "bfloat16"]}
     assert values_of(swept, ["target.dtype=float32", "limit=1"]) == ["sampling.temperature=0,1"]
 
 

@@ -7,24 +7,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from omegaconf import OmegaConf
 
 from specbench.errors import InputError
-from specbench.setup.compose import GROUPS, LISTS, composed, options
+from specbench.setup.compose import GROUPS, LISTS, compose_run, options
 from specbench.setup.instantiate import built, check
-from specbench.setup.rules import check_values
+from specbench.setup.objects import check_values
 
 
 def refusal(*overrides: str, config_dir: Path | None = None) -> str:
     with pytest.raises(InputError) as error:
-        check_values(composed(overrides, config_dir))
+        check_values(compose_run(overrides, config_dir))
     return " ".join(str(error.value).split())
 
 
 def test_the_default_is_the_embedded_target_on_all_tasks() -> None:
-    config = composed([])
+    config = compose_run([])
     assert config.target.name == "mini" and config.suite["_target_"].endswith("Mini")
-    assert list(config.method) == ["autoregressive", "pld", "sps"] and len(config.task) == 6
+    assert list(config.method) == ["autoregressive", "pld", "sps"] and len(config.tasks) == 6
     check_values(config)
 
 
@@ -33,19 +32,19 @@ def test_the_default_is_the_embedded_target_on_all_tasks() -> None:
     [("pld", {"pld"}), ("[pld,sps_confidence]", {"pld", "sps_confidence"}), ("[]", set())],
 )
 def test_autoregressive_is_always_among_the_methods(given: str, labels: set[str]) -> None:
-    assert set(composed([f"method={given}"]).method) == {"autoregressive", *labels}
+    assert set(compose_run([f"method={given}"]).method) == {"autoregressive", *labels}
 
 
 def test_interpolations_are_filled_in() -> None:
-    config = composed(["target.device=cpu", "profile=true", "method=[sps]"])
-    assert config.method.sps.draft.device == "cpu" and config.engine.native.profile is True
+    config = compose_run(["target.device=cpu", "profile=true", "method=[sps]"])
+    assert config.method["sps"]["draft"]["device"] == "cpu" and config.engine["native"]["profile"] is True
 
 
 @pytest.mark.parametrize("group", [group for group in GROUPS if group != "experiment"])
 def test_every_choice_there_is_can_be_composed(group: str) -> None:
     choices = [f"[{','.join(options(group))}]"] if group in LISTS else options(group)
     for choice in choices:
-        check_values(composed([f"{group}={choice}"]))
+        check_values(compose_run([f"{group}={choice}"]))
 
 
 @pytest.mark.parametrize(
@@ -90,16 +89,16 @@ def test_every_choice_there_is_can_be_composed(group: str) -> None:
         ("sampling.temperature=-1", "sampling.temperature=-1: expected 0 (greedy), or a number from 0.001 to 1000"),
         ("sampling.top_p=0", "sampling.top_p=0: expected a number above 0, at most 1"),
         ("sampling.top_k=0.5", "sampling.top_k=0.5: expected a whole number, at least 0"),
-        ("method.sps.draft_tokens=x", "method.sps.draft_tokens=x: expected int"),
+        ("method.sps.draft_tokens=x", "method.sps.draft_tokens=x: expected a whole number"),
         ("sampling.max_new_tokens=0", "sampling.max_new_tokens=0: expected a whole number, at least 1"),
         ("+method.pld.size=4", "method.pld.size: methods.pld.PromptLookup takes no size; the nearest is filler"),
         ("~method.pld.length", "method.pld: methods.pld.PromptLookup needs length; given: max_ngram, "),
-        ("method.pld.length=ten", "method.pld.length=ten: expected int"),
-        ("method.pld.filler=x", "method.pld.filler=x: expected int or null"),
+        ("method.pld.length=ten", "method.pld.length=ten: expected a whole number"),
+        ("method.pld.filler=x", "method.pld.filler=x: expected a whole number or null"),
         ("method.pld.match=lst", "method.pld.match=lst: expected last or first"),
-        ("method.sps.draft.device=3", "method.sps.draft.device=3: expected str"),
-        ("engine.native.profile=1", "engine.native.profile=1: expected bool"),
-        ("suite.per_task=many", "suite.per_task=many: expected int"),
+        ("method.sps.draft.device=3", "method.sps.draft.device=3: expected text"),
+        ("engine.native.profile=1", "engine.native.profile=1: expected true or false"),
+        ("suite.per_task=many", "suite.per_task=many: expected a whole number"),
         ("method.pld._target_=methods.pld.PromptLokup", "methods.pld has no PromptLokup; the nearest is PromptLookup"),
         ("method.pld._target_=methods.dlp.PromptLookup", "_target_ methods.dlp.PromptLookup: no module methods.dlp"),
         ("method.pld._target_=PromptLookup", "method.pld: _target_ PromptLookup: "),
@@ -133,7 +132,7 @@ PLD = "_target_: methods.pld.PromptLookup\nmax_ngram: 3\nmin_ngram: 1\nmatch: la
             f"# @package method.brought\n{PLD}lenght: 4\n",
             "method.brought.lenght: methods.pld.PromptLookup takes no lenght; the nearest is length",
         ),
-        (f"# @package method.brought\n{PLD}length: ???\n", "method.brought.length=???: expected int"),
+        (f"# @package method.brought\n{PLD}length: ???\n", "method.brought.length=???: expected a whole number"),
         (
             f"# @package method.brought\n{PLD}length: ${{target.heads}}\n",
             "method.brought.length: Interpolation key 'target.heads' not found",
@@ -155,7 +154,7 @@ def test_a_mistake_in_a_yaml_brought_along_is_named(tmp_path: Path, text: str | 
 
 def test_a_broken_yaml_that_nobody_chose_does_no_harm(tmp_path: Path) -> None:
     write(tmp_path, "method/brought.yaml", "# @package method.brought\n[\n")
-    composed(["method=pld"], tmp_path)
+    compose_run(["method=pld"], tmp_path)
 
 
 def test_a_target_brought_along_must_be_complete(tmp_path: Path) -> None:
@@ -176,7 +175,7 @@ class Sample:
 
 def node(**changes: Any) -> Any:
     values = {"_target_": f"{__name__}.Sample", "count": 1, "share": 1, "kind": "a", "names": ["x"], **changes}
-    return OmegaConf.create({key: value for key, value in values.items() if value != "left out"})
+    return {key: value for key, value in values.items() if value != "left out"}
 
 
 def test_a_node_that_fits_its_class_is_built() -> None:
@@ -188,12 +187,12 @@ def test_a_node_that_fits_its_class_is_built() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"count": 1.5}, "here.count=1.5: expected int"),
-        ({"count": True}, "here.count=True: expected int"),
-        ({"share": "much"}, "here.share=much: expected float"),
+        ({"count": 1.5}, "here.count=1.5: expected a whole number"),
+        ({"count": True}, "here.count=True: expected a whole number"),
+        ({"share": "much"}, "here.share=much: expected a number"),
         ({"kind": "c"}, "here.kind=c: expected a or b"),
-        ({"names": "x"}, "here.names=x: expected list"),
-        ({"more": 3}, "here.more=3: expected Mapping or null"),
+        ({"names": "x"}, "here.names=x: expected a list"),
+        ({"more": 3}, "here.more=3: expected a mapping or null"),
         ({"count": "left out"}, "here: tests.test_compose.Sample needs count; given: share, kind, names"),
     ],
 )
@@ -217,6 +216,13 @@ def test_a_yaml_brought_along_may_not_have_a_name_of_ours(tmp_path: Path) -> Non
 
 
 def test_an_experiment_has_the_last_word_but_for_the_command_line() -> None:
-    assert composed(["experiment=temperature_sweep"]).repeats == 5
-    assert composed(["experiment=temperature_sweep", "repeats=2"]).repeats == 2
-    assert set(composed(["experiment=temperature_sweep"]).method) == {"autoregressive", "pld", "sps", "medusa", "eagle", "eagle2"}
+    assert compose_run(["experiment=temperature_sweep"]).repeats == 5
+    assert compose_run(["experiment=temperature_sweep", "repeats=2"]).repeats == 2
+    assert set(compose_run(["experiment=temperature_sweep"]).method) == {
+        "autoregressive",
+        "pld",
+        "sps",
+        "medusa",
+        "eagle",
+        "eagle2",
+    }

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from specbench.diagnose import roofline as cost
 from specbench.diagnose.roofline import measure, table, weight_bytes, write
 from specbench.errors import InputError
 from specbench.records.run_directory import RunDirectory
+from specbench.setup.compose import compose_run
 from tests.tiny import SHAPE, VOCABULARY, tiny_language_model, tiny_model
 
 
@@ -106,13 +106,13 @@ def test_card_on_disk(frame, tmp_path):
 
 def test_card_of_a_configured_target(monkeypatch, tmp_path, frame):
     target = SimpleNamespace(name="tiny", model=tiny_language_model())
-    monkeypatch.setattr("specbench.setup.objects.target_of", lambda settings: target)
+    monkeypatch.setattr("specbench.diagnose.roofline.target_of", lambda settings: target)
     monkeypatch.setattr(cost, "measure", lambda model: frame)
-    settings = {"weights": "random", "config": {"a": 1}, "shape": "7b"}
-    made = cost.card(OmegaConf.create({"target": settings, "threads": None}), tmp_path)
+    settings = compose_run(["target.weights=random", "target.config={a: 1}", "target.shape=7b"])
+    made = cost.card(settings, tmp_path)
     assert str(made.title).startswith("One forward of tiny, expanded to 7b, random weights\nfloat64 on ")
     said = json.loads((tmp_path / "run.json").read_text())
-    assert (said["target"], said["settings"]) == ("tiny", settings)
+    assert (said["target"], said["settings"]) == ("tiny", settings.recorded["target"])
     RunDirectory(tmp_path).write_config({})
     with pytest.raises(InputError, match="holds a run; choose another folder"):
-        cost.card(OmegaConf.create({"target": {"weights": "random"}, "threads": None}), tmp_path)
+        cost.card(compose_run([]), tmp_path)

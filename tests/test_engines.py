@@ -15,7 +15,7 @@ from specbench.errors import InputError
 from specbench.records.trial import PER_STEP
 from specbench.running import execute as runs
 from specbench.running.schedule import arms_of
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 from tests.methods_under_test import drafter_of, target_of
 from tests.tiny import SHAPE, prompts
 
@@ -130,7 +130,7 @@ class Silent:
 def test_records_of_the_peer_leave_the_steps_null(tmp_path: Path) -> None:
     llama = {"model_type": "llama", **SHAPE, "vocab_size": 1024, "num_hidden_layers": 2, "max_position_embeddings": 2048}
     written = "{" + ",".join(f"{key}:{value}" for key, value in llama.items()) + "}"
-    config = composed(
+    config = compose_run(
         [
             *("target.weights=random", f"target.config={written}", f"target.draft.config={written}"),
             *("target.dtype=float64", "target.draft.dtype=float64", "target.device=cpu"),

@@ -13,7 +13,7 @@ import torch
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 from tests.methods_under_test import LABELS, drafter_of, target_of
 from tests.tiny import ARCHITECTURES, prompts
 
@@ -147,4 +147,4 @@ def test_the_outputs_end_in_both_ways() -> None:
 
 def test_a_yaml_puts_itself_under_its_own_name() -> None:
     for label in LABELS:
-        assert set(composed([f"method=[{label}]"]).method) == {"autoregressive", label}
+        assert set(compose_run([f"method=[{label}]"]).method) == {"autoregressive", label}

@@ -15,7 +15,7 @@ from specbench.paper.matching import matching, measured
 from specbench.paper.published import SURVEY, leaderboard, published
 from specbench.paper.render import render
 from specbench.running.sweep import values_of
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 from tests.conftest import Cli
 from tests.fake_run import CONFIG, made_up_trials, write_run
 
@@ -126,8 +126,8 @@ def test_the_command(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     [("survey", 1), ("survey_temperature", 6), ("survey_scale", 3), ("survey_precision", 2)],
 )
 def test_the_survey_s_experiments_compose(experiment: str, jobs: int) -> None:
-    config = composed([f"experiment={experiment}"])
-    assert config.suite._target_ == "tasks.spec_bench.SpecBench"
+    config = compose_run([f"experiment={experiment}"])
+    assert config.suite["_target_"] == "tasks.spec_bench.SpecBench"
     assert config.target.dtype == ("auto" if experiment == "survey_precision" else "float16")
     swept = values_of(config.sweep, [f"experiment={experiment}"])
     assert sum(len(one.split("=")[1].split(",")) for one in swept) == (jobs if jobs > 1 else 0)

@@ -17,7 +17,7 @@ from specbench import ROOT
 from specbench.records.run_directory import RunDirectory
 from specbench.running.execute import execute
 from specbench.running.resume import SAME, open_run
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 from tests.conftest import Tiny
 from tests.fake_engine import Quiet
 
@@ -80,13 +80,13 @@ def short(tiny: Tiny, *more: str) -> list[str]:
 
 def test_a_torn_last_line_is_run_again(tiny: Tiny, tmp_path: Path) -> None:
     command = short(tiny, "repeats=1", f"out={tmp_path / 'run'}")
-    execute(composed(command), Quiet())
+    execute(compose_run(command), Quiet())
     before = rows(tmp_path / "run")
     for file in ("trials.jsonl", "prompts.jsonl", "texts.jsonl"):
         data = (tmp_path / "run" / file).read_bytes()
         (tmp_path / "run" / file).write_bytes(data[:-20])
     watcher = Quiet()
-    execute(composed(command), watcher)
+    execute(compose_run(command), watcher)
     assert watcher.began == [(6, 5)] and len(watcher.trials) == 1
     assert [told(row) for row in rows(tmp_path / "run")] == [told(row) for row in before]
     assert len(RunDirectory(tmp_path / "run").prompts()) == 3
@@ -94,14 +94,14 @@ def test_a_torn_last_line_is_run_again(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_a_run_killed_between_its_first_files_goes_on(tiny: Tiny, tmp_path: Path) -> None:
     command = short(tiny, "repeats=1", f"out={tmp_path / 'run'}")
-    execute(composed(command), Quiet())
+    execute(compose_run(command), Quiet())
     (tmp_path / "run" / "run.json").unlink()
     (tmp_path / "run" / ".run.json.x1y2").write_text("{")
-    execute(composed(command), Quiet())
+    execute(compose_run(command), Quiet())
     assert RunDirectory(tmp_path / "run").provenance()["dtype"] == "float32"
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / ".config.yaml.x1y2").write_text("target: ")
-    execute(composed([*command[:-1], f"out={tmp_path / 'half'}"]), Quiet())
+    execute(compose_run([*command[:-1], f"out={tmp_path / 'half'}"]), Quiet())
     assert len(rows(tmp_path / "half")) == 6
 
 
@@ -111,7 +111,7 @@ def test_a_run_is_extended_by_methods_engines_and_repeats(tiny: Tiny, tmp_path: 
 
     def new(*overrides: str) -> Counter[tuple[str, int]]:
         watcher = Quiet()
-        execute(composed([*tiny.overrides("task=[mt_bench,qa]", "limit=1"), *overrides]), watcher)
+        execute(compose_run([*tiny.overrides("task=[mt_bench,qa]", "limit=1"), *overrides]), watcher)
         return Counter((trial.method, trial.repeat) for trial in watcher.trials)
 
     assert new("method=[pld]", "repeats=1", "out=run") == {("autoregressive", 0): 3, ("pld", 0): 3}

@@ -11,7 +11,7 @@ import pytest
 
 from specbench.drafters.skip_sets import skip_set_for
 from specbench.drafters.skipping import SkipSet
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_train
 from specbench.training.calibration import Found
 from specbench.training.search import AT_RANDOM, Search
 from specbench.training.train import train
@@ -114,7 +114,7 @@ def test_what_was_found_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> None
 
 
 def test_a_finished_search_is_left_as_it_is(tiny: Tiny, tmp_path: Path) -> None:
-    config = composed(overrides(tiny, tmp_path / "found"), root="train")
+    config = compose_train(overrides(tiny, tmp_path / "found"))
     before = tried(train(config, lambda *_: None))
     assert tried(train(config, lambda *_: pytest.fail("nothing is left to do"))) == before
 

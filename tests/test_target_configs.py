@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -10,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from specbench import ROOT
 from specbench.drafters.skip_sets import skip_set_for
 from specbench.models.expand import expanded_config
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 
 CONF = ROOT / "conf" / "target"
 KEYS = {
@@ -113,21 +115,21 @@ SHAPED = {  # the embedded target at a shape, its draft model; as published
 
 @pytest.mark.parametrize("shape", SHAPED)
 def test_the_embedded_target_expands_to_the_published_size(shape: str) -> None:
-    target = composed([f"target.shape={shape}"]).target
-    assert (expanded_size(target.path, target.shapes[shape]), expanded_size(target.draft.path, target.draft.shape)) == SHAPED[
-        shape
-    ]
-    assert target.draft.dtype == "auto"
+    target = compose_run([f"target.shape={shape}"]).target
+    assert target.path and target.draft
+    sizes = expanded_size(target.path, target.sizes), expanded_size(target.draft["path"], target.draft["shape"])
+    assert sizes == SHAPED[shape]
+    assert target.draft["dtype"] == "auto"
 
 
-def expanded_size(path: str, shape: DictConfig) -> int:
+def expanded_size(path: str, shape: Mapping[str, int]) -> int:
     model = AutoModelForCausalLM.from_pretrained(ROOT / path)
     with torch.device("meta"):
-        large = AutoModelForCausalLM.from_config(expanded_config(model, OmegaConf.to_container(shape)))  # type: ignore[arg-type]
+        large = AutoModelForCausalLM.from_config(expanded_config(model, shape))
     return sum(parameter.numel() for parameter in large.parameters())
 
 
 def test_without_such_a_shape_the_draft_model_stays_as_it_is() -> None:
     for overrides in ([], ["target.shape=100m"]):
-        draft = composed(overrides).target.draft
-        assert (draft.shape, draft.dtype) == (None, "float32")
+        draft = compose_run(overrides).target.draft
+        assert draft and (draft["shape"], draft["dtype"]) == (None, "float32")

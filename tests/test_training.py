@@ -25,7 +25,7 @@ from specbench.errors import InputError
 from specbench.models.load import load_model
 from specbench.models.target import Target
 from specbench.models.texts import Text, answered, read_texts
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_train
 from specbench.training.train import train
 from specbench.training.trainer import Batches, lesson_of
 from tasks.question import Question
@@ -186,13 +186,13 @@ def weights(folder: Path) -> bytes:
 def test_a_killed_training_goes_on_and_ends_alike(tiny: Tiny, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    whole = train(composed(overrides(tiny, tmp_path / "whole"), root="train"), lambda *_: None)
+    whole = train(compose_train(overrides(tiny, tmp_path / "whole")), lambda *_: None)
 
     def killer(what: str, done: int, of: int, *row: dict) -> None:
         if what == "training" and done == 5:
             raise KeyboardInterrupt
 
-    config = composed(overrides(tiny, tmp_path / "killed"), root="train")
+    config = compose_train(overrides(tiny, tmp_path / "killed"))
     with pytest.raises(KeyboardInterrupt):
         train(config, killer)
     seen: list[int] = []
@@ -215,7 +215,7 @@ def test_two_processes_train_one_network(tiny: Tiny, tmp_path: Path) -> None:
     done = subprocess.run([*command, str(program), "train", *given], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line) for line in (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()]
-    alone = train(composed(overrides(tiny, tmp_path / "alone", "eagle"), root="train"), lambda *_: None)
+    alone = train(compose_train(overrides(tiny, tmp_path / "alone", "eagle")), lambda *_: None)
     steps = [json.loads(line)["step"] for line in (alone / "training_log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == -(-steps[-1] // 2), "twice as much in a step"
     assert (tmp_path / "out" / "model.safetensors").is_file() and done.stdout.count("checkpoint:") == 1

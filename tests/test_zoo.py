@@ -12,7 +12,7 @@ from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.models.chat import answer_text, render
 from specbench.models.load import load_model, load_tokenizer
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 from specbench.setup.instantiate import built
 from specbench.setup.objects import target_of
 from specbench.zoo.recipes import best_tree
@@ -69,7 +69,7 @@ LEAST = {
 @pytest.mark.parametrize("label", list(LEAST))
 def test_the_embedded_drafters_know_their_target(label: str) -> None:
     """On held-out questions."""
-    config = composed([f"method=[{label}]", "target.dtype=float32", "target.device=cpu"])
+    config = compose_run([f"method=[{label}]", "target.dtype=float32", "target.device=cpu"])
     target, drafter = target_of(config.target), built(config.method[label])
     drafter.bind(target.model)
     target.model.tap(drafter.taps)
@@ -127,7 +127,7 @@ DRAFT = "{hidden_size: 256, num_attention_heads: 4, vocab_size: 3000}"
 
 def written(*overrides: str) -> dict[str, list[tuple[list[int], list[int], list[int]]]]:
     """By method, of first turns: output ids, draft nodes and accepted tokens of every step."""
-    config = composed([f"method=[{','.join(METHODS)}]", "target.dtype=float32", "target.device=cpu", *overrides])
+    config = compose_run([f"method=[{','.join(METHODS)}]", "target.dtype=float32", "target.device=cpu", *overrides])
     target = target_of(config.target)
     prompts = [torch.tensor(target.first_prompt(question)) for question in Mini(per_task=1).questions()]
     sampling = Sampling(max_new_tokens=24, stop_token_ids=target.model.eos_ids)

@@ -6,69 +6,50 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from specbench.certify import enumeration, permutation
 from specbench.certify.miniature import drafter_of, miniature
 from specbench.certify.tables import markdown
 from specbench.certify.texts import Asked
 from specbench.certify.token_check import followed, most_wrong
-from specbench.decoding.drafter import Drafter
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError, one_line
 from specbench.machine.locks import alone
-from specbench.models.load import load_model
 from specbench.records.certificates import FILE, UNFINISHED, Certificate, Unfinished, Verdict
 from specbench.records.files import write_atomic
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
 from specbench.running.checks import check_drafters, check_prompts
 from specbench.running.resume import stamped
-from specbench.setup.instantiate import built, check, check_types
-from specbench.setup.objects import prints, questions_of, quiet, target_of, tokenizer_of
+from specbench.setup.instantiate import built, check
+from specbench.setup.objects import check_methods, drafters_of, prints, questions_of, quiet, target_of, tokenizer_of
 from specbench.setup.provenance import provenance
-from specbench.setup.rules import LOADING, RULES, SHARED_RULES, WHOLE, Rules, check_rules, plain_config
+from specbench.setup.settings import CertifySettings
 from specbench.watch import Watch
 
 Findings = tuple[list[str], dict[str, Any]]  # what is wrong, and the figures behind it
 Part = Callable[[], Findings]
-LEAST_LEVEL = 0.0001  # a permutation test takes the longer the lower it is
-OWN_RULES: Rules = {
-    **{name: rule for name, rule in RULES.items() if name.startswith("sampling.")},
-    "sampling.temperature": (lambda value: type(value) in (int, float) and 0.01 <= value <= 10, "a number from 0.01 to 10"),
-    "level": (
-        lambda value: type(value) is float and LEAST_LEVEL <= value < 1,
-        f"a probability, at least {LEAST_LEVEL} and below 1",
-    ),
-    "draws": (lambda value: type(value) is int and value >= 256, "a whole number, at least 256"),
-    "samples": (lambda value: type(value) is int and value >= 8, "a whole number, at least 8"),
-    "tokens": WHOLE,
-}
 
 
-def certify(config: DictConfig, watch: Watch) -> tuple[Certificate, Path]:
+def certify(settings: CertifySettings, watch: Watch) -> tuple[Certificate, Path]:
     """The certificate and its folder. Raises InputError; KeyboardInterrupt with the folder once that is written to."""
     quiet()
-    check_rules(config, SHARED_RULES | OWN_RULES)
-    check_types(load_model, {key: config.target[key] for key in LOADING}, "target")
-    for label, settings in config.method.items():
-        check(settings, f"method.{label}")
-    check(config.suite, "suite")
-    out = _unused(config)
-    if BASELINE not in config.method:
+    check_methods(settings.method)
+    check(settings.suite, "suite")
+    out = _unused(settings)
+    if BASELINE not in settings.method:
         raise InputError(f"method: {BASELINE} is missing, which all are held against")
-    suite = built(config.suite)
-    questions = questions_of(config, suite, config.limit)
-    drafters: dict[str, Drafter] = {str(label): built(settings) for label, settings in config.method.items()}
-    check_drafters(drafters, config.target, tokenizer_of(config.target)[0])
+    suite = built(settings.suite)
+    questions = questions_of(settings, suite, settings.limit)
+    drafters = drafters_of(settings.method)
+    check_drafters(drafters, settings.target, tokenizer_of(settings.target)[0])
     out.mkdir(parents=True, exist_ok=True)  # one that cannot be written to is told of now
-    target = target_of(config.target)
+    target = target_of(settings.target)
     check_prompts(questions, target)
-    about = provenance(target.model.device) | prints(config, target, suite, drafters)
-    tests = _Tests(Asked(config, target, drafters, questions, watch))
+    about = provenance(target.model.device) | prints(settings, target, suite, drafters)
+    tests = _Tests(Asked(settings, target, drafters, questions, watch))
     tests.check_enough()
     with alone(RunDirectory(out)):
-        unfinished = Unfinished(out, plain_config(config), about)
+        unfinished = Unfinished(out, settings.recorded, about)
         try:
             made = tests.certificate(about, unfinished)
         except KeyboardInterrupt:
@@ -79,11 +60,11 @@ def certify(config: DictConfig, watch: Watch) -> tuple[Certificate, Path]:
     return made, out
 
 
-def _unused(config: DictConfig) -> Path:
+def _unused(settings: CertifySettings) -> Path:
     """Where no certificate lies yet."""
-    if config.out is None:
-        return stamped(Path("results") / "certificates", "-".join(filter(None, (config.target.name, config.target.shape))))
-    out = Path(config.out).expanduser()
+    if settings.out is None:
+        return stamped(Path("results") / "certificates", "-".join(filter(None, (settings.target.name, settings.target.shape))))
+    out = Path(settings.out).expanduser()
     if (out / FILE).exists():
         raise InputError(f"out={out}: holds a certificate already; choose another folder, or remove it")
     if out.is_dir() and any(out.iterdir()) and not (out / UNFINISHED).exists():
@@ -95,29 +76,29 @@ class _Tests:
     """All that is tried of what was asked, and what follows."""
 
     def __init__(self, asked: Asked) -> None:
-        self.asked, self.config, self.drafters = asked, asked.config, asked.drafters
+        self.asked, self.settings, self.drafters = asked, asked.settings, asked.drafters
         self.claimed = [label for label, drafter in self.drafters.items() if drafter.typical is None]
         drawing = [label for label in self.claimed if self.drafters[label].draws]
         self.compared = [BASELINE, *drawing] if drawing else []
         # Bonferroni: half of the level for what is counted out, half for what is compared. A method whose drafts are not drawn
         # writes autoregressive decoding's own texts, so that its tests are the same ones.
-        share = self.config.level / (2 if self.compared else 1)
+        share = self.settings.level / (2 if self.compared else 1)
         self.counted_level = share / ((1 + len(drawing)) * len(enumeration.WINDOWS))
         self.compared_level = share / max(1, len(self.compared))
 
     def check_enough(self) -> None:
         """Raises InputError where tests could show nothing, before they begin."""
         if not self._can_count():
-            raise InputError(f"draws={self.config.draws}: too few at this temperature; expected more, or a higher temperature")
+            raise InputError(f"draws={self.settings.draws}: too few at this temperature; expected more, or a higher temperature")
         samples = self.asked.samples_by_prompt()
         if self.compared and not permutation.can_show(samples, self.compared_level):
             few = f"too few for {len(samples)} prompt{'s' * (len(samples) > 1)}"
-            raise InputError(f"samples={self.config.samples}: {few}; expected more, or a higher limit")
+            raise InputError(f"samples={self.settings.samples}: {few}; expected more, or a higher limit")
 
     def _can_count(self) -> bool:
         try:
             small, _ = miniature(self.asked.target.model.config.model_type)
-            return enumeration.can_show(small, self.asked.sampled, self.config.draws)
+            return enumeration.can_show(small, self.asked.sampled, self.settings.draws)
         except Exception:  # what has no miniature is told of in the certificate
             return True
 
@@ -126,8 +107,8 @@ class _Tests:
         floor = greedy[list(self.drafters).index(BASELINE)].tests.get("texts", {"texts": 0, "equal": 0})
         return Certificate(
             about=about,
-            config=plain_config(self.config),
-            level=self.config.level,
+            config=self.settings.recorded,
+            level=self.settings.level,
             noise=asdict(self.asked.noise),
             floor={"texts": floor["texts"], "differing": floor["texts"] - floor["equal"]},
             greedy=greedy,
@@ -192,18 +173,18 @@ class _Tests:
 
     def _counted(self, label: str) -> Findings:
         level = self.counted_level
-        settings: Any = OmegaConf.to_container(self.config.method[label], resolve=True)
-        self.asked.watch(f"{label} on the miniature target, by text", 0, self.config.draws)
-        given = replace(self.asked.sampled, seed=self.config.seed)
+        node = self.settings.method[label]
+        self.asked.watch(f"{label} on the miniature target, by text", 0, self.settings.draws)
+        given = replace(self.asked.sampled, seed=self.settings.seed)
         try:
             small, draft = miniature(self.asked.target.model.config.model_type)
-            drafter = drafter_of(settings, draft)
+            drafter = drafter_of(node, draft)
             drafter.bind(small)
         except Exception as error:  # an architecture or a method that cannot be made so small
             if self.drafters[label].draws:
                 raise
             return [], {"not enumerated": one_line(error)}  # its texts are followed on the target itself
-        found = enumeration.examined(small, drafter, given, self.config.draws, level)
+        found = enumeration.examined(small, drafter, given, self.settings.draws, level)
         bad = [test for test in found[-1] if test.p_value < level]
         wrong = [f"token {'+'.join(str(at + 2) for at in test.tokens)}: p = {test.p_value:.1e}" for test in bad]
         rounds = [[asdict(test) for test in tests] for tests in found]

@@ -6,7 +6,6 @@ from functools import cached_property
 from math import ceil
 
 import torch
-from omegaconf import DictConfig
 
 from specbench.certify.permutation import Texts
 from specbench.certify.token_check import Noise, Text, noise_of
@@ -18,6 +17,7 @@ from specbench.models.chat import answer_text, render
 from specbench.models.target import Target
 from specbench.records.certificates import KEYS
 from specbench.records.trial import BASELINE
+from specbench.setup.settings import CertifySettings
 from specbench.watch import Watch
 from tasks.question import Question
 
@@ -30,18 +30,18 @@ class Asked:
     """Of one target; what several methods are held against is made once."""
 
     def __init__(
-        self, config: DictConfig, target: Target, drafters: dict[str, Drafter], questions: Sequence[Question], watch: Watch
+        self, settings: CertifySettings, target: Target, drafters: dict[str, Drafter], questions: Sequence[Question], watch: Watch
     ) -> None:
-        self.config, self.target, self.drafters, self.questions, self.watch = config, target, drafters, questions, watch
+        self.settings, self.target, self.drafters, self.questions, self.watch = settings, target, drafters, questions, watch
         self.engine = Native(profile=False)
         self.engine.open(target.model, drafters)
-        self.greedy = Sampling(max_new_tokens=config.sampling.max_new_tokens, stop_token_ids=target.model.eos_ids)
-        self.sampled = replace(self.greedy, **{key: config.sampling[key] for key in KEYS})
+        self.greedy = Sampling(max_new_tokens=settings.sampling.max_new_tokens, stop_token_ids=target.model.eos_ids)
+        self.sampled = replace(self.greedy, **{key: getattr(settings.sampling, key) for key in KEYS})
 
     def samples_by_prompt(self) -> list[int]:
         """How many short samples each prompt that is broken off is to get; known before any is asked."""
         turns = sum(len(question.turns) for question in self.questions)
-        return [self.config.samples] * len(range(turns)[:: ceil(turns / CUT)])
+        return [self.settings.samples] * len(range(turns)[:: ceil(turns / CUT)])
 
     @cached_property
     def prompts(self) -> list[list[int]]:
@@ -79,7 +79,7 @@ class Asked:
         self.engine.reset(label)
         found, most = [], len(self.prompts)
         for at, prompt in enumerate(self.prompts):
-            own = replace(sampling, seed=self.config.seed * most + at) if sampling.temperature else sampling
+            own = replace(sampling, seed=self.settings.seed * most + at) if sampling.temperature else sampling
             found.append(Text(prompt, self.engine.generate(label, prompt, own).output_ids, own))
             self.watch(f"{label} {'sampled' if sampling.temperature else 'greedy'}: text", at + 1, most)
         return found
@@ -93,13 +93,13 @@ class Asked:
     def samples(self, label: str, side: int, times: int) -> Texts:
         """`times` `samples` texts of `tokens` tokens. Both sides, and each number of times, have random numbers of their own."""
         chosen = sorted(self.prompts, key=len)[:: ceil(len(self.prompts) / CUT)]
-        found, drafter, count = [], self.drafters[label], times * self.config.samples
+        found, drafter, count = [], self.drafters[label], times * self.settings.samples
         self.target.model.tap(drafter.taps)
         drafter.reset()
         for at, prompt in enumerate(chosen):
-            seed = (2 * self.config.seed + side) * 1_000_003 + (times - 1) * 1_009 + at
+            seed = (2 * self.settings.seed + side) * 1_000_003 + (times - 1) * 1_009 + at
             ids = torch.tensor(prompt[: max(1, len(prompt) // 2)], device=self.target.model.device)
-            sampling = replace(self.sampled, max_new_tokens=self.config.tokens, seed=seed)
+            sampling = replace(self.sampled, max_new_tokens=self.settings.tokens, seed=seed)
             found.append([out.output_ids for out in generate(self.target.model, drafter, [ids] * count, sampling)])
             self.watch(f"{label} compared: {count} samples of prompt", at + 1, len(chosen))
         return found

@@ -95,9 +95,9 @@ def plan(argv: list[str]) -> int:
     options = parsed(parser, argv)
     if not 0 < options.effect < 1 or not 0 < options.power < 1:
         raise InputError(f"--effect {options.effect} --power {options.power}: expected shares, above 0 and below 1")
-    from specbench.setup.compose import composed
+    from specbench.setup.compose import compose_run
 
-    config = composed(options.overrides, options.config_dir)
+    settings = compose_run(options.overrides, options.config_dir)
     from specbench.analysis.loaded_run import load
     from specbench.compare.gate import FAILS_BELOW
     from specbench.compare.plan import cells, cells_table, rows, rows_table
@@ -106,16 +106,16 @@ def plan(argv: list[str]) -> int:
 
     if options.effect <= 1 - FAILS_BELOW:
         raise InputError(f"--effect {options.effect}: expected more than {1 - FAILS_BELOW:g}; compare lets less pass")
-    check_one(config, options.overrides, "plan")
+    check_one(settings, options.overrides, "plan")
     pilot = load(options.pilot)
     for key in ("name", "shape", "dtype"):
-        was, wanted = (pilot.config.get("target") or {}).get(key), config.target[key]
+        was, wanted = (pilot.config.get("target") or {}).get(key), getattr(settings.target, key)
         if was != wanted:
             raise InputError(
                 f"--pilot {options.pilot} ran target.{key}={was}, planned is {wanted}: its times say nothing of that"
             )
     widened()
-    questions, methods, repeats = planned(config)
+    questions, methods, repeats = planned(settings)
     console.print(rows_table(rows(pilot, methods, options.effect, options.power), options.effect, options.power))
     console.print(cells_table(cells(pilot, questions, methods, repeats)))
     return 0
@@ -127,14 +127,14 @@ def replay(argv: list[str]) -> int:
     recorded = "a run directory, a JSONL of prompt_ids and output_ids, or an answer file of Spec-Bench; see docs/replay.md"
     parser.add_argument("--of", type=Path, required=True, metavar="PATH", help=recorded)
     options = parsed(parser, argv)
-    from specbench.setup.compose import composed
+    from specbench.setup.compose import compose_run
 
-    config = composed(options.overrides, options.config_dir)
+    settings = compose_run(options.overrides, options.config_dir)
     from specbench.replay.run import replayed_run, replayed_table
     from specbench.running.sweep import check_one
 
-    check_one(config, options.overrides, "replay")
-    folder, found, note = replayed_run(options.of, config)
+    check_one(settings, options.overrides, "replay")
+    folder, found, note = replayed_run(options.of, settings)
     widened()
     console.print(replayed_table(found))
     if note:

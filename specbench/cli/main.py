@@ -19,19 +19,19 @@ def run(argv: list[str]) -> int:
     options = parsed(parser, argv)
     if options.multirun:
         return _sweep(options)
-    from specbench.setup.compose import composed
+    from specbench.setup.compose import compose_run
 
-    config = composed(options.overrides, options.config_dir)  # before torch is imported, which takes seconds
+    settings = compose_run(options.overrides, options.config_dir)  # before torch is imported, which takes seconds
     from specbench.running.sweep import values_of
 
-    if values_of(config.sweep, options.overrides):
+    if values_of(settings.sweep, options.overrides):
         return _sweep(options)
     from specbench.running.execute import execute
     from specbench.running.progress import ProgressDisplay
 
     with ProgressDisplay(console) as display:
         try:
-            path = execute(config, display)
+            path = execute(settings, display)
         except KeyboardInterrupt:
             return _stopped(display.run)
     return _report([path], Path("reports") / path.resolve().name)
@@ -62,36 +62,37 @@ def report(argv: list[str]) -> int:
 def cost(argv: list[str]) -> int:
     """The roofline card of a target (weights=random: nothing is downloaded)."""
     options = parsed(overriding("cost", cost.__doc__), argv)
-    from specbench.setup.compose import composed
+    from specbench.setup.compose import compose_run
 
-    config = composed(options.overrides, options.config_dir)
+    settings = compose_run(options.overrides, options.config_dir)
     from specbench.diagnose.roofline import card
     from specbench.machine.devices import timed_devices
     from specbench.machine.locks import WAITING, sole_timer
     from specbench.running.sweep import check_one
-    from specbench.setup.rules import check_values
+    from specbench.setup.objects import check_values
 
-    check_values(config)
-    check_one(config, options.overrides, "cost")
-    named = "-".join(filter(None, ("cost", config.target.name, config.target.shape)))
-    with sole_timer(timed_devices(config.target.device, config.target.device_map), partial(console.print, WAITING)):
-        console.print(card(config, Path(config.out or f"reports/{named}").expanduser()))
+    check_values(settings)
+    check_one(settings, options.overrides, "cost")
+    target = settings.target
+    named = "-".join(filter(None, ("cost", target.name, target.shape)))
+    with sole_timer(timed_devices(target.device, target.device_map), partial(console.print, WAITING)):
+        console.print(card(settings, Path(settings.out or f"reports/{named}").expanduser()))
     return 0
 
 
 def train(argv: list[str]) -> int:
     """Train a drafter's own weights for a target."""
     options = parsed(overriding("train", train.__doc__, "train"), argv)
-    from specbench.setup.compose import composed
+    from specbench.setup.compose import compose_train
 
-    config = composed(options.overrides, options.config_dir, "train")
+    settings = compose_train(options.overrides, options.config_dir)
     from accelerate import PartialState
 
     from specbench.running.progress import TrainingDisplay
     from specbench.training.train import train as go
 
     with TrainingDisplay(console) as display:
-        out = go(config, display.at)
+        out = go(settings, display.at)
     if PartialState().is_main_process:
         console.print(f"checkpoint: {out}; its card: {out}/README.md", markup=False, soft_wrap=True)
     return 0
@@ -100,16 +101,16 @@ def train(argv: list[str]) -> int:
 def certify(argv: list[str]) -> int:
     """Prove that the text of methods is the target's own, or find where it is not (exit status 1)."""
     options = parsed(overriding("certify", certify.__doc__, "certify"), argv)
-    from specbench.setup.compose import composed
+    from specbench.setup.compose import compose_certify
 
-    config = composed(options.overrides, options.config_dir, "certify")
+    settings = compose_certify(options.overrides, options.config_dir)
     from specbench.certify.certify import certify as go
     from specbench.certify.tables import table
     from specbench.records.certificates import FOLDERS
     from specbench.running.progress import TrainingDisplay
 
     with TrainingDisplay(console) as display:
-        made, out = go(config, display.at)
+        made, out = go(settings, display.at)
     widened()
     console.print(table(made))
     console.print(
@@ -125,14 +126,14 @@ def datastore(argv: list[str]) -> int:
     if argv[:1] != ["build"]:
         return _explained_datastore(argv)
     options = parsed(overriding("datastore build", datastore.__doc__, "datastore"), argv[1:])
-    from specbench.setup.compose import composed
+    from specbench.setup.compose import compose_datastore
 
-    config = composed(options.overrides, options.config_dir, "datastore")
+    settings = compose_datastore(options.overrides, options.config_dir)
     from specbench.datastore.make import make
     from specbench.running.progress import TrainingDisplay
 
     with TrainingDisplay(console) as display:
-        out = make(config, display.at)
+        out = make(settings, display.at)
     console.print(f"datastore: {out}; specbench run method=[rest] target.datastore={out}", markup=False, soft_wrap=True)
     return 0
 

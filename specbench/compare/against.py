@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from specbench import ROOT
@@ -17,21 +16,20 @@ from specbench.machine.locks import locked
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay
 from specbench.running.sweep import check_one
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 
 
 def run_both(ref: str, overrides: Sequence[str], config_dir: Path | None, console: Console) -> Path:
     """The run directory. Methods of the other commit are called METHOD@reference. Raises InputError for no such ref."""
-    config = composed([*overrides, f"engine=[native,{BESIDE}]"], config_dir)
-    check_one(config, overrides, "compare --against")
+    settings = compose_run([*overrides, f"engine=[native,{BESIDE}]"], config_dir)
+    check_one(settings, overrides, "compare --against")
     with _checkout(ref, console) as root:
         other = [override for override in overrides if override.partition("=")[0] not in ("out", "engine")]
-        OmegaConf.update(config, f"engine.{BESIDE}.root", str(root))
-        OmegaConf.update(config, f"engine.{BESIDE}.overrides", other)
-        OmegaConf.update(config, f"engine.{BESIDE}.config_dir", str(config_dir.resolve()) if config_dir else None)
+        folder = str(config_dir.resolve()) if config_dir else None
+        settings = settings.with_engine(BESIDE, root=str(root), overrides=other, config_dir=folder)
         with ProgressDisplay(console) as display:
             try:
-                return execute(config, display)
+                return execute(settings, display)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(display.run) from None
 

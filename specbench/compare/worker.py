@@ -1,8 +1,8 @@
 """python -m specbench.compare.worker: generates for another checkout of specbench, which asks over pipes (compare.checkout).
 
-Each checkout runs its own worker, so only this module's name and what goes over the pipes is fixed. Protocol 1, one JSON object a
-line: the first call says `protocol, overrides, config_dir, threads`; the answer is `protocol, methods`, of each method `warm` and
-`kind`. Each further call says `do` (generate, reserve or reset) and its arguments. An answer is a mapping, null, or `error, kind`.
+Each checkout runs its own worker, so only this module's name and what goes over the pipes is fixed. Protocol 1, one JSON object
+per line. The first call has `protocol, overrides, config_dir, threads`; its answer has `protocol, methods`, of each method `warm`
+and `kind`. Each further call has `do` (generate, reserve or reset) and its arguments. An answer is a mapping, null, or `error, kind`.
 """
 
 import dataclasses
@@ -18,9 +18,8 @@ import torch
 from specbench.decoding.sampling import Sampling
 from specbench.engine.native import Native
 from specbench.errors import InputError
-from specbench.setup.compose import composed
-from specbench.setup.instantiate import built
-from specbench.setup.objects import target_of
+from specbench.setup.compose import compose_run
+from specbench.setup.objects import drafters_of, target_of
 
 PROTOCOL = 1  # also read from this file's text by compare.checkout, before it is run
 
@@ -47,12 +46,12 @@ def _claim_stdout() -> Any:
 
 
 def _open_engine(first: dict[str, Any]) -> Native:
-    config = composed(first["overrides"], first["config_dir"] and Path(first["config_dir"]))
+    settings = compose_run(first["overrides"], first["config_dir"] and Path(first["config_dir"]))
     if first["threads"]:
         torch.set_num_threads(first["threads"])
-    target = target_of(config.target)
+    target = target_of(settings.target)
     engine = Native(profile=False)
-    engine.open(target.model, {str(label): built(settings) for label, settings in config.method.items()})
+    engine.open(target.model, drafters_of(settings.method))
     return engine
 
 

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -31,7 +30,9 @@ from specbench.records.files import write_atomic
 from specbench.records.run_directory import RunDirectory
 from specbench.report.figures import drawing, save
 from specbench.report.palette import INK, MARKERS, PALETTE
+from specbench.setup.objects import target_of
 from specbench.setup.provenance import provenance
+from specbench.setup.settings import RunSettings
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (256, 1024, 4096, 16384)
@@ -171,26 +172,24 @@ def _copy_seconds(source: Tensor, target: Tensor) -> float:
     return perf_counter() - started
 
 
-def card(config: DictConfig, out: Path) -> Table:
+def card(settings: RunSettings, out: Path) -> Table:
     """Load the configured target, measure it, write its card and run.json into the folder `out`; the table.
 
     Raises InputError when `out` holds a run, whose run.json would be lost.
     """
-    from specbench.setup.objects import target_of
-    from specbench.setup.rules import plain_config
-
     if RunDirectory(out).is_run():
         raise InputError(f"out={out} holds a run; choose another folder for the card")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    target = target_of(config.target)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    target = target_of(settings.target)
     device, dtype = target.model.device, target.model.dtype_name
     frame = measure(target.model)
-    shaped = f", expanded to {config.target.shape}" if config.target.shape else ""
-    random = ", random weights" if config.target.weights == "random" else ""
+    shaped = f", expanded to {settings.target.shape}" if settings.target.shape else ""
+    random = ", random weights" if settings.target.weights == "random" else ""
     title = f"One forward of {target.name}{shaped}{random}\n{dtype} on {device_name(device)}"
-    settings = plain_config(config)["target"]
-    RunDirectory(out).write_provenance(provenance(device) | {"target": target.name, "dtype": dtype, "settings": settings})
+    RunDirectory(out).write_provenance(
+        provenance(device) | {"target": target.name, "dtype": dtype, "settings": settings.recorded["target"]}
+    )
     write(frame, out, title)
     return table(frame, title)
 

@@ -33,13 +33,11 @@ def skip_set_for(checkpoint: str | None, layers: int) -> SkipSet:
     return found
 
 
-def check_shape(labels: Sequence[str], target: Mapping[str, Any]) -> None:
-    """Of methods that skip layers, on a target's settings. Raises InputError for a shape with layers that do nothing."""
-    name = target["shape"]
-    shape = (target.get("shapes") or {}).get(name) if name else None
-    if labels and isinstance(shape, Mapping) and "num_hidden_layers" in shape:
+def check_shape(labels: Sequence[str], shape: str | None, sizes: Any) -> None:
+    """Of methods that skip layers, on an expanded target. Raises InputError for a shape with layers that do nothing."""
+    if labels and isinstance(sizes, Mapping) and "num_hidden_layers" in sizes:
         raise InputError(
-            f"method.{labels[0]}: the layers that target.shape={name} adds do nothing, so that skipping them says nothing of a "
+            f"method.{labels[0]}: the layers that target.shape={shape} adds do nothing, so that skipping them says nothing of a "
             "trained model; leave the method out"
         )
 

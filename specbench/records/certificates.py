@@ -20,6 +20,7 @@ from typing import Any
 from specbench import ROOT
 from specbench.errors import InputError
 from specbench.records.files import JsonLines, write_atomic
+from specbench.records.moved import current
 
 SCHEMA = 1
 FILE = "certificate.json"
@@ -158,7 +159,7 @@ def read(path: Path) -> Certificate:
             raise ValueError("another schema")
         for part in ("greedy", "sampled"):
             plain[part] = [Verdict(**one) for one in plain[part]]
-        return Certificate(**plain)
+        return Certificate(**{**plain, "config": current(plain["config"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a certificate: {error}") from None
 

@@ -17,6 +17,7 @@ import yaml
 
 from specbench.errors import InputError
 from specbench.records.files import JsonLines, write_atomic
+from specbench.records.moved import current
 from specbench.records.trial import Prompt, QuestionId, Trial
 
 
@@ -44,8 +45,9 @@ class RunDirectory:
         write_atomic(self.path / "config.yaml", text)
 
     def config(self) -> dict[str, Any]:
-        """Raises InputError when the directory is not a run or the file cannot be read."""
-        return _mapping(self._file("config.yaml"), yaml.safe_load, yaml.YAMLError)
+        """With classes as they are called today. Raises InputError when it is not a run or the file cannot be read."""
+        config: dict[str, Any] = current(_mapping(self._file("config.yaml"), yaml.safe_load, yaml.YAMLError))
+        return config
 
     def write_provenance(self, run: Mapping[str, Any]) -> None:
         """run.json, written before the first trial."""

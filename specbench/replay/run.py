@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from specbench.analysis import acceptance
 from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
+from specbench.records.moved import current
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, PER_STEP, Trial
 from specbench.replay.recorded_target import trials_of
 from specbench.replay.sources import Recordings, read
 from specbench.running.resume import stamped
 from specbench.setup.instantiate import built
-from specbench.setup.rules import check_values
+from specbench.setup.objects import check_values
+from specbench.setup.settings import Node, RunSettings
 
 DRAFT_MODEL = "specbench.models.load.load_draft"
 COUNTS = ("new_tokens", "finish_reason", "steps", *PER_STEP)
@@ -35,14 +36,14 @@ class Replayed:
     equal: int
 
 
-def replayed_run(of: Path, config: DictConfig) -> tuple[Path, list[Replayed], str | None]:
+def replayed_run(of: Path, settings: RunSettings) -> tuple[Path, list[Replayed], str | None]:
     """The new run directory (config.out, or results/replay-...), what is in it, and what is to be said. Raises InputError."""
-    check_values(config)
-    found = read(of, config)
-    out = RunDirectory(Path(config.out).expanduser() if config.out else stamped(Path("results"), f"replay-{found.name}"))
+    check_values(settings)
+    found = read(of, settings)
+    out = RunDirectory(Path(settings.out).expanduser() if settings.out else stamped(Path("results"), f"replay-{found.name}"))
     if out.path.exists() and (not out.path.is_dir() or any(out.path.iterdir())):
         raise InputError(f"out={out.path}: expected an empty folder or a new one")
-    drafters = {str(label): _drafter(str(label), settings) for label, settings in config.method.items()}
+    drafters = {label: _drafter(label, node) for label, node in settings.method.items()}
     if found.tokenizer:
         check_tokenizers(drafters, found.tokenizer)
     made = {label: trials_of(label, drafter, found.turns) for label, drafter in drafters.items()}
@@ -52,11 +53,11 @@ def replayed_run(of: Path, config: DictConfig) -> tuple[Path, list[Replayed], st
     return out.path, beside, found.note
 
 
-def _drafter(label: str, settings: DictConfig) -> Drafter:
+def _drafter(label: str, node: Node) -> Drafter:
     """Raises InputError, before it is loaded, for one with a language model of its own."""
-    if DRAFT_MODEL in OmegaConf.to_yaml(settings):
+    if DRAFT_MODEL in str(current(node)):
         raise InputError(f"method {label} cannot be replayed: it drafts with a model of its own, and no model is loaded")
-    drafter: Drafter = built(settings)
+    drafter: Drafter = built(node)
     return drafter
 
 

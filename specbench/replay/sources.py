@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from specbench.analysis.loaded_run import load
@@ -29,6 +28,7 @@ from specbench.records.trial import BASELINE, Prompt, QuestionId, Trial, ids_sha
 from specbench.replay.recorded_target import LARGEST, Recorded
 from specbench.setup.instantiate import built
 from specbench.setup.objects import tokenizer_of
+from specbench.setup.settings import RunSettings
 from tasks.question import TASK_OF_CATEGORY, Question
 
 Turn = tuple[Trial, Recorded]
@@ -49,14 +49,14 @@ class Recordings:
     note: str | None = None  # how far they can be trusted
 
 
-def read(path: Path, config: DictConfig) -> Recordings:
+def read(path: Path, settings: RunSettings) -> Recordings:
     """Of a folder or file. Raises InputError, of a file with the line."""
     if path.is_dir():
         return of_run(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder")
     _, first = next(JsonLines(path).numbered(torn=False), (0, {}))
-    return of_answers(path, config) if "choices" in first else of_ids(path, config.sampling.max_new_tokens)
+    return of_answers(path, settings) if "choices" in first else of_ids(path, settings.sampling.max_new_tokens)
 
 
 def of_run(path: Path) -> Recordings:
@@ -145,15 +145,17 @@ def _answer(prompt: list[int], output: list[int], limit: int, stopped: bool) -> 
     return Recorded(prompt, output, len(output))
 
 
-def of_answers(path: Path, config: DictConfig) -> Recordings:
+def of_answers(path: Path, settings: RunSettings) -> Recordings:
     """Texts of Spec-Bench's format, to the ids of the config's target."""
-    suite, (tokenizer, chat) = built(config.suite), tokenizer_of(config.target)
-    told = Told(suite.name, {one.id: one for one in suite.questions()}, tokenizer, chat, config.sampling.max_new_tokens)
+    suite, (tokenizer, chat) = built(settings.suite), tokenizer_of(settings.target)
+    told = Told(suite.name, {one.id: one for one in suite.questions()}, tokenizer, chat, settings.sampling.max_new_tokens)
     turns = _turns(path, answers.read(path), told.turns)
-    settings = {"target": {"name": config.target.name}, "suite": {"name": suite.name}}
-    note = f"texts, encoded by the tokenizer of {config.target.name}: not always the ids that were written; {told.counted(turns)}"
+    config = {"target": {"name": settings.target.name}, "suite": {"name": suite.name}}
+    note = (
+        f"texts, encoded by the tokenizer of {settings.target.name}: not always the ids that were written; {told.counted(turns)}"
+    )
     limit = {"sampling": {"max_new_tokens": told.limit}}
-    return Recordings(path.stem, turns, settings | limit, {"recorded": note}, tokenizer=tokenizer, note=note)
+    return Recordings(path.stem, turns, config | limit, {"recorded": note}, tokenizer=tokenizer, note=note)
 
 
 class Told:

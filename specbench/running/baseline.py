@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
@@ -15,7 +13,8 @@ from specbench.machine.devices import DTYPES, free_memory_bytes
 from specbench.models.load import held_bytes
 from specbench.models.target import Target
 from specbench.records.trial import BASELINE
-from specbench.setup.objects import _model
+from specbench.setup.objects import model_of
+from specbench.setup.settings import RunSettings
 from tasks.question import Question
 
 ROUNDS, TOKENS = 5, 24
@@ -57,14 +56,13 @@ def rates(ways: Mapping[tuple[str, str], Engine], prompt: list[int]) -> Rates:
     ]
 
 
-def baseline_rates(config: DictConfig, target: Target, questions: list[Question]) -> Rates:
+def baseline_rates(settings: RunSettings, target: Target, questions: list[Question]) -> Rates:
     """Autoregressive decoding by the run's own way, and by the others that this device and its memory allow."""
-    plain: Any = OmegaConf.to_container(config.target, resolve=True)
-    own, (first, *_) = target.model.dtype_name, config.engine
+    own, first = target.model.dtype_name, next(iter(settings.engine))
     models = {own: target.model}
-    if plain["device_map"] is None:
+    if settings.target.device_map is None:
         for other in other_dtypes(target.model, own):
-            models[other] = _model(plain, dtype=other)
+            models[other] = model_of(settings.target, other)
     shortest = min(map(target.first_prompt, questions), key=len)
     there = ways(models)
     return rates({(first, own): there.pop((first, own)), **there}, shortest) if (first, own) in there else []

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from specbench.datastore.leakage import check_tokenizers
@@ -10,14 +9,15 @@ from specbench.decoding.drafter import Drafter
 from specbench.drafters.skip_sets import SKIP_SET, check_shape
 from specbench.errors import InputError
 from specbench.models.target import Target
+from specbench.setup.settings import TargetSettings
 from tasks.question import Question
 
 
-def check_drafters(drafters: Mapping[str, Drafter], target: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_drafters(drafters: Mapping[str, Drafter], target: TargetSettings, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises InputError for a method that does not go with this target's tokenizer or shape; before weights are loaded."""
     check_tokenizers(drafters, tokenizer)
     skipping = [label for label, drafter in drafters.items() if any(part.learns == SKIP_SET for part in drafter.family())]
-    check_shape(skipping, target)
+    check_shape(skipping, target.shape, target.sizes)
 
 
 def check_prompts(questions: list[Question], target: Target) -> None:

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -13,13 +13,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
 from specbench.records.run_directory import runs_below
-from specbench.setup.compose import CONF, composed, explained, importable, resolved
+from specbench.setup.compose import CONF, compose_run, explained, importable, run_settings
+from specbench.setup.settings import RunSettings
 
 MARK = "multirun.yaml"  # that Hydra leaves in a sweep's folder
 NOTE = ".failed"  # in a job's folder, why it could not run: launchers hand on what is returned, Hydra does not
@@ -43,10 +43,10 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> Swept:
     """
     with explained(overrides, config_dir):
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-    jobs = [composed(job, config_dir) for job in _jobs(parsed)]  # before torch is imported, which takes seconds
+    jobs = [compose_run(job, config_dir) for job in _jobs(parsed)]  # before torch is imported, which takes seconds
     if swept := values_of(jobs[0].sweep, overrides):
         return sweep([*overrides, *swept], config_dir)
-    from specbench.setup.rules import check_values
+    from specbench.setup.objects import check_values
 
     launcher = next((one.get_value_string() for one in parsed if one.key_or_group == LAUNCHER), "basic")
     for job in jobs:
@@ -80,38 +80,36 @@ def _launched(launcher: str, folder: Path, overrides: Sequence[str], config_dir:
     return [f"{note.parent.name}: {note.read_text(encoding='utf-8')}" for note in sorted(folder.rglob(NOTE))] + lost
 
 
-def values_of(swept: DictConfig, overrides: Sequence[str]) -> list[str]:
+def values_of(swept: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
     """The overrides that a config's `sweep` stands for; what the command line gives itself is not swept. Raises InputError."""
-    if not isinstance(swept, DictConfig):
-        raise InputError(f"sweep={swept}: expected settings, each with a list of values, as in conf/experiment")
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     found = []
     for key, values in _flat(swept):
-        if not isinstance(values, ListConfig) or not values or any(not isinstance(value, (str, int, float)) for value in values):
+        if not isinstance(values, list) or not values or any(not isinstance(value, (str, int, float)) for value in values):
             raise InputError(f"sweep.{key}={values}: expected a list of values")
         if key not in given:
             found.append(f"{key}={','.join(map(str, values))}")
     return found
 
 
-def check_one(config: DictConfig, overrides: Sequence[str], command: str) -> None:
+def check_one(settings: RunSettings, overrides: Sequence[str], command: str) -> None:
     """Raises InputError for a sweep, where a command is about one run."""
-    if swept := values_of(config.sweep, overrides):
+    if swept := values_of(settings.sweep, overrides):
         once = [choices.partition(",")[0] for choices in swept]
         raise InputError(f"{' '.join(swept)}: {command} is about one run; expected one value, such as {' '.join(once)}")
 
 
-def _flat(swept: DictConfig, above: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(swept: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values: sweep.target.dtype=[…] on the command line makes a mapping of mappings."""
     for key, value in swept.items():
-        if isinstance(value, DictConfig):
-            yield from _flat(value, f"{above}{key!s}.")
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
         else:
-            yield f"{above}{key!s}", value
+            yield f"{above}{key}", value
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _job(config: DictConfig) -> None:
+def _job(config: Any) -> None:
     """One job, here or wherever a launcher has sent it."""
     from specbench.running.execute import execute
     from specbench.running.progress import ProgressDisplay
@@ -120,12 +118,12 @@ def _job(config: DictConfig) -> None:
     for source in runtime.config_sources:
         if source.provider == "command-line":
             importable(Path(source.path))
-    config.out = runtime.output_dir
+    out = runtime.output_dir
     try:
         with ProgressDisplay(Console()) as display:
-            execute(resolved(config), display)
+            execute(run_settings(config, out), display)
     except (InputError, OSError) as error:
-        write_atomic(Path(config.out) / NOTE, " ".join(str(error).split()))
+        write_atomic(Path(out) / NOTE, " ".join(str(error).split()))
 
 
 def _jobs(parsed: Sequence[Override]) -> list[list[str]]:

@@ -1,10 +1,11 @@
-"""Overrides to a resolved config, by Hydra; what Hydra, OmegaConf or a YAML parser says of a mistake becomes one line."""
+"""Overrides to settings, by Hydra; what Hydra, OmegaConf or a YAML parser says of a mistake becomes one line."""
 
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -16,11 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from specbench import ROOT
 from specbench.errors import InputError, closest, nearest
+from specbench.setup.rules import look_up
+from specbench.setup.settings import CertifySettings, DatastoreSettings, RunSettings, S, TrainSettings, read_settings
 
 CONF = ROOT / "conf"
 GROUPS = ("target", "method", "task", "suite", "engine", "experiment")
 LISTS = {"method": "_target_", "task": "name", "engine": "_target_"}  # groups of several choices: what each of them must have
-RUN = "config"  # the root config of a run
+RUN = RunSettings.root
 ROOTS = {  # the mappings that a root config must have
     RUN: ("target", "method", "task", "suite", "engine", "sampling"),
     "train": ("target", "method", "task", "suite"),
@@ -33,22 +36,61 @@ TARGET = (  # what every target's YAML must have
 )
 
 
-def composed(overrides: Sequence[str], config_dir: Path | None = None, root: str = RUN) -> DictConfig:
-    """The resolved config of a run, or of what another root config is for.
+def compose_run(overrides: Sequence[str], config_dir: Path | None = None) -> RunSettings:
+    """config_dir: a further folder of method/, task/, target/ YAMLs. Raises InputError."""
+    return _compose(RunSettings, overrides, config_dir)
 
-    config_dir: a further folder of method/, task/, target/ YAMLs. Raises InputError.
-    """
-    with explained(overrides, config_dir, root):
+
+def compose_certify(overrides: Sequence[str], config_dir: Path | None = None) -> CertifySettings:
+    """As `compose_run`, of conf/certify.yaml."""
+    return _compose(CertifySettings, overrides, config_dir)
+
+
+def compose_train(overrides: Sequence[str], config_dir: Path | None = None) -> TrainSettings:
+    """As `compose_run`, of conf/train.yaml."""
+    return _compose(TrainSettings, overrides, config_dir)
+
+
+def compose_datastore(overrides: Sequence[str], config_dir: Path | None = None) -> DatastoreSettings:
+    """As `compose_run`, of conf/datastore.yaml."""
+    return _compose(DatastoreSettings, overrides, config_dir)
+
+
+def _compose(kind: type[S], overrides: Sequence[str], config_dir: Path | None) -> S:
+    with explained(overrides, config_dir, kind.root):
         check_folder(config_dir)
         _check_overrides(overrides, config_dir)
-        return resolved(_composed(overrides, config_dir, root), root)
+        return _settings_of(kind, _composed(overrides, config_dir, kind.root))
 
 
-def resolved(config: DictConfig, root: str = RUN) -> DictConfig:
-    """The same config, its structure checked and its interpolations filled in. Raises InputError."""
-    with explained(root=root):
-        _check_structure(config, root)
-        return OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[return-value]
+def run_settings(config: Any, out: str) -> RunSettings:
+    """Of a job's config that Hydra itself has composed, as in a sweep. Raises InputError."""
+    config.out = out
+    with explained():
+        return _settings_of(RunSettings, config)
+
+
+def _settings_of(kind: type[S], config: DictConfig) -> S:
+    _check_structure(config, kind.root)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return read_settings(kind, plain, frozenset(_changed(plain, kind.root)))
+
+
+def _changed(plain: Any, root: str) -> Iterator[str]:
+    """Dotted names of the root config's own settings that are not as in its YAML."""
+    own = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
+    assert isinstance(own, dict)
+    for name, default in _flat(own):
+        if look_up(plain, name) != default:
+            yield name
+
+
+def _flat(plain: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in plain.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        elif f"{above}{key}" != "defaults":
+            yield f"{above}{key}", value
 
 
 def importable(folder: Path) -> None:

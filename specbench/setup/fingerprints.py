@@ -20,6 +20,7 @@ from hydra.utils import get_object
 from specbench import ROOT
 from specbench.models.load import local_folder
 
+CODE_KIND = "definitions"  # what code fingerprints are made of; those of another kind cannot be compared
 CONTENT = (".safetensors", ".bin", ".pt", ".json", ".jsonl", ".yaml", ".txt", ".model", ".jinja", ".tiktoken")
 SHARED_CODE = (  # files and folders that the texts of every method depend on
     *("specbench/decoding", "specbench/drafters", "specbench/models", "specbench/engine/native.py"),

@@ -8,34 +8,39 @@ from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import hydra.utils
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
 
 from specbench.errors import InputError, closest, nearest, one_line
+from specbench.records.moved import current
 
 SCALARS = (bool, int, float, str, NoneType)
 CONTAINERS = (list, tuple, dict, Sequence, Mapping)
+WORDS: dict[Any, str] = {
+    **{int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"},
+    **dict.fromkeys((list, tuple, Sequence), "a list"),
+    **dict.fromkeys((dict, Mapping), "a mapping"),
+}
 
 
-def built(node: DictConfig) -> Any:
+def built(node: Mapping[str, Any]) -> Any:
     """Instantiate a checked node. What the constructor says of bad input comes out as itself, anything else as one line."""
     try:
-        return instantiate(node, _convert_="all")
+        return hydra.utils.instantiate(current(node), _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
         raise InputError(f"{node.get('_target_')}: {one_line(error.__cause__ or error)}") from None
 
 
-def check(node: DictConfig, place: str) -> None:
+def class_of(node: Mapping[str, Any]) -> Any:
+    """What a checked node would instantiate."""
+    return hydra.utils.get_object(current(node)["_target_"])
+
+
+def check(node: Mapping[Any, Any], place: str) -> None:
     """Raises InputError for a class that is not there, a key it does not take, one it lacks, a value of another type."""
-    plain = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(plain, dict)
-    _check(plain, place)
-
-
-def _check(plain: Mapping[Any, Any], place: str) -> None:
+    plain = current(node)
     target = plain.get("_target_")
     if target is None:
         raise InputError(f"{place}: expected a _target_, the class to build; given: {', '.join(map(str, plain)) or 'nothing'}")
@@ -57,16 +62,16 @@ def check_types(made: Any, given: Mapping[Any, Any], place: str) -> None:
     hints = _hints(made)
     for key, value in given.items():
         if isinstance(value, dict) and "_target_" in value:
-            _check(value, f"{place}.{key}")
+            check(value, f"{place}.{key}")
         elif not _fits(value, hints.get(key, Any)):
             shown = "null" if value is None else value
-            raise InputError(f"{place}.{key}={shown}: expected {_expected(value, hints[key])}")
+            raise InputError(f"{f'{place}.' * bool(place)}{key}={shown}: expected {_expected(value, hints[key])}")
 
 
 def _located(target: Any, place: str) -> Any:
     try:
         with _silent("hydra.utils"):
-            return get_object(target)
+            return hydra.utils.get_object(target)
     except Exception as error:
         module, _, name = str(target).rpartition(".")
         raise InputError(f"{place}: _target_ {target}: {_why(module, name) or one_line(error)}") from None
@@ -120,4 +125,5 @@ def _expected(value: Any, hint: Any) -> str:
         return nearest(str(value), [str(one) for one in get_args(hint)])
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_expected(value, one) for one in get_args(hint))
-    return "null" if hint is NoneType else getattr(hint, "__name__", str(hint))
+    kind: Any = get_origin(hint) or hint
+    return WORDS.get(kind, getattr(kind, "__name__", str(kind)))

@@ -1,23 +1,25 @@
 """Settings become objects: the suite's questions, the target and its tokenizer."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import huggingface_hub.utils as hub
 import transformers.utils.logging as transformers_logging
 from jinja2 import TemplateError
-from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.checkpoints import RANDOM
 from specbench.errors import InputError, nearest, one_line
+from specbench.machine.devices import pick_device, pick_dtype
 from specbench.models.chat import render
 from specbench.models.load import load_model, load_tokenizer
 from specbench.models.target import Target
-from specbench.setup.fingerprints import fingerprint, method_code
-from specbench.setup.rules import LOADING
+from specbench.setup.fingerprints import CODE_KIND, fingerprint, method_code
+from specbench.setup.instantiate import built, check
+from specbench.setup.settings import CertifySettings, Node, RunSettings, Settings, TargetSettings
 from tasks.question import Question, subsample
 from tasks.suite import Suite
 
@@ -32,66 +34,108 @@ def quiet() -> None:
     hub.enable_progress_bars()
 
 
-def questions_of(config: DictConfig, suite: Suite, limit: int | None) -> list[Question]:
-    """The suite's questions of the config's tasks, at most `limit` of each. Raises InputError when there are none."""
-    there, tasks = suite.questions(), [task.name for task in config.task.values()]
+def check_values(settings: RunSettings, here: bool = True) -> None:
+    """Raises InputError for a device that is not there, and for a YAML that does not fit its class.
+
+    here: this machine is to run it, so that its device must be there.
+    """
+    if here:
+        pick_dtype(settings.target.dtype, pick_device(settings.target.device))
+    check(settings.suite, "suite")
+    check_methods(settings.method)
+    for name, node in settings.engine.items():
+        check(node, f"engine.{name}")
+
+
+def check_methods(nodes: Mapping[str, Node]) -> None:
+    """Raises InputError for a method's YAML that does not fit its class."""
+    for label, node in nodes.items():
+        check(node, f"method.{label}")
+
+
+def drafters_of(nodes: Mapping[str, Node]) -> dict[str, Drafter]:
+    """Methods by label, of checked nodes."""
+    return {label: built(node) for label, node in nodes.items()}
+
+
+def questions_of(settings: Settings, suite: Suite, limit: int | None) -> list[Question]:
+    """The suite's questions of the chosen tasks, at most `limit` of each. Raises InputError when there are none."""
+    there, tasks = suite.questions(), settings.tasks
     chosen = [question for question in there if question.task in tasks]
     if not chosen:
         has = nearest(tasks[0], list(dict.fromkeys(question.task for question in there)))
         raise InputError(f"suite {suite.name} has no question of task {', '.join(tasks)}; it has {has or 'none at all'}")
-    return subsample(chosen, limit, config.seed)
+    return subsample(chosen, limit, settings.seed)
 
 
-def target_of(settings: DictConfig) -> Target:
+def target_of(settings: TargetSettings) -> Target:
     """Load the model and tokenizer that conf/target describes; what is cheap to refuse, before the weights."""
-    plain: Any = OmegaConf.to_container(settings, resolve=True)
-    shape, shapes = plain["shape"], plain.get("shapes") or {}
-    if shape is not None and shape not in shapes:
-        raise InputError(f"target.shape={shape}: {plain['name']} has {nearest(shape, list(shapes)) or 'no shapes'}")
-    if shape is not None and shapes[shape] in (None, {}):
-        raise InputError(f"target.shapes.{shape} is empty: expected sizes, such as {{hidden_size: 2048}}")
+    shape = settings.sizes
     tokenizer, chat = tokenizer_of(settings)
-    return Target(plain["name"], _model(plain), tokenizer, chat)
+    return Target(settings.name, _load(settings, shape), tokenizer, chat)
 
 
-def tokenizer_of(settings: DictConfig) -> tuple[PreTrainedTokenizerBase, str]:
+def model_of(settings: TargetSettings, dtype: str) -> LanguageModel:
+    """The same weights in another dtype."""
+    return _load(replace(settings, dtype=dtype), settings.sizes)
+
+
+def _load(settings: TargetSettings, shape: Mapping[str, int] | None) -> LanguageModel:
+    return load_model(
+        path=settings.path,
+        revision=settings.revision,
+        weights=settings.weights,
+        config=settings.config,
+        dtype=settings.dtype,
+        device=settings.device,
+        device_map=settings.device_map,
+        trust_remote_code=settings.trust_remote_code,
+        shape=shape,
+    )
+
+
+def tokenizer_of(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, str]:
     """The target's tokenizer and chat format, tried out. Raises InputError."""
     quiet()
-    plain: Any = OmegaConf.to_container(settings, resolve=True)
-    tokenizer, chat = _tokenizer(plain)
+    tokenizer, chat = _tokenizer(settings)
     try:
         render(chat, [("Hello", None)], tokenizer)
     except TemplateError as error:
-        raise InputError(f"the chat template of {plain['path']}: {one_line(error)}") from None
+        raise InputError(f"the chat template of {settings.path}: {one_line(error)}") from None
     return tokenizer, chat
 
 
-def _model(settings: dict[Any, Any], **changes: Any) -> LanguageModel:
-    shape = settings["shape"]
-    return load_model(**{key: settings[key] for key in LOADING} | changes, shape=settings["shapes"][shape] if shape else None)
-
-
-def _tokenizer(settings: dict[Any, Any]) -> tuple[PreTrainedTokenizerBase, str]:
+def _tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, str]:
     """Tokenizer and chat format; random weights have none of their own and take the embedded ones."""
-    if settings["weights"] == "random":
-        if settings["config"] is None:
+    if settings.weights == "random":
+        if settings.config is None:
             raise InputError("target.weights=random needs target.config, the model's architecture")
         return load_tokenizer(EMBEDDED, None, False), "template"
-    if settings["path"] is None:
+    if settings.path is None:
         raise InputError("target.path=null: expected a hub id or a folder")
-    return load_tokenizer(settings["path"], settings["revision"], settings["trust_remote_code"]), settings["format"]
+    return load_tokenizer(settings.path, settings.revision, settings.trust_remote_code), settings.format
 
 
-def prints(config: DictConfig, target: Target, suite: Suite, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
+def prints(
+    settings: RunSettings | CertifySettings, target: Target, suite: Suite, drafters: Mapping[str, Drafter]
+) -> dict[str, Any]:
     """What run.json adds to its provenance: the dtype and the fingerprints of data, weights and, by method, of its code."""
-    models = {"target_sha256": config.target, "draft_sha256": config.target.draft or {}}
-    read = {name: model for name, model in models.items() if model.get("path") and config.target.weights != "random"}
-    found = {name: fingerprint(model["path"], model.get("revision")) for name, model in read.items()}
     return {
-        **{"dtype": target.model.dtype_name, "suite_sha256": suite.fingerprint, **dict.fromkeys(models), **found},
-        "codes": {str(label): method_code(settings) for label, settings in config.method.items()},
+        "dtype": target.model.dtype_name,
+        "suite_sha256": suite.fingerprint,
+        **_weights(settings.target),
+        "code_kind": CODE_KIND,
+        "codes": {label: method_code(node) for label, node in settings.method.items()},
         "checkpoints": _checkpoints(drafters),
     }
+
+
+def _weights(settings: TargetSettings) -> dict[str, str | None]:
+    """Fingerprints of the target's and the draft model's files; None where there are none."""
+    draft = settings.draft or {}
+    places = {"target_sha256": (settings.path, settings.revision), "draft_sha256": (draft.get("path"), draft.get("revision"))}
+    trained = settings.weights != "random"
+    return {name: fingerprint(path, revision) if path and trained else None for name, (path, revision) in places.items()}
 
 
 def _checkpoints(drafters: Mapping[str, Drafter]) -> dict[str, str]:

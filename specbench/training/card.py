@@ -1,15 +1,15 @@
 """What every card of something learned says: which questions, which versions."""
 
 import torch
-from hydra.utils import get_object
-from omegaconf import DictConfig
 
+from specbench.setup.instantiate import class_of
 from specbench.setup.provenance import provenance
+from specbench.setup.settings import TrainSettings
 
 
-def asked(config: DictConfig) -> str:
+def asked(settings: TrainSettings) -> str:
     """Whose questions."""
-    return f"the questions of {get_object(config.suite._target_).__name__}, {config.suite.get('split', 'no')} split"
+    return f"the questions of {class_of(settings.suite).__name__}, {settings.suite.get('split', 'no')} split"
 
 
 def versions(device: torch.device) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import optuna
 import torch
 from accelerate import PartialState
-from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import GPSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -27,52 +26,51 @@ from specbench.records.files import write_atomic
 from specbench.records.trial import BASELINE
 from specbench.setup.instantiate import built
 from specbench.setup.objects import questions_of, target_of
-from specbench.setup.rules import WHOLE, Rules
+from specbench.setup.settings import TrainSettings
 from specbench.training.calibration import Calibration, Found
 from specbench.training.search_report import card, table, trials_plot
 from specbench.watch import Watch
 
 JOURNAL, TABLE = "journal.log", "trials.csv"
 AT_RANDOM = 8  # trials before the Gaussian process takes over, the starting points among them
-RULES: Rules = dict.fromkeys(("search.trials", "search.prompts", "search.max_new_tokens"), WHOLE)
-SETTINGS = tuple(RULES)
+SETTINGS: tuple[str, ...] = ("search.trials", "search.prompts", "search.max_new_tokens")
 DONE = "searched for"
 Measure = Callable[[SkipSet], Found]
 
 
-def check(config: DictConfig, drafter: type[Any]) -> None:
+def check(settings: TrainSettings, drafter: type[Any]) -> None:
     if PartialState().num_processes > 1:
         raise InputError("a skip set is searched for by one process: several would share the machine that is timed")
-    check_shape([str(label) for label in config.method if label != BASELINE], config.target)
+    check_shape([label for label in settings.method if label != BASELINE], settings.target.shape, settings.target.sizes)
 
 
-def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
+def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
     waiting = partial(watch, WAITING, 0, None)
-    with sole_timer(timed_devices(config.target.device, config.target.device_map), waiting):
-        _search(config, label, out, watch)
+    with sole_timer(timed_devices(settings.target.device, settings.target.device_map), waiting):
+        _search(settings, label, out, watch)
 
 
-def _search(config: DictConfig, label: str, out: Path, watch: Watch) -> None:
-    target = target_of(config.target)
-    prompts = calibration_prompts(config, target)
-    method = built(OmegaConf.create({**config.method[label], "checkpoint": RANDOM}))  # until the first trial brings its own
+def _search(settings: TrainSettings, label: str, out: Path, watch: Watch) -> None:
+    target = target_of(settings.target)
+    prompts = calibration_prompts(settings, target)
+    method = built({**settings.method[label], "checkpoint": RANDOM})  # until the first trial brings its own
     method.bind(target.model)
-    sampling = Sampling(max_new_tokens=config.search.max_new_tokens, stop_token_ids=target.model.eos_ids)
+    sampling = Sampling(max_new_tokens=settings.search.max_new_tokens, stop_token_ids=target.model.eos_ids)
     calibration = Calibration(target.model, method, prompts, sampling)
-    search = Search(out, layers_of(target.model), config.seed)
-    if not search.go(config.search.trials, calibration, watch) and (out / FILE).is_file():
+    search = Search(out, layers_of(target.model), settings.seed)
+    if not search.go(settings.search.trials, calibration, watch) and (out / FILE).is_file():
         return  # all was there; its card says who timed it
     found, best = search.found, search.best
     write_skip_set(found[best].skipped, out)
     trials_plot(found, best, search.layers, out / "curves.png")
     about = f"{len(prompts)} prompts, the first {sampling.max_new_tokens} tokens of each answer"
-    made = f"optuna {version('optuna')}'s Gaussian-process sampler, seed {config.seed}"
-    (out / "README.md").write_text(card(config, label, target, found, best, about, made), encoding="utf-8")
+    made = f"optuna {version('optuna')}'s Gaussian-process sampler, seed {settings.seed}"
+    (out / "README.md").write_text(card(settings, label, target, found, best, about, made), encoding="utf-8")
 
 
-def calibration_prompts(config: DictConfig, target: Target) -> list[torch.Tensor]:
+def calibration_prompts(settings: TrainSettings, target: Target) -> list[torch.Tensor]:
     """First turns, (T,) each. Raises InputError for one that does not fit the context."""
-    made = [target.first_prompt(question) for question in questions_of(config, built(config.suite), config.search.prompts)]
+    made = [target.first_prompt(question) for question in questions_of(settings, built(settings.suite), settings.search.prompts)]
     longest = max(map(len, made))
     if longest >= target.model.context:
         raise InputError(f"a prompt of {longest} tokens does not fit the context of {target.name}, {target.model.context}")

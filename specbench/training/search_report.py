@@ -7,10 +7,10 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
 
 from specbench.drafters.skipping import SkipSet
 from specbench.models.target import Target
+from specbench.setup.settings import TrainSettings
 from specbench.training.calibration import Found
 from specbench.training.card import asked, versions
 
@@ -69,18 +69,19 @@ def _skipped(grid: Axes, skipped: SkipSet, layers: int) -> None:
     grid.grid(which="minor", color="lightgrey", linewidth=1)
 
 
-def card(config: DictConfig, label: str, target: Target, found: Sequence[Found], best: int, about: str, made: str) -> str:
-    top, settings = found[best], config.method[label]
+def card(settings: TrainSettings, label: str, target: Target, found: Sequence[Found], best: int, about: str, made: str) -> str:
+    top = found[best]
+    method = settings.method[label]
     minutes = sum(one.seconds + one.baseline_seconds for one in found) / 60
     skipped = [", ".join(map(str, of)) or "none" for of in (top.skipped.attention, top.skipped.mlp)]
-    shape = f", shape {config.target.shape}" if config.target.shape else ""
+    shape = f", shape {settings.target.shape}" if settings.target.shape else ""
     return "\n".join(
         [
             f"# {label} for {target.name}{shape}",
             "",
             f"Found by `specbench train`: {len(found)} skip sets timed, {minutes:.1f} minutes of decoding; {made}.",
-            f"Calibration: {about}, {asked(config)}; {target.model.dtype_name} on {target.model.device.type}.",
-            f"Drafting: {', '.join(f'{name} {settings[name]}' for name in SHOWN)}.",
+            f"Calibration: {about}, {asked(settings)}; {target.model.dtype_name} on {target.model.device.type}.",
+            f"Drafting: {', '.join(f'{name} {method[name]}' for name in SHOWN)}.",
             versions(target.model.device),
             "",
             f"The best set (trial {top.number}) skips attention of layers {skipped[0]} and MLPs of layers {skipped[1]}:",

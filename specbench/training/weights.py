@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from omegaconf import DictConfig
 
 from specbench.drafters.checkpoints import OURS, write
 from specbench.drafters.network_drafter import new_network
@@ -17,65 +16,56 @@ from specbench.models.target import Target
 from specbench.models.texts import Text, answered, read_texts, write_texts
 from specbench.setup.instantiate import built
 from specbench.setup.objects import questions_of, target_of
-from specbench.setup.rules import WHOLE, Rules
+from specbench.setup.settings import TrainSettings
 from specbench.training.card import asked, versions
 from specbench.training.curves import curves
 from specbench.training.trainer import LOG, Plan, Trainer
 from specbench.watch import Watch
 
 TEXTS = "texts.jsonl"
-PRECISIONS = ("no", "bf16", "fp16")
 DONE = "trained"
 
 
-def _positive(value: Any) -> bool:
-    return type(value) in (int, float) and value > 0
-
-
-RULES: Rules = (
-    dict.fromkeys(("batch_tokens", "accumulate", "save_every", "max_new_tokens", "held_out"), WHOLE)
-    | dict.fromkeys(("epochs", "rate"), (_positive, "a number above 0"))
-    | {"muon": (lambda value: value is None or _positive(value), "a number above 0, or null")}
+SETTINGS: tuple[str, ...] = (
+    *("batch_tokens", "accumulate", "save_every", "max_new_tokens", "held_out", "epochs", "rate", "muon"),
+    *("data", "limit", "precision", "file"),
 )
-SETTINGS = (*RULES, "data", "limit", "precision", "file")
 
 
-def check(config: DictConfig, drafter: type[Any]) -> None:
+def check(settings: TrainSettings, drafter: type[Any]) -> None:
     files = [OURS, *drafter.network_class.files]
-    if config.precision not in PRECISIONS:
-        raise InputError(f"precision={config.precision}: expected {nearest(str(config.precision), list(PRECISIONS))}")
-    if config.file not in files:
-        raise InputError(f"file={config.file}: expected {nearest(str(config.file), files)}")
-    if config.target.shape is not None:
+    if settings.file not in files:
+        raise InputError(f"file={settings.file}: expected {nearest(str(settings.file), files)}")
+    if settings.target.shape is not None:
         raise InputError(
-            f"target.shape={config.target.shape}: a drafter is trained for the model as it is, and expanded with it; set null"
+            f"target.shape={settings.target.shape}: a drafter is trained for the model as it is, and expanded with it; set null"
         )
 
 
-def make(config: DictConfig, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
+def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
     """Of several processes (torchrun, accelerate launch) the first one writes."""
     processes = PartialState()
     with processes.main_process_first():
-        target = target_of(config.target)
-        texts, held_out = _split(_texts(config, target, out, watch), config.held_out, config.seed)
-    torch.manual_seed(config.seed)
+        target = target_of(settings.target)
+        texts, held_out = _split(_texts(settings, target, out, watch), settings.held_out, settings.seed)
+    torch.manual_seed(settings.seed)
     network = new_network(drafter.network_class, target.model)
-    plan = Plan(**{field.name: config[field.name] for field in fields(Plan)})
+    plan = Plan(**{field.name: getattr(settings, field.name) for field in fields(Plan)})
     Trainer(network, target.model, plan, out).fit(texts, held_out, lambda *now: watch("training", *now))
     if processes.is_main_process:
-        write(network, out, config.file)
+        write(network, out, settings.file)
         curves(out / LOG, out / "curves.png")
-        card = _card(label, _source(config), plan, target, out, len(texts), len(held_out))
+        card = _card(label, _source(settings), plan, target, out, len(texts), len(held_out))
         (out / "README.md").write_text(card, encoding="utf-8")
 
 
-def _texts(config: DictConfig, target: Target, out: Path, watch: Watch) -> list[Text]:
+def _texts(settings: TrainSettings, target: Target, out: Path, watch: Watch) -> list[Text]:
     """Those of `data`; else the target's own answers, kept in the folder for a later start and for other methods."""
-    if config.data is not None:
-        return read_texts(Path(config.data).expanduser(), target)
+    if settings.data is not None:
+        return read_texts(Path(settings.data).expanduser(), target)
     if not (out / TEXTS).is_file():
-        questions = questions_of(config, built(config.suite), config.limit)
-        write_texts(out / TEXTS, answered(target, questions, config.max_new_tokens, watch))
+        questions = questions_of(settings, built(settings.suite), settings.limit)
+        write_texts(out / TEXTS, answered(target, questions, settings.max_new_tokens, watch))
     return read_texts(out / TEXTS, target)
 
 
@@ -87,10 +77,10 @@ def _split(texts: list[Text], held_out: int, seed: int) -> tuple[list[Text], lis
     return shuffled[held_out:], shuffled[:held_out]
 
 
-def _source(config: DictConfig) -> str:
-    if config.data is not None:
-        return Path(config.data).name
-    return f"the target's own to {asked(config)}"
+def _source(settings: TrainSettings) -> str:
+    if settings.data is not None:
+        return Path(settings.data).name
+    return f"the target's own to {asked(settings)}"
 
 
 def _card(label: str, source: str, plan: Plan, target: Target, out: Path, trained: int, held_out: int) -> str:

@@ -17,7 +17,7 @@ from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_run
 from specbench.setup.instantiate import built
 from specbench.setup.objects import questions_of, target_of
 
@@ -43,7 +43,7 @@ def counted(drafter: Drafter) -> Counter[Path]:
 def frequencies(label: str, large: str, limit: int) -> list[tuple[Path, float]]:
     """Paths of the large tree, the most accepted first, with their shares of all steps."""
     choice = [f"method=[{label}]", f"tree@method.{label}.tree={large}"]
-    config = composed(["target=mini", "suite=mini_train", "target.dtype=float32", f"limit={limit}", *choice])
+    config = compose_run(["target=mini", "suite=mini_train", "target.dtype=float32", f"limit={limit}", *choice])
     target, drafter = target_of(config.target), built(config.method[label])
     drafter.bind(target.model)
     target.model.tap(drafter.taps)

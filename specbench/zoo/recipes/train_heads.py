@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from specbench.cli.parser import console
 from specbench.drafters.checkpoints import OURS
 from specbench.running.progress import TrainingDisplay
-from specbench.setup.compose import composed
+from specbench.setup.compose import compose_train
 from specbench.training.train import train
 from specbench.training.trainer import LOG
 from specbench.zoo.recipes.chats import COUNT, write_chats
@@ -33,7 +33,7 @@ def main() -> None:
         write_chats(chats, COUNT)
         for method in options.methods:
             given = [*SETTINGS, f"method={method}", f"epochs={EPOCHS[method]}", f"data={chats}", f"out={scratch}/{method}"]
-            out = train(composed(given, root="train"), display.at)
+            out = train(compose_train(given), display.at)
             (options.zoo / method).mkdir(exist_ok=True)
             for name in SHIPPED:
                 shutil.copy(out / name, options.zoo / method / name)

@@ -1,0 +1,186 @@
+"""The settings of every command, typed: what the other rooms see of a config. Made by `compose`; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from specbench.errors import InputError, nearest
+from specbench.setup.instantiate import check_types
+from specbench.setup.rules import check_rules
+
+Node = dict[str, Any]  # of a YAML: `_target_`, the class, and its arguments
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """conf/target; further keys of its YAML are there for methods' YAMLs to refer to."""
+
+    name: str
+    path: str | None
+    revision: str | None
+    format: str
+    dtype: str
+    device: str
+    device_map: str | Mapping[str, Any] | None
+    trust_remote_code: bool
+    weights: Literal["pretrained", "random"]
+    config: Mapping[str, Any] | None
+    shape: str | None
+    draft: Mapping[str, Any] | None
+    shapes: Mapping[str, Any] | None = None
+
+    @property
+    def sizes(self) -> Any:
+        """Of the chosen shape; None without one. Raises InputError where the target has no such shape."""
+        if self.shape is None:
+            return None
+        shapes = self.shapes or {}
+        if self.shape not in shapes:
+            raise InputError(f"target.shape={self.shape}: {self.name} has {nearest(self.shape, list(shapes)) or 'no shapes'}")
+        if shapes[self.shape] in (None, {}):
+            raise InputError(f"target.shapes.{self.shape} is empty: expected sizes, such as {{hidden_size: 2048}}")
+        return shapes[self.shape]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are drawn, as in decoding.sampling."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Of the search for a skip set."""
+
+    trials: int
+    prompts: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all commands have. plain: the whole resolved config; changed: the settings that differ from the command's defaults."""
+
+    root: ClassVar[str]
+
+    plain: Mapping[str, Any]
+    changed: frozenset[str]
+    target: TargetSettings
+    suite: Node
+    tasks: list[str]
+    limit: int | None
+    seed: int
+    out: str | None
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What config.yaml holds: everything but the place it is in; the home folder is written ~."""
+        return {key: without_home(value) for key, value in self.plain.items() if key != "out"}
+
+
+@dataclass(frozen=True)
+class RunSettings(Settings):
+    """Of `specbench run`, and of the commands that take a run's settings."""
+
+    root = "config"
+
+    method: Mapping[str, Node]
+    engine: Mapping[str, Node]
+    sampling: SamplingSettings
+    repeats: int
+    context: Literal["reference", "own"]
+    profile: bool
+    check_baseline: bool
+    threads: int | None
+    sweep: Mapping[str, Any]
+
+    def with_engine(self, name: str, **changes: Any) -> RunSettings:
+        """The same with other arguments of an engine."""
+        engines = {**self.engine, name: {**self.engine[name], **changes}}
+        return replace(self, engine=engines, plain={**self.plain, "engine": engines})
+
+
+@dataclass(frozen=True)
+class CertifySettings(Settings):
+    root = "certify"
+
+    method: Mapping[str, Node]
+    sampling: SamplingSettings
+    level: float
+    draws: int
+    samples: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class TrainSettings(Settings):
+    root = "train"
+
+    method: Mapping[str, Node]
+    search: SearchSettings
+    data: str | None
+    max_new_tokens: int
+    held_out: int
+    epochs: float
+    batch_tokens: int
+    accumulate: int
+    rate: float
+    muon: float | None
+    precision: Literal["no", "bf16", "fp16"]
+    save_every: int
+    file: str
+
+
+@dataclass(frozen=True)
+class DatastoreSettings(Settings):
+    root = "datastore"
+
+    data: str | None
+    dataset: str | None
+    split: str
+    field: str | None
+    max_new_tokens: int
+    chunk_tokens: int | None
+
+
+S = TypeVar("S", bound=Settings)
+SECTIONS: dict[str, type] = {"target": TargetSettings, "sampling": SamplingSettings, "search": SearchSettings}
+
+
+def read_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[str]) -> S:
+    """A resolved config of kind's root as its settings. Raises InputError for a value of another type or range."""
+    check_rules(plain, kind.root)
+    given = {name: plain[name] for name in _names(kind) if name in plain}
+    for name, section in SECTIONS.items():
+        if name in given:
+            given[name] = _read_section(section, plain[name], name)
+    given |= {"plain": plain, "changed": changed, "tasks": [task["name"] for task in plain["task"].values()]}
+    check_types(kind, given, "")
+    return kind(**given)
+
+
+def _read_section(section: type, plain: Mapping[str, Any], name: str) -> Any:
+    given = {key: plain[key] for key in _names(section) if key in plain}
+    check_types(section, given, name)
+    return section(**given)
+
+
+def _names(kind: type) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
+def without_home(value: Any) -> Any:
+    """Of a setting's value, the home folder written ~."""
+    if isinstance(value, dict):
+        return {key: without_home(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_home(inner) for inner in value]
+    home = f"{Path.home()}/"
+    return f"~/{value.removeprefix(home)}" if isinstance(value, str) and value.startswith(home) else value
