@@ -17,10 +17,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from specbench.certify import enumeration, permutation
+from specbench.certify import enumeration
 from specbench.certify.miniature import TOKENS, drafter_of, miniature
 from specbench.certify.texts import leaks
 from specbench.certify.token_check import Text, followed, most_wrong, noise_of
@@ -35,14 +34,13 @@ from specbench.decoding.verify import Sampled, Verified
 from specbench.records.files import write_atomic
 from specbench.setup.compose import compose_run
 
-LEVELS = {"counted out": 0.005 / 100, "compared": 0.005 / 5}  # of a test in a certificate of twenty methods, four of which draw
-ALONE = {"counted out": 0.005 / 10, "compared": 0.005 / 2}  # in a certificate of one method, whose level is 0.01
+LEVEL = 0.01 / 25  # of each G-test in a certificate of twenty methods, four of which draw
+ALONE = 0.01 / 10  # in a certificate of one method that draws
 NOISE_TEXTS = 8  # from which the rounding is measured, with the bug in
 COOL = Sampling(temperature=0.5)
 PLAIN = Sampling(temperature=1.0)
 STOPS = (3, 5)
 PROMPTS, TEXT = 96, 24  # prompts of a repetition and tokens of each text, where texts are followed
-OF_THOSE, SAMPLES = 6, 32  # prompts and texts of each side and prompt, where texts are compared
 Planting = Callable[[], Any]
 
 
@@ -151,7 +149,9 @@ class Plant:
     @property
     def level(self) -> float:
         """Of each statistical test; 0 where there is none."""
-        return (ALONE if self in SOUND else LEVELS).get(self.part, 0.0)
+        if self.part != "counted out":
+            return 0.0
+        return ALONE if self in SOUND else LEVEL
 
 
 PLANTS = (
@@ -164,17 +164,10 @@ PLANTS = (
     Plant("tokens after end-of-sequence kept", "sps", "followed", endless),
     Plant("state leaks between questions", "token_recycling_warm", "order", none),
 )
-# The same bugs on the permutation test, which needs no small vocabulary and finds less.
-COMPARED = (
-    Plant("q forced to 1", "self_speculative", "compared", lambda: rule(AcceptsByP)),
-    Plant("no residual on rejection", "self_speculative", "compared", lambda: rule(NoResidual)),
-    Plant("temperature missing on the bonus token", "self_speculative", "compared", lambda: rule(ColdBonus), COOL),
-)
 SOUND = (
     Plant("no bug", "self_speculative", "counted out", none),
     Plant("no bug", "medusa", "followed", none),
     Plant("no bug", "token_recycling", "order", none),
-    Plant("no bug", "self_speculative", "compared", none),
 )
 
 
@@ -186,7 +179,7 @@ class Miniature:
         self.target, self.draft = miniature("llama")
 
     def found(self, plant: Plant, seed: int) -> bool:
-        parts = {"counted out": self._counted, "followed": self._followed, "order": self._order, "compared": self._compared}
+        parts = {"counted out": self._counted, "followed": self._followed, "order": self._order}
         return parts[plant.part](plant, seed)
 
     def _drafter(self, plant: Plant) -> Drafter:
@@ -226,25 +219,6 @@ class Miniature:
         """Of a method whose state outlives the turn, as if it said otherwise."""
         drafter, sampling = self._drafter(plant), Sampling(max_new_tokens=TEXT)
         return leaks(lambda prompt: self._generated(drafter, prompt, sampling), self._prompts(seed)) > 0
-
-    def _compared(self, plant: Plant, seed: int) -> bool:
-        def drawn(times: int) -> tuple[permutation.Texts, permutation.Texts]:
-            with plant.planting():
-                ours = self._samples(plant, plant.method, 2 * seed, times)
-            return ours, self._samples(plant, "autoregressive", 2 * seed + 1, times)
-
-        found = permutation.examined(drawn, plant.level)
-        self.p_values.append(found[0].p_value)
-        return found[-1].p_value < plant.level
-
-    def _samples(self, plant: Plant, method: str, seed: int, times: int) -> permutation.Texts:
-        drafter, found = self._drafter(replace(plant, method=method)), []
-        first = (1_009 * (times - 1) + seed) * OF_THOSE
-        for at, prompt in enumerate(self._prompts(seed // 2)[:OF_THOSE]):
-            sampling = replace(plant.sampling, max_new_tokens=TEXT, seed=first + at)
-            outs = generate(self.target, drafter, [torch.tensor(prompt)] * times * SAMPLES, sampling)
-            found.append([out.output_ids for out in outs])
-        return found
 
 
 COLUMNS = ("bug", "planted in", "part of the certificate", "found", "95 % limit", "p < 0.05")
@@ -319,7 +293,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     small, earlier = Miniature(options.draws), rows_of(options.out, options.draws)
-    times = {plant: options.sound if plant in SOUND else options.repetitions for plant in (*PLANTS, *COMPARED, *SOUND)}
+    times = {plant: options.sound if plant in SOUND else options.repetitions for plant in (*PLANTS, *SOUND)}
     rows = {plant: found_before(plant, times[plant], earlier) for plant in times}
     for plant in times:
         row = rows[plant] = rows[plant] or measured(small, plant, times[plant])

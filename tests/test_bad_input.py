@@ -51,6 +51,7 @@ from tests.fake_engine import Quiet
         (["run", "-m", "target.dtype=float32,half"], "dtype=half: on cpu expected auto, float32"),
         (["run", "sweep.limit=[1,0]"], "limit=0: expected a number of questions"),
         (["certify", "seed=1,2"], "seed=1,2: expected one value"),
+        (["certify", "samples=32"], "samples: no such setting of specbench certify"),
         (["certify", "repeats=3"], "repeats: no such setting of specbench certify"),
         (["run", "limit=1", "method=[]", "out=/proc/nowhere"], "/proc/nowhere: No such file or directory; out=FOLDER says"),
         (["run", "-m", "limt=1,2"], "limt: no such setting; the nearest is limit"),

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from specbench.certify import enumeration, permutation
+from specbench.certify import enumeration
 from specbench.certify.miniature import drafter_of, miniature
 from specbench.certify.tables import markdown
 from specbench.certify.texts import Asked
@@ -79,21 +79,13 @@ class _Tests:
         self.asked, self.settings, self.drafters = asked, asked.settings, asked.drafters
         self.claimed = [label for label, drafter in self.drafters.items() if drafter.typical is None]
         drawing = [label for label in self.claimed if self.drafters[label].draws]
-        self.compared = [BASELINE, *drawing] if drawing else []
-        # Bonferroni: half of the level for what is counted out, half for what is compared. A method whose drafts are not drawn
-        # writes autoregressive decoding's own texts, so that its tests are the same ones.
-        share = self.settings.level / (2 if self.compared else 1)
-        self.counted_level = share / ((1 + len(drawing)) * len(enumeration.WINDOWS))
-        self.compared_level = share / max(1, len(self.compared))
+        # Bonferroni. A method whose drafts are not drawn writes autoregressive decoding's own texts: its tests are the same ones.
+        self.counted_level = self.settings.level / ((1 + len(drawing)) * len(enumeration.WINDOWS))
 
     def check_enough(self) -> None:
         """Raises InputError where tests could show nothing, before they begin."""
         if not self._can_count():
             raise InputError(f"draws={self.settings.draws}: too few at this temperature; expected more, or a higher temperature")
-        samples = self.asked.samples_by_prompt()
-        if self.compared and not permutation.can_show(samples, self.compared_level):
-            few = f"too few for {len(samples)} prompt{'s' * (len(samples) > 1)}"
-            raise InputError(f"samples={self.settings.samples}: {few}; expected more, or a higher limit")
 
     def _can_count(self) -> bool:
         try:
@@ -132,8 +124,6 @@ class _Tests:
             parts.append(partial(self._followed, label, self.asked.sampled))
         if label in self.claimed:
             parts.append(partial(self._counted, label))
-        if label in self.compared:
-            parts.append(partial(self._compared, label))
         verdict = self._judged(label, [*parts, *self._ordered(label, self.asked.sampled)])
         return verdict if label in self.claimed or verdict.why else replace(verdict, class_="lossy")
 
@@ -189,13 +179,3 @@ class _Tests:
         wrong = [f"token {'+'.join(str(at + 2) for at in test.tokens)}: p = {test.p_value:.1e}" for test in bad]
         rounds = [[asdict(test) for test in tests] for tests in found]
         return wrong, dict(zip(("enumerated", "enumerated_again"), rounds, strict=False))
-
-    def _compared(self, label: str) -> Findings:
-        def drawn(times: int) -> tuple[permutation.Texts, permutation.Texts]:
-            theirs = self.asked.baseline_samples if times == 1 else self.asked.samples(BASELINE, 0, times)
-            return self.asked.samples(label, 1, times), theirs
-
-        found = permutation.examined(drawn, self.compared_level)
-        wrong = f"against autoregressive decoding: p = {found[-1].p_value:.1e}"
-        figures = dict(zip(("permuted", "permuted_again"), map(asdict, found), strict=False))
-        return [wrong] * (found[-1].p_value < self.compared_level), figures

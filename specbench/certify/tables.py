@@ -9,7 +9,7 @@ from rich.table import Table
 
 from specbench.records.certificates import Certificate, Verdict
 
-COLUMNS = ("method", "temperature 0", "equal texts", "wrong at most", "sampled", "same text", "counted out", "compared")
+COLUMNS = ("method", "temperature 0", "equal texts", "wrong at most", "sampled", "same text", "counted out")
 
 
 def table(certificate: Certificate) -> Table:
@@ -38,10 +38,8 @@ def _title(certificate: Certificate) -> str:
 def _rows(certificate: Certificate) -> list[tuple[tuple[str, ...], bool]]:
     rows: list[tuple[tuple[str, ...], bool]] = []
     for greedy, sampled in zip(certificate.greedy, certificate.sampled, strict=True):
-        cells = (
-            *(greedy.method, greedy.class_, _same(greedy), _wrong_at_most(greedy)),
-            *(sampled.class_, _same(sampled), _counted(sampled), _compared(sampled)),
-        )
+        at_zero = (greedy.method, greedy.class_, _same(greedy), _wrong_at_most(greedy))
+        cells = (*at_zero, sampled.class_, _same(sampled), _counted(sampled))
         rows.append((cells, not {"bug", "untested"}.isdisjoint((greedy.class_, sampled.class_))))
     return rows
 
@@ -61,18 +59,12 @@ def _counted(verdict: Verdict) -> str:
     return f"{min(test['p_value'] for test in tests):.2g}" if tests else "-"
 
 
-def _compared(verdict: Verdict) -> str:
-    found = verdict.tests.get("permuted_again", verdict.tests.get("permuted"))
-    return f"{found['p_value']:.2g}" if found else "-"
-
-
 def _notes(certificate: Certificate) -> list[str]:
     """What the columns say, with this certificate's own figures."""
     noise, floor = certificate.noise, certificate.floor
     tests: list[dict[str, Any]] = next((one.tests["enumerated"] for one in certificate.sampled if "enumerated" in one.tests), [])
     finds = ", ".join(f"{test['finds']:.3f} ({test['cells']} cells)" for test in tests)
     draws = tests[0]["draws"] if tests else 0
-    permuted = [one.tests["permuted"] for one in certificate.sampled if "permuted" in one.tests]
     lines = [
         "- temperature 0, equal texts: token for token autoregressive decoding's. A text that differs is a `tie` where every one"
         f" of its tokens is within {noise['greedy']:.3g} of the target's best logit, which is how far the target differs"
@@ -85,7 +77,6 @@ def _notes(certificate: Certificate) -> list[str]:
         f" method writes and of the second and third alone, in {draws} texts. Rare continuations share a cell; a distribution"
         f" that is {finds} away in total variation between the cells is found by them with a power of 0.99. Where they look"
         f" wrong, four times as many texts are drawn afresh, and those count{_below(tests)}.",
-        *_about_compared(permuted),
         f"- The statistical tests together raise a false alarm with a chance of at most {certificate.level:g}.",
     ]
     untried = {one.method: one.tests["not enumerated"] for one in certificate.sampled if "not enumerated" in one.tests}
@@ -94,15 +85,6 @@ def _notes(certificate: Certificate) -> list[str]:
         lines += [f"- **{one.method}, {when}**: {one.why}" for one in verdicts if one.why]
         lines += [f"- {one.method}, {when}: {differences}" for one in verdicts if (differences := _differences(one))]
     return lines
-
-
-def _about_compared(permuted: Sequence[dict[str, Any]]) -> list[str]:
-    told = (
-        "- compared: p-value of a permutation test of n-gram counts against autoregressive decoding on the target itself;"
-        " autoregressive's own row compares two samples of it. Where it looks wrong, four times as many texts of both are drawn"
-        f" afresh, and those count{_below(permuted)}."
-    )
-    return [told] if permuted else []
 
 
 def _below(tests: Sequence[dict[str, Any]]) -> str:

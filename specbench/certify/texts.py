@@ -1,16 +1,12 @@
-"""What is asked of the methods, and their texts: greedy ones, sampled ones, and many short samples of a few prompts."""
+"""What is asked of the methods, and their texts, greedy and sampled ones."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from math import ceil
 
-import torch
-
-from specbench.certify.permutation import Texts
 from specbench.certify.token_check import Noise, Text, noise_of
 from specbench.decoding.drafter import Drafter
-from specbench.decoding.loop import Generation, generate
+from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
 from specbench.engine.native import Native
 from specbench.models.chat import answer_text, render
@@ -23,7 +19,6 @@ from tasks.question import Question
 
 NOISE_TEXTS = 24  # texts from which the target's rounding is measured
 ORDERED = 12  # prompts asked in two orders
-CUT = 6  # prompts that are broken off in the middle, where what comes next is least certain, and continued again and again
 
 
 class Asked:
@@ -37,11 +32,6 @@ class Asked:
         self.engine.open(target.model, drafters)
         self.greedy = Sampling(max_new_tokens=settings.sampling.max_new_tokens, stop_token_ids=target.model.eos_ids)
         self.sampled = replace(self.greedy, **{key: getattr(settings.sampling, key) for key in KEYS})
-
-    def samples_by_prompt(self) -> list[int]:
-        """How many short samples each prompt that is broken off is to get; known before any is asked."""
-        turns = sum(len(question.turns) for question in self.questions)
-        return [self.settings.samples] * len(range(turns)[:: ceil(turns / CUT)])
 
     @cached_property
     def prompts(self) -> list[list[int]]:
@@ -70,10 +60,6 @@ class Asked:
         self.watch("the target's rounding, by text", 0, len(texts))
         return noise_of(self.target.model, texts, self.sampled)
 
-    @cached_property
-    def baseline_samples(self) -> Texts:
-        return self.samples(BASELINE, 0, 1)
-
     def texts(self, label: str, sampling: Sampling) -> list[Text]:
         """Above temperature 0 with another seed for every prompt, the same for every method."""
         self.engine.reset(label)
@@ -89,20 +75,6 @@ class Asked:
         asked = self.prompts[:ORDERED]
         self.watch(f"{label} in another order, by prompt", 0, len(asked))
         return leaks(lambda prompt: self.engine.generate(label, prompt, sampling), asked), len(asked)
-
-    def samples(self, label: str, side: int, times: int) -> Texts:
-        """`times` `samples` texts of `tokens` tokens. Both sides, and each number of times, have random numbers of their own."""
-        chosen = sorted(self.prompts, key=len)[:: ceil(len(self.prompts) / CUT)]
-        found, drafter, count = [], self.drafters[label], times * self.settings.samples
-        self.target.model.tap(drafter.taps)
-        drafter.reset()
-        for at, prompt in enumerate(chosen):
-            seed = (2 * self.settings.seed + side) * 1_000_003 + (times - 1) * 1_009 + at
-            ids = torch.tensor(prompt[: max(1, len(prompt) // 2)], device=self.target.model.device)
-            sampling = replace(self.sampled, max_new_tokens=self.settings.tokens, seed=seed)
-            found.append([out.output_ids for out in generate(self.target.model, drafter, [ids] * count, sampling)])
-            self.watch(f"{label} compared: {count} samples of prompt", at + 1, len(chosen))
-        return found
 
 
 Generate = Callable[[list[int]], Generation]

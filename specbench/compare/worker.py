@@ -2,7 +2,8 @@
 
 Each checkout runs its own worker, so only this module's name and what goes over the pipes is fixed. Protocol 1, one JSON object
 per line. The first call has `protocol, overrides, config_dir, threads`; its answer has `protocol, methods`, of each method `warm`
-and `kind`. Each further call has `do` (generate, reserve or reset) and its arguments. An answer is a mapping, null, or `error, kind`.
+and `kind`. Each further call has `do` (generate, reserve or reset) and its arguments. An answer is a mapping, null, or `error` and
+`kind`.
 """
 
 import dataclasses

@@ -28,7 +28,7 @@ def is_text(value: Any) -> bool:
 
 WHOLE: Rule = (is_whole, "a whole number, at least 1")
 POSITIVE: Rule = (is_positive, "a number above 0")
-LEAST_LEVEL = 0.0001  # of false alarms
+LEAST_LEVEL = 0.0001  # far below, the p-value of a G-test is no good approximation
 SHARED: Rules = {
     "limit": (lambda value: value is None or is_whole(value), "a number of questions per task, at least 1, or null for all"),
     "seed": (lambda value: type(value) is int, "a whole number"),
@@ -55,8 +55,6 @@ CERTIFY: Rules = {
         f"a probability, at least {LEAST_LEVEL} and below 1",
     ),
     "draws": (lambda value: type(value) is int and value >= 256, "a whole number, at least 256"),
-    "samples": (lambda value: type(value) is int and value >= 8, "a whole number, at least 8"),
-    "tokens": WHOLE,
 }
 TRAIN: Rules = (
     dict.fromkeys(("batch_tokens", "accumulate", "save_every", "max_new_tokens", "held_out"), WHOLE)

@@ -115,8 +115,6 @@ class CertifySettings(Settings):
     sampling: SamplingSettings
     level: float
     draws: int
-    samples: int
-    tokens: int
 
 
 @dataclass(frozen=True)
