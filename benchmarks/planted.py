@@ -186,7 +186,6 @@ class Miniature:
         node = compose_run([f"method=[{plant.method}]"]).method[plant.method]
         drafter = drafter_of(node, self.draft)
         drafter.bind(self.target)
-        self.target.tap(drafter.taps)
         return drafter
 
     def _counted(self, plant: Plant, seed: int) -> bool:

@@ -4,9 +4,9 @@ from unittest.mock import patch
 
 from benchmarks.embedded import opened
 from benchmarks.overhead import Stopwatch
-from specbench.decoding import loop
+from specbench.decoding import drafter
 from specbench.decoding.sampling import Sampling
-from specbench.decoding.verify import Rule
+from specbench.decoding.verify import Verifier
 
 METHODS = ("medusa_spec_bench", "eagle_spec_bench")  # trees of 64 nodes, and of 26 whose drafts are drawn
 RULES = {"greedy": Sampling(max_new_tokens=128), "sampled": Sampling(temperature=1.0, top_p=0.9, max_new_tokens=128, seed=1)}
@@ -19,7 +19,7 @@ def shares(*overrides: str) -> dict[tuple[str, str], float]:
     for name, sampling in RULES.items():
         for label in METHODS:
             watch, total = Stopwatch(), 0.0
-            with patch.object(loop, "rule", _watched(watch)):
+            with patch.object(drafter, "make_verifier", _watched(watch)):
                 there.engine.generate(label, there.prompts[0], sampling)
                 watch.seconds = 0.0
                 for prompt in there.prompts:
@@ -29,21 +29,22 @@ def shares(*overrides: str) -> dict[tuple[str, str], float]:
 
 
 def _watched(watch: Stopwatch):  # type: ignore[no-untyped-def]
-    right = loop.rule
+    right = drafter.make_verifier
 
-    def made(*given: object) -> Rule:
-        rule = right(*given)  # type: ignore[arg-type]
-        return _Timed(rule, watch)
+    def make_timed(*given: object) -> Verifier:
+        return _Timed(right(*given), watch)  # type: ignore[arg-type]
 
-    return made
+    return make_timed
 
 
 class _Timed:
-    """A rule whose `verify` is timed."""
+    """A verifier whose `verify` is timed."""
 
-    def __init__(self, rule: Rule, watch: Stopwatch) -> None:
-        self.first, self.pick, self.ranked = rule.first, rule.pick, rule.ranked
-        self.verify = watch.timed(rule.verify)
+    def __init__(self, verifier: Verifier, watch: Stopwatch) -> None:
+        self.first = verifier.first
+        self.pick = verifier.pick
+        self.rank = verifier.rank
+        self.verify = watch.timed(verifier.verify)
 
 
 def main() -> None:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from specbench.decoding.attention import ChainBias
+from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
-from specbench.decoding.verify import Rule, Verified
+from specbench.decoding.verify import Verified, Verifier
 from specbench.drafters.keeping import KeepingDrafter
 from specbench.drafters.layers import DraftKV, LayerPass, Rotary
 from specbench.drafters.lesson import Depths, Lesson, TrainingPass, divergence, mean
@@ -101,7 +102,7 @@ class EagleState:
     """hidden (n, taps * H) and tokens (n): pairs that the drafter has not read yet, the root last."""
 
     kv: DraftKV
-    rule: Rule
+    verifier: Verifier
     hidden: Tensor
     tokens: list[int]
 
@@ -118,9 +119,9 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
     def new_store(self, capacity: int) -> DraftKV:
         return DraftKV(capacity + ROOM, self._bias)
 
-    def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput) -> EagleState:
+    def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> EagleState:
         assert out.hidden is not None
-        return EagleState(store, out.rule, out.hidden, prompt[1:])
+        return EagleState(store, context.verifier, out.hidden, prompt[1:])
 
     def draft(self, state: EagleState, budget: int) -> DraftTree:
         root = self.ids(state.tokens[-1:])
@@ -181,7 +182,7 @@ class Eagle(EagleDrafter):
     def _grown(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
         shape, drafted, drawn_from = self.tree.cut(budget), [root], []
         for depth, level in enumerate(shape.levels, start=1):
-            ranked, weights = state.rule.ranked(self.network.logits(hidden), self.tree.width)  # (m, width), (m, V)
+            ranked, weights = state.verifier.rank(self.network.logits(hidden), self.tree.width)  # (m, width), (m, V)
             tokens = ranked[level.rows, level.ranks if weights is None else level.places]
             drafted.append(tokens)
             if weights is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from specbench.decoding.drafter import Drafter
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
@@ -23,7 +23,7 @@ class Fallback(Drafter):
 
     def __init__(self, first: Drafter, otherwise: Drafter) -> None:
         self.parts = (first, otherwise)
-        if any(part.typical is not None for part in self.parts):
+        if not all(part.lossless for part in self.parts):
             raise InputError("a method made of two: typical acceptance of one of them is not supported; expected typical: null")
 
     def bind(self, target: LanguageModel) -> None:
@@ -33,25 +33,21 @@ class Fallback(Drafter):
         self.taps = tuple(layer for part in self.parts for layer in part.taps)
         self.prompt_logits = any(part.prompt_logits for part in self.parts)
         self.nodes = max(part.nodes for part in self.parts)
-        self.outlives = "run" if any(part.outlives == "run" for part in self.parts) else "turn"
+        self.warm = any(part.warm for part in self.parts)
         self.draws = any(part.draws for part in self.parts)
-        self.kind = "synthetic" if any(part.kind == "synthetic" for part in self.parts) else "measured"
 
-    def reserve(self, capacity: int) -> None:
+    def prepare(self, prompts: list[Tensor], sampling: Sampling, capacity: int) -> None:
         for part in self.parts:
-            part.reserve(capacity)
+            part.prepare(prompts, sampling, capacity)
             part.draft_forwards = 0  # a turn begins here
 
     def reset(self) -> None:
         for part in self.parts:
             part.reset()
 
-    def foresee(self, prompts: list[Tensor], sampling: Sampling) -> None:
-        for part in self.parts:
-            part.foresee(prompts, sampling)
-
-    def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[Pair]:
-        first, otherwise = (part.begin(prompts, seen) for part, seen in zip(self.parts, self._seen(outs), strict=True))
+    def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Pair]:
+        seen = zip(self.parts, self._seen(outs), strict=True)
+        first, otherwise = (part.begin(prompts, own, contexts) for part, own in seen)
         self.draft_forwards = sum(part.draft_forwards for part in self.parts)
         return list(zip(first, otherwise, strict=True))
 

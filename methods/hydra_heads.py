@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 from specbench.decoding.attention import ChainBias
+from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.tree import DraftTree, TreeShape
-from specbench.decoding.verify import Verified, thresholds
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verified
 from specbench.drafters.keeping import KeepingDrafter
 from specbench.drafters.layers import DraftKV, Rotary
 from specbench.drafters.lesson import Depths, Lesson, TrainingPass, divergence, mean
 from specbench.drafters.network import DraftNetwork, TargetShape, embedding_scale, layer_config
-from specbench.drafters.network_drafter import NetworkDrafter
+from specbench.drafters.tree_heads import TreeHeads
 from specbench.errors import InputError, nearest
 
 ARCHITECTURES = ("mlp", "prefix-mlp")
@@ -174,28 +175,19 @@ class HydraState:
     root: int
 
 
-class HydraHeads(NetworkDrafter, KeepingDrafter[DraftKV]):
-    """tree: a static tree's paths. Each expanded node has its own children."""
+class HydraHeads(TreeHeads, KeepingDrafter[DraftKV]):
+    """Each expanded node has its own children."""
 
     network_class: ClassVar = HydraNetwork
 
-    def __init__(
-        self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str, typical: Mapping[str, float] | None = None
-    ) -> None:
-        super().__init__(checkpoint, dtype)
-        self.paths = tree["paths"]
-        self.typical = None if typical is None else thresholds(typical)
-
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
-        self.tree = TreeShape(self.paths, target.device, heads=len(self.network))
-        self.nodes = len(self.tree)
         self._bias = ChainBias(self.network.dtype, target.device)
 
     def new_store(self, capacity: int) -> DraftKV:
         return DraftKV(capacity, self._bias)
 
-    def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput) -> HydraState:
+    def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> HydraState:
         assert out.hidden is not None
         return HydraState(store, out.hidden, prompt[-1])
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from specbench.decoding.drafter import Drafter
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Verified
@@ -88,16 +88,15 @@ class Lookahead(Drafter):
         super().bind(target)
         self._layouts.clear()
 
-    def start(self, prompt: list[int], out: TargetOutput) -> LookaheadState:
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> LookaheadState:
         draw = random.Random(self.seed)
         row = [draw.choice(prompt[:-1]) for _ in range(self.window + self.level - 3)]
         state = LookaheadState(prompt[-self.level :], len(prompt) - 1, [row], Pool(self.level, self.guesses))
         if self.text_pool:
             state.pool.add_text(prompt)
         if self.prefill_row and len(prompt) + len(row) <= self.target.context:
-            assert out.past is not None
             self.draft_forwards += 1
-            (read,) = self.target.forward(out.past, [DraftTree.chain(self.ids(row))])
+            (read,) = self.target.forward(context.past, [DraftTree.chain(self.ids(row))])
             self._shift(state, read.logits.argmax(dim=-1).tolist())
         return state
 

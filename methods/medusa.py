@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.tree import DraftTree, TreeShape
-from specbench.decoding.verify import Verified, thresholds
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verified
 from specbench.drafters.lesson import Depths, Lesson, cross_entropy
 from specbench.drafters.network import DraftNetwork, TargetShape
-from specbench.drafters.network_drafter import NetworkDrafter
+from specbench.drafters.tree_heads import TreeHeads
 
 DECAY = 0.8  # of a head's weight in the loss with each position further ahead (section 2.2.1)
 
@@ -105,27 +106,12 @@ class Reading:
     root: int
 
 
-class Medusa(NetworkDrafter):
-    """tree: a static tree's paths. All parents of a depth have the same children.
-
-    typical: above temperature 0, keep what is likely enough (section 2.3.1), by `threshold` and `alpha`: lossy. Null: lossless.
-    """
+class Medusa(TreeHeads):
+    """All parents of a depth have the same children."""
 
     network_class: ClassVar = MedusaHeads
 
-    def __init__(
-        self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str, typical: Mapping[str, float] | None = None
-    ) -> None:
-        super().__init__(checkpoint, dtype)
-        self.paths = tree["paths"]
-        self.typical = None if typical is None else thresholds(typical)
-
-    def bind(self, target: LanguageModel) -> None:
-        super().bind(target)
-        self.tree = TreeShape(self.paths, target.device, heads=len(self.network))
-        self.nodes = len(self.tree)
-
-    def start(self, prompt: list[int], out: TargetOutput) -> Reading:
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Reading:
         assert out.hidden is not None
         return Reading(out.hidden[-1:], prompt[-1])
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from specbench.decoding.autoregressive import Autoregressive
-from specbench.decoding.drafter import Drafter
+from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
+from specbench.drafters.yardstick import Yardstick
 from specbench.errors import InputError
 
 
@@ -30,10 +31,8 @@ class Replay:
     coins: random.Random  # Synthetic's
 
 
-class Oracle(Drafter):
+class Oracle(Yardstick):
     """Perfect drafts of `length` tokens at no cost: the ceiling of any drafter of chains."""
-
-    kind = "synthetic"
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -44,14 +43,14 @@ class Oracle(Drafter):
         self._plain = Autoregressive()
         self._plain.bind(target)
 
-    def foresee(self, prompts: list[Tensor], sampling: Sampling) -> None:
+    def prepare(self, prompts: list[Tensor], sampling: Sampling, capacity: int) -> None:
         for prompt in prompts:
             key = tuple(prompt.tolist())
             if key not in self._answers or self._answers[key][0] != sampling:
                 (out,) = generate(self.target, self._plain, [prompt], sampling)
                 self._answers[key] = (sampling, out.output_ids)
 
-    def start(self, prompt: list[int], out: TargetOutput) -> Replay:
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Replay:
         _, answer = self._answers[tuple(prompt[:-1])]
         begun_so = answer[0] == prompt[-1]  # not in a batch above temperature 0, where every row draws for itself
         return Replay(answer if begun_so else prompt[-1:], self.ids(answer), 0 if begun_so else None, random.Random(repr(prompt)))

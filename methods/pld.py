@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from specbench.decoding.drafter import Drafter
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
@@ -50,7 +50,7 @@ class PromptLookup(Drafter):
         self.sizes = range(max_ngram, min_ngram - 1, -1)
         self.length, self.match, self.full, self.filler = length, match, full, filler
 
-    def start(self, prompt: list[int], out: TargetOutput) -> NgramIndex:
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> NgramIndex:
         return NgramIndex(prompt, self.sizes, self.match)
 
     def draft(self, state: NgramIndex, budget: int) -> DraftTree:

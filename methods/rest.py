@@ -8,7 +8,7 @@ import torch
 from specbench.datastore.build import in_memory
 from specbench.datastore.prefixes import Prefixes
 from specbench.datastore.store import Datastore, Match, Sample
-from specbench.decoding.drafter import Drafter
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
@@ -22,7 +22,7 @@ class Rest(Drafter):
     """Looks up the longest ending, of `shortest` to `longest` tokens, that the store knows; drafts what is frequent behind it.
 
     datastore: a folder, or `random` for a store of random documents. sample, occurrences: which places are looked at, see
-    Datastore.continuations. depth: tokens read behind each. nodes: the draft tree's, the root not counted. cut: `none`, or
+    Datastore.continuations. depth: tokens read behind each. nodes: most of the draft tree, the root not counted. cut: `none`, or
     `cost`, the authors' cuts (see Prefixes.authors_cut). filler: the token drafted when nothing is found (Spec-Bench: 100), or
     none.
     """
@@ -46,7 +46,8 @@ class Rest(Drafter):
         self.random = datastore == RANDOM
         self.datastore = None if self.random else Datastore.open(datastore)
         self.longest, self.shortest, self.sample, self.occurrences = longest, shortest, sample, occurrences
-        self.depth, self.nodes, self.cut, self.filler = depth, nodes, cut, filler
+        self.depth, self.most, self.cut, self.filler = depth, nodes, cut, filler
+        self.nodes = 1 + nodes
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
@@ -57,7 +58,7 @@ class Rest(Drafter):
             held = f"{self.datastore.name} holds ids up to {self.datastore.about.vocabulary - 1}"
             raise InputError(f"the datastore {held}, but the target has a vocabulary of {target.vocabulary}")
 
-    def start(self, prompt: list[int], out: TargetOutput) -> list[int]:
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> list[int]:
         return list(prompt)
 
     def draft(self, state: list[int], budget: int) -> DraftTree:
@@ -81,7 +82,7 @@ class Rest(Drafter):
         assert self.datastore is not None
         rows = self.datastore.continuations(match, depth, self.occurrences, self.sample)
         found = Prefixes.of(rows)
-        return found.authors_cut(self.nodes) if self.cut == "cost" else found.most_frequent(self.nodes)
+        return found.authors_cut(self.most) if self.cut == "cost" else found.most_frequent(self.most)
 
     def _tree(self, root: int, found: Prefixes) -> DraftTree:
         """One transfer to the device for tokens and parents."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from methods.rest import Rest
 from methods.suffix_automaton import SuffixAutomaton
-from specbench.decoding.drafter import Drafter
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
@@ -56,7 +56,7 @@ class SamDecoding(Drafter):
             self.static.bind(target)
             self.nodes = self.static.nodes
 
-    def start(self, prompt: list[int], out: TargetOutput) -> SamState:
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> SamState:
         state = SamState(SuffixAutomaton(self.recent), trusted=self.trial is None)
         state.text.extend(prompt)
         return state

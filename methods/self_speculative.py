@@ -4,13 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from specbench.decoding.drafter import Drafter
+from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.kv_store import KVStore
-from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.tree import DraftTree, Picked
-from specbench.decoding.verify import Rule, Verified
-from specbench.drafters.skip_sets import skip_set_for
-from specbench.drafters.skipping import SkipSet, layers_of, thinned
+from specbench.decoding.verify import Verified, Verifier
+from specbench.drafters.skipping_drafter import SkippingDrafter
 from specbench.errors import InputError
 
 KEPT = 0.5  # of the acceptance seen so far, at each verification (their beta 1)
@@ -23,7 +22,7 @@ class SelfDraftState:
     """past: the target's own KV; committed: tokens of it that stay; root (1,); acceptance: a moving average."""
 
     past: KVStore
-    rule: Rule
+    verifier: Verifier
     committed: int
     root: Tensor
     threshold: float
@@ -31,15 +30,14 @@ class SelfDraftState:
     drafted: int = 0  # tokens of its own draft in flight
 
 
-class SelfSpeculative(Drafter):
+class SelfSpeculative(SkippingDrafter):
     """Drafts with the target's own weights and KV, the skip set's sublayers left out.
 
-    checkpoint: the skip set: a file, a folder with skip.yaml, or `random`. draft_tokens: most drafted in a step. threshold: stop
-    behind a less probable token. adaptive: raise it when fewer than `target_acceptance` of the drafts are accepted, lower it
-    otherwise (section 3.3). carry: the next prompt begins with the last one's threshold.
+    draft_tokens: most drafted in a step. threshold: stop after a less probable token. adaptive: raise it when fewer than
+    `target_acceptance` of the drafts are accepted, lower it otherwise (section 3.3). carry: the next prompt begins with the last
+    one's threshold.
     """
 
-    learns = "skip set"
     draws = True
 
     def __init__(
@@ -56,25 +54,17 @@ class SelfSpeculative(Drafter):
         for name, value in (("threshold", threshold), ("target_acceptance", target_acceptance)):
             if not 0 <= value <= 1:
                 raise InputError(f"{name}={value}: expected a probability, 0 to 1")
-        self.checkpoint, self.draft_tokens, self.threshold = checkpoint, draft_tokens, threshold
+        super().__init__(checkpoint)
+        self.draft_tokens, self.threshold = draft_tokens, threshold
         self.adaptive, self.target_acceptance, self.carry = adaptive, target_acceptance, carry
-        self.outlives = "run" if carry else "turn"
+        self.warm = carry
         self.reset()
-
-    def bind(self, target: LanguageModel) -> None:
-        super().bind(target)
-        self.skip(skip_set_for(self.checkpoint, layers_of(target)))
-
-    def skip(self, skipped: SkipSet) -> None:
-        """Draft without these sublayers from now on."""
-        self.model = thinned(self.target, skipped)
 
     def reset(self) -> None:
         self.carried = self.threshold
 
-    def start(self, prompt: list[int], out: TargetOutput) -> SelfDraftState:
-        assert out.past is not None
-        return SelfDraftState(out.past, out.rule, len(prompt) - 1, self.ids(prompt[-1:]), self.carried)
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> SelfDraftState:
+        return SelfDraftState(context.past, context.verifier, len(prompt) - 1, self.ids(prompt[-1:]), self.carried)
 
     def draft(self, state: SelfDraftState, budget: int) -> DraftTree:
         """What drafting writes behind the committed KV is forgotten: the target computes it again, all layers of it.
@@ -87,7 +77,7 @@ class SelfSpeculative(Drafter):
         fed = state.root
         while len(picks) < most:
             logits = self._forward(state.past, fed)
-            picks.append(state.rule.pick(logits))
+            picks.append(state.verifier.pick(logits))
             fed = picks[-1][0]
             if len(picks) < most and self._unsure(logits, fed, state):
                 break

@@ -6,10 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, Picked
-from specbench.decoding.verify import Rule, Verified
+from specbench.decoding.verify import Verified, Verifier
 from specbench.drafters.keeping import KeepingDrafter
 from specbench.errors import InputError
 
@@ -22,7 +23,7 @@ class DraftState:
     """store: the draft model's KV; pending: committed tokens not in it yet, the root last; wanted: draft length K asked for."""
 
     store: KVStore
-    rule: Rule
+    verifier: Verifier
     pending: list[int]
     wanted: int
 
@@ -58,15 +59,15 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
     def new_store(self, capacity: int) -> KVStore:
         return self.model.store(capacity)
 
-    def start_in(self, store: KVStore, prompt: list[int], out: TargetOutput) -> DraftState:
-        return DraftState(store, out.rule, prompt, self.draft_tokens)
+    def start_in(self, store: KVStore, prompt: list[int], out: TargetOutput, context: SequenceContext) -> DraftState:
+        return DraftState(store, context.verifier, prompt, self.draft_tokens)
 
     def draft(self, state: DraftState, budget: int) -> DraftTree:
         root, fed = self.ids(state.pending[-1:]), self.ids(state.pending)
         picks: list[Picked] = []
         while len(picks) < min(state.wanted, budget):
             logits = self._forward(state.store, fed)
-            picks.append(state.rule.pick(logits))
+            picks.append(state.verifier.pick(logits))
             fed = picks[-1][0]  # (1,)
             if self._stops(logits, fed):
                 break

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specbench.decoding.drafter import Drafter
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Verified
@@ -33,7 +33,7 @@ class TokenRecycling(Drafter):
 
     def __init__(self, tree: Mapping[str, Any], warm: bool, prompt_logits: bool) -> None:
         self.paths, self.prompt_logits = tree["paths"], prompt_logits
-        self.outlives = "run" if warm else "turn"
+        self.warm = warm
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
@@ -42,14 +42,14 @@ class TokenRecycling(Drafter):
         self.reset()
 
     def reset(self) -> None:
-        if self.outlives == "run":
+        if self.warm:
             self._kept = self._empty()
 
     def _empty(self) -> Tensor:
         return torch.zeros(self.target.vocabulary, self.tree.width, dtype=torch.long, device=self.target.device)
 
-    def start(self, prompt: list[int], out: TargetOutput) -> Successors:
-        state = Successors(self._kept if self.outlives == "run" else self._empty(), self.ids(prompt[-1:]))
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Successors:
+        state = Successors(self._kept if self.warm else self._empty(), self.ids(prompt[-1:]))
         read = prompt[:-1] if self.prompt_logits else prompt[-2:-1]  # the logits that the prefill gave
         self._recycle(state.matrix, self.ids(read), out.logits[-len(read) :])
         return state

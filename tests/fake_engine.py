@@ -54,8 +54,8 @@ class FakeEngine(Engine):
     def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
         self.reserved = max(self.reserved, prompt_tokens)
 
-    def outlives(self, label: str) -> str:
-        return "run" if label in self.warm else "turn"
+    def is_warm(self, label: str) -> bool:
+        return label in self.warm
 
     def reset(self, label: str) -> None:
         self.warming = False

@@ -97,8 +97,8 @@ def test_the_native_engine_keeps_its_memory_and_taps_for_each_method() -> None:
 
 def test_what_outlives_a_turn_is_the_drafters_to_say() -> None:
     engine = opened(Native(profile=False))
-    engine.drafters["pld"].outlives = "run"  # type: ignore[misc]
-    assert (engine.outlives("sps"), engine.outlives("pld"), peer().outlives("pld")) == ("turn", "run", "turn")
+    engine.drafters["pld"].warm = True
+    assert (engine.is_warm("sps"), engine.is_warm("pld"), peer().is_warm("pld")) == (False, True, False)
 
 
 # --- who runs what

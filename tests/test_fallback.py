@@ -12,14 +12,14 @@ from methods.hydra_heads import HydraHeads
 from methods.medusa import Medusa
 from methods.sps import SpeculativeSampling
 from specbench.decoding.autoregressive import Autoregressive
-from specbench.decoding.drafter import Drafter
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
 from tests.methods_under_test import LABELS, draft_model_of, drafter_of, target_of
-from tests.tiny import prompts, tiny_model
+from tests.tiny import NO_CONTEXT, prompts, tiny_model
 
 TREE = {"paths": [[0], [1], [0, 0], [1, 0], [0, 0, 0]]}
 OTHERS: dict[str, Any] = {
@@ -37,7 +37,7 @@ class Now(Drafter):
     def __init__(self) -> None:
         self.offered = 0
 
-    def start(self, prompt: list[int], out: TargetOutput) -> list[int]:
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> list[int]:
         return [prompt[-1], 0]
 
     def draft(self, state: list[int], budget: int) -> DraftTree:
@@ -52,7 +52,6 @@ class Now(Drafter):
 
 def decoded(target: LanguageModel, drafter: Drafter) -> list[Generation]:
     drafter.bind(target)
-    target.tap(drafter.taps)
     return [generate(target, drafter, [prompt], Sampling(max_new_tokens=30))[0] for prompt in prompts(6)]
 
 
@@ -99,8 +98,8 @@ def drafted_behind(target: LanguageModel, drafter: Drafter, text: list[int], bud
     target.tap(drafter.taps)
     store = target.store(300)
     outs = target.prefill(store, [torch.tensor(text[:-1])])
-    drafter.reserve(300)
-    return drafter.propose(drafter.begin([text], outs), [budget])[0]
+    drafter.prepare([torch.tensor(text)], Sampling(), 300)
+    return drafter.propose(drafter.begin([text], outs, [NO_CONTEXT]), [budget])[0]
 
 
 def same(one: DraftTree, other: DraftTree) -> bool:
@@ -121,7 +120,7 @@ def test_each_part_sees_its_own_hidden_states() -> None:
 def test_every_method_bears_another_beside_it(label: str, second: bool) -> None:
     """First, or second behind one that offers now and then: the text is the target's own, and both have drafted."""
     target, own = target_of("llama"), drafter_of(label, "llama")
-    if own.typical is not None:
+    if not own.lossless:
         with pytest.raises(InputError, match="typical acceptance"):
             Fallback(Now(), own)
         return
@@ -130,5 +129,5 @@ def test_every_method_bears_another_beside_it(label: str, second: bool) -> None:
     plain = [out.output_ids for out in decoded(target, Autoregressive())]
     outs = decoded(target, both)
     assert [out.output_ids for out in outs] == plain
-    assert both.kind == own.kind and both.outlives == own.outlives
+    assert both.warm == own.warm
     assert label == "autoregressive" or sum(sum(out.drafted) for out in outs) > 0

@@ -24,7 +24,6 @@ def target():
 def written(target, label: str, sampling: Sampling, count: int = 6) -> list[Text]:
     drafter = drafter_of(label, "llama")
     drafter.bind(target)
-    target.tap(drafter.taps)
     made = []
     for at, prompt in enumerate(prompts(count)):
         own = replace(sampling, seed=at)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specbench.decoding.autoregressive import Autoregressive
-from specbench.decoding.drafter import Drafter
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import CapacityError, Generation, capacity, generate
@@ -55,10 +55,10 @@ class Guess(Drafter):
         self.budgets: list[list[int]] = []
         self.reserved = self.begun = 0
 
-    def reserve(self, capacity: int) -> None:
+    def prepare(self, prompts: list[torch.Tensor], sampling: Sampling, capacity: int) -> None:
         self.reserved = capacity
 
-    def start(self, prompt: list[int], out: TargetOutput) -> list[int]:
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> list[int]:
         self.begun += 1
         return prompt[-1:]
 

@@ -13,6 +13,7 @@ import torch
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
+from specbench.drafters.yardstick import Yardstick
 from specbench.setup.compose import compose_run
 from tests.methods_under_test import LABELS, drafter_of, target_of
 from tests.tiny import ARCHITECTURES, prompts
@@ -53,7 +54,6 @@ def decoded_in_order(label: str, architecture: str) -> tuple[Drafter, list[Gener
 
 
 def decoded(drafter: Drafter, prompts: list[torch.Tensor], batch: int = 1, sampling: Sampling = SAMPLING) -> list[Generation]:
-    drafter.target.tap(drafter.taps)
     outs: list[Generation] = []
     for start in range(0, len(prompts), batch):
         outs += generate(drafter.target, drafter, prompts[start : start + batch], sampling)
@@ -73,7 +73,7 @@ def test_one_sequence_at_a_time(architecture: str, label: str) -> None:
         assert out.finish_reason == ("eos" if tokens[-1] in SAMPLING.stop_token_ids else "length")
     accepted, drafted = sum(sum(out.accepted) for out in outs), sum(sum(out.drafted) for out in outs)
     if drafted:
-        some = accepted < drafted or drafter.kind == "synthetic"
+        some = accepted < drafted or isinstance(drafter, Yardstick)
         assert accepted > 0 and some, f"{accepted} of {drafted} drafted tokens: only partial acceptance shows errors"
 
 
@@ -84,7 +84,7 @@ def test_three_sequences_side_by_side(architecture: str, label: str) -> None:
     drafter, alone = decoded_in_order(label, architecture)
     outs = decoded(drafter, PROMPTS, BATCH)
     assert [out.output_ids for out in outs] == expected(architecture)
-    if drafter.outlives == "turn":
+    if not drafter.warm:
         assert [counts(out) for out in outs] == [counts(out) for out in alone]
 
 
@@ -101,7 +101,7 @@ def test_sampled_text_is_the_same_with_the_same_random_numbers(architecture: str
     """Of every method whose drafts are not drawn; those that are say so, and say what from."""
     drafter = drafter_of(label, architecture)
     drafter.bind(target_of(architecture))
-    if drafter.typical is not None:
+    if not drafter.lossless:
         return  # lossy
     told: list[bool] = []
     propose = drafter.propose
@@ -118,7 +118,7 @@ def test_order_leaves_no_trace(label: str) -> None:
     drafter, forwards = decoded_in_order(label, "llama")
     backwards = decoded(drafter, PROMPTS[::-1])[::-1]
     assert [out.output_ids for out in backwards] == expected("llama")
-    if drafter.outlives == "run":
+    if drafter.warm:
         drafter.reset()
         backwards = decoded(drafter, PROMPTS)
     assert [counts(out) for out in forwards] == [counts(out) for out in backwards]
@@ -133,7 +133,6 @@ def test_at_the_end_of_the_context(label: str) -> None:
     outs = []
     for one in (drafter_of("autoregressive", "llama"), drafter):
         one.bind(target)
-        target.tap(one.taps)
         outs += generate(target, one, [long], Sampling(max_new_tokens=99))
     assert outs[1].output_ids == outs[0].output_ids and len(outs[1].output_ids) == 12
     assert outs[1].finish_reason == "capacity"

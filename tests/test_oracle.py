@@ -18,7 +18,6 @@ SAMPLING = Sampling(max_new_tokens=40, stop_token_ids=(1,))
 def decoded(drafter: Drafter, count: int = 6) -> list[Generation]:
     target = target_of("llama")
     drafter.bind(target)
-    target.tap(drafter.taps)
     return [generate(target, drafter, [prompt], SAMPLING)[0] for prompt in prompts(count)]
 
 
@@ -48,7 +47,7 @@ def test_an_answer_that_the_target_leaves_is_drafted_from_no_more() -> None:
     oracle = Oracle(4)
     oracle.bind(target_of("llama"))
     (prompt,) = prompts(1)
-    oracle.foresee([prompt], SAMPLING)
+    oracle.prepare([prompt], SAMPLING, capacity=300)
     _, answer = oracle._answers[tuple(prompt.tolist())]
     answer[6] = (answer[6] + 1) % 128  # as if the target had rounded otherwise
     (out,) = generate(oracle.target, oracle, [prompt], SAMPLING)

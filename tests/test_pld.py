@@ -11,7 +11,7 @@ from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.verify import Verified
 from specbench.errors import InputError
 from tests.methods_under_test import drafter_of
-from tests.tiny import tiny_language_model
+from tests.tiny import NO_CONTEXT, tiny_language_model
 
 Scan = Callable[[list[int]], list[int]]
 
@@ -66,7 +66,7 @@ def grown(rng: random.Random, alphabet: int, pieces: int) -> list[list[int]]:
 def offered(drafter: PromptLookup, scan: Scan, seed: int, alphabet: int) -> int:
     """How many drafts were looked up; every one equals the scan's."""
     prompt, *pieces = grown(random.Random(seed), alphabet, pieces=12)
-    state = drafter.start(list(prompt), TargetOutput(torch.empty(0)))
+    state = drafter.start(list(prompt), TargetOutput(torch.empty(0)), NO_CONTEXT)
     tokens, found = list(prompt), 0
     for piece in [[], *pieces]:
         drafter.observe(state, drafter.draft(state, 99), TargetOutput(torch.empty(0)), Verified([0], 0, piece))
@@ -101,7 +101,7 @@ def test_an_index_grown_in_pieces_equals_one_built_at_once(match: str) -> None:
 
 def start(drafter: PromptLookup, prompt: list[int]) -> NgramIndex:
     drafter.bind(tiny_language_model("llama", layers=1))
-    return drafter.start(prompt, TargetOutput(torch.empty(0)))
+    return drafter.start(prompt, TargetOutput(torch.empty(0)), NO_CONTEXT)
 
 
 def test_a_draft_is_the_root_and_no_more_than_the_budget() -> None:

@@ -13,6 +13,7 @@ from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 from tests.methods_under_test import target_of
+from tests.tiny import NO_CONTEXT
 
 
 def earlier(text: list[int]) -> dict[int, list[int]]:
@@ -69,7 +70,7 @@ def test_a_shorter_match_with_text_behind_it(text: list[int], room: int) -> None
 
 def started(drafter: SamDecoding, text: list[int]) -> SamState:
     drafter.bind(target_of("llama"))
-    return drafter.start(text, TargetOutput(torch.zeros(1, 128)))
+    return drafter.start(text, TargetOutput(torch.zeros(1, 128)), NO_CONTEXT)
 
 
 def drafted(drafter: SamDecoding, text: list[int], budget: int = 99) -> list[int]:

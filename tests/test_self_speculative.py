@@ -131,9 +131,9 @@ def test_an_architecture_of_other_layers_is_refused_by_name() -> None:
 class Watched(SelfSpeculative):
     """Notes the committed tokens and the draft of each step, of one sequence."""
 
-    def start(self, prompt: list[int], out) -> SelfDraftState:  # type: ignore[no-untyped-def]
+    def start(self, prompt: list[int], out, context) -> SelfDraftState:  # type: ignore[no-untyped-def]
         self.committed, self.steps = list(prompt), []
-        return super().start(prompt, out)
+        return super().start(prompt, out, context)
 
     def draft(self, state: SelfDraftState, budget: int) -> DraftTree:
         tree = super().draft(state, budget)
@@ -207,7 +207,7 @@ def test_the_threshold_moves_as_the_paper_says() -> None:
 def test_the_threshold_is_carried_over_and_forgotten() -> None:
     target, method = tiny_language_model("llama", LAYERS), drafter(threshold=0.3, adaptive=True, carry=True)
     method.bind(target)
-    assert method.outlives == "run" and drafter().outlives == "turn"
+    assert method.warm and not drafter().warm
     first = [(out.drafted, out.accepted) for out in decoded(method, target)]
     assert method.carried != 0.3 and method.steps[0][2] != 0.3, "the next prompt goes on from the last one's"
     method.reset()

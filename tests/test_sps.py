@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from methods.sps import DraftState, SpeculativeSampling
+from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
@@ -18,7 +19,7 @@ from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
 from specbench.errors import InputError
 from tests.methods_under_test import draft_model_of, drafter_of, target_of
-from tests.tiny import SHAPE, VOCABULARY, prompts, tiny_language_model, tiny_model
+from tests.tiny import NO_CONTEXT, SHAPE, VOCABULARY, prompts, tiny_language_model, tiny_model
 
 FAMILIES = ["llama", "gemma", "mistral"]
 
@@ -37,10 +38,10 @@ class Step:
 class Watched(SpeculativeSampling):
     """Notes every step; `committed` per row is kept here, apart from the drafter's own books."""
 
-    def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[DraftState]:
+    def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[DraftState]:
         self.steps: list[Step] = []
         self.committed = [list(prompt) for prompt in prompts]
-        return super().begin(prompts, outs)
+        return super().begin(prompts, outs, contexts)
 
     def propose(self, states: list[DraftState], budgets: list[int]) -> list[DraftTree]:
         trees = super().propose(states, budgets)
@@ -168,7 +169,7 @@ def test_a_draft_that_stopped_early_counts_as_a_rejection() -> None:
     drafter = watched(target_of("llama"), schedule="heuristic", confidence=1.0)
     (out,) = run(drafter, tiny_language_model("llama", layers=2), [torch.tensor([5, 6, 7])], max_new_tokens=14)
     assert set(out.drafted[:-1]) == {1} and out.accepted == out.drafted, "no token is that sure: drafts of one, all accepted"
-    states = drafter.begin([[5, 6, 7]], [TargetOutput(torch.empty(0))])
+    states = drafter.begin([[5, 6, 7]], [TargetOutput(torch.empty(0))], [NO_CONTEXT])
     for expected in (4, 3, 2, 1, 3):
         tree = drafter.draft(states[0], 99)
         nodes = list(range(len(tree)))

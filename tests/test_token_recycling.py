@@ -24,12 +24,12 @@ class Watched(TokenRecycling):
         super().reset()
         self.known: dict[int, list[int]] = {}
 
-    def start(self, prompt, out):
-        if self.outlives == "turn":
+    def start(self, prompt, out, context):
+        if not self.warm:
             self.known = {}
         read = prompt[:-1] if self.prompt_logits else prompt[-2:-1]
         self.learn(read, out.logits)
-        return super().start(prompt, out)
+        return super().start(prompt, out, context)
 
     def learn(self, tokens: list[int], logits: torch.Tensor) -> None:
         for token, row in zip(tokens, logits, strict=True):
@@ -72,7 +72,7 @@ def test_drafts_equal_the_dictionarys(warm: bool, prompt_logits: bool) -> None:
 def test_warm_remembers_other_questions_until_the_reset() -> None:
     cold, warm = TokenRecycling(TREE, False, False), TokenRecycling(TREE, True, False)
     first, later = (sum(sum(out.accepted) for out in decoded(drafter)) for drafter in (cold, warm))
-    assert (cold.outlives, warm.outlives) == ("turn", "run") and later > first
+    assert (cold.warm, warm.warm) == (False, True) and later > first
     assert warm._kept.any()
     warm.reset()
     assert not warm._kept.any()

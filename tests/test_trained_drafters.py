@@ -22,7 +22,7 @@ from specbench.drafters.network import DraftNetwork
 from specbench.drafters.network_drafter import network_for
 from specbench.errors import InputError
 from specbench.models.expand import NEVER, expanded
-from tests.tiny import VOCABULARY, prompts
+from tests.tiny import NO_CONTEXT, VOCABULARY, prompts
 
 TREE = {"paths": [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 1, 0]]}
 KINDS: list[type[DraftNetwork]] = [MedusaHeads, HydraNetwork, EagleNetwork, Eagle3Network]
@@ -40,7 +40,6 @@ def drafter_of(kind: type[DraftNetwork], checkpoint: str) -> Drafter:
 
 def decoded(target: LanguageModel, drafter: Drafter) -> list[Generation]:
     drafter.bind(target)
-    target.tap(drafter.taps)
     return [generate(target, drafter, [prompt], Sampling(max_new_tokens=24))[0] for prompt in prompts(8)]
 
 
@@ -139,8 +138,8 @@ def first_draft(model: Any, drafter: Drafter) -> tuple[DraftTree, list[torch.Ten
     store = wrapped.store(200)
     with torch.inference_mode():
         (out,) = wrapped.prefill(store, [prompt])
-        drafter.reserve(200)
-        (state,) = drafter.begin([[*prompt.tolist(), int(out.logits[-1].argmax())]], [out])
+        drafter.prepare([prompt], Sampling(), 200)
+        (state,) = drafter.begin([[*prompt.tolist(), int(out.logits[-1].argmax())]], [out], [NO_CONTEXT])
         (tree,) = drafter.propose([state], [8])
     return tree, seen
 

@@ -72,7 +72,6 @@ def test_the_embedded_drafters_know_their_target(label: str) -> None:
     config = compose_run([f"method=[{label}]", "target.dtype=float32", "target.device=cpu"])
     target, drafter = target_of(config.target), built(config.method[label])
     drafter.bind(target.model)
-    target.model.tap(drafter.taps)
     outs = []
     for question in Mini(per_task=1).questions():
         ids = torch.tensor(target.first_prompt(question))
@@ -135,7 +134,6 @@ def written(*overrides: str) -> dict[str, list[tuple[list[int], list[int], list[
     for label in METHODS:
         drafter = built(config.method[label])
         drafter.bind(target.model)
-        target.model.tap(drafter.taps)
         outs = [generate(target.model, drafter, [prompt], sampling)[0] for prompt in prompts]
         found[label] = [(out.output_ids, out.drafted, out.accepted) for out in outs]
     return found

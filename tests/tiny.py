@@ -3,7 +3,10 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from specbench.decoding.drafter import SequenceContext
+from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.verify import GREEDY
 
 VOCABULARY = 128  # above 100, the token that Spec-Bench drafts where nothing matches
 SHAPE = {
@@ -31,6 +34,7 @@ EXTRA: dict[str, dict] = {
     "olmo2": {},
     "starcoder2": {"sliding_window": 16},
 }
+NO_CONTEXT = SequenceContext(KVStore(batch=1, capacity=1), GREEDY)  # of a drafter that draws nothing and reads no KV
 ARCHITECTURES = ["llama", "qwen3", "mistral", "gemma"]
 
 

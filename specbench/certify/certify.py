@@ -77,7 +77,7 @@ class _Tests:
 
     def __init__(self, asked: Asked) -> None:
         self.asked, self.settings, self.drafters = asked, asked.settings, asked.drafters
-        self.claimed = [label for label, drafter in self.drafters.items() if drafter.typical is None]
+        self.claimed = [label for label, drafter in self.drafters.items() if drafter.lossless]
         drawing = [label for label in self.claimed if self.drafters[label].draws]
         # Bonferroni. A method whose drafts are not drawn writes autoregressive decoding's own texts: its tests are the same ones.
         self.counted_level = self.settings.level / ((1 + len(drawing)) * len(enumeration.WINDOWS))
@@ -153,7 +153,7 @@ class _Tests:
         return wrong, {"texts": texts}
 
     def _ordered(self, label: str, sampling: Sampling) -> list[Part]:
-        forgets = self.drafters[label].outlives == "turn"
+        forgets = not self.drafters[label].warm
         return [partial(self._in_another_order, label, sampling)] if forgets else []
 
     def _in_another_order(self, label: str, sampling: Sampling) -> Findings:

@@ -71,7 +71,6 @@ def exact(target: LanguageModel, sampling: Sampling) -> Array:
 def drawn(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws: int) -> Array:
     """(draws, 3) tokens behind the first one. The seed of `sampling` makes them the same again."""
     drafter.bind(target)
-    target.tap(drafter.taps)
     drafter.reset()
     prompt, found = torch.tensor(PROMPT), []
     for batch, start in enumerate(range(0, draws, BATCH)):

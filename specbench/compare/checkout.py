@@ -17,17 +17,19 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import CapacityError, Generation
 from specbench.decoding.sampling import Sampling
+from specbench.engine.base import Engine
 from specbench.errors import InputError
-from specbench.running.schedule import Elsewhere
 
 WORKER = "specbench.compare.worker"  # of every checkout: this name and its protocol stay
 
 
-class Checkout(Elsewhere):
+class Checkout(Engine):
     """root: the checkout's folder, below ROOT or anywhere; overrides: of its own configs, which say what it loads.
 
     config_dir: a further folder of configs, the same for both versions.
     """
+
+    in_process = False
 
     def __init__(self, root: str | None, overrides: Sequence[str], config_dir: str | None, threads: int | None) -> None:
         if root is None:
@@ -86,8 +88,8 @@ class Checkout(Elsewhere):
     def reset(self, label: str) -> None:
         self._ask({"do": "reset", "label": label})
 
-    def outlives(self, label: str) -> str:
-        return "run" if self._methods[label]["warm"] else "turn"
+    def is_warm(self, label: str) -> bool:
+        return bool(self._methods[label]["warm"])
 
     def kind(self, label: str) -> str:
         kind: str = self._methods[label]["kind"]

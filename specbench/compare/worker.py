@@ -2,8 +2,8 @@
 
 Each checkout runs its own worker, so only this module's name and what goes over the pipes is fixed. Protocol 1, one JSON object
 per line. The first call has `protocol, overrides, config_dir, threads`; its answer has `protocol, methods`, of each method `warm`
-and `kind`. Each further call has `do` (generate, reserve or reset) and its arguments. An answer is a mapping, null, or `error` and
-`kind`.
+and `kind`. Each further call has `do` (generate, reserve or reset) and its arguments; its answer is a mapping or null, or has
+`error` and `kind`.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def main() -> None:
         engine = _open_engine(first)
     except InputError as error:
         return _tell(out, _failure(error))
-    methods = {label: {"warm": engine.outlives(label) == "run", "kind": engine.kind(label)} for label in engine.drafters}
+    methods = {label: {"warm": engine.is_warm(label), "kind": engine.kind(label)} for label in engine.drafters}
     _tell(out, {"protocol": PROTOCOL, "methods": methods})
     for line in sys.stdin:
         _tell(out, _answer(engine, json.loads(line)))

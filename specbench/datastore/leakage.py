@@ -1,7 +1,7 @@
 """Datastores before a run: made for the target's tokenizer? And do they hold the very questions that are asked?"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,9 +15,18 @@ GRAM = 13  # tokens: long enough not to stand there by chance (Brown et al. 2020
 LEAKED = 0.5  # share of its grams from which on a question counts as one that the store holds
 
 
+@runtime_checkable
+class ReadsDatastore(Protocol):
+    """A drafter that drafts from a store of texts."""
+
+    datastore: Datastore | None
+
+
 def datastores(drafter: Drafter) -> Iterator[Datastore]:
     """Its own and those of the drafters it is made of."""
-    return (part.datastore for part in drafter.family() if part.datastore is not None)
+    for part in drafter.family():
+        if isinstance(part, ReadsDatastore) and part.datastore is not None:
+            yield part.datastore
 
 
 def check_tokenizers(drafters: Mapping[str, Drafter], tokenizer: PreTrainedTokenizerBase) -> None:

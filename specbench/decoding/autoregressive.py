@@ -1,6 +1,6 @@
 """Autoregressive decoding: the drafter that offers the root alone, so the baseline runs the very same loop."""
 
-from specbench.decoding.drafter import Drafter
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verified
@@ -9,7 +9,7 @@ from specbench.decoding.verify import Verified
 class Autoregressive(Drafter):
     """State: the root, in a list of one."""
 
-    def start(self, prompt: list[int], out: TargetOutput) -> list[int]:
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> list[int]:
         return prompt[-1:]
 
     def draft(self, state: list[int], budget: int) -> DraftTree:

@@ -1,18 +1,29 @@
 """The base class of every method's drafter: write `start`, `draft` and `observe` for one sequence, or the batched three."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verified, Verifier, make_verifier
 
-if TYPE_CHECKING:
-    from specbench.datastore.store import Datastore
-    from specbench.decoding.sampling import Sampling
+
+@dataclass(frozen=True)
+class SequenceContext:
+    """What a drafter gets of a prefilled sequence beside its tokens and the target's output.
+
+    past: its keys and values in the target, for methods that draft over them; verifier: how its tokens are chosen, for methods
+    that draw theirs the same way.
+    """
+
+    past: KVStore
+    verifier: Verifier
 
 
 class Drafter:
@@ -20,17 +31,16 @@ class Drafter:
 
     taps: tuple[int, ...] = ()  # hidden states of the target it reads, by absolute layer number
     prompt_logits: bool = False  # whether `start` wants the target's logits of every prompt token
-    outlives: Literal["turn", "run"] = "turn"  # what its state survives; "run" is cleared at the start of each repeat
-    kind: Literal["measured", "synthetic"] = "measured"  # synthetic: its drafts are made from the answer itself
-    learns: ClassVar[Literal["weights", "skip set"] | None] = None  # what `specbench train` makes for it
-    datastore: "Datastore | None" = None  # texts that it drafts from, beside prompt and answer
-    parts: tuple["Drafter", ...] = ()  # the drafters that it is made of
+    nodes: int = (
+        0  # of the largest branched tree, root included; a chain is never deeper than its budget and needs no room of its own
+    )
     draws: bool = False  # above temperature 0 its drafts are drawn from a distribution of its own, and its trees say which
-    typical: tuple[float, float] | None = None  # lossy: threshold and alpha of typical acceptance above temperature 0
-    nodes: int = 0  # of the largest branched tree; a chain is never deeper than its budget and needs no room of its own
+    warm: bool = False  # what it learns outlives a turn; `reset` forgets it at the start of each repeat
+    lossless: bool = True  # whether its text is claimed to be the target's own
+    parts: tuple["Drafter", ...] = ()  # the drafters that it is made of
     draft_forwards: int = 0  # forwards of a model of its own since the start of the turn, for all sequences of a batch
 
-    def family(self) -> "Iterator[Drafter]":
+    def family(self) -> Iterator["Drafter"]:
         """Itself and all that it is made of."""
         yield self
         for part in self.parts:
@@ -40,18 +50,19 @@ class Drafter:
         """Meet the target; called once, before anything else."""
         self.target = target
 
-    def reserve(self, capacity: int) -> None:
-        """The longest sequence (prompt and answer) that will come: preallocate here."""
-
     def reset(self) -> None:
         """Forget what outlives a turn; called at the start of each repeat."""
 
-    def foresee(self, prompts: list[Tensor], sampling: "Sampling") -> None:
-        """Before the clock runs: where a yardstick looks up the answer. A method has no business here."""
+    def prepare(self, prompts: list[Tensor], sampling: Sampling, capacity: int) -> None:
+        """Before the clock of a turn runs: preallocate for sequences (prompt and answer) of at most `capacity` tokens."""
 
-    def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[Any]:
+    def verifier(self, sampling: Sampling, row: int) -> Verifier:
+        """How the tokens of one sequence of the batch are chosen; a lossy method has its own way."""
+        return make_verifier(sampling, row, self.target.device)
+
+    def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Any]:
         """New states for sequences whose prompt is prefilled; each prompt ends with the first committed token, the root."""
-        return [self.start(prompt, out) for prompt, out in zip(prompts, outs, strict=True)]
+        return [self.start(*given) for given in zip(prompts, outs, contexts, strict=True)]
 
     def propose(self, states: list[Any], budgets: list[int]) -> list[DraftTree]:
         """One tree per sequence, none deeper than its budget."""
@@ -62,11 +73,10 @@ class Drafter:
         for state, tree, out, choice in zip(states, trees, outs, verified, strict=True):
             self.observe(state, tree, out, choice)
 
-    def start(self, prompt: list[int], out: TargetOutput) -> Any:
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Any:
         """The state of a new sequence. prompt: ids of the prompt and, last, the root, which the target has just written.
 
-        out: the prefill's: logits (1, V), or (T, V) with `prompt_logits`; hidden (T, taps * H) with `taps`;
-        past: the sequence's own keys and values in the target; rule: how its tokens are chosen.
+        out: the prefill's: logits (1, V), or (T, V) with `prompt_logits`; hidden (T, taps * H) with `taps`.
         """
         raise NotImplementedError
 
@@ -78,7 +88,7 @@ class Drafter:
         """What the target made of the tree: logits (N, V) and hidden states of its nodes; the path and what was committed.
 
         In a method of several parts the tree may be another's.
-        verified.tokens are the committed tokens behind the old root; the last of them is the next root.
+        verified.tokens are the committed tokens after the old root; the last of them is the next root.
         """
         raise NotImplementedError
 

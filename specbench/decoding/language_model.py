@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +12,15 @@ from specbench.decoding import attention
 from specbench.decoding.attention import ChainBias, ForwardPass
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import GREEDY, Rule
 from specbench.errors import InputError
 
 
 @dataclass(frozen=True)
 class TargetOutput:
-    """logits (N, V), or (1, V) after a prefill that needs no more; hidden (N, taps * H) or None.
-
-    After a prefill, past: the sequence's row of the store, for drafters that draft over the target's own keys and values;
-    rule: how its tokens are chosen, for drafters that draw theirs the same way.
-    """
+    """logits (N, V), or (1, V) after a prefill that needs no more; hidden (N, taps * H) or None."""
 
     logits: Tensor
     hidden: Tensor | None = None
-    past: KVStore | None = None
-    rule: Rule = GREEDY
 
 
 class LanguageModel:
@@ -134,7 +127,7 @@ class LanguageModel:
         outs = self.forward(store, [DraftTree.chain(prompt) for prompt in prompts], last_only=not all_logits)
         for row, prompt in enumerate(prompts):
             store.keep(row, range(len(prompt)))
-        return [replace(out, past=store.row(row)) for row, out in enumerate(outs)]
+        return outs
 
 
 def _context(config: PretrainedConfig) -> int:

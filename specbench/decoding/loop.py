@@ -3,19 +3,19 @@
 Autoregressive decoding is the drafter that offers the root alone.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from specbench.decoding.drafter import Drafter
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Rule, Verified, rule
+from specbench.decoding.verify import Verified, Verifier
 from specbench.machine.devices import synchronize
 
 
@@ -52,7 +52,7 @@ class _Sequence:
     limit: int  # new tokens that may come
     why: Literal["length", "capacity"]  # the reason to give when the limit is reached
     stops: frozenset[int]
-    rule: Rule
+    verifier: Verifier
 
     def commit(self, tokens: list[int]) -> int:
         """Append up to the first stop token or the limit; how many that was."""
@@ -79,8 +79,8 @@ def _sequence(target: LanguageModel, drafter: Drafter, row: int, prompt: int, sa
     if room < 1:
         raise CapacityError(f"a prompt of {prompt} tokens does not fit a context of {target.context}")
     why: Literal["length", "capacity"] = "length" if room >= sampling.max_new_tokens else "capacity"
-    choosing = rule(sampling, drafter.typical, row, target.device)
-    return _Sequence(Generation(), min(room, sampling.max_new_tokens), why, frozenset(sampling.stop_token_ids), choosing)
+    limit = min(room, sampling.max_new_tokens)
+    return _Sequence(Generation(), limit, why, frozenset(sampling.stop_token_ids), drafter.verifier(sampling, row))
 
 
 class Clock:
@@ -109,15 +109,18 @@ def generate(
     store: KVStore | None = None,
     profile: bool = False,
 ) -> list[Generation]:
-    """Decode every prompt, (T,) int64 on the target's device each. Raises CapacityError before the first forward."""
+    """Decode every prompt, (T,) int64 on the target's device each, with a drafter bound to the target.
+
+    Raises CapacityError before the first forward.
+    """
     sequences = [_sequence(target, drafter, row, len(prompt), sampling) for row, prompt in enumerate(prompts)]
     needed = max(capacity(target, drafter, len(prompt), sampling) for prompt in prompts)
     if store is None or store.capacity < needed or len(store.lengths) != len(prompts):
         store = target.store(needed, len(prompts))
     store.clear()
-    drafter.reserve(store.capacity)
-    drafter.foresee(prompts, sampling)
+    drafter.prepare(prompts, sampling, store.capacity)
     drafter.draft_forwards = 0
+    target.tap(drafter.taps)
     clock = Clock(target.device, profile)
     _decode(target, drafter, prompts, sequences, store, clock)
     for sequence in sequences:
@@ -132,13 +135,14 @@ def _decode(
 ) -> None:
     begun = perf_counter()
     outs = target.prefill(store, prompts, all_logits=drafter.prompt_logits)
-    roots = [sequence.rule.first(out.logits[-1]) for sequence, out in zip(sequences, outs, strict=True)]
+    roots = [sequence.verifier.first(out.logits[-1]) for sequence, out in zip(sequences, outs, strict=True)]
     for sequence, root in zip(sequences, roots, strict=True):
         sequence.commit([root])
     prefilled = perf_counter()
     if not all(sequence.generation.finish_reason for sequence in sequences):
-        outs = [replace(out, rule=sequence.rule) for sequence, out in zip(sequences, outs, strict=True)]
-        states = drafter.begin([[*prompt.tolist(), root] for prompt, root in zip(prompts, roots, strict=True)], outs)
+        contexts = [SequenceContext(store.row(row), sequence.verifier) for row, sequence in enumerate(sequences)]
+        begun_texts = [[*prompt.tolist(), root] for prompt, root in zip(prompts, roots, strict=True)]
+        states = drafter.begin(begun_texts, outs, contexts)
         while not all(sequence.generation.finish_reason for sequence in sequences):
             _step(target, drafter, states, sequences, store, clock)
     ended = perf_counter()
@@ -157,7 +161,7 @@ def _step(
             raise ValueError(f"{type(drafter).__name__} drafted {tree.depth} tokens deep, with a budget of {budget}")
     t1 = clock.now()
     outs = target.forward(store, trees)
-    verified = [sequence.rule.verify(tree, out.logits) for sequence, tree, out in zip(sequences, trees, outs, strict=True)]
+    verified = [sequence.verifier.verify(tree, out.logits) for sequence, tree, out in zip(sequences, trees, outs, strict=True)]
     clock.draft, clock.verify = clock.draft + t1 - t0, clock.verify + clock.now() - t1
     for row, (sequence, tree, choice) in enumerate(zip(sequences, trees, verified, strict=True)):
         if not sequence.generation.finish_reason:

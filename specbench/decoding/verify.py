@@ -1,11 +1,11 @@
-"""Verification: which path of a draft tree is kept, and which token comes behind it. One rule a sequence.
+"""Verification: which path of a draft tree is kept, and which token comes behind it. One verifier per sequence.
 
 Greedy        the path that the target's argmax takes.
 Sampled       speculative sampling (Leviathan et al. 2023; Chen et al. 2023): whatever is drafted, the tokens come from the
               target's own distribution at the given temperature, top-k and top-p.
 Typical       typical acceptance (Cai et al. 2024, section 2.3.1): lossy, what is likely enough is kept.
 
-A rule also chooses for drafters that draft from the same distribution with their own logits (`pick`, `ranked`).
+A verifier also chooses for drafters that draft from the same distribution with their own logits (`pick`, `rank`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class Verified:
     tokens: list[int]
 
 
-class Rule(Protocol):
+class Verifier(Protocol):
     """How one sequence's tokens are chosen."""
 
     def first(self, logits: Tensor) -> int:
@@ -42,7 +42,7 @@ class Rule(Protocol):
     def pick(self, logits: Tensor) -> Picked:
         """A drafter's next token: (1, V) -> (1,), probabilities (1, V)."""
 
-    def ranked(self, logits: Tensor, width: int) -> Picked:
+    def rank(self, logits: Tensor, width: int) -> Picked:
         """The children of M nodes in order: (M, V) -> (M, width), probabilities (M, V)."""
 
 
@@ -63,7 +63,7 @@ class Greedy:
     def pick(self, logits: Tensor) -> Picked:
         return logits.argmax(dim=-1), None
 
-    def ranked(self, logits: Tensor, width: int) -> Picked:
+    def rank(self, logits: Tensor, width: int) -> Picked:
         return logits.topk(width).indices, None
 
 
@@ -86,7 +86,7 @@ class Sampled:
         weights = probabilities(logits, self.sampling)
         return self.dice.draw(weights[0])[None], weights
 
-    def ranked(self, logits: Tensor, width: int) -> Picked:
+    def rank(self, logits: Tensor, width: int) -> Picked:
         weights = probabilities(logits, self.sampling)
         return self.dice.distinct(weights, width), weights
 
@@ -171,17 +171,13 @@ class Typical:
     def pick(self, logits: Tensor) -> Picked:
         return GREEDY.pick(logits)
 
-    def ranked(self, logits: Tensor, width: int) -> Picked:
-        return GREEDY.ranked(logits, width)
+    def rank(self, logits: Tensor, width: int) -> Picked:
+        return GREEDY.rank(logits, width)
 
 
-def rule(sampling: Sampling, typical: tuple[float, float] | None, row: int, device: torch.device) -> Rule:
-    """The rule of one sequence of a batch. typical: threshold and alpha, of a drafter whose drafts are accepted so."""
-    if sampling.temperature == 0:
-        return GREEDY
-    if typical is not None:
-        return Typical(sampling.temperature, *typical)
-    return Sampled(sampling, Dice(sampling.seed, row, device))
+def make_verifier(sampling: Sampling, row: int, device: torch.device) -> Verifier:
+    """The lossless verifier of one sequence of a batch."""
+    return GREEDY if sampling.temperature == 0 else Sampled(sampling, Dice(sampling.seed, row, device))
 
 
 def thresholds(typical: Mapping[str, float]) -> tuple[float, float]:

@@ -2,8 +2,11 @@
 
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from specbench.decoding.drafter import Drafter
+from torch import Tensor
+
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import TargetOutput
+from specbench.decoding.sampling import Sampling
 
 if TYPE_CHECKING:
     pass
@@ -31,15 +34,16 @@ class KeepingDrafter(Drafter, Generic[S]):
     def new_store(self, capacity: int) -> S:
         raise NotImplementedError
 
-    def start_in(self, store: S, prompt: list[int], out: TargetOutput) -> Any:
+    def start_in(self, store: S, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Any:
         """`start`, with an empty store."""
         raise NotImplementedError
 
-    def reserve(self, capacity: int) -> None:
+    def prepare(self, prompts: list[Tensor], sampling: Sampling, capacity: int) -> None:
         self._capacity = capacity
 
-    def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[Any]:
-        return [self.start_in(self._store(row), prompt, out) for row, (prompt, out) in enumerate(zip(prompts, outs, strict=True))]
+    def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Any]:
+        sequences = zip(prompts, outs, contexts, strict=True)
+        return [self.start_in(self._store(row), *given) for row, given in enumerate(sequences)]
 
     def _store(self, row: int) -> S:
         if row == len(self._stores):

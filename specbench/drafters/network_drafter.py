@@ -38,7 +38,6 @@ def network_for(kind: type[Network], checkpoint: str | None, target: LanguageMod
 class NetworkDrafter(Drafter):
     """A drafter with weights of its own. checkpoint: a folder, a hub id (owner/name@revision) or `random`; dtype: theirs."""
 
-    learns = "weights"
     network_class: ClassVar[type[Any]]  # a DraftNetwork
 
     def __init__(self, checkpoint: str | None, dtype: str) -> None:

@@ -13,7 +13,6 @@ from specbench.drafters.skipping import SkipSet
 from specbench.errors import InputError
 
 FILE = "skip.yaml"
-SKIP_SET = "skip set"  # as `Drafter.learns` has it
 SEED = 0  # of random sets
 SHARE = 0.25  # of all sublayers that a random set skips: most of a random target's drafts are still right
 

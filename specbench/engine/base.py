@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
@@ -11,6 +12,8 @@ from specbench.decoding.sampling import Sampling
 
 class Engine(ABC):
     """Generates with one target by several methods, each known by its label."""
+
+    in_process: ClassVar[bool] = True  # whether it runs in this process, whose memory can be measured
 
     @abstractmethod
     def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
@@ -30,9 +33,9 @@ class Engine(ABC):
     def reset(self, label: str) -> None:
         """Start of a repeat: clear what the method keeps from turn to turn."""
 
-    def outlives(self, label: str) -> str:
-        """What the method's state survives: `turn` (nothing does) or `run`."""
-        return "turn"
+    def is_warm(self, label: str) -> bool:
+        """Whether what the method learns outlives a turn."""
+        return False
 
     def kind(self, label: str) -> str:
         """What the method's figures are: `measured`, or `synthetic` where its drafts are made from the answer itself."""

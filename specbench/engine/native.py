@@ -9,6 +9,7 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, capacity, generate
 from specbench.decoding.sampling import Sampling
+from specbench.drafters.yardstick import Yardstick
 from specbench.engine.base import Engine
 
 
@@ -35,15 +36,15 @@ class Native(Engine):
     def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
         self.reserve(len(prompt), sampling)
         drafter = self.drafters[label]
-        self.target.tap(drafter.taps)
         ids = torch.tensor(prompt, device=self.target.device)
         return generate(self.target, drafter, [ids], sampling, self._store, self.profile)[0]
 
     def reset(self, label: str) -> None:
         self.drafters[label].reset()
 
-    def outlives(self, label: str) -> str:
-        return self.drafters[label].outlives
+    def is_warm(self, label: str) -> bool:
+        return self.drafters[label].warm
 
     def kind(self, label: str) -> str:
-        return self.drafters[label].kind
+        knows = any(isinstance(part, Yardstick) for part in self.drafters[label].family())
+        return "synthetic" if knows else "measured"

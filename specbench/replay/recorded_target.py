@@ -15,13 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from specbench.decoding.drafter import Drafter
-from specbench.decoding.kv_store import KVStore
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import GREEDY, Verified, Verifier
 from specbench.errors import InputError, one_line
 from specbench.records.trial import PER_STEP, Trial
 
@@ -78,6 +77,9 @@ class _Places:
     def keep(self, row: int, path: Sequence[int]) -> None:
         self.lengths[row] += len(path)
 
+    def row(self, row: int) -> Unseen:
+        return Unseen()
+
 
 class Recording:
     """Stands for a LanguageModel: writes the one answer that it holds."""
@@ -89,6 +91,9 @@ class Recording:
 
     def store(self, capacity: int, batch: int = 1) -> _Places:
         return _Places(batch)
+
+    def tap(self, layers: tuple[int, ...]) -> None:
+        """Whoever taps finds nothing."""
 
     def prefill(self, store: _Places, prompts: list[Tensor], all_logits: bool = False) -> list[TargetOutput]:
         return [_certain(torch.tensor(self.answer[:1])) for _ in prompts]
@@ -117,11 +122,14 @@ class _Blind(Drafter):
     def __init__(self, drafter: Drafter) -> None:
         self.drafter = drafter
 
-    def foresee(self, prompts: list[Tensor], sampling: Sampling) -> None:
-        self.drafter.foresee(prompts, sampling)
+    def prepare(self, prompts: list[Tensor], sampling: Sampling, capacity: int) -> None:
+        self.drafter.prepare(prompts, sampling, capacity)
 
-    def begin(self, prompts: list[list[int]], outs: list[TargetOutput]) -> list[Any]:
-        return self.drafter.begin(prompts, [_unseen(out) for out in outs])
+    def verifier(self, sampling: Sampling, row: int) -> Verifier:
+        return GREEDY
+
+    def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Any]:
+        return self.drafter.begin(prompts, [_unseen(out) for out in outs], contexts)
 
     def propose(self, states: list[Any], budgets: list[int]) -> list[DraftTree]:
         return self.drafter.propose(states, budgets)
@@ -132,7 +140,7 @@ class _Blind(Drafter):
 
 def _unseen(out: TargetOutput) -> TargetOutput:
     unseen: Any = Unseen()
-    return dataclasses.replace(out, logits=unseen, hidden=unseen, past=cast(KVStore, unseen))
+    return dataclasses.replace(out, logits=unseen, hidden=unseen)
 
 
 def replayed(label: str, drafter: Drafter, answers: Sequence[Recorded], vocabulary: int = LARGEST) -> list[Generation]:

@@ -6,7 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
-from specbench.drafters.skip_sets import SKIP_SET, check_shape
+from specbench.drafters.skip_sets import check_shape
+from specbench.drafters.skipping_drafter import SkippingDrafter
 from specbench.errors import InputError
 from specbench.models.target import Target
 from specbench.setup.settings import TargetSettings
@@ -16,7 +17,9 @@ from tasks.question import Question
 def check_drafters(drafters: Mapping[str, Drafter], target: TargetSettings, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises InputError for a method that does not go with this target's tokenizer or shape; before weights are loaded."""
     check_tokenizers(drafters, tokenizer)
-    skipping = [label for label, drafter in drafters.items() if any(part.learns == SKIP_SET for part in drafter.family())]
+    skipping = [
+        label for label, drafter in drafters.items() if any(isinstance(part, SkippingDrafter) for part in drafter.family())
+    ]
     check_shape(skipping, target.shape, target.sizes)
 
 

@@ -12,7 +12,7 @@ from specbench.models.chat import answer_text, render, retokenised
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, PER_STEP, Prompt, QuestionId, Trial, TrialKey, ids_sha256
-from specbench.running.schedule import Arm, Block, Elsewhere, Schedule, blocks
+from specbench.running.schedule import Arm, Block, Schedule, blocks
 from specbench.watch import Watcher
 from tasks.question import Question
 from tasks.suite import Suite
@@ -174,7 +174,7 @@ class Harness:
             "output_ids": out.output_ids if block.repeat == 0 else None,
             "output_sha256": ids_sha256(out.output_ids),
             "retokenised": retokenised(self.target.tokenizer, text) if arm.label == BASELINE else None,
-            "peak_memory_bytes": None if isinstance(arm.engine, Elsewhere) else peak_memory_bytes(self.target.model.device),
+            "peak_memory_bytes": peak_memory_bytes(self.target.model.device) if arm.engine.in_process else None,
         }
 
 

@@ -14,10 +14,6 @@ from specbench.errors import InputError
 from tasks.question import Question
 
 
-class Elsewhere(Engine):
-    """An engine in a process of its own, whose memory cannot be measured from here."""
-
-
 @dataclass(frozen=True)
 class Arm:
     """A method on an engine: `label` is its name in the run, `method` its name on that engine."""
@@ -29,7 +25,7 @@ class Arm:
     @property
     def state(self) -> str:
         """warm: what the method learns outlives a turn."""
-        return "warm" if self.engine.outlives(self.method) == "run" else "cold"
+        return "warm" if self.engine.is_warm(self.method) else "cold"
 
     @property
     def kind(self) -> str:

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from methods.self_speculative import SelfSpeculative
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.drafters.skipping import SkipSet
+from specbench.drafters.skipping_drafter import SkippingDrafter
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Calibration:
     """Decodes the prompts, (T,) each, with any skip set."""
 
     def __init__(
-        self, target: LanguageModel, method: SelfSpeculative, prompts: Sequence[torch.Tensor], sampling: Sampling
+        self, target: LanguageModel, method: SkippingDrafter, prompts: Sequence[torch.Tensor], sampling: Sampling
     ) -> None:
         self.target, self.method, self.prompts, self.sampling = target, method, prompts, sampling
         self.baseline = Autoregressive()
@@ -80,7 +80,6 @@ class Calibration:
         return self._decoded(self.baseline, prompt), self._decoded(self.method, prompt)
 
     def _decoded(self, drafter: Drafter, prompt: torch.Tensor) -> Generation:
-        self.target.tap(drafter.taps)
         return generate(self.target, drafter, [prompt], self.sampling, self.store)[0]
 
     def _kept(self) -> float:

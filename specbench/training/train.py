@@ -7,6 +7,9 @@ from typing import Any, Protocol
 import yaml
 from accelerate import PartialState
 
+from specbench.decoding.drafter import Drafter
+from specbench.drafters.network_drafter import NetworkDrafter
+from specbench.drafters.skipping_drafter import SkippingDrafter
 from specbench.errors import InputError
 from specbench.machine.devices import pick_device
 from specbench.records.moved import current
@@ -34,7 +37,7 @@ class Way(Protocol):
         """Leaves in `out` what the drafter reads as its checkpoint, and goes on with what lies there."""
 
 
-WAYS: dict[str, Way] = {"weights": weights, "skip set": search}  # by Drafter.learns
+WAYS: dict[type[Drafter], Way] = {NetworkDrafter: weights, SkippingDrafter: search}  # what a drafter of each kind learns
 
 
 def train(settings: TrainSettings, watch: Watch) -> Path:
@@ -43,12 +46,12 @@ def train(settings: TrainSettings, watch: Watch) -> Path:
     Of several processes (torchrun, accelerate launch) the first one writes and watches.
     """
     label = _chosen(settings)
-    drafter = _checked(settings, label)
+    drafter, way = _checked(settings, label)
     processes = PartialState(cpu=pick_device(settings.target.device).type == "cpu", timeout=WAITING)
     with processes.main_process_first():
         out = _folder(settings, label)
     seen = watch if processes.is_main_process else lambda *_: None
-    WAYS[drafter.learns].make(settings, label, drafter, out, seen)
+    way.make(settings, label, drafter, out, seen)
     return out
 
 
@@ -60,16 +63,16 @@ def _chosen(settings: TrainSettings) -> str:
     return labels[0]
 
 
-def _checked(settings: TrainSettings, label: str) -> type[Any]:
+def _checked(settings: TrainSettings, label: str) -> tuple[type[Any], Way]:
     check(settings.method[label], f"method.{label}")
     check(settings.suite, "suite")
     drafter: type[Any] = class_of(settings.method[label])
-    way = WAYS.get(getattr(drafter, "learns", None) or "")
+    way = next((way for kind, way in WAYS.items() if issubclass(drafter, kind)), None)
     if way is None:
         raise InputError(f"method={label}: has no weights of its own to train, and no skip set to search")
     _check_meant(settings, label, way)
     way.check(settings, drafter)
-    return drafter
+    return drafter, way
 
 
 def _check_meant(settings: TrainSettings, label: str, way: Way) -> None:

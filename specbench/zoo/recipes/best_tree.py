@@ -46,7 +46,6 @@ def frequencies(label: str, large: str, limit: int) -> list[tuple[Path, float]]:
     config = compose_run(["target=mini", "suite=mini_train", "target.dtype=float32", f"limit={limit}", *choice])
     target, drafter = target_of(config.target), built(config.method[label])
     drafter.bind(target.model)
-    target.model.tap(drafter.taps)
     seen = counted(drafter)
     sampling = Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=target.model.eos_ids)
     for question in questions_of(config, built(config.suite), config.limit):

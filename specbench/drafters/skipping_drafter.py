@@ -1,0 +1,21 @@
+"""A drafter that is the target itself without some of its sublayers; `specbench train` searches which."""
+
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import LanguageModel
+from specbench.drafters.skip_sets import skip_set_for
+from specbench.drafters.skipping import SkipSet, layers_of, thinned
+
+
+class SkippingDrafter(Drafter):
+    """checkpoint: the skip set: a file, a folder with skip.yaml, or `random`."""
+
+    def __init__(self, checkpoint: str | None) -> None:
+        self.checkpoint = checkpoint
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        self.skip(skip_set_for(self.checkpoint, layers_of(target)))
+
+    def skip(self, skipped: SkipSet) -> None:
+        """Draft without these sublayers from now on."""
+        self.model = thinned(self.target, skipped)

@@ -1,0 +1,36 @@
+"""What Medusa's and Hydra's heads have in common: a static tree, and typical acceptance where it is asked for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.sampling import Sampling
+from specbench.decoding.tree import TreeShape
+from specbench.decoding.verify import Typical, Verifier, thresholds
+from specbench.drafters.network_drafter import NetworkDrafter
+
+
+class TreeHeads(NetworkDrafter):
+    """tree: a static tree's paths; a node's depth is the number of the head that drafts it.
+
+    typical: above temperature 0, keep what is likely enough (Cai et al. 2024, section 2.3.1), by `threshold` and `alpha`: lossy.
+    Null: lossless.
+    """
+
+    def __init__(
+        self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str, typical: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__(checkpoint, dtype)
+        self.paths = tree["paths"]
+        self.typical = None if typical is None else thresholds(typical)
+        self.lossless = typical is None
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        self.tree = TreeShape(self.paths, target.device, heads=len(self.network))
+        self.nodes = len(self.tree)
+
+    def verifier(self, sampling: Sampling, row: int) -> Verifier:
+        if self.typical is None or sampling.temperature == 0:
+            return super().verifier(sampling, row)
+        return Typical(sampling.temperature, *self.typical)
