@@ -9,14 +9,16 @@ from unittest.mock import patch
 import pytest
 
 from benchmarks.planted import PLANTS, AcceptsByP, Miniature, rule, shifted
+from specbench.analysis.loaded_run import load
 from specbench.certify.certify import certify
 from specbench.certify.tables import markdown
 from specbench.certify.token_check import most_wrong
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
-from specbench.records.certificates import FILE, FOLDERS, Certificate, Known, Verdict, known, read
+from specbench.records.certificates import FILE, OWN_FOLDERS, Certificate, Known, Verdict, known, read
+from specbench.report.render import render
 from specbench.setup.compose import compose_certify
-from tests.fake_run import CONFIG, PROVENANCE
+from tests.fake_run import CONFIG, PROVENANCE, trial, write_run
 
 SMALL = Miniature(draws=512)
 
@@ -61,27 +63,25 @@ def test_a_permutation_test_of_an_older_certificate_is_kept_and_not_shown(tmp_pa
     assert markdown(older) == markdown(certificate())
 
 
-def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_sampling(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    certificate().write(tmp_path / "results" / "certificates" / "one")
-    (tmp_path / "results" / "certificates" / "old").mkdir()
-    (tmp_path / "results" / "certificates" / "old" / FILE).write_text('{"schema": 0}')
+def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_sampling(tmp_path: Path) -> None:
+    folders = [tmp_path]
+    certificate().write(tmp_path / "one")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / FILE).write_text('{"schema": 0}')
     run = CONFIG | {"method": {"pld": {"length": 10}, "sps": {}}}
-    assert known(run, PROVENANCE) == {"pld": Known("exact", "2026-11-20", texts=1, tokens=96, same_version=True)}
-    assert known(run, PROVENANCE)["pld"].seen == "1 texts of at most 96 tokens, 2026-11-20"
+    assert known(run, PROVENANCE, folders) == {"pld": Known("exact", "2026-11-20", texts=1, tokens=96, same_version=True)}
+    assert known(run, PROVENANCE, folders)["pld"].seen == "1 texts of at most 96 tokens, 2026-11-20"
     others = [{"code_sha256": "another"}, {"codes": {"pld": "another"}}, {"continued": [{"code_sha256": "another"}]}]
-    assert {str(known(run, PROVENANCE | other)["pld"]) for other in others} == {"exact, in another version"}
-    assert known(run, PROVENANCE | {"codes": {"sps": "another"}})["pld"].same_version
+    assert {str(known(run, PROVENANCE | other, folders)["pld"]) for other in others} == {"exact, in another version"}
+    assert known(run, PROVENANCE | {"codes": {"sps": "another"}}, folders)["pld"].same_version
     for at, class_ in enumerate(("untested", "tie", "bug", "exact")):
-        replace(certificate(class_), about=PROVENANCE | {"started": f"2026-11-2{at}"}).write(
-            Path("results/certificates") / class_
-        )
+        replace(certificate(class_), about=PROVENANCE | {"started": f"2026-11-2{at}"}).write(tmp_path / class_)
         gravest = {"untested": "exact", "tie": "tie", "bug": "bug", "exact": "bug"}[class_]
-        assert known(run, PROVENANCE)["pld"].class_ == gravest, f"behind {class_}"
-    shutil.rmtree("results/certificates/bug")
-    shutil.rmtree("results/certificates/tie")
+        assert known(run, PROVENANCE, folders)["pld"].class_ == gravest, f"behind {class_}"
+    shutil.rmtree(tmp_path / "bug")
+    shutil.rmtree(tmp_path / "tie")
     warm = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    assert str(known(run | {"sampling": warm}, PROVENANCE)["pld"]) == "sampled"
+    assert str(known(run | {"sampling": warm}, PROVENANCE, folders)["pld"]) == "sampled"
     others = [
         (run | {"sampling": warm | {"top_p": 0.9}}, PROVENANCE),
         (run | {"method": {"pld": {"length": 9}}}, PROVENANCE),
@@ -93,7 +93,23 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
         (run | {"target": CONFIG["target"] | {"shapes": {"100m": {"hidden_size": 1}}}}, PROVENANCE),
         (run | {"engine": {"hf": {"_target_": "specbench.engine.hf.HuggingFace"}}}, PROVENANCE),
     ]
-    assert [known(*other) for other in others] == [{}] * len(others)
+    assert [known(*other, folders) for other in others] == [{}] * len(others)
+
+
+def test_a_report_counts_the_same_certificates_wherever_it_is_made(monkeypatch, tmp_path: Path) -> None:
+    """Those of the checkout and those beside the run; not those of the folder that the shell is in."""
+    trials = [trial("autoregressive", [1, 1], 1.0), trial("pld", [2], 0.5)]
+    run = write_run(tmp_path / "results" / "run", trials)
+    run.write_config(CONFIG | {"method": {"pld": {"length": 10}}})
+    certificate().write(tmp_path / "elsewhere" / "results" / "certificates" / "one")
+    pages = []
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(folder)
+        pages.append(render([run.path], tmp_path / "out").page.read_text())
+    assert pages[0] == pages[1] and load(run.path).certified == {}
+    certificate().write(tmp_path / "results" / "certificates" / "one")
+    assert str(load(run.path).certified["pld"]) == "exact"
+    assert load(run.path, certificates=[]).certified == {}
 
 
 def overrides(out: Path, *more: str) -> list[str]:
@@ -217,7 +233,7 @@ def test_texts_of_one_token_are_followed(tmp_path: Path) -> None:
     assert made.given
 
 
-@pytest.mark.parametrize("path", sorted(FOLDERS[0].glob(f"*/{FILE}")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", sorted(OWN_FOLDERS[0].glob(f"*/{FILE}")), ids=lambda path: path.parent.name)
 def test_a_reference_certificate_is_what_its_folder_is_called(path: Path) -> None:
     made = read(path)
     target = made.config["target"]

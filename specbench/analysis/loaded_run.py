@@ -13,7 +13,7 @@ import pandas as pd
 
 from specbench.analysis.metrics import trial_frame
 from specbench.errors import InputError
-from specbench.records.certificates import Known, known
+from specbench.records.certificates import Known, folders_for, known
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, Trial
 
@@ -46,14 +46,17 @@ class LoadedRun:
         return datetime.fromisoformat(str(self.provenance.get("started") or EPOCH).replace("Z", "+00:00")).timestamp()
 
 
-def load(path: Path) -> LoadedRun:
-    """Raises InputError when the directory is not a run, cannot be read, or holds no trial yet."""
+def load(path: Path, certificates: Sequence[Path] | None = None) -> LoadedRun:
+    """certificates: folders of those that count; by default this checkout's and those beside the run.
+
+    Raises InputError when the directory is not a run, cannot be read, or holds no trial yet.
+    """
     directory = RunDirectory(path)
     trials = directory.trials()
     if not trials:
         raise InputError(f"{path} holds no trial yet")
     config, provenance = directory.config(), directory.provenance()
-    certified = known(config, provenance)
+    certified = known(config, provenance, folders_for(path) if certificates is None else certificates)
     return LoadedRun(directory.name, config, provenance, trials, trial_frame(trials), directory.texts(), certified)
 
 

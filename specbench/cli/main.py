@@ -106,7 +106,6 @@ def certify(argv: list[str]) -> int:
     settings = compose_certify(options.overrides, options.config_dir)
     from specbench.certify.certify import certify as go
     from specbench.certify.tables import table
-    from specbench.records.certificates import FOLDERS
     from specbench.running.progress import TrainingDisplay
 
     with TrainingDisplay(console) as display:
@@ -116,8 +115,8 @@ def certify(argv: list[str]) -> int:
     console.print(
         f"certificate {'given' if made.given else 'not given'}: {out / 'certificate.json'}", markup=False, soft_wrap=True
     )
-    if out.parent.resolve() not in [folder.resolve() for folder in FOLDERS]:
-        console.print("reports look for certificates in results/certificates", markup=False)
+    if out.resolve().parent.name != "certificates":
+        console.print("reports look for certificates in a folder `certificates` beside the run", markup=False)
     return 0 if made.given else 1
 
 

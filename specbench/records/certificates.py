@@ -11,7 +11,7 @@ untested   claimed lossless, and stopped while it was tested
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from specbench.records.moved import current
 SCHEMA = 1
 FILE = "certificate.json"
 UNFINISHED = "verdicts.jsonl"
-FOLDERS = (ROOT / "results" / "reference" / "certificates", Path("results") / "certificates")
+OWN_FOLDERS = (ROOT / "results" / "reference" / "certificates", ROOT / "results" / "certificates")  # of this checkout
 GRAVITY = ("untested", "exact", "sampled", "tie", "lossy", "bug")  # of classes
 KEYS = ("temperature", "top_p", "top_k")
 TARGET = ("name", "shape", "path", "revision", "weights", "config")  # of a run's config
@@ -186,13 +186,19 @@ class Known:
         return self.class_ if self.same_version else f"{self.class_}, in another version"
 
 
-def known(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Known]:
-    """By label of a run's methods that a certificate covers. What one has found, another that looked less does not take back.
+def folders_for(run: Path) -> list[Path]:
+    """Whose certificates count for a run: this checkout's, and those in a folder `certificates` beside the run."""
+    return list(dict.fromkeys([*OWN_FOLDERS, run.resolve().parent / "certificates"]))
 
-    So the gravest verdict stands, of equal ones the newest; `untested` says nothing of a method that was tested elsewhere.
+
+def known(config: Mapping[str, Any], about: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Known]:
+    """By label of a run's methods that a certificate in one of the folders covers.
+
+    The gravest verdict wins, of equal ones the newest; a later, weaker certificate never overrides it. `untested` says nothing of
+    a method that was tested elsewhere.
     """
     found: dict[str, Known] = {}
-    for one in sorted(_readable(), key=lambda one: str(one.about.get("started"))):
+    for one in sorted(_readable(folders), key=lambda one: str(one.about.get("started"))):
         for label, class_ in one.verdicts(config, about).items():
             same = _versions(one.about, label) == _versions(about, label)
             texts, tokens = one.floor["texts"], one.config["sampling"]["max_new_tokens"]
@@ -205,10 +211,10 @@ def _weight(one: Known) -> tuple[bool, int]:
     return one.same_version, GRAVITY.index(one.class_)
 
 
-def _readable() -> list[Certificate]:
-    """Those of FOLDERS; what is none, or of another schema, vouches for nothing."""
+def _readable(folders: Sequence[Path]) -> list[Certificate]:
+    """Those in the folders; what is none, or of another schema, vouches for nothing."""
     found = []
-    for path in (path for folder in FOLDERS for path in sorted(folder.glob(f"*/{FILE}"))):
+    for path in (path for folder in folders for path in sorted(folder.glob(f"*/{FILE}"))):
         with suppress(InputError):
             found.append(read(path))
     return found

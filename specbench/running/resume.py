@@ -12,7 +12,7 @@ from typing import Any
 from specbench.errors import InputError
 from specbench.records.run_directory import RunDirectory
 
-NOTED = ("versions", "git", "machine", "code_sha256")  # what may change when a run goes on, and is then noted
+NOTED = ("versions", "git", "machine", "code_kind", "code_sha256")  # what may change when a run goes on, and is then noted
 SAME = ("dtype", "suite_sha256", "target_sha256", "draft_sha256")  # of run.json: what every trial of a run has in common
 PER_METHOD = {
     "leakage": "datastore",
@@ -37,7 +37,7 @@ def open_run(run: RunDirectory, config: Mapping[str, Any], about: Mapping[str, A
     if started:
         _check_place(run, about)
         _check_methods(run, about)
-        run.write_provenance(_with_methods(_noted(run.provenance(), about), about))
+        run.write_provenance(_with_methods(_comparable(_noted(run.provenance(), about), about), about))
     run.repair()
     run.write_config(_merged(run.config(), config) if run.is_run() else config)
     if not started:
@@ -94,12 +94,19 @@ def _check_place(run: RunDirectory, now: Mapping[str, Any]) -> None:
 
 def _check_methods(run: RunDirectory, now: Mapping[str, Any]) -> None:
     """Trials of one method with two datastores, or two sets of weights, cannot stand in one row."""
+    about = _comparable(run.provenance(), now)
     for key, what in PER_METHOD.items():
-        before, here = run.provenance().get(key) or {}, now.get(key) or {}
+        before, here = about.get(key) or {}, now.get(key) or {}
         for label in before.keys() & here.keys():
             was, is_now = _contents(before[label]), _contents(here[label])
             if was != is_now:
                 raise _another(run, f"{what} of {label}", was, is_now)
+
+
+def _comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """run.json without fingerprints of code of another kind than today's: those say nothing of a difference."""
+    same = before.get("code_kind") == now.get("code_kind")
+    return dict(before) if same else {**before, "codes": {}, "code_kind": now.get("code_kind")}
 
 
 def _contents(found: str | list[dict[str, Any]]) -> str:
