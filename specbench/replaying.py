@@ -40,7 +40,7 @@ def replayed_run(of: Path, config: DictConfig) -> tuple[Path, list[Replayed], st
     check_values(config)
     found = read(of, config)
     out = RunDirectory(Path(config.out).expanduser() if config.out else stamped(Path("results"), f"replay-{found.name}"))
-    if out.path.exists() and (not out.path.is_dir() or any(out.path.iterdir())):
+    if not out.is_new():
         raise InputError(f"out={out.path}: expected an empty folder or a new one")
     drafters = {str(label): _drafter(str(label), settings) for label, settings in config.method.items()}
     if found.tokenizer:

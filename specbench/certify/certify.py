@@ -98,7 +98,7 @@ def _unused(config: DictConfig) -> Path:
     out = Path(config.out).expanduser()
     if (out / FILE).exists():
         raise InputError(f"out={out}: holds a certificate already; choose another folder, or remove it")
-    if out.is_dir() and any(out.iterdir()) and not (out / UNFINISHED).exists():
+    if not RunDirectory(out).is_new() and not (out / UNFINISHED).exists():
         raise InputError(f"out={out}: expected an interrupted certificate's folder, an empty one or a new one")
     return out
 
