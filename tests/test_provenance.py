@@ -12,7 +12,18 @@ import pytest
 import torch
 
 from specbench import provenance as module
-from specbench.devices import DTYPES, devices, has_bf16_units, peak_memory_bytes, pick_device, pick_dtype, reset_peak_memory
+from specbench.devices import (
+    DTYPES,
+    devices,
+    free_memory_bytes,
+    has_bf16_units,
+    memory_bytes,
+    peak_memory_bytes,
+    pick_device,
+    pick_dtype,
+    reset_peak_memory,
+    usable_cores,
+)
 from specbench.errors import InputError
 from specbench.provenance import fingerprint, provenance
 
@@ -114,6 +125,18 @@ def test_nothing_there_has_no_fingerprint(tmp_path):
 def test_peak_memory_is_that_of_a_process():
     reset_peak_memory(CPU)
     assert 10_000_000 < peak_memory_bytes(CPU) < 1_000_000_000_000
+
+
+def test_cores_are_those_that_this_process_may_run_on(monkeypatch):
+    monkeypatch.setattr("psutil.cpu_count", lambda: 8)
+    monkeypatch.setattr("psutil.Process.cpu_affinity", lambda process: [3, 5], raising=False)
+    assert usable_cores() == 2
+    monkeypatch.delattr("psutil.Process.cpu_affinity")  # macOS
+    assert usable_cores() == 8
+
+
+def test_free_memory_is_a_part_of_the_machine_s():
+    assert 0 < free_memory_bytes(CPU) < memory_bytes()
 
 
 def test_auto_takes_what_is_there():
