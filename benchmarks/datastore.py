@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 TOKENS = 100_000_000
@@ -139,11 +140,8 @@ def _seconds(drafter: Any, query: list[int]) -> tuple[float, float]:
 
 def anonymous() -> int | None:
     """Bytes that no file backs (Linux)."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    found = (line.split() for line in status.read_text().splitlines())
-    return next((int(words[1]) * 1024 for words in found if words[0] == "RssAnon:"), None)
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared if hasattr(memory, "shared") else None
 
 
 def main() -> None:

@@ -1,10 +1,9 @@
 """Memory after loading: how far it grows while questions are answered, and whether it stays flat."""
 
-import os
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
+import psutil
 import torch
 
 from benchmarks.embedded import opened
@@ -31,11 +30,10 @@ class Growth:
 
 
 def in_use(device: torch.device) -> int:
-    """Bytes: the peak of torch's allocation on a GPU; this process in memory on a CPU (Linux)."""
+    """Bytes: the peak of torch's allocation on a GPU; this process in memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return psutil.Process().memory_info().rss
 
 
 def growth(*overrides: str) -> Growth:

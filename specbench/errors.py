@@ -12,8 +12,13 @@ class InputError(Exception):
 
 def refuse(error: InputError) -> int:
     """Say what is wrong, in one line on stderr; the exit status that goes with it."""
-    print(f"specbench: {' '.join(str(error).split())}", file=sys.stderr)
+    warn(str(error))
     return 2
+
+
+def warn(message: str) -> None:
+    """Say it in one line on stderr."""
+    print(f"specbench: {' '.join(message.split())}", file=sys.stderr)
 
 
 def one_line(error: BaseException, longest: int = 500) -> str:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
+import pynvml
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from specbench.machine import nvml
 from specbench.models.load import load_tokenizer
 from specbench.setup.objects import EMBEDDED
 
@@ -25,6 +29,37 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests at once as there are co
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specbench.report.figures.DPI", 30)
+
+
+class Driver:
+    """pynvml with one card, which answers what is in `answers`; asked for what pynvml has not, it fails the test."""
+
+    NVMLError = RuntimeError
+    __spec__ = None
+
+    def __init__(self) -> None:
+        self.answers: dict[str, object] = {"nvmlInit": None, "nvmlDeviceGetHandleByUUID": "the card"}
+
+    def __getattr__(self, question: str) -> Callable[..., object]:
+        def answer(*about: object) -> object:
+            signature(getattr(pynvml, question)).bind(*about)
+            if question not in self.answers:
+                raise self.NVMLError("Not Supported")
+            found = self.answers[question]
+            return found(*about) if callable(found) else found
+
+        return answer
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    """NVIDIA's driver with one card, cuda:0."""
+    made = Driver()
+    monkeypatch.setitem(sys.modules, "pynvml", made)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a"))
+    nvml._library.cache_clear()
+    yield made
+    nvml._library.cache_clear()
 
 
 class Outcome(NamedTuple):

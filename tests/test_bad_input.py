@@ -13,7 +13,6 @@ import torch
 from specbench import ROOT
 from specbench.datastore.build import build
 from specbench.machine.locks import alone
-from specbench.records.run_directory import RunDirectory
 from specbench.running.execute import execute
 from specbench.setup.compose import compose_run
 from tests.conftest import Refuse, Tiny, tensors
@@ -178,7 +177,7 @@ def test_a_folder_that_holds_another_run(refuse: Refuse, tiny: Tiny, tmp_path: P
 def test_a_run_that_is_still_going_on(refuse: Refuse, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = tiny.overrides("task=qa", "method=[]", "limit=1", "repeats=1", "out=run")
-    with alone(RunDirectory(tmp_path / "run")):
+    with alone(tmp_path / "run"):
         assert "out=run: another process is writing there" in refuse("run", *command)
     execute(compose_run(command), Quiet())
 

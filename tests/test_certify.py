@@ -185,6 +185,7 @@ def test_an_interrupted_certificate_goes_on(tmp_path: Path) -> None:
     made, _ = certify(compose_certify(asked), lambda what, *_: told.append(what))
     assert "pld greedy: text" not in told and "medusa_typical greedy: text" in told
     assert [one.class_ for one in made.greedy] == ["exact"] * 3 and sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
         "certificate.json",
         "certificate.md",
     ]

@@ -69,7 +69,7 @@ def test_a_run_prints_its_table_and_leaves_its_files(cli: Cli, tiny: Tiny, tmp_p
     run = RunDirectory(tmp_path / "results" / "first")
     assert {trial.method for trial in run.trials()} == {"autoregressive", "pld", "sps"} and len(run.trials()) == 18
     assert {path.name for path in run.path.iterdir()} == {
-        *("config.yaml", "run.json", "prompts.jsonl", "trials.jsonl", "texts.jsonl", "summary.csv"),
+        *("config.yaml", "run.json", "prompts.jsonl", "trials.jsonl", "texts.jsonl", "summary.csv", ".lock"),
     }
     assert "out" not in run.config() and run.config()["sampling"]["max_new_tokens"] == 8
     about = json.loads((run.path / "run.json").read_text())

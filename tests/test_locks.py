@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,19 +15,41 @@ import pytest
 import torch
 
 from specbench import ROOT
+from specbench.errors import InputError
 from specbench.machine.devices import timed_devices
-from specbench.machine.locks import sole_timer
+from specbench.machine.locks import alone, sole_timer
+from specbench.records.run_directory import RunDirectory
 
 Start = Callable[..., "subprocess.Popen[str]"]
+NOBODY = 65534
 HOLDER = """
 import sys
-from specbench.devices import timed_devices
-from specbench.locks import sole_timer
+from specbench.machine.devices import timed_devices
+from specbench.machine.locks import sole_timer
 with sole_timer(sys.argv[1:], lambda: print("waits", flush=True)):
     print("times", flush=True)
     sys.stdin.read()
 print("done", flush=True)
 """
+
+
+WRITER = """
+import sys
+from specbench.machine.locks import alone
+from specbench.records.run_directory import RunDirectory
+with alone(sys.argv[1]):
+    print("writes", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the lock of the CPU lies, in a temporary folder as all users share it."""
+    tmp_path.chmod(0o1777)
+    monkeypatch.chdir(tmp_path)  # another user may not look into the folders above
+    monkeypatch.setattr("tempfile.tempdir", ".")
+    return tmp_path / "specbench-cpu.lock"
 
 
 @pytest.fixture
@@ -35,9 +59,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with ExitStack() as started:
 
-        def one(*devices: str) -> subprocess.Popen[str]:
+        def one(*given: str, script: str = HOLDER) -> subprocess.Popen[str]:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            process = subprocess.Popen([sys.executable, "-c", HOLDER, *devices], cwd=ROOT, **pipes)
+            process = subprocess.Popen([sys.executable, "-c", script, *given], cwd=ROOT, **pipes)
             started.enter_context(process)
             started.callback(process.kill)
             return process
@@ -48,6 +72,24 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 def says(process: subprocess.Popen[str]) -> str:
     assert process.stdout
     return process.stdout.readline().strip()
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """This process as a user who owns nothing; as it is where only root could change that."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def time_on_the_cpu() -> None:
+    with sole_timer(["cpu"], waiting):
+        pass
 
 
 def test_a_second_process_says_that_it_waits_and_times_afterwards(start: Start) -> None:
@@ -76,12 +118,79 @@ def test_other_devices_are_free(start: Start) -> None:
     assert says(third) == "waits", "a model on two cards waits for both"
 
 
-def test_another_user_s_lock_file_is_no_way_round(start: Start, tmp_path: Path) -> None:
+def test_a_killed_process_frees_its_run(start: Start, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    writer = start(str(run.path), script=WRITER)
+    assert says(writer) == "writes"
+    with pytest.raises(InputError, match="another process is writing there"), alone(run):
+        raise AssertionError("the run is taken")
+    writer.kill()
+    writer.wait()
+    with alone(run):
+        assert run.is_new(), "its lock is nothing that lies in the way of a run"
+
+
+def test_a_lock_file_that_may_only_be_read_is_no_way_round(start: Start, tmp_path: Path) -> None:
     (tmp_path / "specbench-cpu.lock").touch(mode=0o444)
     holder = start("cpu")
     assert says(holder) == "times"
     with pytest.raises(TimeoutError), sole_timer(["cpu"], waiting):
         raise AssertionError("the device is taken")
+
+
+def test_users_of_one_machine_share_a_device_s_lock(place: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with sole_timer(["cpu"], waiting):
+            assert place.stat().st_mode & 0o777 == 0o666
+            with another_user(), pytest.raises(TimeoutError):
+                time_on_the_cpu()
+    finally:
+        os.umask(before)
+    with another_user():
+        time_on_the_cpu()
+
+
+@pytest.mark.parametrize(
+    ("lay", "said"),
+    [
+        (os.mkfifo, "not a file"),
+        (os.mkdir, "not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a file"),
+        (lambda path: path.symlink_to("nowhere"), "not a file"),
+        (lambda path: path.touch(mode=0), "cannot be opened: Permission denied"),
+    ],
+)
+def test_what_is_no_lock_is_refused_by_its_path(place: Path, lay: Callable[[Path], None], said: str) -> None:
+    lay(place)
+    with another_user(), pytest.raises(InputError, match=rf"^{place.name}: {said}.*; remove it, or set TMPDIR"):
+        time_on_the_cpu()
+    run = RunDirectory("run")
+    run.path.mkdir()
+    lay(run.path / ".lock")
+    with another_user(), pytest.raises(InputError, match=rf"^run/.lock: {said}.*; remove it, or choose another out"), alone(run):
+        pass
+
+
+def test_a_folder_that_may_not_be_written_is_said(place: Path) -> None:
+    place.parent.chmod(0o555)
+    with (
+        another_user(),
+        pytest.raises(InputError, match=f"^{place.name}: no lock can be made there: Permission denied; set TMPDIR"),
+    ):
+        time_on_the_cpu()
+
+
+def test_a_file_system_without_locks_stops_nothing_but_is_said(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(file: int, blocking: bool) -> bool:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("specbench.machine.locks.lock_descriptor", no_locks)
+    time_on_the_cpu()
+    said = capsys.readouterr().err
+    assert said.startswith(f"specbench: {place.name}: cannot be locked") and said.count("\n") == 1
 
 
 def test_a_card_goes_by_its_uuid_and_a_device_map_may_take_any(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from specbench.machine import energy as meters
+from specbench.machine import nvml
 from specbench.machine.energy import Meters
+from tests.conftest import Driver
 
 CPU = torch.device("cpu")
 
@@ -56,22 +58,42 @@ def test_nobody_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read.stop() == meters.Reading(None, None)
 
 
-def test_a_card_s_own_counters(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Card:
-        millijoules = 5_000
-
-        def nvmlDeviceGetTotalEnergyConsumption(self, _: object, value: ctypes._CFuncPtr) -> int:
-            value._obj.value = self.millijoules  # type: ignore[attr-defined]
-            return 0
-
-        def nvmlDeviceGetCurrentClocksThrottleReasons(self, _: object, value: ctypes._CFuncPtr) -> int:
-            value._obj.value = 0x24  # type: ignore[attr-defined]
-            return 0
-
-    card = Card()
-    monkeypatch.setattr(meters, "_nvml", lambda: card)
-    monkeypatch.setattr(meters, "_handle", lambda *_: None)
+def read_between(driver: Driver, later: dict[str, object]) -> meters.Reading:
+    """What a card's meters read when its driver answers as it does now, and at the end what is in `later` too."""
     read = Meters(torch.device("cuda", 0))
     read.start()
-    card.millijoules = 7_500
-    assert read.stop() == meters.Reading(2.5, ["heat", "power cap"])
+    driver.answers |= later
+    return read.stop()
+
+
+def test_a_card_s_own_counters(driver: Driver) -> None:
+    driver.answers |= {
+        "nvmlDeviceGetTotalEnergyConsumption": {"the card": 5_000}.get,
+        "nvmlDeviceGetCurrentClocksThrottleReasons": {"the card": 0x24}.get,
+    }
+    found = read_between(driver, {"nvmlDeviceGetTotalEnergyConsumption": 7_500})
+    assert found == meters.Reading(2.5, ["heat", "power cap"])
+
+
+def test_a_card_that_counts_nothing_or_only_later(driver: Driver) -> None:
+    assert read_between(driver, {}) == meters.Reading(None, None)
+    assert read_between(driver, {"nvmlDeviceGetTotalEnergyConsumption": 7_500}).energy_j is None
+
+
+def test_a_card_without_a_uuid_goes_by_its_index(driver: Driver) -> None:
+    del driver.answers["nvmlDeviceGetHandleByUUID"]
+    driver.answers["nvmlDeviceGetHandleByIndex"] = {3: "the fourth"}.get
+    assert nvml.find_card(torch.device("cuda", 3)) == "the fourth"
+
+
+@pytest.mark.parametrize("fault", ["no package", "no driver", "an old package"])
+def test_no_driver_is_no_error(driver: Driver, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    driver.answers |= {"nvmlDeviceGetTotalEnergyConsumption": 5_000, "nvmlDeviceGetCurrentClocksThrottleReasons": 0}
+    if fault == "no package":
+        monkeypatch.setitem(sys.modules, "pynvml", None)
+    elif fault == "no driver":
+        del driver.answers["nvmlInit"]
+    else:
+        monkeypatch.setattr(Driver, "__getattr__", lambda driver, question: driver.__getattribute__(question))
+        driver.nvmlInit = lambda: None
+    assert read_between(driver, {}) == meters.Reading(None, None)

@@ -13,11 +13,14 @@ from specbench.errors import InputError
 from specbench.machine.devices import (
     DTYPES,
     devices,
+    free_memory_bytes,
     has_bf16_units,
+    memory_bytes,
     peak_memory_bytes,
     pick_device,
     pick_dtype,
     reset_peak_memory,
+    usable_cores,
 )
 from specbench.setup import provenance as module
 from specbench.setup.provenance import provenance
@@ -44,10 +47,9 @@ def test_names_no_user_host_or_folder():
     assert not {getpass.getuser(), platform.node()} & values
 
 
-def test_without_git_or_nvidia_smi(monkeypatch):
+def test_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert provenance(CPU)["git"] is None
-    assert module._nvidia("0") == {}
 
 
 def test_a_checkout_around_the_project_is_not_its_own(monkeypatch, tmp_path):
@@ -55,16 +57,53 @@ def test_a_checkout_around_the_project_is_not_its_own(monkeypatch, tmp_path):
     assert module._git() is None
 
 
-def test_nvidia_smi_is_read(monkeypatch):
-    line = ", ".join(["550.1", "1980 MHz", *["x"] * (len(module.CLOCKS) - 1)])
-    monkeypatch.setattr(module, "_output", lambda command: line)
-    assert module._nvidia("0")["driver"] == "550.1"
-    assert module._nvidia("0")["clocks"]["clocks.sm"] == "1980 MHz"
+def test_a_card_s_driver_clocks_and_limits(driver):
+    driver.answers |= {
+        "nvmlSystemGetDriverVersion": "550.1",
+        "nvmlDeviceGetClockInfo": lambda card, kind: {("the card", 1): 345, ("the card", 2): 2619}[card, kind],
+        "nvmlDeviceGetMaxClockInfo": lambda card, kind: {("the card", 1): 1980, ("the card", 2): 3201}[card, kind],
+        "nvmlDeviceGetPowerManagementLimit": 650_500,
+        "nvmlDeviceGetPowerManagementLimitConstraints": [200_000, 700_000],
+        "nvmlDeviceGetPersistenceMode": 1,
+        "nvmlDeviceGetMigMode": [0, 1],
+    }
+    said = module._nvidia(torch.device("cuda", 0))
+    assert json.loads(json.dumps(said)) == {
+        "driver": "550.1",
+        "clocks": {
+            "clocks.sm": 345,
+            "clocks.mem": 2619,
+            "clocks.max.sm": 1980,
+            "clocks.max.mem": 3201,
+            "clocks.applications.graphics": None,
+            "power.limit": 650.5,
+            "power.max_limit": 700.0,
+            "persistence_mode": "Enabled",
+            "mig.mode.current": "Disabled",
+        },
+    }
+
+
+def test_a_card_without_nvidia_s_driver(driver):
+    driver.answers.clear()
+    assert module._nvidia(torch.device("cuda", 0)) == {}
 
 
 def test_peak_memory_is_that_of_a_process():
     reset_peak_memory(CPU)
     assert 10_000_000 < peak_memory_bytes(CPU) < 1_000_000_000_000
+
+
+def test_cores_are_those_that_this_process_may_run_on(monkeypatch):
+    monkeypatch.setattr("psutil.cpu_count", lambda: 8)
+    monkeypatch.setattr("psutil.Process.cpu_affinity", lambda process: [3, 5], raising=False)
+    assert usable_cores() == 2
+    monkeypatch.delattr("psutil.Process.cpu_affinity")  # macOS
+    assert usable_cores() == 8
+
+
+def test_free_memory_is_a_part_of_the_machine_s():
+    assert 0 < free_memory_bytes(CPU) < memory_bytes()
 
 
 def test_auto_takes_what_is_there():

@@ -48,7 +48,7 @@ def certify(settings: CertifySettings, watch: Watch) -> tuple[Certificate, Path]
     about = provenance(target.model.device) | prints(settings, target, suite, drafters)
     tests = _Tests(Asked(settings, target, drafters, questions, watch))
     tests.check_enough()
-    with alone(RunDirectory(out)):
+    with alone(out):
         unfinished = Unfinished(out, settings.recorded, about)
         try:
             made = tests.certificate(about, unfinished)
@@ -67,7 +67,7 @@ def _unused(settings: CertifySettings) -> Path:
     out = Path(settings.out).expanduser()
     if (out / FILE).exists():
         raise InputError(f"out={out}: holds a certificate already; choose another folder, or remove it")
-    if out.is_dir() and any(out.iterdir()) and not (out / UNFINISHED).exists():
+    if not RunDirectory(out).is_new() and not (out / UNFINISHED).exists():
         raise InputError(f"out={out}: expected an interrupted certificate's folder, an empty one or a new one")
     return out
 

@@ -42,7 +42,8 @@ def _checkout(ref: str, console: Console) -> Iterator[Path]:
         raise InputError(f"--against {ref}: no commit, branch or tag of specbench's repository")
     root = Path("build") / f"reference-{commit[:12]}"
     (ROOT / "build").mkdir(exist_ok=True)
-    with locked(ROOT / f"{root}.lock", partial(console.print, "waiting for another comparison with this commit")), _terminable():
+    waiting = partial(console.print, "waiting for another comparison with this commit")
+    with locked(ROOT / f"{root}.lock", waiting, "compare in another clone"), _terminable():
         try:
             _git("worktree", "remove", "--force", str(root))  # of a run that was killed
             if _git("worktree", "add", "--force", "--detach", str(root), commit) is None:

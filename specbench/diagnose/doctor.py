@@ -134,10 +134,7 @@ def _bandwidth() -> Check:
 
 def _memory() -> Check:
     free, whole = free_memory_bytes(torch.device("cpu")), memory_bytes()
-    if free is None:
-        return Check("memory", None, "the system does not say how much is free")
-    total = f" of {whole / 1e9:.3g} GB" if whole else ""
-    return Check("memory", free >= LEAST_MEMORY, f"{free / 1e9:.3g} GB free{total}")
+    return Check("memory", free >= LEAST_MEMORY, f"{free / 1e9:.3g} GB free of {whole / 1e9:.3g} GB")
 
 
 def _disk() -> Check:

@@ -1,6 +1,5 @@
 """Devices and dtypes: which are there, which `auto` takes, and what the CPU has for bfloat16."""
 
-import ctypes
 import gc
 import os
 import sys
@@ -9,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from specbench.errors import InputError, nearest
@@ -110,20 +110,12 @@ def cpu_name() -> str:
     return names[0] if names else str(cpu_capabilities().get("cpu_name") or "unknown")
 
 
-def free_memory_bytes(device: torch.device) -> int | None:
-    """What can still be had: of a CUDA card, else of main memory without swapping. None where the system does not say.
-
-    What torch holds of a card without using it can be had as well.
-    """
+def free_memory_bytes(device: torch.device) -> int:
+    """What can still be had: of a CUDA card, with what torch holds of it unused, else of main memory without swapping."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    sizes = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    return sizes[0] if sizes else None
+    return psutil.virtual_memory().available
 
 
 def synchronize(device: torch.device) -> None:
@@ -136,15 +128,13 @@ def synchronize(device: torch.device) -> None:
 
 def usable_cores() -> int:
     """Logical cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    process = psutil.Process()
+    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
 
 
-def memory_bytes() -> int | None:
-    """Main memory of the machine; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+def memory_bytes() -> int:
+    """Main memory of the machine."""
+    return psutil.virtual_memory().total
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -173,6 +163,5 @@ def release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim:
-        trim(0)
+    if hasattr(psutil, "heap_trim"):
+        psutil.heap_trim()

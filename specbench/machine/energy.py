@@ -4,13 +4,13 @@ NVIDIA cards count the energy of the card since the driver was loaded and say wh
 of Intel and AMD count that of a package where the kernel lets users read it (RAPL), and how often heat held a core down.
 """
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
+
+from specbench.machine.nvml import ask, find_card
 
 PACKAGES = Path("/sys/class/powercap")
 CORES = Path("/sys/devices/system/cpu")
@@ -42,7 +42,7 @@ class Meters:
 
     def stop(self) -> Reading:
         now = self._energy()
-        pairs = list(zip(self._spent, now, strict=True))
+        pairs = list(zip(self._spent, now, strict=False))  # a card that fell silent has none
         joules = sum((after - before) % wraps for (before, wraps), (after, _) in pairs) / 1e6 if pairs else None
         return Reading(joules, self._throttled())
 
@@ -75,35 +75,14 @@ def _number(file: Path) -> int | None:
 
 
 def _of_card(device: torch.device) -> tuple[Energy, Throttled]:
-    library = _nvml()
-    if library is None:
-        return (lambda: []), (lambda: None)
-    handle, value = _handle(library, device.index or 0), ctypes.c_ulonglong()
+    card = find_card(device)
 
     def energy() -> list[tuple[int, int]]:
-        failed = library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(value))
-        return [] if failed else [(1_000 * value.value, 2**62)]
+        millijoules = ask("nvmlDeviceGetTotalEnergyConsumption", card)
+        return [] if millijoules is None else [(1_000 * millijoules, 2**62)]
 
     def throttled() -> list[str] | None:
-        if library.nvmlDeviceGetCurrentClocksThrottleReasons(handle, ctypes.byref(value)):
-            return None
-        return sorted({name for bit, name in REASONS.items() if value.value & bit})
+        reasons = ask("nvmlDeviceGetCurrentClocksThrottleReasons", card)
+        return None if reasons is None else sorted({name for bit, name in REASONS.items() if reasons & bit})
 
     return energy, throttled
-
-
-@cache
-def _nvml() -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return None
-    return library if library.nvmlInit_v2() == 0 else None
-
-
-def _handle(library: ctypes.CDLL, index: int) -> ctypes.c_void_p:
-    """Of the card that torch calls by this index."""
-    handle, uuid = ctypes.c_void_p(), getattr(torch.cuda.get_device_properties(index), "uuid", None)
-    if uuid is None or library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode(), ctypes.byref(handle)):
-        library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
-    return handle

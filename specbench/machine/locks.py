@@ -2,31 +2,29 @@
 
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from specbench.errors import InputError
-from specbench.records.run_directory import RunDirectory
+from filelock import lock_descriptor  # FileLock refuses another user's file in a folder like /tmp
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from specbench.errors import InputError, warn
 
 WAITING = "waiting for another run on this device"
+SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # whatever comes to lie there meanwhile
 
 
 @contextmanager
-def alone(run: RunDirectory) -> Iterator[None]:
-    """Raises InputError while another process writes there."""
+def alone(folder: Path) -> Iterator[None]:
+    """Raises InputError while another process writes into the folder, a run's or a certificate's."""
 
     def refuse() -> None:
-        raise InputError(f"out={run.path}: another process is writing there; wait for it, or choose another out")
+        raise InputError(f"out={folder}: another process is writing there; wait for it, or choose another out")
 
-    run.path.mkdir(parents=True, exist_ok=True)
-    with locked(run.path, refuse):
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", refuse, "choose another out"):
         yield
 
 
@@ -35,36 +33,55 @@ def sole_timer(devices: Iterable[str], waiting: Callable[[], None]) -> Iterator[
     """Waits, after saying so, while another process of this machine times on one of them: two would measure each other."""
     with ExitStack() as held:
         for device in sorted(set(devices)):  # in one order, so that no two processes wait for each other
-            name = f"specbench-{re.sub(r'[^A-Za-z0-9]+', '-', device)}.lock"
-            held.enter_context(locked(Path(tempfile.gettempdir()) / name, waiting))
+            path = Path(tempfile.gettempdir()) / f"specbench-{re.sub(r'[^A-Za-z0-9]+', '-', device)}.lock"
+            held.enter_context(locked(path, waiting, "set TMPDIR to another folder", shared=True))
         yield
 
 
 @contextmanager
-def locked(path: Path, taken: Callable[[], None]) -> Iterator[None]:
-    """A folder or a file, made where there is none. Waits while another process holds it, unless `taken` raises."""
-    if fcntl is None:
-        yield
-        return
-    file = None
-    with suppress(OSError):  # another user's, which can be locked all the same
-        path.touch()
-    with suppress(OSError):  # may not be read
-        file = os.open(path, os.O_RDONLY)
+def locked(path: Path, taken: Callable[[], None], elsewhere: str, shared: bool = False) -> Iterator[None]:
+    """A file, made where there is none and left there. Waits while another process holds it, unless `taken` raises.
+
+    elsewhere: what to do, in words, where the file cannot be had. shared: other users lock it too.
+    """
+    _make(path, elsewhere, shared)
+    file = _opened(path, elsewhere)
     try:
-        if file is not None:
-            _take(file, taken)
+        if not _take(path, file):
+            taken()
+            lock_descriptor(file)
         yield
     finally:
-        if file is not None:
-            os.close(file)
+        os.close(file)
 
 
-def _take(file: int, taken: Callable[[], None]) -> None:
+def _make(path: Path, elsewhere: str, shared: bool) -> None:
+    """Leaves alone what is there."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        taken()
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
+        with path.open("x") as file, suppress(AttributeError, OSError):  # Windows, and file systems without modes
+            if shared:
+                os.fchmod(file.fileno(), 0o666)
+    except FileExistsError:
         return
+    except OSError as error:
+        raise InputError(f"{path}: no lock can be made there: {error.strerror}; {elsewhere}") from None
+
+
+def _opened(path: Path, elsewhere: str) -> int:
+    """Raises InputError for what is no file, such as a pipe or a link, and for what may not be opened."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise InputError(f"{path}: not a file, so it cannot be a lock; remove it, or {elsewhere}")
+        flags = os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY  # another user's can be locked all the same
+        return os.open(path, flags | SAFELY)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened: {error.strerror}; remove it, or {elsewhere}") from None
+
+
+def _take(path: Path, file: int) -> bool:
+    """Whether it is ours now. A file system without locks lets everyone go on, who then is told of it."""
+    try:
+        return lock_descriptor(file, blocking=False)
+    except OSError as error:
+        warn(f"{path}: cannot be locked ({error.strerror}): nothing keeps another process away")
+        return True

@@ -72,7 +72,7 @@ def check_room(model: nn.Module, dtype: torch.dtype, device: torch.device, packe
     """Raises InputError where a model, on the meta device still, will not fit the free memory of its own."""
     weights = sum(weight.numel() for weight in model.parameters())
     needed, free = held_bytes(weights, dtype, device, packed), free_memory_bytes(device)
-    if free is not None and needed > free:
+    if needed > free:
         size = (
             f"{weights / 1e9:.1f} billion weights need {needed / 1e9:.1f} GB on {device} as {str(dtype).removeprefix('torch.')}"
         )

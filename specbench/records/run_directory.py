@@ -35,6 +35,10 @@ class RunDirectory:
         """The directory's own name."""
         return self.path.resolve().name
 
+    def is_new(self) -> bool:
+        """True when nothing lies here yet, hidden files aside."""
+        return not self.path.exists() or (self.path.is_dir() and all(path.name[0] == "." for path in self.path.iterdir()))
+
     def is_run(self) -> bool:
         """True when a run was started here."""
         return (self.path / "config.yaml").is_file()

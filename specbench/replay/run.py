@@ -41,7 +41,7 @@ def replayed_run(of: Path, settings: RunSettings) -> tuple[Path, list[Replayed],
     check_values(settings)
     found = read(of, settings)
     out = RunDirectory(Path(settings.out).expanduser() if settings.out else stamped(Path("results"), f"replay-{found.name}"))
-    if out.path.exists() and (not out.path.is_dir() or any(out.path.iterdir())):
+    if not out.is_new():
         raise InputError(f"out={out.path}: expected an empty folder or a new one")
     drafters = {label: _drafter(label, node) for label, node in settings.method.items()}
     if found.tokenizer:

@@ -28,7 +28,7 @@ def other_dtypes(model: LanguageModel, dtype: str) -> list[str]:
     """What else targets are run in on the model's device, where its memory holds a copy of such weights beside the model."""
     weights, free = sum(p.numel() for p in model.model.parameters()), free_memory_bytes(model.device)
     there = [other for other in ALTERNATIVES.get(model.device.type, ()) if other != dtype]
-    return [other for other in there if free is None or held_bytes(weights, DTYPES[other], model.device) < ROOM * free]
+    return [other for other in there if held_bytes(weights, DTYPES[other], model.device) < ROOM * free]
 
 
 def ways(models: Mapping[str, LanguageModel]) -> dict[tuple[str, str], Engine]:

@@ -59,7 +59,7 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
             engine.open(target.model, drafters)
         sampling = Sampling(**asdict(settings.sampling), stop_token_ids=target.model.eos_ids)
         schedule = Schedule(settings.repeats, settings.seed, settings.context, sampling)
-        with alone(run):
+        with alone(run.path):
             watcher.writes(run.path)
             open_run(run, settings.recorded, _about(settings, run, target, suite, questions, drafters, watcher))
             Harness(run, target, suite, questions, arms, schedule, watcher).go()

@@ -26,7 +26,7 @@ def run_directory(out: str | None, name: str, config: Mapping[str, Any]) -> RunD
     run = RunDirectory(Path(out).expanduser() if out else stamped(Path("results"), name))
     if run.is_run():
         _check_config(run, config)
-    elif run.path.exists() and (not run.path.is_dir() or any(path.name[0] != "." for path in run.path.iterdir())):
+    elif not run.is_new():
         raise InputError(f"out={run.path}: expected a run's folder, an empty one or a new one")
     return run
 

@@ -5,7 +5,7 @@ No user, host or folder of this machine enters: only names of products, versions
 
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,13 +15,22 @@ import torch
 
 from specbench import ROOT
 from specbench.machine.devices import cpu_capabilities, cpu_name, device_name, has_bf16_units, memory_bytes, usable_cores
+from specbench.machine.nvml import GRAPHICS, MEMORY, SM, ask, find_card
 from specbench.setup.fingerprints import shared_code
 
 PACKAGES = ("specbench", "torch", "transformers", "datasets", "numpy")
-CLOCKS = (  # nvidia-smi's names; MHz and W
-    *("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "clocks.applications.graphics"),
-    *("power.limit", "power.max_limit", "persistence_mode", "mig.mode.current"),
-)
+MODES = ("Disabled", "Enabled")
+CLOCKS: dict[str, tuple[str, Sequence[int], Callable[[Any], Any]]] = {  # by nvidia-smi's names, in MHz and W
+    "clocks.sm": ("nvmlDeviceGetClockInfo", (SM,), int),
+    "clocks.mem": ("nvmlDeviceGetClockInfo", (MEMORY,), int),
+    "clocks.max.sm": ("nvmlDeviceGetMaxClockInfo", (SM,), int),
+    "clocks.max.mem": ("nvmlDeviceGetMaxClockInfo", (MEMORY,), int),
+    "clocks.applications.graphics": ("nvmlDeviceGetApplicationsClock", (GRAPHICS,), int),
+    "power.limit": ("nvmlDeviceGetPowerManagementLimit", (), lambda milliwatts: milliwatts / 1e3),
+    "power.max_limit": ("nvmlDeviceGetPowerManagementLimitConstraints", (), lambda limits: limits[1] / 1e3),
+    "persistence_mode": ("nvmlDeviceGetPersistenceMode", (), lambda mode: MODES[mode]),
+    "mig.mode.current": ("nvmlDeviceGetMigMode", (), lambda modes: MODES[modes[0]]),
+}
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -70,18 +79,22 @@ def _device(device: torch.device) -> dict[str, Any]:
         "capability": f"{card.major}.{card.minor}",
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
-        **_nvidia(f"GPU-{card.uuid}" if hasattr(card, "uuid") else str(device.index or 0)),
+        **_nvidia(device),
     }
 
 
-def _nvidia(card: str) -> dict[str, Any]:
-    """Driver, clocks and power limits of one card; empty without nvidia-smi or a field it does not know."""
-    names = ("driver_version", *CLOCKS)
-    line = _output(["nvidia-smi", f"--id={card}", f"--query-gpu={','.join(names)}", "--format=csv,noheader"])
-    values = [value.strip() for value in (line or "").split(",")]
-    if len(values) != len(names):
+def _nvidia(device: torch.device) -> dict[str, Any]:
+    """Driver, clocks and power limits of one card, None what it does not know; empty without NVIDIA's driver."""
+    card = find_card(device)
+    if card is None:
         return {}
-    return {"driver": values[0], "clocks": dict(zip(CLOCKS, values[1:], strict=True))}
+    clocks = {name: _setting(card, *asked) for name, asked in CLOCKS.items()}
+    return {"driver": ask("nvmlSystemGetDriverVersion"), "clocks": clocks}
+
+
+def _setting(card: Any, question: str, kinds: Sequence[int], converted: Callable[[Any], Any]) -> Any:
+    answer = ask(question, card, *kinds)
+    return None if answer is None else converted(answer)
 
 
 def _git() -> dict[str, Any] | None:
