@@ -11,10 +11,8 @@ from specbench.decoding.sampling import Sampling
 from specbench.devices import pick_device, release_memory
 from specbench.engine.native import Native
 from specbench.errors import InputError
-from specbench.parsing import console
-from specbench.progress import ProgressDisplay
 from specbench.records import RunDirectory
-from specbench.run import Target, built, check_drafters, execute, questions_of, target_of
+from specbench.run import Target, built, check_drafters, questions_of, target_of
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,6 @@ def numbers(text: str) -> list[int]:
     if min(found) < 1:
         raise ArgumentTypeError(f"{text}: expected positive whole numbers, such as 1,16")
     return found
-
-
-def run(out: Path, *overrides: str) -> Path:
-    """One run of the mini suite on the embedded target, its run directory."""
-    config = composed([*overrides, "target=mini", "suite=mini", f"out={out}"])
-    with ProgressDisplay(console) as display:
-        return execute(config, display)
 
 
 def whole(path: Path) -> Path:
