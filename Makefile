@@ -20,10 +20,9 @@ bench: setup  ## six tasks, three timed runs, a table, figures and a page
 	$(BIN)/specbench run target=mini target.shape=100m suite=mini limit=4 repeats=3 method=[pld,sps,eagle2] out=$(RUN)
 
 bench-all: setup  ## the presets for the embedded models, beside transformers' own generate: hours on two cores
-	$(BIN)/specbench run target=mini target.shape=100m suite=mini limit=8 repeats=3 engine=[native,hf] \
-	  method=[pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3,lookahead,rest,self_speculative,token_recycling,token_recycling_warm,sam_decoding,sam_decoding_static,sam_eagle2] out=$(ALL)
+	$(BIN)/specbench run experiment=bench_all out=$(ALL)
 
-benchmarks: setup  ## the project's own speed and memory promises, as ratios in one run
+benchmarks: setup  ## what no report shows: overhead, memory, large datastores, each with its bound
 	$(BIN)/python -m benchmarks
 
 report: setup  ## tables, figures and page of the last bench again

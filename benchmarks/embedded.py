@@ -4,18 +4,17 @@ from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
-from specbench.cli.parser import console
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
 from specbench.engine.native import Native
 from specbench.errors import InputError
 from specbench.machine.devices import pick_device, release_memory
+from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
 from specbench.running.checks import check_drafters
-from specbench.running.execute import Target, built, execute
-from specbench.running.progress import ProgressDisplay
 from specbench.setup.compose import compose_run
+from specbench.setup.instantiate import built
 from specbench.setup.objects import questions_of, target_of
 
 
@@ -39,13 +38,6 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def run(out: Path, *overrides: str) -> Path:
-    """One run of the mini suite on the embedded target, its run directory."""
-    config = compose_run([*overrides, "target=mini", "suite=mini", f"out={out}"])
-    with ProgressDisplay(console) as display:
-        return execute(config, display)
-
-
 def whole(path: Path) -> Path:
     """The run, if all of its turns went well. Raises InputError."""
     trials = RunDirectory(path).trials()
@@ -59,7 +51,7 @@ def opened(*overrides: str, limit: int = 1) -> Opened:
     """limit: questions a task. The overrides choose methods, shape, dtype and device."""
     config = compose_run(["target=mini", "suite=mini", f"limit={limit}", *overrides])
     target = target_of(config.target)
-    drafters = {str(label): built(settings) for label, settings in config.method.items()}
+    drafters = drafters_of(config.method)
     check_drafters(drafters, config.target, target.tokenizer)
     engine = Native(profile=False)
     engine.open(target.model, drafters)

@@ -7,8 +7,9 @@ import psutil
 import torch
 
 from benchmarks.embedded import opened
-from benchmarks.trained import METHODS
 from specbench.machine.devices import reset_peak_memory
+
+METHODS = ("pld", "sps", "medusa", "hydra_heads", "eagle", "eagle2", "eagle3")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def in_use(device: torch.device) -> int:
 
 def growth(*overrides: str) -> Growth:
     """What pld, sps and the trained drafters take for a question of each task, asked twice."""
-    there = opened(f"method=[pld,sps,{','.join(METHODS)}]", *overrides)
+    there = opened(f"method=[{','.join(METHODS)}]", *overrides)
     device = there.target.model.device
     reset_peak_memory(device)
     loaded, seen = in_use(device), []

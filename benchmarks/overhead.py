@@ -1,4 +1,7 @@
-"""The share of a turn spent outside the models' forwards: drafting logic, verification, bookkeeping."""
+"""The share of a turn spent outside the models' forwards: drafting logic, verification, bookkeeping.
+
+A profiled run counts the forwards of a draft model as drafting; here they are left out too.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

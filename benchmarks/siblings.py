@@ -4,7 +4,7 @@
 
 At the nodes that EAGLE-1's walk comes to on the embedded target, p is the target's distribution there and q the drafter's. The k
 most probable tokens of q are accepted with the sum of their p; k drawn ones, without replacement, as speculative sampling
-decides: one alone with 1 - TV(p, q).
+decides: one alone with 1 - TV(p, q). A run records neither p nor q.
 """
 
 import argparse

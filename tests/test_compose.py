@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import yaml
 
+from specbench import ROOT
 from specbench.errors import InputError
 from specbench.setup.compose import GROUPS, LISTS, compose_run, options
 from specbench.setup.instantiate import built, check
@@ -40,7 +42,7 @@ def test_interpolations_are_filled_in() -> None:
     assert config.method["sps"]["draft"]["device"] == "cpu" and config.engine["native"]["profile"] is True
 
 
-@pytest.mark.parametrize("group", [group for group in GROUPS if group != "experiment"])
+@pytest.mark.parametrize("group", GROUPS)
 def test_every_choice_there_is_can_be_composed(group: str) -> None:
     choices = [f"[{','.join(options(group))}]"] if group in LISTS else options(group)
     for choice in choices:
@@ -218,11 +220,28 @@ def test_a_yaml_brought_along_may_not_have_a_name_of_ours(tmp_path: Path) -> Non
 def test_an_experiment_has_the_last_word_but_for_the_command_line() -> None:
     assert compose_run(["experiment=temperature_sweep"]).repeats == 5
     assert compose_run(["experiment=temperature_sweep", "repeats=2"]).repeats == 2
-    assert set(compose_run(["experiment=temperature_sweep"]).method) == {
-        "autoregressive",
-        "pld",
-        "sps",
-        "medusa",
-        "eagle",
-        "eagle2",
-    }
+    methods = {"autoregressive", "pld", "sps", "medusa", "eagle", "eagle2"}
+    assert set(compose_run(["experiment=temperature_sweep"]).method) == methods
+
+
+PUBLISHED = {  # by experiment, the run in results/reference whose tables README and docs show
+    "mini_100m": "cpu-mini-100m",
+    "mini_1b": "cpu-mini-1b",
+    "mini_1b_phases": "cpu-mini-1b-phases",
+    "step_time": "step-time",
+}
+
+
+def agrees(recorded: Any, settings: Any) -> bool:
+    """Whether every recorded setting has its value still; classes may have moved."""
+    if not isinstance(recorded, dict):
+        return bool(recorded == settings)
+    return all(key == "_target_" or (key in settings and agrees(value, settings[key])) for key, value in recorded.items())
+
+
+@pytest.mark.parametrize("experiment", PUBLISHED)
+def test_a_published_table_is_the_run_that_its_experiment_describes(experiment: str) -> None:
+    recorded = yaml.safe_load((ROOT / "results" / "reference" / PUBLISHED[experiment] / "config.yaml").read_text())
+    settings = compose_run([f"experiment={experiment}"])
+    assert list(settings.method) == list(recorded["method"])
+    assert agrees(recorded, settings.plain)

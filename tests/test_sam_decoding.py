@@ -68,6 +68,15 @@ def test_a_shorter_match_with_text_behind_it(text: list[int], room: int) -> None
         assert found.length == 0 or found.end == firsts[found.length]
 
 
+@pytest.mark.parametrize("text", texts())
+def test_an_update_takes_constant_work_on_average(text: list[int]) -> None:
+    """At most three transitions per token (Blumer et al. 1985), so that the work of all updates is linear in the text."""
+    automaton = SuffixAutomaton(recent=True)
+    for token in text:
+        automaton.extend([token])
+        assert automaton.transitions <= 3 * len(automaton.tokens)
+
+
 def started(drafter: SamDecoding, text: list[int]) -> SamState:
     drafter.bind(target_of("llama"))
     return drafter.start(text, TargetOutput(torch.zeros(1, 128)), NO_CONTEXT)

@@ -1,0 +1,200 @@
+"""What README, CONTRIBUTING and docs say can be done: links lead somewhere, command lines parse, Python runs."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from specbench import ROOT
+from specbench.cli import finished_runs
+from specbench.cli import main as cli
+from specbench.cli.parser import Parser, parsed
+from specbench.decoding.autoregressive import Autoregressive
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.loop import Generation, generate
+from specbench.decoding.sampling import Sampling
+from specbench.replay.sources import of_ids
+from specbench.setup.compose import compose_certify, compose_datastore, compose_run, compose_train
+from tests.methods_under_test import target_of
+from tests.tiny import prompts
+
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PAGES = [ROOT / "README.md", CONTRIBUTING, ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OWN_CONF = "my/conf"  # a reader's folder, in which the pages' methods and launchers lie
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for name, text in FENCE.findall(page.read_text(encoding="utf-8")) if name == language]
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def shell_lines(page: Path) -> Iterator[str]:
+    """The lines of shell blocks, and the code inside sentences."""
+    for block in blocks(page, "sh"):
+        yield from block.replace("\\\n", " ").splitlines()
+    yield from (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(page)))
+
+
+# Links
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_every_relative_link_leads_to_a_file(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        there = page.parent / file if file else page
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there), link
+
+
+# Command lines
+
+
+COMPOSE: dict[str, Any] = {"train": compose_train, "datastore": compose_datastore, "certify": compose_certify}
+
+
+class Understood(Exception):
+    """A command line was parsed, and its settings composed."""
+
+
+def command_lines() -> list[str]:
+    """Of specbench, each once; a command that a sentence only mentions, or that leaves out words, is not one."""
+    lines = [shlex.split(line, comments=True) for page in PAGES for line in shell_lines(page) if line.startswith("specbench ")]
+    whole = [words for words in lines if "…" not in words and words[2:] not in ([], ["build"])]
+    return list(dict.fromkeys(map(shlex.join, whole)))
+
+
+def first_of_each(overrides: Sequence[str]) -> list[str]:
+    """One job of a sweep."""
+    found = []
+    for one in OverridesParser.create().parse_overrides(list(overrides)):
+        swept = one.is_discrete_sweep()
+        found.append(f"{one.get_key_element()}={next(one.sweep_string_iterator())}" if swept else str(one.input_line))
+    return found
+
+
+def compose_and_stop(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    options = parsed(parser, argv)
+    command = parser.prog.split()[1]
+    overrides = first_of_each(options.overrides) if getattr(options, "multirun", False) else options.overrides
+    COMPOSE.get(command, compose_run)(overrides, options.config_dir)
+    raise Understood
+
+
+def stop_after(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
+    argparse.ArgumentParser.parse_args(parser, argv)
+    raise Understood
+
+
+def write_own_conf(folder: Path) -> Path:
+    """The YAML of CONTRIBUTING's method and of docs/machines.md's launcher."""
+    (method,) = blocks(CONTRIBUTING, "yaml")
+    (launcher,) = blocks(ROOT / "docs" / "machines.md", "yaml")
+    for name, text in (("method/mine.yaml", method), ("hydra/launcher/cluster.yaml", launcher)):
+        path = folder / OWN_CONF / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text, encoding="utf-8")
+    return folder / OWN_CONF
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_every_command_line_parses_and_its_settings_compose(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module in (cli, finished_runs):
+        monkeypatch.setattr(module, "parsed", compose_and_stop)
+    monkeypatch.setattr(Parser, "parse_args", stop_after)
+    _, command, *argv = [word for word in shlex.split(line) if not re.search("…|=NAME$", word)]
+    if "method=[mine]" in argv:
+        write_own_conf(tmp_path)
+        argv += ["--config-dir", OWN_CONF]
+    with pytest.raises((Understood, SystemExit)) as end:
+        cli.COMMANDS[command](argv)
+    assert getattr(end.value, "code", 0) == 0, "--help leaves with 0"
+
+
+def test_a_launcher_of_ones_own_composes(tmp_path: Path) -> None:
+    compose_run(["hydra/launcher=cluster"], write_own_conf(tmp_path))
+
+
+@every_page
+def test_commands_modules_and_make_targets_that_a_page_names_are_there(page: Path) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for line in shell_lines(page):
+        if command := re.match(r"specbench ([a-z]+)", line):
+            assert command[1] in cli.COMMANDS, line
+        if module := re.search(r"\bpython -m ([\w.]+)", line):
+            assert find_spec(module[1]), line
+        if target := re.match(r"make ([\w-]+)", line):
+            assert target[1] in targets, line
+
+
+# Python
+
+
+def surroundings(log: io.StringIO) -> dict[str, Any]:
+    """What docs/replay.md takes for granted: an engine that answers one prompt, and a file to log to."""
+    answer = SimpleNamespace(token_ids=(14, 15, 1), finish_reason="stop")
+    out = SimpleNamespace(prompt_token_ids=(11, 12, 13), outputs=[answer])
+    engine = SimpleNamespace(generate=lambda prompts, params: [out])
+    return {"json": json, "questions": ["?"], "prompts": ["?"], "llm": engine, "SamplingParams": SimpleNamespace, "log": log}
+
+
+def run_blocks(page: Path, log: io.StringIO | None = None) -> dict[str, Any]:
+    """The names that a page's Python leaves behind."""
+    names = surroundings(log or io.StringIO())
+    for code in blocks(page, "python"):
+        exec(compile(code, page.name, "exec"), names)
+    return names
+
+
+@every_page
+def test_every_python_block_runs(page: Path) -> None:
+    run_blocks(page)
+
+
+def test_replay_reads_what_the_page_logs(tmp_path: Path) -> None:
+    log = io.StringIO()
+    run_blocks(ROOT / "docs" / "replay.md", log)
+    path = tmp_path / "ids.jsonl"
+    path.write_text(log.getvalue(), encoding="utf-8")
+    ((_, recorded),) = of_ids(path, max_new_tokens=256).turns
+    assert (recorded.prompt, recorded.output, recorded.stops) == ([11, 12, 13], [14, 15, 1], (1,))
+
+
+def decoded(drafter: Drafter) -> list[Generation]:
+    target = target_of("llama")
+    drafter.bind(target)
+    target.tap(drafter.taps)
+    return generate(target, drafter, prompts(3), Sampling(max_new_tokens=12))
+
+
+def test_contributings_method_decodes_the_targets_own_text(tmp_path: Path) -> None:
+    settings = dict(compose_run(["method=[mine]"], write_own_conf(tmp_path)).method["mine"])
+    assert settings.pop("_target_") == "methods.mine.Mine"
+    outs = decoded(run_blocks(CONTRIBUTING)["Mine"](**settings))
+    assert [out.output_ids for out in outs] == [out.output_ids for out in decoded(Autoregressive())]
+    assert all(sum(out.drafted) > 0 for out in outs)
