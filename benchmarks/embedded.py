@@ -15,7 +15,7 @@ from specbench.records.run_directory import RunDirectory
 from specbench.running.checks import check_drafters
 from specbench.setup.compose import compose_run
 from specbench.setup.instantiate import built
-from specbench.setup.objects import questions_of, target_of
+from specbench.setup.objects import drafters_of, questions_of, target_of
 
 
 @dataclass(frozen=True)

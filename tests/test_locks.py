@@ -35,9 +35,9 @@ print("done", flush=True)
 
 WRITER = """
 import sys
+from pathlib import Path
 from specbench.machine.locks import alone
-from specbench.records.run_directory import RunDirectory
-with alone(sys.argv[1]):
+with alone(Path(sys.argv[1])):
     print("writes", flush=True)
     sys.stdin.read()
 """
@@ -122,11 +122,11 @@ def test_a_killed_process_frees_its_run(start: Start, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     writer = start(str(run.path), script=WRITER)
     assert says(writer) == "writes"
-    with pytest.raises(InputError, match="another process is writing there"), alone(run):
+    with pytest.raises(InputError, match="another process is writing there"), alone(run.path):
         raise AssertionError("the run is taken")
     writer.kill()
     writer.wait()
-    with alone(run):
+    with alone(run.path):
         assert run.is_new(), "its lock is nothing that lies in the way of a run"
 
 
@@ -168,7 +168,11 @@ def test_what_is_no_lock_is_refused_by_its_path(place: Path, lay: Callable[[Path
     run = RunDirectory("run")
     run.path.mkdir()
     lay(run.path / ".lock")
-    with another_user(), pytest.raises(InputError, match=rf"^run/.lock: {said}.*; remove it, or choose another out"), alone(run):
+    with (
+        another_user(),
+        pytest.raises(InputError, match=rf"^run/.lock: {said}.*; remove it, or choose another out"),
+        alone(run.path),
+    ):
         pass
 
 
