@@ -82,7 +82,7 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["~suite._target_"], "suite: expected a _target_, the class to build; given: "),
         (["target.weights=random", "target.config={hidden_size: 8}"], "target.config: expected a model_type, such as llama"),
         (["target.weights=random", "target.config={model_type: lama}"], "target.config makes no model: "),
-        (["target.weights=randm"], "weights=randm: expected pretrained or random"),
+        (["target.weights=randm"], "target.weights=randm: expected random or pretrained"),
         (["target.weights=random"], "target.weights=random needs target.config, the model's architecture"),
         (
             ["target.shape=100m", "target.shapes={100m: {hidden_size: 8, intermediate_size: 8, num_attention_heads: 1}}"],

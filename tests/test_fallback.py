@@ -65,9 +65,9 @@ def test_text_that_came_from_the_first_one_reaches_the_other(name: str, monkeypa
     texts: list[list[int]] = []
     begin, propose, update = Fallback.begin, Fallback.propose, Fallback.update
 
-    def note_begin(self: Fallback, given: list[list[int]], outs: list[TargetOutput]) -> Any:
+    def note_begin(self: Fallback, given: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> Any:
         texts.append(list(given[0]))
-        return begin(self, given, outs)
+        return begin(self, given, outs, contexts)
 
     def note_propose(self: Fallback, states: Any, budgets: list[int]) -> list[DraftTree]:
         before = first.offered

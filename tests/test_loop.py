@@ -38,6 +38,9 @@ class Walker(LanguageModel):
         self.context, self.vocabulary, self.device = context, VOCABULARY, torch.device("cpu")
         self.forwards, self.furthest = 0, 0
 
+    def tap(self, layers: tuple[int, ...]) -> None:
+        assert layers == ()
+
     def forward(self, store: KVStore, trees: list[DraftTree], last_only: bool = False) -> list[TargetOutput]:
         self.forwards += 1
         for length, tree in zip(store.lengths, trees, strict=True):
@@ -84,7 +87,9 @@ def run(
     drafter: Drafter, prompts: list[list[int]], target: Walker | None = None, profile: bool = False, **sampling
 ) -> list[Generation]:
     ids = [torch.tensor(prompt) for prompt in prompts]
-    return generate(target or Walker(), drafter, ids, Sampling(**sampling), profile=profile)
+    target = target or Walker()
+    drafter.bind(target)
+    return generate(target, drafter, ids, Sampling(**sampling), profile=profile)
 
 
 def counts(out: Generation) -> tuple:
@@ -234,6 +239,7 @@ def test_one_forward_a_step_for_all_sequences_and_none_beyond_the_longest() -> N
 
 def test_a_store_is_reused_when_it_is_large_enough() -> None:
     target, drafter = Walker(), Guess(3)
+    drafter.bind(target)
     store = target.store(60)
     prompts = [[1, 2], list(range(20)), [9]]
     for prompt in prompts:
