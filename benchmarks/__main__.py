@@ -12,7 +12,7 @@ from collections.abc import Callable
 from rich.table import Table
 
 from benchmarks import datastore, memory, overhead, verification
-from specbench.cli.parser import console, widened
+from specbench.cli.parser import console, widen_console
 
 WIDE = "target.shape=100m"
 SMALL = "target.dtype=float32"
@@ -90,7 +90,7 @@ def main() -> None:
     promises = Promises()
     for name in asked:
         PARTS[name](promises)
-    widened()
+    widen_console()
     console.print(promises.table)
 
 

@@ -26,15 +26,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.embedded import numbers
 from specbench import ROOT
-from specbench.analysis.summary import csv
+from specbench.analysis.summary import format_csv
 from specbench.cli.parser import Parser, console
-from specbench.decoding.attention import _grouped, readable
-from specbench.errors import InputError, one_line, refuse
+from specbench.decoding.attention import _attend_grouped, align_on_cuda
+from specbench.errors import InputError, format_error, refuse
 from specbench.machine.devices import pick_device, synchronize
-from specbench.models.expand import expanded_config
+from specbench.models.expand import expand_config
 from specbench.records.files import write_atomic
 from specbench.setup.compose import compose_run
-from specbench.setup.objects import quiet
+from specbench.setup.objects import silence_libraries
 
 REPEATS = 5
 COPY = "a copy"
@@ -55,7 +55,7 @@ def ways(flex: Callable[..., Tensor]) -> dict[str, Way]:
         return scaled_dot_product_attention(query, keys, values, mask, enable_gqa=True)
 
     return {
-        "the engine's": lambda query, keys, values, mask: _grouped(query, keys, values, mask, None),
+        "the engine's": lambda query, keys, values, mask: _attend_grouped(query, keys, values, mask, None),
         "enable_gqa": own_groups,
         "FlexAttention": flexible,
         "matrix products": _products,
@@ -71,11 +71,11 @@ def _products(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
 
 def config_of(shape: str) -> LlamaConfig:
     """Raises InputError for a shape that the mini target does not have."""
-    quiet()
+    silence_libraries()
     target = compose_run(["target=mini"]).target
     if shape not in target.shapes:
         raise InputError(f"no shape is called {shape}; there are {', '.join(target.shapes)}")
-    return expanded_config(LlamaForCausalLM.from_pretrained(ROOT / target.path), target.shapes[shape])
+    return expand_config(LlamaForCausalLM.from_pretrained(ROOT / target.path), target.shapes[shape])
 
 
 @torch.inference_mode()
@@ -88,7 +88,7 @@ def measure(shape: str, device: torch.device, lengths: Iterable[int] = LENGTHS, 
         kv = torch.randn(*sizes, length + max(NODES), config.head_dim, dtype=dtype, device=device)[..., :length, :]
         for count in nodes:
             query = torch.randn(1, config.num_attention_heads, count, config.head_dim, dtype=dtype, device=device)
-            mask = None if count == 1 else readable(torch.zeros(count, length, dtype=dtype, device=device))
+            mask = None if count == 1 else align_on_cuda(torch.zeros(count, length, dtype=dtype, device=device))
             for way, seconds in _times(kv, query, mask).items():
                 moved = kv.numel() * dtype.itemsize * (2 if way == COPY else 1)
                 row = {"tokens": length, "nodes": count, "way": way, "ms": 1e3 * seconds, "gb_per_s": moved / seconds / 1e9}
@@ -108,7 +108,7 @@ def _times(kv: Tensor, query: Tensor, mask: Tensor | None) -> dict[str, float]:
             _seconds(call, kv)
             taken[name] = []
         except RuntimeError as error:
-            console.print(f"notice: {name}: {shorten(one_line(error), 120)}", markup=False)
+            console.print(f"notice: {name}: {shorten(format_error(error), 120)}", markup=False)
     for _, (name, seconds) in product(range(REPEATS), taken.items()):
         seconds.append(_seconds(calls[name], kv))
     return {name: median(seconds) for name, seconds in taken.items()}
@@ -140,7 +140,7 @@ def main() -> int:
     options = parser.parse_args()
     found = measure(options.shape, pick_device(options.device), options.lengths, options.nodes)
     out = options.out or Path(f"reports/attention-{options.shape}.csv")
-    write_atomic(out, csv(found))
+    write_atomic(out, format_csv(found))
     console.print(shown(found, f"Attention of {options.shape}"), f"in {out}", sep="\n")
     return 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.embedded import whole
-from specbench.analysis.loaded_run import load
+from specbench.analysis.loaded_run import read_run
 from specbench.analysis.metrics import OVERALL
 from specbench.analysis.summary import summarise
 from specbench.cli.parser import console
@@ -18,8 +18,8 @@ from specbench.records.files import write_atomic
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay
 from specbench.setup.compose import compose_run
-from specbench.setup.objects import tokenizer_of
-from tasks.mini.generator import dialogues
+from specbench.setup.objects import load_target_tokenizer
+from tasks.mini.generator import generate_dialogues
 from tasks.mini.suite import Mini
 
 LENGTHS = (1_000, 2_000, 4_000, 8_000, 16_000)  # tokens of a prompt, about
@@ -29,14 +29,14 @@ METHODS = ("pld", "eagle2")
 
 def questions(path: Path, length: int, count: int) -> None:
     """A file for suite=jsonl. Training dialogues stand in front, as many as fit, so that lookups have much to search."""
-    tokenizer, _ = tokenizer_of(compose_run(["target=mini"]).target)
+    tokenizer, _ = load_target_tokenizer(compose_run(["target=mini"]).target)
     lines = []
     for number, question in enumerate(Mini(per_task=count).questions()):
         if question.task != TASK:
             continue
         room = length - len(tokenizer(question.turns[0]).input_ids)
         before: list[str] = []
-        for dialogue in dialogues(TASK, "train", number):  # others for each question
+        for dialogue in generate_dialogues(TASK, "train", number):  # others for each question
             text = f"{dialogue.exchanges[0].ask}\n{dialogue.exchanges[0].answer}"
             room -= len(tokenizer(text).input_ids)
             if room < 0:
@@ -63,7 +63,7 @@ def measure(out: Path, lengths: Sequence[int], limit: int, *overrides: str) -> T
             [*chosen, "check_baseline=false", "sampling.max_new_tokens=64", *overrides, f"out={out / str(length)}"]
         )
         with ProgressDisplay(console) as display:
-            run = load(whole(execute(config, display)))
+            run = read_run(whole(execute(config, display)))
         rows = summarise(run)
         for row in rows[rows["task"] == OVERALL].itertuples():
             turns = run.frame[run.frame["method"] == row.method]

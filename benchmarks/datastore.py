@@ -91,10 +91,10 @@ def build_step(store: Path, tokens: int, vocabulary: int) -> Built:
     """Making the tokens themselves is not counted."""
     from resource import RUSAGE_SELF, getrusage
 
-    from specbench.datastore.build import build
+    from specbench.datastore.build import build_datastore
 
     documents, begun = Making(tokens, vocabulary), time.perf_counter()
-    build(documents, store, vocabulary, None, "benchmarks.datastore")
+    build_datastore(documents, store, vocabulary, None, "benchmarks.datastore")
     seconds = time.perf_counter() - begun - documents.seconds
     return Built(seconds, getrusage(RUSAGE_SELF).ru_maxrss * 1024)
 
@@ -105,12 +105,12 @@ def serve_step(store: Path, tokens: int, vocabulary: int) -> Served:
 
     from methods.rest import Rest
     from specbench.setup.compose import compose_run
-    from specbench.setup.instantiate import built
+    from specbench.setup.instantiate import instantiate
 
     torch.set_num_threads(1)
     settings = compose_run(["method=[rest]", f"target.datastore={store}"]).method["rest"]
     before = anonymous()
-    drafter: Rest = built(settings)
+    drafter: Rest = instantiate(settings)
     target: Any = SimpleNamespace(vocabulary=vocabulary, device=torch.device("cpu"))
     drafter.bind(target)
     times = 1e3 * np.array([_seconds(drafter, query) for query in queries(tokens, vocabulary)][WARM:])  # (queries, 2)

@@ -14,8 +14,8 @@ from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
 from specbench.running.checks import check_drafters
 from specbench.setup.compose import compose_run
-from specbench.setup.instantiate import built
-from specbench.setup.objects import drafters_of, questions_of, target_of
+from specbench.setup.instantiate import instantiate
+from specbench.setup.objects import instantiate_methods, load_target, select_questions
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ def whole(path: Path) -> Path:
 def opened(*overrides: str, limit: int = 1) -> Opened:
     """limit: questions a task. The overrides choose methods, shape, dtype and device."""
     config = compose_run(["target=mini", "suite=mini", f"limit={limit}", *overrides])
-    target = target_of(config.target)
-    drafters = drafters_of(config.method)
+    target = load_target(config.target)
+    drafters = instantiate_methods(config.method)
     check_drafters(drafters, config.target, target.tokenizer)
     engine = Native(profile=False)
     engine.open(target.model, drafters)
-    questions = questions_of(config, built(config.suite), config.limit)
+    questions = select_questions(config, instantiate(config.suite), config.limit)
     return Opened(target, drafters, engine, [target.first_prompt(question) for question in questions])
 
 

@@ -30,16 +30,16 @@ from rich.text import Text
 
 from benchmarks import attention, contexts, memory, shapes
 from benchmarks.embedded import decoded, numbers, whole
-from specbench.analysis.summary import csv
+from specbench.analysis.summary import format_csv
 from specbench.certify.certify import certify
-from specbench.certify.tables import table
-from specbench.cli.parser import Parser, console, widened
-from specbench.diagnose.roofline import card, copy_bandwidth
-from specbench.errors import InputError, one_line, refuse
-from specbench.machine.devices import device_name, pick_device, release_memory
-from specbench.records.certificates import FILE, read
+from specbench.certify.tables import build_certificate_table
+from specbench.cli.parser import Parser, console, widen_console
+from specbench.diagnose.roofline import measure_copy_bandwidth, write_card
+from specbench.errors import InputError, format_error, refuse
+from specbench.machine.devices import get_device_name, pick_device, release_memory
+from specbench.records.certificates import FILE, read_certificate
 from specbench.records.files import write_atomic
-from specbench.report.render import render as render_report
+from specbench.report.render import render_report as render_report
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay, TrainingDisplay
 from specbench.setup.compose import compose_certify, compose_run
@@ -68,7 +68,7 @@ class Asked:
     @property
     def settings(self) -> str:
         cards, lengths = ",".join(self.cards), ",".join(map(str, self.lengths))
-        return f"{device_name(self.device)} --limit {self.limit} --shape {self.shape} --cards {cards} --lengths {lengths}"
+        return f"{get_device_name(self.device)} --limit {self.limit} --shape {self.shape} --cards {cards} --lengths {lengths}"
 
     def on_device(self, *overrides: str) -> list[str]:
         return [f"target.device={self.device}", *overrides]
@@ -92,7 +92,7 @@ def equality(asked: Asked) -> Table:
 def shape_equality(asked: Asked) -> Table:
     """The large shape against the mini target, on the device."""
     rows = shapes.compared(asked.shape, shapes.METHODS, *asked.on_device())
-    write_atomic(asked.reports / "shape-equality.csv", csv(rows))
+    write_atomic(asked.reports / "shape-equality.csv", format_csv(rows))
     return shapes.shown(rows, f"The mini target and its {asked.shape} shape, float32")
 
 
@@ -104,26 +104,26 @@ def certificates(asked: Asked, dtype: str) -> Table:
     if not (folder / FILE).exists():
         with TrainingDisplay(console) as display:
             certify(compose_certify([*chosen, f"out={folder}"]), display.at)
-    return table(read(folder / FILE))
+    return build_certificate_table(read_certificate(folder / FILE))
 
 
 def ceilings(asked: Asked) -> Table:
     grown = memory.growth(*asked.on_device("target.shape=100m"))
     megabytes = (grown.last - grown.loaded) / 1e6
     found = Table("ceiling", "measured")
-    found.add_row("copy bandwidth, read and written", f"{copy_bandwidth(asked.device) / 1e9:.0f} GB/s")
+    found.add_row("copy bandwidth, read and written", f"{measure_copy_bandwidth(asked.device) / 1e9:.0f} GB/s")
     found.add_row(f"memory growth after loading, allowed {grown.allowed / 1e6:.0f} MB", f"{megabytes:.0f} MB")
     return found
 
 
 def primitives(asked: Asked) -> Table:
     found = attention.measure(asked.shape, asked.device)
-    write_atomic(asked.reports / "attention.csv", csv(found))
+    write_atomic(asked.reports / "attention.csv", format_csv(found))
     return attention.shown(found, f"Attention of {asked.shape}")
 
 
 def roofline(asked: Asked, shape: str) -> Table:
-    return card(compose_run(asked.on_device(f"target.shape={shape}", _half(asked))), asked.reports / f"cost-{shape}")
+    return write_card(compose_run(asked.on_device(f"target.shape={shape}", _half(asked))), asked.reports / f"cost-{shape}")
 
 
 def bench(asked: Asked) -> RenderableType:
@@ -189,7 +189,7 @@ def answered(asked: Asked) -> dict[str, str]:
             if not asked.answer(name).exists():
                 write_atomic(asked.answer(name), told(piece()))
         except Exception as error:  # whatever a card that is too small or another driver makes of it: the others are still asked
-            failed[name] = str(error) if isinstance(error, InputError) else one_line(error)
+            failed[name] = str(error) if isinstance(error, InputError) else format_error(error)
     return failed
 
 
@@ -207,10 +207,10 @@ def main() -> int:
         raise InputError(
             "no GPU is here; to try the script: --device cpu --limit 1 --shape 100m --cards 100m --lengths 500 --out results/try"
         )
-    runs = options.out or Path("results/reference") / re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    runs = options.out or Path("results/reference") / re.sub(r"[^a-z0-9]+", "-", get_device_name(device).lower()).strip("-")
     reports = Path("reports/reference") / runs.name
     asked = Asked(device, options.limit, options.shape, options.cards.split(","), options.lengths, runs, reports)
-    widened()
+    widen_console()
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
     check(asked)

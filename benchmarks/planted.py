@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from specbench.certify import enumeration
-from specbench.certify.miniature import TOKENS, drafter_of, miniature
-from specbench.certify.texts import leaks
-from specbench.certify.token_check import Text, followed, most_wrong, noise_of
+from specbench.certify.miniature import TOKENS, build_drafter, build_miniature
+from specbench.certify.texts import count_leaks
+from specbench.certify.token_check import GeneratedText, bound_error_rate, check_tokens, measure_noise
 from specbench.cli.parser import console
 from specbench.decoding import language_model, loop, verify
 from specbench.decoding.drafter import Drafter
@@ -30,7 +30,7 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling, probabilities
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Sampled, Verified
+from specbench.decoding.verify import SamplingVerifier, Verification
 from specbench.records.files import write_atomic
 from specbench.setup.compose import compose_run
 
@@ -44,7 +44,7 @@ PROMPTS, TEXT = 96, 24  # prompts of a repetition and tokens of each text, where
 Planting = Callable[[], Any]
 
 
-class AcceptsByP(Sampled):
+class AcceptsByP(SamplingVerifier):
     """q forced to 1 where a draft is accepted, but not in the residual (as in an issue of EAGLE's)."""
 
     def _kept(self, siblings: Any, tokens: list[int], wanted: Tensor, drawn: Tensor) -> tuple[int | None, Tensor]:
@@ -56,41 +56,41 @@ class AcceptsByP(Sampled):
         return None, wanted
 
 
-class NoResidual(Sampled):
+class NoResidual(SamplingVerifier):
     """What replaces a rejected token is drawn from p itself (as in SPACE)."""
 
     def _kept(self, siblings: Any, tokens: list[int], wanted: Tensor, drawn: Tensor) -> tuple[int | None, Tensor]:
         return super()._kept(siblings, tokens, wanted, drawn)[0], wanted
 
 
-class ColdBonus(Sampled):
+class ColdBonus(SamplingVerifier):
     """The token behind a draft that is accepted to its end is drawn without the temperature (as in EAGLE-1)."""
 
-    def _test(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verified:
+    def _test(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verification:
         found = super()._test(tree, drawn_from, logits)
         if tree.children[found.path[-1]]:
             return found
         bonus = int(self.dice.draw(probabilities(logits[found.path[-1]], replace(self.sampling, temperature=1.0))))
-        return Verified(found.path, bonus, [*found.tokens[:-1], bonus])
+        return Verification(found.path, bonus, [*found.tokens[:-1], bonus])
 
 
-class IndependentSiblings(Sampled):
+class IndependentSiblings(SamplingVerifier):
     """Each sibling of a deterministic tree is held against a draw of its own (as in REST's and Medusa's nucleus sampling)."""
 
-    def _follow(self, tree: DraftTree, logits: Tensor) -> Verified:
+    def _follow(self, tree: DraftTree, logits: Tensor) -> Verification:
         tokens, path = tree.tokens.tolist(), [0]
         while True:
             p = probabilities(logits[path[-1]], self.sampling)
             kept = [node for node in tree.children[path[-1]] if int(self.dice.draw(p)) == tokens[node]]
             if not kept:
                 last = int(self.dice.draw(p))
-                return Verified(path, last, [tokens[node] for node in path[1:]] + [last])
+                return Verification(path, last, [tokens[node] for node in path[1:]] + [last])
             path.append(kept[0])
 
 
 @contextmanager
-def rule(kind: type[Sampled]) -> Iterator[None]:
-    with patch.object(verify, "Sampled", kind):
+def rule(kind: type[SamplingVerifier]) -> Iterator[None]:
+    with patch.object(verify, "SamplingVerifier", kind):
         yield
 
 
@@ -104,13 +104,13 @@ def uncompacted() -> Iterator[None]:
 @contextmanager
 def shifted() -> Iterator[None]:
     """Drafted tokens stand one position too far."""
-    right = language_model._batched
+    right = language_model._batch_trees
 
     def wrong(trees: list[DraftTree], lengths: list[int]) -> tuple[Tensor, Tensor]:
         ids, positions = right(trees, lengths)
         return ids, positions + (positions > positions[:, :1]) * (lengths[0] > 0)
 
-    with patch.object(language_model, "_batched", wrong):
+    with patch.object(language_model, "_batch_trees", wrong):
         yield
 
 
@@ -176,7 +176,7 @@ class Miniature:
 
     def __init__(self, draws: int) -> None:
         self.draws, self.p_values = draws, []  # of the last plant's statistical tests
-        self.target, self.draft = miniature("llama")
+        self.target, self.draft = build_miniature("llama")
 
     def found(self, plant: Plant, seed: int) -> bool:
         parts = {"counted out": self._counted, "followed": self._followed, "order": self._order}
@@ -184,13 +184,13 @@ class Miniature:
 
     def _drafter(self, plant: Plant) -> Drafter:
         node = compose_run([f"method=[{plant.method}]"]).method[plant.method]
-        drafter = drafter_of(node, self.draft)
+        drafter = build_drafter(node, self.draft)
         drafter.bind(self.target)
         return drafter
 
     def _counted(self, plant: Plant, seed: int) -> bool:
         with plant.planting():
-            found = enumeration.examined(
+            found = enumeration.run_tests(
                 self.target, self._drafter(plant), replace(plant.sampling, seed=2 * seed), self.draws, plant.level
             )
         self.p_values += [test.p_value for test in found[0]]
@@ -207,9 +207,9 @@ class Miniature:
         drafter, texts = self._drafter(plant), []
         with plant.planting():
             for prompt in self._prompts(seed):
-                texts.append(Text(prompt, self._generated(drafter, prompt, sampling).output_ids, sampling))
-            noise = noise_of(self.target, texts[:NOISE_TEXTS], PLAIN)
-            return followed(self.target, texts, texts, noise.greedy).wrong > 0
+                texts.append(GeneratedText(prompt, self._generated(drafter, prompt, sampling).output_ids, sampling))
+            noise = measure_noise(self.target, texts[:NOISE_TEXTS], PLAIN)
+            return check_tokens(self.target, texts, texts, noise.greedy).wrong > 0
 
     def _generated(self, drafter: Drafter, prompt: list[int], sampling: Sampling) -> Generation:
         return generate(self.target, drafter, [torch.tensor(prompt)], sampling)[0]
@@ -217,7 +217,7 @@ class Miniature:
     def _order(self, plant: Plant, seed: int) -> bool:
         """Of a method whose state outlives the turn, as if it said otherwise."""
         drafter, sampling = self._drafter(plant), Sampling(max_new_tokens=TEXT)
-        return leaks(lambda prompt: self._generated(drafter, prompt, sampling), self._prompts(seed)) > 0
+        return count_leaks(lambda prompt: self._generated(drafter, prompt, sampling), self._prompts(seed)) > 0
 
 
 COLUMNS = ("bug", "planted in", "part of the certificate", "found", "95 % limit", "p < 0.05")
@@ -235,7 +235,9 @@ class Row:
 
     @property
     def limit(self) -> float:
-        return most_wrong(self.found, self.of) if self.plant in SOUND else 1 - most_wrong(self.of - self.found, self.of)
+        return (
+            bound_error_rate(self.found, self.of) if self.plant in SOUND else 1 - bound_error_rate(self.of - self.found, self.of)
+        )
 
     def cells(self) -> tuple[str, ...]:
         side = "at most" if self.plant in SOUND else "at least"

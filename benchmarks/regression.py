@@ -18,12 +18,12 @@ import pandas as pd
 from rich.table import Table
 
 from specbench import ROOT
-from specbench.analysis.loaded_run import load
-from specbench.analysis.summary import csv
+from specbench.analysis.loaded_run import read_run
+from specbench.analysis.summary import format_csv
 from specbench.cli.parser import console
-from specbench.compare.comparison import BESIDE, Comparison, compared_beside
-from specbench.compare.gate import Change, change_beside
-from specbench.compare.runs import log_ratios
+from specbench.compare.comparison import REFERENCE_ENGINE, Comparison, compare_checkouts
+from specbench.compare.gate import Change, estimate_paired_change
+from specbench.compare.runs import compute_log_ratios
 from specbench.records.files import write_atomic
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
@@ -53,7 +53,7 @@ def waits(out: Path, chosen: Sequence[str]) -> dict[str, float]:
     if not RunDirectory(pilot).is_run():
         with ProgressDisplay(console) as display:
             execute(compose_run([*chosen, "limit=1", f"out={pilot}"]), display)
-    sums = load(pilot).frame.groupby("method")[["seconds", "steps"]].sum()
+    sums = read_run(pilot).frame.groupby("method")[["seconds", "steps"]].sum()
     per_step = (1 / (1 - SLOWED) - 1) * sums["seconds"] / sums["steps"]
     return {"equal": 0.0, "slow": float(per_step["pld"]), "loop": float(per_step[BASELINE])}
 
@@ -77,12 +77,12 @@ def planted(folder: Path, kind: str, seconds: float) -> Path:
 def beside(root: Path, out: Path, seed: int, chosen: Sequence[str]) -> Comparison:
     """The planted checkout is the new one: it runs as the engine beside, and the sides are exchanged."""
     if not (out / "summary.csv").exists():
-        config = compose_run([*chosen, f"seed={seed}", f"out={out}", f"engine=[native,{BESIDE}]"])
+        config = compose_run([*chosen, f"seed={seed}", f"out={out}", f"engine=[native,{REFERENCE_ENGINE}]"])
         other = [word for word in chosen if not word.startswith("limit=")]
-        config = config.with_engine(BESIDE, root=str(root), overrides=other)
+        config = config.with_engine(REFERENCE_ENGINE, root=str(root), overrides=other)
         with ProgressDisplay(console) as display:
             execute(config, display)
-    return compared_beside(out, exchanged=True)
+    return compare_checkouts(out, exchanged=True)
 
 
 def scatter(changes: Sequence[Change]) -> tuple[float, float]:
@@ -95,8 +95,8 @@ def pooled(runs: Sequence[Path]) -> list[Change]:
     """The runs as if they were one, of all their questions."""
     found = []
     for method in METHODS:
-        ratios = {run.name: log_ratios(load(run), f"{method}@{BESIDE}", method) for run in runs}
-        found.append(change_beside(f"{method}@{BESIDE} over {method}", pd.concat(ratios), len(METHODS)))
+        ratios = {run.name: compute_log_ratios(read_run(run), f"{method}@{REFERENCE_ENGINE}", method) for run in runs}
+        found.append(estimate_paired_change(f"{method}@{REFERENCE_ENGINE} over {method}", pd.concat(ratios), len(METHODS)))
     return found
 
 
@@ -143,7 +143,7 @@ def main() -> None:
     together = {f"{kind}, {POOLED} runs as one": [pooled(group) for group in parts] for kind, parts in groups.items()}
     table = rows({kind: [one.changes for one in comparisons] for kind, comparisons in found.items()} | together)
     console.print(told(table))
-    write_atomic(options.out / "regression.csv", csv(table))
+    write_atomic(options.out / "regression.csv", format_csv(table))
 
 
 if __name__ == "__main__":

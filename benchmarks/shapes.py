@@ -13,8 +13,8 @@ import pandas as pd
 from rich.table import Table
 
 from benchmarks.embedded import decoded
-from specbench.analysis.summary import csv
-from specbench.cli.parser import Parser, console, widened
+from specbench.analysis.summary import format_csv
+from specbench.cli.parser import Parser, console, widen_console
 from specbench.decoding.loop import Generation
 from specbench.errors import InputError, refuse
 from specbench.records.files import write_atomic
@@ -71,8 +71,8 @@ def main() -> int:
         )
     found = compared(options.shape, options.methods, tokens=options.tokens)
     out = options.out or Path(f"reports/shape-equality-{options.shape}.csv")
-    write_atomic(out, csv(found))
-    widened()
+    write_atomic(out, format_csv(found))
+    widen_console()
     console.print(shown(found, f"The mini target and its {options.shape} shape, float32"), f"in {out}", sep="\n")
     return 0
 

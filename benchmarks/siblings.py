@@ -20,7 +20,7 @@ from specbench.cli.parser import console
 from specbench.decoding import verify
 from specbench.decoding.sampling import Dice, Sampling, probabilities
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Sampled, Verified
+from specbench.decoding.verify import SamplingVerifier, Verification
 
 WIDEST, DRAWS, TOKENS = 4, 16, 128
 
@@ -29,8 +29,8 @@ def walked(limit: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(V,) p and q of every node with children that is verified, in one answer to each question."""
     found: list[tuple[Tensor, Tensor]] = []
 
-    class Watched(Sampled):
-        def _test(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verified:
+    class Watched(SamplingVerifier):
+        def _test(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verification:
             verified = super()._test(tree, drawn_from, logits)
             rows = [node for node, under in enumerate(tree.children) if under]
             for node in verified.path:
@@ -39,7 +39,7 @@ def walked(limit: int) -> Iterator[tuple[Tensor, Tensor]]:
             return verified
 
     there = opened("method=[eagle]", "target.dtype=float32", limit=limit)
-    with patch.object(verify, "Sampled", Watched):
+    with patch.object(verify, "SamplingVerifier", Watched):
         for at, prompt in enumerate(there.prompts):
             sampling = Sampling(1.0, max_new_tokens=TOKENS, stop_token_ids=there.target.model.eos_ids, seed=at)
             there.engine.generate("eagle", prompt, sampling)
@@ -49,7 +49,7 @@ def walked(limit: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def accepted(p: Tensor, q: Tensor, dice: Dice) -> tuple[Tensor, Tensor]:
     """(WIDEST,) each: the chance with 1, 2, … siblings, of the most probable tokens and of drawn ones (mean of DRAWS trees)."""
-    rule, drawn = Sampled(Sampling(1.0), dice), torch.zeros(WIDEST)
+    rule, drawn = SamplingVerifier(Sampling(1.0), dice), torch.zeros(WIDEST)
     for _ in range(DRAWS):
         tokens = dice.distinct(q[None], WIDEST)[0].tolist()
         kept, _ = rule._kept(range(WIDEST), tokens, p, q)

@@ -19,11 +19,11 @@ from rich.table import Table
 
 from specbench import ROOT
 from specbench.analysis import metrics
-from specbench.analysis.loaded_run import load
-from specbench.analysis.statistics import Array, mean_interval, ranks
-from specbench.analysis.summary import csv
+from specbench.analysis.loaded_run import read_run
+from specbench.analysis.statistics import Array, mean_interval, rank_methods
+from specbench.analysis.summary import format_csv
 from specbench.cli.parser import console
-from specbench.compare.gate import BESIDE_SD, RUN_SD, change, change_beside, size, size_beside
+from specbench.compare.gate import BESIDE_SD, RUN_SD, estimate_change, estimate_paired_change, plan_paired_size, plan_size
 from specbench.records.files import write_atomic
 from specbench.records.trial import BASELINE
 
@@ -53,7 +53,7 @@ class Row:
 
 def as_measured() -> Array:
     """Log speedups of the reference run, less their mean for each method and task, with the spread of one question."""
-    ratios = metrics.question_ratios(metrics.pair(metrics.question_frame(load(RUN).frame)))
+    ratios = metrics.compute_question_ratios(metrics.pair_with_baseline(metrics.build_question_frame(read_run(RUN).frame)))
     groups = ratios[ratios["method"] != BASELINE].groupby(["method", "task"])["log_speedup"]
     spread: pd.Series = groups.transform(lambda values: (values - values.mean()) * sqrt(len(values) / (len(values) - 1)))
     return spread.to_numpy(dtype=float) - spread.mean()
@@ -92,7 +92,7 @@ def split(repetitions: int) -> Iterator[Row]:
 def _ranked_apart(rng: np.random.Generator, methods: int, tasks: int, questions: int) -> bool:
     level = rng.normal(0.5, SPREAD, (tasks, questions))
     own = {str(method): list(level + rng.normal(0, SPREAD / 2, (tasks, questions))) for method in range(methods)}
-    return any(limits != (1, methods) for limits in ranks(own).values())
+    return any(limits != (1, methods) for limits in rank_methods(own).values())
 
 
 def gate(repetitions: int) -> Iterator[Row]:
@@ -119,12 +119,12 @@ def gate(repetitions: int) -> Iterator[Row]:
 
 def _planned(rng: np.random.Generator, noise: float) -> tuple[int, int]:
     """Questions a task, and runs, as planned from a pilot run that has seen the noise itself."""
-    needed = size(sqrt(2) * _seen(rng, noise), RATIOS, TASKS, SLOWED, POWER)
+    needed = plan_size(sqrt(2) * _seen(rng, noise), RATIOS, TASKS, SLOWED, POWER)
     return needed.questions // TASKS, needed.runs
 
 
 def _planned_beside(rng: np.random.Generator, noise: float) -> int:
-    needed = size_beside(_seen(rng, noise), RATIOS, TASKS, SLOWED, POWER)
+    needed = plan_paired_size(_seen(rng, noise), RATIOS, TASKS, SLOWED, POWER)
     assert needed is not None, f"{SLOWED:.0%} is far beyond {BESIDE_SD}"
     return needed // TASKS
 
@@ -141,14 +141,14 @@ def _fails(rng: np.random.Generator, noise: float, questions: int, runs: int, sl
         pd.DataFrame(level - by + rng.normal(0, RUN_SD, runs) + rng.normal(0, noise, (len(index), runs)), index=index)
         for by in (0.0, slower)
     ]
-    return change("a ratio", *sides, together=RATIOS).verdict == "fail"
+    return estimate_change("a ratio", *sides, together=RATIOS).verdict == "fail"
 
 
 def _fails_beside(rng: np.random.Generator, noise: float, questions: int, slower: float, times: float = 1) -> bool:
     """times: how much more two processes differ than is believed."""
     index = pd.MultiIndex.from_product([range(TASKS), range(questions)], names=["task", "question_id"])
     moved = -slower + rng.normal(0, times * BESIDE_SD) + rng.normal(0, noise, len(index))
-    return change_beside("a ratio", pd.Series(moved, index=index), RATIOS).verdict == "fail"
+    return estimate_paired_change("a ratio", pd.Series(moved, index=index), RATIOS).verdict == "fail"
 
 
 def _row(what: str, happened: Iterable[bool], repetitions: int, low: float, high: float) -> Row:
@@ -170,7 +170,7 @@ def main() -> None:
         rows.append(row)
         table.add_row(row.what, f"{row.share:.2%}", f"{row.low:.1%} to {row.high:.1%}", "yes" if row.kept else "[bold red]no[/]")
     console.print(table)
-    write_atomic(options.out / "simulation.csv", csv(pd.DataFrame([{**vars(row), "kept": row.kept} for row in rows])))
+    write_atomic(options.out / "simulation.csv", format_csv(pd.DataFrame([{**vars(row), "kept": row.kept} for row in rows])))
 
 
 if __name__ == "__main__":

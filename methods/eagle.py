@@ -17,11 +17,11 @@ from specbench.decoding.attention import ChainBias
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
-from specbench.decoding.verify import Verified, Verifier
+from specbench.decoding.verify import Verification, Verifier
 from specbench.drafters.keeping import KeepingDrafter
 from specbench.drafters.layers import DraftKV, LayerPass, Rotary
-from specbench.drafters.lesson import Depths, Lesson, TrainingPass, divergence, mean
-from specbench.drafters.network import DraftNetwork, TargetShape, embedding_scale, layer_config
+from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
+from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config, embedding_scale
 from specbench.drafters.network_drafter import NetworkDrafter
 
 NOISE = 0.1  # half the width of the uniform noise on the hidden states in training (EAGLE-1, on training the draft model)
@@ -39,11 +39,13 @@ class EagleNetwork(DraftNetwork):
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__(config, shape)
-        self.layer_config = layer_config(self.config, shape)
+        self.layer_config = build_layer_config(self.config, shape)
         hidden = self.layer_config.hidden_size
         self.embed_tokens = nn.Embedding(self.layer_config.vocab_size, hidden)
         self.fc = nn.Linear(2 * hidden, hidden, bias=self.config.get("bias", True))
-        self.layers = nn.ModuleList([_unnormed(LlamaDecoderLayer(self.layer_config, 0), self.config.get("qkv_bias", False))])
+        self.layers = nn.ModuleList(
+            [_remove_input_norm(LlamaDecoderLayer(self.layer_config, 0), self.config.get("qkv_bias", False))]
+        )
 
     @classmethod
     def new_config(cls, shape: TargetShape) -> dict[str, Any]:
@@ -72,7 +74,7 @@ class EagleNetwork(DraftNetwork):
         """Ids of the draft vocabulary -> ids of the target's."""
         return tokens
 
-    def loss(self, lesson: Lesson) -> Depths:
+    def loss(self, lesson: Lesson) -> LessonLoss:
         """Smooth L1 to the target's next hidden state, and cross-entropy with what the target makes of that."""
         hidden = lesson.hidden
         if self.training:
@@ -84,10 +86,10 @@ class EagleNetwork(DraftNetwork):
         wanted = lesson.last.roll(-1, dims=1)[there].float()
         regression = mean(nn.functional.smooth_l1_loss(states.float(), wanted, reduction="none"))
         loss = regression + TOKEN_WEIGHT * divergence(logits, lesson.teacher(there, 2))
-        return Depths(loss, [mean(logits.argmax(-1) == tokens)])
+        return LessonLoss(loss, [mean(logits.argmax(-1) == tokens)])
 
 
-def _unnormed(layer: LlamaDecoderLayer, biased: bool) -> LlamaDecoderLayer:
+def _remove_input_norm(layer: LlamaDecoderLayer, biased: bool) -> LlamaDecoderLayer:
     layer.input_layernorm = nn.Identity()  # type: ignore[assignment]
     if biased:  # as in Qwen2: queries, keys and values have biases, the output has none
         attention = layer.self_attn
@@ -156,7 +158,7 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
         """The draft tree; hidden (1, H) is what the drafter made of the root."""
         raise NotImplementedError
 
-    def observe(self, state: EagleState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: EagleState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         assert out.hidden is not None
         state.hidden = torch.cat([state.hidden, out.hidden[verified.path]])
         state.tokens += verified.tokens
@@ -217,7 +219,7 @@ class Eagle2(EagleDrafter):
             sums = (torch.cat(scores)[at][:, None] + logs).flatten()
             first = sum(len(some) for some in scores)
             scores, tokens, above = [*scores, sums], [*tokens, best.flatten()], [*above, at.repeat_interleave(k)]
-            chosen = _best(sums, k)
+            chosen = _select_best(sums, k)
             rows = chosen // k
             at, hidden = first + chosen, hidden[rows]
             visible = torch.cat([visible[rows], eye], dim=1)
@@ -230,12 +232,12 @@ class Eagle2(EagleDrafter):
 
     def _chosen(self, root: Tensor, scores: Tensor, tokens: Tensor, above: Tensor) -> DraftTree:
         """The best candidates as a tree, in the order in which they were drafted."""
-        kept = _best(scores, self.total_tokens - 1).sort().values
+        kept = _select_best(scores, self.total_tokens - 1).sort().values
         parents = torch.searchsorted(kept, above[kept]) + 1
         parents = torch.where(above[kept] < 0, 0, parents)
         return DraftTree(torch.cat([root, tokens[kept]]), torch.cat([parents.new_tensor([-1]), parents]))
 
 
-def _best(scores: Tensor, count: int) -> Tensor:
+def _select_best(scores: Tensor, count: int) -> Tensor:
     """Indices of the highest scores, of equal ones the first."""
     return scores.sort(descending=True, stable=True).indices[:count]

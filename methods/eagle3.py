@@ -10,8 +10,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 from methods.eagle import ROOM, Eagle2
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.layers import Rotary
-from specbench.drafters.lesson import Depths, Lesson, TrainingPass, divergence, mean
-from specbench.drafters.network import DraftNetwork, TargetShape, layer_config
+from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
+from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config
 from specbench.errors import InputError
 
 ROUNDS = 7  # of the training-time test (section 3.2)
@@ -50,7 +50,7 @@ class Eagle3Network(DraftNetwork):
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__(config, shape)
-        self.layer_config = layer_config({**config, "num_hidden_layers": 1}, shape)
+        self.layer_config = build_layer_config({**config, "num_hidden_layers": 1}, shape)
         hidden = self.layer_config.hidden_size
         self.fc = nn.Linear(3 * self.config.get("target_hidden_size", shape.hidden_size), hidden, bias=False)
         self.midlayer = MidLayer(self.layer_config)
@@ -112,7 +112,7 @@ class Eagle3Network(DraftNetwork):
         """Ids of the draft vocabulary -> ids of the target's, of any shape."""
         return tokens + self.d2t[tokens] if self.draft_vocabulary < self.shape.vocab_size else tokens
 
-    def loss(self, lesson: Lesson) -> Depths:
+    def loss(self, lesson: Lesson) -> LessonLoss:
         """Training-time test: ROUNDS times the network reads its own output, one token further each time."""
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
         hidden, rounds, losses, right = lesson.hidden, TrainingPass(), [], []
@@ -124,7 +124,7 @@ class Eagle3Network(DraftNetwork):
             losses.append(DECAY**i * divergence(logits[known], self._drafted(teacher[known])))
             right.append(mean(self.target_tokens(logits.argmax(-1)) == tokens))
             rounds.next_round()
-        return Depths(torch.stack(losses).sum(), right)
+        return LessonLoss(torch.stack(losses).sum(), right)
 
     def _known(self, teacher: Tensor) -> Tensor:
         """(n,) bool: where the target's best token is in the draft vocabulary."""

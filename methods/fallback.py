@@ -9,7 +9,7 @@ from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 from specbench.errors import InputError
 
 Pair = tuple[Any, Any]  # the states of both drafters
@@ -62,7 +62,7 @@ class Fallback(Drafter):
         self.draft_forwards = sum(part.draft_forwards for part in self.parts)
         return trees
 
-    def update(self, states: list[Pair], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verified]) -> None:
+    def update(self, states: list[Pair], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]) -> None:
         for part, own, seen in zip(self.parts, zip(*states, strict=True), self._seen(outs), strict=True):
             part.update(list(own), trees, seen, verified)
 

@@ -15,13 +15,13 @@ from specbench.decoding.attention import ChainBias
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 from specbench.drafters.keeping import KeepingDrafter
 from specbench.drafters.layers import DraftKV, Rotary
-from specbench.drafters.lesson import Depths, Lesson, TrainingPass, divergence, mean
-from specbench.drafters.network import DraftNetwork, TargetShape, embedding_scale, layer_config
+from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
+from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config, embedding_scale
 from specbench.drafters.tree_heads import TreeHeads
-from specbench.errors import InputError, nearest
+from specbench.errors import InputError, suggest_choices
 
 ARCHITECTURES = ("mlp", "prefix-mlp")
 OTHERS = ("cross-attn", "eagle-attn")  # published as ablations
@@ -75,13 +75,13 @@ class HydraNetwork(DraftNetwork):
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__(config, shape)
-        _check(config)
+        _check_config(config)
         self.prefixed = config["hydra_head_arch"] == "prefix-mlp"
         heads, hidden = range(config["hydra_num_heads"]), shape.hidden_size
         if self.prefixed:
-            self.layer_config = layer_config({}, shape)
+            self.layer_config = build_layer_config({}, shape)
             self.prefix_embeding_layer = Prefix(self.layer_config)  # the authors' spelling
-        self.hydra_mlp = nn.ModuleList([nn.Sequential(*self._spaced(_blocks(head + 2, hidden, config))) for head in heads])
+        self.hydra_mlp = nn.ModuleList([nn.Sequential(*self._spaced(_build_blocks(head + 2, hidden, config))) for head in heads])
         self.hydra_lm_head = nn.ModuleList([self._last(nn.Linear(hidden, shape.vocab_size)) for _ in heads])
         first = 1 if self.prefixed else 0
         both = ("linear", "res_connection")
@@ -137,7 +137,7 @@ class HydraNetwork(DraftNetwork):
         """read (m, (head + 2) H): a hidden state, the root's embedding and those of the drafted tokens -> (m, V)."""
         return self.hydra_lm_head[head](self.hydra_mlp[head](read))
 
-    def loss(self, lesson: Lesson) -> Depths:
+    def loss(self, lesson: Lesson) -> LessonLoss:
         """Cross-entropy of every head with the target's own distribution (Hydra++, section 4), weighted as Medusa's."""
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
         read, losses, right = self.prefix(lesson.hidden, positions, TrainingPass()), [], []
@@ -147,20 +147,20 @@ class HydraNetwork(DraftNetwork):
             logits = self.logits(head, read[there])
             losses.append(DECAY ** (head + 1) * divergence(logits, lesson.teacher(there, head + 2)))
             right.append(mean(logits.argmax(-1) == tokens))
-        return Depths(torch.stack(losses).sum(), right)
+        return LessonLoss(torch.stack(losses).sum(), right)
 
 
-def _check(config: Mapping[str, Any]) -> None:
+def _check_config(config: Mapping[str, Any]) -> None:
     found = config.get("hydra_head_arch")
     if found in OTHERS:
         raise InputError(f"hydra_heads: the architecture {found} is not built; there is {', '.join(ARCHITECTURES)}")
     if found not in ARCHITECTURES:
-        raise InputError(f"hydra_heads: hydra_head_arch={found}: expected {nearest(str(found), list(ARCHITECTURES))}")
+        raise InputError(f"hydra_heads: hydra_head_arch={found}: expected {suggest_choices(str(found), list(ARCHITECTURES))}")
     if not config.get("grounded_heads", True):
         raise InputError("hydra_heads: heads that are not grounded read no drafted tokens: they are Medusa's; take method medusa")
 
 
-def _blocks(vectors: int, hidden: int, config: Mapping[str, Any]) -> list[nn.Module]:
+def _build_blocks(vectors: int, hidden: int, config: Mapping[str, Any]) -> list[nn.Module]:
     """The first block takes all vectors; one further block is applied as often as there are layers beside it."""
     again = HydraBlock(1, hidden)
     return [HydraBlock(vectors, hidden), *[again] * (config.get("hydra_num_layers", 1) - 1)]
@@ -213,6 +213,6 @@ class HydraHeads(TreeHeads, KeepingDrafter[DraftKV]):
         self.draft_forwards += self.network.prefixed
         return out[0, -1:]
 
-    def observe(self, state: HydraState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: HydraState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         assert out.hidden is not None
         state.hidden, state.root = torch.cat([state.hidden, out.hidden[verified.path]]), verified.next_token

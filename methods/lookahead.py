@@ -15,10 +15,10 @@ from torch import Tensor
 from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 from specbench.errors import InputError
 
-Path = tuple[int, ...]
+TreePath = tuple[int, ...]
 
 
 class Pool:
@@ -26,9 +26,9 @@ class Pool:
 
     def __init__(self, level: int, guesses: int) -> None:
         self.level, self.guesses = level, guesses
-        self._grams: dict[int, list[Path]] = {}
+        self._grams: dict[int, list[TreePath]] = {}
 
-    def add(self, token: int, behind: Path) -> None:
+    def add(self, token: int, behind: TreePath) -> None:
         """What is there already becomes the latest."""
         grams = self._grams.setdefault(token, [])
         if behind in grams:
@@ -41,7 +41,7 @@ class Pool:
         for start in range(len(tokens) - self.level + 1):
             self.add(tokens[start], tuple(tokens[start + 1 : start + self.level]))
 
-    def behind(self, token: int) -> list[Path]:
+    def behind(self, token: int) -> list[TreePath]:
         return self._grams.get(token, [])
 
 
@@ -109,7 +109,7 @@ class Lookahead(Drafter):
         tokens = [root, *(token for row in [*state.rows, *guesses] for token in row)]
         return state.layout.shape.tree(self.ids(tokens)[state.layout.order])
 
-    def observe(self, state: LookaheadState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: LookaheadState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         if state.layout is not None and tree.shape is state.layout.shape:  # the tree was its own
             self._shift(state, out.logits[state.layout.last].argmax(dim=-1).tolist())
         state.place += len(verified.tokens)
@@ -136,7 +136,7 @@ class Lookahead(Drafter):
         return self._layouts[key]
 
     def _laid(self, lengths: tuple[int, ...], guesses: int, depth: int) -> Layout:
-        window = list(_window(lengths))
+        window = list(_iter_window(lengths))
         drafts = [(len(lengths) + guess, *[0] * at) for guess in range(guesses) for at in range(depth)]
         wasted = [] if self.whole else [path for path in drafts if len(path) == self.level - 1]
         shape = TreeShape([*window, *drafts], self.target.device, scratch={*window, *wasted})
@@ -146,7 +146,7 @@ class Lookahead(Drafter):
         return Layout(shape, order, self.ids([node[path] for path in window[-lengths[-1] :]]))
 
 
-def _window(lengths: tuple[int, ...]) -> Iterator[Path]:
+def _iter_window(lengths: tuple[int, ...]) -> Iterator[TreePath]:
     """Paths of the rows' nodes: row 0 is a chain behind the root; below its place j hangs column j (0: the root's own)."""
     chain = [(0,) * places for places in range(lengths[0] + 1)]
     yield from chain[1:]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
-from specbench.drafters.lesson import Depths, Lesson, cross_entropy
+from specbench.decoding.verify import Verification
+from specbench.drafters.lesson import Lesson, LessonLoss, cross_entropy
 from specbench.drafters.network import DraftNetwork, TargetShape
 from specbench.drafters.tree_heads import TreeHeads
 
@@ -67,10 +67,13 @@ class MedusaHeads(DraftNetwork):
         """Lay equal weights of all heads side by side, so that one product serves all; the heads keep looking at them."""
         heads: list[Any] = list(self.children())
         self._blocks = [
-            (_together([head[i].linear.weight for head in heads]), _together([head[i].linear.bias for head in heads]))
+            (
+                _stack_parameters([head[i].linear.weight for head in heads]),
+                _stack_parameters([head[i].linear.bias for head in heads]),
+            )
             for i in range(self.config["medusa_num_layers"])
         ]
-        self._logits = _together([head[-1].weight for head in heads])  # (heads, V, H)
+        self._logits = _stack_parameters([head[-1].weight for head in heads])  # (heads, V, H)
 
     def logits(self, hidden: Tensor, heads: int) -> Tensor:
         """hidden (1, H) -> (heads, V) of the first heads."""
@@ -79,7 +82,7 @@ class MedusaHeads(DraftNetwork):
             read = read + nn.functional.silu(torch.baddbmm(bias[:heads, None], read, weight[:heads].mT))
         return torch.bmm(read, self._logits[:heads].mT)[:, 0]
 
-    def loss(self, lesson: Lesson) -> Depths:
+    def loss(self, lesson: Lesson) -> LessonLoss:
         """Cross-entropy of every head, each DECAY times the weight of the one before."""
         losses, right = [], []
         for i, head in enumerate(self.children()):
@@ -87,10 +90,10 @@ class MedusaHeads(DraftNetwork):
             loss, share = cross_entropy(head(lesson.hidden[there]), tokens)
             losses.append(DECAY ** (i + 1) * loss)
             right.append(share)
-        return Depths(torch.stack(losses).sum(), right)
+        return LessonLoss(torch.stack(losses).sum(), right)
 
 
-def _together(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _stack_parameters(parameters: Sequence[nn.Parameter]) -> Tensor:
     """(heads, ...) of one parameter a head, which from then on looks at its part."""
     stacked = torch.stack([parameter.data for parameter in parameters])
     for parameter, view in zip(parameters, stacked, strict=True):
@@ -99,7 +102,7 @@ def _together(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 @dataclass
-class Reading:
+class MedusaState:
     """hidden (1, H): what the target's head read when it wrote the root."""
 
     hidden: Tensor
@@ -111,11 +114,11 @@ class Medusa(TreeHeads):
 
     network_class: ClassVar = MedusaHeads
 
-    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Reading:
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> MedusaState:
         assert out.hidden is not None
-        return Reading(out.hidden[-1:], prompt[-1])
+        return MedusaState(out.hidden[-1:], prompt[-1])
 
-    def draft(self, state: Reading, budget: int) -> DraftTree:
+    def draft(self, state: MedusaState, budget: int) -> DraftTree:
         shape, root = self.tree.cut(budget), self.ids([state.root])
         if shape.depth == 0:
             return DraftTree.chain(root)
@@ -123,7 +126,7 @@ class Medusa(TreeHeads):
         best = logits.topk(self.tree.width).indices  # (depth, width)
         return shape.tree(torch.cat([root, best[shape.depths[1:] - 1, shape.ranks[1:]]]))
 
-    def observe(self, state: Reading, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: MedusaState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         assert out.hidden is not None
         last = verified.path[-1]
         state.hidden, state.root = out.hidden[last : last + 1], verified.next_token

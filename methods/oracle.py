@@ -16,13 +16,13 @@ from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 from specbench.drafters.yardstick import Yardstick
 from specbench.errors import InputError
 
 
 @dataclass
-class Replay:
+class OracleState:
     """answer (n,), in ids and on the device; at: the root's place in it, None once the output has left it."""
 
     answer: list[int]
@@ -50,17 +50,19 @@ class Oracle(Yardstick):
                 (out,) = generate(self.target, self._plain, [prompt], sampling)
                 self._answers[key] = (sampling, out.output_ids)
 
-    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Replay:
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> OracleState:
         _, answer = self._answers[tuple(prompt[:-1])]
         begun_so = answer[0] == prompt[-1]  # not in a batch above temperature 0, where every row draws for itself
-        return Replay(answer if begun_so else prompt[-1:], self.ids(answer), 0 if begun_so else None, random.Random(repr(prompt)))
+        return OracleState(
+            answer if begun_so else prompt[-1:], self.ids(answer), 0 if begun_so else None, random.Random(repr(prompt))
+        )
 
-    def draft(self, state: Replay, budget: int) -> DraftTree:
+    def draft(self, state: OracleState, budget: int) -> DraftTree:
         if state.at is None:
             return DraftTree.chain(self.ids(state.answer[-1:]))
         return DraftTree.chain(state.tokens[state.at : state.at + 1 + min(self.length, budget)])
 
-    def observe(self, state: Replay, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: OracleState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         """Rounding may lead the target elsewhere at a near-tie; from there on the answer is of no use."""
         if state.at is not None:
             behind = state.at + 1 + len(verified.tokens)
@@ -78,7 +80,7 @@ class Synthetic(Oracle):
             raise InputError(f"rates={list(rates)}: expected one or more numbers from 0 to 1")
         self.rates = rates
 
-    def draft(self, state: Replay, budget: int) -> DraftTree:
+    def draft(self, state: OracleState, budget: int) -> DraftTree:
         tree = super().draft(state, budget)
         right = self._right(state.coins, len(tree) - 1)
         if right == len(tree) - 1:

@@ -5,16 +5,16 @@ from typing import Literal
 from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 from specbench.errors import InputError
 
-Match = Literal["first", "last"]
+MatchChoice = Literal["first", "last"]
 
 
 class NgramIndex:
     """Where each n-gram stood first or last among the tokens so far; only n-grams with a token behind them are known."""
 
-    def __init__(self, tokens: list[int], sizes: range, match: Match) -> None:
+    def __init__(self, tokens: list[int], sizes: range, match: MatchChoice) -> None:
         self.tokens: list[int] = []
         self.sizes, self.match = sizes, match
         self._starts: dict[tuple[int, ...], int] = {}
@@ -44,7 +44,7 @@ class PromptLookup(Drafter):
     (Spec-Bench: 100), or none.
     """
 
-    def __init__(self, max_ngram: int, min_ngram: int, length: int, match: Match, full: bool, filler: int | None) -> None:
+    def __init__(self, max_ngram: int, min_ngram: int, length: int, match: MatchChoice, full: bool, filler: int | None) -> None:
         if full and match == "last":
             raise InputError("pld: match=last with full=true would drop what it looks for; take match=first")
         self.sizes = range(max_ngram, min_ngram - 1, -1)
@@ -67,5 +67,5 @@ class PromptLookup(Drafter):
     def _is_full(self, start: int, size: int, known: int) -> bool:
         return start + size + self.length <= known and start + size < known - size
 
-    def observe(self, state: NgramIndex, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: NgramIndex, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state.extend(verified.tokens)

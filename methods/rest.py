@@ -5,13 +5,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from specbench.datastore.build import in_memory
+from specbench.datastore.build import build_in_memory
 from specbench.datastore.prefixes import Prefixes
-from specbench.datastore.store import Datastore, Match, Sample
+from specbench.datastore.store import Datastore, Sample, StoreMatch
 from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 from specbench.drafters.checkpoints import RANDOM
 from specbench.errors import InputError
 
@@ -52,7 +52,7 @@ class Rest(Drafter):
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
         if self.random:
-            self.datastore = random_store(target.vocabulary)
+            self.datastore = build_random_store(target.vocabulary)
         assert self.datastore is not None
         if self.datastore.about.vocabulary > target.vocabulary:
             held = f"{self.datastore.name} holds ids up to {self.datastore.about.vocabulary - 1}"
@@ -64,12 +64,12 @@ class Rest(Drafter):
     def draft(self, state: list[int], budget: int) -> DraftTree:
         return self.drafted(state[-1], self.find(state), budget)
 
-    def find(self, tokens: list[int]) -> Match | None:
+    def find(self, tokens: list[int]) -> StoreMatch | None:
         """Where their longest known ending stands."""
         assert self.datastore is not None
         return self.datastore.find(tokens, self.longest, self.shortest)
 
-    def drafted(self, root: int, match: Match | None, budget: int) -> DraftTree:
+    def drafted(self, root: int, match: StoreMatch | None, budget: int) -> DraftTree:
         """What is frequent behind the match, or the filler."""
         found = self.lookup(match, min(budget, self.depth)) if match and budget else None
         if found is None or not len(found):
@@ -77,7 +77,7 @@ class Rest(Drafter):
             return DraftTree.chain(self.ids([root, *filler[:budget]]))
         return self._tree(root, found)
 
-    def lookup(self, match: Match, depth: int) -> Prefixes:
+    def lookup(self, match: StoreMatch, depth: int) -> Prefixes:
         """The continuations worth a node each, no longer than `depth`."""
         assert self.datastore is not None
         rows = self.datastore.continuations(match, depth, self.occurrences, self.sample)
@@ -90,11 +90,11 @@ class Rest(Drafter):
         tokens, parents = torch.from_numpy(nodes).to(self.target.device)
         return DraftTree.chain(tokens) if found.depth[-1] + 1 == len(found) else DraftTree(tokens, parents)
 
-    def observe(self, state: list[int], tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: list[int], tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state.extend(verified.tokens)
 
 
-def random_store(vocabulary: int) -> Datastore:
+def build_random_store(vocabulary: int) -> Datastore:
     """For tests of what needs a store: the same for the same vocabulary, small, and good for nothing else."""
     documents = np.random.default_rng(0).integers(0, vocabulary, (RANDOM_DOCUMENTS, RANDOM_TOKENS))
-    return in_memory(list(documents), vocabulary)
+    return build_in_memory(list(documents), vocabulary)

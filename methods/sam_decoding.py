@@ -7,7 +7,7 @@ from methods.suffix_automaton import SuffixAutomaton
 from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 
 FILLER = 0  # the token that fills up a full chain, as in the authors' code
 
@@ -85,7 +85,7 @@ class SamDecoding(Drafter):
         if not state.foretold and self.trial and len(copy) >= self.trial:
             state.foretold = copy[: self.trial]
 
-    def observe(self, state: SamState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: SamState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state.text.extend(verified.tokens)
         copied, state.copied = state.copied, 0
         if self.trial and copied:

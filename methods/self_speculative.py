@@ -7,8 +7,8 @@ from torch import Tensor
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import TargetOutput
-from specbench.decoding.tree import DraftTree, Picked
-from specbench.decoding.verify import Verified, Verifier
+from specbench.decoding.tree import DraftTree, Pick
+from specbench.decoding.verify import Verification, Verifier
 from specbench.drafters.skipping_drafter import SkippingDrafter
 from specbench.errors import InputError
 
@@ -73,7 +73,7 @@ class SelfSpeculative(SkippingDrafter):
         """
         state.past.lengths[0] = state.committed
         most = min(self.draft_tokens, budget)
-        picks: list[Picked] = []
+        picks: list[Pick] = []
         fed = state.root
         while len(picks) < most:
             logits = self._forward(state.past, fed)
@@ -95,7 +95,7 @@ class SelfSpeculative(SkippingDrafter):
         """By the model's own probability, at any temperature; the one copy from device to host that a drafted token costs."""
         return state.threshold > 0 and float(logits.float().softmax(dim=-1)[0, token]) < state.threshold
 
-    def observe(self, state: SelfDraftState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: SelfDraftState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state.committed += len(verified.path)
         state.root = self.ids([verified.next_token])
         drafted, state.drafted = state.drafted, 0

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.tree import DraftTree, Picked
-from specbench.decoding.verify import Verified, Verifier
+from specbench.decoding.tree import DraftTree, Pick
+from specbench.decoding.verify import Verification, Verifier
 from specbench.drafters.keeping import KeepingDrafter
 from specbench.errors import InputError
 
@@ -64,7 +64,7 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
 
     def draft(self, state: DraftState, budget: int) -> DraftTree:
         root, fed = self.ids(state.pending[-1:]), self.ids(state.pending)
-        picks: list[Picked] = []
+        picks: list[Pick] = []
         while len(picks) < min(state.wanted, budget):
             logits = self._forward(state.store, fed)
             picks.append(state.verifier.pick(logits))
@@ -88,7 +88,7 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
             return True
         return self.stop_at_eos and int(token) in self.model.eos_ids
 
-    def observe(self, state: DraftState, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: DraftState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         accepted, drafted = len(verified.path) - 1, len(tree) - 1
         if not state.pending:  # the draft was its own
             behind = drafted - 1  # drafted tokens that entered the draft model's KV: all but the last

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Match(NamedTuple):
+class SuffixMatch(NamedTuple):
     """The longest end of the text that stood in it before: its length, and the place behind its earlier occurrence."""
 
     length: int
@@ -63,15 +63,15 @@ class SuffixAutomaton:
         return sum(map(len, self._next))
 
     @property
-    def match(self) -> Match:
+    def match(self) -> SuffixMatch:
         return self._match(self._link[self._last])
 
-    def shorter(self, room: int) -> Match:
+    def shorter(self, room: int) -> SuffixMatch:
         """The longest match with `room` tokens between its earlier end and the last token, or the shortest match of all."""
         at = self._link[self._last]
         while len(self.tokens) - 1 - self._end[at] < room and self._link[at] > 0:
             at = self._link[at]
         return self._match(at)
 
-    def _match(self, state: int) -> Match:
-        return Match(self._length[state], self._end[state]) if state > 0 else Match(0, 0)
+    def _match(self, state: int) -> SuffixMatch:
+        return SuffixMatch(self._length[state], self._end[state]) if state > 0 else SuffixMatch(0, 0)

@@ -14,11 +14,11 @@ from torch import Tensor
 from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 
 
 @dataclass
-class Successors:
+class RecyclingState:
     """matrix (V, width): a token's successors, the most probable first; 0 where nothing is known yet. root (1,)."""
 
     matrix: Tensor
@@ -48,13 +48,13 @@ class TokenRecycling(Drafter):
     def _empty(self) -> Tensor:
         return torch.zeros(self.target.vocabulary, self.tree.width, dtype=torch.long, device=self.target.device)
 
-    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Successors:
-        state = Successors(self._kept if self.warm else self._empty(), self.ids(prompt[-1:]))
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> RecyclingState:
+        state = RecyclingState(self._kept if self.warm else self._empty(), self.ids(prompt[-1:]))
         read = prompt[:-1] if self.prompt_logits else prompt[-2:-1]  # the logits that the prefill gave
         self._recycle(state.matrix, self.ids(read), out.logits[-len(read) :])
         return state
 
-    def draft(self, state: Successors, budget: int) -> DraftTree:
+    def draft(self, state: RecyclingState, budget: int) -> DraftTree:
         shape, above, drafted = self.tree.cut(budget), state.root, [state.root]
         for level in shape.levels:
             tokens = state.matrix[above[level.rows], level.ranks]
@@ -62,7 +62,7 @@ class TokenRecycling(Drafter):
             drafted.append(tokens)
         return shape.tree(torch.cat(drafted))
 
-    def observe(self, state: Successors, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: RecyclingState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         self._recycle(state.matrix, tree.tokens, out.logits)
         state.root = self.ids([verified.next_token])
 

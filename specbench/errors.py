@@ -21,13 +21,13 @@ def warn(message: str) -> None:
     print(f"specbench: {' '.join(message.split())}", file=sys.stderr)
 
 
-def one_line(error: BaseException, longest: int = 500) -> str:
+def format_error(error: BaseException, longest: int = 500) -> str:
     """What went wrong and in which line of which file, for whoever wrote that code; no folder of this machine."""
     text = " ".join(str(error).split()).replace(str(Path.home()), "~")
-    return f"{type(error).__name__}: {text[:longest]}{_where(error)}"
+    return f"{type(error).__name__}: {text[:longest]}{_locate_error(error)}"
 
 
-def _where(error: BaseException) -> str:
+def _locate_error(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f" ({Path(error.filename or '').name}:{error.lineno})"
     trace = error.__traceback__
@@ -36,18 +36,18 @@ def _where(error: BaseException) -> str:
     return f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})" if trace else ""
 
 
-def few(names: list[str], most: int = 3) -> str:
+def abbreviate(names: list[str], most: int = 3) -> str:
     """The first of many names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def nearest(given: str, choices: Sequence[str]) -> str:
+def suggest_choices(given: str, choices: Sequence[str]) -> str:
     """`a, b or c`, the likeliest meaning first when there is one; empty without choices."""
     close = difflib.get_close_matches(str(given), choices, n=1)
     ordered = close + [choice for choice in choices if choice not in close]
     return ", ".join(ordered[:-1]) + (" or " if len(ordered) > 1 else "") + ordered[-1] if ordered else ""
 
 
-def closest(given: str, choices: Sequence[str]) -> str:
+def find_closest(given: str, choices: Sequence[str]) -> str:
     """The one choice that looks most like what was given."""
     return difflib.get_close_matches(given, choices, n=1, cutoff=0)[0]

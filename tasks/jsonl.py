@@ -18,7 +18,7 @@ class Jsonl(Suite):
             raise InputError(f"suite {name} needs a questions file: give suite.path=FILE")
         self.path = Path(path).expanduser()
         self.name = name
-        self.fingerprint = file_sha256(self.path)
+        self.fingerprint = hash_file(self.path)
         if sha256 is not None and self.fingerprint != sha256:
             raise InputError(
                 f"{path}: sha256 is {self.fingerprint}, expected {sha256}; "
@@ -30,7 +30,7 @@ class Jsonl(Suite):
         return read_questions(self.path)
 
 
-def file_sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """The file's sha256 in hex. Raises InputError if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specbench.errors import InputError, nearest
+from specbench.errors import InputError, suggest_choices
 
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 SINGLE_TURN = ("translation", "summarization", "qa", "math_reasoning", "rag")
@@ -35,11 +35,11 @@ def read_questions(path: str | Path) -> list[Question]:
     """The questions of a JSONL file in its order; blank lines are skipped. Raises InputError (file:line)."""
     questions: list[Question] = []
     line_of_id: dict[str, int] = {}
-    for number, line in enumerate(_lines(Path(path)), start=1):
+    for number, line in enumerate(_read_lines(Path(path)), start=1):
         if not line.strip():
             continue
         try:
-            question = _question(_row(line))
+            question = _parse_question(_parse_row(line))
             _claim(question.id, number, line_of_id)
         except InputError as error:
             raise InputError(f"{path}:{number}: {error}") from None
@@ -76,7 +76,7 @@ def _draw(task: str, members: dict[str, list[int]], seed: int) -> list[int]:
     return [indices[r] for r in range(rounds) for indices in shuffled if r < len(indices)]
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _read_lines(path: Path) -> Iterator[str]:
     """Lines without their ends. Text, not datasets' JSON reader: that one cannot name a broken line."""
     # datasets pulls in pyarrow and torch, which takes seconds: only when a file is read.
     from datasets import load_dataset  # type: ignore[import-untyped]
@@ -87,12 +87,12 @@ def _lines(path: Path) -> Iterator[str]:
         rows = load_dataset("text", data_files=glob.escape(str(path)), split="train", streaming=True)
         yield from (row["text"] for row in rows)
     except UnicodeDecodeError:
-        raise InputError(f"{path}:{_undecodable_line(path.read_bytes())}: not UTF-8") from None
+        raise InputError(f"{path}:{_find_undecodable_line(path.read_bytes())}: not UTF-8") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _undecodable_line(data: bytes) -> int:
+def _find_undecodable_line(data: bytes) -> int:
     """The number of the first line that is not UTF-8; 0 if all are."""
     try:
         data.decode()
@@ -101,7 +101,7 @@ def _undecodable_line(data: bytes) -> int:
     return 0
 
 
-def _row(line: str) -> dict[str, object]:
+def _parse_row(line: str) -> dict[str, object]:
     """One line as a JSON object whose every text can be encoded (a lone surrogate cannot)."""
     try:
         row = json.loads(line)
@@ -117,12 +117,14 @@ def _row(line: str) -> dict[str, object]:
     return row
 
 
-def _question(row: dict[str, object]) -> Question:
+def _parse_question(row: dict[str, object]) -> Question:
     for field in ("question_id", "category", "turns"):
         if field not in row:
             raise InputError(f"field {field!r} is missing; expected question_id, category and turns")
-    category, task = _category_and_task(row)
-    return Question(_id(row["question_id"]), task, category, _turns(row["turns"]), _reference(row.get("reference")))
+    category, task = _parse_category(row)
+    return Question(
+        _parse_id(row["question_id"]), task, category, _parse_turns(row["turns"]), _parse_reference(row.get("reference"))
+    )
 
 
 def _claim(id_: str, number: int, line_of_id: dict[str, int]) -> None:
@@ -131,20 +133,20 @@ def _claim(id_: str, number: int, line_of_id: dict[str, int]) -> None:
     line_of_id[id_] = number
 
 
-def _id(value: object) -> str:
+def _parse_id(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).strip():
         raise InputError(f"question_id is {value!r}, expected a whole number or a non-empty string")
     return str(value)
 
 
-def _category_and_task(row: dict[str, object]) -> tuple[str, str]:
+def _parse_category(row: dict[str, object]) -> tuple[str, str]:
     """A row's own `task` wins and may bring any category; otherwise Spec-Bench's category decides."""
     category, task = row["category"], row.get("task")
     if not isinstance(category, str) or not category.strip():
         raise InputError(f"category is {category!r}, expected a non-empty string")
     if task is None:
         if category not in TASK_OF_CATEGORY:
-            known = nearest(category, list(TASK_OF_CATEGORY))
+            known = suggest_choices(category, list(TASK_OF_CATEGORY))
             raise InputError(f"unknown category {category!r}, expected {known}; or name the row's own task in 'task'")
         return category, TASK_OF_CATEGORY[category]
     if not isinstance(task, str) or not task.strip():
@@ -152,7 +154,7 @@ def _category_and_task(row: dict[str, object]) -> tuple[str, str]:
     return category, task
 
 
-def _turns(value: object) -> tuple[str, ...]:
+def _parse_turns(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
         raise InputError("turns must be a list of at least one text")
     for number, turn in enumerate(value, start=1):
@@ -163,7 +165,7 @@ def _turns(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _reference(value: object) -> str | None:
+def _parse_reference(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)

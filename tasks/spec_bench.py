@@ -10,7 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from specbench.errors import InputError
-from tasks.jsonl import Jsonl, file_sha256
+from tasks.jsonl import Jsonl, hash_file
 
 REMEDY = "give Spec-Bench's data/spec_bench/question.jsonl as suite.path=FILE"
 TIMEOUT = 30  # seconds without a byte
@@ -28,7 +28,7 @@ class SpecBench(Jsonl):
 def download_once(url: str, sha256: str | None, cache_dir: Path) -> Path:
     """The cached copy of `url`, fetched if missing or damaged. InputError: no network, wrong sha256."""
     file = cache_dir / f"spec_bench-{hashlib.sha256(url.encode()).hexdigest()[:12]}.jsonl"
-    if file.is_file() and sha256 in (None, file_sha256(file)):
+    if file.is_file() and sha256 in (None, hash_file(file)):
         return file
     data = _fetch(url)
     actual = hashlib.sha256(data).hexdigest()

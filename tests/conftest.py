@@ -57,9 +57,9 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     made = Driver()
     monkeypatch.setitem(sys.modules, "pynvml", made)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a"))
-    nvml._library.cache_clear()
+    nvml._load_library.cache_clear()
     yield made
-    nvml._library.cache_clear()
+    nvml._load_library.cache_clear()
 
 
 class Outcome(NamedTuple):

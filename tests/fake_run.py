@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import Trial, ids_sha256
+from specbench.records.trial import Trial, hash_ids
 
 CONFIG = {
     "target": {"name": "fake", "shape": "100m", "dtype": "bfloat16"},
@@ -36,7 +36,7 @@ def trial(method: str, committed: Sequence[int] | None, seconds: float, **change
         "steps": len(steps), "target_forwards": len(steps) + 1, "draft_forwards": 0,
         "drafted": [depth] * len(steps), "nodes": [depth + 1] * len(steps), "depth": [depth] * len(steps),
         "accepted": [count - 1 for count in steps], "committed": steps,
-        "prefill_s": 0.0, "decode_s": seconds, "output_sha256": ids_sha256([7] * (1 + sum(steps))),
+        "prefill_s": 0.0, "decode_s": seconds, "output_sha256": hash_ids([7] * (1 + sum(steps))),
         "peak_memory_bytes": 1_000_000,
     }  # fmt: skip
     return Trial(**{**fields, **changes})

@@ -2,8 +2,8 @@
 
 from functools import lru_cache
 
-from specbench.certify.miniature import drafter_of as made
-from specbench.certify.miniature import noisy
+from specbench.certify.miniature import add_noise
+from specbench.certify.miniature import build_drafter as made
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.setup.compose import CONF, compose_run
@@ -23,7 +23,7 @@ def target_of(architecture: str) -> LanguageModel:
 @lru_cache
 def draft_model_of(architecture: str) -> LanguageModel:
     """The tiny target with perturbed weights, so that its drafts are accepted in part."""
-    return noisy(tiny_model(architecture, LAYERS), NOISE)
+    return add_noise(tiny_model(architecture, LAYERS), NOISE)
 
 
 @lru_cache

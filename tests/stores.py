@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from specbench.datastore.build import build
-from specbench.datastore.store import Datastore, Match
+from specbench.datastore.build import build_datastore
+from specbench.datastore.store import Datastore, StoreMatch
 
 
 def documents(vocabulary: int, count: int, longest: int, seed: int = 0) -> list[list[int]]:
@@ -25,7 +25,7 @@ def documents(vocabulary: int, count: int, longest: int, seed: int = 0) -> list[
 
 
 def store_of(folder: Path, texts: Sequence[Sequence[int]], vocabulary: int, chunk_tokens: int) -> Datastore:
-    return Datastore.open(str(build(texts, folder, vocabulary, None, "a test", chunk_tokens=chunk_tokens)))
+    return Datastore.open(str(build_datastore(texts, folder, vocabulary, None, "a test", chunk_tokens=chunk_tokens)))
 
 
 def chunks_of(store: Datastore) -> list[list[int]]:
@@ -40,7 +40,7 @@ def occurrences(store: Datastore, wanted: Sequence[int]) -> list[list[int]]:
     return [sorted(places, key=lambda at: ids[at:]) for places, ids in zip(found, chunks_of(store), strict=True)]
 
 
-def places(match: Match | None) -> list[int]:
+def places(match: StoreMatch | None) -> list[int]:
     """Occurrences that a match has, over all chunks."""
     return [at for chunk, low, high in match.ranges for at in chunk.suffixes[low:high].tolist()] if match else []
 

@@ -11,7 +11,7 @@ import pytest
 
 from specbench.analysis import acceptance
 from specbench.analysis.acceptance import Steps
-from specbench.analysis.metrics import acceptance_by_position, conventions
+from specbench.analysis.metrics import tabulate_conventions, tabulate_positions
 from tests.fake_run import failed, trial
 
 ONE = Steps([3, 3, 3], [3, 3, 3], [3, 0, 2], [4, 1, 3])
@@ -36,7 +36,7 @@ def test_rates_by_draft_token_and_by_position() -> None:
 
 
 def test_vllm_counts_steps_that_draft() -> None:
-    found = acceptance.vllm(TURNS)
+    found = acceptance.count_vllm(TURNS)
     assert (found.drafts, found.draft_tokens, found.accepted_tokens) == (5, 17, 8)
     assert found.accepted_per_position == [4, 3, 1]
     assert found.acceptance_length == pytest.approx(1 + 8 / 5) and found.acceptance_rate == pytest.approx(8 / 17)
@@ -44,27 +44,27 @@ def test_vllm_counts_steps_that_draft() -> None:
 
 
 def test_sglang_counts_prefills_token_but_not_its_forward() -> None:
-    found = acceptance.sglang(TURNS)
+    found = acceptance.count_sglang(TURNS)
     assert (found.completion_tokens, found.verifications, found.proposed_drafts, found.correct_drafts) == (15, 6, 17, 8)
     assert found.accept_length == pytest.approx(15 / 6) and found.accept_rate == pytest.approx(8 / 17)
 
 
 def test_speed_benchs_chunks_begin_with_prefills() -> None:
-    assert acceptance.speed_bench(TURNS) == pytest.approx((9 / 4 + 6 / 4) / 2)
+    assert acceptance.compute_speed_bench(TURNS) == pytest.approx((9 / 4 + 6 / 4) / 2)
 
 
 def test_where_every_step_drafts_and_nothing_is_cut_off_the_conventions_of_steps_agree() -> None:
     whole = [ONE]
     micro, joint = acceptance.micro(whole), [place.joint for place in acceptance.positions(whole)]
     assert micro == acceptance.macro(whole)
-    assert micro == pytest.approx(acceptance.vllm(whole).acceptance_length) == pytest.approx(1 + sum(joint))
+    assert micro == pytest.approx(acceptance.count_vllm(whole).acceptance_length) == pytest.approx(1 + sum(joint))
 
 
 def test_nothing_gives_nothing() -> None:
     alone = [Steps([0, 0], [0, 0], [0, 0], [1, 1])]
     assert acceptance.micro(alone) == 1 and acceptance.positions(alone) == [] and math.isnan(acceptance.rate(alone))
-    assert math.isnan(acceptance.vllm(alone).acceptance_length)
-    for convention in (acceptance.micro, acceptance.macro, acceptance.speed_bench, acceptance.rate):
+    assert math.isnan(acceptance.count_vllm(alone).acceptance_length)
+    for convention in (acceptance.micro, acceptance.macro, acceptance.compute_speed_bench, acceptance.rate):
         assert math.isnan(convention([]))
 
 
@@ -73,11 +73,11 @@ def test_turns_come_from_records_and_agree_with_the_reports_positions() -> None:
         trial("pld", [4, 1, 3], 1.0, depth=[3, 3, 3], drafted=[3, 3, 3], accepted=[3, 0, 2]),
         trial("pld", [2, 1, 2], 1.0, question_id=2, depth=[2, 0, 3], drafted=[5, 0, 3], accepted=[1, 0, 2]),
     ]
-    assert acceptance.steps_of([*made, failed("pld", question_id=3)]) == TURNS
-    rows = acceptance_by_position(made)
+    assert acceptance.collect_steps([*made, failed("pld", question_id=3)]) == TURNS
+    rows = tabulate_positions(made)
     assert rows["joint"].tolist() == pytest.approx([4 / 6, 3 / 6, 1 / 6])
     assert rows["conditional"].tolist() == pytest.approx([4 / 5, 3 / 4, 1 / 3])
     assert rows["vllm_acceptance_rate"].tolist() == pytest.approx([4 / 5, 3 / 5, 1 / 5])
-    (counted,) = conventions(made).to_dict("records")
+    (counted,) = tabulate_conventions(made).to_dict("records")
     assert counted["micro"] == pytest.approx(13 / 6) and counted["sglang_accept_length"] == pytest.approx(15 / 6)
     assert counted["vllm_acceptance_length"] == pytest.approx(13 / 5)

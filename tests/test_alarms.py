@@ -4,19 +4,19 @@ import random
 
 import pytest
 
-from specbench.analysis.loaded_run import load
+from specbench.analysis.loaded_run import read_run
 from specbench.analysis.summary import summarise
-from specbench.records.certificates import Known
-from specbench.report.alarms import alarms
-from specbench.report.render import render
+from specbench.records.certificates import Certification
+from specbench.report.alarms import find_alarms
+from specbench.report.render import render_report
 from tests.fake_run import failed, made_up_trials, trial, write_run
 
 TASKS = ["mt_bench", "qa"]
 
 
 def raised(trials, tmp_path, **provenance):
-    loaded = load(write_run(tmp_path / "alarming", trials, **provenance).path)
-    return [(one.level, one.method, one.task, one.message) for one in alarms(loaded, summarise(loaded))]
+    loaded = read_run(write_run(tmp_path / "alarming", trials, **provenance).path)
+    return [(one.level, one.method, one.task, one.message) for one in find_alarms(loaded, summarise(loaded))]
 
 
 def test_a_datastore_that_holds_questions_is_alarmed_and_told(tmp_path):
@@ -24,18 +24,18 @@ def test_a_datastore_that_holds_questions_is_alarmed_and_told(tmp_path):
     clean = {**store, "leaked": 0}
     trials = made_up_trials({"rest": 0.3, "other": 0.3}, ["qa"])
     directory = write_run(tmp_path / "run", trials, leakage={"rest": [store], "other": [clean]})
-    loaded = load(directory.path)
-    found = [one for one in alarms(loaded, summarise(loaded)) if "datastore" in one.message]
+    loaded = read_run(directory.path)
+    found = [one for one in find_alarms(loaded, summarise(loaded)) if "datastore" in one.message]
     assert [(one.level, one.method) for one in found] == [("alarm", "rest")]
     assert found[0].message.startswith("its datastore <store> holds 3 of the 480 questions")
-    html = render([directory.path], tmp_path / "out").page.read_text()
+    html = render_report([directory.path], tmp_path / "out").page.read_text()
     assert "rest: &lt;store&gt;, 1,200,000 tokens, holds 3 of 480 questions; other: " in html
 
 
 def test_a_failed_question_is_counted_and_alarmed_never_timed(tmp_path):
     trials = [trial(method, [1] * 4, 1.0, question_id=q) for method in ("autoregressive", "pld") for q in (1, 2, 3)]
     trials[5] = failed("pld", question_id=3)
-    loaded = load(write_run(tmp_path / "run", trials).path)
+    loaded = read_run(write_run(tmp_path / "run", trials).path)
     row = summarise(loaded).set_index(["method", "task"]).loc[("pld", "qa")]
     assert (row["questions"], row["errors"], row["speedup"]) == (2, 1, 1)
     assert ("alarm", "pld", "qa", "1 of 3 turns failed, most often: out of memory") in raised(trials, tmp_path)
@@ -46,7 +46,7 @@ def test_a_run_says_what_is_missing_and_that_its_code_changed(tmp_path):
     directory.write_config({**directory.config(), "repeats": 3})
     continued = [{"started": "2026-01-02", "differs": ["git", "versions"]}]
     directory.write_provenance({**directory.provenance(), "turns": 2, "continued": continued})
-    said = [str(alarm) for alarm in alarms(load(tmp_path), summarise(load(tmp_path)))]
+    said = [str(alarm) for alarm in find_alarms(read_run(tmp_path), summarise(read_run(tmp_path)))]
     assert "notice: pld: 5 of 6 turns are still to be run; the same command goes on" in said
     assert "notice: the run: continued on 2026-01-02 under another git, versions" in said
 
@@ -74,7 +74,7 @@ def test_conversion_above_one_raises_an_alarm_only_beyond_noise(tmp_path):
 def test_a_method_without_a_clean_certificate_is_alarmed(tmp_path, monkeypatch, class_, alarmed):
     monkeypatch.setattr(
         "specbench.analysis.loaded_run.known",
-        lambda *_: {"pld": Known(class_, "2026-11-20", texts=7, tokens=96, same_version=True)},
+        lambda *_: {"pld": Certification(class_, "2026-11-20", texts=7, tokens=96, same_version=True)},
     )
     found = raised([trial("autoregressive", [1], 1.0), trial("pld", [2], 0.5)], tmp_path)
     assert any("its certificate of 2026-11-20" in one[3] for one in found) == alarmed
@@ -137,7 +137,7 @@ def test_a_baseline_slower_than_what_was_timed_before_the_run_is_alarmed(tmp_pat
     rates = [{"engine": name, "dtype": "float32", "tokens_per_second": [rate]} for name, rate in (("native", 10.0), ("hf", 12.5))]
     directory = write_run(tmp_path, [trial("autoregressive", [1], 1.0)])
     directory.write_provenance({**directory.provenance(), "baseline": rates})
-    run = load(tmp_path)
-    assert [str(alarm) for alarm in alarms(run, summarise(run)) if alarm.level == "alarm"] == [
+    run = read_run(tmp_path)
+    assert [str(alarm) for alarm in find_alarms(run, summarise(run)) if alarm.level == "alarm"] == [
         "alarm: autoregressive: 20.0% slower than hf float32: every speedup is too high"
     ]

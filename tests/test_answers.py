@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specbench.analysis.loaded_run import load
+from specbench.analysis.loaded_run import read_run
 from specbench.analysis.summary import summarise
 from specbench.errors import InputError
-from specbench.exchange.spec_bench import export, import_
+from specbench.exchange.spec_bench import export_answers, import_answers
 from specbench.records.run_directory import RunDirectory
 from tests.conftest import Cli
 from tests.fake_run import made_up_trials, write_run
@@ -55,8 +55,8 @@ def spec_bench_speedups(folder: Path, method: str) -> dict[str, float]:
 
 
 def test_an_export_gives_our_spec_bench_speedup_to_the_last_digit(tmp_path: Path) -> None:
-    run = load(run_with_texts(tmp_path / "run").path)
-    assert len(export(run, tmp_path / "out")) == 6
+    run = read_run(run_with_texts(tmp_path / "run").path)
+    assert len(export_answers(run, tmp_path / "out")) == 6
     ours = summarise(run).set_index(["method", "task"])["speedup_spec_bench"]
     for method in ("pld", "sps"):
         for task, theirs in spec_bench_speedups(tmp_path / "out", method).items():
@@ -64,11 +64,11 @@ def test_an_export_gives_our_spec_bench_speedup_to_the_last_digit(tmp_path: Path
 
 
 def test_an_export_comes_back_as_a_run(tmp_path: Path) -> None:
-    run = load(run_with_texts(tmp_path / "run").path)
-    export(run, tmp_path / "out")
+    run = read_run(run_with_texts(tmp_path / "run").path)
+    export_answers(run, tmp_path / "out")
     first = tmp_path / "out" / "model_answer_run_1"
-    import_([first / "pld.jsonl"], [first / "autoregressive.jsonl"], None, RunDirectory(tmp_path / "back"))
-    back = load(tmp_path / "back")
+    import_answers([first / "pld.jsonl"], [first / "autoregressive.jsonl"], None, RunDirectory(tmp_path / "back"))
+    back = read_run(tmp_path / "back")
     rows = summarise(back).set_index(["method", "task"])
     ours = summarise(run).set_index(["method", "task"])
     assert set(rows["kind"]) == {"imported"} and rows.loc[("pld", "overall"), "identical"] == 1
@@ -90,7 +90,7 @@ def test_files_of_one_name_are_repeats(cli: Cli, tmp_path: Path) -> None:
         )
     eagle, vicuna = (sorted(map(str, tmp_path.glob(f"*/{name}.jsonl"))) for name in ("eagle", "vicuna"))
     assert cli("import", *eagle, "--baseline", *vicuna, "--out", "run").status == 0
-    rows = summarise(load(tmp_path / "run")).set_index(["method", "task"])
+    rows = summarise(read_run(tmp_path / "run")).set_index(["method", "task"])
     assert set(rows["kind"]) == {"imported"} and set(rows["repeats"]) == {2}
     assert rows.loc[("eagle", "mt_bench"), "speedup"] == pytest.approx(2) and rows.loc[
         ("eagle", "qa"), "speedup"
@@ -115,7 +115,7 @@ def by_hand(model: str, question: int, category: str, lengths: list[int], second
 def test_lines_that_are_no_answers_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"question_id": 1, "category": "qa", "choices": [{"turns": ["x"]}]}\n')
     with pytest.raises(InputError, match="a.jsonl:1: not an answer of Spec-Bench: it has no decoding_steps"):
-        import_([], [tmp_path / "a.jsonl"], None, RunDirectory(tmp_path / "back"))
+        import_answers([], [tmp_path / "a.jsonl"], None, RunDirectory(tmp_path / "back"))
     good = json.loads(by_hand("vicuna", 81, "qa", [1] * 4, 1.0))
 
     def counting(**changes: list) -> dict:
@@ -133,19 +133,19 @@ def test_lines_that_are_no_answers_are_named(tmp_path: Path) -> None:
     ):
         (tmp_path / "c.jsonl").write_text(json.dumps(good | failed) + "\n" + json.dumps(good | change) + "\n")
         with pytest.raises(InputError, match=f"c.jsonl:2: not an answer of Spec-Bench: {said}"):
-            import_([], [tmp_path / "c.jsonl"], None, RunDirectory(tmp_path / "back"))
+            import_answers([], [tmp_path / "c.jsonl"], None, RunDirectory(tmp_path / "back"))
     with pytest.raises(InputError, match="no such file"):
-        import_([], [tmp_path / "b.jsonl"], None, RunDirectory(tmp_path / "back"))
+        import_answers([], [tmp_path / "b.jsonl"], None, RunDirectory(tmp_path / "back"))
     run = write_run(tmp_path / "run", made_up_trials({"pld": 0.4}, ("qa",)))
     with pytest.raises(InputError, match="run holds no texts"):
-        export(load(run.path), tmp_path / "out")
+        export_answers(read_run(run.path), tmp_path / "out")
 
 
 def test_every_method_has_a_file_for_each_baseline(tmp_path: Path) -> None:
     """Else repeats would be paired with none."""
     files = [tmp_path / name for name in ("1/vicuna.jsonl", "2/vicuna.jsonl", "1/eagle.jsonl")]
     with pytest.raises(InputError, match="--baseline: 2 files, eagle has 1"):
-        import_(files[2:], files[:2], None, RunDirectory(tmp_path / "back"))
+        import_answers(files[2:], files[:2], None, RunDirectory(tmp_path / "back"))
 
 
 def test_an_unfinished_run_is_exported_where_all_methods_have_a_question(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_an_unfinished_run_is_exported_where_all_methods_have_a_question(tmp_pat
     run = write_run(tmp_path / "run", trials)
     for row in whole.texts():
         run.append_text(**row)
-    export(load(run.path), tmp_path / "out")
+    export_answers(read_run(run.path), tmp_path / "out")
     for repeat, left in ((1, {0, 1, 3, 4, 100, 101, 102, 103, 104}), (2, {0, 1, 3, 4, 100, 101, 102, 103})):
         for method in ("autoregressive", "pld", "sps"):
             lines = (tmp_path / "out" / f"model_answer_run_{repeat}" / f"{method}.jsonl").read_text().splitlines()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specbench.datastore.build import build
+from specbench.datastore.build import build_datastore
 from tests.conftest import Cli, Refuse, Tiny, tensors
 
 
@@ -139,7 +139,7 @@ def test_a_tokenizer_of_another_model(refuse: Refuse, tiny: Tiny, tmp_path: Path
 
 
 def test_a_datastore_of_another_tokenizer(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
-    build([[1, 2, 3]], tmp_path / "store", 1024, "0" * 64, "a test")
+    build_datastore([[1, 2, 3]], tmp_path / "store", 1024, "0" * 64, "a test")
     said = refuse("run", *tiny.overrides("task=qa", "method=[rest]", "target.datastore=store", "out=results/x"))
     assert said.startswith(
         "method.rest: the datastore store was made for another tokenizer than the target's (000000000000, not "
@@ -147,7 +147,7 @@ def test_a_datastore_of_another_tokenizer(refuse: Refuse, tiny: Tiny, tmp_path: 
 
 
 def test_a_torn_datastore(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
-    build([[1, 2, 3]], tmp_path / "store", 1024, None, "a test")
+    build_datastore([[1, 2, 3]], tmp_path / "store", 1024, None, "a test")
     (tmp_path / "store" / "0.ids").write_bytes(b"123")
     said = refuse("run", *tiny.overrides("task=qa", "method=[rest]", "target.datastore=store", "out=results/x"))
     assert said.endswith("0.ids: 3 bytes, expected 6: the datastore is torn; build it again")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from specbench import ROOT
-from specbench.datastore.build import build
-from specbench.machine.locks import alone
+from specbench.datastore.build import build_datastore
+from specbench.machine.locks import lock_run
 from specbench.running.execute import execute
 from specbench.setup.compose import compose_run
 from tests.conftest import Refuse, Tiny, tensors
@@ -177,7 +177,7 @@ def test_a_folder_that_holds_another_run(refuse: Refuse, tiny: Tiny, tmp_path: P
 def test_a_run_that_is_still_going_on(refuse: Refuse, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = tiny.overrides("task=qa", "method=[]", "limit=1", "repeats=1", "out=run")
-    with alone(tmp_path / "run"):
+    with lock_run(tmp_path / "run"):
         assert "out=run: another process is writing there" in refuse("run", *command)
     execute(compose_run(command), Quiet())
 
@@ -195,11 +195,11 @@ def test_a_run_whose_datastore_was_built_again(
     refuse: Refuse, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    build([[1, 2, 3]], tmp_path / "store", 1024, None, "a test")
+    build_datastore([[1, 2, 3]], tmp_path / "store", 1024, None, "a test")
     command = tiny.overrides("task=qa", "method=[rest]", "limit=1", "repeats=1", "out=run", "target.datastore=store")
     execute(compose_run(command), Quiet())
     shutil.rmtree(tmp_path / "store")
-    build([[1, 2, 4]], tmp_path / "store", 1024, None, "a test")
+    build_datastore([[1, 2, 4]], tmp_path / "store", 1024, None, "a test")
     assert "out=run holds another run: its datastore of rest is " in refuse("run", *command, "repeats=2")
 
 

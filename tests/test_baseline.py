@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from specbench.report.alarms import described, faster
-from specbench.running.baseline import ROUNDS, other_dtypes
+from specbench.report.alarms import describe_rivals, find_faster
+from specbench.running.baseline import ROUNDS, list_other_dtypes
 from tests.tiny import tiny_language_model
 
 
@@ -34,7 +34,7 @@ def test_another_engine_first_makes_its_own_way_the_measure(tiny, cli, tmp_path)
 @pytest.mark.parametrize(("free", "expected"), [(10**9, ["float32", "bfloat16"]), (10, [])])
 def test_other_dtypes_are_those_of_the_device_that_fit_its_memory(monkeypatch, free, expected):
     monkeypatch.setattr("specbench.running.baseline.free_memory_bytes", lambda device: free)
-    assert other_dtypes(tiny_language_model("llama", layers=1), "float64") == expected
+    assert list_other_dtypes(tiny_language_model("llama", layers=1), "float64") == expected
 
 
 def test_packed_float32_weights_count_twice(monkeypatch):
@@ -42,7 +42,7 @@ def test_packed_float32_weights_count_twice(monkeypatch):
     weights = sum(p.numel() for p in model.model.parameters())
     monkeypatch.setattr("specbench.models.load.can_pack", lambda device, dtype: dtype == torch.float32)
     monkeypatch.setattr("specbench.running.baseline.free_memory_bytes", lambda device: 6 * weights)
-    assert other_dtypes(model, "float64") == ["bfloat16"], "0.7 * 6 = 4.2 bytes a weight: 2 fit, 4 + 4 do not"
+    assert list_other_dtypes(model, "float64") == ["bfloat16"], "0.7 * 6 = 4.2 bytes a weight: 2 fit, 4 + 4 do not"
 
 
 def way(engine: str, dtype: str, *rates: float) -> dict:
@@ -55,10 +55,10 @@ def way(engine: str, dtype: str, *rates: float) -> dict:
 )
 def test_only_a_way_that_is_faster_in_every_round_counts(rival, found):
     own = way("native", "float32", 10.0, 20.0)
-    assert faster([own, way("hf", "float32", *rival)]) == pytest.approx(found)
-    assert faster([own]) == faster([]) == {}
+    assert find_faster([own, way("hf", "float32", *rival)]) == pytest.approx(found)
+    assert find_faster([own]) == find_faster([]) == {}
 
 
 def test_ratios_are_told_by_name():
     rates = [way("native", "float32", 10.0, 20.0, 30.0), way("native", "bfloat16", 8.0, 16.0, 30.0)]
-    assert described(rates) == "native bfloat16 0.80×" and described([]) == ""
+    assert describe_rivals(rates) == "native bfloat16 0.80×" and describe_rivals([]) == ""

@@ -9,14 +9,22 @@ from unittest.mock import patch
 import pytest
 
 from benchmarks.planted import PLANTS, AcceptsByP, Miniature, rule, shifted
-from specbench.analysis.loaded_run import load
+from specbench.analysis.loaded_run import read_run
 from specbench.certify.certify import certify
-from specbench.certify.tables import markdown
-from specbench.certify.token_check import most_wrong
+from specbench.certify.tables import format_certificate
+from specbench.certify.token_check import bound_error_rate
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
-from specbench.records.certificates import FILE, OWN_FOLDERS, Certificate, Known, Verdict, known, read
-from specbench.report.render import render
+from specbench.records.certificates import (
+    FILE,
+    OWN_FOLDERS,
+    Certificate,
+    Certification,
+    Verdict,
+    find_certifications,
+    read_certificate,
+)
+from specbench.report.render import render_report
 from specbench.setup.compose import compose_certify
 from tests.fake_run import CONFIG, PROVENANCE, trial, write_run
 
@@ -32,8 +40,8 @@ def test_a_planted_bug_is_found(plant) -> None:
 
 
 def test_the_upper_limit_of_a_rate() -> None:
-    assert most_wrong(0, 480) == pytest.approx(0.00622, abs=1e-5), "1 - 0.05 ** (1 / 480)"
-    assert most_wrong(3, 3) == 1
+    assert bound_error_rate(0, 480) == pytest.approx(0.00622, abs=1e-5), "1 - 0.05 ** (1 / 480)"
+    assert bound_error_rate(3, 3) == 1
 
 
 def certificate(greedy: str = "exact", **config) -> Certificate:
@@ -46,21 +54,21 @@ def certificate(greedy: str = "exact", **config) -> Certificate:
 
 def test_a_certificate_goes_through_its_file(tmp_path: Path) -> None:
     made = certificate()
-    assert read(made.write(tmp_path)) == made and made.given and not certificate("bug").given
-    assert "| pld | exact | 1 of 1 | 95.0 % | sampled |" in markdown(made)
-    assert "- **pld, sampled**: why" in markdown(certificate("bug"))
+    assert read_certificate(made.write(tmp_path)) == made and made.given and not certificate("bug").given
+    assert "| pld | exact | 1 of 1 | 95.0 % | sampled |" in format_certificate(made)
+    assert "- **pld, sampled**: why" in format_certificate(certificate("bug"))
     made.greedy[0].tests["texts"]["first"] = [[6, 0.0123]]
-    assert "- pld, greedily: texts differ first at token 7 (gap of the two best logits 0.0123)" in markdown(made)
+    assert "- pld, greedily: texts differ first at token 7 (gap of the two best logits 0.0123)" in format_certificate(made)
     (tmp_path / FILE).write_text("{}")
     with pytest.raises(InputError, match="not a certificate"):
-        read(tmp_path / FILE)
+        read_certificate(tmp_path / FILE)
 
 
 def test_a_permutation_test_of_an_older_certificate_is_kept_and_not_shown(tmp_path: Path) -> None:
     older = certificate()
     older.sampled[0].tests["permuted"] = {"prompts": 6, "samples": 192, "distance": 1.5, "p_value": 0.0625, "level": 0.001}
-    assert read(older.write(tmp_path)) == older
-    assert markdown(older) == markdown(certificate())
+    assert read_certificate(older.write(tmp_path)) == older
+    assert format_certificate(older) == format_certificate(certificate())
 
 
 def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_sampling(tmp_path: Path) -> None:
@@ -69,19 +77,23 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / FILE).write_text('{"schema": 0}')
     run = CONFIG | {"method": {"pld": {"length": 10}, "sps": {}}}
-    assert known(run, PROVENANCE, folders) == {"pld": Known("exact", "2026-11-20", texts=1, tokens=96, same_version=True)}
-    assert known(run, PROVENANCE, folders)["pld"].seen == "1 texts of at most 96 tokens, 2026-11-20"
+    assert find_certifications(run, PROVENANCE, folders) == {
+        "pld": Certification("exact", "2026-11-20", texts=1, tokens=96, same_version=True)
+    }
+    assert find_certifications(run, PROVENANCE, folders)["pld"].seen == "1 texts of at most 96 tokens, 2026-11-20"
     others = [{"code_sha256": "another"}, {"codes": {"pld": "another"}}, {"continued": [{"code_sha256": "another"}]}]
-    assert {str(known(run, PROVENANCE | other, folders)["pld"]) for other in others} == {"exact, in another version"}
-    assert known(run, PROVENANCE | {"codes": {"sps": "another"}}, folders)["pld"].same_version
+    assert {str(find_certifications(run, PROVENANCE | other, folders)["pld"]) for other in others} == {
+        "exact, in another version"
+    }
+    assert find_certifications(run, PROVENANCE | {"codes": {"sps": "another"}}, folders)["pld"].same_version
     for at, class_ in enumerate(("untested", "tie", "bug", "exact")):
         replace(certificate(class_), about=PROVENANCE | {"started": f"2026-11-2{at}"}).write(tmp_path / class_)
         gravest = {"untested": "exact", "tie": "tie", "bug": "bug", "exact": "bug"}[class_]
-        assert known(run, PROVENANCE, folders)["pld"].class_ == gravest, f"behind {class_}"
+        assert find_certifications(run, PROVENANCE, folders)["pld"].class_ == gravest, f"behind {class_}"
     shutil.rmtree(tmp_path / "bug")
     shutil.rmtree(tmp_path / "tie")
     warm = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    assert str(known(run | {"sampling": warm}, PROVENANCE, folders)["pld"]) == "sampled"
+    assert str(find_certifications(run | {"sampling": warm}, PROVENANCE, folders)["pld"]) == "sampled"
     others = [
         (run | {"sampling": warm | {"top_p": 0.9}}, PROVENANCE),
         (run | {"method": {"pld": {"length": 9}}}, PROVENANCE),
@@ -93,7 +105,7 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
         (run | {"target": CONFIG["target"] | {"shapes": {"100m": {"hidden_size": 1}}}}, PROVENANCE),
         (run | {"engine": {"hf": {"_target_": "specbench.engine.hf.HuggingFace"}}}, PROVENANCE),
     ]
-    assert [known(*other, folders) for other in others] == [{}] * len(others)
+    assert [find_certifications(*other, folders) for other in others] == [{}] * len(others)
 
 
 def test_a_report_counts_the_same_certificates_wherever_it_is_made(monkeypatch, tmp_path: Path) -> None:
@@ -105,11 +117,11 @@ def test_a_report_counts_the_same_certificates_wherever_it_is_made(monkeypatch, 
     pages = []
     for folder in (tmp_path, tmp_path / "elsewhere"):
         monkeypatch.chdir(folder)
-        pages.append(render([run.path], tmp_path / "out").page.read_text())
-    assert pages[0] == pages[1] and load(run.path).certified == {}
+        pages.append(render_report([run.path], tmp_path / "out").page.read_text())
+    assert pages[0] == pages[1] and read_run(run.path).certified == {}
     certificate().write(tmp_path / "results" / "certificates" / "one")
-    assert str(load(run.path).certified["pld"]) == "exact"
-    assert load(run.path, certificates=[]).certified == {}
+    assert str(read_run(run.path).certified["pld"]) == "exact"
+    assert read_run(run.path, certificates=[]).certified == {}
 
 
 def overrides(out: Path, *more: str) -> list[str]:
@@ -139,7 +151,7 @@ def test_a_method_that_is_not_what_it_claims_gets_no_certificate(tmp_path: Path)
 
 def test_typical_acceptance_is_no_excuse_for_a_wrong_end(tmp_path: Path) -> None:
     config = compose_certify(overrides(tmp_path / "endless", "method=[medusa_typical]"))
-    with patch("specbench.certify.token_check._ends_well", return_value=False):
+    with patch("specbench.certify.token_check._ends_correctly", return_value=False):
         made, _ = certify(config, lambda *_: None)
     assert {one.method: one.class_ for one in made.sampled}["medusa_typical"] == "bug"
     assert "texts end elsewhere than they should" in made.sampled[-1].why
@@ -236,7 +248,7 @@ def test_texts_of_one_token_are_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(OWN_FOLDERS[0].glob(f"*/{FILE}")), ids=lambda path: path.parent.name)
 def test_a_reference_certificate_is_what_its_folder_is_called(path: Path) -> None:
-    made = read(path)
+    made = read_certificate(path)
     target = made.config["target"]
     assert path.parent.name == f"{target['shape'] or target['name']}-{made.about['dtype']}" and made.given
     assert target["dtype"] in ("auto", made.about["dtype"])

@@ -11,8 +11,8 @@ from scipy import stats
 
 from benchmarks.planted import Miniature
 from specbench.certify import enumeration
-from specbench.certify.miniature import drafter_of as settled
-from specbench.certify.miniature import miniature
+from specbench.certify.miniature import build_drafter as settled
+from specbench.certify.miniature import build_miniature
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling, probabilities
 
@@ -49,7 +49,7 @@ def test_g_tests_cry_wolf_as_often_as_they_say() -> None:
     p_values = [
         test.p_value
         for _ in range(200)
-        for test in enumeration.g_tests(cells[rng.choice(512, 2000, p=wanted.ravel())], wanted, 0.01)
+        for test in enumeration.run_g_tests(cells[rng.choice(512, 2000, p=wanted.ravel())], wanted, 0.01)
     ]
     assert stats.binomtest(sum(p < 0.05 for p in p_values), len(p_values), 0.05).pvalue > 1e-3
     assert sum(p < 0.05 / 5 for p in p_values) < 25
@@ -59,12 +59,12 @@ def test_what_is_said_to_be_found_is_found() -> None:
     """A distribution that far away, at that level, 99 times of a hundred or more."""
     rng = np.random.default_rng(1)
     wanted = np.full((8, 8, 8), 1 / 512)
-    away = enumeration.finds(8, 4000, 0.01)
+    away = enumeration.compute_detectable_distance(8, 4000, 0.01)
     shifted = np.full(8, 1 / 8) + away / 4 * np.repeat([1, -1], 4)
     tests = 0
     for _ in range(300):
         drawn = np.stack([rng.choice(8, 4000, p=shifted), rng.integers(8, size=4000), rng.integers(8, size=4000)], axis=1)
-        tests += enumeration.g_tests(drawn, wanted, 0.01)[0].p_value < 0.01
+        tests += enumeration.run_g_tests(drawn, wanted, 0.01)[0].p_value < 0.01
     assert 0.5 * np.abs(shifted - 1 / 8).sum() == pytest.approx(away)
     assert tests >= 290
 
@@ -75,7 +75,7 @@ def test_an_impossible_token_is_found_at_once() -> None:
     drawn = np.random.default_rng(2).integers(4, size=(100, 3))
     for impossible in (7, 15):  # one of the eight tokens, and one that is never written at all
         drawn[0, 0] = impossible
-        found = enumeration.g_tests(drawn, wanted, 0.01)[0]
+        found = enumeration.run_g_tests(drawn, wanted, 0.01)[0]
         assert found.p_value == 0 and json.dumps(asdict(found), allow_nan=False)
 
 
@@ -83,23 +83,23 @@ def test_texts_that_are_nearly_certain_show_nothing() -> None:
     nearly_certain = np.full((8, 8, 8), 1e-9)
     nearly_certain[0, 0, 0] = 1 - 511e-9
     with pytest.raises(ValueError, match="more draws"):
-        enumeration.g_tests(np.zeros((300, 3), dtype=int), nearly_certain, 0.01)
+        enumeration.run_g_tests(np.zeros((300, 3), dtype=int), nearly_certain, 0.01)
 
 
 @pytest.mark.parametrize("draws", [256, 1000, 8192])
 def test_no_cell_expects_too_little(draws: int) -> None:
     wanted = np.random.default_rng(0).dirichlet(np.full(512, 0.1)) * draws
-    _, expected = enumeration._pooled(wanted, wanted)
+    _, expected = enumeration._pool_cells(wanted, wanted)
     assert expected.min() >= enumeration.LEAST_EXPECTED and expected.sum() == pytest.approx(draws)
 
 
 def test_siblings_with_a_rank_left_out_are_drawn_one_after_the_other() -> None:
     paths = {"paths": [[0], [2], [0, 1], [0, 3]]}
     drafter = settled({"_target_": "methods.eagle.Eagle", "checkpoint": None, "tree": paths, "dtype": "auto"}, SMALL.draft)
-    tests = enumeration.examined(SMALL.target, drafter, Sampling(temperature=1.0), 2048, 1e-3)[-1]
+    tests = enumeration.run_tests(SMALL.target, drafter, Sampling(temperature=1.0), 2048, 1e-3)[-1]
     assert min(test.p_value for test in tests) > 1e-3
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text", "phi3", "olmo2"])
 def test_miniatures_of_other_architectures_write_eight_tokens(architecture: str) -> None:
-    assert enumeration.exact(miniature(architecture)[0], Sampling(temperature=10.0)).sum() == pytest.approx(1)
+    assert enumeration.exact(build_miniature(architecture)[0], Sampling(temperature=10.0)).sum() == pytest.approx(1)

@@ -13,7 +13,7 @@ from specbench import ROOT
 from specbench.records.run_directory import RunDirectory
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay
-from specbench.running.sweep import sweep, values_of
+from specbench.running.sweep import expand_sweep, sweep
 from specbench.setup.compose import compose_run
 from tests.conftest import Cli, Tiny
 from tests.fake_engine import Quiet
@@ -256,7 +256,7 @@ def test_a_sweep_that_is_stopped_says_how_it_goes_on(cli: Cli, monkeypatch: pyte
     def stopped() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("specbench.running.sweep._job", stopped)
+    monkeypatch.setattr("specbench.running.sweep._run_job", stopped)
     monkeypatch.setattr(sys, "argv", [])
     status, _, err = cli("run", "sweep.limit=[1,2]", "out=results/sweep")
     assert status == 130 and "the same command with out=results/sweep goes on from here" in err
@@ -264,11 +264,11 @@ def test_a_sweep_that_is_stopped_says_how_it_goes_on(cli: Cli, monkeypatch: pyte
 
 def test_what_the_command_line_gives_is_not_swept() -> None:
     swept = {"sampling": {"temperature": [0, 1]}, "target.dtype": ["float32", "bfloat16"]}
-    assert values_of(swept, ["target.dtype=float32", "limit=1"]) == ["sampling.temperature=0,1"]
+    assert expand_sweep(swept, ["target.dtype=float32", "limit=1"]) == ["sampling.temperature=0,1"]
 
 
 def test_an_experiments_sweep_stays_beside_one_of_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("specbench.running.sweep._job", lambda: None)
+    monkeypatch.setattr("specbench.running.sweep._run_job", lambda: None)
     monkeypatch.setattr(sys, "argv", [])
     sweep(["experiment=temperature_sweep", "limit=1,2", f"out={tmp_path}"], None)
     assert {"limit=1,2", "sampling.temperature=0.0,0.5,1.0"} <= set(sys.argv)

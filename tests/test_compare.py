@@ -17,14 +17,14 @@ import psutil
 import pytest
 
 from specbench import ROOT
-from specbench.analysis.loaded_run import load
+from specbench.analysis.loaded_run import read_run
 from specbench.compare.checkout import WORKER, Checkout
-from specbench.compare.comparison import compared, compared_beside, markdown, notes, write_json, write_junit
+from specbench.compare.comparison import compare_checkouts, compare_runs, format_comparison, format_notes, write_json, write_junit
 from specbench.compare.gate import RUN_SD
-from specbench.compare.plan import cells
-from specbench.compare.runs import log_ratios
+from specbench.compare.plan import plan_run
+from specbench.compare.runs import compute_log_ratios
 from specbench.errors import InputError
-from specbench.exchange.trackers import asv, bencher, github
+from specbench.exchange.trackers import export_asv, export_bencher, export_github
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import Trial
 from tests import fake_run
@@ -54,9 +54,9 @@ def pair(tmp_path: Path, seed: int = 1, **slower: float) -> tuple[Path, Path]:
 
 
 def test_equal_runs_pass_and_a_slow_method_fails(tmp_path: Path) -> None:
-    same = compared(*pair(tmp_path / "same"))
+    same = compare_runs(*pair(tmp_path / "same"))
     assert not same.failed and {one.verdict for one in same.changes} <= {"pass", "undecided"}
-    slow = compared(*pair(tmp_path / "slow", pld=0.1))
+    slow = compare_runs(*pair(tmp_path / "slow", pld=0.1))
     assert slow.failed and {one.what: one.verdict for one in slow.changes}["pld over autoregressive"] == "fail"
     assert slow.changes[0].ratio.estimate == pytest.approx(1 / 1.1, abs=0.03)
     assert not any(one.differing for one in slow.counted)
@@ -67,8 +67,8 @@ def test_a_turn_that_is_counted_otherwise_fails(tmp_path: Path) -> None:
     trials = RunDirectory(new).trials()
     changed = next(trial for trial in trials if trial.method == "pld")
     RunDirectory(new).append(replace(changed, output_sha256="another"))
-    found = compared(old, new)
-    assert found.failed and "pld: 1 of 48 turns have another output_sha256" in notes(found)
+    found = compare_runs(old, new)
+    assert found.failed and "pld: 1 of 48 turns have another output_sha256" in format_notes(found)
 
 
 @pytest.mark.parametrize(
@@ -85,28 +85,28 @@ def test_runs_that_differ_in_something_else_are_refused(tmp_path: Path, change_:
     RunDirectory(new).write_config(CONFIG | change_.get("config", {}))
     RunDirectory(new).write_provenance(PROVENANCE | change_.get("about", {}))
     with pytest.raises(InputError, match=told):
-        compared(old, new)
+        compare_runs(old, new)
     factor = told.split(" is ")[0]
-    assert compared(old, new, [factor]).reference == "old"
+    assert compare_runs(old, new, [factor]).reference == "old"
 
 
 def test_a_factor_that_is_no_fact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--factor versions.toch: the runs have no such fact; the nearest is versions.torch"):
-        compared(*pair(tmp_path), ["versions.toch"])
+        compare_runs(*pair(tmp_path), ["versions.toch"])
 
 
 def test_another_commit_and_further_methods_are_no_difference(tmp_path: Path) -> None:
     old, new = pair(tmp_path)
     RunDirectory(new).write_config(CONFIG | {"method": {"rest": {"nodes": 3}}})
     RunDirectory(new).write_provenance(PROVENANCE | {"git": {"commit": "b"}, "code_sha256": "c", "codes": {"pld": "d"}})
-    assert compared(old, new).new == "new"
+    assert compare_runs(old, new).new == "new"
 
 
 def test_a_run_is_not_its_own_reference(tmp_path: Path) -> None:
     _, new = pair(tmp_path)
     with pytest.raises(InputError, match="holds no run but new itself"):
-        compared(new, new)
-    assert compared(tmp_path, new).reference == "old"
+        compare_runs(new, new)
+    assert compare_runs(tmp_path, new).reference == "old"
 
 
 def test_a_folder_whose_older_runs_lack_a_method(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_folder_whose_older_runs_lack_a_method(tmp_path: Path) -> None:
     older = [one for one in trials if one.method != "sps"]
     for day, rows in enumerate((older, older, trials)):
         write_run(tmp_path / "rolling" / f"r{day}", noisy(rows, day), started=f"2026-11-{day + 1:02}T00:00:00Z")
-    found = compared(tmp_path / "rolling", write_run(tmp_path / "new", noisy(trials, 99)).path)
+    found = compare_runs(tmp_path / "rolling", write_run(tmp_path / "new", noisy(trials, 99)).path)
     assert {one.what for one in found.changes} == {"pld over autoregressive", "sps over autoregressive"} and not found.failed
 
 
@@ -123,7 +123,7 @@ def test_a_method_with_another_setting_is_not_a_further_one(tmp_path: Path) -> N
     RunDirectory(old).write_config(CONFIG | {"method": {"pld": {"max_ngram": 3}}})
     RunDirectory(new).write_config(CONFIG | {"method": {"pld": {"max_ngram": 3, "length": 9}, "rest": {"nodes": 3}}})
     with pytest.raises(InputError, match="method.pld.length is 9, not None"):
-        compared(old, new)
+        compare_runs(old, new)
 
 
 def test_another_datastore_is_another_run(tmp_path: Path) -> None:
@@ -131,14 +131,14 @@ def test_another_datastore_is_another_run(tmp_path: Path) -> None:
     for run, print_ in ((old, "a"), (new, "b")):
         RunDirectory(run).write_provenance(PROVENANCE | {"leakage": {"pld": [{"sha256": print_}]}})
     with pytest.raises(InputError, match="method.pld.datastores"):
-        compared(old, new)
+        compare_runs(old, new)
 
 
 def test_a_version_that_stopped_is_nothing_to_compare_with(tmp_path: Path) -> None:
     trials = made_up_trials({"pld": 0.4}, ["qa"], questions=4)
     beside = [replace(one, method=f"{one.method}@reference", finish_reason="error", error="gone") for one in trials]
     with pytest.raises(InputError, match="stopped, so that there is nothing to compare with: gone"):
-        compared_beside(write_run(tmp_path / "both", [*trials, *beside]).path)
+        compare_checkouts(write_run(tmp_path / "both", [*trials, *beside]).path)
 
 
 def test_what_the_reference_has_must_be_there(tmp_path: Path) -> None:
@@ -146,12 +146,12 @@ def test_what_the_reference_has_must_be_there(tmp_path: Path) -> None:
     trials = RunDirectory(old).trials()
     fewer = write_run(tmp_path / "fewer", [trial for trial in trials if trial.method != "sps"]).path
     with pytest.raises(InputError, match="fewer has no method sps"):
-        compared(old, fewer)
+        compare_runs(old, fewer)
     shorter = write_run(tmp_path / "shorter", trials[:-1]).path
     with pytest.raises(InputError, match="lacks 1 of the 144 turns"):
-        compared(old, shorter)
+        compare_runs(old, shorter)
     with pytest.raises(InputError, match="neither a run nor a folder of runs"):
-        compared(tmp_path / "nowhere", old)
+        compare_runs(tmp_path / "nowhere", old)
 
 
 def test_a_folder_of_runs_is_a_reference(tmp_path: Path) -> None:
@@ -159,9 +159,9 @@ def test_a_folder_of_runs_is_a_reference(tmp_path: Path) -> None:
     for day in range(12):
         about = {"started": f"2026-11-{day + 1:02}T00:00:00Z"}
         write_run(tmp_path / "rolling" / f"r{day:02}", noisy(trials, day), **about)
-    found = compared(tmp_path / "rolling", write_run(tmp_path / "new", noisy(trials, 99)).path)
+    found = compare_runs(tmp_path / "rolling", write_run(tmp_path / "new", noisy(trials, 99)).path)
     assert found.reference == "r11" and not found.failed
-    alone = compared(tmp_path / "rolling" / "r11", tmp_path / "new")
+    alone = compare_runs(tmp_path / "rolling" / "r11", tmp_path / "new")
     widths = [[one.ratio.high - one.ratio.low for one in each.changes] for each in (found, alone)]
     assert np.mean(widths[0]) < np.mean(widths[1]), "ten runs know more than one"
 
@@ -170,14 +170,14 @@ def test_two_versions_in_one_run(tmp_path: Path) -> None:
     trials = made_up_trials(METHODS, TASKS, questions=8)
     beside = [replace(trial, method=f"{trial.method}@reference") for trial in trials]
     sound = write_run(tmp_path / "sound", noisy([*trials, *beside], 1)).path
-    assert not compared_beside(sound).failed
+    assert not compare_checkouts(sound).failed
     slow_loop = dict.fromkeys(("autoregressive", "pld", "sps"), 0.1)
-    found = compared_beside(write_run(tmp_path / "slow", noisy([*trials, *beside], 2, slow_loop)).path)
+    found = compare_checkouts(write_run(tmp_path / "slow", noisy([*trials, *beside], 2, slow_loop)).path)
     verdicts = {one.what: one.verdict for one in found.changes}
     assert found.failed and verdicts["autoregressive over autoregressive@reference"] == "fail"
-    assert compared_beside(tmp_path / "slow", exchanged=True).changes[0].ratio.estimate > 1
+    assert compare_checkouts(tmp_path / "slow", exchanged=True).changes[0].ratio.estimate > 1
     with pytest.raises(InputError, match="no method of it ran on engine reference"):
-        compared_beside(write_run(tmp_path / "alone", trials).path)
+        compare_checkouts(write_run(tmp_path / "alone", trials).path)
 
 
 def test_the_fastest_of_equal_repeats_counts(tmp_path: Path) -> None:
@@ -189,8 +189,8 @@ def test_the_fastest_of_equal_repeats_counts(tmp_path: Path) -> None:
             for method, both in times.items()
             for repeat, seconds in enumerate(both)
         ]
-        run = load(write_run(tmp_path / f"{seeds}", trials).path)
-        return list(np.exp(log_ratios(run, "pld", "autoregressive", by_repeat)))
+        run = read_run(write_run(tmp_path / f"{seeds}", trials).path)
+        return list(np.exp(compute_log_ratios(run, "pld", "autoregressive", by_repeat)))
 
     assert ratio([0, 0]) == pytest.approx([1.0 / 0.5])
     assert ratio([0, 0], by_repeat=True) == pytest.approx([1.2 / 0.5, 1.0 / 5.0])
@@ -205,15 +205,15 @@ def test_a_plan_says_what_its_minutes_are_without(tmp_path: Path) -> None:
             [("autoregressive", "qa", 1), ("autoregressive", "qa", 3), ("pld", "qa", 1), ("autoregressive", "rag", 1)]
         )
     ]
-    pilot = load(write_run(tmp_path / "pilot", trials).path)
-    found = cells(pilot, {"qa": 30, "rag": 30, "translation": 2}, ["autoregressive", "pld", "pld@hf"], repeats=2)
+    pilot = read_run(write_run(tmp_path / "pilot", trials).path)
+    found = plan_run(pilot, {"qa": 30, "rag": 30, "translation": 2}, ["autoregressive", "pld", "pld@hf"], repeats=2)
     assert found.minutes["autoregressive"]["qa"] == 2 and found.minutes["pld"]["qa"] == 1
     assert found.total == 2 + 1 + 1 and found.lacking == ["pld@hf", "translation", "pld on rag"]
 
 
 def test_what_other_tools_read(tmp_path: Path) -> None:
     old, new = pair(tmp_path, pld=0.1)
-    found = compared(old, new)
+    found = compare_runs(old, new)
     write_junit(found, tmp_path / "junit.xml")
     suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
     assert suite.get("tests") == "5" and int(suite.get("failures", 0)) >= 1
@@ -221,17 +221,17 @@ def test_what_other_tools_read(tmp_path: Path) -> None:
     write_json(found, tmp_path / "compare.json")
     plain = json.loads((tmp_path / "compare.json").read_text())
     assert plain["failed"] and plain["changes"][0]["verdict"] == "fail"
-    assert "| pld over autoregressive | 0.9" in markdown(found)
+    assert "| pld over autoregressive | 0.9" in format_comparison(found)
 
-    run = load(new)
-    bigger, smaller = github(run, tmp_path)
+    run = read_run(new)
+    bigger, smaller = export_github(run, tmp_path)
     points = json.loads(bigger.read_text())
     for point in [*points, *json.loads(smaller.read_text())]:
         assert {"name", "unit", "value"} <= set(point) <= set(POINT), point
         assert all(isinstance(value, POINT[key]) for key, value in point.items()), point
     assert any(point["name"] == "fake-100m-bfloat16/pld/overall: speedup" and "range" in point for point in points)
     assert {point["unit"] for point in json.loads(smaller.read_text())} == {"ms", "MB"}
-    (bmf,) = bencher(run, tmp_path)
+    (bmf,) = export_bencher(run, tmp_path)
     benchmarks = json.loads(bmf.read_text())
     for measure in (measure for measures in benchmarks.values() for measure in measures.values()):
         assert {"value"} <= set(measure) <= {"value", "lower_value", "upper_value"}, measure
@@ -239,7 +239,7 @@ def test_what_other_tools_read(tmp_path: Path) -> None:
     assert all(slug == slug.lower().replace("_", "-") for measures in benchmarks.values() for slug in measures)
     speedup = benchmarks["fake-100m-bfloat16/pld/overall"]["speedup"]
     assert speedup["lower_value"] < speedup["value"] < speedup["upper_value"]
-    benchmarks, machine, result = (json.loads(path.read_text()) for path in asv(run, tmp_path / "asv"))
+    benchmarks, machine, result = (json.loads(path.read_text()) for path in export_asv(run, tmp_path / "asv"))
     values, params = result["results"]["ms_per_token"][:2]
     assert len(values) == len(params[0]) * len(params[1]) and machine["version"] == 1
     columns = dict(zip(result["result_columns"], result["results"]["ms_per_token"], strict=True))
@@ -255,7 +255,7 @@ def test_asv_keeps_the_results_of_other_versions_and_targets(tmp_path: Path) -> 
     old, new = pair(tmp_path)
     RunDirectory(new).write_provenance(PROVENANCE | {"code_sha256": "changed", "git": {"commit": "b" * 40}})
     RunDirectory(tmp_path / "new").write_config(CONFIG | {"target": {"name": "other", "shape": None, "dtype": "bfloat16"}})
-    written = [asv(load(run), tmp_path / "asv") for run in (old, new)]
+    written = [export_asv(read_run(run), tmp_path / "asv") for run in (old, new)]
     results = [json.loads(paths[-1].read_text()) for paths in written]
     assert results[0]["results"]["ms_per_token"][2] == results[1]["results"]["ms_per_token"][2]
     assert [result["params"]["target"] for result in results] == ["fake-100m-bfloat16", "other-bfloat16"]
@@ -266,7 +266,7 @@ def test_asv_takes_a_run_that_does_not_say_when_it_began(tmp_path: Path) -> None
     """An imported one."""
     old, _ = pair(tmp_path)
     RunDirectory(old).write_provenance({"imported": ["model_answer_run_1/pld.jsonl"]})
-    result = json.loads(asv(load(old), tmp_path / "asv")[-1].read_text())
+    result = json.loads(export_asv(read_run(old), tmp_path / "asv")[-1].read_text())
     assert result["date"] == 0 and all(result["results"]["ms_per_token"][0])
 
 
@@ -320,7 +320,7 @@ def test_an_unfinished_run_is_no_reference(refuse: Refuse, tmp_path: Path) -> No
     """Stopped before its last turn; of another method of its config it has none."""
     run = write_run(tmp_path / "broken", made_up_trials(METHODS, TASKS, questions=8)[:-1], turns=24)
     run.write_config(CONFIG | {"repeats": 2, "method": {"pld": {}, "rest": {}}})
-    assert load(run.path).missing == {"rest": 48, "sps": 1}
+    assert read_run(run.path).missing == {"rest": 48, "sps": 1}
     assert refuse("compare", "rolling", "broken", "--add") == (
         "--add: broken is not finished: 49 turns are still to be run; the same command goes on"
     )

@@ -11,8 +11,8 @@ import yaml
 
 from specbench import ROOT
 from specbench.errors import InputError
-from specbench.setup.compose import GROUPS, LISTS, compose_run, options
-from specbench.setup.instantiate import built, check
+from specbench.setup.compose import GROUPS, LISTS, compose_run, list_options
+from specbench.setup.instantiate import check_node, instantiate
 from specbench.setup.objects import check_values
 
 
@@ -44,7 +44,7 @@ def test_interpolations_are_filled_in() -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_choice_there_is_can_be_composed(group: str) -> None:
-    choices = [f"[{','.join(options(group))}]"] if group in LISTS else options(group)
+    choices = [f"[{','.join(list_options(group))}]"] if group in LISTS else list_options(group)
     for choice in choices:
         check_values(compose_run([f"{group}={choice}"]))
 
@@ -182,8 +182,8 @@ def node(**changes: Any) -> Any:
 
 def test_a_node_that_fits_its_class_is_built() -> None:
     for fine in (node(), node(share=0.5), node(more={"x": 1}), node(names=[]), node(kind="b")):
-        check(fine, "here")
-        assert isinstance(built(fine), Sample)
+        check_node(fine, "here")
+        assert isinstance(instantiate(fine), Sample)
 
 
 @pytest.mark.parametrize(
@@ -200,15 +200,15 @@ def test_a_node_that_fits_its_class_is_built() -> None:
 )
 def test_a_node_that_does_not_is_refused(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(InputError) as error:
-        check(node(**changes), "here")
+        check_node(node(**changes), "here")
     assert expected in str(error.value)
 
 
 def test_what_a_constructor_says_comes_out_as_one_line() -> None:
     with pytest.raises(InputError, match=r"^count=6: expected at most 5$"):
-        built(node(count=6))
+        instantiate(node(count=6))
     with pytest.raises(InputError, match=r"^tests.test_compose.Sample: ZeroDivisionError: .* \(test_compose.py:\d+\)$"):
-        built(node(count=0))
+        instantiate(node(count=0))
 
 
 def test_a_yaml_brought_along_may_not_have_a_name_of_ours(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from specbench.diagnose import roofline as cost
-from specbench.diagnose.roofline import measure, table, weight_bytes, write
+from specbench.diagnose.roofline import build_cost_table, count_weight_bytes, measure_forwards, write_files
 from specbench.errors import InputError
 from specbench.records.run_directory import RunDirectory
 from specbench.setup.compose import compose_run
@@ -17,14 +17,14 @@ from tests.tiny import SHAPE, VOCABULARY, tiny_language_model, tiny_model
 
 @pytest.fixture(autouse=True)
 def quick_copy(monkeypatch):
-    monkeypatch.setattr(cost, "copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(cost, "measure_copy_bandwidth", lambda device: 1e9)
 
 
 @pytest.fixture(scope="module")
 def frame():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "copy_bandwidth", lambda device: 1e9)
-        return measure(tiny_language_model(), tokens=[2, 8], contexts=[16, 4096], repeats=2, seconds_budget=20)
+        patch.setattr(cost, "measure_copy_bandwidth", lambda device: 1e9)
+        return measure_forwards(tiny_language_model(), tokens=[2, 8], contexts=[16, 4096], repeats=2, seconds_budget=20)
 
 
 def test_every_cell_once_contexts_capped(frame):
@@ -54,26 +54,28 @@ def attention_and_mlp(layers: int) -> int:
 
 def test_weight_bytes_of_a_llama():
     head = VOCABULARY * SHAPE["hidden_size"]
-    assert weight_bytes(tiny_model("llama", layers=2)) == 8 * (attention_and_mlp(2) + head), "the table is only looked up in"
+    assert count_weight_bytes(tiny_model("llama", layers=2)) == 8 * (attention_and_mlp(2) + head), (
+        "the table is only looked up in"
+    )
 
 
 def test_tied_weights_count_once():
     model = tiny_model("qwen3", layers=2)
     norms = 2 * 2 * 8  # of queries and keys
-    assert weight_bytes(model) == 8 * (attention_and_mlp(2) + norms + VOCABULARY * SHAPE["hidden_size"])
+    assert count_weight_bytes(model) == 8 * (attention_and_mlp(2) + norms + VOCABULARY * SHAPE["hidden_size"])
 
 
 def test_lookups_do_not_count():
-    assert weight_bytes(nn.Sequential(nn.Embedding(10, 10), nn.Linear(2, 3, bias=False))) == 2 * 3 * 4
+    assert count_weight_bytes(nn.Sequential(nn.Embedding(10, 10), nn.Linear(2, 3, bias=False))) == 2 * 3 * 4
 
 
 def test_budget_ends_rounds_after_the_first():
     model = tiny_language_model()
-    cells = cost._cells(model, [1], [4])
+    cells = cost._list_cells(model, [1], [4])
     store = cost._FilledStore(8)
     trees = {1: cost.DraftTree.chain(torch.tensor([3]))}
     with torch.inference_mode():
-        assert len(list(cost._rounds(model, store, trees, cells, repeats=50, seconds_budget=0))) == 1
+        assert len(list(cost._time_rounds(model, store, trees, cells, repeats=50, seconds_budget=0))) == 1
 
 
 def test_every_entry_of_the_store_is_written():
@@ -88,31 +90,31 @@ def test_every_entry_of_the_store_is_written():
 def test_sizes_that_do_not_fit():
     for tokens, contexts in (([300], [16]), ([0], [16]), ([4], []), ([4], [0])):
         with pytest.raises(InputError, match="within the context of 256"):
-            measure(tiny_language_model(), tokens, contexts)
+            measure_forwards(tiny_language_model(), tokens, contexts)
 
 
 def test_copy_bandwidth_is_a_number(monkeypatch):
     monkeypatch.undo()
-    assert cost.copy_bandwidth(torch.device("cpu"), size=1 << 16, repeats=1) > 0
+    assert cost.measure_copy_bandwidth(torch.device("cpu"), size=1 << 16, repeats=1) > 0
 
 
 def test_card_on_disk(frame, tmp_path):
-    paths = write(frame, tmp_path / "card")
+    paths = write_files(frame, tmp_path / "card")
     assert [path.name for path in paths] == ["cost.csv", "cost.md", "cost.png", "cost.svg", "cost.pdf"]
     assert all(path.stat().st_size for path in paths)
     assert "| tokens | context 16 | context 248 |" in paths[1].read_text().splitlines()
-    assert table(frame).row_count == 4, "1, 2, 8 tokens and the ceiling"
+    assert build_cost_table(frame).row_count == 4, "1, 2, 8 tokens and the ceiling"
 
 
 def test_card_of_a_configured_target(monkeypatch, tmp_path, frame):
     target = SimpleNamespace(name="tiny", model=tiny_language_model())
     monkeypatch.setattr("specbench.diagnose.roofline.target_of", lambda settings: target)
-    monkeypatch.setattr(cost, "measure", lambda model: frame)
+    monkeypatch.setattr(cost, "measure_forwards", lambda model: frame)
     settings = compose_run(["target.weights=random", "target.config={a: 1}", "target.shape=7b"])
-    made = cost.card(settings, tmp_path)
+    made = cost.write_card(settings, tmp_path)
     assert str(made.title).startswith("One forward of tiny, expanded to 7b, random weights\nfloat64 on ")
     said = json.loads((tmp_path / "run.json").read_text())
     assert (said["target"], said["settings"]) == ("tiny", settings.recorded["target"])
     RunDirectory(tmp_path).write_config({})
     with pytest.raises(InputError, match="holds a run; choose another folder"):
-        cost.card(compose_run([]), tmp_path)
+        cost.write_card(compose_run([]), tmp_path)

@@ -14,14 +14,14 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from specbench import ROOT
-from specbench.datastore.build import build, in_memory
-from specbench.datastore.leakage import GRAM, check_tokenizers, datastores, grams, leakage, share_of
-from specbench.datastore.sources import Writing, of_dataset, of_file
-from specbench.datastore.store import ABOUT, Datastore
-from specbench.datastore.tokenizers import fingerprint
+from specbench.datastore.build import build_datastore, build_in_memory
+from specbench.datastore.leakage import GRAM, check_tokenizers, extract_grams, iter_datastores, measure_leakage, measure_share
+from specbench.datastore.sources import DocumentEncoder, read_dataset, read_file
+from specbench.datastore.store import INFO_FILE, Datastore
+from specbench.datastore.tokenizers import hash_tokenizer
 from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
-from specbench.models.chat import render
+from specbench.models.chat import render_prompt
 from specbench.models.load import load_tokenizer
 from specbench.setup.objects import EMBEDDED
 from specbench.zoo.recipes.chats import write_chats
@@ -39,8 +39,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="module")
-def writing(tokenizer: PreTrainedTokenizerBase) -> Writing:
-    return Writing(tokenizer, "template", len(tokenizer))
+def writing(tokenizer: PreTrainedTokenizerBase) -> DocumentEncoder:
+    return DocumentEncoder(tokenizer, "template", len(tokenizer))
 
 
 @every_kind
@@ -113,7 +113,7 @@ def test_ids_that_no_store_of_two_bytes_can_hold(tmp_path: Path) -> None:
 
 def test_a_store_in_memory_is_the_same(tmp_path: Path) -> None:
     texts = documents(300, 20, 20)
-    here, there = in_memory(texts, 300), store_of(tmp_path / "store", texts, 300, 10_000)
+    here, there = build_in_memory(texts, 300), store_of(tmp_path / "store", texts, 300, 10_000)
     assert here.chunks[0].suffixes.tolist() == there.chunks[0].suffixes.tolist()
     assert here.about.sha256 == there.about.sha256 and here.about.vocabulary == there.about.vocabulary
 
@@ -143,7 +143,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     full = lambda path, mode="r", **more: Full() if mode == "wb" and path.suffix == suffix else opened(path, mode, **more)  # noqa: E731
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(OSError, match="No space left"):
-        build([[1, 2, 3]] * 100, tmp_path / "store", 8, None, "a test", chunk_tokens=50)
+        build_datastore([[1, 2, 3]] * 100, tmp_path / "store", 8, None, "a test", chunk_tokens=50)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,7 +153,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(stopped(), tmp_path / "store", 8, None, "a test")
+        build_datastore(stopped(), tmp_path / "store", 8, None, "a test")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -162,15 +162,15 @@ def cut(folder: Path) -> None:
 
 
 def said(folder: Path, **changes: Any) -> None:
-    (folder / ABOUT).write_text(json.dumps({**json.loads((folder / ABOUT).read_text()), **changes}))
+    (folder / INFO_FILE).write_text(json.dumps({**json.loads((folder / INFO_FILE).read_text()), **changes}))
 
 
 BROKEN = {
     "torn": (cut, "0.suffixes: 8 bytes, expected 12: the datastore is torn; build it again"),
     "a file less": (lambda folder: (folder / "0.ids").unlink(), "0.ids: cannot be read: No such file"),
-    "foreign": (lambda folder: (folder / ABOUT).unlink(), "is no datastore: it has no store.json"),
-    "no JSON": (lambda folder: (folder / ABOUT).write_text("{"), "store.json: cannot be read"),
-    "no mapping": (lambda folder: (folder / ABOUT).write_text("[]"), "store.json: cannot be read"),
+    "foreign": (lambda folder: (folder / INFO_FILE).unlink(), "is no datastore: it has no store.json"),
+    "no JSON": (lambda folder: (folder / INFO_FILE).write_text("{"), "store.json: cannot be read"),
+    "no mapping": (lambda folder: (folder / INFO_FILE).write_text("[]"), "store.json: cannot be read"),
     "other fields": (lambda folder: said(folder, colour="red"), "store.json: cannot be read"),
     "wrong types": (lambda folder: said(folder, chunks=None), "store.json: cannot be read"),
     "wrong sizes": (lambda folder: said(folder, width=3), "store.json: cannot be read"),
@@ -182,7 +182,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_store_that_cannot_be_read(tmp_path: Path, name: str) -> None:
     spoil, expected = BROKEN[name]
-    spoil(build([[1, 2, 3]], tmp_path / "store", 8, None, "a test"))
+    spoil(build_datastore([[1, 2, 3]], tmp_path / "store", 8, None, "a test"))
     with pytest.raises(InputError, match=expected):
         Datastore.open(str(tmp_path / "store"))
 
@@ -202,81 +202,81 @@ MESSAGES = [{"role": role, "content": text} for turn in CHAT for role, text in z
 SHARED = [{"from": role, "value": text} for turn in CHAT for role, text in zip(("human", "gpt"), turn, strict=True)]
 
 
-def test_a_conversation_is_one_document_as_in_a_run(tmp_path: Path, writing: Writing) -> None:
+def test_a_conversation_is_one_document_as_in_a_run(tmp_path: Path, writing: DocumentEncoder) -> None:
     tokenizer = writing.tokenizer
-    prompt = render("template", [CHAT[0], (CHAT[1][0], None)], tokenizer)
+    prompt = render_prompt("template", [CHAT[0], (CHAT[1][0], None)], tokenizer)
     expected = [*prompt, *tokenizer("Grace.", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     whole = [text for turn in CHAT for text in turn]
     chats = [{"messages": MESSAGES}, {"conversations": SHARED}, {"talk": whole}, {"talk": MESSAGES}]
     for row in chats:
         field = "talk" if "talk" in row else None
-        assert list(of_file(rows(tmp_path / "chats.jsonl", row), field, writing)) == [expected]
-    assert list(of_file(rows(tmp_path / "chats.json", [chats[0], chats[1]]), None, writing)) == [expected] * 2
-    assert list(of_file(rows(tmp_path / "asked.jsonl", {"messages": MESSAGES[:1]}), None, writing)) == []
+        assert list(read_file(rows(tmp_path / "chats.jsonl", row), field, writing)) == [expected]
+    assert list(read_file(rows(tmp_path / "chats.json", [chats[0], chats[1]]), None, writing)) == [expected] * 2
+    assert list(read_file(rows(tmp_path / "asked.jsonl", {"messages": MESSAGES[:1]}), None, writing)) == []
 
 
-def test_texts_and_ids(tmp_path: Path, writing: Writing) -> None:
+def test_texts_and_ids(tmp_path: Path, writing: DocumentEncoder) -> None:
     plain = tmp_path / "plain.txt"
     plain.write_text("One\nparagraph.\n\n \nAnother.\n")
-    one, another = of_file(plain, None, writing)
+    one, another = read_file(plain, None, writing)
     decoded = writing.tokenizer.decode(one, skip_special_tokens=True)
     assert decoded == "One\nparagraph.\n" and one[-1] == another[-1] == writing.tokenizer.eos_token_id
     file = rows(tmp_path / "texts.jsonl", {"text": "Another.\n"}, "", {"prompt_ids": [5, 6], "answer_ids": [7, 1]}, {"text": " "})
-    assert list(of_file(file, None, writing)) == [another, [5, 6, 7, 1]]
+    assert list(read_file(file, None, writing)) == [another, [5, 6, 7, 1]]
 
 
-def test_a_data_set_is_read_row_by_row(tmp_path: Path, writing: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_is_read_row_by_row(tmp_path: Path, writing: DocumentEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "set").mkdir()
     rows(tmp_path / "set" / "train.jsonl", {"body": "Some text."}, {"body": "More."})
-    found = list(of_dataset(str(tmp_path / "set"), "train", "body", writing))
+    found = list(read_dataset(str(tmp_path / "set"), "train", "body", writing))
     assert found == [writing.text("Some text."), writing.text("More.")]
     with pytest.raises(InputError, match="field=bdoy: no such field; there is body"):
-        list(of_dataset(str(tmp_path / "set"), "train", "bdoy", writing))
+        list(read_dataset(str(tmp_path / "set"), "train", "bdoy", writing))
     with pytest.raises(InputError, match="dataset=.* split=tset: cannot be read"):
-        list(of_dataset(str(tmp_path / "set"), "tset", "body", writing))
+        list(read_dataset(str(tmp_path / "set"), "tset", "body", writing))
 
 
 def test_a_fingerprint_is_of_what_decides_ids(tokenizer: PreTrainedTokenizerBase) -> None:
-    own = fingerprint(tokenizer)
+    own = hash_tokenizer(tokenizer)
     other = load_tokenizer(EMBEDDED, None, False)
     other(["one", "two and more"], truncation=True, max_length=3)
-    assert fingerprint(other) == own, "how a text is cut is no part of it"
+    assert hash_tokenizer(other) == own, "how a text is cut is no part of it"
     other.add_tokens(["<new>"])
-    assert fingerprint(other) != own
+    assert hash_tokenizer(other) != own
 
 
-def test_the_embedded_store_is_what_its_recipe_makes(tmp_path: Path, writing: Writing) -> None:
+def test_the_embedded_store_is_what_its_recipe_makes(tmp_path: Path, writing: DocumentEncoder) -> None:
     store = Datastore.open("specbench/zoo/datastore")
-    assert store.about.tokenizer == fingerprint(writing.tokenizer) and store.about.documents == 2400
+    assert store.about.tokenizer == hash_tokenizer(writing.tokenizer) and store.about.documents == 2400
     files = [path for path in (ROOT / "specbench/zoo/datastore").iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 3e6
     write_chats(tmp_path / "some.jsonl", 20, whole=True)
-    beginning = list(chain.from_iterable(of_file(tmp_path / "some.jsonl", None, writing)))
+    beginning = list(chain.from_iterable(read_file(tmp_path / "some.jsonl", None, writing)))
     assert store.chunks[0].ids[: len(beginning)].tolist() == beginning
-    shares = [share_of(question, store, writing.tokenizer) for question in Mini(per_task=10).questions()]
+    shares = [measure_share(question, store, writing.tokenizer) for question in Mini(per_task=10).questions()]
     assert max(shares) < 0.5 and sum(shares) / len(shares) < 0.1, "its dialogues are the training split's"
 
 
 def test_grams() -> None:
     long, short = list(range(GRAM + 2)), [1, 2]
-    assert grams([long, short]) == [long[:GRAM], long[1 : GRAM + 1], long[2:]]
-    assert grams([short, [1, 2, 3]]) == [[1, 2, 3]], "of short turns the longest, as a whole"
+    assert extract_grams([long, short]) == [long[:GRAM], long[1 : GRAM + 1], long[2:]]
+    assert extract_grams([short, [1, 2, 3]]) == [[1, 2, 3]], "of short turns the longest, as a whole"
 
 
-def test_leaked_questions_are_counted(tmp_path: Path, writing: Writing) -> None:
+def test_leaked_questions_are_counted(tmp_path: Path, writing: DocumentEncoder) -> None:
     asked = [question for question in Mini(per_task=2).questions() if question.task == "rag"]
     kept = writing.text(asked[0].turns[0])
-    store = in_memory([kept[:-1]], writing.vocabulary)
-    assert share_of(asked[0], store, writing.tokenizer) == 1
-    half = in_memory([kept[: len(kept) // 3]], writing.vocabulary)
-    assert 0 < share_of(asked[0], half, writing.tokenizer) < 0.5
+    store = build_in_memory([kept[:-1]], writing.vocabulary)
+    assert measure_share(asked[0], store, writing.tokenizer) == 1
+    half = build_in_memory([kept[: len(kept) // 3]], writing.vocabulary)
+    assert 0 < measure_share(asked[0], half, writing.tokenizer) < 0.5
     some_words = writing.tokenizer.decode(writing.tokenizer(asked[0].turns[0]).input_ids[3:9])
     short = Question("1", "qa", "qa", (some_words,))
-    assert share_of(short, store, writing.tokenizer) == 1, f"too short for a gram, {some_words!r} is one itself"
-    assert share_of(Question("1", "qa", "qa", ("zqzq",)), store, writing.tokenizer) == 0
+    assert measure_share(short, store, writing.tokenizer) == 1, f"too short for a gram, {some_words!r} is one itself"
+    assert measure_share(Question("1", "qa", "qa", ("zqzq",)), store, writing.tokenizer) == 0
 
-    found = leakage({"made": part_of(store), "plain": Drafter()}, asked, writing.tokenizer)
+    found = measure_leakage({"made": part_of(store), "plain": Drafter()}, asked, writing.tokenizer)
     assert list(found) == ["made"]
     (about,) = found["made"]
     assert (about["questions"], about["leaked"]) == (2, 1) and 0.5 <= about["mean_share"] < 1
@@ -286,12 +286,12 @@ def part_of(store: Datastore) -> Drafter:
     """A drafter made of one with a store."""
     inner, outer = Drafter(), Drafter()
     inner.datastore, outer.parts = store, (inner,)
-    assert list(datastores(outer)) == [store]
+    assert list(iter_datastores(outer)) == [store]
     return outer
 
 
 def test_a_store_of_another_tokenizer_is_found_inside_too(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    other = Datastore.open(str(build([[1]], tmp_path / "other", 8, "0" * 64, "a test")))
+    other = Datastore.open(str(build_datastore([[1]], tmp_path / "other", 8, "0" * 64, "a test")))
     with pytest.raises(InputError, match=r"method\.mine: the datastore .*other was made for another tokenizer"):
         check_tokenizers({"mine": part_of(other)}, tokenizer)
-    check_tokenizers({"mine": part_of(in_memory([[1]], 8))}, tokenizer)
+    check_tokenizers({"mine": part_of(build_in_memory([[1]], 8))}, tokenizer)

@@ -19,12 +19,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from specbench import ROOT
 from specbench.cli import finished_runs
 from specbench.cli import main as cli
-from specbench.cli.parser import Parser, parsed
+from specbench.cli.parser import Parser, parse_options
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
-from specbench.replay.sources import of_ids
+from specbench.replay.sources import read_ids
 from specbench.setup.compose import compose_certify, compose_datastore, compose_run, compose_train
 from tests.methods_under_test import target_of
 from tests.tiny import prompts
@@ -98,7 +98,7 @@ def first_of_each(overrides: Sequence[str]) -> list[str]:
 
 
 def compose_and_stop(parser: Parser, argv: list[str]) -> argparse.Namespace:
-    options = parsed(parser, argv)
+    options = parse_options(parser, argv)
     command = parser.prog.split()[1]
     overrides = first_of_each(options.overrides) if getattr(options, "multirun", False) else options.overrides
     COMPOSE.get(command, compose_run)(overrides, options.config_dir)
@@ -181,7 +181,7 @@ def test_replay_reads_what_the_page_logs(tmp_path: Path) -> None:
     run_blocks(ROOT / "docs" / "replay.md", log)
     path = tmp_path / "ids.jsonl"
     path.write_text(log.getvalue(), encoding="utf-8")
-    ((_, recorded),) = of_ids(path, max_new_tokens=256).turns
+    ((_, recorded),) = read_ids(path, max_new_tokens=256).turns
     assert (recorded.prompt, recorded.output, recorded.stops) == ([11, 12, 13], [14, 15, 1], (1,))
 
 

@@ -14,7 +14,7 @@ from specbench.engine.native import Native
 from specbench.errors import InputError
 from specbench.records.trial import PER_STEP
 from specbench.running import execute as runs
-from specbench.running.schedule import arms_of
+from specbench.running.schedule import build_arms
 from specbench.setup.compose import compose_run
 from tests.methods_under_test import drafter_of, target_of
 from tests.tiny import SHAPE, prompts
@@ -107,8 +107,8 @@ def test_what_outlives_a_turn_is_the_drafters_to_say() -> None:
 def test_a_method_that_the_first_engine_lacks_is_refused_by_name() -> None:
     native, hf = opened(Native(profile=False)), opened(peer({"autoregressive": {}}))
     with pytest.raises(InputError, match="engine hf has no method pld, sps"):
-        arms_of({"hf": hf, "native": native}, LABELS)
-    arms = arms_of({"native": native, "hf": hf}, LABELS)
+        build_arms({"hf": hf, "native": native}, LABELS)
+    arms = build_arms({"native": native, "hf": hf}, LABELS)
     assert [arm.label for arm in arms] == [*LABELS, "autoregressive@hf"], "beside the first, an engine runs what it has"
     assert [(arm.method, arm.engine) for arm in arms[-2:]] == [("sps", native), ("autoregressive", hf)]
 

@@ -12,7 +12,7 @@ from transformers.models.llama import modeling_llama
 
 from specbench.errors import InputError
 from specbench.models import load as models
-from specbench.models.expand import NEVER, WRITES_HIDDEN, expanded
+from specbench.models.expand import NEVER, WRITES_HIDDEN, expand_model
 from tests.tiny import SHAPE, VOCABULARY, prompts, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ def exact_norm(self: modeling_llama.LlamaRMSNorm, x: Tensor) -> Tensor:
 def test_equal_logits_in_float64(shape: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", exact_norm)
     model = narrow(torch.float64)
-    large = expanded(model, shape)
+    large = expand_model(model, shape)
     assert all(getattr(large.config, name) == size for name, size in shape.items()) and large.dtype == torch.float64
     check_logits(large, model)
 
@@ -88,7 +88,8 @@ def test_each_head_stays_with_its_own_group(heads: int, shared: int, monkeypatch
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", exact_norm)
     model = narrow(torch.float64, hidden_size=48, num_attention_heads=6, num_key_value_heads=2)
     check_logits(
-        expanded(model, {"hidden_size": 96, "num_attention_heads": heads, "num_key_value_heads": shared, "head_dim": 16}), model
+        expand_model(model, {"hidden_size": 96, "num_attention_heads": heads, "num_key_value_heads": shared, "head_dim": 16}),
+        model,
     )
 
 
@@ -103,7 +104,7 @@ def check_logits(large: PreTrainedModel, model: PreTrainedModel) -> None:
 
 def test_equal_logits_in_float32() -> None:
     model = narrow(torch.float32)
-    large = expanded(model, ALL)
+    large = expand_model(model, ALL)
     for ids in prompts(6):
         found, expected = logits(large, ids)[:, :VOCABULARY], logits(model, ids)
         worst, scale = float((found - expected).abs().max()), float(expected.std())
@@ -113,7 +114,7 @@ def test_equal_logits_in_float32() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_equal_greedy_tokens(dtype: torch.dtype) -> None:
     model = narrow(dtype)
-    large = expanded(model, ALL)
+    large = expand_model(model, ALL)
     for ids in prompts(6):
         given = {"attention_mask": torch.ones_like(ids)[None], "do_sample": False, "max_new_tokens": 24, "eos_token_id": 1}
         assert large.generate(ids[None], **given).tolist() == model.generate(ids[None], **given).tolist()
@@ -122,18 +123,18 @@ def test_equal_greedy_tokens(dtype: torch.dtype) -> None:
 def test_expanding_twice_gives_the_same_weights_and_leaves_torchs_random_state() -> None:
     model = narrow(torch.float32)
     torch.manual_seed(3)
-    first = expanded(model, ALL).state_dict()
+    first = expand_model(model, ALL).state_dict()
     drawn = torch.rand(1)
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.rand(1))
-    second = expanded(model, ALL).state_dict()
+    second = expand_model(model, ALL).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_new_weights_are_there_to_be_read() -> None:
     """A column of zeros costs no less to read, but a compressing memory could tell: what cannot reach the output is random."""
     model = narrow(torch.float32)
-    large = expanded(model, ALL)
+    large = expand_model(model, ALL)
     for name, weight in large.named_parameters():
         full = float((weight != 0).float().mean())
         if name.endswith(WRITES_HIDDEN[:2]):
@@ -149,7 +150,7 @@ def test_the_new_weights_are_there_to_be_read() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_as_far_from_exact_as_the_small_models_own(dtype: torch.dtype) -> None:
     exact, model = narrow(torch.float64), narrow(torch.float64).to(dtype)
-    large = expanded(model, ALL)
+    large = expand_model(model, ALL)
     own, its = 0.0, 0.0
     for ids in prompts(12):
         wanted = logits(exact, ids)
@@ -170,7 +171,7 @@ REFUSED = {
 @pytest.mark.parametrize(("said", "make"), REFUSED.items(), ids=REFUSED.keys())
 def test_other_models_are_refused(said: str, make) -> None:
     with pytest.raises(InputError, match=said):
-        expanded(make(), WIDE)
+        expand_model(make(), WIDE)
 
 
 ROPES = {
@@ -183,21 +184,21 @@ ROPES = {
 def test_frequencies_that_another_head_size_would_change_are_refused(kind: str) -> None:
     model = narrow(torch.float32, rope_parameters={"rope_theta": 10000.0, "original_max_position_embeddings": 64, **ROPES[kind]})
     with pytest.raises(InputError, match=f"under rope_type={kind} "):
-        expanded(model, LONG_HEADS)
+        expand_model(model, LONG_HEADS)
 
 
 def test_llama_3s_frequencies_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", exact_norm)
     scaled = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     model = narrow(torch.float64, rope_parameters={"rope_theta": 10000.0, "original_max_position_embeddings": 64, **scaled})
-    check_logits(expanded(model, ALL), model)
+    check_logits(expand_model(model, ALL), model)
 
 
 @pytest.mark.parametrize("name", [*SAME, "num_hidden_layers", "vocab_size", "max_position_embeddings"])
 def test_a_smaller_shape_is_refused(name: str) -> None:
     model = narrow(torch.float32)
     with pytest.raises(InputError, match=f"shape: {name}=.* is smaller than the model's"):
-        expanded(model, {name: getattr(model.config, name) - 1})
+        expand_model(model, {name: getattr(model.config, name) - 1})
 
 
 MISFITS = {
@@ -213,14 +214,14 @@ MISFITS = {
 def test_a_shape_that_does_not_fit_is_refused(said: str, shape: dict[str, int]) -> None:
     model = narrow(torch.float32, hidden_size=48, num_attention_heads=6, num_key_value_heads=2)
     with pytest.raises(InputError, match=said):
-        expanded(model, shape)
+        expand_model(model, shape)
 
 
 @pytest.mark.skipif(not (SHIPPED / "model.safetensors").is_file(), reason="specbench/zoo/target holds no model.safetensors yet")
 def test_the_shipped_target_at_100m_writes_its_own_tokens() -> None:
     shape = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "target" / "mini.yaml").shapes["100m"])
     model = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32).eval()
-    wide = expanded(model, shape)  # type: ignore[arg-type]
+    wide = expand_model(model, shape)  # type: ignore[arg-type]
     assert 90e6 < sum(weight.numel() for weight in wide.parameters()) < 110e6
     (ids,) = prompts(1, longest=20)
     found, expected = logits(wide, ids), logits(model, ids)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from specbench.setup import fingerprints
-from specbench.setup.fingerprints import code_sha256, fingerprint
+from specbench.setup.fingerprints import hash_code, hash_path
 
 CODE = '''"""A module."""
 
@@ -33,7 +33,7 @@ def _digest(folder: Path, *sources: str) -> str:
     folder.mkdir()
     for number, source in enumerate(sources):
         (folder / f"{number}.py").write_text(source)
-    return code_sha256(folder.glob("*.py"))
+    return hash_code(folder.glob("*.py"))
 
 
 @pytest.mark.parametrize(
@@ -72,27 +72,27 @@ def test_fingerprint_follows_names_and_contents_alone(tmp_path):
             (tmp_path / name / file.replace("_", ".")).write_text(content)
         return tmp_path / name
 
-    one = fingerprint(folder("one", config_json="{}", model_safetensors="weights"))
-    assert one == fingerprint(folder("two", model_safetensors="weights", config_json="{}", notes_md="read me"))
-    assert one != fingerprint(folder("three", config_json="{}", model_safetensors="others"))
-    assert one != fingerprint(folder("four", settings_json="{}", model_safetensors="weights"))
+    one = hash_path(folder("one", config_json="{}", model_safetensors="weights"))
+    assert one == hash_path(folder("two", model_safetensors="weights", config_json="{}", notes_md="read me"))
+    assert one != hash_path(folder("three", config_json="{}", model_safetensors="others"))
+    assert one != hash_path(folder("four", settings_json="{}", model_safetensors="weights"))
 
 
 def test_fingerprint_of_a_hub_snapshot_is_that_of_its_contents(tmp_path):
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "model.safetensors").write_bytes(b"weights")
-    blob = tmp_path / "blobs" / fingerprints._content_sha256(tmp_path / "plain" / "model.safetensors")
+    blob = tmp_path / "blobs" / fingerprints._hash_content(tmp_path / "plain" / "model.safetensors")
     blob.parent.mkdir()
     blob.write_bytes(b"weights")
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot" / "model.safetensors").symlink_to(blob)
-    assert fingerprint(tmp_path / "snapshot") == fingerprint(tmp_path / "plain")
+    assert hash_path(tmp_path / "snapshot") == hash_path(tmp_path / "plain")
 
 
 def test_a_methods_code_is_that_of_its_classes_and_of_what_they_import(tmp_path, monkeypatch):
     eagle, pld = {"_target_": "methods.eagle.Eagle"}, {"_target_": "methods.pld.PromptLookup"}
     both = {"_target_": "methods.fallback.Fallback", "first": pld, "then": {"deeper": eagle}}
-    assert len({fingerprints.method_code(one) for one in (eagle, pld, both, both | {"then": pld})}) == 4
+    assert len({fingerprints.hash_method_code(one) for one in (eagle, pld, both, both | {"then": pld})}) == 4
     package = tmp_path / "outside"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -104,11 +104,11 @@ def test_a_methods_code_is_that_of_its_classes_and_of_what_they_import(tmp_path,
         for name in [name for name in sys.modules if name.startswith("outside")]:
             del sys.modules[name]
         shutil.rmtree(package / "__pycache__", ignore_errors=True)
-        return fingerprints.method_code({"_target_": "outside.method.Mine"})
+        return fingerprints.hash_method_code({"_target_": "outside.method.Mine"})
 
     monkeypatch.syspath_prepend(tmp_path)
     first = code()
-    assert first == code() != fingerprints.method_code(pld)
+    assert first == code() != fingerprints.hash_method_code(pld)
     (package / "another.py").write_text("a new file that nothing imports")
     assert first == code()
     (package / "words.py").write_text("WORDS = [2]\n")
@@ -116,5 +116,5 @@ def test_a_methods_code_is_that_of_its_classes_and_of_what_they_import(tmp_path,
 
 
 def test_nothing_there_has_no_fingerprint(tmp_path):
-    assert fingerprint(tmp_path / "nothing") is None
-    assert fingerprint("nobody/has-this-model") is None
+    assert hash_path(tmp_path / "nothing") is None
+    assert hash_path("nobody/has-this-model") is None

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from specbench.certify.token_check import Noise, Text, followed, logits_of, misfits, noise_of
+from specbench.certify.token_check import GeneratedText, Noise, check_tokens, compute_logits, measure_noise, misfits
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
@@ -21,36 +21,36 @@ def target():
     return tiny_language_model()
 
 
-def written(target, label: str, sampling: Sampling, count: int = 6) -> list[Text]:
+def written(target, label: str, sampling: Sampling, count: int = 6) -> list[GeneratedText]:
     drafter = drafter_of(label, "llama")
     drafter.bind(target)
     made = []
     for at, prompt in enumerate(prompts(count)):
         own = replace(sampling, seed=at)
-        made.append(Text(prompt.tolist(), generate(target, drafter, [prompt], own)[0].output_ids, own))
+        made.append(GeneratedText(prompt.tolist(), generate(target, drafter, [prompt], own)[0].output_ids, own))
     return made
 
 
 @pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=12), WARM])
 def test_texts_are_followed_token_by_token(target, sampling: Sampling) -> None:
     ours = written(target, "pld", sampling)
-    found = followed(target, ours, written(target, "autoregressive", sampling), 1e-6)
+    found = check_tokens(target, ours, written(target, "autoregressive", sampling), 1e-6)
     assert (found.class_, found.equal, found.wrong, found.first) == ("exact", 6, 0, [])
     other = [[*ours[0].output[:5], (ours[0].output[5] + 1) % 128, *ours[0].output[6:]], *(text.output for text in ours[1:])]
     changed = [replace(text, output=output) for text, output in zip(ours, other, strict=True)]
-    found = followed(target, changed, ours, 1e-6)
+    found = check_tokens(target, changed, ours, 1e-6)
     assert found.class_ == "bug" and found.wrong == 1 and found.first[0][0] == 5 and found.first[0][1] > 0
     assert 1e-6 < float(misfits(target, changed[0])[5]) <= found.worst
 
 
 def test_a_difference_within_the_rounding_is_a_tie(target) -> None:
     ours = written(target, "autoregressive", Sampling(max_new_tokens=12))
-    logits = logits_of(target, ours[0])
+    logits = compute_logits(target, ours[0])
     second = int(logits[-1].topk(2).indices[1])
     changed = [replace(ours[0], output=[*ours[0].output[:-1], second]), *ours[1:]]
     gap = float(logits[-1].max() - logits[-1, second])
-    assert followed(target, changed, ours, gap * 1.01).class_ == "tie"
-    assert followed(target, changed, ours, gap * 0.99).class_ == "bug"
+    assert check_tokens(target, changed, ours, gap * 1.01).class_ == "tie"
+    assert check_tokens(target, changed, ours, gap * 0.99).class_ == "bug"
 
 
 def test_a_target_without_numbers_is_refused(target) -> None:
@@ -58,9 +58,9 @@ def test_a_target_without_numbers_is_refused(target) -> None:
     broken = tiny_model()
     broken.get_output_embeddings().weight.data.fill_(float("nan"))
     wrapped = LanguageModel(broken)
-    assert followed(wrapped, [text], [text], 1e-6).wrong == 1
+    assert check_tokens(wrapped, [text], [text], 1e-6).wrong == 1
     with pytest.raises(InputError, match="no finite numbers"):
-        noise_of(wrapped, [text], WARM)
+        measure_noise(wrapped, [text], WARM)
 
 
 @pytest.mark.parametrize("cut", ["short", "long", "behind a stop"])
@@ -72,15 +72,15 @@ def test_a_text_that_ends_elsewhere_is_a_bug(target, cut: str) -> None:
         wrong = replace(text, sampling=replace(text.sampling, max_new_tokens=11))
     else:
         wrong = replace(text, sampling=replace(text.sampling, stop_token_ids=(text.output[3],)))
-    found = followed(target, [wrong], [wrong], 1e9)
+    found = check_tokens(target, [wrong], [wrong], 1e9)
     assert (found.wrong, found.ended) == (1, 1)
 
 
 def test_noise_is_how_far_the_target_differs_from_itself(target) -> None:
-    noise = noise_of(target, written(target, "autoregressive", Sampling(max_new_tokens=12)), WARM)
+    noise = measure_noise(target, written(target, "autoregressive", Sampling(max_new_tokens=12)), WARM)
     assert noise == Noise(1e-9, 1e-9), "in float64 there is next to none"
     low = LanguageModel(tiny_model(dtype=torch.bfloat16))
-    noise = noise_of(low, written(low, "autoregressive", Sampling(max_new_tokens=12)), WARM)
+    noise = measure_noise(low, written(low, "autoregressive", Sampling(max_new_tokens=12)), WARM)
     assert 1e-3 < noise.sampled < 0.3 and 1e-3 < noise.greedy < 3
 
 
@@ -89,4 +89,4 @@ def test_the_edge_of_the_nucleus_is_rounding(sampling: Sampling) -> None:
     """In bfloat16 a token falls in or out of it with the shape of the forward."""
     low = LanguageModel(tiny_model(dtype=torch.bfloat16))
     texts = written(low, "autoregressive", replace(sampling, max_new_tokens=64), count=24)
-    assert followed(low, texts, texts, noise_of(low, texts, sampling).sampled).wrong == 0
+    assert check_tokens(low, texts, texts, measure_noise(low, texts, sampling).sampled).wrong == 0

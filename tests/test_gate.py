@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from specbench.analysis.statistics import Interval
-from specbench.compare.gate import RUN_SD, Change, change, size, size_beside
+from specbench.compare.gate import RUN_SD, Change, estimate_change, plan_paired_size, plan_size
 
 
 def simulated(rng: np.random.Generator, questions: int, noise: float, runs: int, slower: float = 0.0) -> pd.DataFrame:
@@ -24,7 +24,7 @@ def test_equal_versions_fail_at_most_once_in_a_hundred(noise: float) -> None:
     rng = np.random.default_rng(int(1000 * noise))
     failed = 0
     for _ in range(600):
-        changes = [change("x", simulated(rng, 24, noise, 1), simulated(rng, 24, noise, 1), 3) for _ in range(3)]
+        changes = [estimate_change("x", simulated(rng, 24, noise, 1), simulated(rng, 24, noise, 1), 3) for _ in range(3)]
         failed += any(one.verdict == "fail" for one in changes)
     assert failed <= 6
 
@@ -32,19 +32,19 @@ def test_equal_versions_fail_at_most_once_in_a_hundred(noise: float) -> None:
 @pytest.mark.parametrize("tasks", [1, 3, 6])
 def test_sizes_are_the_least_that_keep_the_power(tasks: int) -> None:
     """Of three ratios at a noise of 3 %: 5 % is found with a variance of (0.0412 / (2.7 + 1.64))^2 at most."""
-    beside = size_beside(0.03, 3, tasks, 0.05, 0.95)
-    assert beside is not None and beside <= 24 and size_beside(0.03, 3, tasks, 0.02, 0.95) is None
-    stored = size(0.03, 3, tasks, 0.05, 0.95)
+    beside = plan_paired_size(0.03, 3, tasks, 0.05, 0.95)
+    assert beside is not None and beside <= 24 and plan_paired_size(0.03, 3, tasks, 0.02, 0.95) is None
+    stored = plan_size(0.03, 3, tasks, 0.05, 0.95)
     assert stored.runs <= 6 and stored.questions <= 60
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.05])
 def test_a_slowdown_is_found_at_the_size_that_was_planned(noise: float) -> None:
-    needed = size(math.sqrt(2) * noise, 3, 3, 0.05, 0.95)
+    needed = plan_size(math.sqrt(2) * noise, 3, 3, 0.05, 0.95)
     rng = np.random.default_rng(0)
     slower = -math.log(0.95)
     found = [
-        change(
+        estimate_change(
             "x",
             simulated(rng, needed.questions, noise, needed.runs),
             simulated(rng, needed.questions, noise, needed.runs, slower),
@@ -57,10 +57,10 @@ def test_a_slowdown_is_found_at_the_size_that_was_planned(noise: float) -> None:
 
 def test_an_undecided_comparison_says_what_would_decide_it() -> None:
     rng = np.random.default_rng(1)
-    found = change("x", simulated(rng, 12, 0.1, 1), simulated(rng, 12, 0.1, 1), 3)
+    found = estimate_change("x", simulated(rng, 12, 0.1, 1), simulated(rng, 12, 0.1, 1), 3)
     assert found.verdict == "undecided" and found.needed is not None and found.needed.questions > 12
     more = [
-        change("x", *(simulated(rng, found.needed.questions, 0.1, found.needed.runs) for _ in range(2)), 3).verdict
+        estimate_change("x", *(simulated(rng, found.needed.questions, 0.1, found.needed.runs) for _ in range(2)), 3).verdict
         for _ in range(50)
     ]
     assert more.count("undecided") < 25

@@ -12,8 +12,8 @@ import pytest
 from specbench.decoding.loop import CapacityError
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
-from specbench.records.trial import ids_sha256
-from specbench.running.schedule import Arm, Schedule, arms_of, blocks
+from specbench.records.trial import hash_ids
+from specbench.running.schedule import Arm, Schedule, build_arms, schedule_blocks
 from tasks.question import Question
 from tests.fake_engine import METHODS, QUESTIONS, FakeEngine, Quiet, harness
 
@@ -46,7 +46,7 @@ def failing(label: str, when: Callable[[str], bool], error: Exception) -> Callab
 def orders(seed: int, questions: int = 40, repeats: int = 2) -> list[tuple[str, ...]]:
     arms = [Arm(method, method, FakeEngine(named)) for method in METHODS]
     asked = [Question(str(number), "qa", "qa", ("?",)) for number in range(questions)]
-    drawn = [block for repeat in range(repeats) for block in blocks(asked, arms, repeat, seed)]
+    drawn = [block for repeat in range(repeats) for block in schedule_blocks(asked, arms, repeat, seed)]
     return [tuple(arm.label for arm in block.order) for block in drawn]
 
 
@@ -61,14 +61,14 @@ def test_orders_are_drawn_from_the_seed() -> None:
 
 def test_the_order_does_not_depend_on_how_the_methods_were_listed() -> None:
     arms = [Arm(method, method, FakeEngine(named)) for method in METHODS]
-    forward, backward = (list(blocks(QUESTIONS, listed, 0, 0)) for listed in (arms, arms[::-1]))
+    forward, backward = (list(schedule_blocks(QUESTIONS, listed, 0, 0)) for listed in (arms, arms[::-1]))
     assert forward == backward
 
 
 def test_engines_of_a_method_follow_one_another_in_either_order() -> None:
     arms = [Arm(f"{method}{at}", method, FakeEngine(named)) for method in METHODS for at in ("", "@a", "@b")]
     asked = [Question(str(number), "qa", "qa", ("?",)) for number in range(60)]
-    orders_ = [tuple(block.order) for block in blocks(asked, arms, 0, seed=0)]
+    orders_ = [tuple(block.order) for block in schedule_blocks(asked, arms, 0, seed=0)]
     assert all(order[at].method == order[at + 1].method == order[at + 2].method for order in orders_ for at in (0, 3, 6))
     firsts = Counter(order[0].label for order in orders_)
     assert set(firsts) == {arm.label for arm in arms}, f"each of nine arms comes first in about 7 of 60 blocks: {firsts}"
@@ -78,7 +78,7 @@ def test_above_temperature_zero_every_repeat_draws_with_a_seed_of_its_own() -> N
     """And every turn; the arms of a block share theirs."""
     arms = [Arm(method, method, FakeEngine(named)) for method in METHODS]
     greedy, warm = (Schedule(2, 7, "reference", Sampling(temperature=temperature)) for temperature in (0.0, 0.8))
-    turns = [block for repeat in range(2) for block in blocks(QUESTIONS, arms, repeat, seed=7)]
+    turns = [block for repeat in range(2) for block in schedule_blocks(QUESTIONS, arms, repeat, seed=7)]
     assert {greedy.sampling_of(block).seed for block in turns} == {0} and {greedy.seed_of(0), greedy.seed_of(1)} == {7}
     seeds = [warm.sampling_of(block).seed for block in turns]
     assert len(set(seeds)) == len(turns) and seeds == [warm.sampling_of(block).seed for block in turns]
@@ -113,7 +113,7 @@ def test_the_record_holds_what_the_engine_said(tmp_path: Path) -> None:
     assert (first.new_tokens, first.steps, first.target_forwards) == (4, 3, 4)
     assert (first.prefill_s, first.decode_s, first.finish_reason) == (0.25, 0.5, "eos")
     assert first.output_ids == list(b"pld!") and second.output_ids is None, "ids are kept of repeat 0 alone"
-    assert first.output_sha256 == second.output_sha256 == ids_sha256(b"pld!")
+    assert first.output_sha256 == second.output_sha256 == hash_ids(b"pld!")
     assert (first.run_id, first.suite, first.task, first.seed, first.state) == (tmp_path.name, "fake-suite", "qa", 7, "cold")
     counts = {trial.method: trial.retokenised for trial in made.run.trials()}
     assert counts == {"autoregressive": len("autoregressive!") - 1, "pld": None, "sps": None}
@@ -161,7 +161,7 @@ def test_prompts_are_written_once_and_trials_point_at_them(tmp_path: Path) -> No
     for trial in made.run.trials():
         prompt = prompts[(trial.question_id, trial.turn)]
         assert (trial.prompt_sha256, trial.prompt_tokens) == (prompt.sha256, len(prompt.prompt_ids))
-        assert prompt.sha256 == ids_sha256(prompt.prompt_ids)
+        assert prompt.sha256 == hash_ids(prompt.prompt_ids)
 
 
 def test_texts_of_repeat_0_are_scored(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ class Peer(FakeEngine):
 
 def test_arms_stand_on_the_first_engine_and_beside_it_on_those_that_have_them() -> None:
     first, second = FakeEngine(named), Peer(named)
-    labels = [arm.label for arm in arms_of({"native": first, "hf": second}, METHODS)]
+    labels = [arm.label for arm in build_arms({"native": first, "hf": second}, METHODS)]
     assert labels == [*METHODS, "autoregressive@hf"]
     with pytest.raises(InputError, match="engine hf has no method pld, sps; of the chosen ones it has autoregressive"):
-        arms_of({"hf": second, "native": first}, METHODS)
+        build_arms({"hf": second, "native": first}, METHODS)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from specbench.decoding.attention import ChainBias, aligned, attend
+from specbench.decoding.attention import ChainBias, align_mask, attend
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
@@ -193,7 +193,7 @@ def test_masks_for_cuda_are_aligned() -> None:
     bias = ChainBias(torch.float32, torch.device("cpu"))
     for past in range(20):
         mask = bias.of(DraftTree.chain(torch.arange(5)), past)
-        copy = aligned(mask)
+        copy = align_mask(mask)
         assert torch.equal(copy, mask) and copy.data_ptr() % 16 == 0 and copy.stride(0) % 8 == 0
 
 

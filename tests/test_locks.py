@@ -16,8 +16,8 @@ import torch
 
 from specbench import ROOT
 from specbench.errors import InputError
-from specbench.machine.devices import timed_devices
-from specbench.machine.locks import alone, sole_timer
+from specbench.machine.devices import list_timed_devices
+from specbench.machine.locks import lock_devices, lock_run
 from specbench.records.run_directory import RunDirectory
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -88,7 +88,7 @@ def another_user() -> Iterator[None]:
 
 
 def time_on_the_cpu() -> None:
-    with sole_timer(["cpu"], waiting):
+    with lock_devices(["cpu"], waiting):
         pass
 
 
@@ -122,11 +122,11 @@ def test_a_killed_process_frees_its_run(start: Start, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     writer = start(str(run.path), script=WRITER)
     assert says(writer) == "writes"
-    with pytest.raises(InputError, match="another process is writing there"), alone(run.path):
+    with pytest.raises(InputError, match="another process is writing there"), lock_run(run.path):
         raise AssertionError("the run is taken")
     writer.kill()
     writer.wait()
-    with alone(run.path):
+    with lock_run(run.path):
         assert run.is_new(), "its lock is nothing that lies in the way of a run"
 
 
@@ -134,14 +134,14 @@ def test_a_lock_file_that_may_only_be_read_is_no_way_round(start: Start, tmp_pat
     (tmp_path / "specbench-cpu.lock").touch(mode=0o444)
     holder = start("cpu")
     assert says(holder) == "times"
-    with pytest.raises(TimeoutError), sole_timer(["cpu"], waiting):
+    with pytest.raises(TimeoutError), lock_devices(["cpu"], waiting):
         raise AssertionError("the device is taken")
 
 
 def test_users_of_one_machine_share_a_device_s_lock(place: Path) -> None:
     before = os.umask(0o077)
     try:
-        with sole_timer(["cpu"], waiting):
+        with lock_devices(["cpu"], waiting):
             assert place.stat().st_mode & 0o777 == 0o666
             with another_user(), pytest.raises(TimeoutError):
                 time_on_the_cpu()
@@ -171,7 +171,7 @@ def test_what_is_no_lock_is_refused_by_its_path(place: Path, lay: Callable[[Path
     with (
         another_user(),
         pytest.raises(InputError, match=rf"^run/.lock: {said}.*; remove it, or choose another out"),
-        alone(run.path),
+        lock_run(run.path),
     ):
         pass
 
@@ -201,9 +201,9 @@ def test_a_card_goes_by_its_uuid_and_a_device_map_may_take_any(monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda card: SimpleNamespace(uuid=f"GPU-{card}"))
-    assert timed_devices("cuda:1", None) == ["GPU-1"]
-    assert timed_devices("auto", "auto") == ["GPU-0", "GPU-1"]
-    assert timed_devices("cpu", None) == ["cpu"]
+    assert list_timed_devices("cuda:1", None) == ["GPU-1"]
+    assert list_timed_devices("auto", "auto") == ["GPU-0", "GPU-1"]
+    assert list_timed_devices("cpu", None) == ["cpu"]
 
 
 def waiting() -> None:

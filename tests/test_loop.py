@@ -12,7 +12,7 @@ from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import CapacityError, Generation, capacity, generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 from tests.tiny import tiny_language_model
 
 VOCABULARY = 256
@@ -79,7 +79,7 @@ class Guess(Drafter):
         tokens, parents = [*tokens, successor(state[0]) ^ 1, successor(state[0])], [*parents, 0, 0]
         return DraftTree(torch.tensor(tokens), torch.tensor(parents), scratch=scratch)
 
-    def observe(self, state: list[int], tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: list[int], tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state[0] = verified.next_token
 
 

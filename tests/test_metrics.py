@@ -27,11 +27,11 @@ RUN = [
 
 
 def pairs_of(trials):
-    return metrics.pair(metrics.question_frame(metrics.trial_frame(trials)))
+    return metrics.pair_with_baseline(metrics.build_question_frame(metrics.build_trial_frame(trials)))
 
 
 def test_counts_are_pooled_and_divided_at_the_end():
-    row = metrics.pooled(pairs_of(RUN)).loc["pld", "qa"]
+    row = metrics.pool_counts(pairs_of(RUN)).loc["pld", "qa"]
     assert row["mean_accepted_tokens"] == 10 / 5, "committed 3+1+3 and 1+2 in 3 + 2 steps"
     assert row["acceptance_rate"] == pytest.approx(5 / 9), "accepted 2+0+2 and 0+1 of depth 2+0+4 and 2+1"
     assert row["tokens_per_forward"] == 12 / 7, "8 + 4 tokens in (3+1) + (2+1) forwards"
@@ -42,30 +42,30 @@ def test_counts_are_pooled_and_divided_at_the_end():
 
 
 def test_overall_holds_the_questions_of_all_tasks():
-    row = metrics.pooled(pairs_of(RUN)).loc["pld", "overall"]
+    row = metrics.pool_counts(pairs_of(RUN)).loc["pld", "overall"]
     assert row["questions"] == 3
     assert row["mean_accepted_tokens"] == 15 / 6, "10 tokens in 5 steps and 5 in 1"
 
 
 def test_autoregressive_has_one_token_per_forward_and_per_step():
-    row = metrics.pooled(pairs_of(RUN)).loc["autoregressive", "qa"]
+    row = metrics.pool_counts(pairs_of(RUN)).loc["autoregressive", "qa"]
     assert (row["tokens_per_forward"], row["mean_accepted_tokens"], row["speedup_pooled"]) == (1, 1, 1)
     assert math.isnan(row["acceptance_rate"]), "no draft was offered: 0/0 is no rate"
 
 
 def test_spread_over_seeds_is_that_of_the_repeats_own_figures():
     other = [dataclasses.replace(one, repeat=1, decode_s=one.decode_s * (2 if one.method == "pld" else 1)) for one in RUN]
-    rows = metrics.over_seeds(pairs_of([*RUN, *other]))
+    rows = metrics.compute_seed_spread(pairs_of([*RUN, *other]))
     means = [math.exp((math.log(2) + math.log(1)) / 2 - shift) for shift in (0, math.log(2))]
     assert rows.loc[("pld", "qa"), "speedup_seed_sd"] == pytest.approx((means[0] - means[1]) / math.sqrt(2))
     tasks = [math.sqrt(means[0] * 3), math.sqrt(means[1] * 1.5)]
     assert rows.loc[("pld", "overall"), "speedup_seed_sd"] == pytest.approx((tasks[0] - tasks[1]) / math.sqrt(2))
     assert rows.loc[("pld", "qa"), "mean_accepted_tokens_seed_sd"] == 0, "the same counts in both repeats"
-    assert math.isnan(metrics.over_seeds(pairs_of(RUN)).loc[("pld", "qa"), "speedup_seed_sd"])
+    assert math.isnan(metrics.compute_seed_spread(pairs_of(RUN)).loc[("pld", "qa"), "speedup_seed_sd"])
 
 
 def test_ratios_are_per_question():
-    ratios = metrics.question_ratios(pairs_of(RUN)).set_index(["method", "question_id"])
+    ratios = metrics.compute_question_ratios(pairs_of(RUN)).set_index(["method", "question_id"])
     assert ratios.loc[("pld", 1), "log_speedup"] == pytest.approx(math.log(2)), "8 tokens / 2 s over 8 tokens / 4 s"
     assert ratios.loc[("pld", 2), "log_speedup"] == pytest.approx(0)
     assert math.exp(ratios.loc[("pld", 1), "log_conversion"]) == pytest.approx(1), "speedup 2 / (8 tokens / 4 forwards)"
@@ -78,13 +78,13 @@ def test_turns_and_repeats_are_added_before_dividing():
         for method, times in {"autoregressive": (2, 3, 4, 5), "pld": (1, 2, 1, 2)}.items()
         for (repeat, turn), seconds in zip([(0, 0), (0, 1), (1, 0), (1, 1)], times, strict=True)
     ]
-    ratio = metrics.question_ratios(pairs_of(trials)).set_index("method").loc["pld"]
+    ratio = metrics.compute_question_ratios(pairs_of(trials)).set_index("method").loc["pld"]
     assert math.exp(ratio["log_speedup"]) == pytest.approx(18 / 10), "decode 14 s and 6 s, prefill 4 × 1 s each"
     assert math.exp(ratio["log_speedup_decode"]) == pytest.approx(14 / 6), "without prefill and its first tokens"
 
 
 def test_spec_bench_divides_mean_rates_by_retokenised_mean_rates():
-    speedups = metrics.spec_bench(pairs_of(RUN))
+    speedups = metrics.compute_spec_bench(pairs_of(RUN))
     assert speedups["pld", "qa"] == pytest.approx(4 / 2.375), "mean(8/2, 4/1) / mean(7/4, 3/1)"
     assert speedups["pld", "rag"] == pytest.approx(3), "not re-tokenised, so new tokens: (6/1) / (6/3)"
     assert speedups["pld", "overall"] == pytest.approx((14 / 3) / (6.75 / 3)), "mean(4, 4, 6) / mean(1.75, 3, 2)"
@@ -96,7 +96,7 @@ def test_spec_bench_pairs_repeat_with_repeat():
         trial("autoregressive", [1] * 5, 6.0, question_id=3, task="rag", repeat=1),
         trial("pld", [5], 6.0, question_id=3, task="rag", repeat=1),
     ]
-    assert metrics.spec_bench(pairs_of(RUN + again))["pld", "rag"] == pytest.approx((3 + 1) / 2)
+    assert metrics.compute_spec_bench(pairs_of(RUN + again))["pld", "rag"] == pytest.approx((3 + 1) / 2)
 
 
 def test_identical_compares_the_same_turn_of_the_same_repeat():
@@ -106,10 +106,10 @@ def test_identical_compares_the_same_turn_of_the_same_repeat():
         trial("pld", [1], 1.0, turn=0, output_sha256="a"),
         trial("pld", [1], 1.0, turn=1, output_sha256="c"),
     ]
-    assert metrics.identical(metrics.trial_frame(trials))["pld", "qa"] == 1 / 2
+    assert metrics.compute_identical_share(metrics.build_trial_frame(trials))["pld", "qa"] == 1 / 2
     own = [trial("pld", [1], 1.0, turn=0, output_sha256="a", context="own")]
     own.append(trial("pld", [1], 1.0, turn=1, output_sha256="c", context="own", prompt_sha256="another"))
-    shares = metrics.identical(metrics.trial_frame(trials[:2] + own))
+    shares = metrics.compute_identical_share(metrics.build_trial_frame(trials[:2] + own))
     assert shares["pld", "qa"] == 1, "the second turn had another prompt and cannot be compared"
 
 
@@ -117,13 +117,15 @@ def test_identical_compares_the_same_turn_of_the_same_repeat():
 def test_an_error_row_takes_its_question_out_and_is_counted(changes):
     trials = [*RUN[:4], failed("pld", question_id=2), RUN[5]]
     trials[4] = dataclasses.replace(trials[4], **changes)
-    frame = metrics.trial_frame(trials)
-    questions = metrics.question_frame(frame)
-    row = metrics.pooled(metrics.pair(questions)).loc["pld", "qa"]
+    frame = metrics.build_trial_frame(trials)
+    questions = metrics.build_question_frame(frame)
+    row = metrics.pool_counts(metrics.pair_with_baseline(questions)).loc["pld", "qa"]
     assert (row["questions"], row["tokens_per_second"], row["speedup_pooled"]) == (1, 8 / 2, 2), "question 1 alone"
-    assert metrics.observed(frame)["errors"].to_dict()["pld", "qa"] == 1
-    assert metrics.failed_questions(questions).values.tolist() == [["pld", "qa", 2]]
-    assert metrics.unpaired(questions, metrics.pair(questions))["pld", "qa"] == 0, "an error is not unfinished"
+    assert metrics.summarise_trials(frame)["errors"].to_dict()["pld", "qa"] == 1
+    assert metrics.find_failed_questions(questions).values.tolist() == [["pld", "qa", 2]]
+    assert metrics.count_unpaired(questions, metrics.pair_with_baseline(questions))["pld", "qa"] == 0, (
+        "an error is not unfinished"
+    )
 
 
 def test_a_failed_repeat_takes_the_whole_question_out():
@@ -131,40 +133,40 @@ def test_a_failed_repeat_takes_the_whole_question_out():
         trial("autoregressive", [1] * 3, 1.0, question_id=2, repeat=1),
         failed("pld", question_id=2, repeat=1),
     ]
-    assert metrics.pooled(pairs_of(RUN + again)).loc[("pld", "qa"), "questions"] == 1
+    assert metrics.pool_counts(pairs_of(RUN + again)).loc[("pld", "qa"), "questions"] == 1
 
 
 def test_a_method_without_any_number_keeps_its_row():
-    frame = metrics.trial_frame([RUN[0], failed("pld", question_id=1)])
-    assert metrics.observed(frame).loc[("pld", "qa"), "errors"] == 1
-    assert metrics.pooled(metrics.pair(metrics.question_frame(frame))).index.tolist() == [
+    frame = metrics.build_trial_frame([RUN[0], failed("pld", question_id=1)])
+    assert metrics.summarise_trials(frame).loc[("pld", "qa"), "errors"] == 1
+    assert metrics.pool_counts(metrics.pair_with_baseline(metrics.build_question_frame(frame))).index.tolist() == [
         ("autoregressive", "qa"), ("autoregressive", "overall"),
     ]  # fmt: skip
 
 
 def test_a_half_finished_question_is_not_paired_but_counted():
     trials = [*RUN, trial("autoregressive", [1], 1.0, question_id=1, turn=1)]
-    questions = metrics.question_frame(metrics.trial_frame(trials))
-    pairs = metrics.pair(questions)
-    assert metrics.pooled(pairs).loc[("pld", "qa"), "questions"] == 1
-    assert metrics.unpaired(questions, pairs)["pld", "qa"] == 1
+    questions = metrics.build_question_frame(metrics.build_trial_frame(trials))
+    pairs = metrics.pair_with_baseline(questions)
+    assert metrics.pool_counts(pairs).loc[("pld", "qa"), "questions"] == 1
+    assert metrics.count_unpaired(questions, pairs)["pld", "qa"] == 1
 
 
 def test_an_engine_that_cannot_see_steps_has_speeds_and_no_acceptance():
     blind = dict.fromkeys(("steps", "drafted", "depth", "accepted", "committed", "prefill_s"))
     trials = [RUN[0], dataclasses.replace(trial("pld", [7], 2.0), **blind)]
-    row = metrics.pooled(pairs_of(trials)).loc["pld", "qa"]
+    row = metrics.pool_counts(pairs_of(trials)).loc["pld", "qa"]
     assert row["speedup_pooled"] == 2
     assert all(math.isnan(row[name]) for name in ("mean_accepted_tokens", "tokens_per_forward", "drafted"))
     assert math.isnan(row["decode_tokens_per_second"]), "prefill was not told apart"
 
 
 def test_peak_memory_is_the_largest_turn():
-    assert metrics.observed(metrics.trial_frame(RUN))["peak_memory_mb"].to_dict()["pld", "overall"] == 3.0
+    assert metrics.summarise_trials(metrics.build_trial_frame(RUN))["peak_memory_mb"].to_dict()["pld", "overall"] == 3.0
 
 
 def test_acceptance_by_position():
-    frame = metrics.acceptance_by_position(RUN).set_index(["method", "position"])
+    frame = metrics.tabulate_positions(RUN).set_index(["method", "position"])
     first, third = frame.loc[("pld", 1)], frame.loc[("pld", 3)]
     assert first["joint"] == 4 / 6, "steps accepted 2 0 2 | 0 1 | 4: four of six accepted one or more"
     assert first["conditional"] == 4 / 5, "one step offered nothing"
@@ -181,15 +183,15 @@ def test_the_time_of_a_step_is_told_in_autoregressive_steps():
         trial("pld", [3, 2, 4, 1], 4.0, draft_s=1.0, verify_s=2.4),
         failed("pld", question_id=2),
     ]
-    row = metrics.time_split(metrics.trial_frame(profiled)).set_index("method").loc["pld"]
+    row = metrics.split_step_time(metrics.build_trial_frame(profiled)).set_index("method").loc["pld"]
     assert row[["step", "draft", "verify", "rest"]].tolist() == pytest.approx([2.0, 0.5, 1.2, 0.3])
     assert row["step_ms"] == pytest.approx(1000) and row["mean_accepted_tokens"] == 2.5
-    assert metrics.time_split(metrics.trial_frame(RUN)).empty, "nothing was profiled"
+    assert metrics.split_step_time(metrics.build_trial_frame(RUN)).empty, "nothing was profiled"
 
 
 def test_spread_between_repeats_is_that_of_log_seconds():
     seconds = {"autoregressive": (1.0, 1.0), "pld": (1.0, math.exp(0.2))}
     made = [trial(name, [1], time, repeat=at) for name, times in seconds.items() for at, time in enumerate(times)]
-    spread = metrics.repeat_spread(metrics.trial_frame(made))
+    spread = metrics.compute_repeat_spread(metrics.build_trial_frame(made))
     assert spread["autoregressive"] == 0 and spread["pld"] == pytest.approx(0.2 / math.sqrt(2)), "0.1 either side, one degree"
-    assert metrics.repeat_spread(metrics.trial_frame(RUN)).empty, "one repeat says nothing"
+    assert metrics.compute_repeat_spread(metrics.build_trial_frame(RUN)).empty, "one repeat says nothing"

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from specbench.zoo.recipes.tokenizer import SPECIALS, VOCABULARY, build_tokenizer
 from tasks.mini.dialogue import Dialogue
-from tasks.mini.generator import WRITERS, dialogues
+from tasks.mini.generator import WRITERS, generate_dialogues
 from tasks.mini.suite import Mini
 from tasks.question import MT_BENCH, TASK_OF_CATEGORY, Question
 
@@ -33,7 +33,7 @@ def suite(per_task: int = 16) -> Mini:
 
 @lru_cache
 def stream(task: str, split: str, count: int, smallest: float = 1.0) -> list[Dialogue]:
-    return list(islice(dialogues(task, split, smallest=smallest), count))
+    return list(islice(generate_dialogues(task, split, smallest=smallest), count))
 
 
 # --- questions

@@ -58,7 +58,7 @@ def test_a_job_for_another_machine_may_name_a_device_of_that_machine(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = []
-    monkeypatch.setattr("specbench.running.sweep._job", lambda: sent.append(1))
+    monkeypatch.setattr("specbench.running.sweep._run_job", lambda: sent.append(1))
     monkeypatch.setattr("specbench.running.sweep.HERE", ("joblib",))
     sweep(["limit=1,2", "target.device=cuda:99", *tiny.overrides(f"out={tmp_path}")], None)
     assert sent

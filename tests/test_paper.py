@@ -7,14 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from specbench.analysis.loaded_run import load
+from specbench.analysis.loaded_run import read_run
 from specbench.analysis.metrics import OVERALL
 from specbench.paper import drift
-from specbench.paper.items import LEADERBOARDS, SURVEY_ITEMS, other_tables
-from specbench.paper.matching import matching, measured
-from specbench.paper.published import SURVEY, leaderboard, published
-from specbench.paper.render import render
-from specbench.running.sweep import values_of
+from specbench.paper.items import LEADERBOARDS, SURVEY_ITEMS, list_other_tables
+from specbench.paper.matching import collect_measured, match_rows
+from specbench.paper.published import SURVEY, read_leaderboard, read_published
+from specbench.paper.render import render_paper
+from specbench.running.sweep import expand_sweep
 from specbench.setup.compose import compose_run
 from tests.conftest import Cli
 from tests.fake_run import CONFIG, made_up_trials, write_run
@@ -27,7 +27,7 @@ def item(name: str) -> pd.DataFrame:
 
 
 def test_the_survey_s_overall_speedups_are_ratios_of_its_tokens_per_second() -> None:
-    rows = published()
+    rows = read_published()
     rows = rows[rows["source"].str.startswith(SURVEY) & (rows["task"] == OVERALL) & (rows["dtype"] == "float16")]
     keys = ["device", "target", "temperature", "method"]
     wide = rows.pivot_table(index=keys, columns="metric", values="value")[["speedup", "tokens_per_s"]].dropna()
@@ -37,7 +37,7 @@ def test_the_survey_s_overall_speedups_are_ratios_of_its_tokens_per_second() -> 
 
 
 def test_the_leaderboard_of_february_2024_is_the_survey_s_tables() -> None:
-    wide = drift.over_time()
+    wide = drift.tabulate_by_day()
     survey = pd.concat([item("survey-figure-7"), item("survey-figure-9")]).set_index(["device", "target", "method"])["speedup"]
     first = wide["2024-02-25"].dropna()
     both = first.to_frame("board").join(survey[~survey.index.duplicated()].rename("survey"), how="inner")
@@ -47,7 +47,7 @@ def test_the_leaderboard_of_february_2024_is_the_survey_s_tables() -> None:
 @pytest.mark.parametrize("source", ["arXiv:2406.16858", "arXiv:2503.01840"])
 def test_printed_means_of_eagle_are_means_of_their_columns(source: str) -> None:
     """But for three cells of 80, which are known to be misprinted or mistaken."""
-    rows = published()
+    rows = read_published()
     rows = rows[rows["source"].str.startswith(source) & (rows["item"] == "Table 1")]
     keys = ["target", "method", "setting", "metric"]
     means = rows[rows["task"].str.lower() == "mean"].set_index(keys)["value"]
@@ -57,12 +57,12 @@ def test_printed_means_of_eagle_are_means_of_their_columns(source: str) -> None:
 
 
 def test_rows_faster_than_their_acceptance_are_the_two_of_february_2024() -> None:
-    wide = drift.over_time()
-    found = drift.too_fast(wide)
+    wide = drift.tabulate_by_day()
+    found = drift.find_too_fast(wide)
     assert set(found["method"]) == {"Medusa", "Lookahead"} and found["day"].str.startswith("2024-02").all()
     row = found[(found["method"] == "Medusa") & (found["target"] == "Vicuna-7B-v1.3")].iloc[0]
     assert (row["speedup"], row["mean_accepted_tokens"]) == (2.42, 2.32)
-    head = leaderboard()
+    head = read_leaderboard()
     assert not (head["speedup"] > head["mean_accepted_tokens"]).any()
 
 
@@ -73,7 +73,7 @@ def test_items_have_what_the_survey_shows() -> None:
     assert len(set(item("survey-figure-9")["target"])) == 3
     assert set(item("survey-figure-10")["dtype"]) == {"float16", "float32"}
     assert all(len(board.rows()) >= 49 for board in LEADERBOARDS)
-    titles = [title for title, _ in other_tables()]
+    titles = [title for title, _ in list_other_tables()]
     assert any("Table 3 (literature)" in title for title in titles) and any("EAGLE-2" in title for title in titles)
 
 
@@ -84,24 +84,24 @@ def run_of_vicuna(folder: Path) -> Path:
 
 
 def test_a_measured_run_stands_beside_what_it_matches(tmp_path: Path) -> None:
-    rows = measured([load(run_of_vicuna(tmp_path / "run"))])
+    rows = collect_measured([read_run(run_of_vicuna(tmp_path / "run"))])
     assert set(rows["method"]) == {"PLD", "Medusa"} and set(rows["kind"]) == {"measured"}
-    by_name = {one.name: len(matching(one, rows)) for one in [*SURVEY_ITEMS, *LEADERBOARDS]}
+    by_name = {one.name: len(match_rows(one, rows)) for one in [*SURVEY_ITEMS, *LEADERBOARDS]}
     assert by_name["survey-figure-5"] == 14 and by_name["survey-table-5-sampled"] == 0 and by_name["survey-table-6-13b"] == 0
     assert by_name["survey-figure-6"] == 2, "at temperature 0"
-    assert measured([load(write_run(tmp_path / "mini", made_up_trials({"pld": 0.4}, TASKS)).path)]).empty
+    assert collect_measured([read_run(write_run(tmp_path / "mini", made_up_trials({"pld": 0.4}, TASKS)).path)]).empty
 
 
 def test_a_difference_is_acceptance_times_cost() -> None:
     columns = ["target", "method", "task", "device", "speedup", "mean_accepted_tokens"]
     was = pd.DataFrame([["t", "PLD", OVERALL, "a", 2.0, 2.5]], columns=columns)
     now = pd.DataFrame([["t", "PLD", OVERALL, "b", 1.5, 2.0]], columns=columns)
-    (row,) = drift.split(was, now).to_dict("records")
+    (row,) = drift.split_difference(was, now).to_dict("records")
     assert row["whole"] == 0.75 and row["acceptance"] == 0.8 and row["cost"] == pytest.approx(0.9375)
 
 
 def test_the_page(tmp_path: Path) -> None:
-    page = render([run_of_vicuna(tmp_path / "run")], tmp_path / "out")
+    page = render_paper([run_of_vicuna(tmp_path / "run")], tmp_path / "out")
     text = page.read_text()
     assert "Measured: run · no such processor · Vicuna-7B-v1.3 · float16 · 0.0" in text and "PLD, measured" in text
     assert "Published against measured" in text and "Faster than their acceptance allows" in text
@@ -113,7 +113,7 @@ def test_the_page(tmp_path: Path) -> None:
 
 
 def test_the_command(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("specbench.paper.render.render", lambda runs, out: out / f"{len(runs)}.html")
+    monkeypatch.setattr("specbench.paper.render.render_paper", lambda runs, out: out / f"{len(runs)}.html")
     status, out, err = cli("paper", "one", "--out", "paper")
     assert status == 0 and "page: paper/1.html" in out, err
     for name in ("a", "b"):
@@ -129,5 +129,5 @@ def test_the_survey_s_experiments_compose(experiment: str, jobs: int) -> None:
     config = compose_run([f"experiment={experiment}"])
     assert config.suite["_target_"] == "tasks.spec_bench.SpecBench"
     assert config.target.dtype == ("auto" if experiment == "survey_precision" else "float16")
-    swept = values_of(config.sweep, [f"experiment={experiment}"])
+    swept = expand_sweep(config.sweep, [f"experiment={experiment}"])
     assert sum(len(one.split("=")[1].split(",")) for one in swept) == (jobs if jobs > 1 else 0)

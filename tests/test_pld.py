@@ -8,7 +8,7 @@ import torch
 
 from methods.pld import NgramIndex, PromptLookup
 from specbench.decoding.language_model import TargetOutput
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 from specbench.errors import InputError
 from tests.methods_under_test import drafter_of
 from tests.tiny import NO_CONTEXT, tiny_language_model
@@ -69,7 +69,7 @@ def offered(drafter: PromptLookup, scan: Scan, seed: int, alphabet: int) -> int:
     state = drafter.start(list(prompt), TargetOutput(torch.empty(0)), NO_CONTEXT)
     tokens, found = list(prompt), 0
     for piece in [[], *pieces]:
-        drafter.observe(state, drafter.draft(state, 99), TargetOutput(torch.empty(0)), Verified([0], 0, piece))
+        drafter.observe(state, drafter.draft(state, 99), TargetOutput(torch.empty(0)), Verification([0], 0, piece))
         tokens += piece
         expected = scan(tokens)
         found += expected not in ([], [100])

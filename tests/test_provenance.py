@@ -12,24 +12,24 @@ import torch
 from specbench.errors import InputError
 from specbench.machine.devices import (
     DTYPES,
-    devices,
-    free_memory_bytes,
+    count_usable_cores,
+    get_free_memory,
+    get_peak_memory,
+    get_total_memory,
     has_bf16_units,
-    memory_bytes,
-    peak_memory_bytes,
+    list_devices,
     pick_device,
     pick_dtype,
     reset_peak_memory,
-    usable_cores,
 )
 from specbench.setup import provenance as module
-from specbench.setup.provenance import provenance
+from specbench.setup.provenance import collect_provenance
 
 CPU = torch.device("cpu")
 
 
 def test_says_versions_machine_and_time():
-    said = provenance(CPU)
+    said = collect_provenance(CPU)
     assert said["versions"]["torch"] == torch.__version__
     assert said["versions"]["python"] == platform.python_version()
     assert said["device"]["kind"] == "cpu" and said["device"]["name"]
@@ -39,7 +39,7 @@ def test_says_versions_machine_and_time():
 
 
 def test_names_no_user_host_or_folder():
-    said = provenance(CPU)
+    said = collect_provenance(CPU)
     text = json.dumps(said)
     for secret in (str(Path.home()), str(module.ROOT), str(Path.cwd())):
         assert len(secret) < 4 or secret not in text, f"{secret} is in run.json"
@@ -49,12 +49,12 @@ def test_names_no_user_host_or_folder():
 
 def test_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert provenance(CPU)["git"] is None
+    assert collect_provenance(CPU)["git"] is None
 
 
 def test_a_checkout_around_the_project_is_not_its_own(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_output", lambda command: str(tmp_path))
-    assert module._git() is None
+    monkeypatch.setattr(module, "_run_command", lambda command: str(tmp_path))
+    assert module._describe_git() is None
 
 
 def test_a_card_s_driver_clocks_and_limits(driver):
@@ -67,7 +67,7 @@ def test_a_card_s_driver_clocks_and_limits(driver):
         "nvmlDeviceGetPersistenceMode": 1,
         "nvmlDeviceGetMigMode": [0, 1],
     }
-    said = module._nvidia(torch.device("cuda", 0))
+    said = module._query_nvidia(torch.device("cuda", 0))
     assert json.loads(json.dumps(said)) == {
         "driver": "550.1",
         "clocks": {
@@ -86,28 +86,28 @@ def test_a_card_s_driver_clocks_and_limits(driver):
 
 def test_a_card_without_nvidia_s_driver(driver):
     driver.answers.clear()
-    assert module._nvidia(torch.device("cuda", 0)) == {}
+    assert module._query_nvidia(torch.device("cuda", 0)) == {}
 
 
 def test_peak_memory_is_that_of_a_process():
     reset_peak_memory(CPU)
-    assert 10_000_000 < peak_memory_bytes(CPU) < 1_000_000_000_000
+    assert 10_000_000 < get_peak_memory(CPU) < 1_000_000_000_000
 
 
 def test_cores_are_those_that_this_process_may_run_on(monkeypatch):
     monkeypatch.setattr("psutil.cpu_count", lambda: 8)
     monkeypatch.setattr("psutil.Process.cpu_affinity", lambda process: [3, 5], raising=False)
-    assert usable_cores() == 2
+    assert count_usable_cores() == 2
     monkeypatch.delattr("psutil.Process.cpu_affinity")  # macOS
-    assert usable_cores() == 8
+    assert count_usable_cores() == 8
 
 
 def test_free_memory_is_a_part_of_the_machine_s():
-    assert 0 < free_memory_bytes(CPU) < memory_bytes()
+    assert 0 < get_free_memory(CPU) < get_total_memory()
 
 
 def test_auto_takes_what_is_there():
-    assert pick_device("auto").type == devices()[0]
+    assert pick_device("auto").type == list_devices()[0]
     assert pick_device("cpu") == CPU
     assert pick_dtype("auto", CPU) == (torch.bfloat16 if has_bf16_units() else torch.float32)
     assert {pick_dtype(name, CPU) for name in DTYPES} == set(DTYPES.values())
@@ -124,7 +124,7 @@ def test_auto_takes_what_is_there():
     ],
 )
 def test_bfloat16_on_a_cpu_only_in_hardware(monkeypatch, there, expected):
-    monkeypatch.setattr("specbench.machine.devices.cpu_capabilities", lambda: there)
+    monkeypatch.setattr("specbench.machine.devices.get_cpu_capabilities", lambda: there)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert pick_dtype("auto", CPU) == expected
 

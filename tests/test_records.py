@@ -7,7 +7,7 @@ import pytest
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import Prompt, Trial, ids_sha256
+from specbench.records.trial import Prompt, Trial, hash_ids
 from tests.fake_run import failed, trial, write_run
 
 DESIGN_FIELDS = [
@@ -131,8 +131,8 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path):
 
 def test_prompts_come_back(tmp_path):
     run = write_run(tmp_path, [])
-    prompts = [Prompt(question_id=1, turn=0, prompt_ids=[3, 4], sha256=ids_sha256([3, 4]))]
-    prompts.append(Prompt(question_id=1, turn=1, prompt_ids=[5], sha256=ids_sha256([5]), method="pld"))
+    prompts = [Prompt(question_id=1, turn=0, prompt_ids=[3, 4], sha256=hash_ids([3, 4]))]
+    prompts.append(Prompt(question_id=1, turn=1, prompt_ids=[5], sha256=hash_ids([5]), method="pld"))
     for prompt in prompts:
         run.append_prompt(prompt)
     assert run.prompts() == prompts

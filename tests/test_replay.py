@@ -13,8 +13,8 @@ from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.records.run_directory import RunDirectory
-from specbench.replay.recorded_target import Recorded, replayed
-from specbench.replay.sources import of_ids
+from specbench.replay.recorded_target import RecordedAnswer, replay_answers
+from specbench.replay.sources import read_ids
 from tests.conftest import Cli, Refuse, Tiny
 from tests.methods_under_test import drafter_of, target_of
 from tests.tiny import VOCABULARY, prompts
@@ -34,8 +34,8 @@ def test_a_replay_is_the_live_run_step_by_step(label: str, temperature: float) -
         (out,) = generate(target, live, [prompt], sampling)
         outs.append(out)
         stops = (out.output_ids[-1],) if out.finish_reason == "eos" else ()
-        answers.append(Recorded(prompt.tolist(), out.output_ids, 40, stops))
-    again = replayed(label, drafter_of(label, "llama"), answers, VOCABULARY)
+        answers.append(RecordedAnswer(prompt.tolist(), out.output_ids, 40, stops))
+    again = replay_answers(label, drafter_of(label, "llama"), answers, VOCABULARY)
     assert {out.finish_reason for out in outs} == {"eos", "length"}
     for one, other in zip(outs, again, strict=True):
         for name in STEPS:
@@ -45,9 +45,9 @@ def test_a_replay_is_the_live_run_step_by_step(label: str, temperature: float) -
 
 @pytest.mark.parametrize("label", ["medusa", "eagle2", "token_recycling", "lookahead", "self_speculative"])
 def test_a_method_that_reads_the_target_is_refused(label: str) -> None:
-    answers = [Recorded([5, 6, 7, 5, 6], [7, 8, 9, 10, 11, 12], 6)]
+    answers = [RecordedAnswer([5, 6, 7, 5, 6], [7, 8, 9, 10, 11, 12], 6)]
     with pytest.raises(InputError, match=f"method {label} cannot be replayed: it reads what the target computes"):
-        replayed(label, drafter_of(label, "llama"), answers)
+        replay_answers(label, drafter_of(label, "llama"), answers)
 
 
 @pytest.mark.parametrize(
@@ -161,17 +161,19 @@ def test_a_file_that_is_none(refuse: Refuse, tmp_path: Path) -> None:
 )
 def test_where_an_answer_ends(row: dict[str, Any], limit: int, stops: tuple[int, ...], tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", {"prompt_ids": [1], "output_ids": [5, 6, 7], **row})
-    ((trial, answer),) = of_ids(tmp_path / "a.jsonl", 10).turns
+    ((trial, answer),) = read_ids(tmp_path / "a.jsonl", 10).turns
     assert (answer.limit, answer.stops) == (limit, stops)
     assert trial.finish_reason == ("eos" if stops else "length")
 
 
 @pytest.mark.parametrize("label", ["pld", "oracle"])
 def test_one_prompt_may_have_several_answers(label: str) -> None:
-    answers = [Recorded([5, 6, 5, 6], output, 4) for output in ([9, 5, 6, 5], [9, 5, 7, 8])]
-    assert [out.output_ids for out in replayed(label, drafter_of(label, "llama"), answers)] == [one.output for one in answers]
+    answers = [RecordedAnswer([5, 6, 5, 6], output, 4) for output in ([9, 5, 6, 5], [9, 5, 7, 8])]
+    assert [out.output_ids for out in replay_answers(label, drafter_of(label, "llama"), answers)] == [
+        one.output for one in answers
+    ]
 
 
 def test_tokens_that_no_node_follows_are_never_accepted() -> None:
-    (out,) = replayed("pld", drafter_of("pld", "llama"), [Recorded([5, 6, 5, 6], [9, 5, 6, 5], 4)])
+    (out,) = replay_answers("pld", drafter_of("pld", "llama"), [RecordedAnswer([5, 6, 5, 6], [9, 5, 6, 5], 4)])
     assert out.output_ids == [9, 5, 6, 5] and torch.tensor(out.committed).sum() == 3

@@ -13,14 +13,14 @@ import pytest
 from rich.console import Console
 
 from specbench import ROOT
-from specbench.analysis.loaded_run import load
+from specbench.analysis.loaded_run import read_run
 from specbench.analysis.summary import summarise, write_summary
 from specbench.errors import InputError
-from specbench.records.certificates import Known
+from specbench.records.certificates import Certification
 from specbench.report import tables
-from specbench.report.figures import canvas, drawing, folded, legend, speedup_by_task
-from specbench.report.palette import GREY, KNOWN, styles
-from specbench.report.render import render
+from specbench.report.figures import add_legend, create_canvas, fold_label, plot_task_speedups, use_figure_settings
+from specbench.report.palette import GREY, KNOWN, assign_looks
+from specbench.report.render import render_report
 from tests.fake_run import CONFIG, failed, made_up_trials, trial, write_run
 
 DESIGN_COLUMNS = [
@@ -68,7 +68,7 @@ def test_the_summary_has_every_method_on_every_task(run):
 
 
 def test_overall_is_the_geometric_mean_of_the_tasks(run):
-    rows = summarise(load(run.path)).set_index(["method", "task"])
+    rows = summarise(read_run(run.path)).set_index(["method", "task"])
     tasks = [rows.loc[("sps", task), "speedup"] for task in TASKS]
     overall = rows.loc[("sps", "overall")]
     assert overall["speedup"] == pytest.approx(math.sqrt(tasks[0] * tasks[1]))
@@ -78,7 +78,7 @@ def test_overall_is_the_geometric_mean_of_the_tasks(run):
 def test_an_expanded_target_is_called_so_everywhere(run):
     config = {**CONFIG, "target": {"name": "mini", "shape": "7b"}}
     run.write_config(config)
-    report = render([run.path], run.path / "report")
+    report = render_report([run.path], run.path / "report")
     said = "mini expanded to 7b: acceptance is the small model's, cost the large one's."
     for name in ("table.md", "table.tex"):
         assert said in (report.out / name).read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ def test_an_expanded_target_is_called_so_everywhere(run):
     run.write_config({**CONFIG, "target": {"name": "mini", "shape": None}})
     texts = [
         path.read_text(encoding="utf-8")
-        for path in render([run.path], report.out).files
+        for path in render_report([run.path], report.out).files
         if path.suffix in (".md", ".tex", ".html")
     ]
     assert texts and not any("xpanded" in text for text in texts)
@@ -96,14 +96,14 @@ def test_an_expanded_target_is_called_so_everywhere(run):
 def test_of_several_runs_those_of_expanded_targets_are_marked(run, tmp_path):
     plain = write_run(tmp_path / "plain", made_up_trials({"pld": 0.3, "sps": 0.7}, TASKS))
     plain.write_config({**CONFIG, "target": {"name": "mini", "shape": None}})
-    table = (render([run.path, plain.path], tmp_path / "report").out / "table.md").read_text(encoding="utf-8")
+    table = (render_report([run.path, plain.path], tmp_path / "report").out / "table.md").read_text(encoding="utf-8")
     assert "| run (expanded to 100m) | pld |" in table and "| plain | pld |" in table
 
 
 def test_sparse_settings_leave_columns_empty(tmp_path):
     directory = write_run(tmp_path, made_up_trials({"pld": 0.3}, ["qa"]))
     directory.write_config({"target": "somebody/model", "engine": "hf", "sampling": {"temperature": 1.0}})
-    rows = summarise(load(tmp_path)).set_index(["method", "task"])
+    rows = summarise(read_run(tmp_path)).set_index(["method", "task"])
     row = rows.loc[("pld", "qa")]
     assert (row["target"], row["shape"], row["engine"], row["lossless"]) == (
         "somebody/model",
@@ -116,11 +116,11 @@ def test_sparse_settings_leave_columns_empty(tmp_path):
 def test_methods_without_times_have_no_rank(tmp_path):
     trials = made_up_trials({"pld": 0.3, "sps": 0.6, "rest": 0.5}, ["qa"])
     untimed = [dataclasses.replace(one, prefill_s=None, decode_s=None) if one.method == "rest" else one for one in trials]
-    rows = summarise(load(write_run(tmp_path, untimed).path)).set_index(["method", "task"])
+    rows = summarise(read_run(write_run(tmp_path, untimed).path)).set_index(["method", "task"])
     assert rows.loc["rest", ["rank_best", "rank_worst"]].isna().all(axis=None)
     assert rows["rank_worst"].max() == 3
     every = summarise(
-        load(write_run(tmp_path / "all", [dataclasses.replace(one, prefill_s=None, decode_s=None) for one in trials]).path)
+        read_run(write_run(tmp_path / "all", [dataclasses.replace(one, prefill_s=None, decode_s=None) for one in trials]).path)
     )
     assert every["rank_best"].isna().all()
 
@@ -129,7 +129,7 @@ FIGURES = ("forest", "speedup", "conversion", "acceptance", "questions")
 
 
 def test_render_writes_everything(run, tmp_path):
-    report = render([run.path], tmp_path / "out")
+    report = render_report([run.path], tmp_path / "out")
     written = {path.name for path in (tmp_path / "out").iterdir()}
     figures = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg", "pdf")}
     data = {"summary.csv", "alarms.csv", "acceptance.csv", "conventions.csv"}
@@ -139,7 +139,7 @@ def test_render_writes_everything(run, tmp_path):
 
 
 def test_the_estimators_of_a_speedup_stand_side_by_side(run, tmp_path):
-    report = render([run.path], tmp_path / "out")
+    report = render_report([run.path], tmp_path / "out")
     html = "".join(report.page.read_text().split("\n"))
     for row in report.summary.to_dict("records"):
         names = ("speedup", "speedup_pooled", "speedup_median", "speedup_decode", "speedup_spec_bench")
@@ -148,7 +148,7 @@ def test_the_estimators_of_a_speedup_stand_side_by_side(run, tmp_path):
 
 def test_several_runs_say_which_row_is_whose(run, tmp_path):
     other = write_run(tmp_path / "other", made_up_trials({"pld": 0.3}, ["qa"], seed=1))
-    report = render([run.path, other.path], tmp_path / "out")
+    report = render_report([run.path, other.path], tmp_path / "out")
     assert set(report.summary["run"]) == {"run", "other"}
     assert (report.out / "table.md").read_text().startswith("| run | method |")
     assert (tmp_path / "out" / "other-speedup.svg").exists()
@@ -158,7 +158,7 @@ def test_several_runs_say_which_row_is_whose(run, tmp_path):
     assert list(rows) == ["run", "level", "method", "task", "message"] and len(rows) == len(report.alarms)
     assert all(message in alarm for message, alarm in zip(rows["message"], report.alarms, strict=True))
     with pytest.raises(InputError, match="different names"):
-        render([run.path, run.path], tmp_path / "twice")
+        render_report([run.path, run.path], tmp_path / "twice")
 
 
 class _Page(HTMLParser):
@@ -181,7 +181,7 @@ def test_the_page_runs_and_fetches_nothing(tmp_path):
     rows = [{"method": method, "question_id": 0, "turn": 0, "text": f"What is {evil}?{method}"}
             for method in ("autoregressive", f"pld{evil}")]  # fmt: skip
     (directory.path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    html = render([directory.path], tmp_path / "out").page.read_text()
+    html = render_report([directory.path], tmp_path / "out").page.read_text()
     page = _Page()
     page.feed(html)
     assert page.tags.count("script") == 1 and evil not in html, "the one that sorts tables"
@@ -191,20 +191,20 @@ def test_the_page_runs_and_fetches_nothing(tmp_path):
 
 
 def test_examples_are_left_out_without_texts(run, tmp_path):
-    assert "Example outputs" not in render([run.path], tmp_path / "out").page.read_text()
+    assert "Example outputs" not in render_report([run.path], tmp_path / "out").page.read_text()
 
 
 def test_failures_count_as_one_beside_the_complete_cases(tmp_path):
     trials = [trial("autoregressive", [1] * 4, 4.0, question_id=q) for q in (1, 2)]
     trials += [trial("pld", [2, 2], 1.0, question_id=1), failed("pld", question_id=2)]
-    row = summarise(load(write_run(tmp_path, trials).path)).set_index(["method", "task"]).loc[("pld", "qa")]
+    row = summarise(read_run(write_run(tmp_path, trials).path)).set_index(["method", "task"]).loc[("pld", "qa")]
     assert row["speedup"] == pytest.approx(4)
     assert row["speedup_with_failures"] == pytest.approx(2), "sqrt(4 * 1)"
 
 
 def test_a_method_that_always_fails_still_has_its_row(tmp_path):
     trials = [trial("autoregressive", [1] * 4, 1.0), failed("pld")]
-    report = render([write_run(tmp_path / "run", trials).path], tmp_path / "out")
+    report = render_report([write_run(tmp_path / "run", trials).path], tmp_path / "out")
     assert "| pld | – |" in (report.out / "table.md").read_text()
     assert report.summary.set_index(["method", "task"]).loc[("pld", "qa"), "errors"] == 1
 
@@ -212,7 +212,7 @@ def test_a_method_that_always_fails_still_has_its_row(tmp_path):
 @pytest.mark.parametrize("trials", [[trial("autoregressive", [1], 1.0)], [failed("autoregressive")],
                                     [failed("autoregressive"), trial("pld", [2], 1.0)]])  # fmt: skip
 def test_a_run_with_next_to_nothing_still_has_its_report(tmp_path, trials):
-    report = render([write_run(tmp_path / "run", trials).path], tmp_path / "out")
+    report = render_report([write_run(tmp_path / "run", trials).path], tmp_path / "out")
     assert set(report.summary["method"]) == {one.method for one in trials}
 
 
@@ -221,7 +221,7 @@ def test_each_row_names_its_engine_and_tasks_keep_the_order_of_the_config(tmp_pa
     trials = [trial(label, [1], 1.0, task=task, question_id=task) for label in labels for task in ("a", "b")]
     directory = write_run(tmp_path, trials)
     directory.write_config({"engine": {"native": {}, "hf": {}}, "task": {"x": {"name": "b"}, "y": {"name": "a"}}})
-    rows = summarise(load(tmp_path))
+    rows = summarise(read_run(tmp_path))
     assert rows["task"].tolist()[:3] == ["b", "a", "overall"]
     assert rows.set_index("method")["engine"].to_dict() == {
         "autoregressive": "native", "pld": "native", "pld@hf": "hf",
@@ -233,28 +233,28 @@ def test_accuracy_is_the_mean_score_of_the_answers_that_have_one(tmp_path):
     rows = [{"method": "autoregressive", "question_id": q, "turn": 0, "text": "", "score": score}
             for q, score in ((1, 1.0), (2, 0.5), (3, None))]  # fmt: skip
     (directory.path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert summarise(load(tmp_path))["accuracy"].tolist() == [0.75, 0.75]
+    assert summarise(read_run(tmp_path))["accuracy"].tolist() == [0.75, 0.75]
 
 
 def test_the_terminal_table_fits_eighty_columns_with_all_its_numbers(tmp_path):
     tasks = ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag"]
-    summary = summarise(load(write_run(tmp_path, made_up_trials({"self_speculative": 0.5}, tasks, 3)).path))
+    summary = summarise(read_run(write_run(tmp_path, made_up_trials({"self_speculative": 0.5}, tasks, 3)).path))
     console = Console(width=80)
     with console.capture() as printed:
-        console.print(tables.terminal(summary))
+        console.print(tables.build_headline_table(summary))
     line = next(one for one in printed.get().splitlines() if "self_spec" in one)
     assert len(re.findall(r"\d+\.\d+", line)) == 9 and "100%" in line, line
 
 
 def test_a_method_that_keeps_state_is_marked(tmp_path):
     trials = [trial("autoregressive", [1], 1.0), trial("token_recycling", [1], 1.0, state="warm")]
-    report = render([write_run(tmp_path / "run", trials).path], tmp_path / "out")
+    report = render_report([write_run(tmp_path / "run", trials).path], tmp_path / "out")
     assert "| token_recycling (warm) |" in (report.out / "table.md").read_text()
     assert "<th>token_<wbr>recycling (warm)</th>" in report.page.read_text()
 
 
 def test_alarms_come_first_and_the_page_has_every_part(run, tmp_path):
-    html = render([run.path], tmp_path / "out").page.read_text()
+    html = render_report([run.path], tmp_path / "out").page.read_text()
     parts = ["Alarms", "Summary", "Speedup", "Figures", "Losslessness", "Time, memory and energy", "Every method on every task",
              "Settings and provenance"]  # fmt: skip
     assert re.findall("<h3>(.*?)</h3>", html) == parts
@@ -263,14 +263,14 @@ def test_alarms_come_first_and_the_page_has_every_part(run, tmp_path):
 
 def test_energy_is_shown_beside_autoregressive_s_where_it_is_measured(tmp_path):
     trials = [trial("autoregressive", [1] * 4, 1.0, energy_j=10.0), trial("pld", [2, 2], 0.5, energy_j=5.0)]
-    html = render([write_run(tmp_path / "run", trials).path], tmp_path / "out").page.read_text()
+    html = render_report([write_run(tmp_path / "run", trials).path], tmp_path / "out").page.read_text()
     assert "<td>1.000</td><td>0.50</td>" in html, "5 J for 5 tokens, half of 10 J"
 
 
 def test_the_page_says_what_a_certificate_followed(run, tmp_path, monkeypatch):
-    seen = Known("exact", "2026-11-22", texts=14, tokens=40, same_version=True)
+    seen = Certification("exact", "2026-11-22", texts=14, tokens=40, same_version=True)
     monkeypatch.setattr("specbench.analysis.loaded_run.known", lambda *_: {"pld": seen})
-    report = render([run.path], tmp_path / "out")
+    report = render_report([run.path], tmp_path / "out")
     html = report.page.read_text()
     assert "14 texts of at most 40 tokens, 2026-11-22" in html and "14 texts, ≤&nbsp;40&nbsp;tokens" in html
     assert "notice: the run: answers of up to 61 tokens; the certificates followed texts of at most 40" in map(str, report.alarms)
@@ -278,17 +278,17 @@ def test_the_page_says_what_a_certificate_followed(run, tmp_path, monkeypatch):
 
 def test_a_headline_names_those_that_may_be_the_fastest_too(tmp_path):
     trials = made_up_trials({"pld": 0.1, "sps": 0.7, "sps_again": 0.7}, TASKS)
-    html = render([write_run(tmp_path / "run", trials).path], tmp_path / "out").page.read_text()
+    html = render_report([write_run(tmp_path / "run", trials).path], tmp_path / "out").page.read_text()
     assert re.search(r"Fastest: sps.* times autoregressive decoding. Not told apart from the fastest: sps[_again]*\.", html)
 
 
 def test_no_legend_is_wider_than_its_figure():
     long = {f"a_method_with_a_very_long_name_indeed_{at}": "" for at in range(14)}
-    with drawing():
-        figure, axes = canvas(9, 5)
+    with use_figure_settings():
+        figure, axes = create_canvas(9, 5)
         for name in long:
             axes.plot([1], [1], label=name)
-        legend(figure, axes)
+        add_legend(figure, axes)
         figure.draw_without_rendering()
         (box,) = figure.legends
         assert figure.get_figheight() > 5, "it has grown by the legend's rows"
@@ -297,7 +297,7 @@ def test_no_legend_is_wider_than_its_figure():
 
 def test_a_yardstick_is_marked(tmp_path):
     trials = [trial("autoregressive", [1], 1.0), trial("oracle", [3, 3], 1.0, kind="synthetic")]
-    report = render([write_run(tmp_path / "run", trials).path], tmp_path / "out")
+    report = render_report([write_run(tmp_path / "run", trials).path], tmp_path / "out")
     assert "| oracle (synthetic) |" in (report.out / "table.md").read_text()
     for figure in ("speedup", "conversion", "acceptance"):
         assert "oracle (synthetic)" in (report.out / f"{figure}.svg").read_text(), figure
@@ -305,51 +305,51 @@ def test_a_yardstick_is_marked(tmp_path):
 
 
 def test_latex_escapes_and_markdown_keeps_its_columns(tmp_path):
-    summary = summarise(load(write_run(tmp_path, made_up_trials({"a_b|c&d": 0.5}, ["qa"], 3)).path))
-    assert r"a\_b|c\&d" in tables.latex(summary)
-    assert r"a_b\|c&d" in tables.markdown(summary)
+    summary = summarise(read_run(write_run(tmp_path, made_up_trials({"a_b|c&d": 0.5}, ["qa"], 3)).path))
+    assert r"a\_b|c\&d" in tables.format_latex(summary)
+    assert r"a_b\|c&d" in tables.format_markdown(summary)
 
 
 def test_a_method_looks_the_same_in_every_report():
     presets = [path.stem for path in (ROOT / "conf/method").glob("*.yaml")]
     labels = {name: name for name in ["autoregressive", "mine", *presets]}
-    together = styles(labels)
-    assert all(styles({name: name})[name] == together[name] for name in labels if name not in ("oracle", "synthetic"))
+    together = assign_looks(labels)
+    assert all(assign_looks({name: name})[name] == together[name] for name in labels if name not in ("oracle", "synthetic"))
     assert together["autoregressive"].colour == GREY
     looks = {(look.colour, look.marker, look.fill) for look in together.values()}
     assert len(looks) == len(labels), "no two presets look the same"
 
 
 def test_known_methods_have_colours_of_their_own():
-    assert len({look.colour for look in styles({name: name for name in KNOWN}).values()}) == len(KNOWN) + 1, "and grey"
-    looks = styles({name: name for name in ["pld", "pld_spec_bench", "pld@hf", "pld_spec_bench@hf"]})
+    assert len({look.colour for look in assign_looks({name: name for name in KNOWN}).values()}) == len(KNOWN) + 1, "and grey"
+    looks = assign_looks({name: name for name in ["pld", "pld_spec_bench", "pld@hf", "pld_spec_bench@hf"]})
     assert len({look.colour for look in looks.values()} - {GREY}) == 1, "a variant has its method's colour"
     assert len({look.fill for name, look in looks.items() if name != "autoregressive"}) == 4
 
 
 def test_other_methods_share_no_look():
-    looks = styles({f"n{at}": f"n{at}" for at in range(30)})
+    looks = assign_looks({f"n{at}": f"n{at}" for at in range(30)})
     assert len({(look.colour, look.fill) for name, look in looks.items() if name != "autoregressive"}) == 30
 
 
 def test_long_labels_fold_and_short_ones_do_not():
-    assert folded("token_recycling_warm (warm)") == "token_recycling_warm (warm)"
-    assert folded("my_own_method_of_rather_a_long_name") == "my_own_method_of_rather_a_\nlong_name"
-    assert folded("x" * 40) == "x" * 40
+    assert fold_label("token_recycling_warm (warm)") == "token_recycling_warm (warm)"
+    assert fold_label("my_own_method_of_rather_a_long_name") == "my_own_method_of_rather_a_\nlong_name"
+    assert fold_label("x" * 40) == "x" * 40
 
 
 def test_an_interval_of_few_questions_presses_no_points_together(run):
-    summary = summarise(load(run.path))
+    summary = summarise(read_run(run.path))
     summary["speedup_high"] = 100.0
-    with drawing():
-        (axes,) = speedup_by_task(summary, styles({name: name for name in summary["method"].unique()})).axes
+    with use_figure_settings():
+        (axes,) = plot_task_speedups(summary, assign_looks({name: name for name in summary["method"].unique()})).axes
     assert axes.get_ylim()[1] < 2 * summary["speedup"].max()
     assert sum(line.get_marker() == "^" and len(line.get_xdata()) == 3 for line in axes.lines) >= 2, "an arrow on every interval"
 
 
 def test_a_directory_without_trials_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no trial"):
-        load(write_run(tmp_path, []).path)
+        read_run(write_run(tmp_path, []).path)
 
 
 def test_a_report_loads_no_model():
@@ -362,11 +362,11 @@ def test_sizes_of_one_methods_tree_make_a_figure_and_name_the_best(tmp_path):
     trials = made_up_trials({"n8": 0.3, "n16": 0.8, "n32": 0.5, "other": 0.9}, ["qa", "rag"])
     run = write_run(tmp_path / "sized", trials)
     run.write_config({**CONFIG, "method": {**sized, "other": {"_target_": "methods.pld.PromptLookup"}}})
-    report = render([run.path], tmp_path / "report")
+    report = render_report([run.path], tmp_path / "report")
     assert (tmp_path / "report" / "tree_size.png").stat().st_size > 1000
     assert "The fastest here: n16, 16 nodes and depth 3" in report.page.read_text()
     plain = write_run(tmp_path / "plain", made_up_trials({"n8": 0.3}, ["qa"]))
-    render([plain.path], tmp_path / "none")
+    render_report([plain.path], tmp_path / "none")
     assert not (tmp_path / "none" / "tree_size.png").exists()
 
 
@@ -375,7 +375,7 @@ def test_a_profiled_run_shows_where_a_step_spends_its_time(tmp_path):
         dataclasses.replace(one, draft_s=0.2 * one.decode_s, verify_s=0.7 * one.decode_s)
         for one in made_up_trials({"pld": 0.3, "sps": 0.8}, ["qa", "rag"])
     ]
-    report = render([write_run(tmp_path / "profiled", trials).path], tmp_path / "report")
+    report = render_report([write_run(tmp_path / "profiled", trials).path], tmp_path / "report")
     assert (tmp_path / "report" / "time.png").stat().st_size > 1000
     split = pd.read_csv(tmp_path / "report" / "time.csv").set_index("method")
     assert split.loc["autoregressive", "step"] == 1
@@ -388,7 +388,7 @@ def test_runs_that_one_setting_tells_apart_make_a_figure_over_it(tmp_path):
         made = write_run(tmp_path / f"t{temperature}", made_up_trials({"pld": 0.3, "sps": 0.6}, TASKS, seed=int(2 * temperature)))
         made.write_config(CONFIG | {"sampling": {"temperature": temperature}})
         runs.append(made.path)
-    report = render(runs, tmp_path / "out")
+    report = render_report(runs, tmp_path / "out")
     assert {"temperature.png", "temperature.svg"} <= {path.name for path in report.files}
     assert "mean accepted tokens, over temperature;" in report.page.read_text()
     warm = report.summary[report.summary["temperature"] == 1]
@@ -398,4 +398,4 @@ def test_runs_that_one_setting_tells_apart_make_a_figure_over_it(tmp_path):
     table = (tmp_path / "out" / "table.md").read_text()
     assert re.search(r"\| \d\.\d\d ± \d\.\d\d \[", table) and "2 seeds" in report.page.read_text() and "1.00 ±" not in table
     assert r" $\pm$ " in (tmp_path / "out" / "table.tex").read_text()
-    assert not any(path.name == "temperature.png" for path in render(runs[:1], tmp_path / "one").files)
+    assert not any(path.name == "temperature.png" for path in render_report(runs[:1], tmp_path / "one").files)

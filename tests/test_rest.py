@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from methods.rest import Rest, random_store
-from specbench.datastore.build import build
+from methods.rest import Rest, build_random_store
+from specbench.datastore.build import build_datastore
 from specbench.datastore.prefixes import LOTS, Prefixes
 from specbench.datastore.store import Datastore
 from specbench.decoding.tree import DraftTree
@@ -86,7 +86,7 @@ def paths_of(tree: DraftTree) -> list[Path_]:
 @pytest.mark.parametrize(("vocabulary", "chunk_tokens"), [(4, 1000), (4, 90), (VOCABULARY, 1000), (VOCABULARY, 200)])
 def test_the_tree_is_that_of_plain_counting(tmp_path: Path, name: str, vocabulary: int, chunk_tokens: int) -> None:
     texts = documents(vocabulary, 60, 16)
-    folder = build(texts, tmp_path / "store", vocabulary, None, "a test", chunk_tokens=chunk_tokens)
+    folder = build_datastore(texts, tmp_path / "store", vocabulary, None, "a test", chunk_tokens=chunk_tokens)
     store, settings = Datastore.open(str(folder)), SETTINGS[name]
     drafter = drafter_of(folder, **settings)
     sizes, nothing = Counter[int](), 0
@@ -119,28 +119,28 @@ def test_a_cut_leaves_no_orphan() -> None:
 def test_a_single_continuation_survives_the_authors_cut_whole(tmp_path: Path) -> None:
     """It costs 55 of 64; two unrelated ones, 110, are cut to a depth of 7 and 8: 28 + 36 = 64."""
     text = list(range(2, 40))
-    one = drafter_of(build([text], tmp_path / "one", VOCABULARY, None, "a test"), **AUTHORS | {"nodes": 64})
+    one = drafter_of(build_datastore([text], tmp_path / "one", VOCABULARY, None, "a test"), **AUTHORS | {"nodes": 64})
     one.depth = 10
     assert paths_of(one.draft([5, 6], 50)) == [tuple(range(7, 7 + depth)) for depth in range(1, 11)]
     both = [text, [5, 6, *range(60, 80)]]
-    two = drafter_of(build(both, tmp_path / "two", VOCABULARY, None, "a test"), **AUTHORS | {"nodes": 64})
+    two = drafter_of(build_datastore(both, tmp_path / "two", VOCABULARY, None, "a test"), **AUTHORS | {"nodes": 64})
     two.depth = 10
     depths = Counter(path[0] for path in paths_of(two.draft([5, 6], 50)))
     assert sorted(depths.values()) == [7, 8]
 
 
 def test_a_chain_is_offered_as_one(tmp_path: Path) -> None:
-    tree = drafter_of(build([list(range(2, 40))], tmp_path / "one", VOCABULARY, None, "a test")).draft([5, 6], 50)
+    tree = drafter_of(build_datastore([list(range(2, 40))], tmp_path / "one", VOCABULARY, None, "a test")).draft([5, 6], 50)
     assert tree.linear and tree.tokens.tolist() == [6, 7, 8, 9, 10, 11]
 
 
 def test_the_random_store_is_the_same_every_time() -> None:
-    first, again = random_store(VOCABULARY), random_store(VOCABULARY)
+    first, again = build_random_store(VOCABULARY), build_random_store(VOCABULARY)
     assert first.about == again.about and first.about.vocabulary <= VOCABULARY
 
 
 def test_what_rest_refuses(tmp_path: Path) -> None:
-    known = build([[VOCABULARY]], tmp_path / "larger", VOCABULARY + 1, None, "a test")
+    known = build_datastore([[VOCABULARY]], tmp_path / "larger", VOCABULARY + 1, None, "a test")
     for store, settings, expected in (
         (known, {}, f"holds ids up to {VOCABULARY}, but the target has a vocabulary of {VOCABULARY}"),
         (tmp_path / "nowhere", {}, "no datastore at "),

@@ -7,11 +7,11 @@ import torch
 
 from methods.rest import Rest
 from methods.sam_decoding import SamDecoding, SamState
-from methods.suffix_automaton import Match, SuffixAutomaton
-from specbench.datastore.build import in_memory
+from methods.suffix_automaton import SuffixAutomaton, SuffixMatch
+from specbench.datastore.build import build_in_memory
 from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 from tests.methods_under_test import target_of
 from tests.tiny import NO_CONTEXT
 
@@ -44,7 +44,7 @@ def test_the_match_is_the_longest_and_stands_where_it_says(text: list[int]) -> N
         recent.extend([token])
         there = earlier(text[:at])
         longest = max(there, default=0)
-        assert first.match == Match(longest, min(there[longest]) if longest else 0), at
+        assert first.match == SuffixMatch(longest, min(there[longest]) if longest else 0), at
         match = tuple(text[at - longest : at])
         assert recent.match.length == longest and (not longest or recent.match.end in there[longest])
         if match in seen:
@@ -62,7 +62,7 @@ def test_a_shorter_match_with_text_behind_it(text: list[int], room: int) -> None
         firsts = {length: min(ends) for length, ends in earlier(text[:at]).items()}
         found = automaton.shorter(room)
         if not firsts:
-            assert found == Match(0, 0)
+            assert found == SuffixMatch(0, 0)
         elif any(at - 1 - end >= room for end in firsts.values()):
             assert found.length == max(length for length, end in firsts.items() if at - 1 - end >= room), at
         assert found.length == 0 or found.end == firsts[found.length]
@@ -106,7 +106,7 @@ def test_a_full_chain_climbs_to_a_match_with_enough_behind_it_and_is_filled_up()
 
 def committed(drafter: SamDecoding, state: SamState, accepted: int, tokens: list[int]) -> None:
     """A step whose first `accepted` draft tokens were right."""
-    verified = Verified(list(range(accepted + 1)), tokens[-1], tokens)
+    verified = Verification(list(range(accepted + 1)), tokens[-1], tokens)
     drafter.observe(state, DraftTree.chain(torch.tensor([0])), TargetOutput(torch.zeros(1, 128)), verified)
 
 
@@ -134,7 +134,7 @@ def test_the_longer_match_drafts(here: list[int], static: bool) -> None:
     rest = Rest("random", 16, 2, "spread", 64, 3, 8, "none", None)
     sam = SamDecoding(8, None, 1, True, False, None, rest)
     state = started(sam, [*here, 50, 51, *[4, 5, 6, 7][-max(3, len(here)) :]])
-    rest.datastore = in_memory([[5, 6, 7, 60, 61, 62], [5, 6, 7, 60, 61, 63]], 128)
+    rest.datastore = build_in_memory([[5, 6, 7, 60, 61, 62], [5, 6, 7, 60, 61, 63]], 128)
     tokens = sam.draft(state, 99).tokens[1:].tolist()
     assert tokens == [60, 61, 62, 63] if static else tokens[:2] == [50, 51]
     assert sam.nodes == 1 + 8 and sam.parts == (rest,)
@@ -155,7 +155,7 @@ def walked(automaton: SuffixAutomaton, tokens: list[int]) -> tuple[int, int]:
 def test_a_suffix_array_finds_what_an_automaton_of_the_same_texts_finds() -> None:
     rng = random.Random(6)
     text = [rng.randrange(6) for _ in range(400)]
-    store, query = in_memory([text], 6), [rng.randrange(6) for _ in range(200)]
+    store, query = build_in_memory([text], 6), [rng.randrange(6) for _ in range(200)]
     automaton = SuffixAutomaton(recent=False)
     automaton.extend(text)
     for end in range(2, len(query)):

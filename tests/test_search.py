@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from specbench.drafters.skip_sets import skip_set_for
+from specbench.drafters.skip_sets import load_skip_set
 from specbench.drafters.skipping import SkipSet
 from specbench.setup.compose import compose_train
-from specbench.training.calibration import Found
+from specbench.training.calibration import SkipSetTiming
 from specbench.training.search import AT_RANDOM, Search
 from specbench.training.train import train
 from tests.conftest import Cli, Tiny
@@ -22,11 +22,11 @@ TRIALS = AT_RANDOM + 8
 NEEDED = (0, 3)  # attention; the drafts are worthless without them
 
 
-def made_up(skipped: SkipSet) -> Found:
+def made_up(skipped: SkipSet) -> SkipSetTiming:
     """As if the kept sublayers cost a second each, and the two needed ones brought four tokens each."""
     tokens = 4 + 4 * len(set(NEEDED) - set(skipped.attention))
     seconds = 1.0 + 2 * LAYERS - len(skipped.attention) - len(skipped.mlp)
-    return Found(skipped, 0.5, tokens, seconds, 4, 2.0, 10, 8, 9, 3)
+    return SkipSetTiming(skipped, 0.5, tokens, seconds, 4, 2.0, 10, 8, 9, 3)
 
 
 def tried(folder: Path) -> list[dict[str, str]]:
@@ -55,7 +55,7 @@ def test_a_killed_search_goes_on_alike(tmp_path: Path, killed_at: int) -> None:
     searched(tmp_path / "whole")
     calls = 0
 
-    def dies(skipped: SkipSet) -> Found:
+    def dies(skipped: SkipSet) -> SkipSetTiming:
         nonlocal calls
         calls += 1
         if calls > killed_at:
@@ -77,9 +77,9 @@ def test_the_drift_of_the_machine_is_divided_out(tmp_path: Path) -> None:
     search = Search(tmp_path, LAYERS, seed=0)
     slow = iter([1, 2, 2])
 
-    def drifting(skipped: SkipSet) -> Found:
+    def drifting(skipped: SkipSet) -> SkipSetTiming:
         factor = next(slow)
-        return Found(skipped, 0.5, 8, 2.0 * factor, 4, 2.0 * factor, 10, 8, 9, 3)
+        return SkipSetTiming(skipped, 0.5, 8, 2.0 * factor, 4, 2.0 * factor, 10, 8, 9, 3)
 
     search.go(3, drifting, lambda *_: None)
     assert [one.rate for one in search.found] == [4.0, 2.0, 2.0]
@@ -104,7 +104,7 @@ def overrides(tiny: Tiny, out: Path, *more: str) -> list[str]:
 def test_what_was_found_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:
     found = tmp_path / "found"
     assert cli("train", *overrides(tiny, found)).status == 0
-    skipped, rows = skip_set_for(str(found), 2), tried(found)
+    skipped, rows = load_skip_set(str(found), 2), tried(found)
     best = max(rows, key=lambda row: float(row["tokens_per_second"]))
     assert [" ".join(map(str, of)) for of in (skipped.attention, skipped.mlp)] == [best["attention"], best["mlp"]]
     assert (found / "curves.png").stat().st_size > 1000 and "3 skip sets timed" in (found / "README.md").read_text()

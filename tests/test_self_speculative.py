@@ -19,8 +19,8 @@ from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import GREEDY
-from specbench.drafters.skip_sets import random_set, skip_set_for, write_skip_set
-from specbench.drafters.skipping import SkipSet, layers_of, thinned
+from specbench.drafters.skip_sets import draw_skip_set, load_skip_set, write_skip_set
+from specbench.drafters.skipping import SkipSet, count_layers, skip_sublayers
 from specbench.errors import InputError
 from specbench.models.packed import PackedLinear, can_pack, pack
 from tests.tiny import EXTRA, prompts, tiny_language_model, tiny_model
@@ -69,7 +69,7 @@ def by_hand(layer: nn.Module, attention: bool, mlp: bool):  # type: ignore[no-un
 @torch.inference_mode()
 def test_the_thinned_model_is_the_kept_sublayers_alone(architecture: str) -> None:
     target = tiny_language_model(architecture, LAYERS)
-    thin = thinned(target, SKIPPED)
+    thin = skip_sublayers(target, SKIPPED)
     for ids in prompts(4):
         store = thin.store(len(ids))
         found = thin.prefill(store, [ids])[0].logits[-1]
@@ -85,13 +85,13 @@ def test_the_thinned_model_is_the_kept_sublayers_alone(architecture: str) -> Non
 def test_the_target_is_left_as_it_was() -> None:
     target, (ids,) = tiny_language_model("gemma3_text", LAYERS), prompts(1)
     before = target.prefill(target.store(len(ids)), [ids])[0].logits
-    thinned(target, SKIPPED)
+    skip_sublayers(target, SKIPPED)
     assert torch.equal(target.prefill(target.store(len(ids)), [ids])[0].logits, before)
 
 
 def test_no_weight_exists_twice() -> None:
     target = tiny_language_model("llama", LAYERS)
-    thin = thinned(target, SKIPPED)
+    thin = skip_sublayers(target, SKIPPED)
     there = {parameter.data_ptr() for parameter in target.model.parameters()}
     kept = [parameter.data_ptr() for parameter in thin.model.parameters()]
     assert set(kept) < there and len(kept) == len(set(kept))
@@ -106,7 +106,8 @@ def test_packed_weights_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     pack(model)
     target = LanguageModel(model)
     packed = [
-        {id(m.packed) for m in of.model.modules() if isinstance(m, PackedLinear)} for of in (target, thinned(target, SKIPPED))
+        {id(m.packed) for m in of.model.modules() if isinstance(m, PackedLinear)}
+        for of in (target, skip_sublayers(target, SKIPPED))
     ]
     assert packed[1] and packed[1] < packed[0]
 
@@ -117,7 +118,9 @@ def test_a_model_spread_over_devices_is_thinned_as_well() -> None:
     plain, spread, (ids,) = tiny_language_model("llama", LAYERS), tiny_model("llama", LAYERS), prompts(1)
     for module in list(spread.modules()):
         add_hook_to_module(module, AlignDevicesHook("cpu", io_same_device=True))
-    found = [(thin := thinned(of, SKIPPED)).prefill(thin.store(99), [ids])[0].logits for of in (plain, LanguageModel(spread))]
+    found = [
+        (thin := skip_sublayers(of, SKIPPED)).prefill(thin.store(99), [ids])[0].logits for of in (plain, LanguageModel(spread))
+    ]
     assert torch.equal(*found)
 
 
@@ -125,7 +128,7 @@ def test_an_architecture_of_other_layers_is_refused_by_name() -> None:
     target = tiny_language_model("llama", 2)
     del target.model.get_decoder().layers[1].mlp
     with pytest.raises(InputError, match="llama: expected layers of self_attn and mlp each, which alone can be skipped"):
-        layers_of(target)
+        count_layers(target)
 
 
 class Watched(SelfSpeculative):
@@ -164,7 +167,7 @@ def test_drafts_are_the_thinned_models_own_over_the_targets_kv(architecture: str
     method.bind(target)
     method.skip(skipped)
     fresh = LanguageModel(tiny_model(architecture, LAYERS))
-    thin = thinned(fresh, skipped)
+    thin = skip_sublayers(fresh, skipped)
     shorter = 0
     for prompt in prompts(4):
         (out,) = generate(target, method, [prompt], Sampling(max_new_tokens=16))
@@ -217,14 +220,14 @@ def test_the_threshold_is_carried_over_and_forgotten() -> None:
 
 def test_a_random_set_is_the_same_each_time_and_skips_few() -> None:
     for layers in (1, 2, 8, 40):
-        one = random_set(layers)
-        assert one == random_set(layers) == skip_set_for("random", layers)
+        one = draw_skip_set(layers)
+        assert one == draw_skip_set(layers) == load_skip_set("random", layers)
         assert len(one.attention) + len(one.mlp) == max(1, layers // 2)
 
 
 def test_a_skip_set_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_skip_set(SKIPPED, tmp_path)
-    assert skip_set_for(str(tmp_path), 4) == skip_set_for(str(tmp_path / "skip.yaml"), 4) == SKIPPED
+    assert load_skip_set(str(tmp_path), 4) == load_skip_set(str(tmp_path / "skip.yaml"), 4) == SKIPPED
     assert SkipSet.of(SKIPPED.switches(4)) == SKIPPED
 
 
@@ -244,7 +247,7 @@ def test_a_skip_set_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_file_that_is_no_skip_set(tmp_path: Path, text: str, expected: str) -> None:
     (tmp_path / "skip.yaml").write_text(text)
     with pytest.raises(InputError) as refused:
-        skip_set_for(str(tmp_path), 4)
+        load_skip_set(str(tmp_path), 4)
     assert expected in str(refused.value)
 
 
@@ -258,5 +261,5 @@ def test_a_file_that_is_no_skip_set(tmp_path: Path, text: str, expected: str) ->
     ],
 )
 def test_the_published_sets_skip_as_many_as_the_paper_says(name: str, layers: int, skipped: tuple[int, int]) -> None:
-    found = skip_set_for(f"conf/skip/{name}.yaml", layers)
+    found = load_skip_set(f"conf/skip/{name}.yaml", layers)
     assert (len(found.attention), len(found.mlp)) == skipped

@@ -16,7 +16,7 @@ from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 from specbench.errors import InputError
 from tests.methods_under_test import draft_model_of, drafter_of, target_of
 from tests.tiny import NO_CONTEXT, SHAPE, VOCABULARY, prompts, tiny_language_model, tiny_model
@@ -53,7 +53,7 @@ class Watched(SpeculativeSampling):
         return trees
 
     def update(
-        self, states: list[DraftState], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verified]
+        self, states: list[DraftState], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]
     ) -> None:
         super().update(states, trees, outs, verified)
         for step, choice in zip(self.now, verified, strict=True):
@@ -173,7 +173,7 @@ def test_a_draft_that_stopped_early_counts_as_a_rejection() -> None:
     for expected in (4, 3, 2, 1, 3):
         tree = drafter.draft(states[0], 99)
         nodes = list(range(len(tree)))
-        drafter.observe(states[0], tree, TargetOutput(torch.empty(0)), Verified(nodes, 9, [*tree.tokens.tolist()[1:], 9]))
+        drafter.observe(states[0], tree, TargetOutput(torch.empty(0)), Verification(nodes, 9, [*tree.tokens.tolist()[1:], 9]))
         assert states[0].wanted == expected, "the accepted 1 is compared with the 5, 4, 3, 2, 1 asked for"
 
 

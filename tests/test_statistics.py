@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from specbench.analysis.statistics import holm, mean_interval, quantile, ranks, speedup
+from specbench.analysis.statistics import holm, mean_interval, quantile, rank_methods, speedup
 
 
 def slow_interval(strata, resamples=400, seed=3):
@@ -102,21 +102,21 @@ def three(rng, questions=20, gain=0.0, tasks=2):
 
 
 def test_ranks_tell_apart_what_differs_and_tie_what_does_not():
-    assert ranks(three(np.random.default_rng(0))) == {"a": (1, 2), "b": (1, 2), "c": (3, 3)}
-    assert ranks(three(np.random.default_rng(0), gain=0.3)) == {"b": (1, 1), "a": (2, 2), "c": (3, 3)}
+    assert rank_methods(three(np.random.default_rng(0))) == {"a": (1, 2), "b": (1, 2), "c": (3, 3)}
+    assert rank_methods(three(np.random.default_rng(0), gain=0.3)) == {"b": (1, 1), "a": (2, 2), "c": (3, 3)}
     one_question = {"a": [np.array([1.0])], "b": [np.array([0.0])]}
-    assert ranks(one_question) == {"a": (1, 2), "b": (1, 2)}, "nothing is known of the spread"
+    assert rank_methods(one_question) == {"a": (1, 2), "b": (1, 2)}, "nothing is known of the spread"
 
 
 def test_ranks_take_the_questions_that_both_have():
     values = three(np.random.default_rng(1), gain=0.3)
     values["a"][0][:3] = np.nan
-    assert ranks(values)["b"] == (1, 1)
+    assert rank_methods(values)["b"] == (1, 1)
 
 
 def test_equal_methods_are_told_apart_no_more_often_than_said():
     rng = np.random.default_rng(2)
-    split = sum(ranks(three(rng))["a"] != (1, 2) for _ in range(600)) / 600
+    split = sum(rank_methods(three(rng))["a"] != (1, 2) for _ in range(600)) / 600
     assert split <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
 
 

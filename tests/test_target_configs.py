@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from specbench import ROOT
-from specbench.drafters.skip_sets import skip_set_for
-from specbench.models.expand import expanded_config
+from specbench.drafters.skip_sets import load_skip_set
+from specbench.models.expand import expand_config
 from specbench.setup.compose import compose_run
 
 CONF = ROOT / "conf" / "target"
@@ -90,7 +90,7 @@ def test_the_targets_that_draft_themselves(name: str) -> None:
     assert set(target) == KEYS and target.name == name and target.draft is None
     assert parameters(target.config) == ALONE[name]
     assert set(target.config) <= set(AutoConfig.for_model("llama").to_dict())
-    skip_set_for(target.checkpoints.self_speculative, target.config.num_hidden_layers)
+    load_skip_set(target.checkpoints.self_speculative, target.config.num_hidden_layers)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -125,7 +125,7 @@ def test_the_embedded_target_expands_to_the_published_size(shape: str) -> None:
 def expanded_size(path: str, shape: Mapping[str, int]) -> int:
     model = AutoModelForCausalLM.from_pretrained(ROOT / path)
     with torch.device("meta"):
-        large = AutoModelForCausalLM.from_config(expanded_config(model, shape))
+        large = AutoModelForCausalLM.from_config(expand_config(model, shape))
     return sum(parameter.numel() for parameter in large.parameters())
 
 

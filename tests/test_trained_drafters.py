@@ -17,11 +17,11 @@ from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.drafters import expand as expand_drafter
-from specbench.drafters.checkpoints import write
+from specbench.drafters.checkpoints import write_checkpoint
 from specbench.drafters.network import DraftNetwork
-from specbench.drafters.network_drafter import network_for
+from specbench.drafters.network_drafter import load_network
 from specbench.errors import InputError
-from specbench.models.expand import NEVER, expanded
+from specbench.models.expand import NEVER, expand_model
 from tests.tiny import NO_CONTEXT, VOCABULARY, prompts
 
 TREE = {"paths": [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 1, 0]]}
@@ -68,10 +68,10 @@ SHAPES = pytest.mark.parametrize("shape", [WIDE, LARGE], ids=["wide", "large"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_expanded_with_its_target_it_drafts_the_same(kind: type[DraftNetwork], shape: dict[str, int], tmp_path: Path) -> None:
     narrow = target()
-    network = network_for(kind, "random", narrow)
-    write(network.float(), tmp_path)  # float16 on disk, so that both read the same
+    network = load_network(kind, "random", narrow)
+    write_checkpoint(network.float(), tmp_path)  # float16 on disk, so that both read the same
     expected = decoded(narrow, drafter_of(kind, str(tmp_path)))
-    wide = LanguageModel(expanded(ungrouped(), shape))
+    wide = LanguageModel(expand_model(ungrouped(), shape))
     outs = decoded(wide, drafter_of(kind, str(tmp_path)))
     for ours, theirs in zip(outs, expected, strict=True):
         assert (ours.output_ids, ours.drafted, ours.accepted) == (theirs.output_ids, theirs.drafted, theirs.accepted)
@@ -82,8 +82,8 @@ def test_expanded_with_its_target_it_drafts_the_same(kind: type[DraftNetwork], s
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_expanded_network_gives_the_same_numbers(kind: type[DraftNetwork], shape: dict[str, int], tmp_path: Path) -> None:
     """Every weight that reaches an output lies where it must: logits agree to float32, in which norms are computed."""
-    write(network_for(kind, "random", target()).float(), tmp_path)
-    sides = [first_draft(model, drafter_of(kind, str(tmp_path))) for model in (ungrouped(), expanded(ungrouped(), shape))]
+    write_checkpoint(load_network(kind, "random", target()).float(), tmp_path)
+    sides = [first_draft(model, drafter_of(kind, str(tmp_path))) for model in (ungrouped(), expand_model(ungrouped(), shape))]
     (tree, logits), (large_tree, large_logits) = sides
     assert torch.equal(tree.tokens, large_tree.tokens) and torch.equal(tree.parents, large_tree.parents)
     assert len(logits) == len(large_logits) > 0
@@ -95,7 +95,7 @@ def test_the_expanded_network_gives_the_same_numbers(kind: type[DraftNetwork], s
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_half_precision_nothing_overflows_and_new_tokens_stay_unsaid(kind: type[DraftNetwork], dtype: torch.dtype) -> None:
-    tree, logits = first_draft(expanded(ungrouped().to(dtype), LARGE), drafter_of(kind, "random"))
+    tree, logits = first_draft(expand_model(ungrouped().to(dtype), LARGE), drafter_of(kind, "random"))
     assert int(tree.tokens.max()) < VOCABULARY and len(logits) > 0
     for large in logits:
         assert large.isfinite().all() and (large[:, VOCABULARY:] < NEVER / 2).all()
@@ -104,7 +104,7 @@ def test_in_half_precision_nothing_overflows_and_new_tokens_stay_unsaid(kind: ty
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_cannot_reach_the_expanded_networks_output_is_random(kind: type[DraftNetwork]) -> None:
     """As in the target's: the bytes that a large drafter reads are real."""
-    network: Any = network_for(kind, "random", LanguageModel(expanded(ungrouped(), LARGE)))
+    network: Any = load_network(kind, "random", LanguageModel(expand_model(ungrouped(), LARGE)))
     full = {name: float((weight != 0).float().mean()) for name, weight in network.named_parameters() if weight.ndim == 2}
     for name, share in full.items():
         assert name.endswith(network.writes_hidden) or share > (0.8 if "q_proj" in name else 0.98), f"{name}: {share}"
@@ -113,10 +113,10 @@ def test_what_cannot_reach_the_expanded_networks_output_is_random(kind: type[Dra
 def test_a_draft_vocabulary_smaller_than_the_expanded_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As at 8b: only the expanded network maps its tokens to the target's."""
     monkeypatch.setattr(expand_drafter, "DRAFT_VOCABULARY", 200)
-    write(network_for(Eagle3Network, "random", target()).float(), tmp_path)
+    write_checkpoint(load_network(Eagle3Network, "random", target()).float(), tmp_path)
     expected = decoded(target(), Eagle3(str(tmp_path), 20, 3, 4, "auto"))
     drafter = Eagle3(str(tmp_path), 20, 3, 4, "auto")
-    outs = decoded(LanguageModel(expanded(ungrouped(), LARGE)), drafter)
+    outs = decoded(LanguageModel(expand_model(ungrouped(), LARGE)), drafter)
     assert drafter.network.draft_vocabulary == 200 and not drafter.network.d2t.any()
     assert [(out.output_ids, out.accepted) for out in outs] == [(out.output_ids, out.accepted) for out in expected]
 
@@ -145,8 +145,8 @@ def first_draft(model: Any, drafter: Drafter) -> tuple[DraftTree, list[torch.Ten
 
 
 def saved(kind: type[DraftNetwork], folder: Path, file: str) -> dict[str, torch.Tensor]:
-    network = network_for(kind, "random", target())
-    write(network.float(), folder, file)
+    network = load_network(kind, "random", target())
+    write_checkpoint(network.float(), folder, file)
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
@@ -155,9 +155,9 @@ def test_both_layouts_are_read_alike(kind: type[DraftNetwork], tmp_path: Path) -
     """The authors' own file and safetensors hold the same tensors under the same names."""
     tensors = saved(kind, tmp_path / "theirs", kind.files[0])
     assert not (tmp_path / "theirs" / "model.safetensors").exists()
-    write(network_for(kind, str(tmp_path / "theirs"), target()).float(), tmp_path / "ours")
+    write_checkpoint(load_network(kind, str(tmp_path / "theirs"), target()).float(), tmp_path / "ours")
     for folder in ("theirs", "ours"):
-        read = network_for(kind, str(tmp_path / folder), target()).state_dict()
+        read = load_network(kind, str(tmp_path / folder), target()).state_dict()
         assert list(read) == list(tensors)
         for name, tensor in tensors.items():
             assert torch.equal(read[name].half(), tensor.half()), name
@@ -199,7 +199,7 @@ NAMES = {  # methods.md: the published tensors
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_have_the_published_names_and_shapes(kind: type[DraftNetwork]) -> None:
-    tensors = {name: tuple(tensor.shape) for name, tensor in network_for(kind, "random", target()).state_dict().items()}
+    tensors = {name: tuple(tensor.shape) for name, tensor in load_network(kind, "random", target()).state_dict().items()}
     assert NAMES[kind].items() <= tensors.items()
     assert not any("rotary" in name or name.startswith("layers.0.input_layernorm") for name in tensors)
 
@@ -214,30 +214,30 @@ def test_what_published_files_hold_beside_is_passed_over(tmp_path: Path) -> None
         folder = tmp_path / kind.__name__
         tensors = saved(kind, folder, kind.files[0])
         torch.save(tensors | {name: torch.zeros(4) for name in names}, folder / kind.files[0])
-        network_for(kind, str(folder), target())
+        load_network(kind, str(folder), target())
 
 
 def test_a_draft_vocabulary_is_mapped_to_the_targets(tmp_path: Path) -> None:
     model = target()
-    config = Eagle3Network.new_config(network_for(Eagle3Network, "random", model).shape) | {"draft_vocab_size": 40}
-    network = Eagle3Network(config, network_for(Eagle3Network, "random", model).shape)
+    config = Eagle3Network.new_config(load_network(Eagle3Network, "random", model).shape) | {"draft_vocab_size": 40}
+    network = Eagle3Network(config, load_network(Eagle3Network, "random", model).shape)
     kept = torch.randperm(128)[:40].sort().values
     network.d2t.copy_(kept - torch.arange(40))
     network.t2d[kept] = True
-    write(network, tmp_path)
+    write_checkpoint(network, tmp_path)
     drafter = Eagle3(str(tmp_path), 20, 3, 4, "auto")
     outs = decoded(model, drafter)
     assert drafter.network.target_tokens(torch.arange(40)).tolist() == kept.tolist()
     plain = decoded(model, Medusa("random", TREE, "auto"))
     assert [out.output_ids for out in outs] == [out.output_ids for out in plain]
-    large = decoded(LanguageModel(expanded(ungrouped(), LARGE)), Eagle3(str(tmp_path), 20, 3, 4, "auto"))
+    large = decoded(LanguageModel(expand_model(ungrouped(), LARGE)), Eagle3(str(tmp_path), 20, 3, 4, "auto"))
     assert [(out.output_ids, out.accepted) for out in large] == [(out.output_ids, out.accepted) for out in outs]
 
 
 def test_medusa_takes_the_heads_that_are_there_whatever_its_config_says(tmp_path: Path) -> None:
     tensors = saved(MedusaHeads, tmp_path, "medusa_lm_head.pt")
     (tmp_path / "config.json").write_text('{"medusa_num_heads": 2, "medusa_num_layers": 1}')
-    assert len(network_for(MedusaHeads, str(tmp_path), target())) == 4
+    assert len(load_network(MedusaHeads, str(tmp_path), target())) == 4
     torch.save({name: tensor for name, tensor in tensors.items() if name[0] in "01"}, tmp_path / "medusa_lm_head.pt")
     with pytest.raises(InputError, match="a tree of depth 3 needs as many heads; there are 2"):
         Medusa(str(tmp_path), TREE, "auto").bind(target())
@@ -249,7 +249,7 @@ def test_tensors_that_do_not_fit_are_named_with_both_shapes(tmp_path: Path) -> N
     del tensors["fc.bias"]
     torch.save(tensors | {"surplus": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError) as error:
-        network_for(EagleNetwork, str(tmp_path), target())
+        load_network(EagleNetwork, str(tmp_path), target())
     said = str(error.value)
     assert "misshapen: fc.weight is (32, 32), expected (32, 64)" in said
     assert "missing: fc.bias, expected (32,)" in said and "not in the network: surplus" in said
@@ -259,7 +259,7 @@ def test_pickles_are_never_executed(tmp_path: Path) -> None:
     saved(MedusaHeads, tmp_path, "medusa_lm_head.pt")
     torch.save({"0.0.linear.weight": Path("x")}, tmp_path / "medusa_lm_head.pt")
     with pytest.raises(InputError, match="more than plain tensors"):
-        network_for(MedusaHeads, str(tmp_path), target())
+        load_network(MedusaHeads, str(tmp_path), target())
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_pickles_are_never_executed(tmp_path: Path) -> None:
 )
 def test_a_checkpoint_that_is_not_there(checkpoint: str | None, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        network_for(EagleNetwork, checkpoint, target())
+        load_network(EagleNetwork, checkpoint, target())
 
 
 @pytest.mark.parametrize(("found", "said"), [("eagle-attn", "not built"), ("cross-attn", "not built"), ("mpl", "expected mlp")])
@@ -276,17 +276,17 @@ def test_hydra_refuses_other_architectures_by_name(found: str, said: str, tmp_pa
     saved(HydraNetwork, tmp_path, "hydra_lm_head.pt")
     (tmp_path / "config.json").write_text(f'{{"hydra_head_arch": "{found}", "hydra_num_heads": 4, "hydra_num_layers": 4}}')
     with pytest.raises(InputError, match=said):
-        network_for(HydraNetwork, str(tmp_path), target())
+        load_network(HydraNetwork, str(tmp_path), target())
 
 
 def test_hydras_plain_heads_have_no_prefix_and_other_names(tmp_path: Path) -> None:
     model = target()
-    shape = network_for(HydraNetwork, "random", model).shape
+    shape = load_network(HydraNetwork, "random", model).shape
     network = HydraNetwork({**HydraNetwork.new_config(shape), "hydra_head_arch": "mlp", "hydra_num_layers": 1}, shape)
     assert {"hydra_mlp.0.0.linear.weight", "hydra_lm_head.3.weight", "hydra_lm_head.3.bias"} <= set(network.state_dict())
     assert not any("prefix" in name for name in network.state_dict())
     save_file(network.state_dict(), tmp_path / "model.safetensors")
-    write(network, tmp_path)
+    write_checkpoint(network, tmp_path)
     outs = decoded(model, HydraHeads(str(tmp_path), TREE, "auto"))
     assert sum(sum(out.accepted) for out in outs) > 0
 

@@ -20,14 +20,14 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.layers import DraftKV
 from specbench.drafters.lesson import TrainingPass
 from specbench.drafters.network import DraftNetwork
-from specbench.drafters.network_drafter import new_network
+from specbench.drafters.network_drafter import create_network
 from specbench.errors import InputError
 from specbench.models.load import load_model
 from specbench.models.target import Target
-from specbench.models.texts import Text, answered, read_texts
+from specbench.models.texts import Text, generate_answers, read_texts
 from specbench.setup.compose import compose_train
 from specbench.training.train import train
-from specbench.training.trainer import Batches, lesson_of
+from specbench.training.trainer import Batches, build_lesson
 from tasks.question import Question
 from tests.conftest import Cli, Tiny
 from tests.tiny import tiny_model
@@ -59,8 +59,8 @@ def texts(count: int) -> list[Text]:
 def test_every_loss_falls(kind: type[DraftNetwork]) -> None:
     torch.manual_seed(0)
     model = six_layers()
-    network = new_network(kind, model)
-    lesson = lesson_of(texts(16), model, network.taps)
+    network = create_network(kind, model)
+    lesson = build_lesson(texts(16), model, network.taps)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-3)
     found = []
@@ -80,7 +80,7 @@ def test_tokens_begin_as_loud_as_hidden_states(kind: type[DraftNetwork], layer: 
     torch.manual_seed(2)
     model = six_layers()
     model.embedding.weight.data.mul_(0.05)
-    weight, width = new_network(kind, model).get_submodule(layer).weight, model.config.hidden_size
+    weight, width = create_network(kind, model).get_submodule(layer).weight, model.config.hidden_size
     assert isinstance(weight, torch.Tensor)
     first, second = weight[:, :width], weight[:, width : 2 * width]
     tokens, hidden = (first, second) if kind is EagleNetwork else (second, first)
@@ -93,12 +93,12 @@ def test_the_training_time_test_sees_what_drafting_sees() -> None:
     """Round j of training, at one place, is the j-th level of a chain drafted behind it."""
     torch.manual_seed(1)
     model = six_layers()
-    network = new_network(Eagle3Network, model).double()
+    network = create_network(Eagle3Network, model).double()
     network.meet(model)
     network._embed = lambda tokens: model.embedding(tokens).double()
     network.rotary.cos, network.rotary.sin = network.rotary.cos.double(), network.rotary.sin.double()
     (text,) = texts(1)
-    lesson = lesson_of([text], model, network.taps)
+    lesson = build_lesson([text], model, network.taps)
     positions, rounds, hidden = torch.arange(24), TrainingPass(), lesson.hidden.double()
     taught = []
     for i in range(ROUNDS):
@@ -123,7 +123,7 @@ def test_the_training_time_test_sees_what_drafting_sees() -> None:
 def test_lessons_hold_what_the_target_saw() -> None:
     model, some = six_layers(), texts(3)
     shorter = [Text(some[0].prompt_ids[:5], some[0].answer_ids[:6]), *some[1:]]
-    lesson = lesson_of(shorter, model, (2, 3))
+    lesson = build_lesson(shorter, model, (2, 3))
     hidden = model.config.hidden_size
     assert lesson.hidden.shape == (3, 24, 2 * hidden) and lesson.last.shape == (3, 24, hidden)
     assert lesson.wanted.sum(dim=1).tolist() == [6, 16, 16]
@@ -147,7 +147,7 @@ def test_batches_hold_every_text_once_and_no_longer_than_asked() -> None:
 def test_the_targets_own_answers(target: Target) -> None:
     questions = [Question("a", "qa", "qa", ("hello", "and then"), None), Question("b", "qa", "qa", ("what",), None)]
     told: list[tuple[str, int, int]] = []
-    made = list(answered(target, questions, 8, lambda *now: told.append(now)))
+    made = list(generate_answers(target, questions, 8, lambda *now: told.append(now)))
     assert len(made) == 3 and told == [("the target answers", 2, 2)]
     for text in made:
         ids = torch.tensor([text.prompt_ids])
@@ -280,8 +280,8 @@ def test_ids_that_the_target_does_not_have_are_named(target: Target, tmp_path: P
 
 def test_answers_shorter_than_the_draft_leave_no_gap_in_the_log(target: Target) -> None:
     """Seven places are drafted, the answer has three tokens."""
-    network = new_network(Eagle3Network, six_layers())
-    found = network.loss(lesson_of([Text([5, 6, 7], [8, 9, 1])], six_layers(), network.taps))
+    network = create_network(Eagle3Network, six_layers())
+    found = network.loss(build_lesson([Text([5, 6, 7], [8, 9, 1])], six_layers(), network.taps))
     assert torch.isfinite(found.loss) and torch.isfinite(torch.stack(found.right)).all()
 
 

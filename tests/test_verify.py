@@ -11,7 +11,7 @@ from scipy import stats
 
 from specbench.decoding.sampling import Dice, Sampling, probabilities
 from specbench.decoding.tree import DraftTree, TreeShape
-from specbench.decoding.verify import Greedy, Sampled, Typical, thresholds
+from specbench.decoding.verify import GreedyVerifier, SamplingVerifier, TypicalVerifier, parse_thresholds
 from specbench.errors import InputError
 from tests.random_trees import random_tree, way
 
@@ -36,7 +36,7 @@ def test_random_trees(scratch: float) -> None:
     for _ in range(300):
         tree = random_tree(rng, rng.randint(1, 15), vocabulary=3, scratch=scratch)
         logits = torch.randn(len(tree), 3)
-        found, (path, next_token) = Greedy().verify(tree, logits), slow(tree, logits)
+        found, (path, next_token) = GreedyVerifier().verify(tree, logits), slow(tree, logits)
         assert (found.path, found.next_token) == (path, next_token)
         assert found.tokens == [int(tree.tokens[node]) for node in path[1:]] + [next_token]
         assert tree.scratch is None or not tree.scratch[path].any(), "scratch is never accepted"
@@ -51,21 +51,23 @@ def test_chains_and_the_same_trees_spelt_out() -> None:
         chain = DraftTree.chain(torch.tensor([rng.randrange(2) for _ in range(rng.randint(1, 6))]))
         spelt = DraftTree(chain.tokens, chain.parents)
         logits = torch.randn(len(chain), 2)
-        assert Greedy().verify(chain, logits) == Greedy().verify(spelt, logits)
-        assert (Greedy().verify(chain, logits).path, Greedy().verify(chain, logits).next_token) == slow(chain, logits)
+        assert GreedyVerifier().verify(chain, logits) == GreedyVerifier().verify(spelt, logits)
+        assert (GreedyVerifier().verify(chain, logits).path, GreedyVerifier().verify(chain, logits).next_token) == slow(
+            chain, logits
+        )
 
 
 def test_the_root_alone_commits_one_token() -> None:
-    choice = Greedy().verify(DraftTree.chain(torch.tensor([3])), torch.tensor([[0.0, 2.0, 1.0]]))
+    choice = GreedyVerifier().verify(DraftTree.chain(torch.tensor([3])), torch.tensor([[0.0, 2.0, 1.0]]))
     assert (choice.path, choice.next_token, choice.tokens) == ([0], 1, [1])
 
 
 def test_a_right_token_behind_a_wrong_one_or_behind_scratch_is_rejected() -> None:
     wants_one = torch.tensor([[0.0, 1.0]]).repeat(3, 1)
     wrong_first = DraftTree(torch.tensor([0, 0, 1]), torch.tensor([-1, 0, 1]))
-    assert Greedy().verify(wrong_first, wants_one).path == [0]
+    assert GreedyVerifier().verify(wrong_first, wants_one).path == [0]
     below_scratch = DraftTree(torch.tensor([0, 1, 1]), torch.tensor([-1, 0, 1]), scratch=torch.tensor([False, True, False]))
-    assert Greedy().verify(below_scratch, wants_one).path == [0]
+    assert GreedyVerifier().verify(below_scratch, wants_one).path == [0]
 
 
 Outcomes = dict[tuple[int, ...], float]  # what is committed, and how probable that is
@@ -144,7 +146,7 @@ def test_drafts_drawn_without_replacement_leave_the_targets_own_distribution(sam
 
 
 def sampled(tree: DraftTree, logits: torch.Tensor, sampling: Sampling, times: int) -> Counter[tuple[int, ...]]:
-    rule = Sampled(sampling, Dice(7, 0, torch.device("cpu")))
+    rule = SamplingVerifier(sampling, Dice(7, 0, torch.device("cpu")))
     return Counter(tuple(rule.verify(tree, logits).tokens) for _ in range(times))
 
 
@@ -184,7 +186,7 @@ def test_a_deterministic_draft_changes_no_token() -> None:
         return logits.setdefault(tokens, torch.randn(3))
 
     def written(draft: bool, seed: int) -> list[int]:
-        rule, text = Sampled(PLAIN, Dice(seed, 0, torch.device("cpu"))), []
+        rule, text = SamplingVerifier(PLAIN, Dice(seed, 0, torch.device("cpu"))), []
         while len(text) < 12:
             tree = random_tree(rng, 9, vocabulary=3) if draft else DraftTree.chain(torch.tensor([0]))
             ways = [tuple(int(tree.tokens[node]) for node in way(tree, at)[1:]) for at in range(len(tree))]
@@ -199,7 +201,7 @@ def test_typical_acceptance_takes_the_longest_likely_path_and_of_equals_the_like
     rng, longest = random.Random(5), 0
     torch.manual_seed(5)
     for _ in range(200):
-        tree, rule = random_tree(rng, rng.randint(1, 12), vocabulary=3), Typical(0.8, 0.3, 0.6)
+        tree, rule = random_tree(rng, rng.randint(1, 12), vocabulary=3), TypicalVerifier(0.8, 0.3, 0.6)
         logits = torch.randn(len(tree), 3)
         p = (logits / 0.8).softmax(dim=-1)
         least = (0.6 * ((p * (p + 1e-5).log()).sum(-1)).exp()).clamp(max=0.3)
@@ -218,6 +220,6 @@ def test_typical_acceptance_takes_the_longest_likely_path_and_of_equals_the_like
 
 
 def test_thresholds_are_two_numbers() -> None:
-    assert thresholds({"threshold": 0.09, "alpha": 0.3}) == (0.09, 0.3)
+    assert parse_thresholds({"threshold": 0.09, "alpha": 0.3}) == (0.09, 0.3)
     with pytest.raises(InputError, match="typical="):
-        thresholds({"threshold": 0.09})
+        parse_thresholds({"threshold": 0.09})

@@ -10,14 +10,14 @@ from specbench import ROOT
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
-from specbench.models.chat import answer_text, render
+from specbench.models.chat import decode_answer, render_prompt
 from specbench.models.load import load_model, load_tokenizer
 from specbench.setup.compose import compose_run
-from specbench.setup.instantiate import built
-from specbench.setup.objects import target_of
+from specbench.setup.instantiate import instantiate
+from specbench.setup.objects import load_target
 from specbench.zoo.recipes import best_tree
-from specbench.zoo.recipes.fit import mini_config
-from specbench.zoo.recipes.train_target import deepened
+from specbench.zoo.recipes.fit import build_mini_config
+from specbench.zoo.recipes.train_target import double_layers
 from tasks.mini.suite import Mini
 
 ZOO = ROOT / "specbench" / "zoo"
@@ -49,9 +49,9 @@ def test_the_target_knows_its_world() -> None:
     drafter.bind(model)
     scores = []
     for question in suite.questions():
-        ids = torch.tensor(render("template", [(question.turns[0], None)], tokenizer))
+        ids = torch.tensor(render_prompt("template", [(question.turns[0], None)], tokenizer))
         (out,) = generate(model, drafter, [ids], Sampling(max_new_tokens=256, stop_token_ids=model.eos_ids))
-        scores.append(suite.score(question, 0, answer_text("template", tokenizer, out.output_ids)))
+        scores.append(suite.score(question, 0, decode_answer("template", tokenizer, out.output_ids)))
     assert sum(scores) >= 10, f"{sum(scores)} of 12 held-out answers right; at 97 %, 9 or fewer come 5 times in 1,000"
 
 
@@ -70,7 +70,7 @@ LEAST = {
 def test_the_embedded_drafters_know_their_target(label: str) -> None:
     """On held-out questions."""
     config = compose_run([f"method=[{label}]", "target.dtype=float32", "target.device=cpu"])
-    target, drafter = target_of(config.target), built(config.method[label])
+    target, drafter = load_target(config.target), instantiate(config.method[label])
     drafter.bind(target.model)
     outs = []
     for question in Mini(per_task=1).questions():
@@ -83,11 +83,11 @@ def test_the_embedded_drafters_know_their_target(label: str) -> None:
 
 def test_doubling_the_layers_changes_no_output() -> None:
     torch.manual_seed(0)
-    small = mini_config(layers=2, hidden=128, intermediate=64, heads=2)
+    small = build_mini_config(layers=2, hidden=128, intermediate=64, heads=2)
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM(small).double().eval()
-    deep = deepened(model.float(), mini_config(layers=4, hidden=128, intermediate=64, heads=2)).double().eval()
+    deep = double_layers(model.float(), build_mini_config(layers=4, hidden=128, intermediate=64, heads=2)).double().eval()
     ids = torch.randint(4, 1024, (1, 20))
     with torch.inference_mode():
         assert torch.allclose(model.double()(ids).logits, deep(ids).logits, atol=1e-9)
@@ -100,7 +100,7 @@ def test_a_log_tells_how_it_was_trained(name: str) -> None:
 
 def test_the_best_tree_holds_every_node_s_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(best_tree, "NEW_TOKENS", 24)
-    found = best_tree.frequencies("token_recycling", "recycling_2_2_2", limit=1)
+    found = best_tree.measure_frequencies("token_recycling", "recycling_2_2_2", limit=1)
     shares = dict(found)
     assert found[0][0] == (0,) and [share for _, share in found] == sorted(shares.values(), reverse=True)
     assert len(found) > 5 and all(shares[path[:-1]] >= share for path, share in found if len(path) > 1)
@@ -127,12 +127,12 @@ DRAFT = "{hidden_size: 256, num_attention_heads: 4, vocab_size: 3000}"
 def written(*overrides: str) -> dict[str, list[tuple[list[int], list[int], list[int]]]]:
     """By method, of first turns: output ids, draft nodes and accepted tokens of every step."""
     config = compose_run([f"method=[{','.join(METHODS)}]", "target.dtype=float32", "target.device=cpu", *overrides])
-    target = target_of(config.target)
+    target = load_target(config.target)
     prompts = [torch.tensor(target.first_prompt(question)) for question in Mini(per_task=1).questions()]
     sampling = Sampling(max_new_tokens=24, stop_token_ids=target.model.eos_ids)
     found = {}
     for label in METHODS:
-        drafter = built(config.method[label])
+        drafter = instantiate(config.method[label])
         drafter.bind(target.model)
         outs = [generate(target.model, drafter, [prompt], sampling)[0] for prompt in prompts]
         found[label] = [(out.output_ids, out.drafted, out.accepted) for out in outs]

@@ -26,7 +26,7 @@ class Steps:
     committed: list[int]
 
 
-def steps_of(trials: Sequence[Trial]) -> list[Steps]:
+def collect_steps(trials: Sequence[Trial]) -> list[Steps]:
     """Of the turns that have steps: finished ones of an engine that can see them."""
     found = []
     for trial in trials:
@@ -74,7 +74,7 @@ class Position:
 
 
 def positions(turns: Sequence[Steps]) -> list[Position]:
-    depth, accepted = _flat(turns)
+    depth, accepted = _flatten(turns)
     found = []
     for k in range(1, 1 + int(depth.max(initial=0))):
         offered = depth >= k
@@ -84,7 +84,7 @@ def positions(turns: Sequence[Steps]) -> list[Position]:
 
 
 @dataclass(frozen=True)
-class Vllm:
+class VllmCounters:
     """vLLM (vllm:spec_decode_num_*): counters over steps that draft; of a tree, all its nodes are draft tokens."""
 
     drafts: int
@@ -105,14 +105,14 @@ class Vllm:
         return [_share(count, self.drafts) for count in self.accepted_per_position]
 
 
-def vllm(turns: Sequence[Steps]) -> Vllm:
-    depth, accepted = _flat(turns)
+def count_vllm(turns: Sequence[Steps]) -> VllmCounters:
+    depth, accepted = _flatten(turns)
     tokens = sum(sum(turn.drafted) for turn in turns)
-    return Vllm(int((depth > 0).sum()), tokens, int(accepted.sum()), [place.accepted for place in positions(turns)])
+    return VllmCounters(int((depth > 0).sum()), tokens, int(accepted.sum()), [place.accepted for place in positions(turns)])
 
 
 @dataclass(frozen=True)
-class SGLang:
+class SGLangCounters:
     """SGLang's meta_info, over requests: prefill's token is one of the completion tokens, but no verification."""
 
     completion_tokens: int
@@ -129,18 +129,18 @@ class SGLang:
         return _share(self.correct_drafts, self.proposed_drafts)
 
 
-def sglang(turns: Sequence[Steps]) -> SGLang:
-    depth, accepted = _flat(turns)
+def count_sglang(turns: Sequence[Steps]) -> SGLangCounters:
+    depth, accepted = _flatten(turns)
     completed = len(turns) + sum(sum(turn.committed) for turn in turns)
-    return SGLang(completed, len(depth), sum(sum(turn.drafted) for turn in turns), int(accepted.sum()))
+    return SGLangCounters(completed, len(depth), sum(sum(turn.drafted) for turn in turns), int(accepted.sum()))
 
 
-def speed_bench(turns: Sequence[Steps]) -> float:
+def compute_speed_bench(turns: Sequence[Steps]) -> float:
     """SPEED-Bench's Average_AL: mean over requests of tokens per chunk, the first chunk being prefill's token."""
     return macro(turns, prefill=True)
 
 
-def _flat(turns: Sequence[Steps]) -> tuple[np.ndarray, np.ndarray]:
+def _flatten(turns: Sequence[Steps]) -> tuple[np.ndarray, np.ndarray]:
     """(S,) int of all turns' steps: depths, and accepted tokens."""
     depth = np.array([value for turn in turns for value in turn.depth], dtype=int)
     return depth, np.array([value for turn in turns for value in turn.accepted], dtype=int)

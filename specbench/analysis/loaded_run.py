@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from specbench.analysis.metrics import trial_frame
+from specbench.analysis.metrics import build_trial_frame
 from specbench.errors import InputError
-from specbench.records.certificates import Known, folders_for, known
+from specbench.records.certificates import Certification, find_certifications, list_folders
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, Trial
 
@@ -30,7 +30,7 @@ class LoadedRun:
     trials: list[Trial]
     frame: pd.DataFrame  # metrics.trial_frame(trials)
     texts: list[dict[str, Any]]
-    certified: dict[str, Known]  # by method
+    certified: dict[str, Certification]  # by method
 
     @property
     def missing(self) -> dict[str, int]:
@@ -46,7 +46,7 @@ class LoadedRun:
         return datetime.fromisoformat(str(self.provenance.get("started") or EPOCH).replace("Z", "+00:00")).timestamp()
 
 
-def load(path: Path, certificates: Sequence[Path] | None = None) -> LoadedRun:
+def read_run(path: Path, certificates: Sequence[Path] | None = None) -> LoadedRun:
     """certificates: folders of those that count; by default this checkout's and those beside the run.
 
     Raises InputError when the directory is not a run, cannot be read, or holds no trial yet.
@@ -56,8 +56,8 @@ def load(path: Path, certificates: Sequence[Path] | None = None) -> LoadedRun:
     if not trials:
         raise InputError(f"{path} holds no trial yet")
     config, provenance = directory.config(), directory.provenance()
-    certified = known(config, provenance, folders_for(path) if certificates is None else certificates)
-    return LoadedRun(directory.name, config, provenance, trials, trial_frame(trials), directory.texts(), certified)
+    certified = find_certifications(config, provenance, list_folders(path) if certificates is None else certificates)
+    return LoadedRun(directory.name, config, provenance, trials, build_trial_frame(trials), directory.texts(), certified)
 
 
 def look_up(mapping: Mapping[str, Any], path: str) -> Any:
@@ -68,24 +68,24 @@ def look_up(mapping: Mapping[str, Any], path: str) -> Any:
     return "" if value is None else value
 
 
-def first(mapping: Mapping[str, Any], *paths: str) -> Any:
+def find_first(mapping: Mapping[str, Any], *paths: str) -> Any:
     """The first scalar found under the dotted paths, "" where there is none."""
     found = (look_up(mapping, path) for path in paths)
     return next((value for value in found if value != "" and not isinstance(value, (Mapping, list))), "")
 
 
-def method_order(runs: Sequence[LoadedRun]) -> list[str]:
+def order_methods(runs: Sequence[LoadedRun]) -> list[str]:
     """Autoregressive first, then by label: the order of rows and colours, whatever a run's own order."""
     labels = {trial.method for run in runs for trial in run.trials}
     return sorted(labels, key=lambda label: (label != BASELINE, label))
 
 
-def trial_of(runs: Sequence[LoadedRun], method: str) -> dict[str, Any]:
+def pick_trial(runs: Sequence[LoadedRun], method: str) -> dict[str, Any]:
     """Any one of a method's records: what they all say is in it, such as whether the method is warm."""
     return next(trial.to_row() for run in runs for trial in run.trials if trial.method == method)
 
 
-def task_order(run: LoadedRun) -> list[str]:
+def order_tasks(run: LoadedRun) -> list[str]:
     """The order of the config's task.*.name, then by name."""
     tasks = run.config.get("task")
     values = tasks.values() if isinstance(tasks, Mapping) else []

@@ -24,10 +24,10 @@ QUESTION = ["method", "task", "question_id"]
 _COUNTS = ["new_tokens", "seconds", "decode_tokens", "decode_seconds", "steps", "forwards", "retokenised", "energy_j"]
 
 
-def trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
+def build_trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
     """One row per turn: the record with per-step lists summed, `failed`, and `seconds` = prefill + decode."""
     fields = list(Trial.__dataclass_fields__)
-    rows = [{**trial.to_row(), **_sums(trial), "failed": trial.failed} for trial in trials]
+    rows = [{**trial.to_row(), **_sum_steps(trial), "failed": trial.failed} for trial in trials]
     frame = pd.DataFrame(rows, columns=[*fields, "failed"])
     for name in (
         "steps",
@@ -48,12 +48,12 @@ def trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
     return frame
 
 
-def _sums(trial: Trial) -> dict[str, int | None]:
+def _sum_steps(trial: Trial) -> dict[str, int | None]:
     lists = {name: getattr(trial, name) for name in PER_STEP}
     return {name: None if values is None else sum(values) for name, values in lists.items()}
 
 
-def question_frame(trials: pd.DataFrame) -> pd.DataFrame:
+def build_question_frame(trials: pd.DataFrame) -> pd.DataFrame:
     """One row per method, task, question and repeat: sums over turns, nan where a turn has no such number."""
     groups = trials.groupby([*QUESTION, "repeat"], sort=False)
     counts = groups[[*_COUNTS, *PER_STEP]]
@@ -63,7 +63,7 @@ def question_frame(trials: pd.DataFrame) -> pd.DataFrame:
     return sums.reset_index()
 
 
-def pair(questions: pd.DataFrame) -> pd.DataFrame:
+def pair_with_baseline(questions: pd.DataFrame) -> pd.DataFrame:
     """Complete cases: each row beside autoregressive's (suffix _baseline), same question and repeat."""
     ever_failed = questions.groupby(QUESTION, sort=False)["failed"].transform("any").astype(bool)
     whole = questions[~ever_failed]
@@ -72,7 +72,7 @@ def pair(questions: pd.DataFrame) -> pd.DataFrame:
     return pairs[pairs["turns"] == pairs["turns_baseline"]]
 
 
-def question_ratios(pairs: pd.DataFrame) -> pd.DataFrame:
+def compute_question_ratios(pairs: pd.DataFrame) -> pd.DataFrame:
     """One row per method, task and question, repeats averaged first: log ratios, natural logarithms.
 
     log_speedup and log_speedup_decode are of rates, log_conversion of speedup / tokens per forward.
@@ -85,7 +85,7 @@ def question_ratios(pairs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({name: np.log(values) for name, values in logs.items()}).reset_index()
 
 
-def question_latencies(pairs: pd.DataFrame) -> pd.DataFrame:
+def compute_question_latencies(pairs: pd.DataFrame) -> pd.DataFrame:
     """One row per method, task and question: ms_per_token over all repeats, prefill included; new_tokens, mean of a repeat."""
     groups = pairs.groupby(QUESTION, sort=False)
     sums = groups[["seconds", "new_tokens"]].sum(min_count=1)
@@ -102,18 +102,18 @@ def _decode_rate(sums: pd.DataFrame, side: str) -> pd.Series:
     return tokens.where(tokens > 0) / sums[f"decode_seconds{side}"]
 
 
-def with_overall(rows: pd.DataFrame) -> pd.DataFrame:
+def add_overall(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, and once more under task = overall."""
     return pd.concat([rows, rows.assign(task=OVERALL)], ignore_index=True)
 
 
-def pooled(pairs: pd.DataFrame) -> pd.DataFrame:
+def pool_counts(pairs: pd.DataFrame) -> pd.DataFrame:
     """Ratios of pooled counts, indexed by (method, task), overall included.
 
     mean_accepted_tokens = committed / steps; acceptance_rate = accepted / depth offered; tokens_per_forward =
     new tokens / (steps + 1 per turn); speedup_pooled = ratio of all tokens per all seconds.
     """
-    groups = with_overall(pairs).groupby(CELL, sort=False)
+    groups = add_overall(pairs).groupby(CELL, sort=False)
     sums = groups.sum(numeric_only=True, min_count=1)
     return pd.DataFrame(
         {
@@ -131,7 +131,7 @@ def pooled(pairs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def over_seeds(pairs: pd.DataFrame) -> pd.DataFrame:
+def compute_seed_spread(pairs: pd.DataFrame) -> pd.DataFrame:
     """By (method, task): standard deviation over repeats of the speedup and of mean accepted tokens, where each has its own seed.
 
     Of each repeat the geometric mean over questions, for overall that of the tasks' means; nan with one repeat.
@@ -140,13 +140,13 @@ def over_seeds(pairs: pd.DataFrame) -> pd.DataFrame:
     speedups = pairs.assign(log=logs).groupby([*CELL, "repeat"])["log"].mean().reset_index()
     whole = speedups.groupby(["method", "repeat"])["log"].mean().reset_index().assign(task=OVERALL)
     every = pd.concat([speedups, whole])
-    sums = with_overall(pairs).groupby([*CELL, "repeat"])[["committed", "steps"]].sum(min_count=1)
+    sums = add_overall(pairs).groupby([*CELL, "repeat"])[["committed", "steps"]].sum(min_count=1)
     accepted = (sums["committed"] / sums["steps"]).groupby(CELL).std()
     spread = every.assign(speedup=np.exp(every["log"])).groupby(CELL)["speedup"].std()
     return pd.DataFrame({"speedup_seed_sd": spread, "mean_accepted_tokens_seed_sd": accepted})
 
 
-def spec_bench(pairs: pd.DataFrame) -> pd.Series:
+def compute_spec_bench(pairs: pd.DataFrame) -> pd.Series:
     """Spec-Bench's estimator (its evaluation/speed.py), by (method, task); for published tables only.
 
     Mean over questions of the method's tokens/s over the mean of autoregressive's re-tokenised tokens/s;
@@ -155,7 +155,7 @@ def spec_bench(pairs: pd.DataFrame) -> pd.Series:
     recount = pairs["retokenised_baseline"].fillna(pairs["new_tokens_baseline"])
     own = pairs["new_tokens"].where(pairs["method"] != BASELINE, recount)
     rates = pairs.assign(own=own / pairs["seconds"], reference=recount / pairs["seconds_baseline"])
-    means = with_overall(rates).groupby([*CELL, "repeat"], sort=False)[["own", "reference"]].mean()
+    means = add_overall(rates).groupby([*CELL, "repeat"], sort=False)[["own", "reference"]].mean()
     speedups: pd.Series = (means["own"] / means["reference"]).groupby(CELL, sort=False).mean()
     return speedups.rename("speedup_spec_bench")
 
@@ -171,7 +171,7 @@ def residuals(trials: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["repeats"] > 1]
 
 
-def repeat_spread(trials: pd.DataFrame) -> pd.Series:
+def compute_repeat_spread(trials: pd.DataFrame) -> pd.Series:
     """By method: standard deviation over repeats of a turn's log seconds, so 0.01 is about one per cent."""
     rows = residuals(trials)
     freedom = (1 - 1 / rows["repeats"]).groupby(rows["method"]).sum()
@@ -179,7 +179,7 @@ def repeat_spread(trials: pd.DataFrame) -> pd.Series:
     return pd.Series(np.sqrt(squares / freedom), name="repeat_spread")
 
 
-def identical(trials: pd.DataFrame) -> pd.Series:
+def compute_identical_share(trials: pd.DataFrame) -> pd.Series:
     """Share of turns, over all repeats, whose output ids equal autoregressive's, by (method, task).
 
     A turn counts only where both had the same prompt: all with context = reference, some with context = own.
@@ -190,11 +190,11 @@ def identical(trials: pd.DataFrame) -> pd.Series:
     both = whole.merge(baseline, on=turn, suffixes=("", "_baseline"))
     both = both[(both["context"] == "reference") | (both["prompt_sha256"] == both["prompt_sha256_baseline"])]
     same = both.assign(identical=(both["output_sha256"] == both["output_sha256_baseline"]).astype(float))
-    shares: pd.Series = with_overall(same).groupby(CELL, sort=False)["identical"].mean()
+    shares: pd.Series = add_overall(same).groupby(CELL, sort=False)["identical"].mean()
     return shares
 
 
-def time_split(trials: pd.DataFrame) -> pd.DataFrame:
+def split_step_time(trials: pd.DataFrame) -> pd.DataFrame:
     """Of a profiled run, by method: what a step costs in steps of autoregressive decoding, and of that its parts.
 
     step = draft + verify + rest, where verify is the target's forward and the choice, rest the bookkeeping of loop and
@@ -220,9 +220,9 @@ def time_split(trials: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
-def observed(trials: pd.DataFrame) -> pd.DataFrame:
+def summarise_trials(trials: pd.DataFrame) -> pd.DataFrame:
     """By (method, task), of every trial: `errors` (failed turns), `peak_memory_mb` (10^6 bytes), `state`, `kind`."""
-    groups = with_overall(trials).groupby(CELL, sort=False)
+    groups = add_overall(trials).groupby(CELL, sort=False)
     columns = {
         "errors": groups["failed"].sum().astype(int),
         "state": groups["state"].max(),  # warm beats cold
@@ -231,7 +231,7 @@ def observed(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({**columns, "peak_memory_mb": groups["peak_memory_bytes"].max() / 1e6})
 
 
-def failed_questions(questions: pd.DataFrame) -> pd.DataFrame:
+def find_failed_questions(questions: pd.DataFrame) -> pd.DataFrame:
     """The (method, task, question_id) a method failed on in any repeat and autoregressive in none."""
     failed = questions.loc[questions["failed"].astype(bool), QUESTION].drop_duplicates()
     baseline = failed.loc[failed["method"] == BASELINE, QUESTION[1:]].assign(known=True)
@@ -239,10 +239,10 @@ def failed_questions(questions: pd.DataFrame) -> pd.DataFrame:
     return both.loc[both["known"].isna(), QUESTION]
 
 
-def unpaired(questions: pd.DataFrame, pairs: pd.DataFrame) -> dict[tuple[str, str], int]:
+def count_unpaired(questions: pd.DataFrame, pairs: pd.DataFrame) -> dict[tuple[str, str], int]:
     """By (method, task): questions without a pair that failed for nobody: the run is not finished."""
     failed = questions[questions["failed"].astype(bool)]
-    open_questions = _question_keys(questions) - _question_keys(failed)
+    open_questions = _collect_question_keys(questions) - _collect_question_keys(failed)
     done = set(pairs[QUESTION].itertuples(index=False, name=None))
     counts: dict[tuple[str, str], int] = {}
     for method in questions["method"].unique():
@@ -253,26 +253,26 @@ def unpaired(questions: pd.DataFrame, pairs: pd.DataFrame) -> dict[tuple[str, st
     return counts
 
 
-def _question_keys(questions: pd.DataFrame) -> set[tuple[str, int | str]]:
+def _collect_question_keys(questions: pd.DataFrame) -> set[tuple[str, int | str]]:
     return set(questions[["task", "question_id"]].itertuples(index=False, name=None))
 
 
-def acceptance_by_position(trials: Iterable[Trial]) -> pd.DataFrame:
+def tabulate_positions(trials: Iterable[Trial]) -> pd.DataFrame:
     """How far drafts are accepted, by (method, position k from 1): counts over steps, and shares; see acceptance."""
     names = ["method", "position", "steps", "offered", "reached", "accepted", "joint", "conditional", "vllm_acceptance_rate"]
     rows = [
         (method, place.k, place.steps, place.offered, place.reached, place.accepted, place.joint, place.conditional, of_vllm)
-        for method, turns in _by_method(trials).items()
-        for place, of_vllm in zip(acceptance.positions(turns), acceptance.vllm(turns).per_position, strict=True)
+        for method, turns in _group_by_method(trials).items()
+        for place, of_vllm in zip(acceptance.positions(turns), acceptance.count_vllm(turns).per_position, strict=True)
     ]
     return pd.DataFrame(rows, columns=names)
 
 
-def conventions(trials: Iterable[Trial]) -> pd.DataFrame:
+def tabulate_conventions(trials: Iterable[Trial]) -> pd.DataFrame:
     """By method, mean accepted tokens and acceptance rates as everybody counts them (see acceptance); Spec-Bench's is micro."""
     rows = []
-    for method, turns in _by_method(trials).items():
-        vllm, sglang = acceptance.vllm(turns), acceptance.sglang(turns)
+    for method, turns in _group_by_method(trials).items():
+        vllm, sglang = acceptance.count_vllm(turns), acceptance.count_sglang(turns)
         rows.append(
             {
                 "method": method,
@@ -284,15 +284,15 @@ def conventions(trials: Iterable[Trial]) -> pd.DataFrame:
                 "vllm_acceptance_rate": vllm.acceptance_rate,
                 "sglang_accept_length": sglang.accept_length,
                 "sglang_accept_rate": sglang.accept_rate,
-                "speed_bench_average_al": acceptance.speed_bench(turns),
+                "speed_bench_average_al": acceptance.compute_speed_bench(turns),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _by_method(trials: Iterable[Trial]) -> dict[str, list[acceptance.Steps]]:
+def _group_by_method(trials: Iterable[Trial]) -> dict[str, list[acceptance.Steps]]:
     """The turns that have steps."""
     own: dict[str, list[Trial]] = {}
     for trial in trials:
         own.setdefault(trial.method, []).append(trial)
-    return {method: turns for method, these in own.items() if (turns := acceptance.steps_of(these))}
+    return {method: turns for method, these in own.items() if (turns := acceptance.collect_steps(these))}

@@ -96,7 +96,7 @@ def stratified_mean(strata: Sequence[Array]) -> tuple[float, float, float]:
     return mean, whole / len(strata) ** 2, whole**2 / float((variances**2 / freedom).sum()) if whole else float(freedom.sum())
 
 
-def ranks(strata: Mapping[str, Sequence[Array]], level: float = 0.05) -> dict[str, tuple[int, int]]:
+def rank_methods(strata: Mapping[str, Sequence[Array]], level: float = 0.05) -> dict[str, tuple[int, int]]:
     """By method, the best and the worst rank that it may have, 1 the fastest: equal where it is told apart from all others.
 
     `strata` holds each method's log speedups, for every method of the same questions in the same order, nan where it has none.
@@ -104,7 +104,7 @@ def ranks(strata: Mapping[str, Sequence[Array]], level: float = 0.05) -> dict[st
     procedure (1979) over all pairs: all ranks hold together with a confidence of 1 - level.
     """
     pairs = list(combinations(strata, 2))
-    tests = [_difference([a - b for a, b in zip(strata[one], strata[other], strict=True)]) for one, other in pairs]
+    tests = [_test_difference([a - b for a, b in zip(strata[one], strata[other], strict=True)]) for one, other in pairs]
     apart = holm([p_value for _, p_value in tests], level)
     best, worst = dict.fromkeys(strata, 1), dict.fromkeys(strata, len(strata))
     for (one, other), (gain, _), told in zip(pairs, tests, apart, strict=True):
@@ -115,7 +115,7 @@ def ranks(strata: Mapping[str, Sequence[Array]], level: float = 0.05) -> dict[st
     return {method: (best[method], worst[method]) for method in strata}
 
 
-def _difference(strata: Sequence[Array]) -> tuple[float, float]:
+def _test_difference(strata: Sequence[Array]) -> tuple[float, float]:
     """Mean of the strata's means, and the p-value of its being zero; 1 where a stratum has too few questions."""
     groups = [group[~np.isnan(group)] for group in strata]
     if any(len(group) < 2 for group in groups):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis import metrics, statistics
-from specbench.analysis.loaded_run import LoadedRun, first, load, method_order, task_order
+from specbench.analysis.loaded_run import LoadedRun, find_first, order_methods, order_tasks, read_run
 from specbench.analysis.metrics import CELL, OVERALL, QUESTION
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
@@ -67,69 +67,71 @@ COLUMNS = [
 
 def summarise(run: LoadedRun) -> pd.DataFrame:
     """The rows of summary.csv; every method × task that was tried has one, nan where it has no number."""
-    questions = metrics.question_frame(run.frame)
-    pairs = metrics.pair(questions)
-    cells = metrics.observed(run.frame).join(metrics.pooled(pairs)).join(metrics.spec_bench(pairs))
-    cells = cells.join(metrics.identical(run.frame)).join(intervals(questions, pairs))
-    cells = cells.join(accuracy(run)).join(metrics.over_seeds(pairs)).join(latencies(pairs))
-    cells = cells.join(ranks(metrics.question_ratios(pairs), yardsticks=cells.index[cells["kind"] == "synthetic"]))
-    cells["unpaired"] = pd.Series(metrics.unpaired(questions, pairs), dtype=float).reindex(cells.index)
-    rows = cells.reset_index().assign(**identity(run))
+    questions = metrics.build_question_frame(run.frame)
+    pairs = metrics.pair_with_baseline(questions)
+    cells = metrics.summarise_trials(run.frame).join(metrics.pool_counts(pairs)).join(metrics.compute_spec_bench(pairs))
+    cells = cells.join(metrics.compute_identical_share(run.frame)).join(compute_intervals(questions, pairs))
+    cells = cells.join(compute_accuracy(run)).join(metrics.compute_seed_spread(pairs)).join(compute_latency_percentiles(pairs))
+    cells = cells.join(
+        compute_ranks(metrics.compute_question_ratios(pairs), yardsticks=cells.index[cells["kind"] == "synthetic"])
+    )
+    cells["unpaired"] = pd.Series(metrics.count_unpaired(questions, pairs), dtype=float).reindex(cells.index)
+    rows = cells.reset_index().assign(**identify_run(run))
     rows["lossless"] = [str(run.certified.get(method, UNKNOWN)) for method in rows["method"]]
-    rows["engine"] = [engine_of(run, method) for method in rows["method"]]
-    drawn = sampled(rows["temperature"].iloc[0])  # else repeats are of the very same text
+    rows["engine"] = [find_engine(run, method) for method in rows["method"]]
+    drawn = is_sampled(rows["temperature"].iloc[0])  # else repeats are of the very same text
     rows.loc[(rows["method"] == BASELINE) | (not drawn), SEEDS] = np.nan
     whole = ["questions", "repeats", "errors", "unpaired"]
     rows[whole] = rows[whole].fillna(0).astype(int)
-    return _sorted(rows, run)[COLUMNS]
+    return _sort_rows(rows, run)[COLUMNS]
 
 
-def identity(run: LoadedRun) -> dict[str, Any]:
+def identify_run(run: LoadedRun) -> dict[str, Any]:
     """The columns that say which run a row comes from; "" where config.yaml and run.json do not say."""
     config, provenance = run.config, run.provenance
     return {
         "run": run.name,
-        "target": first(config, "target.name", "target"),
-        "shape": first(config, "target.shape"),
-        "dtype": first(provenance, "dtype") or first(config, "target.dtype"),
-        "device": first(provenance, "device.name", "device.kind", "device"),
-        "temperature": first(config, "sampling.temperature"),
+        "target": find_first(config, "target.name", "target"),
+        "shape": find_first(config, "target.shape"),
+        "dtype": find_first(provenance, "dtype") or find_first(config, "target.dtype"),
+        "device": find_first(provenance, "device.name", "device.kind", "device"),
+        "temperature": find_first(config, "sampling.temperature"),
     }
 
 
-def engine_of(run: LoadedRun, label: str) -> str:
+def find_engine(run: LoadedRun, label: str) -> str:
     """method@engine names its engine; a bare label ran on the config's first one, "" if it does not say."""
     engines = run.config.get("engine")
     names = list(engines) if isinstance(engines, dict) else [engines or ""]
     return label.partition("@")[2] or str(next(iter(names), ""))
 
 
-def accuracy(run: LoadedRun) -> pd.Series:
+def compute_accuracy(run: LoadedRun) -> pd.Series:
     """By (method, task): mean score of the answers of the first repeat, where the suite could score them."""
     tasks: dict[Any, str] = {trial.question_id: trial.task for trial in run.trials}
     scores = {tuple(map(row.get, ("method", "question_id", "turn"))): row.get("score") for row in run.texts}
     rows = [(method, tasks.get(question), score) for (method, question, _), score in scores.items()]
     frame = pd.DataFrame(rows, columns=[*CELL, "accuracy"]).astype({"accuracy": float}).dropna()
-    means: pd.Series = metrics.with_overall(frame).groupby(CELL)["accuracy"].mean()
+    means: pd.Series = metrics.add_overall(frame).groupby(CELL)["accuracy"].mean()
     return means
 
 
-def intervals(questions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+def compute_intervals(questions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """By (method, task): geometric means over questions, with limits; overall weighs all tasks the same."""
-    ratios = metrics.question_ratios(pairs)
-    failed = metrics.failed_questions(questions).assign(log_speedup=0.0)
-    done = metrics.with_overall(ratios)[CELL].drop_duplicates()
+    ratios = metrics.compute_question_ratios(pairs)
+    failed = metrics.find_failed_questions(questions).assign(log_speedup=0.0)
+    done = metrics.add_overall(ratios)[CELL].drop_duplicates()
     cells = [(str(method), str(task)) for method, task in done.itertuples(index=False)]
-    values = [_interval_row(_cell(ratios, *cell), _cell(failed, *cell)) for cell in cells]
+    values = [_build_interval_row(_select_cell(ratios, *cell), _select_cell(failed, *cell)) for cell in cells]
     index = pd.MultiIndex.from_frame(done)
     names = ["speedup", "speedup_low", "speedup_high", "conversion", "conversion_low", "conversion_high"]
     columns = [*names, "speedup_decode", "speedup_with_failures", "speedup_median"]
     return pd.DataFrame(values, index=index, columns=columns, dtype=float)
 
 
-def latencies(pairs: pd.DataFrame) -> pd.DataFrame:
+def compute_latency_percentiles(pairs: pd.DataFrame) -> pd.DataFrame:
     """By (method, task): percentiles over questions of milliseconds per token, with limits that are order statistics."""
-    groups = metrics.with_overall(metrics.question_latencies(pairs)).groupby(CELL)["ms_per_token"]
+    groups = metrics.add_overall(metrics.compute_question_latencies(pairs)).groupby(CELL)["ms_per_token"]
     rows = {
         cell: [statistics.quantile(values.dropna().to_numpy(dtype=float), share) for share in PERCENTILES.values()]
         for cell, values in groups
@@ -138,7 +140,7 @@ def latencies(pairs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(limits, index=pd.MultiIndex.from_tuples(rows, names=CELL), columns=LATENCIES, dtype=float)
 
 
-def ranks(ratios: pd.DataFrame, yardsticks: pd.Index) -> pd.DataFrame:
+def compute_ranks(ratios: pd.DataFrame, yardsticks: pd.Index) -> pd.DataFrame:
     """By (method, task) with a speedup: the best and the worst rank that it may have; yardsticks, (method, task), have none."""
     barred = {method for method, _ in yardsticks}
     wide = ratios[~ratios["method"].isin(barred)].pivot(index=QUESTION[1:], columns="method", values="log_speedup")
@@ -147,22 +149,22 @@ def ranks(ratios: pd.DataFrame, yardsticks: pd.Index) -> pd.DataFrame:
     for name, parts in {**{task: [rows] for task, rows in tasks.items()}, OVERALL: list(tasks.values())}.items():
         timed = [method for method in wide.columns if any(rows[method].notna().any() for rows in parts)]
         strata = {str(method): [rows[method].to_numpy(dtype=float) for rows in parts] for method in timed}
-        found |= {(method, name): limits for method, limits in statistics.ranks(strata).items()}
+        found |= {(method, name): limits for method, limits in statistics.rank_methods(strata).items()}
     index = pd.MultiIndex.from_tuples(found, names=CELL)
     return pd.DataFrame(found.values(), index=index, columns=["rank_best", "rank_worst"], dtype=float)
 
 
-def _cell(rows: pd.DataFrame, method: str, task: str) -> pd.DataFrame:
+def _select_cell(rows: pd.DataFrame, method: str, task: str) -> pd.DataFrame:
     own = rows["method"] == method
     return rows[own if task == OVERALL else own & (rows["task"] == task)]
 
 
-def _interval_row(ratios: pd.DataFrame, failed: pd.DataFrame) -> list[float]:
-    speedup = statistics.speedup(_strata(ratios, "log_speedup"))
-    conversion = statistics.speedup(_strata(ratios, "log_conversion"))
-    decode = _geometric_mean(_strata(ratios, "log_speedup_decode"))
+def _build_interval_row(ratios: pd.DataFrame, failed: pd.DataFrame) -> list[float]:
+    speedup = statistics.speedup(_split_strata(ratios, "log_speedup"))
+    conversion = statistics.speedup(_split_strata(ratios, "log_conversion"))
+    decode = _geometric_mean(_split_strata(ratios, "log_speedup_decode"))
     everything = pd.concat([ratios, failed]) if len(failed) else ratios
-    with_failures = _geometric_mean(_strata(everything, "log_speedup"))
+    with_failures = _geometric_mean(_split_strata(everything, "log_speedup"))
     limits = [
         speedup.estimate,
         speedup.low,
@@ -171,11 +173,11 @@ def _interval_row(ratios: pd.DataFrame, failed: pd.DataFrame) -> list[float]:
         conversion.low,
         conversion.high,
     ]
-    medians = [np.median(values, keepdims=True) for values in _strata(ratios, "log_speedup")]
+    medians = [np.median(values, keepdims=True) for values in _split_strata(ratios, "log_speedup")]
     return [*limits, decode, with_failures, _geometric_mean(medians)]
 
 
-def _strata(rows: pd.DataFrame, column: str) -> list[statistics.Array]:
+def _split_strata(rows: pd.DataFrame, column: str) -> list[statistics.Array]:
     return [values.to_numpy(dtype=float) for _, values in rows.dropna(subset=[column]).groupby("task")[column]]
 
 
@@ -183,23 +185,23 @@ def _geometric_mean(strata: Sequence[statistics.Array]) -> float:
     return float(np.exp(np.mean([values.mean() for values in strata]))) if strata else float("nan")
 
 
-def sampled(temperature: Any) -> bool:
+def is_sampled(temperature: Any) -> bool:
     return isinstance(temperature, Real) and float(temperature) > 0
 
 
-def _sorted(rows: pd.DataFrame, run: LoadedRun) -> pd.DataFrame:
-    methods, tasks = method_order([run]), [*task_order(run), OVERALL]
+def _sort_rows(rows: pd.DataFrame, run: LoadedRun) -> pd.DataFrame:
+    methods, tasks = order_methods([run]), [*order_tasks(run), OVERALL]
     position = rows["method"].map(methods.index) * len(tasks) + rows["task"].map(tasks.index)
     return rows.iloc[position.argsort(kind="stable")].reset_index(drop=True)
 
 
 def write_summary(run_dir: Path) -> pd.DataFrame:
     """Writes the run directory's own summary.csv and gives its rows; InputError when it is not a run."""
-    summary = summarise(load(run_dir))
-    RunDirectory(run_dir).write_summary(csv(summary))
+    summary = summarise(read_run(run_dir))
+    RunDirectory(run_dir).write_summary(format_csv(summary))
     return summary
 
 
-def csv(summary: pd.DataFrame) -> str:
+def format_csv(summary: pd.DataFrame) -> str:
     """summary.csv: six significant digits, empty where there is no number."""
     return str(summary.to_csv(index=False, float_format="%.6g"))

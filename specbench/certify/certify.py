@@ -7,22 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from specbench.certify import enumeration
-from specbench.certify.miniature import drafter_of, miniature
-from specbench.certify.tables import markdown
-from specbench.certify.texts import Asked
-from specbench.certify.token_check import followed, most_wrong
+from specbench.certify.miniature import build_drafter, build_miniature
+from specbench.certify.tables import format_certificate
+from specbench.certify.texts import TextSampler
+from specbench.certify.token_check import bound_error_rate, check_tokens
 from specbench.decoding.sampling import Sampling
-from specbench.errors import InputError, one_line
-from specbench.machine.locks import alone
-from specbench.records.certificates import FILE, UNFINISHED, Certificate, Unfinished, Verdict
+from specbench.errors import InputError, format_error
+from specbench.machine.locks import lock_run
+from specbench.records.certificates import FILE, JOURNAL, Certificate, Verdict, VerdictJournal
 from specbench.records.files import write_atomic
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
 from specbench.running.checks import check_drafters, check_prompts
-from specbench.running.resume import stamped
-from specbench.setup.instantiate import built, check
-from specbench.setup.objects import check_methods, drafters_of, prints, questions_of, quiet, target_of, tokenizer_of
-from specbench.setup.provenance import provenance
+from specbench.running.resume import stamp_path
+from specbench.setup.instantiate import check_node, instantiate
+from specbench.setup.objects import (
+    check_methods,
+    collect_fingerprints,
+    instantiate_methods,
+    load_target,
+    load_target_tokenizer,
+    select_questions,
+    silence_libraries,
+)
+from specbench.setup.provenance import collect_provenance
 from specbench.setup.settings import CertifySettings
 from specbench.watch import Watch
 
@@ -32,42 +40,42 @@ Part = Callable[[], Findings]
 
 def certify(settings: CertifySettings, watch: Watch) -> tuple[Certificate, Path]:
     """The certificate and its folder. Raises InputError; KeyboardInterrupt with the folder once that is written to."""
-    quiet()
+    silence_libraries()
     check_methods(settings.method)
-    check(settings.suite, "suite")
-    out = _unused(settings)
+    check_node(settings.suite, "suite")
+    out = _choose_folder(settings)
     if BASELINE not in settings.method:
         raise InputError(f"method: {BASELINE} is missing, which all are held against")
-    suite = built(settings.suite)
-    questions = questions_of(settings, suite, settings.limit)
-    drafters = drafters_of(settings.method)
-    check_drafters(drafters, settings.target, tokenizer_of(settings.target)[0])
+    suite = instantiate(settings.suite)
+    questions = select_questions(settings, suite, settings.limit)
+    drafters = instantiate_methods(settings.method)
+    check_drafters(drafters, settings.target, load_target_tokenizer(settings.target)[0])
     out.mkdir(parents=True, exist_ok=True)  # one that cannot be written to is told of now
-    target = target_of(settings.target)
+    target = load_target(settings.target)
     check_prompts(questions, target)
-    about = provenance(target.model.device) | prints(settings, target, suite, drafters)
-    tests = _Tests(Asked(settings, target, drafters, questions, watch))
+    about = collect_provenance(target.model.device) | collect_fingerprints(settings, target, suite, drafters)
+    tests = _Tests(TextSampler(settings, target, drafters, questions, watch))
     tests.check_enough()
-    with alone(out):
-        unfinished = Unfinished(out, settings.recorded, about)
+    with lock_run(out):
+        unfinished = VerdictJournal(out, settings.recorded, about)
         try:
             made = tests.certificate(about, unfinished)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(out) from None
         made.write(out)
-        write_atomic(out / "certificate.md", markdown(made))
+        write_atomic(out / "certificate.md", format_certificate(made))
         unfinished.done()
     return made, out
 
 
-def _unused(settings: CertifySettings) -> Path:
+def _choose_folder(settings: CertifySettings) -> Path:
     """Where no certificate lies yet."""
     if settings.out is None:
-        return stamped(Path("results") / "certificates", "-".join(filter(None, (settings.target.name, settings.target.shape))))
+        return stamp_path(Path("results") / "certificates", "-".join(filter(None, (settings.target.name, settings.target.shape))))
     out = Path(settings.out).expanduser()
     if (out / FILE).exists():
         raise InputError(f"out={out}: holds a certificate already; choose another folder, or remove it")
-    if not RunDirectory(out).is_new() and not (out / UNFINISHED).exists():
+    if not RunDirectory(out).is_new() and not (out / JOURNAL).exists():
         raise InputError(f"out={out}: expected an interrupted certificate's folder, an empty one or a new one")
     return out
 
@@ -75,7 +83,7 @@ def _unused(settings: CertifySettings) -> Path:
 class _Tests:
     """All that is tried of what was asked, and what follows."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: TextSampler) -> None:
         self.asked, self.settings, self.drafters = asked, asked.settings, asked.drafters
         self.claimed = [label for label, drafter in self.drafters.items() if drafter.lossless]
         drawing = [label for label in self.claimed if self.drafters[label].draws]
@@ -89,12 +97,12 @@ class _Tests:
 
     def _can_count(self) -> bool:
         try:
-            small, _ = miniature(self.asked.target.model.config.model_type)
+            small, _ = build_miniature(self.asked.target.model.config.model_type)
             return enumeration.can_show(small, self.asked.sampled, self.settings.draws)
         except Exception:  # what has no miniature is told of in the certificate
             return True
 
-    def certificate(self, about: dict[str, Any], unfinished: Unfinished) -> Certificate:
+    def certificate(self, about: dict[str, Any], unfinished: VerdictJournal) -> Certificate:
         greedy = [self._verdict(label, True, unfinished) for label in self.drafters]
         floor = greedy[list(self.drafters).index(BASELINE)].tests.get("texts", {"texts": 0, "equal": 0})
         return Certificate(
@@ -107,7 +115,7 @@ class _Tests:
             sampled=[self._verdict(label, False, unfinished) for label in self.drafters],
         )
 
-    def _verdict(self, label: str, greedy: bool, unfinished: Unfinished) -> Verdict:
+    def _verdict(self, label: str, greedy: bool, unfinished: VerdictJournal) -> Verdict:
         known = unfinished.verdict(greedy, label)
         if known is None:
             known = self._greedy(label) if greedy else self._sampled(label)
@@ -135,15 +143,15 @@ class _Tests:
                 wrong, found = part()
                 why, figures = why + wrong, figures | found
         except (Exception, SystemExit) as error:  # what stops may be right or wrong: nobody knows
-            return Verdict(label, "bug" if why else "untested", figures, "; ".join([*why, f"stopped: {one_line(error)}"]))
+            return Verdict(label, "bug" if why else "untested", figures, "; ".join([*why, f"stopped: {format_error(error)}"]))
         fine = figures["texts"]["class_"] if "texts" in figures else "sampled"
         return Verdict(label, "bug" if why else fine, figures, "; ".join(why))
 
     def _followed(self, label: str, sampling: Sampling) -> Findings:
         asked = self.asked
         noise = asked.noise.sampled if sampling.temperature else asked.noise.greedy
-        found = followed(asked.target.model, asked.texts(label, sampling), asked.reference[sampling], noise)
-        texts = asdict(found) | {"class_": found.class_, "most_wrong": most_wrong(found.wrong, found.texts)}
+        found = check_tokens(asked.target.model, asked.texts(label, sampling), asked.reference[sampling], noise)
+        texts = asdict(found) | {"class_": found.class_, "most_wrong": bound_error_rate(found.wrong, found.texts)}
         wrong = []
         if found.wrong > found.ended and (label in self.claimed or not sampling.temperature):
             unit = "of probability" if sampling.temperature else "logits"
@@ -167,14 +175,14 @@ class _Tests:
         self.asked.watch(f"{label} on the miniature target, by text", 0, self.settings.draws)
         given = replace(self.asked.sampled, seed=self.settings.seed)
         try:
-            small, draft = miniature(self.asked.target.model.config.model_type)
-            drafter = drafter_of(node, draft)
+            small, draft = build_miniature(self.asked.target.model.config.model_type)
+            drafter = build_drafter(node, draft)
             drafter.bind(small)
         except Exception as error:  # an architecture or a method that cannot be made so small
             if self.drafters[label].draws:
                 raise
-            return [], {"not enumerated": one_line(error)}  # its texts are followed on the target itself
-        found = enumeration.examined(small, drafter, given, self.settings.draws, level)
+            return [], {"not enumerated": format_error(error)}  # its texts are followed on the target itself
+        found = enumeration.run_tests(small, drafter, given, self.settings.draws, level)
         bad = [test for test in found[-1] if test.p_value < level]
         wrong = [f"token {'+'.join(str(at + 2) for at in test.tokens)}: p = {test.p_value:.1e}" for test in bad]
         rounds = [[asdict(test) for test in tests] for tests in found]

@@ -68,7 +68,7 @@ def exact(target: LanguageModel, sampling: Sampling) -> Array:
     return behind / behind.sum()
 
 
-def drawn(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws: int) -> Array:
+def draw_tokens(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws: int) -> Array:
     """(draws, 3) tokens behind the first one. The seed of `sampling` makes them the same again."""
     drafter.bind(target)
     drafter.reset()
@@ -80,52 +80,62 @@ def drawn(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws: in
     return np.array(found)
 
 
-def examined(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws: int, level: float) -> list[list[GTest]]:
+def run_tests(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws: int, level: float) -> list[list[GTest]]:
     """The tests of `draws` texts, and those of AGAIN times as many where one of them fails its level: the last ones count."""
     wanted = exact(target, sampling)
-    found = [g_tests(drawn(target, drafter, sampling, draws), wanted, level)]
+    found = [run_g_tests(draw_tokens(target, drafter, sampling, draws), wanted, level)]
     if any(test.p_value < level for test in found[0]):
         afresh = replace(sampling, seed=sampling.seed + 1)
-        found.append(g_tests(drawn(target, drafter, afresh, AGAIN * draws), wanted, level))
+        found.append(run_g_tests(draw_tokens(target, drafter, afresh, AGAIN * draws), wanted, level))
     return found
 
 
 def can_show(target: LanguageModel, sampling: Sampling, draws: int) -> bool:
     """Whether a test of so many texts has two cells or more."""
     wanted = exact(target, sampling)
-    return any(len(_pooled(expected, expected)[1]) > 1 for window in WINDOWS for expected in [_of(wanted, window) * draws])
+    return any(
+        len(_pool_cells(expected, expected)[1]) > 1 for window in WINDOWS for expected in [_marginalise(wanted, window) * draws]
+    )
 
 
-def g_tests(found: Array, wanted: Array, level: float) -> list[GTest]:
+def run_g_tests(found: Array, wanted: Array, level: float) -> list[GTest]:
     """A test of every window that has two cells or more. level: of each test, for what it `finds`. Raises ValueError for none."""
-    tests = [test for window in WINDOWS if (test := _g_test(found, wanted, window, level))]
+    tests = [test for window in WINDOWS if (test := _run_g_test(found, wanted, window, level))]
     if not tests:
         raise ValueError(f"{len(found)} texts, all of which are nearly certain, show nothing: more draws or a higher temperature")
     return tests
 
 
-def _g_test(found: Array, wanted: Array, window: tuple[int, ...], level: float) -> GTest | None:
+def _run_g_test(found: Array, wanted: Array, window: tuple[int, ...], level: float) -> GTest | None:
     draws = len(found)
-    probable = _of(wanted, window)
+    probable = _marginalise(wanted, window)
     counted = np.zeros([VOCABULARY] * len(window))
     np.add.at(counted, tuple(found[:, window].T), 1)
     if counted.sum() > counted[tuple([slice(TOKENS)] * len(window))][probable > 0].sum():  # what is never written there
         return GTest(window, draws, probable.size, IMPOSSIBLE, 0.0, 0.0, level)
     counted = counted[tuple([slice(TOKENS)] * len(window))]
-    observed, expected = _pooled(counted[probable > 0], probable[probable > 0] * draws)
+    observed, expected = _pool_cells(counted[probable > 0], probable[probable > 0] * draws)
     if len(expected) < 2:
         return None
     statistic, p_value = stats.power_divergence(observed, expected, lambda_="log-likelihood")
-    return GTest(window, draws, len(expected), float(statistic), float(p_value), finds(len(expected), draws, level), level)
+    return GTest(
+        window,
+        draws,
+        len(expected),
+        float(statistic),
+        float(p_value),
+        compute_detectable_distance(len(expected), draws, level),
+        level,
+    )
 
 
-def _of(wanted: Array, window: tuple[int, ...]) -> Array:
+def _marginalise(wanted: Array, window: tuple[int, ...]) -> Array:
     """The probabilities of the window's tokens alone."""
     alone: Array = wanted.sum(axis=tuple(place for place in range(LONGEST) if place not in window))
     return alone
 
 
-def _pooled(observed: Array, expected: Array) -> tuple[Array, Array]:
+def _pool_cells(observed: Array, expected: Array) -> tuple[Array, Array]:
     """Cells that expect too little are put together, neighbours with neighbours; too little of them, with the smallest other."""
     rare = expected < LEAST_EXPECTED
     if rare.any() and expected[rare].sum() < LEAST_EXPECTED and not rare.all():
@@ -141,7 +151,7 @@ def _pooled(observed: Array, expected: Array) -> tuple[Array, Array]:
     return pooled[0], pooled[1]
 
 
-def finds(cells: int, draws: int, level: float, power: float = POWER) -> float:
+def compute_detectable_distance(cells: int, draws: int, level: float, power: float = POWER) -> float:
     """The total variation distance d that is found with this power: noncentrality is at least 4 n d^2 (Cauchy-Schwarz)."""
     critical = stats.chi2.isf(level, cells - 1)
     missed: Callable[[float], float] = lambda away: float(stats.ncx2.sf(critical, cells - 1, away)) - power  # noqa: E731

@@ -41,7 +41,7 @@ SHAPE = {
 }
 
 
-def random_model(architecture: str, seed: int = 0) -> PreTrainedModel:
+def build_random_model(architecture: str, seed: int = 0) -> PreTrainedModel:
     """In float32 on the CPU; equal arguments give equal weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -53,12 +53,12 @@ def random_model(architecture: str, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def miniature(architecture: str) -> tuple[LanguageModel, LanguageModel]:
+def build_miniature(architecture: str) -> tuple[LanguageModel, LanguageModel]:
     """The target and its draft model."""
-    return LanguageModel(random_model(architecture)), noisy(random_model(architecture), NOISE)
+    return LanguageModel(build_random_model(architecture)), add_noise(build_random_model(architecture), NOISE)
 
 
-def noisy(model: PreTrainedModel, noise: float, seed: int = 5) -> LanguageModel:
+def add_noise(model: PreTrainedModel, noise: float, seed: int = 5) -> LanguageModel:
     """A draft model: the same one with noise on its matrices, to be accepted in part. Changes what it is given."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -68,18 +68,18 @@ def noisy(model: PreTrainedModel, noise: float, seed: int = 5) -> LanguageModel:
     return LanguageModel(model)
 
 
-def drafter_of(settings: Mapping[str, Any], draft: LanguageModel) -> Drafter:
+def build_drafter(settings: Mapping[str, Any], draft: LanguageModel) -> Drafter:
     """A method's settings as its YAML has them, made for a small target: parts of it first, checkpoints and datastores random."""
-    made = {name: _part(name, value, draft) for name, value in settings.items() if name != "_target_"}
+    made = {name: _build_part(name, value, draft) for name, value in settings.items() if name != "_target_"}
     drafter: Drafter = get_object(settings["_target_"])(**made)
     return drafter
 
 
-def _part(name: str, value: Any, draft: LanguageModel) -> Any:
+def _build_part(name: str, value: Any, draft: LanguageModel) -> Any:
     if name == "draft":
         return draft
     if name in ("checkpoint", "datastore"):
         return RANDOM
     if name == "filler" and isinstance(value, int):  # a token drafted where nothing matches
         return min(value, draft.vocabulary - 1)
-    return drafter_of(value, draft) if isinstance(value, Mapping) and "_target_" in value else value
+    return build_drafter(value, draft) if isinstance(value, Mapping) and "_target_" in value else value

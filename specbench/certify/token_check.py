@@ -25,7 +25,7 @@ LEAST_NOISE = {torch.float64: 1e-9, torch.float32: 1e-4}  # where a few texts sh
 
 
 @dataclass(frozen=True)
-class Text:
+class GeneratedText:
     """What came behind a prompt, and what it was drawn with."""
 
     prompt: list[int]
@@ -42,7 +42,7 @@ class Noise:
 
 
 @torch.inference_mode()
-def logits_of(target: LanguageModel, text: Text, size: int | None = None) -> Tensor:
+def compute_logits(target: LanguageModel, text: GeneratedText, size: int | None = None) -> Tensor:
     """(n, V) float32 in front of each token of the output, by transformers' own attention and cache: nothing of what is judged.
 
     In forwards of `size` tokens behind the prompt; None: all at once.
@@ -59,17 +59,17 @@ def logits_of(target: LanguageModel, text: Text, size: int | None = None) -> Ten
     return torch.cat(found).float()
 
 
-def noise_of(target: LanguageModel, texts: Sequence[Text], sampling: Sampling) -> Noise:
+def measure_noise(target: LanguageModel, texts: Sequence[GeneratedText], sampling: Sampling) -> Noise:
     """Over every token of the texts. sampling: at a temperature above 0. Raises InputError where logits are no numbers."""
     gaps, heights = [], []
     for text in texts:
-        whole, *others = (logits_of(target, text, size) for size in (None, *SIZES))
+        whole, *others = (compute_logits(target, text, size) for size in (None, *SIZES))
         if not whole.isfinite().any(dim=-1).all() or whole.isnan().any():
             raise InputError("the target's logits are no finite numbers: nothing can be said of its texts")
         best = whole.topk(2).indices
         for other in others:
             gaps.append((_gap(whole, best) - _gap(other, best)).abs())
-            heights.append((_heights(whole, sampling) - _heights(other, sampling)).abs().amax(dim=-1))
+            heights.append((_compute_cdf(whole, sampling) - _compute_cdf(other, sampling)).abs().amax(dim=-1))
     least = LEAST_NOISE.get(target.dtype, 1e-2)
     greedy, sampled = (2 * float(torch.cat(found).double().quantile(QUANTILE)) for found in (gaps, heights))
     return Noise(max(greedy, least), max(sampled, least))
@@ -81,20 +81,20 @@ def _gap(logits: Tensor, best: Tensor) -> Tensor:
     return two[:, 0] - two[:, 1]
 
 
-def _heights(logits: Tensor, sampling: Sampling) -> Tensor:
+def _compute_cdf(logits: Tensor, sampling: Sampling) -> Tensor:
     """(n, V) cumulative probabilities by token id."""
     return probabilities(logits, sampling).double().cumsum(dim=-1)
 
 
-def misfits(target: LanguageModel, text: Text) -> Tensor:
+def misfits(target: LanguageModel, text: GeneratedText) -> Tensor:
     """(n,): in logits when greedy, else in probability."""
-    logits = logits_of(target, text)
+    logits = compute_logits(target, text)
     tokens = torch.tensor(text.output, device=logits.device)[:, None]
     if text.sampling.temperature == 0:
         return logits.amax(dim=-1) - logits.gather(1, tokens)[:, 0]
     dice = Dice(text.sampling.seed, 0, target.device)
     drawn = torch.stack([dice.uniform() for _ in text.output])
-    heights = _heights(logits, text.sampling)
+    heights = _compute_cdf(logits, text.sampling)
     heights = heights / heights[:, -1:]
     above = heights.gather(1, tokens)[:, 0]
     below = torch.where(tokens[:, 0] > 0, heights.gather(1, (tokens - 1).clamp(min=0))[:, 0], 0.0)
@@ -102,7 +102,7 @@ def misfits(target: LanguageModel, text: Text) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Followed:
+class TokenCheck:
     """Texts of one method beside autoregressive's. first: where each that differs does so, with the target's top-2 gap there."""
 
     texts: int
@@ -118,37 +118,39 @@ class Followed:
         return "bug" if self.wrong else "exact" if self.equal == self.texts else "tie"
 
 
-def followed(target: LanguageModel, ours: Sequence[Text], theirs: Sequence[Text], bound: float) -> Followed:
+def check_tokens(
+    target: LanguageModel, ours: Sequence[GeneratedText], theirs: Sequence[GeneratedText], bound: float
+) -> TokenCheck:
     """bound: the noise, of the texts' kind. Equal texts are looked at as well: both may be wrong."""
     first, worst, wrong, ended = [], 0.0, 0, 0
     for own, other in zip(ours, theirs, strict=True):
         worst_here = float(misfits(target, own).nan_to_num(nan=BEYOND, posinf=BEYOND).max())
-        elsewhere = not _ends_well(own, target.context)
+        elsewhere = not _ends_correctly(own, target.context)
         worst, wrong, ended = max(worst, worst_here), wrong + (worst_here > bound or elsewhere), ended + elsewhere
         if own.output != other.output:
-            first.append(_divergence(target, own, other))
-    return Followed(len(ours), len(ours) - len(first), first, worst, wrong, ended)
+            first.append(_find_divergence(target, own, other))
+    return TokenCheck(len(ours), len(ours) - len(first), first, worst, wrong, ended)
 
 
-def _ends_well(text: Text, context: int) -> bool:
+def _ends_correctly(text: GeneratedText, context: int) -> bool:
     """At the first stop token, else at the limit or at the end of the context."""
     stops = [at for at, token in enumerate(text.output) if token in text.sampling.stop_token_ids]
     most = min(text.sampling.max_new_tokens, context - len(text.prompt))
     return len(text.output) <= most and (stops == [len(text.output) - 1] or (not stops and len(text.output) == most))
 
 
-def _divergence(target: LanguageModel, own: Text, other: Text) -> tuple[int, float]:
+def _find_divergence(target: LanguageModel, own: GeneratedText, other: GeneratedText) -> tuple[int, float]:
     """Index of the first token that differs, and how much better the target's best token is there than its second."""
     pairs = zip(own.output, other.output, strict=False)
     at = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(own.output), len(other.output)))
     longer = max(own, other, key=lambda text: len(text.output))
-    logits = logits_of(target, Text(longer.prompt, longer.output[: at + 1], longer.sampling))[-1:]
+    logits = compute_logits(target, GeneratedText(longer.prompt, longer.output[: at + 1], longer.sampling))[-1:]
     return at, float(_gap(logits, logits.topk(2).indices))
 
 
 CONFIDENCE = 0.95
 
 
-def most_wrong(wrong: int, texts: int) -> float:
+def bound_error_rate(wrong: int, texts: int) -> float:
     """Upper limit of the rate of wrong texts (Clopper & Pearson 1934, one-sided)."""
     return 1.0 if wrong >= texts else float(stats.beta.ppf(CONFIDENCE, wrong + 1, texts - wrong))

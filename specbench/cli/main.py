@@ -8,23 +8,23 @@ from functools import partial
 from pathlib import Path
 
 from specbench.cli import finished_runs as commands
-from specbench.cli.parser import Parser, console, overriding, parsed, widened
-from specbench.errors import InputError, few, nearest, refuse
+from specbench.cli.parser import Parser, build_parser, console, parse_options, widen_console
+from specbench.errors import InputError, abbreviate, refuse, suggest_choices
 
 
 def run(argv: list[str]) -> int:
     """Time methods against autoregressive decoding."""
-    parser = overriding("run", run.__doc__)
+    parser = build_parser("run", run.__doc__)
     parser.add_argument("-m", "--multirun", action="store_true", help="one run for each of the values that a comma separates")
-    options = parsed(parser, argv)
+    options = parse_options(parser, argv)
     if options.multirun:
         return _sweep(options)
     from specbench.setup.compose import compose_run
 
     settings = compose_run(options.overrides, options.config_dir)  # before torch is imported, which takes seconds
-    from specbench.running.sweep import values_of
+    from specbench.running.sweep import expand_sweep
 
-    if values_of(settings.sweep, options.overrides):
+    if expand_sweep(settings.sweep, options.overrides):
         return _sweep(options)
     from specbench.running.execute import execute
     from specbench.running.progress import ProgressDisplay
@@ -33,7 +33,7 @@ def run(argv: list[str]) -> int:
         try:
             path = execute(settings, display)
         except KeyboardInterrupt:
-            return _stopped(display.run)
+            return _print_stop(display.run)
     return _report([path], Path("reports") / path.resolve().name)
 
 
@@ -44,7 +44,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if swept.runs:
         _report(swept.runs, Path("reports") / swept.folder.resolve().name)
     if swept.failed:
-        raise InputError(f"out={swept.folder}: {few(swept.failed)}")
+        raise InputError(f"out={swept.folder}: {abbreviate(swept.failed)}")
     return 0
 
 
@@ -54,35 +54,35 @@ def report(argv: list[str]) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="or a folder of runs, such as a sweep's")
     parser.add_argument("--out", type=Path, help="default: reports/<name of the first RUN>")
     options = parser.parse_args(argv)
-    from specbench.records.run_directory import runs_of
+    from specbench.records.run_directory import expand_paths
 
-    return _report(runs_of(options.runs), options.out or Path("reports") / options.runs[0].resolve().name)
+    return _report(expand_paths(options.runs), options.out or Path("reports") / options.runs[0].resolve().name)
 
 
 def cost(argv: list[str]) -> int:
     """The roofline card of a target (weights=random: nothing is downloaded)."""
-    options = parsed(overriding("cost", cost.__doc__), argv)
+    options = parse_options(build_parser("cost", cost.__doc__), argv)
     from specbench.setup.compose import compose_run
 
     settings = compose_run(options.overrides, options.config_dir)
-    from specbench.diagnose.roofline import card
-    from specbench.machine.devices import timed_devices
-    from specbench.machine.locks import WAITING, sole_timer
-    from specbench.running.sweep import check_one
+    from specbench.diagnose.roofline import write_card
+    from specbench.machine.devices import list_timed_devices
+    from specbench.machine.locks import WAITING, lock_devices
+    from specbench.running.sweep import check_single_run
     from specbench.setup.objects import check_values
 
     check_values(settings)
-    check_one(settings, options.overrides, "cost")
+    check_single_run(settings, options.overrides, "cost")
     target = settings.target
     named = "-".join(filter(None, ("cost", target.name, target.shape)))
-    with sole_timer(timed_devices(target.device, target.device_map), partial(console.print, WAITING)):
-        console.print(card(settings, Path(settings.out or f"reports/{named}").expanduser()))
+    with lock_devices(list_timed_devices(target.device, target.device_map), partial(console.print, WAITING)):
+        console.print(write_card(settings, Path(settings.out or f"reports/{named}").expanduser()))
     return 0
 
 
 def train(argv: list[str]) -> int:
     """Train a drafter's own weights for a target."""
-    options = parsed(overriding("train", train.__doc__, "train"), argv)
+    options = parse_options(build_parser("train", train.__doc__, "train"), argv)
     from specbench.setup.compose import compose_train
 
     settings = compose_train(options.overrides, options.config_dir)
@@ -100,18 +100,18 @@ def train(argv: list[str]) -> int:
 
 def certify(argv: list[str]) -> int:
     """Prove that the text of methods is the target's own, or find where it is not (exit status 1)."""
-    options = parsed(overriding("certify", certify.__doc__, "certify"), argv)
+    options = parse_options(build_parser("certify", certify.__doc__, "certify"), argv)
     from specbench.setup.compose import compose_certify
 
     settings = compose_certify(options.overrides, options.config_dir)
     from specbench.certify.certify import certify as go
-    from specbench.certify.tables import table
+    from specbench.certify.tables import build_certificate_table
     from specbench.running.progress import TrainingDisplay
 
     with TrainingDisplay(console) as display:
         made, out = go(settings, display.at)
-    widened()
-    console.print(table(made))
+    widen_console()
+    console.print(build_certificate_table(made))
     console.print(
         f"certificate {'given' if made.given else 'not given'}: {out / 'certificate.json'}", markup=False, soft_wrap=True
     )
@@ -123,21 +123,21 @@ def certify(argv: list[str]) -> int:
 def datastore(argv: list[str]) -> int:
     """Build a store of texts that REST drafts from (specbench datastore build)."""
     if argv[:1] != ["build"]:
-        return _explained_datastore(argv)
-    options = parsed(overriding("datastore build", datastore.__doc__, "datastore"), argv[1:])
+        return _explain_datastore(argv)
+    options = parse_options(build_parser("datastore build", datastore.__doc__, "datastore"), argv[1:])
     from specbench.setup.compose import compose_datastore
 
     settings = compose_datastore(options.overrides, options.config_dir)
-    from specbench.datastore.make import make
+    from specbench.datastore.make import build_from_config
     from specbench.running.progress import TrainingDisplay
 
     with TrainingDisplay(console) as display:
-        out = make(settings, display.at)
+        out = build_from_config(settings, display.at)
     console.print(f"datastore: {out}; specbench run method=[rest] target.datastore={out}", markup=False, soft_wrap=True)
     return 0
 
 
-def _explained_datastore(argv: list[str]) -> int:
+def _explain_datastore(argv: list[str]) -> int:
     if argv and argv[0] not in ("-h", "--help"):
         raise InputError(f"datastore {argv[0]}: no such command; there is build")
     print("usage: specbench datastore build [KEY=VALUE …]; its settings: specbench datastore build --help")
@@ -147,10 +147,10 @@ def _explained_datastore(argv: list[str]) -> int:
 def doctor(argv: list[str]) -> int:
     """What this machine can do, and what is missing."""
     Parser(prog="specbench doctor", description=doctor.__doc__).parse_args(argv)
-    from specbench.diagnose.doctor import checks, render
+    from specbench.diagnose.doctor import run_checks
 
-    found = checks()
-    console.print(render(found))
+    found = run_checks()
+    console.print(build_checks_table(found))
     return int(any(check.ok is False for check in found))
 
 
@@ -159,11 +159,11 @@ def list_(argv: list[str]) -> int:
     parser = Parser(prog="specbench list", description=list_.__doc__)
     parser.add_argument("--config-dir", type=Path, metavar="DIR")
     folder = parser.parse_args(argv).config_dir
-    from specbench.setup.compose import GROUPS, check_folder, options
+    from specbench.setup.compose import GROUPS, check_folder, list_options
 
     check_folder(folder)
     for group in GROUPS:
-        console.print(f"[bold]{group}[/bold]: {', '.join(options(group, folder)) or '-'}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{group}[/bold]: {', '.join(list_options(group, folder)) or '-'}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -186,10 +186,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _report(runs: list[Path], out: Path) -> int:
-    from specbench.report.render import render
+    from specbench.report.render import render_report
 
-    files = render(runs, out)
-    widened()
+    files = render_report(runs, out)
+    widen_console()
     for table in files.terminal:
         console.print(table)
     for alarm in files.alarms:
@@ -198,38 +198,38 @@ def _report(runs: list[Path], out: Path) -> int:
     return 0
 
 
-def _stopped(folder: Path | None) -> int:
+def _print_stop(folder: Path | None) -> int:
     """Say how what was stopped goes on, if it had begun."""
     print("specbench: stopped" + (f"; the same command with out={folder} goes on from here" if folder else ""), file=sys.stderr)
     return 130
 
 
-def _usage() -> str:
+def _format_usage() -> str:
     lines = [f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()]
     return "usage: specbench COMMAND …\n\n" + "\n".join(lines)
 
 
-def _called(argv: list[str]) -> int:
+def _call_command(argv: list[str]) -> int:
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
-        print(_usage())
+        print(_format_usage())
         return 0
     if name not in COMMANDS:
-        raise InputError(f"{name}: no such command; there is {nearest(name, list(COMMANDS))}")
+        raise InputError(f"{name}: no such command; there is {suggest_choices(name, list(COMMANDS))}")
     return COMMANDS[name](argv[1:])
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
     try:
-        status = _called(sys.argv[1:])
+        status = _call_command(sys.argv[1:])
     except InputError as error:
         status = refuse(error)
     except OSError as error:  # a full disk, a folder that may not be written
         told = f"{error.filename}: {error.strerror}; out=FOLDER says where to write" if error.filename else str(error)
         status = refuse(InputError(told))
     except KeyboardInterrupt as stop:
-        status = _stopped(next(iter(stop.args), None))
+        status = _print_stop(next(iter(stop.args), None))
     sys.exit(status)
 
 

@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
-def overriding(command: str, description: str | None, root: str = "config") -> Parser:
+def build_parser(command: str, description: str | None, root: str = "config") -> Parser:
     """The parser of a command that takes KEY=VALUE, settings of a root config."""
     from specbench.setup.compose import CONF
 
@@ -35,28 +35,28 @@ def overriding(command: str, description: str | None, root: str = "config") -> P
     return parser
 
 
-def parsed(parser: Parser, argv: list[str]) -> argparse.Namespace:
+def parse_options(parser: Parser, argv: list[str]) -> argparse.Namespace:
     """Raises InputError for what is no KEY=VALUE."""
     options = parser.parse_intermixed_args(argv)
     options.overrides = [f"++{given}" if given.startswith("sweep.") else given for given in options.overrides]
     for given in options.overrides:
         key, equals, _ = given.partition("=")
         if not key or not (equals or key.startswith("~")):
-            raise InputError(f"{given}: expected KEY=VALUE, {_meant(given, options.config_dir)}")
+            raise InputError(f"{given}: expected KEY=VALUE, {_suggest_override(given, options.config_dir)}")
     return options
 
 
-def _meant(given: str, config_dir: Path | None) -> str:
+def _suggest_override(given: str, config_dir: Path | None) -> str:
     """The override that a bare word may have been meant as."""
-    from specbench.setup.compose import GROUPS, LISTS, options
+    from specbench.setup.compose import GROUPS, LISTS, list_options
 
     for group in GROUPS:
-        if given in options(group, config_dir):
+        if given in list_options(group, config_dir):
             return f"such as {group}=[{given}]" if group in LISTS else f"such as {group}={given}"
     return "such as limit=10 or method=[pld,sps]"
 
 
-def widened() -> None:
+def widen_console() -> None:
     """Before a wide table is printed."""
     if not console.is_terminal:
         console.width = max(console.width, LOG_WIDTH)

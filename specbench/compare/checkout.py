@@ -47,7 +47,7 @@ class Checkout(Engine):
         """It ends with the pipe that it reads from, and that with this engine."""
         command = [sys.executable, "-m", WORKER]
         worker = subprocess.Popen(command, cwd=self.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        weakref.finalize(self, _ended, worker)
+        weakref.finalize(self, _end_worker, worker)
         return worker
 
     @cached_property
@@ -105,6 +105,6 @@ def check_protocol(root: Path) -> None:
         raise InputError(f"the checkout in {root} {which} of compare --against; this one speaks {PROTOCOL}: take another commit")
 
 
-def _ended(worker: subprocess.Popen[str]) -> None:
+def _end_worker(worker: subprocess.Popen[str]) -> None:
     worker.kill()
     worker.communicate()

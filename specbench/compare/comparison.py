@@ -12,14 +12,23 @@ from xml.etree import ElementTree
 
 from rich.table import Table
 
-from specbench.analysis.loaded_run import LoadedRun, load, method_order
-from specbench.compare.gate import FAILS_BELOW, LEVEL, PASSES_ABOVE, Change, change, change_beside
-from specbench.compare.runs import Counted, check_alike, counted, counted_beside, log_ratios, side, side_by_side, timed
+from specbench.analysis.loaded_run import LoadedRun, order_methods, read_run
+from specbench.compare.gate import FAILS_BELOW, LEVEL, PASSES_ABOVE, Change, estimate_change, estimate_paired_change
+from specbench.compare.runs import (
+    CounterDifference,
+    align_log_ratios,
+    check_comparable,
+    compare_counters,
+    compare_paired_counters,
+    compute_log_ratios,
+    list_ratios,
+    read_side,
+)
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
 from specbench.records.trial import BASELINE
 
-BESIDE = "reference"  # the engine that runs the other checkout
+REFERENCE_ENGINE = "reference"  # the engine that runs the other checkout
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Comparison:
 
     reference: str | None
     new: str
-    counted: list[Counted]
+    counted: list[CounterDifference]
     changes: list[Change]
     absolute: float | None
 
@@ -40,94 +49,98 @@ class Comparison:
         return any(one.differing for one in self.counted) or any(one.verdict == "fail" for one in self.changes)
 
 
-def compared(reference: Path, new: Path, factors: Sequence[str] = ()) -> Comparison:
+def compare_runs(reference: Path, new: Path, factors: Sequence[str] = ()) -> Comparison:
     """A run against a run, or against the latest of a folder of runs. Raises InputError for runs that are not comparable."""
-    fresh = side(new)
-    olds = [run for run in side(reference) if _origin(run) not in map(_origin, fresh)]
+    fresh = read_side(new)
+    olds = [run for run in read_side(reference) if _identify_run(run) not in map(_identify_run, fresh)]
     if not olds:
         raise InputError(f"{reference} holds no run but {fresh[-1].name} itself")
-    check_alike([*olds, *fresh], factors)
-    ratios = [pair for pair in timed(olds[-1]) if pair in timed(fresh[-1])]
+    check_comparable([*olds, *fresh], factors)
+    ratios = [pair for pair in list_ratios(olds[-1]) if pair in list_ratios(fresh[-1])]
     if not ratios:
         raise InputError(f"{fresh[-1].name} and {olds[-1].name} have no timed method in common")
-    changes = [_stored(olds, fresh, method, over, len(ratios)) for method, over in ratios]
-    counters = counted(olds[-1], fresh[-1])
-    return Comparison(olds[-1].name, fresh[-1].name, counters, changes, _absolute(olds[-1], fresh[-1]))
+    changes = [_compare_stored(olds, fresh, method, over, len(ratios)) for method, over in ratios]
+    counters = compare_counters(olds[-1], fresh[-1])
+    return Comparison(olds[-1].name, fresh[-1].name, counters, changes, _compare_absolute(olds[-1], fresh[-1]))
 
 
-def first_reference(new: Path) -> Comparison:
+def accept_first_reference(new: Path) -> Comparison:
     """Of a run with nothing to compare it with."""
-    return Comparison(None, load(new).name, [], [], None)
+    return Comparison(None, read_run(new).name, [], [], None)
 
 
-def _origin(run: LoadedRun) -> tuple[str, str]:
+def _identify_run(run: LoadedRun) -> tuple[str, str]:
     """Equal for a run and a copy of it."""
     return run.name, str(run.provenance.get("started"))
 
 
-def _stored(olds: Sequence[LoadedRun], fresh: Sequence[LoadedRun], method: str, over: str, together: int) -> Change:
-    old, new = (side_by_side(runs, method, over) for runs in (olds, fresh))
+def _compare_stored(olds: Sequence[LoadedRun], fresh: Sequence[LoadedRun], method: str, over: str, together: int) -> Change:
+    old, new = (align_log_ratios(runs, method, over) for runs in (olds, fresh))
     if old.index.intersection(new.index).empty:
         raise InputError(f"{fresh[-1].name} and {olds[-1].name} have no finished question of {method} and {over} in common")
-    return change(f"{method} over {over}", old, new, together)
+    return estimate_change(f"{method} over {over}", old, new, together)
 
 
-def compared_beside(path: Path, exchanged: bool = False) -> Comparison:
+def compare_checkouts(path: Path, exchanged: bool = False) -> Comparison:
     """This checkout against the one that took turns with it in a run, as METHOD@reference; exchanged: that against this."""
-    run = load(path)
-    labels = method_order([run])
-    methods = [label for label in labels if f"{label}@{BESIDE}" in labels]
+    run = read_run(path)
+    labels = order_methods([run])
+    methods = [label for label in labels if f"{label}@{REFERENCE_ENGINE}" in labels]
     if not methods:
-        raise InputError(f"{path}: no method of it ran on engine {BESIDE} too")
-    broken = next((one for one in run.trials if one.method.endswith(f"@{BESIDE}") and one.finish_reason == "error"), None)
+        raise InputError(f"{path}: no method of it ran on engine {REFERENCE_ENGINE} too")
+    broken = next(
+        (one for one in run.trials if one.method.endswith(f"@{REFERENCE_ENGINE}") and one.finish_reason == "error"), None
+    )
     if broken:
         raise InputError(f"{path}: {broken.method} stopped, so that there is nothing to compare with: {broken.error}")
-    sides = [(method, f"{method}@{BESIDE}")[:: -1 if exchanged else 1] for method in methods]
+    sides = [(method, f"{method}@{REFERENCE_ENGINE}")[:: -1 if exchanged else 1] for method in methods]
     changes = []
     for new, old in sides:
-        moved = log_ratios(run, new, old)
+        moved = compute_log_ratios(run, new, old)
         if moved.empty:
             raise InputError(f"{path}: no question that both {new} and {old} have finished")
-        changes.append(change_beside(f"{new} over {old}", moved, len(sides)))
-    return Comparison(f"{run.name}@{BESIDE}", run.name, counted_beside(run, methods, BESIDE), changes, None)
+        changes.append(estimate_paired_change(f"{new} over {old}", moved, len(sides)))
+    return Comparison(
+        f"{run.name}@{REFERENCE_ENGINE}", run.name, compare_paired_counters(run, methods, REFERENCE_ENGINE), changes, None
+    )
 
 
-def _absolute(old: LoadedRun, new: LoadedRun) -> float | None:
+def _compare_absolute(old: LoadedRun, new: LoadedRun) -> float | None:
     """New over old rate of autoregressive decoding."""
     rates = [run.frame[(run.frame["method"] == BASELINE) & ~run.frame["failed"].astype(bool)] for run in (old, new)]
     speeds = [float(rows["new_tokens"].sum() / rows["seconds"].sum()) for rows in rates if len(rows)]
     return speeds[1] / speeds[0] if len(speeds) == 2 else None
 
 
-def table(found: Comparison) -> Table:
-    shown = Table("ratio", "new / reference", f"{LEVEL:.0%} interval, all together", "verdict", title=title(found))
+def build_comparison_table(found: Comparison) -> Table:
+    shown = Table("ratio", "new / reference", f"{LEVEL:.0%} interval, all together", "verdict", title=format_title(found))
     for one in found.changes:
         style = {"fail": "bold red", "undecided": "yellow"}.get(one.verdict, "")
-        shown.add_row(*_cells(one), style=style)
+        shown.add_row(*_format_cells(one), style=style)
     return shown
 
 
-def notes(found: Comparison) -> list[str]:
+def format_notes(found: Comparison) -> list[str]:
     """What stands beside the table, worst first."""
     lines = [
         f"{one.method}: {count} of {one.turns} turns have another {name}"
         for one in found.counted
         for name, count in one.differing.items()
     ]
-    lines += [f"{one.what}: undecided; {_needed(one)}" for one in found.changes if one.verdict == "undecided"]
+    lines += [f"{one.what}: undecided; {_format_needed(one)}" for one in found.changes if one.verdict == "undecided"]
     if found.absolute is not None:
         lines.append(f"autoregressive's own rate is {found.absolute:.3f} of the reference's; it drifts, and decides nothing")
     return lines
 
 
-def _needed(one: Change) -> str:
+def _format_needed(one: Change) -> str:
     if one.needed is None:
         return "one question a task has no interval" if isnan(one.ratio.low) else "too near to a limit for one run to decide"
     runs = f" and {one.needed.runs} runs of each side" if one.needed.runs > 1 else ""
     return f"{one.needed.questions} questions{runs} would decide, of {one.questions} now"
 
 
-def title(found: Comparison) -> str:
+def format_title(found: Comparison) -> str:
     if found.reference is None:
         return f"{found.new}: first reference, compared with nothing"
     undecided = any(one.verdict == "undecided" for one in found.changes)
@@ -135,35 +148,35 @@ def title(found: Comparison) -> str:
     return f"{found.new} against {found.reference}: {verdict}"
 
 
-def _cells(one: Change) -> tuple[str, str, str, str]:
+def _format_cells(one: Change) -> tuple[str, str, str, str]:
     interval = f"{one.ratio.low:.3f} to {one.ratio.high:.3f}"
     return one.what, f"{one.ratio.estimate:.3f}", interval, one.verdict
 
 
-def markdown(found: Comparison) -> str:
+def format_comparison(found: Comparison) -> str:
     """For the summary of a job."""
     if found.reference is None:
-        return f"### {title(found)}\n"
+        return f"### {format_title(found)}\n"
     header = ("ratio", "new / reference", "interval", "verdict")
-    lines = [f"### {title(found)}", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(_cells(one)) + " |" for one in found.changes]
+    lines = [f"### {format_title(found)}", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(_format_cells(one)) + " |" for one in found.changes]
     rule = f"Fails when the whole interval lies below {FAILS_BELOW}, passes when its lower limit exceeds {PASSES_ABOVE}."
-    return "\n".join([*lines, "", *(f"- {line}" for line in notes(found)), "", rule]) + "\n"
+    return "\n".join([*lines, "", *(f"- {line}" for line in format_notes(found)), "", rule]) + "\n"
 
 
 def write_json(found: Comparison, path: Path) -> None:
     plain = {**asdict(found), "failed": found.failed}
     for row, one in zip(plain["changes"], found.changes, strict=True):
         row["verdict"] = one.verdict
-    write_atomic(path, json.dumps(_finite(plain), indent=1, allow_nan=False) + "\n")
+    write_atomic(path, json.dumps(_replace_nonfinite(plain), indent=1, allow_nan=False) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     """With null for what is no number: JSON has none."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: _replace_nonfinite(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_finite(inner) for inner in value]
+        return [_replace_nonfinite(inner) for inner in value]
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
@@ -172,7 +185,7 @@ def write_junit(found: Comparison, path: Path) -> None:
     suite = ElementTree.Element("testsuite", name="specbench compare")
     if found.reference is None:
         case = ElementTree.SubElement(suite, "testcase", classname="reference", name=found.new)
-        ElementTree.SubElement(case, "skipped", message=title(found))
+        ElementTree.SubElement(case, "skipped", message=format_title(found))
     for counters in found.counted:
         case = ElementTree.SubElement(suite, "testcase", classname="counters", name=counters.method)
         if counters.differing:

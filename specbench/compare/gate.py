@@ -29,11 +29,11 @@ DECIDES = 0.8
 MOST = 100_000  # questions of a task that are thought of
 LEVEL = 0.98  # of all intervals of a comparison together, so that equal versions fail once in a hundred at most
 
-Verdict = Literal["fail", "pass", "undecided"]
+Decision = Literal["fail", "pass", "undecided"]
 
 
 @dataclass(frozen=True)
-class Needed:
+class SampleSize:
     """What would decide a comparison. questions: in each run; runs: of each side, where questions alone do not help."""
 
     questions: int
@@ -51,42 +51,42 @@ class Change:
     questions: int
     ratio: Interval
     over_questions: float = nan
-    needed: Needed | None = None
+    needed: SampleSize | None = None
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Decision:
         if self.ratio.high < FAILS_BELOW:
             return "fail"
         return "pass" if self.ratio.low > PASSES_ABOVE else "undecided"
 
 
-def change(what: str, reference: pd.DataFrame, new: pd.DataFrame, together: int) -> Change:
+def estimate_change(what: str, reference: pd.DataFrame, new: pd.DataFrame, together: int) -> Change:
     """Of stored runs: log ratios by (task, question_id), a column a run; of several runs of a side the median counts.
 
     together: comparisons that share LEVEL (Bonferroni). Tasks weigh the same.
     """
-    between, known = _between_runs(reference, new)
+    between, known = _estimate_run_variance(reference, new)
     runs = min(reference.shape[1], new.shape[1])
-    over_runs = between * (_of_median(reference.shape[1]) + _of_median(new.shape[1]))
-    found, allowed = _judged(what, (new.median(axis=1) - reference.median(axis=1)).dropna(), over_runs, known, together)
+    over_runs = between * (_median_variance(reference.shape[1]) + _median_variance(new.shape[1]))
+    found, allowed = _judge(what, (new.median(axis=1) - reference.median(axis=1)).dropna(), over_runs, known, together)
     if found.verdict != "undecided" or isnan(found.over_questions):
         return found
-    while 2 * between * _of_median(runs) > allowed / 2:
+    while 2 * between * _median_variance(runs) > allowed / 2:
         runs += 1
-    left = allowed - 2 * between * _of_median(runs)
-    return replace(found, needed=Needed(max(1, ceil(found.questions * found.over_questions / left)), runs))
+    left = allowed - 2 * between * _median_variance(runs)
+    return replace(found, needed=SampleSize(max(1, ceil(found.questions * found.over_questions / left)), runs))
 
 
-def change_beside(what: str, moved: pd.Series, together: int) -> Change:
+def estimate_paired_change(what: str, moved: pd.Series, together: int) -> Change:
     """Of two versions in one run: log(new / reference) by (task, question_id)."""
-    found, allowed = _judged(what, moved.dropna(), BESIDE_SD**2, RUN_SD_FREEDOM, together)
+    found, allowed = _judge(what, moved.dropna(), BESIDE_SD**2, RUN_SD_FREEDOM, together)
     left = allowed - BESIDE_SD**2
     if found.verdict != "undecided" or isnan(found.over_questions) or left <= 0:
         return found
-    return replace(found, needed=Needed(max(1, ceil(found.questions * found.over_questions / left)), 1))
+    return replace(found, needed=SampleSize(max(1, ceil(found.questions * found.over_questions / left)), 1))
 
 
-def _judged(what: str, moved: pd.Series, over_runs: float, known: float, together: int) -> tuple[Change, float]:
+def _judge(what: str, moved: pd.Series, over_runs: float, known: float, together: int) -> tuple[Change, float]:
     """The change, and the variance with which it would be decided with a chance of DECIDES, if what is estimated were so.
 
     What seems faster is taken for equal there.
@@ -105,38 +105,42 @@ def _judged(what: str, moved: pd.Series, over_runs: float, known: float, togethe
     return Change(what, len(moved), ratio, over_questions), wanted
 
 
-def size(over_questions: float, together: int, tasks: int, effect: float, power: float) -> Needed:
+def plan_size(over_questions: float, together: int, tasks: int, effect: float, power: float) -> SampleSize:
     """What finds a slowdown by the share `effect` between stored runs with this power.
 
     over_questions: SD over questions of log(new / reference), one run of each.
     """
     runs = 1
-    while 2 * RUN_SD**2 * _of_median(runs) > _allowed(RUN_SD_FREEDOM + 2 * (runs - 1), together, effect, power) / 2:
+    while (
+        2 * RUN_SD**2 * _median_variance(runs) > _allowed_variance(RUN_SD_FREEDOM + 2 * (runs - 1), together, effect, power) / 2
+    ):
         runs += 1
     known = RUN_SD_FREEDOM + 2 * (runs - 1)
-    return Needed(_questions(over_questions, 2 * RUN_SD**2 * _of_median(runs), known, together, tasks, effect, power), runs)
+    return SampleSize(
+        _plan_questions(over_questions, 2 * RUN_SD**2 * _median_variance(runs), known, together, tasks, effect, power), runs
+    )
 
 
-def size_beside(over_questions: float, together: int, tasks: int, effect: float, power: float) -> int | None:
+def plan_paired_size(over_questions: float, together: int, tasks: int, effect: float, power: float) -> int | None:
     """Questions that find it between two versions in one run; None: one run cannot."""
-    if _allowed(RUN_SD_FREEDOM, together, effect, power) <= BESIDE_SD**2:
+    if _allowed_variance(RUN_SD_FREEDOM, together, effect, power) <= BESIDE_SD**2:
         return None
-    return _questions(over_questions, BESIDE_SD**2, RUN_SD_FREEDOM, together, tasks, effect, power)
+    return _plan_questions(over_questions, BESIDE_SD**2, RUN_SD_FREEDOM, together, tasks, effect, power)
 
 
-def _questions(
+def _plan_questions(
     over_questions: float, over_runs: float, known: float, together: int, tasks: int, effect: float, power: float
 ) -> int:
     """The fewest, as many of each task; of fewer than LEAST_STRATUM the interval is too uncertain to plan with."""
 
     def enough(each: int) -> bool:
-        allowed = _allowed(min(tasks * (each - 1), known), together, effect, power)
+        allowed = _allowed_variance(min(tasks * (each - 1), known), together, effect, power)
         return over_questions**2 / (tasks * each) + over_runs <= allowed
 
     return tasks * (LEAST_STRATUM + bisect_left(range(LEAST_STRATUM, MOST), True, key=enough))
 
 
-def _allowed(freedom: float, together: int, effect: float, power: float) -> float:
+def _allowed_variance(freedom: float, together: int, effect: float, power: float) -> float:
     """Variance with which a slowdown by `effect` is found with this power."""
     away = float(np.log(FAILS_BELOW / (1 - effect)))
     return (away / (_reach(together, freedom) + float(stats.norm.ppf(power)))) ** 2
@@ -147,12 +151,12 @@ def _reach(together: int, freedom: float) -> float:
     return float(stats.t.ppf(1 - (1 - LEVEL) / 2 / together, freedom))
 
 
-def _of_median(runs: int) -> float:
+def _median_variance(runs: int) -> float:
     """Variance of the median of so many runs, in that of one: pi / 2 of the mean's where there are many."""
     return (pi / 2 if runs > 2 else 1) / runs
 
 
-def _between_runs(reference: pd.DataFrame, new: pd.DataFrame) -> tuple[float, float]:
+def _estimate_run_variance(reference: pd.DataFrame, new: pd.DataFrame) -> tuple[float, float]:
     """Variance of a ratio from run to run, what is believed and what is seen put together; and its degrees of freedom."""
     sides = [side.mean(axis=0).to_numpy(dtype=float) for side in (reference, new)]
     seen = sum(float(((means - means.mean()) ** 2).sum()) for means in sides)

@@ -13,14 +13,14 @@ from scipy import stats
 
 from specbench.analysis.loaded_run import LoadedRun
 from specbench.analysis.metrics import CELL, QUESTION
-from specbench.compare.gate import Needed, size, size_beside
-from specbench.compare.runs import log_ratios, timed
-from specbench.errors import InputError, few
+from specbench.compare.gate import SampleSize, plan_paired_size, plan_size
+from specbench.compare.runs import compute_log_ratios, list_ratios
+from specbench.errors import InputError, abbreviate
 from specbench.records.trial import BASELINE
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodPlan:
     """Of one method. deviation: SD over questions of its log speedup; effect: what its questions find now.
 
     needed: questions for the wanted effect; stored, beside: what `specbench compare` takes to find a slowdown of that
@@ -32,17 +32,17 @@ class Row:
     deviation: float
     effect: float
     needed: int
-    stored: Needed
+    stored: SampleSize
     beside: int | None
 
 
-def rows(pilot: LoadedRun, methods: Sequence[str], effect: float, power: float, level: float = 0.05) -> list[Row]:
+def plan_methods(pilot: LoadedRun, methods: Sequence[str], effect: float, power: float, level: float = 0.05) -> list[MethodPlan]:
     """Of the planned methods that the pilot has. Raises InputError for one of one repeat or without two questions a task."""
-    ratios = [(method, over) for method, over in timed(pilot) if {method, over} <= {*methods}]
+    ratios = [(method, over) for method, over in list_ratios(pilot) if {method, over} <= {*methods}]
     versions = 1 + sum(over == BASELINE for _, over in ratios)  # that are compared with themselves, the baseline too
     found = []
     for method, over in ratios:
-        logs = log_ratios(pilot, method, over, by_repeat=True)
+        logs = compute_log_ratios(pilot, method, over, by_repeat=True)
         deviation, noise = _deviation(logs), _noise(logs)
         count = logs.groupby(["task", "question_id"]).ngroups
         if np.isnan(deviation) or np.isnan(noise) or logs.groupby(["task", "repeat"]).size().min() < 2:
@@ -52,9 +52,9 @@ def rows(pilot: LoadedRun, methods: Sequence[str], effect: float, power: float, 
         now = float(np.expm1(reach * deviation / np.sqrt(count)))
         tasks = logs.index.get_level_values("task").nunique()
         name = method if over == BASELINE else f"{method} over {over}"
-        stored = size(np.sqrt(2) * noise, len(ratios), tasks, effect, power)
-        beside = size_beside(noise, versions, tasks, effect, power)
-        found.append(Row(name, count, deviation, now, needed, stored, beside))
+        stored = plan_size(np.sqrt(2) * noise, len(ratios), tasks, effect, power)
+        beside = plan_paired_size(noise, versions, tasks, effect, power)
+        found.append(MethodPlan(name, count, deviation, now, needed, stored, beside))
     return found
 
 
@@ -71,7 +71,7 @@ def _noise(logs: pd.Series) -> float:
 
 
 @dataclass(frozen=True)
-class Cells:
+class RunPlan:
     """The planned run. questions: by task; minutes: by method and task, nan of what the pilot lacks; memory_mb: by method."""
 
     questions: Mapping[str, int]
@@ -92,7 +92,7 @@ class Cells:
         return whole + [f"{method} on {task}" for method, task in cells if (method, task) not in there]
 
 
-def cells(pilot: LoadedRun, questions: Mapping[str, int], methods: Sequence[str], repeats: int) -> Cells:
+def plan_run(pilot: LoadedRun, questions: Mapping[str, int], methods: Sequence[str], repeats: int) -> RunPlan:
     """One turn after the other, as long as the pilot's of that method and task."""
     frame = pilot.frame[~pilot.frame["failed"].astype(bool)]
     seconds = frame.groupby([*QUESTION, "repeat"])["seconds"].sum().groupby(CELL).mean()
@@ -101,35 +101,35 @@ def cells(pilot: LoadedRun, questions: Mapping[str, int], methods: Sequence[str]
         method: {task: count * repeats * seconds.get((method, task), np.nan) / 60 for task, count in questions.items()}
         for method in methods
     }
-    return Cells(questions, minutes, {method: memory.get(method, np.nan) for method in methods})
+    return RunPlan(questions, minutes, {method: memory.get(method, np.nan) for method in methods})
 
 
-def cells_table(found: Cells) -> Table:
+def build_run_table(found: RunPlan) -> Table:
     shown = Table(title="Minutes of the run as planned, by task and its questions", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     shown.add_column("method", no_wrap=True)
     for name in (*(f"{task.replace('_', ' ')}\n{count}" for task, count in found.questions.items()), "all", "peak MB"):
         shown.add_column(name, justify="right", overflow="fold", min_width=4)
     for method, minutes in found.minutes.items():
-        times = [_number(took, 1) for took in (*minutes.values(), sum(minutes.values()))]
-        shown.add_row(method, *times, _number(found.memory_mb[method], 0))
-    without = f", without {few(found.lacking)}, which the pilot lacks" if found.lacking else ""
+        times = [_format_number(took, 1) for took in (*minutes.values(), sum(minutes.values()))]
+        shown.add_row(method, *times, _format_number(found.memory_mb[method], 0))
+    without = f", without {abbreviate(found.lacking)}, which the pilot lacks" if found.lacking else ""
     shown.caption = f"{found.total:.1f} minutes in all{without}"
     return shown
 
 
-def _number(value: float, places: int) -> str:
+def _format_number(value: float, places: int) -> str:
     return "–" if np.isnan(value) else f"{value:.{places}f}"
 
 
-def rows_table(found: Sequence[Row], effect: float, power: float) -> Table:
+def build_methods_table(found: Sequence[MethodPlan], effect: float, power: float) -> Table:
     names = ("method", "questions", "SD of log speedup", "finds now", f"for {effect:.0%}", "compare", "compare --against")
     shown = Table(*names, title=f"Questions for a difference of {effect:.0%} with a power of {power:.0%}")
     for row in found:
-        wanted = [str(row.needed), _told(row.stored), "not in one run" if row.beside is None else str(row.beside)]
+        wanted = [str(row.needed), _format_size(row.stored), "not in one run" if row.beside is None else str(row.beside)]
         shown.add_row(row.method, str(row.questions), f"{row.deviation:.3f}", f"{row.effect:.1%}", *wanted)
     shown.caption = "compare: questions of a run, and runs of each side, with which a slowdown of that size fails"
     return shown
 
 
-def _told(needed: Needed) -> str:
+def _format_size(needed: SampleSize) -> str:
     return str(needed.questions) + f", {needed.runs} runs" * (needed.runs > 1)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench.analysis.loaded_run import LoadedRun, load
+from specbench.analysis.loaded_run import LoadedRun, read_run
 from specbench.analysis.metrics import QUESTION
-from specbench.errors import InputError, closest, few
+from specbench.errors import InputError, abbreviate, find_closest
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, PER_STEP, Trial
 
@@ -28,7 +28,7 @@ LATEST = 10  # runs of a folder that a new one is held against
 
 
 @dataclass(frozen=True)
-class Counted:
+class CounterDifference:
     """Turns of a method that are not the reference's, by counter."""
 
     method: str
@@ -36,24 +36,24 @@ class Counted:
     differing: dict[str, int]
 
 
-def side(path: Path) -> list[LoadedRun]:
+def read_side(path: Path) -> list[LoadedRun]:
     """A run, or the latest runs of a folder of runs. Raises InputError."""
     if RunDirectory(path).is_run():
-        return [load(path)]
+        return [read_run(path)]
     folders = sorted(run.parent for run in path.glob("*/config.yaml"))
     if not folders:
         raise InputError(f"{path}: neither a run nor a folder of runs")
-    runs = sorted((load(folder) for folder in folders), key=lambda run: str(run.provenance.get("started")))
+    runs = sorted((read_run(folder) for folder in folders), key=lambda run: str(run.provenance.get("started")))
     return runs[-LATEST:]
 
 
-def check_alike(runs: Sequence[LoadedRun], factors: Sequence[str]) -> None:
+def check_comparable(runs: Sequence[LoadedRun], factors: Sequence[str]) -> None:
     """Raises InputError for the first thing but the factors in which a run differs from the first one, its reference."""
-    first, *others = (dict(_facts(run)) for run in runs)
+    first, *others = (dict(_iter_facts(run)) for run in runs)
     _check_factors(factors, sorted(first.keys() | set().union(*others)))
     for run, other in zip(runs[1:], others, strict=True):
         for name in sorted(first.keys() | other.keys()):
-            if first.get(name) != other.get(name) and not _under(name, factors) and not _grown(name, first, other):
+            if first.get(name) != other.get(name) and not _is_under(name, factors) and not _is_added(name, first, other):
                 was, now = (f"{facts.get(name)!s:.60}" for facts in (first, other))
                 raise InputError(
                     f"{run.name} is not comparable with {runs[0].name}: {name} is {now}, not {was}; "
@@ -63,72 +63,72 @@ def check_alike(runs: Sequence[LoadedRun], factors: Sequence[str]) -> None:
 
 def _check_factors(factors: Sequence[str], known: Sequence[str]) -> None:
     for factor in factors:
-        if not any(_under(name, (factor,)) for name in known):
-            raise InputError(f"--factor {factor}: the runs have no such fact; the nearest is {closest(factor, known)}")
+        if not any(_is_under(name, (factor,)) for name in known):
+            raise InputError(f"--factor {factor}: the runs have no such fact; the nearest is {find_closest(factor, known)}")
 
 
-def _grown(name: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _is_added(name: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """A method or engine that the reference lacks as a whole."""
     group, _, label = name.partition(".")
     own = f"{group}.{label.partition('.')[0]}"
-    return group in GROWS and not any(_under(known, (own,)) for known in first)
+    return group in GROWS and not any(_is_under(known, (own,)) for known in first)
 
 
-def _under(name: str, factors: Sequence[str]) -> bool:
+def _is_under(name: str, factors: Sequence[str]) -> bool:
     return any(name == factor or name.startswith(f"{factor}.") for factor in factors)
 
 
-def _facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
+def _iter_facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
     """Dotted names: all settings, and what run.json says of place, data and software."""
-    yield from _flat({key: value for key, value in run.config.items() if key != "check_baseline"})
-    about = dict(_flat(run.provenance))
+    yield from _flatten({key: value for key, value in run.config.items() if key != "check_baseline"})
+    about = dict(_flatten(run.provenance))
     for name in (*PLACE, *DATA, *SOFTWARE):
         yield name, about.get(name)
-    yield from _flat({"checkpoints": run.provenance.get("checkpoints") or {}})
+    yield from _flatten({"checkpoints": run.provenance.get("checkpoints") or {}})
     for method, stores in (run.provenance.get("leakage") or {}).items():
         yield f"method.{method}.datastores", tuple(store.get("sha256") for store in stores)
 
 
-def _flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _flat(inner, f"{above}{key}.")
+            yield from _flatten(inner, f"{above}{key}.")
     else:
         yield above.removesuffix("."), value
 
 
-def counted(reference: LoadedRun, new: LoadedRun) -> list[Counted]:
+def compare_counters(reference: LoadedRun, new: LoadedRun) -> list[CounterDifference]:
     """Every method of the reference, turn by turn. Raises InputError for a method or a turn that the new run lacks."""
     there = {trial.key: trial for trial in new.trials}
     missing = sorted({trial.method for trial in reference.trials} - {trial.method for trial in new.trials})
     if missing:
-        raise InputError(f"{new.name} has no method {few(missing)}, which {reference.name} has")
+        raise InputError(f"{new.name} has no method {abbreviate(missing)}, which {reference.name} has")
     lacking = [trial for trial in reference.trials if trial.key not in there]
     if lacking:
         raise InputError(f"{new.name} lacks {len(lacking)} of the {len(reference.trials)} turns of {reference.name}")
     by_method: dict[str, list[tuple[Trial, Trial]]] = {}
     for trial in reference.trials:
         by_method.setdefault(trial.method, []).append((trial, there[trial.key]))
-    return [_counted(method, pairs) for method, pairs in by_method.items()]
+    return [_count_differences(method, pairs) for method, pairs in by_method.items()]
 
 
-def counted_beside(run: LoadedRun, methods: Sequence[str], engine: str) -> list[Counted]:
+def compare_paired_counters(run: LoadedRun, methods: Sequence[str], engine: str) -> list[CounterDifference]:
     """Every method against itself on another engine of the same run."""
     trials = {trial.key: trial for trial in run.trials}
     found = []
     for method in methods:
         own = [trial for trial in run.trials if trial.method == method]
         pairs = [(trials.get((f"{method}@{engine}", *trial.key[1:])), trial) for trial in own]
-        found.append(_counted(method, [(old, new) for old, new in pairs if old is not None]))
+        found.append(_count_differences(method, [(old, new) for old, new in pairs if old is not None]))
     return found
 
 
-def _counted(method: str, pairs: Sequence[tuple[Trial, Trial]]) -> Counted:
+def _count_differences(method: str, pairs: Sequence[tuple[Trial, Trial]]) -> CounterDifference:
     differing = {name: sum(getattr(old, name) != getattr(new, name) for old, new in pairs) for name in COUNTERS}
-    return Counted(method, len(pairs), {name: count for name, count in differing.items() if count})
+    return CounterDifference(method, len(pairs), {name: count for name, count in differing.items() if count})
 
 
-def log_ratios(run: LoadedRun, method: str, over: str, by_repeat: bool = False) -> pd.Series:
+def compute_log_ratios(run: LoadedRun, method: str, over: str, by_repeat: bool = False) -> pd.Series:
     """By (task, question_id), and by repeat if asked: log of a method's rate over another's in the same run.
 
     Of a turn's repeats of one text the fastest counts: what disturbs a machine only adds time. Questions with a failed turn have
@@ -136,23 +136,23 @@ def log_ratios(run: LoadedRun, method: str, over: str, by_repeat: bool = False) 
     """
     keys = [*QUESTION[1:], *(["repeat"] if by_repeat else [])]
     failed = run.frame.groupby(QUESTION)["failed"].transform("any").astype(bool)
-    own, other = (_log_rates(run.frame[~failed & (run.frame["method"] == label)], keys) for label in (method, over))
+    own, other = (_compute_log_rates(run.frame[~failed & (run.frame["method"] == label)], keys) for label in (method, over))
     both: pd.Series = (own - other).dropna()
     return both
 
 
-def _log_rates(turns: pd.DataFrame, keys: list[str]) -> pd.Series:
+def _compute_log_rates(turns: pd.DataFrame, keys: list[str]) -> pd.Series:
     texts = turns.groupby([*keys, "turn", "seed"]).agg({"new_tokens": "first", "seconds": "min"})
     sums = texts.groupby(level=keys).sum()
     return pd.Series(np.log(sums["new_tokens"] / sums["seconds"]))
 
 
-def side_by_side(runs: Sequence[LoadedRun], method: str, over: str) -> pd.DataFrame:
+def align_log_ratios(runs: Sequence[LoadedRun], method: str, over: str) -> pd.DataFrame:
     """Log ratios by (task, question_id), a column a run that has both."""
-    return pd.DataFrame({run.name: log_ratios(run, method, over) for run in runs}).dropna(axis="columns", how="all")
+    return pd.DataFrame({run.name: compute_log_ratios(run, method, over) for run in runs}).dropna(axis="columns", how="all")
 
 
-def timed(run: LoadedRun) -> list[tuple[str, str]]:
+def list_ratios(run: LoadedRun) -> list[tuple[str, str]]:
     """The ratios that a run has: each method over autoregressive decoding, and that over other engines' own."""
     labels = list(dict.fromkeys(trial.method for trial in run.trials if trial.kind == "measured"))
     peers = [label for label in labels if label.startswith(f"{BASELINE}@")]

@@ -20,7 +20,7 @@ from specbench.decoding.sampling import Sampling
 from specbench.engine.native import Native
 from specbench.errors import InputError
 from specbench.setup.compose import compose_run
-from specbench.setup.objects import drafters_of, target_of
+from specbench.setup.objects import instantiate_methods, load_target
 
 PROTOCOL = 1  # also read from this file's text by compare.checkout, before it is run
 
@@ -32,11 +32,11 @@ def main() -> None:
     try:
         engine = _open_engine(first)
     except InputError as error:
-        return _tell(out, _failure(error))
+        return _send(out, _describe_failure(error))
     methods = {label: {"warm": engine.is_warm(label), "kind": engine.kind(label)} for label in engine.drafters}
-    _tell(out, {"protocol": PROTOCOL, "methods": methods})
+    _send(out, {"protocol": PROTOCOL, "methods": methods})
     for line in sys.stdin:
-        _tell(out, _answer(engine, json.loads(line)))
+        _send(out, _answer(engine, json.loads(line)))
 
 
 def _claim_stdout() -> Any:
@@ -50,9 +50,9 @@ def _open_engine(first: dict[str, Any]) -> Native:
     settings = compose_run(first["overrides"], first["config_dir"] and Path(first["config_dir"]))
     if first["threads"]:
         torch.set_num_threads(first["threads"])
-    target = target_of(settings.target)
+    target = load_target(settings.target)
     engine = Native(profile=False)
-    engine.open(target.model, drafters_of(settings.method))
+    engine.open(target.model, instantiate_methods(settings.method))
     return engine
 
 
@@ -63,15 +63,15 @@ def _answer(engine: Native, call: dict[str, Any]) -> Any:
     try:
         found = getattr(engine, name)(**call)
     except Exception as error:
-        return _failure(error)
+        return _describe_failure(error)
     return dataclasses.asdict(found) if name == "generate" else None
 
 
-def _failure(error: Exception) -> dict[str, str]:
+def _describe_failure(error: Exception) -> dict[str, str]:
     return {"error": str(error), "kind": type(error).__name__}
 
 
-def _tell(out: Any, answer: object) -> None:
+def _send(out: Any, answer: object) -> None:
     print(json.dumps(answer), file=out, flush=True)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydivsufsort import divsufsort
 
 from specbench import __version__
-from specbench.datastore.store import About, Chunk, Datastore, encoded, file_names, width_of
+from specbench.datastore.store import Chunk, Datastore, StoreInfo, encode_ids, list_chunk_files, pick_width
 from specbench.errors import InputError
 from specbench.watch import Watch
 
@@ -28,7 +28,7 @@ WATCHED = 64  # documents between two reports of progress
 Document = Sequence[int] | NDArray[np.integer]
 
 
-def build(
+def build_datastore(
     documents: Iterable[Document],
     out: Path,
     vocabulary: int,
@@ -65,7 +65,7 @@ class Writer:
 
     def __init__(self, folder: Path, vocabulary: int, chunk_tokens: int | None, watch: Watch) -> None:
         self.folder, self.vocabulary, self.watch = folder, vocabulary, watch
-        self.width = width_of(vocabulary)
+        self.width = pick_width(vocabulary)
         self.most = min(chunk_tokens or CHUNK // self.width, MOST_BYTES // self.width)
         self.chunks: list[int] = []
         self.documents, self.room, self.largest = 0, 0, 0
@@ -80,7 +80,7 @@ class Writer:
         self._check(ids)
         if len(ids) > self.room:
             self._next_chunk()
-        data = encoded(ids, self.width)
+        data = encode_ids(ids, self.width)
         self._sha256.update(data)
         assert self._file is not None
         self._file.write(data)
@@ -99,12 +99,12 @@ class Writer:
             raise InputError(f"document {self.documents + 1} has {len(ids)} tokens; a chunk holds {MOST_BYTES // self.width}")
         self.largest = max(self.largest, largest)
 
-    def about(self, tokenizer: str | None, source: str) -> About:
+    def about(self, tokenizer: str | None, source: str) -> StoreInfo:
         """Sorts the last chunk; what store.json says of all. Raises InputError when there was nothing to write."""
         if not self.chunks:
             raise InputError(f"{source}: holds no document to build a datastore of")
         self._sort()
-        return About(
+        return StoreInfo(
             tokenizer=tokenizer,
             vocabulary=1 + self.largest,
             width=self.width,
@@ -128,7 +128,7 @@ class Writer:
         ids, suffixes = self._files()
         self.watch("tokens read, sorting their suffixes", sum(self.chunks), None)
         with suffixes.open("wb") as file:
-            for block in sorted_suffixes(ids.read_bytes(), self.width):
+            for block in sort_suffixes(ids.read_bytes(), self.width):
                 file.write(block.data)
 
     def close(self) -> None:
@@ -137,10 +137,10 @@ class Writer:
             self._file.close()
 
     def _files(self) -> list[Path]:
-        return [self.folder / name for name in file_names(len(self.chunks) - 1, self.width)]
+        return [self.folder / name for name in list_chunk_files(len(self.chunks) - 1, self.width)]
 
 
-def sorted_suffixes(ids: bytes, width: int) -> Iterator[NDArray[np.int32]]:
+def sort_suffixes(ids: bytes, width: int) -> Iterator[NDArray[np.int32]]:
     """The suffix array of encoded ids, in token places, block by block: all at once would take its memory twice."""
     every_byte = divsufsort(ids)
     for start in range(0, len(every_byte), BLOCK):
@@ -148,13 +148,13 @@ def sorted_suffixes(ids: bytes, width: int) -> Iterator[NDArray[np.int32]]:
         yield (block[block % width == 0] // width).astype("<i4")
 
 
-def in_memory(documents: Sequence[Document], vocabulary: int) -> Datastore:
+def build_in_memory(documents: Sequence[Document], vocabulary: int) -> Datastore:
     """A small store that no folder holds, for any tokenizer."""
-    width = width_of(vocabulary)
+    width = pick_width(vocabulary)
     whole = np.concatenate([np.asarray(document) for document in documents])
-    ids = encoded(whole, width)
-    suffixes = b"".join(block.tobytes() for block in sorted_suffixes(ids, width))
-    about = About(
+    ids = encode_ids(whole, width)
+    suffixes = b"".join(block.tobytes() for block in sort_suffixes(ids, width))
+    about = StoreInfo(
         tokenizer=None,
         vocabulary=1 + int(whole.max()),
         width=width,

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from transformers import PreTrainedTokenizerBase
 
 from specbench.datastore.store import Datastore
-from specbench.datastore.tokenizers import fingerprint
+from specbench.datastore.tokenizers import hash_tokenizer
 from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
 from tasks.question import Question
@@ -22,7 +22,7 @@ class ReadsDatastore(Protocol):
     datastore: Datastore | None
 
 
-def datastores(drafter: Drafter) -> Iterator[Datastore]:
+def iter_datastores(drafter: Drafter) -> Iterator[Datastore]:
     """Its own and those of the drafters it is made of."""
     for part in drafter.family():
         if isinstance(part, ReadsDatastore) and part.datastore is not None:
@@ -31,8 +31,8 @@ def datastores(drafter: Drafter) -> Iterator[Datastore]:
 
 def check_tokenizers(drafters: Mapping[str, Drafter], tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises InputError for a store that was made for another tokenizer than the target's."""
-    stores = [(label, store) for label, drafter in drafters.items() for store in datastores(drafter)]
-    own = fingerprint(tokenizer) if stores else None
+    stores = [(label, store) for label, drafter in drafters.items() for store in iter_datastores(drafter)]
+    own = hash_tokenizer(tokenizer) if stores else None
     for label, store in stores:
         if store.about.tokenizer not in (None, own):
             raise InputError(
@@ -41,19 +41,21 @@ def check_tokenizers(drafters: Mapping[str, Drafter], tokenizer: PreTrainedToken
             )
 
 
-def leakage(drafters: Mapping[str, Drafter], questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def measure_leakage(
+    drafters: Mapping[str, Drafter], questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
     """For run.json: of every method with datastores, what they are and how many of the questions they hold."""
     found: dict[str, Any] = {}
     shares: dict[str, list[float]] = {}
     for label, drafter in drafters.items():
-        for store in datastores(drafter):
+        for store in iter_datastores(drafter):
             if store.about.sha256 not in shares:
-                shares[store.about.sha256] = [share_of(question, store, tokenizer) for question in questions]
-            found.setdefault(label, []).append(_about(store, shares[store.about.sha256]))
+                shares[store.about.sha256] = [measure_share(question, store, tokenizer) for question in questions]
+            found.setdefault(label, []).append(_describe_store(store, shares[store.about.sha256]))
     return found
 
 
-def _about(store: Datastore, shares: list[float]) -> dict[str, Any]:
+def _describe_store(store: Datastore, shares: list[float]) -> dict[str, Any]:
     leaked = sum(share >= LEAKED for share in shares)
     return {
         "name": store.name,
@@ -67,13 +69,16 @@ def _about(store: Datastore, shares: list[float]) -> dict[str, Any]:
     }
 
 
-def share_of(question: Question, store: Datastore, tokenizer: PreTrainedTokenizerBase) -> float:
+def measure_share(question: Question, store: Datastore, tokenizer: PreTrainedTokenizerBase) -> float:
     """How much of a question's own grams stands in the store."""
-    held = [store.holds(gram) for gram in grams([tokenizer(turn, add_special_tokens=False).input_ids for turn in question.turns])]
+    held = [
+        store.holds(gram)
+        for gram in extract_grams([tokenizer(turn, add_special_tokens=False).input_ids for turn in question.turns])
+    ]
     return sum(held) / len(held) if held else 0.0
 
 
-def grams(turns: list[list[int]]) -> list[list[int]]:
+def extract_grams(turns: list[list[int]]) -> list[list[int]]:
     """All runs of GRAM tokens inside a turn; of a question without any, its longest turn.
 
     A short turn beside others says nothing: "Make it shorter." stands everywhere.

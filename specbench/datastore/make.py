@@ -4,48 +4,50 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from specbench.datastore.build import build
-from specbench.datastore.sources import Writing, of_dataset, of_file
-from specbench.datastore.tokenizers import fingerprint
+from specbench.datastore.build import build_datastore
+from specbench.datastore.sources import DocumentEncoder, read_dataset, read_file
+from specbench.datastore.tokenizers import hash_tokenizer
 from specbench.errors import InputError
-from specbench.models.texts import answered
-from specbench.setup.instantiate import built, check
-from specbench.setup.objects import questions_of, target_of, tokenizer_of
+from specbench.models.texts import generate_answers
+from specbench.setup.instantiate import check_node, instantiate
+from specbench.setup.objects import load_target, load_target_tokenizer, select_questions
 from specbench.setup.settings import DatastoreSettings
 from specbench.watch import Watch
 
 
-def make(settings: DatastoreSettings, watch: Watch) -> Path:
+def build_from_config(settings: DatastoreSettings, watch: Watch) -> Path:
     """The new datastore's folder. Loads the tokenizer alone, unless the target itself must answer. Raises InputError."""
-    check(settings.suite, "suite")
+    check_node(settings.suite, "suite")
     if settings.data is not None and settings.dataset is not None:
         raise InputError(f"data={settings.data} and dataset={settings.dataset}: expected one of them")
     out = Path(settings.out or f"results/datastore-{settings.target.name}").expanduser()
     if out.exists():
         raise InputError(f"out={out}: is there already; choose another folder")
     answering = settings.data is None and settings.dataset is None
-    documents, writing, source = _answers(settings, watch) if answering else _texts(settings)
-    return build(documents, out, writing.vocabulary, fingerprint(writing.tokenizer), source, watch, settings.chunk_tokens)
+    documents, writing, source = _answer_questions(settings, watch) if answering else _read_texts(settings)
+    return build_datastore(
+        documents, out, writing.vocabulary, hash_tokenizer(writing.tokenizer), source, watch, settings.chunk_tokens
+    )
 
 
-def _texts(settings: DatastoreSettings) -> tuple[Iterator[list[int]], Writing, str]:
+def _read_texts(settings: DatastoreSettings) -> tuple[Iterator[list[int]], DocumentEncoder, str]:
     """The documents of `data` or of `dataset`."""
-    tokenizer, chat = tokenizer_of(settings.target)
-    writing = Writing(tokenizer, chat, 1 + max(tokenizer.get_vocab().values()))
+    tokenizer, chat = load_target_tokenizer(settings.target)
+    writing = DocumentEncoder(tokenizer, chat, 1 + max(tokenizer.get_vocab().values()))
     if settings.data is not None:
-        documents, source = of_file(Path(settings.data).expanduser(), settings.field, writing), Path(settings.data).name
+        documents, source = read_file(Path(settings.data).expanduser(), settings.field, writing), Path(settings.data).name
     else:
-        documents = of_dataset(settings.dataset or "", settings.split, settings.field, writing)
+        documents = read_dataset(settings.dataset or "", settings.split, settings.field, writing)
         source = f"{settings.dataset}, {settings.split} split"
     return islice(documents, settings.limit), writing, source
 
 
-def _answers(settings: DatastoreSettings, watch: Watch) -> tuple[Iterator[list[int]], Writing, str]:
+def _answer_questions(settings: DatastoreSettings, watch: Watch) -> tuple[Iterator[list[int]], DocumentEncoder, str]:
     """The suite's questions with the target's own answers."""
-    suite = built(settings.suite)
-    questions = questions_of(settings, suite, settings.limit)
-    target = target_of(settings.target)
-    writing = Writing(target.tokenizer, target.chat, target.model.vocabulary)
-    texts = answered(target, questions, settings.max_new_tokens, watch, last=True)
+    suite = instantiate(settings.suite)
+    questions = select_questions(settings, suite, settings.limit)
+    target = load_target(settings.target)
+    writing = DocumentEncoder(target.tokenizer, target.chat, target.model.vocabulary)
+    texts = generate_answers(target, questions, settings.max_new_tokens, watch, last=True)
     source = f"suite {suite.name}, {settings.suite.get('split', 'no')} split, answered by {settings.target.name}"
     return (writing.answer(text) for text in texts), writing, source

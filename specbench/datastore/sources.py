@@ -9,16 +9,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from specbench.errors import InputError, nearest, one_line
-from specbench.models.chat import render
-from specbench.models.texts import WRONG, Text, exchanges
+from specbench.errors import InputError, format_error, suggest_choices
+from specbench.models.chat import render_prompt
+from specbench.models.texts import WRONG, Text, iter_exchanges
 
 FIELDS = ("messages", "conversations", "text")
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Writing:
+class DocumentEncoder:
     """How a target writes: its tokenizer, its chat format (prompts.FORMATS) and how many ids it has."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ class Writing:
         if not turns:
             return []
         *before, (asked, answer) = turns
-        prompt = render(self.chat, [*before, (asked, None)], self.tokenizer)
+        prompt = render_prompt(self.chat, [*before, (asked, None)], self.tokenizer)
         return self._ended([*prompt, *self.tokenizer(answer, add_special_tokens=False).input_ids])
 
     def answer(self, text: Text) -> list[int]:
@@ -49,34 +49,34 @@ class Writing:
         """A row's document. Raises InputError for a field that it lacks, and one of WRONG for one of another form."""
         if field is None and "prompt_ids" in row:
             return self.answer(Text(row["prompt_ids"], row["answer_ids"]))
-        content = row[_field(row, field)]
+        content = row[_find_field(row, field)]
         if isinstance(content, str):
             return self.text(content)
         if content and all(isinstance(part, str) for part in content):  # UltraChat's: by turns
             return self.conversation(list(zip(content[::2], content[1::2], strict=False)))
-        return self.conversation(list(exchanges(content)))
+        return self.conversation(list(iter_exchanges(content)))
 
     def _ended(self, ids: list[int]) -> list[int]:
         end = self.tokenizer.eos_token_id
         return ids if end is None or ids[-1] == end else [*ids, end]
 
 
-def of_file(path: Path, field: str | None, writing: Writing) -> Iterator[list[int]]:
+def read_file(path: Path, field: str | None, writing: DocumentEncoder) -> Iterator[list[int]]:
     """A document per row of a .jsonl file or of the list in a .json file; of any other file one per paragraph.
 
     Paragraphs end at blank lines. Raises InputError with file and line (.json: the number of the entry).
     """
     try:
         if path.suffix in (".jsonl", ".json"):
-            rows = _lines(path) if path.suffix == ".jsonl" else _entries(path)
-            yield from _documents(rows, str(path), field, writing)
+            rows = _read_lines(path) if path.suffix == ".jsonl" else _read_entries(path)
+            yield from _encode_rows(rows, str(path), field, writing)
         else:
-            yield from (writing.text(text) for text in _paragraphs(path))
+            yield from (writing.text(text) for text in _read_paragraphs(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
-def of_dataset(name: str, split: str, field: str | None, writing: Writing) -> Iterator[list[int]]:
+def read_dataset(name: str, split: str, field: str | None, writing: DocumentEncoder) -> Iterator[list[int]]:
     """A document per row, read as a stream, so that nothing is kept. Raises InputError."""
     from datasets import load_dataset  # type: ignore[import-untyped]  # takes seconds: only where it is needed
 
@@ -84,12 +84,12 @@ def of_dataset(name: str, split: str, field: str | None, writing: Writing) -> It
         try:
             yield from enumerate(load_dataset(name, split=split, streaming=True), start=1)
         except Exception as error:  # the hub's, the network's, pyarrow's own, many of them bare
-            raise InputError(f"dataset={name} split={split}: cannot be read: {one_line(error)}") from None
+            raise InputError(f"dataset={name} split={split}: cannot be read: {format_error(error)}") from None
 
-    yield from _documents(rows(), f"dataset={name}", field, writing)
+    yield from _encode_rows(rows(), f"dataset={name}", field, writing)
 
 
-def _documents(rows: Iterator[tuple[int, Any]], place: str, field: str | None, writing: Writing) -> Iterator[list[int]]:
+def _encode_rows(rows: Iterator[tuple[int, Any]], place: str, field: str | None, writing: DocumentEncoder) -> Iterator[list[int]]:
     for number, row in rows:
         try:
             ids = writing.row(row, field)
@@ -101,16 +101,16 @@ def _documents(rows: Iterator[tuple[int, Any]], place: str, field: str | None, w
             yield ids
 
 
-def _field(row: Row, field: str | None) -> str:
+def _find_field(row: Row, field: str | None) -> str:
     if field is not None and field not in row:
-        raise InputError(f"field={field}: no such field; there is {nearest(field, list(row)) or 'none'}")
+        raise InputError(f"field={field}: no such field; there is {suggest_choices(field, list(row)) or 'none'}")
     found = field or next((name for name in FIELDS if name in row), None)
     if found is None:
         raise InputError(f"expected {', '.join(FIELDS)} or prompt_ids, found {', '.join(row)}; field=NAME takes another")
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows with the numbers of their lines; blank lines are skipped."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -121,7 +121,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
                     raise InputError(f"{path}:{number}: not valid JSON") from None
 
 
-def _entries(path: Path) -> Iterator[tuple[int, Any]]:
+def _read_entries(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         entries = json.loads(path.read_bytes())
     except ValueError as error:
@@ -131,7 +131,7 @@ def _entries(path: Path) -> Iterator[tuple[int, Any]]:
     return enumerate(entries, start=1)
 
 
-def _paragraphs(path: Path) -> Iterator[str]:
+def _read_paragraphs(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8") as lines:
         for blank, paragraph in groupby(lines, key=lambda line: not line.strip()):
             if not blank:

@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specbench.errors import InputError
-from specbench.models.load import local_folder
+from specbench.models.load import find_local_folder
 
 VERSION = 1
-ABOUT = "store.json"
+INFO_FILE = "store.json"
 SUFFIX_BYTES = 4
 Ids = NDArray[np.int64]
 Sample = Literal["spread", "first"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
+class StoreInfo:
     """store.json. tokenizer: its fingerprint, None where any will do; vocabulary: all ids are below; sha256: of all ids."""
 
     version: int = VERSION
@@ -40,15 +40,15 @@ class About:
     specbench: str | None
 
     def write(self, folder: Path) -> None:
-        (folder / ABOUT).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        (folder / INFO_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-def width_of(vocabulary: int) -> int:
+def pick_width(vocabulary: int) -> int:
     """Bytes per id."""
     return 2 if vocabulary <= 1 << 16 else 4
 
 
-def encoded(ids: Sequence[int] | Ids, width: int) -> bytes:
+def encode_ids(ids: Sequence[int] | Ids, width: int) -> bytes:
     """Token ids as a store holds them."""
     return np.asarray(ids).astype(f">u{width}").tobytes()
 
@@ -83,7 +83,7 @@ class Chunk:
         return found
 
 
-class Match(NamedTuple):
+class StoreMatch(NamedTuple):
     """Where the longest known ending of a query stands: its length in tokens, and a range of every chunk that has it."""
 
     length: int
@@ -97,17 +97,17 @@ class Match(NamedTuple):
 class Datastore:
     """Chunks and what is known of them. name: how a user knows it."""
 
-    def __init__(self, name: str, about: About, chunks: Sequence[Chunk]) -> None:
+    def __init__(self, name: str, about: StoreInfo, chunks: Sequence[Chunk]) -> None:
         self.name, self.about, self.chunks = name, about, list(chunks)
 
     @staticmethod
     def open(path: str) -> "Datastore":
         """Maps the files. Raises InputError for a folder that holds no store, another version's or a torn one."""
-        folder = local_folder(path)
+        folder = find_local_folder(path)
         if folder is None:
             raise InputError(f"no datastore at {path}: no such folder; specbench datastore build makes one")
-        about = _about(folder, path)
-        chunks = [_opened(folder, number, tokens, about.width) for number, tokens in enumerate(about.chunks)]
+        about = _read_info(folder, path)
+        chunks = [_open_chunk(folder, number, tokens, about.width) for number, tokens in enumerate(about.chunks)]
         return Datastore(path, about, chunks)
 
     @property
@@ -117,9 +117,11 @@ class Datastore:
     def holds(self, ids: Sequence[int]) -> bool:
         """Whether these ids stand somewhere in the store."""
         wanted = self._known(ids)
-        return len(wanted) == len(ids) * self.about.width and any(low < high for _, low, high in _ranges(self.chunks, wanted))
+        return len(wanted) == len(ids) * self.about.width and any(
+            low < high for _, low, high in _find_ranges(self.chunks, wanted)
+        )
 
-    def find(self, query: Sequence[int], longest: int, shortest: int) -> Match | None:
+    def find(self, query: Sequence[int], longest: int, shortest: int) -> StoreMatch | None:
         """The longest ending of the query, of `shortest` to `longest` tokens, that stands somewhere; None: none does.
 
         A shorter ending occurs wherever a longer one does, so its length is found by halving, in chunks that still matter.
@@ -129,39 +131,39 @@ class Datastore:
         low, high = shortest, len(wanted) // width
         while low <= high:
             length = (low + high) // 2
-            if ranges := _ranges(chunks, wanted[-length * width :]):
-                best, chunks, low = Match(length, ranges), [chunk for chunk, _, _ in ranges], length + 1
+            if ranges := _find_ranges(chunks, wanted[-length * width :]):
+                best, chunks, low = StoreMatch(length, ranges), [chunk for chunk, _, _ in ranges], length + 1
             else:
                 high = length - 1
         return best
 
-    def continuations(self, match: Match, depth: int, most: int, sample: Sample) -> Ids:
+    def continuations(self, match: StoreMatch, depth: int, most: int, sample: Sample) -> Ids:
         """(m, depth) ids behind occurrences, rows in lexicographic order; -1 behind the end of a chunk.
 
         sample: `spread` takes `most` of all occurrences at even distances in their order; `first` the first `most` of every
         chunk, as REST's authors do.
         """
-        chosen = _spread(match, most) if sample == "spread" else _first(match, most)
+        chosen = _take_spread(match, most) if sample == "spread" else _take_first(match, most)
         rows = [chunk.behind(at, match.length, depth) for (chunk, _, _), at in zip(match.ranges, chosen, strict=True)]
-        return rows[0] if len(rows) == 1 else _merged(np.concatenate(rows))
+        return rows[0] if len(rows) == 1 else _sort_rows(np.concatenate(rows))
 
     def _known(self, ids: Sequence[int]) -> bytes:
         """The end of `ids`, encoded, behind the last id that the store does not hold and two bytes may not."""
         query = np.asarray(ids, np.int64)
         unknown = np.flatnonzero(query >= self.about.vocabulary)
-        return encoded(query[unknown[-1] + 1 :] if len(unknown) else query, self.about.width)
+        return encode_ids(query[unknown[-1] + 1 :] if len(unknown) else query, self.about.width)
 
 
-def _ranges(chunks: Sequence[Chunk], wanted: bytes) -> list[tuple[Chunk, int, int]]:
+def _find_ranges(chunks: Sequence[Chunk], wanted: bytes) -> list[tuple[Chunk, int, int]]:
     found = [(chunk, *chunk.range_of(wanted)) for chunk in chunks]
     return [(chunk, low, high) for chunk, low, high in found if low < high]
 
 
-def _first(match: Match, most: int) -> list[Ids]:
+def _take_first(match: StoreMatch, most: int) -> list[Ids]:
     return [np.arange(low, min(high, low + most)) for _, low, high in match.ranges]
 
 
-def _spread(match: Match, most: int) -> list[Ids]:
+def _take_spread(match: StoreMatch, most: int) -> list[Ids]:
     """Rows of every range, out of all ranges laid one behind the other."""
     taken = min(most, match.places)
     places = np.arange(taken) * match.places // taken
@@ -171,26 +173,26 @@ def _spread(match: Match, most: int) -> list[Ids]:
     return [places[begin:end] - start + low for (_, low, _), start, begin, end in parts]
 
 
-def _merged(rows: Ids) -> Ids:
+def _sort_rows(rows: Ids) -> Ids:
     """Rows in lexicographic order: compared as bytes, in a sort that makes use of the runs that are sorted already."""
     as_bytes = np.ascontiguousarray((rows + 1).astype(">u4")).view(f"S{4 * rows.shape[1]}").ravel()
     return rows[np.argsort(as_bytes, kind="stable")]
 
 
-def _about(folder: Path, path: str) -> About:
+def _read_info(folder: Path, path: str) -> StoreInfo:
     try:
-        said = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        said = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
         version = said["version"]
         if version == VERSION:
-            return _sound(About(**said))
+            return _check_info(StoreInfo(**said))
     except FileNotFoundError:
-        raise InputError(f"{path} is no datastore: it has no {ABOUT}") from None
+        raise InputError(f"{path} is no datastore: it has no {INFO_FILE}") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}/{ABOUT}: cannot be read: {error!r}") from None
+        raise InputError(f"{path}/{INFO_FILE}: cannot be read: {error!r}") from None
     raise InputError(f"{path} is a datastore of version {version}, this specbench reads version {VERSION}; build it again")
 
 
-def _sound(about: About) -> About:
+def _check_info(about: StoreInfo) -> StoreInfo:
     """Raises ValueError for sizes that no store has."""
     sizes = [about.vocabulary, about.documents, *about.chunks]
     if about.width not in (2, 4) or not about.chunks or not all(type(size) is int and size > 0 for size in sizes):
@@ -198,17 +200,17 @@ def _sound(about: About) -> About:
     return about
 
 
-def _opened(folder: Path, number: int, tokens: int, width: int) -> Chunk:
-    ids, suffixes = (_mapped(folder / name, tokens * size) for name, size in file_names(number, width).items())
+def _open_chunk(folder: Path, number: int, tokens: int, width: int) -> Chunk:
+    ids, suffixes = (_map_file(folder / name, tokens * size) for name, size in list_chunk_files(number, width).items())
     return Chunk(ids, suffixes, width)
 
 
-def file_names(number: int, width: int) -> dict[str, int]:
+def list_chunk_files(number: int, width: int) -> dict[str, int]:
     """A chunk's files, and bytes per token in each."""
     return {f"{number}.ids": width, f"{number}.suffixes": SUFFIX_BYTES}
 
 
-def _mapped(path: Path, size: int) -> mmap:
+def _map_file(path: Path, size: int) -> mmap:
     """Raises InputError for a file that is not there, or not of this size."""
     try:
         with path.open("rb") as file:

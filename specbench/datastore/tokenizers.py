@@ -7,17 +7,17 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of the vocabulary, added tokens among it, and of the merges where the tokenizer has some.
 
     Not of its whole JSON, which other versions of the tokenizers library write in another way; so two tokenizers that differ in
     nothing but how they clean and split text before it are taken for one.
     """
-    told = [sorted(tokenizer.get_vocab().items()), _merges(tokenizer)]
+    told = [sorted(tokenizer.get_vocab().items()), _read_merges(tokenizer)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def _merges(tokenizer: Any) -> list[list[str]]:
+def _read_merges(tokenizer: Any) -> list[list[str]]:
     """Pairs by rank; the JSON has them as pairs or with a space between."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "to_str"):

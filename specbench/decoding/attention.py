@@ -36,16 +36,16 @@ class ForwardPass:
         if self.single and window is None:
             if self.sizes[0] == 1 or self.first:
                 return None
-            return readable(self._bias.of(self.trees[0], self.store.lengths[0]))
-        return _padded_mask(self.store.lengths, self.trees, window, self._bias.dtype)
+            return align_on_cuda(self._bias.of(self.trees[0], self.store.lengths[0]))
+        return _build_padded_mask(self.store.lengths, self.trees, window, self._bias.dtype)
 
 
-def readable(mask: Tensor) -> Tensor:
+def align_on_cuda(mask: Tensor) -> Tensor:
     """(N, S) as it is, or on CUDA as its kernels want it."""
-    return aligned(mask) if mask.is_cuda else mask
+    return align_mask(mask) if mask.is_cuda else mask
 
 
-def aligned(mask: Tensor) -> Tensor:
+def align_mask(mask: Tensor) -> Tensor:
     """(N, S) copied to where CUDA's kernels can read it: rows of a multiple of 8 entries, the first one 16 bytes aligned."""
     nodes, entries = mask.shape
     return mask.new_zeros(nodes, -(-entries // 8) * 8)[:, :entries].copy_(mask)
@@ -85,7 +85,7 @@ class ChainBias:
         self._tree = self._chain.clone()
 
 
-def _padded_mask(lengths: list[int], trees: list[DraftTree], window: int | None, dtype: torch.dtype) -> Tensor:
+def _build_padded_mask(lengths: list[int], trees: list[DraftTree], window: int | None, dtype: torch.dtype) -> Tensor:
     """(B, 1, N, S): the general case, rows of different lengths side by side; padding rows see entry 0 alone."""
     nodes = max(len(tree) for tree in trees)
     entries = max(length + len(tree) for length, tree in zip(lengths, trees, strict=True))
@@ -130,15 +130,15 @@ def attend(
         mask = mask.to(query.device)
     grouped = query.shape[1] != keys.shape[1]
     if softcap is not None:
-        return _capped(query, keys, values, mask, forward_pass.first, scaling, softcap).transpose(1, 2), None
+        return _attend_capped(query, keys, values, mask, forward_pass.first, scaling, softcap).transpose(1, 2), None
     causal = forward_pass.first and mask is None and query.shape[2] > 1
     if grouped and not causal:
-        return _grouped(query, keys, values, mask, scaling).transpose(1, 2), None
+        return _attend_grouped(query, keys, values, mask, scaling).transpose(1, 2), None
     out = scaled_dot_product_attention(query, keys, values, mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
     return out.transpose(1, 2), None
 
 
-def _grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+def _attend_grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
     """Query heads that share a key-value head as further rows of it: KV is read once, and every kernel can do it.
 
     CUDA's fast kernels take a mask or grouped heads, not both; baseline and methods should not run different ones.
@@ -151,7 +151,7 @@ def _grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, s
     return scaled_dot_product_attention(rows, keys, values, mask, scale=scaling).reshape(batch, heads, nodes, -1)
 
 
-def _capped(
+def _attend_capped(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scaling: float | None, softcap: float
 ) -> Tensor:
     """Attention whose scores pass through softcap * tanh(score / softcap), as Gemma 2 does; float32 softmax."""

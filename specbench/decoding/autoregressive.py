@@ -3,7 +3,7 @@
 from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 
 
 class Autoregressive(Drafter):
@@ -15,5 +15,5 @@ class Autoregressive(Drafter):
     def draft(self, state: list[int], budget: int) -> DraftTree:
         return DraftTree.chain(self.ids(state))
 
-    def observe(self, state: list[int], tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: list[int], tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state[0] = verified.next_token

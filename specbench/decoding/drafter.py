@@ -11,7 +11,7 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified, Verifier, make_verifier
+from specbench.decoding.verify import Verification, Verifier, make_verifier
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Drafter:
         """One tree per sequence, none deeper than its budget."""
         return [self.draft(state, budget) for state, budget in zip(states, budgets, strict=True)]
 
-    def update(self, states: list[Any], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verified]) -> None:
+    def update(self, states: list[Any], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]) -> None:
         """Learn what the target made of the trees."""
         for state, tree, out, choice in zip(states, trees, outs, verified, strict=True):
             self.observe(state, tree, out, choice)
@@ -84,7 +84,7 @@ class Drafter:
         """A tree whose root is the last committed token. budget: its greatest depth, 0 where only the root may come."""
         raise NotImplementedError
 
-    def observe(self, state: Any, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def observe(self, state: Any, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         """What the target made of the tree: logits (N, V) and hidden states of its nodes; the path and what was committed.
 
         In a method of several parts the tree may be another's.

@@ -28,7 +28,7 @@ class KVStore:
         key, value (B, heads, N, D) with N >= max(sizes).
         """
         if layer not in self._keys:
-            self._keys[layer], self._values[layer] = (_empty(x, self.capacity) for x in (key, value))
+            self._keys[layer], self._values[layer] = (_allocate(x, self.capacity) for x in (key, value))
         keys, values = self._keys[layer], self._values[layer]
         for row, (length, size) in enumerate(zip(self.lengths, sizes, strict=True)):
             keys[row, :, length : length + size] = key[row, :, :size]
@@ -70,6 +70,6 @@ class KVStore:
         return sum(t.nbytes for store in (self._keys, self._values) for t in store.values())
 
 
-def _empty(like: Tensor, capacity: int) -> Tensor:
+def _allocate(like: Tensor, capacity: int) -> Tensor:
     batch, heads, _, width = like.shape
     return torch.zeros(batch, heads, capacity, width, dtype=like.dtype, device=like.device)

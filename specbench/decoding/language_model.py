@@ -34,8 +34,8 @@ class LanguageModel:
         self._own_attention = self.config._attn_implementation
         self.config._attn_implementation = attention.NAME
         self.vocabulary: int = self.config.vocab_size
-        self.context: int = _context(self.config)
-        self.eos_ids = _eos_ids(model)
+        self.context: int = _read_context(self.config)
+        self.eos_ids = _read_eos_ids(model)
         self._bias = ChainBias(self.dtype, self.device)
         self._taps: tuple[int, ...] = ()
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -96,7 +96,7 @@ class LanguageModel:
         `last_only` (prefill) asks for the logits of each tree's last node alone.
         """
         sizes = [len(tree) for tree in trees]
-        ids, positions = _batched(trees, store.lengths)  # (B, N) each
+        ids, positions = _batch_trees(trees, store.lengths)  # (B, N) each
         out = self.model(
             input_ids=ids,
             position_ids=positions,
@@ -130,7 +130,7 @@ class LanguageModel:
         return outs
 
 
-def _context(config: PretrainedConfig) -> int:
+def _read_context(config: PretrainedConfig) -> int:
     """Longest sequence. Raises InputError for a model that names none: it has no rotary or learned positions."""
     found = getattr(config, "max_position_embeddings", None)
     if found is None:
@@ -138,14 +138,14 @@ def _context(config: PretrainedConfig) -> int:
     return found
 
 
-def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
+def _read_eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
     """Every token that ends a sequence, by the model's own generation config (else its config)."""
     generation = model.generation_config.eos_token_id if model.generation_config else None
     found = generation if generation is not None else model.config.get_text_config().eos_token_id
     return () if found is None else tuple(found) if isinstance(found, list) else (found,)
 
 
-def _batched(trees: list[DraftTree], lengths: list[int]) -> tuple[Tensor, Tensor]:
+def _batch_trees(trees: list[DraftTree], lengths: list[int]) -> tuple[Tensor, Tensor]:
     """Token ids and positions, (B, N) each; padding repeats token 0 at position 0."""
     if len(trees) == 1:
         return trees[0].tokens[None], (trees[0].depths + lengths[0])[None]

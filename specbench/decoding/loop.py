@@ -15,7 +15,7 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified, Verifier
+from specbench.decoding.verify import Verification, Verifier
 from specbench.machine.devices import synchronize
 
 
@@ -74,7 +74,7 @@ class _Sequence:
         return 0 if self.generation.finish_reason else self.limit - len(self.generation.output_ids) - 1
 
 
-def _sequence(target: LanguageModel, drafter: Drafter, row: int, prompt: int, sampling: Sampling) -> _Sequence:
+def _start_sequence(target: LanguageModel, drafter: Drafter, row: int, prompt: int, sampling: Sampling) -> _Sequence:
     room = target.context - prompt
     if room < 1:
         raise CapacityError(f"a prompt of {prompt} tokens does not fit a context of {target.context}")
@@ -113,7 +113,7 @@ def generate(
 
     Raises CapacityError before the first forward.
     """
-    sequences = [_sequence(target, drafter, row, len(prompt), sampling) for row, prompt in enumerate(prompts)]
+    sequences = [_start_sequence(target, drafter, row, len(prompt), sampling) for row, prompt in enumerate(prompts)]
     needed = max(capacity(target, drafter, len(prompt), sampling) for prompt in prompts)
     if store is None or store.capacity < needed or len(store.lengths) != len(prompts):
         store = target.store(needed, len(prompts))
@@ -144,13 +144,13 @@ def _decode(
         begun_texts = [[*prompt.tolist(), root] for prompt, root in zip(prompts, roots, strict=True)]
         states = drafter.begin(begun_texts, outs, contexts)
         while not all(sequence.generation.finish_reason for sequence in sequences):
-            _step(target, drafter, states, sequences, store, clock)
+            _run_step(target, drafter, states, sequences, store, clock)
     ended = perf_counter()
     for sequence in sequences:
         sequence.generation.prefill_s, sequence.generation.decode_s = prefilled - begun, ended - prefilled
 
 
-def _step(
+def _run_step(
     target: LanguageModel, drafter: Drafter, states: list, sequences: list[_Sequence], store: KVStore, clock: Clock
 ) -> None:
     t0 = clock.now()
@@ -170,7 +170,7 @@ def _step(
     drafter.update(states, trees, outs, verified)
 
 
-def _record(sequence: _Sequence, tree: DraftTree, choice: Verified) -> None:
+def _record(sequence: _Sequence, tree: DraftTree, choice: Verification) -> None:
     out = sequence.generation
     committed = sequence.commit(choice.tokens)
     out.committed.append(committed)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from specbench.errors import InputError
 
-Picked = tuple[Tensor, Tensor | None]  # tokens, and the probabilities they were drawn from: None where nothing was drawn
+Pick = tuple[Tensor, Tensor | None]  # tokens, and the probabilities they were drawn from: None where nothing was drawn
 
 
 @lru_cache(maxsize=512)
-def _chain_parents(nodes: int, device: torch.device) -> Tensor:
+def _build_chain_parents(nodes: int, device: torch.device) -> Tensor:
     return torch.arange(-1, nodes - 1, device=device)
 
 
@@ -37,10 +37,10 @@ class DraftTree:
     @staticmethod
     def chain(tokens: Tensor, probs: Tensor | None = None) -> "DraftTree":
         """A tree without branches. tokens (N,) int64, the root first."""
-        return DraftTree(tokens, _chain_parents(len(tokens), tokens.device), probs, linear=True)
+        return DraftTree(tokens, _build_chain_parents(len(tokens), tokens.device), probs, linear=True)
 
     @staticmethod
-    def picked(root: Tensor, picks: Sequence[Picked]) -> "DraftTree":
+    def picked(root: Tensor, picks: Sequence[Pick]) -> "DraftTree":
         """A chain of tokens picked one behind the other. root (1,)."""
         probs = [weights for _, weights in picks if weights is not None]
         return DraftTree.chain(torch.cat([root, *(token for token, _ in picks)]), torch.cat(probs) if probs else None)
@@ -60,7 +60,7 @@ class DraftTree:
         """Of each node the children that may be accepted, in their order; on the host."""
         if self.shape is not None:
             return self.shape.children
-        return _children(self.parents, self.scratch)
+        return _list_children(self.parents, self.scratch)
 
     @cached_property
     def ancestors(self) -> Tensor:
@@ -69,7 +69,7 @@ class DraftTree:
             return self.shape.ancestors
         if self.linear:
             return torch.ones(len(self), len(self), dtype=torch.bool, device=self.tokens.device).tril()
-        return _ancestors(self.parents)
+        return _build_ancestor_mask(self.parents)
 
     @cached_property
     def depths(self) -> Tensor:
@@ -89,7 +89,7 @@ class DraftTree:
         return int(offered.max())
 
 
-def _ancestors(parents: Tensor) -> Tensor:
+def _build_ancestor_mask(parents: Tensor) -> Tensor:
     """(N, N) bool from parents (N,), one round per level."""
     nodes = torch.arange(len(parents), device=parents.device)
     above, at = parents.clamp(min=0), nodes
@@ -100,7 +100,7 @@ def _ancestors(parents: Tensor) -> Tensor:
     return mask
 
 
-def _children(parents: Tensor, scratch: Tensor | None) -> list[list[int]]:
+def _list_children(parents: Tensor, scratch: Tensor | None) -> list[list[int]]:
     under: list[list[int]] = [[] for _ in parents]
     barred = [False] * len(parents) if scratch is None else scratch.tolist()
     for node, parent in enumerate(parents.tolist()):
@@ -145,7 +145,7 @@ class TreeShape:
         node = {path: at for at, path in enumerate([(), *self.paths])}
         self.parents = torch.tensor([-1] + [node[path[:-1]] for path in self.paths], device=device)
         self.ranks = torch.tensor([0] + [path[-1] for path in self.paths], device=device)  # (N,) of a node among its siblings
-        self.ancestors = _ancestors(self.parents)
+        self.ancestors = _build_ancestor_mask(self.parents)
         self.depths = self.ancestors.sum(dim=1) - 1
         self.scratch_paths = frozenset(scratch)
         self.scratch = torch.tensor([False] + [path in scratch for path in self.paths], device=device) if scratch else None
@@ -170,7 +170,7 @@ class TreeShape:
 
     @cached_property
     def children(self) -> list[list[int]]:
-        return _children(self.parents, self.scratch)
+        return _list_children(self.parents, self.scratch)
 
     @cached_property
     def levels(self) -> "list[Level]":
@@ -188,7 +188,7 @@ class TreeShape:
                 Level(
                     rows=torch.tensor([above.index(path[:-1]) for path in nodes], device=self.device),
                     ranks=torch.tensor([path[-1] for path in nodes], device=self.device),
-                    places=torch.tensor([_place(path, nodes) for path in nodes], device=self.device),
+                    places=torch.tensor([_find_place(path, nodes) for path in nodes], device=self.device),
                     expanded=torch.tensor(expanded, dtype=torch.long, device=self.device),
                     visible=self.ancestors[fed[len(fed) - len(expanded) :]][:, fed],
                 )
@@ -201,7 +201,7 @@ class TreeShape:
         return DraftTree(tokens, self.parents, probs, scratch=self.scratch, shape=self)
 
 
-def _place(path: tuple[int, ...], nodes: list[tuple[int, ...]]) -> int:
+def _find_place(path: tuple[int, ...], nodes: list[tuple[int, ...]]) -> int:
     """Which child of its parent it is."""
     return sum(other[:-1] == path[:-1] and other < path for other in nodes)
 

@@ -16,15 +16,15 @@ from rich.text import Text
 from safetensors import SafetensorError, safe_open
 
 from specbench import ROOT
-from specbench.diagnose.roofline import copy_bandwidth
+from specbench.diagnose.roofline import measure_copy_bandwidth
 from specbench.machine.devices import (
-    device_name,
-    free_memory_bytes,
+    count_usable_cores,
+    get_device_name,
+    get_free_memory,
+    get_total_memory,
     has_bf16_units,
-    memory_bytes,
     pick_device,
     pick_dtype,
-    usable_cores,
 )
 from specbench.models.packed import can_pack
 
@@ -47,22 +47,22 @@ class Check:
     detail: str
 
 
-def checks() -> list[Check]:
+def run_checks() -> list[Check]:
     """Everything, in a second or two; downloads nothing and leaves nothing behind."""
     return [
-        _python(),
-        *_packages(),
-        *_device(),
-        _threads(),
-        _packing(),
-        _bandwidth(),
-        _memory(),
-        _disk(),
-        *_embedded(),
+        _check_python(),
+        *_check_packages(),
+        *_check_device(),
+        _check_threads(),
+        _check_packing(),
+        _check_bandwidth(),
+        _check_memory(),
+        _check_disk(),
+        *_check_embedded(),
     ]
 
 
-def render(checks: list[Check]) -> Table:
+def build_checks_table(checks: list[Check]) -> Table:
     """The checks for the terminal."""
     table = Table(title="specbench doctor", title_justify="left", box=SIMPLE_HEAD)
     for name in ("", "check", "found"):
@@ -73,7 +73,7 @@ def render(checks: list[Check]) -> Table:
     return table
 
 
-def _python() -> Check:
+def _check_python() -> Check:
     try:
         wanted = metadata("specbench")["Requires-Python"]
     except PackageNotFoundError:
@@ -82,7 +82,7 @@ def _python() -> Check:
     return Check("Python", SpecifierSet(wanted).contains(found, prereleases=True), f"{found} (wanted {wanted})")
 
 
-def _packages() -> Iterator[Check]:
+def _check_packages() -> Iterator[Check]:
     """Each package that specbench asks for; without its metadata the best known ones, any version."""
     try:
         asked = [Requirement(line) for line in requires("specbench") or []]
@@ -91,10 +91,10 @@ def _packages() -> Iterator[Check]:
         asked = [Requirement(name) for name in PACKAGES]
     for one in asked:
         if one.marker is None or one.marker.evaluate({"extra": ""}):
-            yield _package(one)
+            yield _check_package(one)
 
 
-def _package(asked: Requirement) -> Check:
+def _check_package(asked: Requirement) -> Check:
     wanted = f" (wanted {asked.specifier})" if asked.specifier else ""
     try:
         found = version(asked.name)
@@ -103,51 +103,51 @@ def _package(asked: Requirement) -> Check:
     return Check(asked.name, asked.specifier.contains(found, prereleases=True), found + wanted)
 
 
-def _device() -> Iterator[Check]:
+def _check_device() -> Iterator[Check]:
     device = pick_device("auto")
     dtype = str(pick_dtype("auto", device)).removeprefix("torch.")
-    yield Check("device", True, f"device=auto takes {device}: {device_name(device)}")
+    yield Check("device", True, f"device=auto takes {device}: {get_device_name(device)}")
     yield Check("dtype", True, f"dtype=auto takes {dtype} there")
     there = has_bf16_units()
     yield Check("bfloat16 on the CPU", there or None, "in hardware" if there else "not in hardware: float32 is faster")
 
 
-def _threads() -> Check:
-    threads, cores = torch.get_num_threads(), usable_cores()
+def _check_threads() -> Check:
+    threads, cores = torch.get_num_threads(), count_usable_cores()
     if threads > cores:
         return Check("threads", False, f"{threads} on {cores} cores: set threads={cores} or fewer")
     spare = f"; idle cores: {cores - threads} (one thread a physical core is usual)" if threads < cores else ""
     return Check("threads", True, f"{threads} on {cores} cores{spare}")
 
 
-def _packing() -> Check:
+def _check_packing() -> Check:
     there = can_pack(torch.device("cpu"), torch.float32)
     without = "torch without oneDNN: a float32 verify of several tokens on the CPU costs far more than one token"
     return Check("weight packing", there or None, "weights in oneDNN's layout on the CPU" if there else without)
 
 
-def _bandwidth() -> Check:
+def _check_bandwidth() -> Check:
     device = pick_device("auto")
-    speed = copy_bandwidth(device, QUICK_COPY, repeats=3)
+    speed = measure_copy_bandwidth(device, QUICK_COPY, repeats=3)
     return Check("copy bandwidth", True, f"{speed / 1e9:.3g} GB/s on {device} (read and written bytes, a quick look)")
 
 
-def _memory() -> Check:
-    free, whole = free_memory_bytes(torch.device("cpu")), memory_bytes()
+def _check_memory() -> Check:
+    free, whole = get_free_memory(torch.device("cpu")), get_total_memory()
     return Check("memory", free >= LEAST_MEMORY, f"{free / 1e9:.3g} GB free of {whole / 1e9:.3g} GB")
 
 
-def _disk() -> Check:
+def _check_disk() -> Check:
     free = shutil.disk_usage(ROOT).free
     return Check("disk", free >= LEAST_DISK, f"{free / 1e9:.3g} GB free where the project lies")
 
 
-def _embedded() -> Iterator[Check]:
+def _check_embedded() -> Iterator[Check]:
     for name in EMBEDDED:
-        yield weights(f"embedded {name}", ROOT / "specbench" / "zoo" / name / "model.safetensors")
+        yield check_weights(f"embedded {name}", ROOT / "specbench" / "zoo" / name / "model.safetensors")
 
 
-def weights(name: str, file: Path) -> Check:
+def check_weights(name: str, file: Path) -> Check:
     """Whether a safetensors file is there and whole: its header is read, and every tensor found inside the file."""
     if not file.is_file():
         return Check(name, False, f"{file.name} is missing: make zoo")

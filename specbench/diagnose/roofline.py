@@ -25,13 +25,13 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
-from specbench.machine.devices import device_name, synchronize
+from specbench.machine.devices import get_device_name, synchronize
 from specbench.records.files import write_atomic
 from specbench.records.run_directory import RunDirectory
-from specbench.report.figures import drawing, save
+from specbench.report.figures import save_figure, use_figure_settings
 from specbench.report.palette import INK, MARKERS, PALETTE
-from specbench.setup.objects import target_of
-from specbench.setup.provenance import provenance
+from specbench.setup.objects import load_target
+from specbench.setup.provenance import collect_provenance
 from specbench.setup.settings import RunSettings
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -58,7 +58,7 @@ class _FilledStore(KVStore):
 
 
 @torch.inference_mode()
-def measure(
+def measure_forwards(
     model: LanguageModel,
     tokens: Sequence[int] = TOKENS,
     contexts: Sequence[int] = CONTEXTS,
@@ -71,19 +71,19 @@ def measure(
     Columns: tokens, context, milliseconds (median), milliseconds_low and _high (quartiles), relative (median over rounds
     of the ratio to 1 token), weight_bytes, kv_bytes, ceiling_ms (those bytes at copy_bandwidth). Raises InputError.
     """
-    cells = _cells(model, tokens, contexts)
-    bandwidth = copy_bandwidth(model.device)
+    cells = _list_cells(model, tokens, contexts)
+    bandwidth = measure_copy_bandwidth(model.device)
     longest, most = max(context for context, _ in cells), max(n for _, n in cells)
     store = _FilledStore(longest + most)
     store.lengths[0] = longest
     trees = {n: DraftTree.chain(torch.randint(model.vocabulary, (n,), device=model.device)) for _, n in cells}
     model.forward(store, [trees[most]])
-    rounds = pd.DataFrame(list(_rounds(model, store, trees, cells, repeats, seconds_budget)), columns=cells)
-    weights, entry = weight_bytes(model.model), store.bytes // store.capacity
-    return pd.DataFrame([_row(rounds, cell, weights, entry * sum(cell), bandwidth) for cell in cells])
+    rounds = pd.DataFrame(list(_time_rounds(model, store, trees, cells, repeats, seconds_budget)), columns=cells)
+    weights, entry = count_weight_bytes(model.model), store.bytes // store.capacity
+    return pd.DataFrame([_build_row(rounds, cell, weights, entry * sum(cell), bandwidth) for cell in cells])
 
 
-def _cells(model: LanguageModel, tokens: Sequence[int], contexts: Sequence[int]) -> list[Cell]:
+def _list_cells(model: LanguageModel, tokens: Sequence[int], contexts: Sequence[int]) -> list[Cell]:
     sizes = sorted({1, *tokens})
     room = model.context - sizes[-1]
     if sizes[0] < 1 or room < 1 or not contexts or min(contexts) < 1:
@@ -93,7 +93,7 @@ def _cells(model: LanguageModel, tokens: Sequence[int], contexts: Sequence[int])
     return list(product(sorted({min(context, room) for context in contexts}), sizes))
 
 
-def _rounds(
+def _time_rounds(
     model: LanguageModel,
     store: KVStore,
     trees: dict[int, DraftTree],
@@ -106,7 +106,7 @@ def _rounds(
     for number in range(max(repeats, 1) + 1):
         started = perf_counter()
         order = cells if number % 2 else cells[::-1]
-        seconds = {(context, n): _seconds(model, store, trees[n], context) for context, n in order}
+        seconds = {(context, n): _time_forward(model, store, trees[n], context) for context, n in order}
         if number:
             yield [seconds[cell] for cell in cells]
         now = perf_counter()
@@ -114,7 +114,7 @@ def _rounds(
             return
 
 
-def _seconds(model: LanguageModel, store: KVStore, tree: DraftTree, context: int) -> float:
+def _time_forward(model: LanguageModel, store: KVStore, tree: DraftTree, context: int) -> float:
     store.lengths[0] = context
     synchronize(model.device)
     started = perf_counter()
@@ -123,7 +123,7 @@ def _seconds(model: LanguageModel, store: KVStore, tree: DraftTree, context: int
     return perf_counter() - started
 
 
-def _row(rounds: pd.DataFrame, cell: Cell, weights: int, kv: int, bandwidth: float) -> dict[str, float]:
+def _build_row(rounds: pd.DataFrame, cell: Cell, weights: int, kv: int, bandwidth: float) -> dict[str, float]:
     context, n = cell
     seconds = rounds[cell]
     return {
@@ -139,7 +139,7 @@ def _row(rounds: pd.DataFrame, cell: Cell, weights: int, kv: int, bandwidth: flo
     }
 
 
-def weight_bytes(model: nn.Module) -> int:
+def count_weight_bytes(model: nn.Module) -> int:
     """Bytes of weights that a forward of a dense model reads, shared ones once.
 
     An embedding table that no linear layer shares is left out: a lookup reads a row per token and not the table.
@@ -151,7 +151,7 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(read.values())
 
 
-def copy_bandwidth(device: torch.device, size: int | None = None, repeats: int = 5) -> float:
+def measure_copy_bandwidth(device: torch.device, size: int | None = None, repeats: int = 5) -> float:
     """Bytes per second of a large copy, read and written bytes both counted, median of several.
 
     size: bytes of the source; by default 1 GiB on a GPU and 256 MiB on a CPU, beyond their caches. Reading alone may be
@@ -160,10 +160,10 @@ def copy_bandwidth(device: torch.device, size: int | None = None, repeats: int =
     size = size or (1 << 28 if device.type == "cpu" else 1 << 30)
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source).copy_(source)
-    return 2 * size * COPIES / median(_copy_seconds(source, target) for _ in range(repeats))
+    return 2 * size * COPIES / median(_time_copies(source, target) for _ in range(repeats))
 
 
-def _copy_seconds(source: Tensor, target: Tensor) -> float:
+def _time_copies(source: Tensor, target: Tensor) -> float:
     synchronize(source.device)
     started = perf_counter()
     for _ in range(COPIES):
@@ -172,7 +172,7 @@ def _copy_seconds(source: Tensor, target: Tensor) -> float:
     return perf_counter() - started
 
 
-def card(settings: RunSettings, out: Path) -> Table:
+def write_card(settings: RunSettings, out: Path) -> Table:
     """Load the configured target, measure it, write its card and run.json into the folder `out`; the table.
 
     Raises InputError when `out` holds a run, whose run.json would be lost.
@@ -181,29 +181,29 @@ def card(settings: RunSettings, out: Path) -> Table:
         raise InputError(f"out={out} holds a run; choose another folder for the card")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    target = target_of(settings.target)
+    target = load_target(settings.target)
     device, dtype = target.model.device, target.model.dtype_name
-    frame = measure(target.model)
+    frame = measure_forwards(target.model)
     shaped = f", expanded to {settings.target.shape}" if settings.target.shape else ""
     random = ", random weights" if settings.target.weights == "random" else ""
-    title = f"One forward of {target.name}{shaped}{random}\n{dtype} on {device_name(device)}"
+    title = f"One forward of {target.name}{shaped}{random}\n{dtype} on {get_device_name(device)}"
     RunDirectory(out).write_provenance(
-        provenance(device) | {"target": target.name, "dtype": dtype, "settings": settings.recorded["target"]}
+        collect_provenance(device) | {"target": target.name, "dtype": dtype, "settings": settings.recorded["target"]}
     )
-    write(frame, out, title)
-    return table(frame, title)
+    write_files(frame, out, title)
+    return build_cost_table(frame, title)
 
 
-def write(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:
+def write_files(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:
     """cost.csv, cost.md, cost.png and cost.svg in the folder `out`; their paths."""
     write_atomic(out / "cost.csv", str(frame.to_csv(index=False, float_format="%.6g")))
-    write_atomic(out / "cost.md", markdown(frame, title))
-    return [out / "cost.csv", out / "cost.md", *figure(frame, out / "cost", title)]
+    write_atomic(out / "cost.md", format_cost(frame, title))
+    return [out / "cost.csv", out / "cost.md", *plot_cost(frame, out / "cost", title)]
 
 
-def figure(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:
+def plot_cost(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:
     """`out`.png and `out`.svg: milliseconds against tokens per forward, a line per context, its ceiling dashed."""
-    with drawing():
+    with use_figure_settings():
         drawn = Figure(figsize=(7.5, 4.8), layout="constrained")
         axes = drawn.subplots()
         for place, (context, rows) in enumerate(frame.groupby("context")):
@@ -213,11 +213,11 @@ def figure(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:
             axes.plot(rows["tokens"], rows["milliseconds"], marker=marker, markersize=5, label=f"context {context}", **look)
             axes.plot(rows["tokens"], rows["ceiling_ms"], linestyle="--", **look)
         axes.plot([], [], color=INK, linestyle="--", label="weight and KV bytes at copy bandwidth")
-        _axes(axes, sorted(frame["tokens"].unique()), title)
-        return save(drawn, out)
+        _label_axes(axes, sorted(frame["tokens"].unique()), title)
+        return save_figure(drawn, out)
 
 
-def _axes(axes: Axes, tokens: list[int], title: str) -> None:
+def _label_axes(axes: Axes, tokens: list[int], title: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(tokens, [str(n) for n in tokens])
     axes.set_ylim(bottom=0)
@@ -228,21 +228,21 @@ def _axes(axes: Axes, tokens: list[int], title: str) -> None:
     axes.legend(loc="upper left")
 
 
-def _lines(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+def _format_lines(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and rows as text: a row per tokens, per context milliseconds and the ratio to 1 token; the ceilings last."""
     contexts = sorted(frame["context"].unique())
-    cells = {(row.tokens, row.context): f"{_ms(row.milliseconds)} ({row.relative:.2f})" for row in frame.itertuples()}
+    cells = {(row.tokens, row.context): f"{_format_ms(row.milliseconds)} ({row.relative:.2f})" for row in frame.itertuples()}
     ceilings = frame[frame["tokens"] == 1].set_index("context")["ceiling_ms"]
     rows = [[str(n), *(cells[n, context] for context in contexts)] for n in sorted(frame["tokens"].unique())]
-    rows.append(["ceiling", *(_ms(ceilings[context]) for context in contexts)])
+    rows.append(["ceiling", *(_format_ms(ceilings[context]) for context in contexts)])
     return ["tokens", *(f"context {context}" for context in contexts)], rows
 
 
-def _ms(milliseconds: Any) -> str:
+def _format_ms(milliseconds: Any) -> str:
     return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
 
 
-def _caption(frame: pd.DataFrame) -> str:
+def _format_caption(frame: pd.DataFrame) -> str:
     first = frame.iloc[0]
     bandwidth = (first["weight_bytes"] + first["kv_bytes"]) / first["ceiling_ms"] / 1e6
     return (
@@ -251,10 +251,10 @@ def _caption(frame: pd.DataFrame) -> str:
     )
 
 
-def table(frame: pd.DataFrame, title: str = TITLE) -> Table:
+def build_cost_table(frame: pd.DataFrame, title: str = TITLE) -> Table:
     """The card for the terminal."""
-    header, rows = _lines(frame)
-    made = Table(title=Text(title), title_justify="left", caption=_caption(frame), caption_justify="left", box=SIMPLE_HEAD)
+    header, rows = _format_lines(frame)
+    made = Table(title=Text(title), title_justify="left", caption=_format_caption(frame), caption_justify="left", box=SIMPLE_HEAD)
     for name in header:
         made.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -262,8 +262,8 @@ def table(frame: pd.DataFrame, title: str = TITLE) -> Table:
     return made
 
 
-def markdown(frame: pd.DataFrame, title: str = TITLE) -> str:
+def format_cost(frame: pd.DataFrame, title: str = TITLE) -> str:
     """The card in GitHub's Markdown."""
-    header, rows = _lines(frame)
+    header, rows = _format_lines(frame)
     lines = ["| " + " | ".join(line) + " |" for line in (header, ["---:"] * len(header), *rows)]
-    return "\n".join([f"**{title}**", "", *lines, "", _caption(frame), ""])
+    return "\n".join([f"**{title}**", "", *lines, "", _format_caption(frame), ""])

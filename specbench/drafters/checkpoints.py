@@ -14,15 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specbench.drafters.network import DraftNetwork
-from specbench.errors import InputError, few
-from specbench.models.load import local_folder
+from specbench.errors import InputError, abbreviate
+from specbench.models.load import find_local_folder
 
 OURS = "model.safetensors"
 
 RANDOM = "random"
 
 
-def fill(network: DraftNetwork, tensors: Mapping[str, Tensor], place: str) -> None:
+def fill_network(network: DraftNetwork, tensors: Mapping[str, Tensor], place: str) -> None:
     """Give a network its weights. Raises InputError for missing, further and misshapen tensors, by name and with both shapes."""
     wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
     given = {name: tensor for name, tensor in tensors.items() if not name.startswith(network.unused)}
@@ -33,7 +33,7 @@ def fill(network: DraftNetwork, tensors: Mapping[str, Tensor], place: str) -> No
     ]
     missing = [f"{name}, expected {tuple(shape)}" for name, shape in wanted.items() if name not in given]
     kinds = {"misshapen": misshapen, "missing": missing, "not in the network": [name for name in given if name not in wanted]}
-    if wrong := "; ".join(f"{what}: {few(sorted(names))}" for what, names in kinds.items() if names):
+    if wrong := "; ".join(f"{what}: {abbreviate(sorted(names))}" for what, names in kinds.items() if names):
         raise InputError(f"the checkpoint at {place} does not fit its config: {wrong}")
     network.load_state_dict(dict(given), assign=True)
 
@@ -54,8 +54,8 @@ def read_tensors(folder: Path, files: Iterable[str]) -> dict[str, Tensor]:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
-def _folder(checkpoint: str) -> Path:
-    if (folder := local_folder(checkpoint)) is not None:
+def _find_folder(checkpoint: str) -> Path:
+    if (folder := find_local_folder(checkpoint)) is not None:
         return folder
     name, _, revision = checkpoint.partition("@")
     try:
@@ -64,17 +64,17 @@ def _folder(checkpoint: str) -> Path:
         raise InputError(f"no checkpoint at {checkpoint}: no such folder, and {str(error).splitlines()[0]}") from None
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
-def write(network: DraftNetwork, folder: Path, file: str = OURS) -> None:
+def write_checkpoint(network: DraftNetwork, folder: Path, file: str = OURS) -> None:
     """config.json and the weights, float16 or as they are if integers, under one of the names that `read_tensors` knows."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: _stored(tensor) for name, tensor in network.state_dict().items()}
+    tensors = {name: _prepare_tensor(tensor) for name, tensor in network.state_dict().items()}
     (folder / "config.json").write_text(json.dumps(network.config, indent=2) + "\n", encoding="utf-8")
     if file.endswith(".safetensors"):
         save_file(tensors, folder / file)
@@ -82,6 +82,6 @@ def write(network: DraftNetwork, folder: Path, file: str = OURS) -> None:
         torch.save(tensors, folder / file)
 
 
-def _stored(tensor: Tensor) -> Tensor:
+def _prepare_tensor(tensor: Tensor) -> Tensor:
     kept = tensor.detach().cpu()
     return (kept.half() if kept.is_floating_point() else kept).clone().contiguous()

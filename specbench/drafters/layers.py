@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from specbench.decoding.attention import ChainBias, readable
+from specbench.decoding.attention import ChainBias, align_on_cuda
 from specbench.decoding.kv_store import KVStore
 
 
@@ -39,7 +39,7 @@ class DraftKV:
     def real(self, nodes: int) -> LayerPass:
         """The pass of `nodes` further real tokens; it counts once `keep` was called."""
         past = self.length
-        mask = readable(self._bias.chain(nodes, past)) if past and nodes > 1 else None
+        mask = align_on_cuda(self._bias.chain(nodes, past)) if past and nodes > 1 else None
         return LayerPass(self.store, nodes, mask, first=past == 0)
 
     def keep(self, nodes: int) -> None:
@@ -48,7 +48,7 @@ class DraftKV:
 
     def level(self, visible: Tensor) -> LayerPass:
         """The pass of a tree's next level. visible (N, M) bool: which entries of the tree, its own last, each node sees."""
-        return LayerPass(self.store, len(visible), readable(self._bias.behind(self.length, visible)), first=False)
+        return LayerPass(self.store, len(visible), align_on_cuda(self._bias.behind(self.length, visible)), first=False)
 
     def stack(self, nodes: int) -> None:
         """The level's entries stay for the levels below it."""

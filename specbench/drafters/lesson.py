@@ -34,7 +34,7 @@ class Lesson:
 
 
 @dataclass
-class Depths:
+class LessonLoss:
     """Loss, in nats, and how often the best guess was right, by depth of the draft."""
 
     loss: Tensor

@@ -10,8 +10,8 @@ from transformers import LlamaConfig, PretrainedConfig
 
 from specbench.decoding import attention
 from specbench.decoding.language_model import LanguageModel
-from specbench.drafters.lesson import Depths, Lesson
-from specbench.models.expand import small_sizes
+from specbench.drafters.lesson import Lesson, LessonLoss
+from specbench.models.expand import get_small_sizes
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class TargetShape:
     @staticmethod
     def trained_for(config: PretrainedConfig) -> "TargetShape":
         """That of the target before it was expanded at load."""
-        return replace(TargetShape.of(config), **small_sizes(config))
+        return replace(TargetShape.of(config), **get_small_sizes(config))
 
     def layer(self) -> dict[str, Any]:
         """Sizes of a decoder layer as wide as the target's, for a config.json."""
         return asdict(self) | {"num_hidden_layers": 1}
 
 
-def layer_config(config: Mapping[str, Any], shape: TargetShape) -> LlamaConfig:
+def build_layer_config(config: Mapping[str, Any], shape: TargetShape) -> LlamaConfig:
     """The config of a drafter's Llama layer, with our attention function: config.json's sizes, else the target's."""
     sizes = {**shape.layer(), **config}
     if "num_attention_heads" in config:  # a drafter with heads of its own
@@ -109,7 +109,7 @@ class DraftNetwork(nn.Module):
     def start_from(self, target: LanguageModel) -> None:
         """The weights that training starts from, where random ones are not what the paper takes."""
 
-    def loss(self, lesson: Lesson) -> Depths:
+    def loss(self, lesson: Lesson) -> LessonLoss:
         """The paper's loss on a batch of conversations."""
         raise NotImplementedError
 

@@ -6,16 +6,16 @@ import torch
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
-from specbench.drafters.checkpoints import RANDOM, _config, _folder, fill, read_tensors
-from specbench.drafters.expand import expanded_network
+from specbench.drafters.checkpoints import RANDOM, _find_folder, _read_config, fill_network, read_tensors
+from specbench.drafters.expand import expand_network
 from specbench.drafters.network import Network, TargetShape
 from specbench.errors import InputError
 from specbench.machine.devices import pick_dtype
-from specbench.models.expand import SEED, layer_place, small_sizes
+from specbench.models.expand import SEED, get_small_sizes, map_layer
 from specbench.models.packed import can_pack, pack
 
 
-def network_for(kind: type[Network], checkpoint: str | None, target: LanguageModel, dtype: str = "auto") -> Network:
+def load_network(kind: type[Network], checkpoint: str | None, target: LanguageModel, dtype: str = "auto") -> Network:
     """A drafter's network for its target: from a folder, a hub id (owner/name@revision) or `random`; expanded as the target is.
 
     dtype auto: the target's. Raises InputError.
@@ -23,10 +23,10 @@ def network_for(kind: type[Network], checkpoint: str | None, target: LanguageMod
     base = TargetShape.trained_for(target.config)
     if checkpoint is None:
         raise InputError("this target names no such checkpoint: set method.LABEL.checkpoint to a folder, a hub id or random")
-    network = _random(kind, base) if checkpoint == RANDOM else _read(kind, checkpoint, base)
+    network = _create_random(kind, base) if checkpoint == RANDOM else _read_network(kind, checkpoint, base)
     kept = target.dtype if dtype == "auto" else pick_dtype(dtype, target.device)
-    if small_sizes(target.config):
-        network = expanded_network(network, base, TargetShape.of(target.config), kept, target.device)
+    if get_small_sizes(target.config):
+        network = expand_network(network, base, TargetShape.of(target.config), kept, target.device)
     network = network.to(target.device, kept).eval().requires_grad_(False)
     if kind.packs and can_pack(target.device, kept):
         pack(network)
@@ -46,11 +46,11 @@ class NetworkDrafter(Drafter):
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
-        self.network = network_for(self.network_class, self.checkpoint, target, self.dtype)
-        self.taps = tuple(layer_place(layer, target.config) for layer in self.network.taps)
+        self.network = load_network(self.network_class, self.checkpoint, target, self.dtype)
+        self.taps = tuple(map_layer(layer, target.config) for layer in self.network.taps)
 
 
-def new_network(kind: type[Network], target: LanguageModel) -> Network:
+def create_network(kind: type[Network], target: LanguageModel) -> Network:
     """A network that training starts from, float32 on the target's device."""
     shape = TargetShape.of(target.config)
     network = kind(kind.new_config(shape), shape).to(target.device)
@@ -59,17 +59,17 @@ def new_network(kind: type[Network], target: LanguageModel) -> Network:
     return network
 
 
-def _random(kind: type[Network], shape: TargetShape) -> Network:
+def _create_random(kind: type[Network], shape: TargetShape) -> Network:
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         return kind(kind.new_config(shape), shape)
 
 
-def _read(kind: type[Network], checkpoint: str, shape: TargetShape) -> Network:
-    folder = _folder(checkpoint)
+def _read_network(kind: type[Network], checkpoint: str, shape: TargetShape) -> Network:
+    folder = _find_folder(checkpoint)
     tensors = read_tensors(folder, kind.files)
-    config, tensors = kind.understood(_config(folder / "config.json"), tensors)
+    config, tensors = kind.understood(_read_config(folder / "config.json"), tensors)
     with torch.device("meta"):
         network = kind(config, shape)
-    fill(network, tensors, checkpoint)
+    fill_network(network, tensors, checkpoint)
     return network

@@ -17,17 +17,17 @@ SEED = 0  # of random sets
 SHARE = 0.25  # of all sublayers that a random set skips: most of a random target's drafts are still right
 
 
-def skip_set_for(checkpoint: str | None, layers: int) -> SkipSet:
+def load_skip_set(checkpoint: str | None, layers: int) -> SkipSet:
     """A target's skip set: from a file, a folder with skip.yaml, or `random`. Raises InputError."""
     if checkpoint is None:
         raise InputError(
             "this target names no such checkpoint: set method.LABEL.checkpoint to a skip set's file or folder or random"
         )
     if checkpoint == RANDOM:
-        return random_set(layers)
-    path = _file(checkpoint)
-    found = _read(path)
-    if wrong := misfit(found, layers):
+        return draw_skip_set(layers)
+    path = _find_file(checkpoint)
+    found = _read_skip_set(path)
+    if wrong := describe_misfit(found, layers):
         raise InputError(f"{path}: {wrong}")
     return found
 
@@ -41,7 +41,7 @@ def check_shape(labels: Sequence[str], shape: str | None, sizes: Any) -> None:
         )
 
 
-def random_set(layers: int) -> SkipSet:
+def draw_skip_set(layers: int) -> SkipSet:
     """The same for every target of so many layers."""
     count = max(1, round(SHARE * 2 * layers))
     chosen = random.Random(SEED).sample(range(2 * layers), count)
@@ -53,7 +53,7 @@ def write_skip_set(skipped: SkipSet, folder: Path) -> None:
     (folder / FILE).write_text("".join(lines), encoding="utf-8")
 
 
-def _file(checkpoint: str) -> Path:
+def _find_file(checkpoint: str) -> Path:
     given = next((path for path in (ROOT / checkpoint, Path(checkpoint).expanduser()) if path.exists()), None)
     path = given / FILE if given is not None and given.is_dir() else given
     if path is None or not path.is_file():
@@ -61,21 +61,21 @@ def _file(checkpoint: str) -> Path:
     return path
 
 
-def _read(path: Path) -> SkipSet:
+def _read_skip_set(path: Path) -> SkipSet:
     try:
         found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-    if not (isinstance(found, dict) and set(found) == {"attention", "mlp"} and all(map(_numbers, found.values()))):
+    if not (isinstance(found, dict) and set(found) == {"attention", "mlp"} and all(map(_is_number_list, found.values()))):
         raise InputError(f"{path}: expected two lists of layer numbers, attention: [...] and mlp: [...]")
     return SkipSet(tuple(found["attention"]), tuple(found["mlp"]))
 
 
-def _numbers(found: Any) -> bool:
+def _is_number_list(found: Any) -> bool:
     return isinstance(found, list) and all(type(one) is int for one in found)
 
 
-def misfit(skipped: SkipSet, layers: int) -> str:
+def describe_misfit(skipped: SkipSet, layers: int) -> str:
     """What is wrong with a skip set for a target of so many layers; empty when nothing is."""
     for name, numbers in (("attention", skipped.attention), ("mlp", skipped.mlp)):
         for number in numbers:

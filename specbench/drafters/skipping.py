@@ -36,7 +36,7 @@ class SkipSet:
         return [layer in of for of in (self.attention, self.mlp) for layer in range(layers)]
 
 
-def layers_of(target: LanguageModel) -> int:
+def count_layers(target: LanguageModel) -> int:
     """How many a target has, each of an attention and an MLP. Raises InputError where they are made of something else."""
     layers = getattr(target.model.get_decoder(), "layers", [])
     if not layers or not all(isinstance(getattr(layer, part, None), nn.Module) for layer in layers for part in (ATTENTION, MLP)):
@@ -44,31 +44,31 @@ def layers_of(target: LanguageModel) -> int:
     return len(layers)
 
 
-def thinned(target: LanguageModel, skipped: SkipSet) -> LanguageModel:
+def skip_sublayers(target: LanguageModel, skipped: SkipSet) -> LanguageModel:
     """The target without a skip set's sublayers. Raises InputError for an architecture in which they cannot be found."""
-    layers_of(target)
+    count_layers(target)
     decoder = target.model.get_decoder()
     path = next(name for name, module in target.model.named_modules() if module is decoder)
-    model = at = _copied(target.model)
+    model = at = _copy_module(target.model)
     for part in path.split("."):
-        setattr(at, part, _copied(getattr(at, part)))
+        setattr(at, part, _copy_module(getattr(at, part)))
         at = getattr(at, part)
     at.layers = nn.ModuleList(
-        _without(layer, number in skipped.attention, number in skipped.mlp) for number, layer in enumerate(decoder.layers)
+        _skip_parts(layer, number in skipped.attention, number in skipped.mlp) for number, layer in enumerate(decoder.layers)
     )
     return LanguageModel(model)
 
 
-def _without(layer: nn.Module, attention: bool, mlp: bool) -> nn.Module:
+def _skip_parts(layer: nn.Module, attention: bool, mlp: bool) -> nn.Module:
     if attention and mlp:
-        return _emptied(layer)
+        return _empty_layer(layer)
     if attention or mlp:
-        layer = _copied(layer)
-        setattr(layer, ATTENTION if attention else MLP, _NoAttention() if attention else _NoMLP())
+        layer = _copy_module(layer)
+        setattr(layer, ATTENTION if attention else MLP, _ZeroAttention() if attention else _ZeroMLP())
     return layer
 
 
-def _copied(module: Any) -> Any:
+def _copy_module(module: Any) -> Any:
     """The same module with a list of submodules of its own; what is in that list stays shared."""
     made = copy.copy(module)
     made._modules = dict(module._modules)
@@ -79,23 +79,23 @@ def _copied(module: Any) -> Any:
     return made
 
 
-def _emptied(layer: nn.Module) -> nn.Module:
+def _empty_layer(layer: nn.Module) -> nn.Module:
     """A layer in which nothing happens. It keeps its place: transformers looks up masks and rotations by it."""
     made = copy.copy(layer)
     made._modules = {}
-    made.forward = _as_it_came
+    made.forward = _pass_through
     return made
 
 
-def _as_it_came(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+def _pass_through(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
     return hidden_states
 
 
-class _NoAttention(nn.Module):
+class _ZeroAttention(nn.Module):
     def forward(self, hidden_states: Tensor, *_: object, **__: object) -> tuple[Tensor, None]:
         return hidden_states.new_zeros(hidden_states.shape), None
 
 
-class _NoMLP(nn.Module):
+class _ZeroMLP(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states.new_zeros(hidden_states.shape)

@@ -2,8 +2,8 @@
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
-from specbench.drafters.skip_sets import skip_set_for
-from specbench.drafters.skipping import SkipSet, layers_of, thinned
+from specbench.drafters.skip_sets import load_skip_set
+from specbench.drafters.skipping import SkipSet, count_layers, skip_sublayers
 
 
 class SkippingDrafter(Drafter):
@@ -14,8 +14,8 @@ class SkippingDrafter(Drafter):
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
-        self.skip(skip_set_for(self.checkpoint, layers_of(target)))
+        self.skip(load_skip_set(self.checkpoint, count_layers(target)))
 
     def skip(self, skipped: SkipSet) -> None:
         """Draft without these sublayers from now on."""
-        self.model = thinned(self.target, skipped)
+        self.model = skip_sublayers(self.target, skipped)

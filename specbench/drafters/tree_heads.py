@@ -6,7 +6,7 @@ from typing import Any
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import TreeShape
-from specbench.decoding.verify import Typical, Verifier, thresholds
+from specbench.decoding.verify import TypicalVerifier, Verifier, parse_thresholds
 from specbench.drafters.network_drafter import NetworkDrafter
 
 
@@ -22,7 +22,7 @@ class TreeHeads(NetworkDrafter):
     ) -> None:
         super().__init__(checkpoint, dtype)
         self.paths = tree["paths"]
-        self.typical = None if typical is None else thresholds(typical)
+        self.typical = None if typical is None else parse_thresholds(typical)
         self.lossless = typical is None
 
     def bind(self, target: LanguageModel) -> None:
@@ -33,4 +33,4 @@ class TreeHeads(NetworkDrafter):
     def verifier(self, sampling: Sampling, row: int) -> Verifier:
         if self.typical is None or sampling.temperature == 0:
             return super().verifier(sampling, row)
-        return Typical(sampling.temperature, *self.typical)
+        return TypicalVerifier(sampling.temperature, *self.typical)

@@ -52,7 +52,7 @@ class TransformersGenerate(Engine):
             out = model.generate(  # type: ignore[operator]
                 ids,
                 attention_mask=torch.ones_like(ids),
-                **_choosing(sampling),
+                **_build_options(sampling),
                 max_new_tokens=min(sampling.max_new_tokens, room),
                 eos_token_id=list(sampling.stop_token_ids),
                 pad_token_id=sampling.stop_token_ids[0] if sampling.stop_token_ids else 0,
@@ -60,7 +60,7 @@ class TransformersGenerate(Engine):
                 **extra,
             )[0, len(prompt) :].tolist()
             seconds = self._now() - begun
-        return _generation(out, sampling, seconds, room)
+        return _build_generation(out, sampling, seconds, room)
 
     def _assisting(self, assistant: LanguageModel | None, settings: Mapping[str, Any]) -> dict[str, Any]:
         """A fresh draft schedule for every turn, so that nothing leaks between questions."""
@@ -74,7 +74,7 @@ class TransformersGenerate(Engine):
         return perf_counter()
 
 
-def _choosing(sampling: Sampling) -> dict[str, Any]:
+def _build_options(sampling: Sampling) -> dict[str, Any]:
     if sampling.temperature == 0:
         return {"do_sample": False}
     return {
@@ -85,7 +85,7 @@ def _choosing(sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _generation(out: list[int], sampling: Sampling, seconds: float, room: int) -> Generation:
+def _build_generation(out: list[int], sampling: Sampling, seconds: float, room: int) -> Generation:
     stops = [i for i, token in enumerate(out) if token in sampling.stop_token_ids]
     kept = out[: stops[0] + 1] if stops else out
     limit: Literal["length", "capacity"] = "length" if room >= sampling.max_new_tokens else "capacity"

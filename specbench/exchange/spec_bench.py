@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from specbench.analysis.loaded_run import LoadedRun
 from specbench.errors import InputError
-from specbench.models.chat import retokenised
+from specbench.models.chat import count_retokenised
 from specbench.records.files import JsonLines, write_atomic
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE, QuestionId, Trial, imported
+from specbench.records.trial import BASELINE, QuestionId, Trial, import_trial
 from tasks.question import TASK_OF_CATEGORY
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ COUNTS = ("decoding_steps", "new_tokens", "accept_lengths")
 FAILED = "ERROR"  # the text of a turn that failed
 
 
-def export(run: LoadedRun, out: Path) -> list[Path]:
+def export_answers(run: LoadedRun, out: Path) -> list[Path]:
     """One file a method and repeat, of the questions that every method has whole in that repeat and that failed in none.
 
     Raises InputError where nothing of that has a text.
     """
     texts = {(row["method"], row["question_id"], row["turn"]): row["text"] for row in run.texts}
     turns = sorted((trial for trial in run.trials), key=lambda trial: (trial.method, trial.repeat, str(trial.question_id)))
-    whole = _whole(run.trials)
+    whole = _find_complete(run.trials)
     first = {(trial.method, trial.question_id, trial.turn): trial.output_sha256 for trial in run.trials if trial.repeat == 0}
     written = []
     for (method, repeat), trials in groupby(turns, key=lambda trial: (trial.method, trial.repeat)):
@@ -55,7 +55,7 @@ def export(run: LoadedRun, out: Path) -> list[Path]:
         ):
             continue  # nothing whole, or another seed's text, which is not kept
         rows = [
-            _line(run.name, rows, [texts[method, trial.question_id, trial.turn] for trial in rows], run.started)
+            _build_row(run.name, rows, [texts[method, trial.question_id, trial.turn] for trial in rows], run.started)
             for rows in questions
         ]
         path = out / FOLDER.format(repeat + 1) / f"{method}.jsonl"
@@ -66,7 +66,7 @@ def export(run: LoadedRun, out: Path) -> list[Path]:
     return written
 
 
-def _whole(trials: Sequence[Trial]) -> set[tuple[int, QuestionId]]:
+def _find_complete(trials: Sequence[Trial]) -> set[tuple[int, QuestionId]]:
     """Repeats and questions of which every method has every turn, but for questions of which any turn failed."""
     failed = {trial.question_id for trial in trials if trial.failed}
     methods = {trial.method for trial in trials}
@@ -79,7 +79,7 @@ def _whole(trials: Sequence[Trial]) -> set[tuple[int, QuestionId]]:
     }
 
 
-def _line(run: str, turns: Sequence[Trial], texts: Sequence[str], started: float) -> dict[str, Any]:
+def _build_row(run: str, turns: Sequence[Trial], texts: Sequence[str], started: float) -> dict[str, Any]:
     whole = {
         "index": 0,
         "turns": list(texts),
@@ -99,7 +99,7 @@ def _line(run: str, turns: Sequence[Trial], texts: Sequence[str], started: float
     }
 
 
-def import_(files: Sequence[Path], baselines: Sequence[Path], tokenizer: Tokenizer | None, run: RunDirectory) -> None:
+def import_answers(files: Sequence[Path], baselines: Sequence[Path], tokenizer: Tokenizer | None, run: RunDirectory) -> None:
     """A run of answer files, methods called after them; the i-th file of a name is repeat i, as the i-th baseline is.
 
     tokenizer: for Spec-Bench's count of the baseline's tokens. Times are wall time of whole turns, texts are compared as texts.
@@ -109,11 +109,11 @@ def import_(files: Sequence[Path], baselines: Sequence[Path], tokenizer: Tokeniz
     for method, count in Counter(label for label, _ in labelled).items():
         if count != len(baselines):
             raise InputError(f"--baseline: {len(baselines)} files, {method} has {count}")
-    repeats = _counted([label for label, _ in labelled])
+    repeats = _number_repeats([label for label, _ in labelled])
     rows = [
         trial
         for (label, path), repeat in zip(labelled, repeats, strict=True)
-        for trial in _trials(path, label, repeat, tokenizer)
+        for trial in _read_trials(path, label, repeat, tokenizer)
     ]
     run.write_config({"target": {"name": baselines[0].stem}, "suite": {"name": "spec_bench"}, "sampling": {}, "method": {}})
     run.write_provenance({"imported": [f"{path.parent.name}/{path.name}" for _, path in labelled]})
@@ -121,28 +121,28 @@ def import_(files: Sequence[Path], baselines: Sequence[Path], tokenizer: Tokeniz
         run.append(trial)
 
 
-def _counted(labels: Sequence[str]) -> list[int]:
+def _number_repeats(labels: Sequence[str]) -> list[int]:
     """How often each was there before."""
     return [labels[:at].count(label) for at, label in enumerate(labels)]
 
 
-def _trials(path: Path, label: str, repeat: int, tokenizer: Tokenizer | None) -> Iterator[Trial]:
-    for _, row in read(path):
-        for turn, committed in enumerate(_by_turn(row["choices"][0])):
-            yield _trial(label, repeat, row, turn, committed, tokenizer)
+def _read_trials(path: Path, label: str, repeat: int, tokenizer: Tokenizer | None) -> Iterator[Trial]:
+    for _, row in read_answers(path):
+        for turn, committed in enumerate(_split_by_turn(row["choices"][0])):
+            yield _build_trial(label, repeat, row, turn, committed, tokenizer)
 
 
-def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_answers(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and rows of an answer file. Raises InputError, with the line."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     for number, row in JsonLines(path).numbered(torn=False):
-        if wrong := _wrong(row):
+        if wrong := _find_error(row):
             raise InputError(f"{path}:{number}: not an answer of Spec-Bench: {wrong}")
         yield number, row
 
 
-def _wrong(row: dict[str, Any]) -> str | None:
+def _find_error(row: dict[str, Any]) -> str | None:
     """What keeps a row from being an answer."""
     choices = row.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -170,7 +170,7 @@ def _wrong(row: dict[str, Any]) -> str | None:
     return f"{negative[0]} is below 0" if negative else None
 
 
-def _by_turn(choice: dict[str, Any]) -> list[list[int]]:
+def _split_by_turn(choice: dict[str, Any]) -> list[list[int]]:
     """The accepted lengths of each turn; where the steps of the turns do not add up to them, all with the first."""
     lengths, steps = choice["accept_lengths"], choice["decoding_steps"]
     if sum(steps) != len(lengths):
@@ -179,10 +179,12 @@ def _by_turn(choice: dict[str, Any]) -> list[list[int]]:
     return [lengths[end - count : end] for end, count in zip(ends, steps, strict=True)]
 
 
-def _trial(label: str, repeat: int, row: dict[str, Any], turn: int, committed: list[int], tokenizer: Tokenizer | None) -> Trial:
+def _build_trial(
+    label: str, repeat: int, row: dict[str, Any], turn: int, committed: list[int], tokenizer: Tokenizer | None
+) -> Trial:
     choice, category = row["choices"][0], row["category"]
     text = choice["turns"][turn]
-    answer = imported(
+    answer = import_trial(
         run_id=label,
         suite="spec_bench",
         task=TASK_OF_CATEGORY.get(category, category),
@@ -201,5 +203,5 @@ def _trial(label: str, repeat: int, row: dict[str, Any], turn: int, committed: l
         accepted=[max(0, count - 1) for count in committed],
         committed=committed,
         decode_s=choice["wall_time"][turn],
-        retokenised=retokenised(tokenizer, text) if tokenizer and label == BASELINE else None,
+        retokenised=count_retokenised(tokenizer, text) if tokenizer and label == BASELINE else None,
     )

@@ -31,61 +31,64 @@ ASV = 2  # version of its formats
 ASV_LIMITS = {"stats_ci_99_a": "low", "stats_ci_99_b": "high", "stats_q_25": "low", "stats_q_75": "high"}
 
 
-def github(run: LoadedRun, out: Path) -> list[Path]:
+def export_github(run: LoadedRun, out: Path) -> list[Path]:
     """Two files, since that action knows one direction a file: bigger.json, smaller.json. range: half of the 95 % interval."""
     rows = summarise(run)
-    return [_written(out / "bigger.json", _points(rows, BIGGER)), _written(out / "smaller.json", _points(rows, SMALLER))]
+    return [
+        _write_json(out / "bigger.json", _build_points(rows, BIGGER)),
+        _write_json(out / "smaller.json", _build_points(rows, SMALLER)),
+    ]
 
 
-def _points(rows: pd.DataFrame, columns: Mapping[str, str]) -> list[dict[str, Any]]:
+def _build_points(rows: pd.DataFrame, columns: Mapping[str, str]) -> list[dict[str, Any]]:
     found = []
     for row in rows.to_dict("records"):
         for column, unit in columns.items():
-            if not _known(row[column]):
+            if not _is_finite(row[column]):
                 continue
-            point = {"name": f"{_target(row)}/{row['method']}/{row['task']}: {column}", "unit": unit, "value": row[column]}
+            point = {"name": f"{_name_target(row)}/{row['method']}/{row['task']}: {column}", "unit": unit, "value": row[column]}
             low, high = (float(row.get(f"{column}_{side}", math.nan)) for side in ("low", "high"))
-            if _known(low) and _known(high) and row["method"] != BASELINE:
+            if _is_finite(low) and _is_finite(high) and row["method"] != BASELINE:
                 point |= {"range": f"± {(high - low) / 2:.3g}", "extra": f"95 % interval {low:.3g} to {high:.3g}"}
             found.append(point)
     return found
 
 
-def bencher(run: LoadedRun, out: Path) -> list[Path]:
+def export_bencher(run: LoadedRun, out: Path) -> list[Path]:
     """Bencher Metric Format, with the limits of the intervals."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for row in summarise(run).to_dict("records"):
-        measures = {slug: _metric(row, column) for column, slug in MEASURES.items() if _known(row[column])}
+        measures = {slug: _build_metric(row, column) for column, slug in MEASURES.items() if _is_finite(row[column])}
         if measures:
-            found[f"{_target(row)}/{row['method']}/{row['task']}"] = measures
-    return [_written(out / "bencher.json", found)]
+            found[f"{_name_target(row)}/{row['method']}/{row['task']}"] = measures
+    return [_write_json(out / "bencher.json", found)]
 
 
-def _metric(row: Mapping[Any, Any], column: str) -> dict[str, float]:
+def _build_metric(row: Mapping[Any, Any], column: str) -> dict[str, float]:
     limits = {"lower_value": row.get(f"{column}_low"), "upper_value": row.get(f"{column}_high")}
-    return {"value": row[column], **{name: limit for name, limit in limits.items() if limit is not None and _known(limit)}}
+    return {"value": row[column], **{name: limit for name, limit in limits.items() if limit is not None and _is_finite(limit)}}
 
 
-def asv(run: LoadedRun, out: Path) -> list[Path]:
+def export_asv(run: LoadedRun, out: Path) -> list[Path]:
     """A results folder of airspeed velocity: milliseconds per token by method and task, smaller is better."""
     rows = summarise(run)
-    machine, benchmark = _machine(run), _benchmark(run, rows)
-    result = _result(run, rows, machine, benchmark)
+    machine, benchmark = _describe_machine(run), _build_benchmark(run, rows)
+    result = _build_result(run, rows, machine, benchmark)
     folder = out / machine["machine"]
     return [
-        _written(out / "benchmarks.json", {"ms_per_token": benchmark, "version": ASV}),
-        _written(folder / "machine.json", {**machine, "version": 1}),
-        _written(folder / f"{result['commit_hash'][:8]}-{result['env_name']}.json", result),
+        _write_json(out / "benchmarks.json", {"ms_per_token": benchmark, "version": ASV}),
+        _write_json(folder / "machine.json", {**machine, "version": 1}),
+        _write_json(folder / f"{result['commit_hash'][:8]}-{result['env_name']}.json", result),
     ]
 
 
-def _machine(run: LoadedRun) -> dict[str, Any]:
+def _describe_machine(run: LoadedRun) -> dict[str, Any]:
     machine = run.provenance.get("machine") or {}
     name = str((run.provenance.get("device") or {}).get("name") or machine.get("cpu") or "machine").replace("/", "-")
     return {"machine": name, "os": machine.get("os"), "arch": machine.get("architecture"), "cpu": machine.get("cpu")}
 
 
-def _benchmark(run: LoadedRun, rows: pd.DataFrame) -> dict[str, Any]:
+def _build_benchmark(run: LoadedRun, rows: pd.DataFrame) -> dict[str, Any]:
     axes = ("method", "task")
     return {
         "code": "",
@@ -95,14 +98,14 @@ def _benchmark(run: LoadedRun, rows: pd.DataFrame) -> dict[str, Any]:
         "timeout": 60.0,
         "type": "track",
         "unit": "ms",
-        "version": _asked(run),  # asv shows no result of another version, so it must not follow the code
+        "version": _hash_questions(run),  # asv shows no result of another version, so it must not follow the code
     }
 
 
-def _result(run: LoadedRun, rows: pd.DataFrame, machine: dict[str, Any], benchmark: dict[str, Any]) -> dict[str, Any]:
+def _build_result(run: LoadedRun, rows: pd.DataFrame, machine: dict[str, Any], benchmark: dict[str, Any]) -> dict[str, Any]:
     versions, git = run.provenance.get("versions") or {}, run.provenance.get("git") or {}
-    target, milliseconds = _target(rows.iloc[0].to_dict()), int(1000 * run.started)
-    medians, *limits = _times(rows)
+    target, milliseconds = _name_target(rows.iloc[0].to_dict()), int(1000 * run.started)
+    medians, *limits = _collect_times(rows)
     return {
         "commit_hash": str(git.get("commit") or "0" * 40),
         "env_name": target,
@@ -118,35 +121,39 @@ def _result(run: LoadedRun, rows: pd.DataFrame, machine: dict[str, Any], benchma
     }
 
 
-def _times(rows: pd.DataFrame) -> list[list[float | None]]:
+def _collect_times(rows: pd.DataFrame) -> list[list[float | None]]:
     """The medians and each of ASV_LIMITS, of every method on every task in turn."""
     cells = {(row["method"], row["task"]): row for row in rows.to_dict("records")}
     wanted = [cells.get(cell) for cell in product(rows["method"].unique(), rows["task"].unique())]
     columns = ["ms_per_token_p50", *(f"ms_per_token_p50_{side}" for side in ASV_LIMITS.values())]
-    return [[_or_none(row, column) for row in wanted] for column in columns]
+    return [[_get_value(row, column) for row in wanted] for column in columns]
 
 
-def _asked(run: LoadedRun) -> str:
+def _hash_questions(run: LoadedRun) -> str:
     """A fingerprint of the questions and of the settings that they were asked with."""
     settings = [run.config.get(key) for key in ("suite", "task", "limit", "seed", "context", "threads", "profile", "sampling")]
     return sha256(json.dumps([settings, run.provenance.get("suite_sha256")], sort_keys=True).encode()).hexdigest()
 
 
-def _or_none(row: Mapping[Any, Any] | None, column: str) -> float | None:
-    return row[column] if row is not None and _known(row[column]) else None
+def _get_value(row: Mapping[Any, Any] | None, column: str) -> float | None:
+    return row[column] if row is not None and _is_finite(row[column]) else None
 
 
-def _target(row: Mapping[Any, Any]) -> str:
+def _name_target(row: Mapping[Any, Any]) -> str:
     return "-".join(str(part) for part in (row["target"], row["shape"], row["dtype"]) if part)
 
 
-def _known(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _written(path: Path, content: Any) -> Path:
+def _write_json(path: Path, content: Any) -> Path:
     write_atomic(path, json.dumps(content, indent=1) + "\n")
     return path
 
 
-FORMATS: dict[str, Callable[[LoadedRun, Path], list[Path]]] = {"github": github, "bencher": bencher, "asv": asv}
+FORMATS: dict[str, Callable[[LoadedRun, Path], list[Path]]] = {
+    "github": export_github,
+    "bencher": export_bencher,
+    "asv": export_asv,
+}

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from specbench.errors import InputError, nearest
+from specbench.errors import InputError, suggest_choices
 
 DTYPES = {
     "float32": torch.float32,
@@ -21,7 +21,7 @@ DTYPES = {
 }
 
 
-def devices() -> list[str]:
+def list_devices() -> list[str]:
     """What a device may be called on this machine, the one that `auto` takes first."""
     cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     mps = ["mps"] if torch.backends.mps.is_available() else []
@@ -33,14 +33,14 @@ def pick_device(name: str) -> torch.device:
 
     Raises InputError for a device that is not there.
     """
-    there = devices()
+    there = list_devices()
     if name not in ("auto", *there):
-        raise InputError(f"device={name}: not on this machine; expected {nearest(name, ['auto', *there])}")
+        raise InputError(f"device={name}: not on this machine; expected {suggest_choices(name, ['auto', *there])}")
     chosen = there[0] if name == "auto" else name
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if chosen == "cuda" else chosen)
 
 
-def timed_devices(name: str, device_map: object) -> list[str]:
+def list_timed_devices(name: str, device_map: object) -> list[str]:
     """What a model keeps busy. A card goes by its UUID: CUDA_VISIBLE_DEVICES gives every process numbers of its own."""
     device = pick_device(name)
     if device.type != "cuda":
@@ -55,14 +55,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     Raises InputError for another name and for float64 on MPS, which lacks it.
     """
     if name == "auto":
-        return _fastest(device)
+        return _pick_fastest_dtype(device)
     choices = [dtype for dtype in DTYPES if (dtype, device.type) != ("float64", "mps")]
     if name not in choices:
-        raise InputError(f"dtype={name}: on {device.type} expected {nearest(name, ['auto', *choices])}")
+        raise InputError(f"dtype={name}: on {device.type} expected {suggest_choices(name, ['auto', *choices])}")
     return DTYPES[name]
 
 
-def _fastest(device: torch.device) -> torch.dtype:
+def _pick_fastest_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.bfloat16 if has_bf16_units() else torch.float32
     if device.type == "mps":
@@ -76,13 +76,13 @@ def has_bf16_units() -> bool:
 
     Not asked of oneDNN: it also calls bfloat16 supported where plain AVX-512 emulates it, slower than float32.
     """
-    there = cpu_capabilities()
+    there = get_cpu_capabilities()
     x86 = there.get("amx_bf16") or there.get("avx512_bf16")
     arm = there.get("bf16") or there.get("sve_bf16")
     return bool((x86 or arm) and torch.backends.mkldnn.is_available())
 
 
-def cpu_capabilities() -> Mapping[str, Any]:
+def get_cpu_capabilities() -> Mapping[str, Any]:
     """Instruction sets by torch's names: avx512_f, avx512_vnni, avx512_bf16, amx_bf16; on ARM bf16, i8mm, sve."""
     if hasattr(torch.cpu, "get_capabilities"):
         return torch.cpu.get_capabilities()
@@ -91,26 +91,26 @@ def cpu_capabilities() -> Mapping[str, Any]:
     return {**known, "amx_bf16": torch.cpu._is_amx_tile_supported()}
 
 
-def device_name(device: torch.device) -> str:
+def get_device_name(device: torch.device) -> str:
     """What the maker calls it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return f"{torch.backends.mps.get_name()} (MPS)" if hasattr(torch.backends.mps, "get_name") else "MPS"
-    return cpu_name()
+    return get_cpu_name()
 
 
-def cpu_name() -> str:
+def get_cpu_name() -> str:
     """The processor's model as the system gives it, else as torch does."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else str(cpu_capabilities().get("cpu_name") or "unknown")
+    return names[0] if names else str(get_cpu_capabilities().get("cpu_name") or "unknown")
 
 
-def free_memory_bytes(device: torch.device) -> int:
+def get_free_memory(device: torch.device) -> int:
     """What can still be had: of a CUDA card, with what torch holds of it unused, else of main memory without swapping."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -126,13 +126,13 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def usable_cores() -> int:
+def count_usable_cores() -> int:
     """Logical cores that this process may run on."""
     process = psutil.Process()
     return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
 
 
-def memory_bytes() -> int:
+def get_total_memory() -> int:
     """Main memory of the machine."""
     return psutil.virtual_memory().total
 
@@ -146,7 +146,7 @@ def reset_peak_memory(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak alone (man 5 proc)
 
 
-def peak_memory_bytes(device: torch.device) -> int | None:
+def get_peak_memory(device: torch.device) -> int | None:
     """CUDA: most that torch had allocated since the reset. Else the process's largest resident size, weights included."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -35,7 +35,7 @@ class Meters:
     """Of one device, between `start` and `stop`."""
 
     def __init__(self, device: torch.device) -> None:
-        self._energy, self._throttled = _of_card(device) if device.type == "cuda" else _of_processor()
+        self._energy, self._throttled = _build_card_meters(device) if device.type == "cuda" else _build_processor_meters()
 
     def start(self) -> None:
         self._spent, _ = self._energy(), self._throttled()
@@ -51,30 +51,30 @@ Energy = Callable[[], list[tuple[int, int]]]  # microjoules so far, and where th
 Throttled = Callable[[], list[str] | None]  # since it was last asked, or now
 
 
-def _of_processor() -> tuple[Energy, Throttled]:
-    folders = [folder for folder in sorted(PACKAGES.glob("intel-rapl:?")) if _number(folder / "energy_uj") is not None]
-    wraps = [(_number(folder / "max_energy_range_uj") or 2**62) + 1 for folder in folders]
+def _build_processor_meters() -> tuple[Energy, Throttled]:
+    folders = [folder for folder in sorted(PACKAGES.glob("intel-rapl:?")) if _read_number(folder / "energy_uj") is not None]
+    wraps = [(_read_number(folder / "max_energy_range_uj") or 2**62) + 1 for folder in folders]
     cores = sorted(CORES.glob("cpu*/thermal_throttle/core_throttle_count"))
     last = [0]
 
     def energy() -> list[tuple[int, int]]:
-        return [(_number(folder / "energy_uj") or 0, wrap) for folder, wrap in zip(folders, wraps, strict=True)]
+        return [(_read_number(folder / "energy_uj") or 0, wrap) for folder, wrap in zip(folders, wraps, strict=True)]
 
     def throttled() -> list[str] | None:
-        before, last[0] = last[0], sum(_number(core) or 0 for core in cores)
+        before, last[0] = last[0], sum(_read_number(core) or 0 for core in cores)
         return (["heat"] if last[0] > before else []) if cores else None
 
     return energy, throttled
 
 
-def _number(file: Path) -> int | None:
+def _read_number(file: Path) -> int | None:
     try:
         return int(file.read_text())
     except (OSError, ValueError):
         return None
 
 
-def _of_card(device: torch.device) -> tuple[Energy, Throttled]:
+def _build_card_meters(device: torch.device) -> tuple[Energy, Throttled]:
     card = find_card(device)
 
     def energy() -> list[tuple[int, int]]:

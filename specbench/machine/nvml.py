@@ -11,7 +11,7 @@ GRAPHICS, SM, MEMORY = range(3)  # NVML's kinds of clocks
 
 def ask(question: str, *about: Any) -> Any:
     """What NVML's function of that name answers; None where it does not know, or nobody is there to ask."""
-    library = _library()
+    library = _load_library()
     if library is None:
         return None
     try:
@@ -27,7 +27,7 @@ def find_card(device: torch.device) -> Any:
 
 
 @cache
-def _library() -> ModuleType | None:
+def _load_library() -> ModuleType | None:
     try:
         import pynvml
 

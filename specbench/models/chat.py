@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from specbench.errors import InputError, nearest
+from specbench.errors import InputError, suggest_choices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -33,24 +33,24 @@ class ChatFormat:
     answer: Callable[[Tokenizer, Sequence[int]], str]
 
 
-def render(format: str, turns_so_far: Turns, tokenizer: Tokenizer) -> list[int]:
+def render_prompt(format: str, turns_so_far: Turns, tokenizer: Tokenizer) -> list[int]:
     """Prompt ids (T,) for the last turn. Raises InputError: unknown format, no chat template."""
     if [answer is None for _, answer in turns_so_far] != [False] * (len(turns_so_far) - 1) + [True]:
         raise ValueError("every turn but the last must have its answer, and the last must be None")
-    return _chat_format(format).prompt(turns_so_far, tokenizer)
+    return _get_format(format).prompt(turns_so_far, tokenizer)
 
 
-def answer_text(format: str, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+def decode_answer(format: str, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The new token ids as the answer's text, special tokens removed."""
-    return _chat_format(format).answer(tokenizer, ids)
+    return _get_format(format).answer(tokenizer, ids)
 
 
-def retokenised(tokenizer: Tokenizer, text: str) -> int:
+def count_retokenised(tokenizer: Tokenizer, text: str) -> int:
     """Spec-Bench's baseline token count: the text encoded again, less one for the BOS, also where a tokenizer adds none."""
     return len(_encode(tokenizer, text)) - 1
 
 
-def vicuna_text(turns: Turns) -> str:
+def format_vicuna(turns: Turns) -> str:
     """FastChat's ADD_COLON_TWO: an empty answer gets neither its space nor `</s>`; no trailing space."""
     text = VICUNA_SYSTEM + " "
     for user, answer in turns:
@@ -60,12 +60,12 @@ def vicuna_text(turns: Turns) -> str:
     return text
 
 
-def plain_text(turns: Turns) -> str:
+def format_plain(turns: Turns) -> str:
     """User and assistant texts, each ended by a line break."""
     return "".join(f"{text}\n" for turn in turns for text in turn if text is not None)
 
 
-def _template_prompt(turns: Turns, tokenizer: Tokenizer) -> list[int]:
+def _apply_template(turns: Turns, tokenizer: Tokenizer) -> list[int]:
     """The template writes its own BOS; transformers then encodes without adding special tokens."""
     if not tokenizer.chat_template:
         raise InputError("target.format is template, but the tokenizer has no chat template; try target.format=plain")
@@ -78,7 +78,7 @@ def _template_prompt(turns: Turns, tokenizer: Tokenizer) -> list[int]:
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
 
-def _vicuna_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+def _decode_vicuna(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Spec-Bench's post-processing: cut at `</s>` unless it comes first, drop special tokens, strip."""
     text = _decode(tokenizer, ids, skip_special_tokens=False)
     if text.find(VICUNA_STOP) > 0:
@@ -106,13 +106,13 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 FORMATS = {
-    "vicuna": ChatFormat(lambda turns, tokenizer: _encode(tokenizer, vicuna_text(turns)), _vicuna_answer),
-    "template": ChatFormat(_template_prompt, _decode),
-    "plain": ChatFormat(lambda turns, tokenizer: _encode(tokenizer, plain_text(turns)), _decode),
+    "vicuna": ChatFormat(lambda turns, tokenizer: _encode(tokenizer, format_vicuna(turns)), _decode_vicuna),
+    "template": ChatFormat(_apply_template, _decode),
+    "plain": ChatFormat(lambda turns, tokenizer: _encode(tokenizer, format_plain(turns)), _decode),
 }
 
 
-def _chat_format(name: str) -> ChatFormat:
+def _get_format(name: str) -> ChatFormat:
     if name not in FORMATS:
-        raise InputError(f"target.format={name}: expected {nearest(name, list(FORMATS))}")
+        raise InputError(f"target.format={name}: expected {suggest_choices(name, list(FORMATS))}")
     return FORMATS[name]

@@ -41,7 +41,7 @@ SIZES = {  # of a shape, by transformers' names; without one it keeps the model'
 }
 
 
-def expanded_config(model: PreTrainedModel, shape: Mapping[str, int]) -> LlamaConfig:
+def expand_config(model: PreTrainedModel, shape: Mapping[str, int]) -> LlamaConfig:
     """The large model's config; its `expanded_from` holds the small one's sizes.
 
     Raises InputError for another architecture and for a shape that the model does not fit.
@@ -69,7 +69,7 @@ def expanded_config(model: PreTrainedModel, shape: Mapping[str, int]) -> LlamaCo
         made = LlamaConfig.from_dict({**old.to_dict(), **changed, "expanded_from": before})
     except StrictDataclassClassValidationError as error:
         raise InputError(f"shape: {error.__cause__ or error}") from None
-    Heads(old, made)
+    HeadMap(old, made)
     _check_frequencies(old, made)
     return made
 
@@ -89,18 +89,18 @@ def _check_frequencies(old: Any, new: Any) -> None:
         )
 
 
-def small_sizes(config: Any) -> dict[str, Any]:
+def get_small_sizes(config: Any) -> dict[str, Any]:
     """Sizes of the model that was expanded into this one; empty for a model that was not."""
     return getattr(config, "expanded_from", {})
 
 
-def layer_place(layer: int, config: Any) -> int:
+def map_layer(layer: int, config: Any) -> int:
     """Where a layer of the small model stands in the model of this config; the number of its layers becomes that of all."""
     there = config.num_hidden_layers
-    return layer * there // small_sizes(config).get("num_hidden_layers", there)
+    return layer * there // get_small_sizes(config).get("num_hidden_layers", there)
 
 
-class Heads:
+class HeadMap:
     """Where the heads of one attention lie in a larger one, and their dimensions.
 
     query, key: by new row, the old one or -1. silent: new rows of old queries, which have to be zero.
@@ -108,25 +108,25 @@ class Heads:
     """
 
     def __init__(self, old: Any, new: Any) -> None:
-        group, new_group = (_group(config) for config in (old, new))
+        group, new_group = (_compute_group(config) for config in (old, new))
         copies = ceil(group / new_group)  # of a key-value head
         if new.num_key_value_heads < copies * old.num_key_value_heads:
             raise InputError(
                 f"shape: {new.num_key_value_heads} key-value heads with {new_group} query heads each do not hold the model's "
                 f"{old.num_key_value_heads} with {group} each"
             )
-        dims = _dims(old.head_dim, new.head_dim)
+        dims = _map_dims(old.head_dim, new.head_dim)
         heads = torch.arange(old.num_attention_heads)
         within, place_ = heads // group * copies + heads % group // new_group, heads % group % new_group
         query, key = (torch.full((count,), -1) for count in (new.num_attention_heads, new.num_key_value_heads))
         query[within * new_group + place_] = heads
         key[: copies * old.num_key_value_heads] = torch.arange(old.num_key_value_heads).repeat_interleave(copies)
-        self.query, self.key = _rows(query, dims, old.head_dim), _rows(key, dims, old.head_dim)
+        self.query, self.key = _map_rows(query, dims, old.head_dim), _map_rows(key, dims, old.head_dim)
         self.silent = (self.query < 0) & (query >= 0).repeat_interleave(new.head_dim)
         self.scale = sqrt(new.head_dim / old.head_dim)
 
 
-def _group(config: Any) -> int:
+def _compute_group(config: Any) -> int:
     """Query heads for each key-value head."""
     if config.num_attention_heads % config.num_key_value_heads:
         heads, shared = config.num_attention_heads, config.num_key_value_heads
@@ -134,7 +134,7 @@ def _group(config: Any) -> int:
     return config.num_attention_heads // config.num_key_value_heads
 
 
-def _dims(old: int, new: int) -> Tensor:
+def _map_dims(old: int, new: int) -> Tensor:
     """By dimension of a new head, the old one or -1. Raises InputError where the frequencies are not among the new ones."""
     if new % old:
         raise InputError(f"shape: head_dim={new} is no multiple of the model's {old}")
@@ -144,30 +144,30 @@ def _dims(old: int, new: int) -> Tensor:
     return found
 
 
-def _rows(heads: Tensor, dims: Tensor, old_dims: int) -> Tensor:
+def _map_rows(heads: Tensor, dims: Tensor, old_dims: int) -> Tensor:
     rows = heads[:, None] * old_dims + dims
     return torch.where((heads[:, None] >= 0) & (dims >= 0), rows, -1).flatten()
 
 
-def expanded(model: PreTrainedModel, shape: Mapping[str, int], device: torch.device | None = None) -> LlamaForCausalLM:
+def expand_model(model: PreTrainedModel, shape: Mapping[str, int], device: torch.device | None = None) -> LlamaForCausalLM:
     """The model at this shape, in its own dtype, tensor by tensor on the device (by default the model's). Raises InputError."""
-    config, there = expanded_config(model, shape), device or model.device
+    config, there = expand_config(model, shape), device or model.device
     with torch.device("meta"):
         large = LlamaForCausalLM(config).to(model.dtype)  # type: ignore[arg-type]
         if config.vocab_size > model.config.vocab_size:
-            large.lm_head = with_bias(large.lm_head)
+            large.lm_head = add_bias(large.lm_head)
     large = large.to_empty(device=there)
     large.model.rotary_emb = LlamaRotaryEmbedding(config).to(there)
     small = model.state_dict() | {"lm_head.bias": torch.zeros(model.config.vocab_size)}
-    names = {layer_place(layer, config): str(layer) for layer in range(model.config.num_hidden_layers)}
-    lay = Laying(Heads(model.config, config), there)
+    names = {map_layer(layer, config): str(layer) for layer in range(model.config.num_hidden_layers)}
+    lay = TensorFiller(HeadMap(model.config, config), there)
     for name, weight in large.named_parameters():
-        lay(name, weight, small.get(_old_name(name, names)), name.endswith(WRITES_HIDDEN))
+        lay(name, weight, small.get(_find_old_name(name, names)), name.endswith(WRITES_HIDDEN))
     large.generation_config = model.generation_config
     return large.eval()
 
 
-def _old_name(name: str, layers: Mapping[int, str]) -> str:
+def _find_old_name(name: str, layers: Mapping[int, str]) -> str:
     """The same tensor's in the small model, or one that it does not have."""
     parts = name.split(".")
     if parts[1] == "layers":
@@ -175,15 +175,15 @@ def _old_name(name: str, layers: Mapping[int, str]) -> str:
     return ".".join(parts)
 
 
-def with_bias(linear: nn.Linear) -> nn.Linear:
+def add_bias(linear: nn.Linear) -> nn.Linear:
     """One of the same size with a bias, which can say NEVER; empty."""
     return nn.Linear(linear.in_features, linear.out_features, device="meta", dtype=linear.weight.dtype)
 
 
-class Laying:
+class TensorFiller:
     """Fills the tensors of a large model, one after the other, from a small one's and a seed."""
 
-    def __init__(self, heads: Heads, device: torch.device) -> None:
+    def __init__(self, heads: HeadMap, device: torch.device) -> None:
         self.heads = heads
         self._random = torch.Generator(device).manual_seed(SEED)
 
@@ -215,15 +215,15 @@ class Laying:
     def _axes(self, module: str, large: Tensor, small: Tensor, beside: int) -> list[Tensor]:
         """By axis and new index, the old one or -1."""
         of_heads = {"q_proj": self.heads.query, "k_proj": self.heads.key, "v_proj": self.heads.key}
-        rows = of_heads.get(module, _first(len(small), len(large)))
+        rows = of_heads.get(module, _map_first(len(small), len(large)))
         if large.ndim == 1:
             return [rows]
         if module == "o_proj":
             return [rows, self.heads.query]
-        return [rows, _first(small.shape[1], large.shape[1], beside)]
+        return [rows, _map_first(small.shape[1], large.shape[1], beside)]
 
 
-def _first(old: int, new: int, beside: int = 1) -> Tensor:
+def _map_first(old: int, new: int, beside: int = 1) -> Tensor:
     """The old ones first, in each of `beside` equal parts."""
     found = torch.full((beside, new // beside), -1)
     found[:, : old // beside] = torch.arange(old).view(beside, -1)

@@ -20,9 +20,9 @@ from transformers import (
 
 from specbench import ROOT
 from specbench.decoding.language_model import LanguageModel
-from specbench.errors import InputError, few
-from specbench.machine.devices import free_memory_bytes, pick_device, pick_dtype
-from specbench.models.expand import expanded, expanded_config
+from specbench.errors import InputError, abbreviate
+from specbench.machine.devices import get_free_memory, pick_device, pick_dtype
+from specbench.models.expand import expand_config, expand_model
 from specbench.models.packed import can_pack, pack
 
 
@@ -50,13 +50,13 @@ def load_model(
         raise InputError(f"weights={weights}: expected pretrained or random")
     try:
         if weights == "random":
-            model = _random(config, kind, where)
+            model = _build_random(config, kind, where)
         else:
-            model = _pretrained(path, revision, kind, device_map, trust_remote_code)
+            model = _load_pretrained(path, revision, kind, device_map, trust_remote_code)
         if shape is not None:
             with torch.device("meta"):
-                check_room(AutoModelForCausalLM.from_config(expanded_config(model, shape)), kind, where, packed)
-            model = expanded(model, shape, where)
+                check_room(AutoModelForCausalLM.from_config(expand_config(model, shape)), kind, where, packed)
+            model = expand_model(model, shape, where)
         if device_map is None:
             model = model.to(where)  # type: ignore[arg-type]
     except torch.OutOfMemoryError:
@@ -71,7 +71,7 @@ def load_model(
 def check_room(model: nn.Module, dtype: torch.dtype, device: torch.device, packed: bool, what: str = "shape") -> None:
     """Raises InputError where a model, on the meta device still, will not fit the free memory of its own."""
     weights = sum(weight.numel() for weight in model.parameters())
-    needed, free = held_bytes(weights, dtype, device, packed), free_memory_bytes(device)
+    needed, free = estimate_memory(weights, dtype, device, packed), get_free_memory(device)
     if needed > free:
         size = (
             f"{weights / 1e9:.1f} billion weights need {needed / 1e9:.1f} GB on {device} as {str(dtype).removeprefix('torch.')}"
@@ -80,7 +80,7 @@ def check_room(model: nn.Module, dtype: torch.dtype, device: torch.device, packe
         raise InputError(f"{what}: {size}{twice}, where {free / 1e9:.1f} GB are free")
 
 
-def held_bytes(weights: int, dtype: torch.dtype, device: torch.device, packed: bool = True) -> int:
+def estimate_memory(weights: int, dtype: torch.dtype, device: torch.device, packed: bool = True) -> int:
     """What so many weights take once loaded; packed layers hold theirs twice."""
     return weights * dtype.itemsize * (2 if packed and can_pack(device, dtype) else 1)
 
@@ -89,31 +89,31 @@ def load_draft(draft: Mapping[str, Any] | None, device: str, weights: str) -> La
     """The draft model that a target's YAML names beside it; methods that name the same one share it."""
     if draft is None:
         raise InputError("this target names no draft model: set target.draft.path, or leave the method out")
-    return _shared_draft(json.dumps({"weights": weights, **draft, "device": device}))
+    return _load_shared_draft(json.dumps({"weights": weights, **draft, "device": device}))
 
 
 @lru_cache(maxsize=1)
-def _shared_draft(settings: str) -> LanguageModel:
+def _load_shared_draft(settings: str) -> LanguageModel:
     return load_model(**json.loads(settings))
 
 
 def load_tokenizer(path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(_place(path), revision=revision, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(_resolve_path(path), revision=revision, trust_remote_code=trust_remote_code)
     except InputError:
         raise
     except Exception as error:  # the tokenizers library raises bare ones
-        raise InputError(f"no tokenizer at {path}: {_first_line(error)}") from None
+        raise InputError(f"no tokenizer at {path}: {_take_first_line(error)}") from None
 
 
-def _pretrained(
+def _load_pretrained(
     path: str | None, revision: str | None, dtype: torch.dtype, device_map: Any, trust_remote_code: bool
 ) -> PreTrainedModel:
     if path is None:
         raise InputError("target.path is missing: a hub id or a folder")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _place(path),
+            _resolve_path(path),
             revision=revision,
             dtype=dtype,
             device_map=device_map,
@@ -126,23 +126,23 @@ def _pretrained(
     except UnpicklingError:
         raise InputError(f"no model at {path}: its .bin file holds more than plain tensors, which is never executed") from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"no model at {path}: {_first_line(error)}") from None
+        raise InputError(f"no model at {path}: {_take_first_line(error)}") from None
     model, found = loaded
-    if wrong := _misfits(model, found):
+    if wrong := _describe_misfits(model, found):
         raise InputError(f"the checkpoint at {path} does not fit its config: {wrong}")
     return model
 
 
-def _misfits(model: PreTrainedModel, found: Mapping[str, Any]) -> str:
+def _describe_misfits(model: PreTrainedModel, found: Mapping[str, Any]) -> str:
     """Tensors of a checkpoint that have another shape, are missing or have no place in the model; empty when all fit."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     misshapen = [f"{name} is {tuple(there)}, expected {tuple(wanted)}" for name, there, wanted in found["mismatched_keys"]]
     missing = [f"{name}, expected {shapes.get(name, 'it')}" for name in found["missing_keys"]]
     kinds = {"misshapen": misshapen, "missing": missing, "not in the model": list(found["unexpected_keys"])}
-    return "; ".join(f"{kind}: {few(sorted(names))}" for kind, names in kinds.items() if names)
+    return "; ".join(f"{kind}: {abbreviate(sorted(names))}" for kind, names in kinds.items() if names)
 
 
-def _random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _build_random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     if config is None:
         raise InputError("weights=random needs target.config, the model's architecture")
     if "model_type" not in config:
@@ -157,24 +157,24 @@ def _random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.
     except RuntimeError as error:
         if "alloc" in str(error):  # main memory: torch has no exception of its own for it
             raise torch.OutOfMemoryError(str(error)) from None
-        raise InputError(f"target.config makes no model: {_first_line(error)}") from None
+        raise InputError(f"target.config makes no model: {_take_first_line(error)}") from None
     except Exception as error:  # whatever a config that fits no architecture makes of it
-        raise InputError(f"target.config makes no model: {_first_line(error)}") from None
+        raise InputError(f"target.config makes no model: {_take_first_line(error)}") from None
 
 
-def local_folder(path: str) -> Path | None:
+def find_local_folder(path: str) -> Path | None:
     """The folder meant by a target's path: of the checkout, else anywhere; None for a hub id."""
     return next((folder for folder in (ROOT / path, Path(path).expanduser()) if folder.is_dir()), None)
 
 
-def _place(path: str) -> str:
+def _resolve_path(path: str) -> str:
     """A folder, else a hub id. Raises InputError for what can only be a folder and is none."""
-    if (folder := local_folder(path)) is not None:
+    if (folder := find_local_folder(path)) is not None:
         return str(folder)
     if path.count("/") > 1 or path.startswith((".", "~", "/")):
         raise InputError(f"no model at {path}: no such folder, and no hub id, which has the form owner/name")
     return path
 
 
-def _first_line(error: Exception) -> str:
+def _take_first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

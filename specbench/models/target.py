@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from specbench.decoding.language_model import LanguageModel
-from specbench.models.chat import render
+from specbench.models.chat import render_prompt
 from tasks.question import Question
 
 
@@ -20,4 +20,4 @@ class Target:
 
     def first_prompt(self, question: Question) -> list[int]:
         """Ids (T,) of its first turn."""
-        return render(self.chat, [(question.turns[0], None)], self.tokenizer)
+        return render_prompt(self.chat, [(question.turns[0], None)], self.tokenizer)

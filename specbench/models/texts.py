@@ -12,7 +12,7 @@ from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
-from specbench.models.chat import answer_text, render
+from specbench.models.chat import decode_answer, render_prompt
 from specbench.models.target import Target
 from tasks.question import Question
 
@@ -29,7 +29,7 @@ class Text:
     answer_ids: list[int]
 
 
-def answered(
+def generate_answers(
     target: Target, questions: list[Question], max_new_tokens: int, watch: Callable[[str, int, int], None], last: bool = False
 ) -> Iterator[Text]:
     """Every turn of every question with the target's own greedy answer, in batches of questions of like length.
@@ -42,17 +42,19 @@ def answered(
     ordered = sorted(questions, key=lambda question: (len(question.turns), sum(map(len, question.turns))))
     for start in range(0, len(ordered), SIDE_BY_SIDE):
         group = ordered[start : start + SIDE_BY_SIDE]
-        yield from _group(target, drafter, group, sampling, last)
+        yield from _answer_group(target, drafter, group, sampling, last)
         watch("the target answers", min(start + SIDE_BY_SIDE, len(ordered)), len(ordered))
 
 
-def _group(target: Target, drafter: Autoregressive, group: list[Question], sampling: Sampling, last: bool) -> Iterator[Text]:
+def _answer_group(
+    target: Target, drafter: Autoregressive, group: list[Question], sampling: Sampling, last: bool
+) -> Iterator[Text]:
     """A conversation ends before a prompt that does not fit the context."""
     said: list[list[tuple[str, str | None]]] = [[] for _ in group]
     prompts: dict[int, list[int]] = {at: [] for at in range(len(group))}
     for turn in range(max(len(question.turns) for question in group)):
         going = [at for at in prompts if turn < len(group[at].turns)]
-        asked = {at: render(target.chat, [*said[at], (group[at].turns[turn], None)], target.tokenizer) for at in going}
+        asked = {at: render_prompt(target.chat, [*said[at], (group[at].turns[turn], None)], target.tokenizer) for at in going}
         prompts = {at: prompt for at, prompt in asked.items() if len(prompt) < target.model.context}
         if not prompts:
             return
@@ -61,7 +63,7 @@ def _group(target: Target, drafter: Autoregressive, group: list[Question], sampl
         for (at, prompt), out in zip(prompts.items(), outs, strict=True):
             if not last or turn + 1 == len(group[at].turns):
                 yield Text(prompt, out.output_ids)
-            said[at].append((group[at].turns[turn], answer_text(target.chat, target.tokenizer, out.output_ids)))
+            said[at].append((group[at].turns[turn], decode_answer(target.chat, target.tokenizer, out.output_ids)))
 
 
 def write_texts(path: Path, texts: Iterator[Text]) -> None:
@@ -86,7 +88,7 @@ def read_texts(path: Path, target: Target) -> list[Text]:
     made: list[Text] = []
     for number, line in enumerate(lines, start=1):
         try:
-            made += list(_texts(json.loads(line), target))
+            made += list(_parse_texts(json.loads(line), target))
         except WRONG as error:
             raise InputError(
                 f"{path}:{number}: expected prompt_ids and answer_ids, conversations or messages: {error!r}"
@@ -96,7 +98,7 @@ def read_texts(path: Path, target: Target) -> list[Text]:
     return made
 
 
-def _ids(ids: list[int], target: Target) -> list[int]:
+def _check_ids(ids: list[int], target: Target) -> list[int]:
     """ids (T,), as they are. Raises ValueError for anything else than ids of the target's vocabulary."""
     vocabulary = target.model.config.vocab_size
     wrong = [one for one in ids if type(one) is not int or not 0 <= one < vocabulary]
@@ -105,19 +107,19 @@ def _ids(ids: list[int], target: Target) -> list[int]:
     return ids
 
 
-def _texts(row: dict[str, Any], target: Target) -> Iterator[Text]:
+def _parse_texts(row: dict[str, Any], target: Target) -> Iterator[Text]:
     if "prompt_ids" in row:
-        yield Text(_ids(row["prompt_ids"], target), _ids(row["answer_ids"], target))
+        yield Text(_check_ids(row["prompt_ids"], target), _check_ids(row["answer_ids"], target))
         return
     said: list[tuple[str, str | None]] = []
-    for asked, answer in exchanges(row["messages"] if "messages" in row else row["conversations"]):
-        prompt = render(target.chat, [*said, (asked, None)], target.tokenizer)
+    for asked, answer in iter_exchanges(row["messages"] if "messages" in row else row["conversations"]):
+        prompt = render_prompt(target.chat, [*said, (asked, None)], target.tokenizer)
         ids = target.tokenizer(answer, add_special_tokens=False).input_ids
         yield Text(prompt, [*ids, *target.model.eos_ids[:1]])
         said.append((asked, answer))
 
 
-def exchanges(spoken: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
+def iter_exchanges(spoken: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
     """Question and answer of every turn of a chat: messages of role and content, or ShareGPT's from and value."""
     asked = ""
     for message in spoken:

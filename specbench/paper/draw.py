@@ -13,22 +13,22 @@ from matplotlib.figure import Figure
 from specbench.paper.items import TASKS, Item
 from specbench.paper.matching import METHODS
 from specbench.records.trial import BASELINE
-from specbench.report.figures import canvas, legend
-from specbench.report.palette import GREY, INK, Look, Style, family, styles
+from specbench.report.figures import add_legend, create_canvas
+from specbench.report.palette import GREY, INK, Look, Style, assign_looks, strip_variant
 
 OUTLINES = {"full": "-", "none": (0, (2, 1)), "left": ":"}  # of measured bars, by the fill of their marker
-OURS = {name: family(preset) for preset, name in METHODS.items()}  # what a published method is called in a run
+OURS = {name: strip_variant(preset) for preset, name in METHODS.items()}  # what a published method is called in a run
 WIDEST = 11.0  # inches
 
 
-def style_of(rows: pd.DataFrame) -> Style:
+def choose_style(rows: pd.DataFrame) -> Style:
     """One look a method, the same in every item and in every report of a run."""
     methods = [BASELINE, *sorted(set(rows["method"]) - {BASELINE})]
-    looks = styles({OURS.get(method, method): method for method in methods})
+    looks = assign_looks({OURS.get(method, method): method for method in methods})
     return {method: looks[OURS.get(method, method)] for method in methods}
 
 
-def groups_of(item: Item, rows: pd.DataFrame) -> list[object]:
+def list_groups(item: Item, rows: pd.DataFrame) -> list[object]:
     """The values that an item goes across, in their order."""
     there = list(rows[item.across].dropna().unique())
     if item.across == "task":
@@ -36,39 +36,39 @@ def groups_of(item: Item, rows: pd.DataFrame) -> list[object]:
     return sorted(there, key=lambda value: (isinstance(value, str), len(str(value)), value))
 
 
-def bars(item: Item, published: pd.DataFrame, measured: pd.DataFrame, style: Style) -> Figure:
+def plot_bars(item: Item, published: pd.DataFrame, measured: pd.DataFrame, style: Style) -> Figure:
     """Groups by what the item goes across; a bar a method, published and, beside it, measured."""
     published = published[published["method"] != BASELINE]
-    groups = groups_of(item, pd.concat([published, measured]))
+    groups = list_groups(item, pd.concat([published, measured]))
     methods = [method for method in style if method in set(published["method"]) | set(measured["method"])]
     kinds = {"published": published, "measured": measured}
     columns = [(method, kind) for method in methods for kind, rows in kinds.items() if method in set(rows["method"])]
     wide = max(9.0, 1.3 * len(groups) + 1, 0.16 * len(columns) * len(groups) + 2)
-    figure, axes = canvas(min(WIDEST, wide), 4.6)
+    figure, axes = create_canvas(min(WIDEST, wide), 4.6)
     width = 0.84 / max(1, len(columns))
     for place, (method, kind) in enumerate(columns):
         own = kinds[kind][kinds[kind]["method"] == method]
-        heights = _by_group(own, item.across, "speedup", groups)
+        heights = _average_by_group(own, item.across, "speedup", groups)
         at = np.arange(len(groups)) + (place + 0.5) * width - 0.42
-        _draw(axes, at, heights, width, style[method], kind)
+        _plot_bar(axes, at, heights, width, style[method], kind)
         if kind == "published" and "sd" in own:
-            spread = _by_group(own, item.across, "sd", groups)
+            spread = _average_by_group(own, item.across, "sd", groups)
             axes.errorbar(at, heights, yerr=spread, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.5)
     axes.axhline(1, color=GREY, linewidth=1.4, zorder=3, label=f"{BASELINE} = 1")
-    axes.set_xticks(range(len(groups)), [_named(group) for group in groups])
+    axes.set_xticks(range(len(groups)), [_format_group(group) for group in groups])
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title(item.title)
-    legend(figure, axes)
+    add_legend(figure, axes)
     return figure
 
 
-def _by_group(rows: pd.DataFrame, across: str, column: str, groups: Sequence[object]) -> list[float]:
+def _average_by_group(rows: pd.DataFrame, across: str, column: str, groups: Sequence[object]) -> list[float]:
     means = rows.groupby(across)[column].mean()
     return [float(value) for value in means.reindex(pd.Index(groups)).to_numpy(dtype=float)]
 
 
-def _draw(axes: Axes, at: np.ndarray, heights: Sequence[float], width: float, look: Look, kind: str) -> None:
+def _plot_bar(axes: Axes, at: np.ndarray, heights: Sequence[float], width: float, look: Look, kind: str) -> None:
     label = look.label if kind == "published" else f"{look.label}, measured"
     pale = 1.0 if look.fill == "full" else 0.45
     drawn: dict[str, Any] = {"edgecolor": look.colour, "facecolor": (look.colour, pale), "linewidth": 0.8}
@@ -77,14 +77,14 @@ def _draw(axes: Axes, at: np.ndarray, heights: Sequence[float], width: float, lo
     axes.bar(at, heights, 0.86 * width, label=label, **drawn)
 
 
-def _named(group: object) -> str:
+def _format_group(group: object) -> str:
     return f"{group:g}" if isinstance(group, float) else str(group).replace("_", "\n")
 
 
-def over_days(wide: pd.DataFrame, device: str, target: str, style: Style) -> Figure:
+def plot_over_days(wide: pd.DataFrame, device: str, target: str, style: Style) -> Figure:
     """Overall speedups as they were published, day by day."""
     rows = wide.xs((device, target), level=("device", "target"))
-    figure, axes = canvas(9, 4.4)
+    figure, axes = create_canvas(9, 4.4)
     days = pd.to_datetime(wide.columns)
     for method in (name for name in style if name in rows.index):
         values, look = rows.loc[method].to_numpy(dtype=float), style[method]
@@ -95,5 +95,5 @@ def over_days(wide: pd.DataFrame, device: str, target: str, style: Style) -> Fig
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title(f"What was published overall, {device}, {target}, by day")
     figure.autofmt_xdate()
-    legend(figure, axes)
+    add_legend(figure, axes)
     return figure

@@ -9,26 +9,26 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.metrics import OVERALL
-from specbench.paper.items import short_device
-from specbench.paper.published import LEADERBOARD, SURVEY, published
+from specbench.paper.items import shorten_device
+from specbench.paper.published import LEADERBOARD, SURVEY, read_published
 
 KEY = ["device", "target", "method"]
 
 
-def over_time() -> pd.DataFrame:
+def tabulate_by_day() -> pd.DataFrame:
     """Overall speedups by device, target and method, a column a day: the survey's of February 2024, then the leaderboard's."""
-    rows = published()
+    rows = read_published()
     rows = rows[rows["source"].str.startswith((LEADERBOARD, SURVEY)) & (rows["task"] == OVERALL) & (rows["metric"] == "speedup")]
     rows = rows[(rows["temperature"] == 0) & (rows["dtype"] == "float16")]
     first = rows["item"].str.extract(r"first \w+ (\d{4}-\d{2}-\d{2})")[0].fillna("2024-02-25")
-    rows = rows.assign(day=first, device=rows["device"].map(short_device))
+    rows = rows.assign(day=first, device=rows["device"].map(shorten_device))
     wide = rows.pivot_table(index=KEY, columns="day", values="value", aggfunc="last")
     return wide[wide.notna().sum(axis=1) > 1]
 
 
-def acceptance() -> pd.Series:
+def collect_acceptance() -> pd.Series:
     """By (target, method): mean accepted tokens overall, the most that were published; greedy, so the device is no matter."""
-    rows = published()
+    rows = read_published()
     rows = rows[
         rows["source"].str.startswith(LEADERBOARD) & (rows["task"] == OVERALL) & (rows["metric"] == "mean_accepted_tokens")
     ]
@@ -36,14 +36,14 @@ def acceptance() -> pd.Series:
     return most
 
 
-def too_fast(speedups: pd.DataFrame) -> pd.DataFrame:
+def find_too_fast(speedups: pd.DataFrame) -> pd.DataFrame:
     """Published overall speedups above their mean accepted tokens: there the baseline ran slower code than the method."""
-    tokens = acceptance().rename("mean_accepted_tokens")
+    tokens = collect_acceptance().rename("mean_accepted_tokens")
     long = speedups.reset_index().melt(KEY, var_name="day", value_name="speedup").dropna().join(tokens, on=["target", "method"])
     return long[long["speedup"] > long["mean_accepted_tokens"]].reset_index(drop=True)
 
 
-def split(published_rows: pd.DataFrame, measured_rows: pd.DataFrame) -> pd.DataFrame:
+def split_difference(published_rows: pd.DataFrame, measured_rows: pd.DataFrame) -> pd.DataFrame:
     """By target, method and task: both speedups, and what the difference comes from, as factors: acceptance × cost = all."""
     keys = ["target", "method", "task"]
     columns = [*keys, "device", "speedup", "mean_accepted_tokens"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from specbench.analysis.metrics import OVERALL
-from specbench.paper.published import LEADERBOARD, SURVEY, leaderboard, published
+from specbench.paper.published import LEADERBOARD, SURVEY, read_leaderboard, read_published
 
 TASKS = ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag", OVERALL]
 HEAD = "fd2c1cd"  # of the leaderboard, 2025-04-22
@@ -30,13 +30,13 @@ class Item:
     values: tuple[str, ...] = ()
 
 
-def short_device(name: str) -> str:
+def shorten_device(name: str) -> str:
     return next((short for part, short in SHORT.items() if part in name), name)
 
 
-def _survey(*items: str, overall: bool = False, target: str | None = None) -> pd.DataFrame:
+def _select_survey(*items: str, overall: bool = False, target: str | None = None) -> pd.DataFrame:
     """Speedups with their standard deviations over three runs (column `sd`)."""
-    rows = published()
+    rows = read_published()
     rows = rows[rows["source"].str.startswith(SURVEY) & rows["item"].isin(items)]
     if overall:
         rows = rows[rows["task"] == OVERALL]
@@ -45,7 +45,7 @@ def _survey(*items: str, overall: bool = False, target: str | None = None) -> pd
     keys = ["source", "device", "target", "method", "task", "temperature", "dtype"]
     spread = rows[rows["metric"] == "speedup_std_over_3_runs"].set_index(keys)["value"].rename("sd")
     found = rows[rows["metric"] == "speedup"].join(spread, on=keys)
-    found["device"] = found["device"].map(short_device)
+    found["device"] = found["device"].map(shorten_device)
     return found.rename(columns={"value": "speedup"})
 
 
@@ -54,69 +54,73 @@ TABLE_6, TABLE_6_LARGE = "Table 6 (also Fig.7,8,9)", "Table 6 (also Fig.9)"
 SEVEN = "Vicuna-7B-v1.3"
 
 
-def _figure_6() -> pd.DataFrame:
-    rows = _survey(FIGURE_5, TABLE_5_WARM, overall=True)
+def _select_figure_6() -> pd.DataFrame:
+    rows = _select_survey(FIGURE_5, TABLE_5_WARM, overall=True)
     warm = set(rows.loc[rows["temperature"] == 1, "method"])
     return rows[rows["method"].isin(warm)]
 
 
 SURVEY_ITEMS = (
-    Item("survey-figure-5", "Figure 5 and Table 5: RTX 3090, Vicuna-7B, greedy", "task", lambda: _survey(FIGURE_5)),
-    Item("survey-table-5-sampled", "Table 5: RTX 3090, Vicuna-7B, temperature 1", "task", lambda: _survey(TABLE_5_WARM)),
+    Item("survey-figure-5", "Figure 5 and Table 5: RTX 3090, Vicuna-7B, greedy", "task", lambda: _select_survey(FIGURE_5)),
+    Item("survey-table-5-sampled", "Table 5: RTX 3090, Vicuna-7B, temperature 1", "task", lambda: _select_survey(TABLE_5_WARM)),
     Item(
         "survey-figure-6",
         "Figure 6: over temperature, RTX 3090, Vicuna-7B, overall",
         "temperature",
-        _figure_6,
+        _select_figure_6,
         "Both ends, which Table 5 prints; what lies between is a curve without numbers.",
     ),
     Item(
         "survey-figure-7",
         "Figure 7: over devices, Vicuna-7B, overall",
         "device",
-        lambda: _survey(FIGURE_5, TABLE_6, overall=True, target=SEVEN),
+        lambda: _select_survey(FIGURE_5, TABLE_6, overall=True, target=SEVEN),
         "Both devices' values are printed in Tables 5 and 6.",
     ),
-    Item("survey-figure-8", "Figure 8 and Table 6: A100, Vicuna-7B", "task", lambda: _survey(TABLE_6)),
+    Item("survey-figure-8", "Figure 8 and Table 6: A100, Vicuna-7B", "task", lambda: _select_survey(TABLE_6)),
     Item(
         "survey-figure-9",
         "Figure 9 and Table 6: over the target's size, A100, overall",
         "target",
-        lambda: _survey(TABLE_6, TABLE_6_LARGE, overall=True),
+        lambda: _select_survey(TABLE_6, TABLE_6_LARGE, overall=True),
     ),
-    Item("survey-table-6-13b", "Table 6: A100, Vicuna-13B", "task", lambda: _survey(TABLE_6_LARGE, target="Vicuna-13B-v1.3")),
-    Item("survey-table-6-33b", "Table 6: A100, Vicuna-33B", "task", lambda: _survey(TABLE_6_LARGE, target="Vicuna-33B-v1.3")),
+    Item(
+        "survey-table-6-13b", "Table 6: A100, Vicuna-13B", "task", lambda: _select_survey(TABLE_6_LARGE, target="Vicuna-13B-v1.3")
+    ),
+    Item(
+        "survey-table-6-33b", "Table 6: A100, Vicuna-33B", "task", lambda: _select_survey(TABLE_6_LARGE, target="Vicuna-33B-v1.3")
+    ),
     Item(
         "survey-figure-10",
         "Figure 10: over precision, A100, Vicuna-7B, overall",
         "dtype",
-        lambda: _survey(TABLE_6, "Fig.10 (text)", overall=True, target=SEVEN),
+        lambda: _select_survey(TABLE_6, "Fig.10 (text)", overall=True, target=SEVEN),
         "In float32 the text of the survey gives two numbers; the others are bars without any.",
     ),
 )
 
 
-def _leaderboard(device: str, target: str) -> pd.DataFrame:
-    rows = leaderboard()
+def _select_leaderboard(device: str, target: str) -> pd.DataFrame:
+    rows = read_leaderboard()
     chosen = rows["source"].str.contains(HEAD) & rows["device"].str.contains(device) & (rows["target"] == target)
-    return rows[chosen].assign(device=short_device(device), item="Leaderboard.md")
+    return rows[chosen].assign(device=shorten_device(device), item="Leaderboard.md")
 
 
-def _board(device: str, target: str) -> Item:
+def _build_item(device: str, target: str) -> Item:
     name = f"leaderboard-{device}-{target}".lower().replace(".", "")
-    title = f"Leaderboard: {short_device(device)}, {target}, greedy, float16 (2025-04-22)"
-    return Item(name, title, "task", lambda: _leaderboard(device, target))
+    title = f"Leaderboard: {shorten_device(device)}, {target}, greedy, float16 (2025-04-22)"
+    return Item(name, title, "task", lambda: _select_leaderboard(device, target))
 
 
 LEADERBOARDS = tuple(
-    _board(device, target)
+    _build_item(device, target)
     for device, target in (("3090", SEVEN), *(("A100", f"Vicuna-{size}-v1.3") for size in ("7B", "13B", "33B")))
 )
 
 
-def other_tables() -> list[tuple[str, pd.DataFrame]]:
+def list_other_tables() -> list[tuple[str, pd.DataFrame]]:
     """Everything else that was published, a table an item, rows as they were printed: (title, rows)."""
-    rows = published()
+    rows = read_published()
     own = rows["source"].str.startswith(LEADERBOARD) | (
         rows["source"].str.startswith(SURVEY) & rows["metric"].ne("speedup_range")
     )

@@ -43,13 +43,13 @@ METHODS = {  # the preset that runs as Spec-Bench does comes first
 COLUMNS = ["run", "device", "target", "method", "task", "temperature", "dtype", "speedup", "mean_accepted_tokens", "kind"]
 
 
-def measured(runs: Sequence[LoadedRun]) -> pd.DataFrame:
+def collect_measured(runs: Sequence[LoadedRun]) -> pd.DataFrame:
     """Rows of runs of a target that was published of. speedup: Spec-Bench's estimator, as in the tables beside it."""
-    found = [_rows(run) for run in runs if (run.config.get("target") or {}).get("name") in TARGETS]
+    found = [_select_rows(run) for run in runs if (run.config.get("target") or {}).get("name") in TARGETS]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
 
 
-def _rows(run: LoadedRun) -> pd.DataFrame:
+def _select_rows(run: LoadedRun) -> pd.DataFrame:
     rows = summarise(run)
     rows = rows[rows["method"].isin(METHODS) & (rows["kind"] == "measured")]
     rank = rows["method"].map(list(METHODS).index)
@@ -58,7 +58,7 @@ def _rows(run: LoadedRun) -> pd.DataFrame:
     return rows.assign(target=rows["target"].map(TARGETS), temperature=rows["temperature"].astype(float))[COLUMNS]
 
 
-def matching(item: Item, rows: pd.DataFrame) -> pd.DataFrame:
+def match_rows(item: Item, rows: pd.DataFrame) -> pd.DataFrame:
     """Those that stand beside an item: equal in all that it does not go across, but the device, which is said."""
     there = item.rows()
     fixed = [name for name in ("target", "dtype", "temperature") if name != item.across]

@@ -36,12 +36,12 @@ DTYPES = {"FP16": "float16", "fp16": "float16", "FP32": "float32", "BF16": "bflo
 
 
 @cache
-def published() -> pd.DataFrame:
+def read_published() -> pd.DataFrame:
     """All rows of data/published.csv."""
     rows = pd.read_csv(DATA / "published.csv", dtype=str, keep_default_na=False)
     rows = rows.rename(columns={"table_or_figure": "item", "value": "text"})
     settings = rows["setting"]
-    rows["temperature"] = [_temperature(text) for text in settings]
+    rows["temperature"] = [_parse_temperature(text) for text in settings]
     rows["dtype"] = [next((name for printed, name in DTYPES.items() if printed in text), "") for text in settings]
     rows["batch"] = pd.to_numeric(settings.str.extract(r"batch[ =](?:size )?(\d+)", flags=re.IGNORECASE)[0], errors="coerce")
     rows["value"] = pd.to_numeric(rows["text"], errors="coerce")
@@ -50,7 +50,7 @@ def published() -> pd.DataFrame:
     return rows.assign(kind="published")
 
 
-def _temperature(setting: str) -> float:
+def _parse_temperature(setting: str) -> float:
     found = re.search(r"T ?= ?(\d+(?:\.\d+)?)", setting)
     if found:
         return float(found[1])
@@ -58,7 +58,7 @@ def _temperature(setting: str) -> float:
 
 
 @cache
-def leaderboard() -> pd.DataFrame:
+def read_leaderboard() -> pd.DataFrame:
     """All rows of data/leaderboard.csv: Spec-Bench's by commit and day, and the READMEs of two methods."""
     rows = pd.read_csv(DATA / "leaderboard.csv", dtype={"source": str, "method": str})
     rows["method"] = rows["method"].replace(METHODS)

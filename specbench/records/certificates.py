@@ -20,11 +20,11 @@ from typing import Any
 from specbench import ROOT
 from specbench.errors import InputError
 from specbench.records.files import JsonLines, write_atomic
-from specbench.records.moved import current
+from specbench.records.moved import translate_targets
 
 SCHEMA = 1
 FILE = "certificate.json"
-UNFINISHED = "verdicts.jsonl"
+JOURNAL = "verdicts.jsonl"
 OWN_FOLDERS = (ROOT / "results" / "reference" / "certificates", ROOT / "results" / "certificates")  # of this checkout
 GRAVITY = ("untested", "exact", "sampled", "tie", "lossy", "bug")  # of classes
 KEYS = ("temperature", "top_p", "top_k")
@@ -72,7 +72,7 @@ class Certificate:
 
     def verdicts(self, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
         """Classes by label of the methods of a run: those that it has with the same settings on the same target and engine."""
-        if _identity(config, about) != _identity(self.config, self.about) or not _ours(config):
+        if _identify_target(config, about) != _identify_target(self.config, self.about) or not _is_native(config):
             return {}
         asked, tested = config.get("sampling", {}), self.config["sampling"]
         greedy = asked.get("temperature") == 0
@@ -82,17 +82,17 @@ class Certificate:
         return {
             one.method: one.class_
             for one in found
-            if _method(config, about, one.method) == _method(self.config, self.about, one.method)
+            if _identify_method(config, about, one.method) == _identify_method(self.config, self.about, one.method)
         }
 
 
-class Unfinished:
+class VerdictJournal:
     """Verdicts of a certificate in the making, on the disk as they come, so that an interrupted one goes on."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """Raises InputError for another certificate's."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / UNFINISHED
+        self._path = folder / JOURNAL
         self._lines = JsonLines(self._path)
         self._lines.repair()
         rows = [row for _, row in self._lines.numbered()]
@@ -116,7 +116,7 @@ class Unfinished:
         self._path.unlink()
 
 
-def _identity(config: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[Any, ...]:
+def _identify_target(config: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[Any, ...]:
     """What decides on a target's text."""
     target = config.get("target")
     named = tuple(target.get(name) for name in TARGET) if isinstance(target, Mapping) else ()
@@ -126,32 +126,32 @@ def _identity(config: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[Any,
     return (*named, shape, *(about.get(name) for name in WEIGHTS), kind)
 
 
-def _ours(config: Mapping[str, Any]) -> bool:
+def _is_native(config: Mapping[str, Any]) -> bool:
     """Whether labels without @ are of the engine that is tested."""
     engine = next(iter((config.get("engine") or {}).values()), None)
     return isinstance(engine, Mapping) and engine.get("_target_") == ENGINE
 
 
-def _versions(about: Mapping[str, Any], label: str) -> set[tuple[Any, ...]]:
+def _collect_versions(about: Mapping[str, Any], label: str) -> set[tuple[Any, ...]]:
     """Of the code that writes a method's texts; a day's certificate says little of the next day's code."""
     code = (about.get("codes") or {}).get(label)
     parts = [about, *about.get("continued", ())]
     return {(code, part.get("code_sha256"), *((part.get("versions") or {}).get(name) for name in VERSIONS)) for part in parts}
 
 
-def _method(config: Mapping[str, Any], about: Mapping[str, Any], label: str) -> tuple[Any, Any]:
+def _identify_method(config: Mapping[str, Any], about: Mapping[str, Any], label: str) -> tuple[Any, Any]:
     """Its settings, and the fingerprint of what it loads."""
-    return _given((config.get("method") or {}).get(label)), (about.get("checkpoints") or {}).get(label)
+    return _drop_nulls((config.get("method") or {}).get(label)), (about.get("checkpoints") or {}).get(label)
 
 
-def _given(settings: Any) -> Any:
+def _drop_nulls(settings: Any) -> Any:
     """Settings without those that are null, which an older version may not have had."""
     if isinstance(settings, Mapping):
-        return {key: _given(value) for key, value in settings.items() if value is not None}
+        return {key: _drop_nulls(value) for key, value in settings.items() if value is not None}
     return settings
 
 
-def read(path: Path) -> Certificate:
+def read_certificate(path: Path) -> Certificate:
     """Raises InputError."""
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
@@ -159,13 +159,13 @@ def read(path: Path) -> Certificate:
             raise ValueError("another schema")
         for part in ("greedy", "sampled"):
             plain[part] = [Verdict(**one) for one in plain[part]]
-        return Certificate(**{**plain, "config": current(plain["config"])})
+        return Certificate(**{**plain, "config": translate_targets(plain["config"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a certificate: {error}") from None
 
 
 @dataclass(frozen=True)
-class Known:
+class Certification:
     """What certificates say of a method: those of the same code, torch and transformers, if there are any.
 
     texts: that were followed, of each method; tokens: that a text had at most.
@@ -186,35 +186,35 @@ class Known:
         return self.class_ if self.same_version else f"{self.class_}, in another version"
 
 
-def folders_for(run: Path) -> list[Path]:
+def list_folders(run: Path) -> list[Path]:
     """Whose certificates count for a run: this checkout's, and those in a folder `certificates` beside the run."""
     return list(dict.fromkeys([*OWN_FOLDERS, run.resolve().parent / "certificates"]))
 
 
-def known(config: Mapping[str, Any], about: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Known]:
+def find_certifications(config: Mapping[str, Any], about: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Certification]:
     """By label of a run's methods that a certificate in one of the folders covers.
 
     The gravest verdict wins, of equal ones the newest; a later, weaker certificate never overrides it. `untested` says nothing of
     a method that was tested elsewhere.
     """
-    found: dict[str, Known] = {}
-    for one in sorted(_readable(folders), key=lambda one: str(one.about.get("started"))):
+    found: dict[str, Certification] = {}
+    for one in sorted(_read_certificates(folders), key=lambda one: str(one.about.get("started"))):
         for label, class_ in one.verdicts(config, about).items():
-            same = _versions(one.about, label) == _versions(about, label)
+            same = _collect_versions(one.about, label) == _collect_versions(about, label)
             texts, tokens = one.floor["texts"], one.config["sampling"]["max_new_tokens"]
-            new = Known(class_, str(one.about.get("started"))[:10], texts, tokens, same)
-            found[label] = max(new, found.get(label, new), key=_weight)  # the first of equals
+            new = Certification(class_, str(one.about.get("started"))[:10], texts, tokens, same)
+            found[label] = max(new, found.get(label, new), key=_weigh)  # the first of equals
     return found
 
 
-def _weight(one: Known) -> tuple[bool, int]:
+def _weigh(one: Certification) -> tuple[bool, int]:
     return one.same_version, GRAVITY.index(one.class_)
 
 
-def _readable(folders: Sequence[Path]) -> list[Certificate]:
+def _read_certificates(folders: Sequence[Path]) -> list[Certificate]:
     """Those in the folders; what is none, or of another schema, vouches for nothing."""
     found = []
     for path in (path for folder in folders for path in sorted(folder.glob(f"*/{FILE}"))):
         with suppress(InputError):
-            found.append(read(path))
+            found.append(read_certificate(path))
     return found

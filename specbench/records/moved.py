@@ -9,11 +9,11 @@ MOVED = {
 }
 
 
-def current(config: Any) -> Any:
+def translate_targets(config: Any) -> Any:
     """The same plain config with every `_target_` as it is called today."""
     if isinstance(config, Mapping):
-        return {key: _current_name(value) if key == "_target_" else current(value) for key, value in config.items()}
-    return [current(value) for value in config] if isinstance(config, list) else config
+        return {key: _current_name(value) if key == "_target_" else translate_targets(value) for key, value in config.items()}
+    return [translate_targets(value) for value in config] if isinstance(config, list) else config
 
 
 def _current_name(target: Any) -> Any:

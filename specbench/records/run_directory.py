@@ -17,7 +17,7 @@ import yaml
 
 from specbench.errors import InputError
 from specbench.records.files import JsonLines, write_atomic
-from specbench.records.moved import current
+from specbench.records.moved import translate_targets
 from specbench.records.trial import Prompt, QuestionId, Trial
 
 
@@ -50,7 +50,7 @@ class RunDirectory:
 
     def config(self) -> dict[str, Any]:
         """With classes as they are called today. Raises InputError when it is not a run or the file cannot be read."""
-        config: dict[str, Any] = current(_mapping(self._file("config.yaml"), yaml.safe_load, yaml.YAMLError))
+        config: dict[str, Any] = translate_targets(_read_mapping(self._file("config.yaml"), yaml.safe_load, yaml.YAMLError))
         return config
 
     def write_provenance(self, run: Mapping[str, Any]) -> None:
@@ -59,7 +59,7 @@ class RunDirectory:
 
     def provenance(self) -> dict[str, Any]:
         """Raises InputError when the directory is not a run or the file cannot be read."""
-        return _mapping(self._file("run.json"), json.loads, ValueError)
+        return _read_mapping(self._file("run.json"), json.loads, ValueError)
 
     def append(self, trial: Trial) -> None:
         """One line to trials.jsonl, on the disk when this returns."""
@@ -116,17 +116,17 @@ class RunDirectory:
         return path
 
 
-def runs_below(folder: Path) -> list[Path]:
+def find_runs(folder: Path) -> list[Path]:
     """The finished runs in a folder, such as a sweep's, and the folders in it; a run itself is one."""
     return sorted(path.parent for path in folder.rglob("summary.csv") if RunDirectory(path.parent).is_run())
 
 
-def runs_of(paths: Sequence[Path]) -> list[Path]:
+def expand_paths(paths: Sequence[Path]) -> list[Path]:
     """Of each path the finished runs in it, or else itself."""
-    return [run for path in paths for run in runs_below(path) or [path]]
+    return [run for path in paths for run in find_runs(path) or [path]]
 
 
-def _mapping(path: Path, load: Any, broken: type[Exception]) -> dict[str, Any]:
+def _read_mapping(path: Path, load: Any, broken: type[Exception]) -> dict[str, Any]:
     try:
         content = load(path.read_text(encoding="utf-8"))
     except (broken, UnicodeDecodeError):

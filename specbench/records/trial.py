@@ -89,7 +89,7 @@ class Trial:
         return cls(**row)
 
 
-def imported(
+def import_trial(
     *,
     run_id: str,
     suite: str,
@@ -136,7 +136,7 @@ class Prompt:
     method: str | None = None
 
 
-def ids_sha256(ids: Sequence[int]) -> str:
+def hash_ids(ids: Sequence[int]) -> str:
     """Fingerprint of token ids: sha256 of their decimal numbers joined by commas."""
     return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()
 

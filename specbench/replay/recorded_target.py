@@ -20,8 +20,8 @@ from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import GREEDY, Verified, Verifier
-from specbench.errors import InputError, one_line
+from specbench.decoding.verify import GREEDY, Verification, Verifier
+from specbench.errors import InputError, format_error
 from specbench.records.trial import PER_STEP, Trial
 
 ENDLESS = 2**31 - 1
@@ -32,7 +32,7 @@ MEASURED = ("prefill_s", "decode_s", "draft_s", "verify_s", "retokenised", "peak
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedAnswer:
     """One answer: ids of prompt and output; limit: of new tokens, to which drafts were cut; stops: the id that it ended with."""
 
     prompt: list[int]
@@ -41,20 +41,20 @@ class Recorded:
     stops: tuple[int, ...] = ()
 
 
-class Certain:
+class CertainLogits:
     """In place of logits (N, V): the one token (N,) that each row is certain of. All that a greedy rule asks for."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
 
-    def __getitem__(self, row: int) -> Certain:
-        return Certain(self.tokens[row])
+    def __getitem__(self, row: int) -> CertainLogits:
+        return CertainLogits(self.tokens[row])
 
     def argmax(self, dim: int | None = None) -> Tensor:
         return self.tokens
 
 
-class Unseen:
+class UnseenTensor:
     """In place of what a drafter would read of the target."""
 
     def _refuse(self, *_: Any) -> Any:
@@ -63,7 +63,7 @@ class Unseen:
     __getattr__ = __getitem__ = __len__ = __iter__ = _refuse
 
 
-class _Places:
+class _PositionStore:
     """In place of a KV store: how far into its answer each sequence is."""
 
     capacity = ENDLESS
@@ -77,11 +77,11 @@ class _Places:
     def keep(self, row: int, path: Sequence[int]) -> None:
         self.lengths[row] += len(path)
 
-    def row(self, row: int) -> Unseen:
-        return Unseen()
+    def row(self, row: int) -> UnseenTensor:
+        return UnseenTensor()
 
 
-class Recording:
+class RecordedTarget:
     """Stands for a LanguageModel: writes the one answer that it holds."""
 
     device, context = torch.device("cpu"), ENDLESS
@@ -89,24 +89,24 @@ class Recording:
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary, self.answer = vocabulary, [NOTHING]
 
-    def store(self, capacity: int, batch: int = 1) -> _Places:
-        return _Places(batch)
+    def store(self, capacity: int, batch: int = 1) -> _PositionStore:
+        return _PositionStore(batch)
 
     def tap(self, layers: tuple[int, ...]) -> None:
         """Whoever taps finds nothing."""
 
-    def prefill(self, store: _Places, prompts: list[Tensor], all_logits: bool = False) -> list[TargetOutput]:
-        return [_certain(torch.tensor(self.answer[:1])) for _ in prompts]
+    def prefill(self, store: _PositionStore, prompts: list[Tensor], all_logits: bool = False) -> list[TargetOutput]:
+        return [_wrap_tokens(torch.tensor(self.answer[:1])) for _ in prompts]
 
-    def forward(self, store: _Places, trees: list[DraftTree]) -> list[TargetOutput]:
-        return [_certain(_wanted(tree, self.answer[at:])) for tree, at in zip(trees, store.lengths, strict=True)]
-
-
-def _certain(tokens: Tensor) -> TargetOutput:
-    return TargetOutput(cast(Tensor, Certain(tokens)))
+    def forward(self, store: _PositionStore, trees: list[DraftTree]) -> list[TargetOutput]:
+        return [_wrap_tokens(_find_next_tokens(tree, self.answer[at:])) for tree, at in zip(trees, store.lengths, strict=True)]
 
 
-def _wanted(tree: DraftTree, left: list[int]) -> Tensor:
+def _wrap_tokens(tokens: Tensor) -> TargetOutput:
+    return TargetOutput(cast(Tensor, CertainLogits(tokens)))
+
+
+def _find_next_tokens(tree: DraftTree, left: list[int]) -> Tensor:
     """(N,): what the recording writes behind each node. left: the rest of the answer, the root's token first."""
     tokens, parents, depths = tree.tokens.tolist(), tree.parents.tolist(), tree.depths.tolist()
     left = [*left, *[NOTHING] * (tree.depth + 2)]
@@ -116,7 +116,7 @@ def _wanted(tree: DraftTree, left: list[int]) -> Tensor:
     return torch.tensor([left[depth + 1] if own else NOTHING for depth, own in zip(depths, follows, strict=True)])
 
 
-class _Blind(Drafter):
+class _TokenOnlyDrafter(Drafter):
     """A drafter that is shown tokens alone."""
 
     def __init__(self, drafter: Drafter) -> None:
@@ -129,32 +129,34 @@ class _Blind(Drafter):
         return GREEDY
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Any]:
-        return self.drafter.begin(prompts, [_unseen(out) for out in outs], contexts)
+        return self.drafter.begin(prompts, [_hide_output(out) for out in outs], contexts)
 
     def propose(self, states: list[Any], budgets: list[int]) -> list[DraftTree]:
         return self.drafter.propose(states, budgets)
 
-    def update(self, states: list[Any], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verified]) -> None:
-        self.drafter.update(states, trees, [_unseen(out) for out in outs], verified)
+    def update(self, states: list[Any], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]) -> None:
+        self.drafter.update(states, trees, [_hide_output(out) for out in outs], verified)
 
 
-def _unseen(out: TargetOutput) -> TargetOutput:
-    unseen: Any = Unseen()
+def _hide_output(out: TargetOutput) -> TargetOutput:
+    unseen: Any = UnseenTensor()
     return dataclasses.replace(out, logits=unseen, hidden=unseen)
 
 
-def replayed(label: str, drafter: Drafter, answers: Sequence[Recorded], vocabulary: int = LARGEST) -> list[Generation]:
+def replay_answers(
+    label: str, drafter: Drafter, answers: Sequence[RecordedAnswer], vocabulary: int = LARGEST
+) -> list[Generation]:
     """What the method takes for each answer: steps, drafts and what is accepted; times mean nothing. Raises InputError."""
-    target = Recording(vocabulary)
+    target = RecordedTarget(vocabulary)
     try:
         drafter.bind(cast(LanguageModel, target))
     except AttributeError:  # of the model's weights or config, which it asks for
         raise InputError(f"method {label} cannot be replayed: {TOKENS_ALONE}") from None
     drafter.reset()
-    return [_replayed(label, _Blind(drafter), target, answer, at) for at, answer in enumerate(answers)]
+    return [_replay_answer(label, _TokenOnlyDrafter(drafter), target, answer, at) for at, answer in enumerate(answers)]
 
 
-def _replayed(label: str, drafter: Drafter, target: Recording, answer: Recorded, at: int) -> Generation:
+def _replay_answer(label: str, drafter: Drafter, target: RecordedTarget, answer: RecordedAnswer, at: int) -> Generation:
     target.answer = answer.output
     sampling = Sampling(
         max_new_tokens=answer.limit, stop_token_ids=answer.stops, seed=at
@@ -162,20 +164,20 @@ def _replayed(label: str, drafter: Drafter, target: Recording, answer: Recorded,
     try:
         (out,) = generate(cast(LanguageModel, target), drafter, [torch.tensor(answer.prompt)], sampling)
     except Exception as error:
-        why = str(error) if isinstance(error, InputError) else one_line(error)
+        why = str(error) if isinstance(error, InputError) else format_error(error)
         raise InputError(f"method {label} cannot be replayed: {why}") from None
     if out.output_ids != answer.output:
         raise InputError(f"the replay of {label} ends after {len(out.output_ids)} of {len(answer.output)} tokens")
     return out
 
 
-def trials_of(label: str, drafter: Drafter, answers: Sequence[tuple[Trial, Recorded]]) -> list[Trial]:
+def replay_trials(label: str, drafter: Drafter, answers: Sequence[tuple[Trial, RecordedAnswer]]) -> list[Trial]:
     """The records of a replay: as of a run, with counts and without times."""
-    outs = replayed(label, drafter, [answer for _, answer in answers])
-    return [_trial(label, trial, out) for (trial, _), out in zip(answers, outs, strict=True)]
+    outs = replay_answers(label, drafter, [answer for _, answer in answers])
+    return [_build_trial(label, trial, out) for (trial, _), out in zip(answers, outs, strict=True)]
 
 
-def _trial(label: str, of: Trial, out: Generation) -> Trial:
+def _build_trial(label: str, of: Trial, out: Generation) -> Trial:
     counts: dict[str, Any] = {"steps": out.steps, "target_forwards": out.steps + 1}
     absent: dict[str, Any] = dict.fromkeys(MEASURED)
     lists = {name: getattr(out, name) for name in PER_STEP}

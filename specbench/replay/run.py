@@ -12,13 +12,13 @@ from specbench.analysis import acceptance
 from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
-from specbench.records.moved import current
+from specbench.records.moved import translate_targets
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, PER_STEP, Trial
-from specbench.replay.recorded_target import trials_of
-from specbench.replay.sources import Recordings, read
-from specbench.running.resume import stamped
-from specbench.setup.instantiate import built
+from specbench.replay.recorded_target import replay_trials
+from specbench.replay.sources import Recordings, read_recordings
+from specbench.running.resume import stamp_path
+from specbench.setup.instantiate import instantiate
 from specbench.setup.objects import check_values
 from specbench.setup.settings import Node, RunSettings
 
@@ -27,7 +27,7 @@ COUNTS = ("new_tokens", "finish_reason", "steps", *PER_STEP)
 
 
 @dataclass(frozen=True)
-class Replayed:
+class MethodReplay:
     """turns: of one method; live: how many of them the recorded run made itself; equal: of those, in the same steps."""
 
     method: str
@@ -36,32 +36,32 @@ class Replayed:
     equal: int
 
 
-def replayed_run(of: Path, settings: RunSettings) -> tuple[Path, list[Replayed], str | None]:
+def replay_run(of: Path, settings: RunSettings) -> tuple[Path, list[MethodReplay], str | None]:
     """The new run directory (config.out, or results/replay-...), what is in it, and what is to be said. Raises InputError."""
     check_values(settings)
-    found = read(of, settings)
-    out = RunDirectory(Path(settings.out).expanduser() if settings.out else stamped(Path("results"), f"replay-{found.name}"))
+    found = read_recordings(of, settings)
+    out = RunDirectory(Path(settings.out).expanduser() if settings.out else stamp_path(Path("results"), f"replay-{found.name}"))
     if not out.is_new():
         raise InputError(f"out={out.path}: expected an empty folder or a new one")
-    drafters = {label: _drafter(label, node) for label, node in settings.method.items()}
+    drafters = {label: _load_drafter(label, node) for label, node in settings.method.items()}
     if found.tokenizer:
         check_tokenizers(drafters, found.tokenizer)
-    made = {label: trials_of(label, drafter, found.turns) for label, drafter in drafters.items()}
-    _write(out, found, made)
+    made = {label: replay_trials(label, drafter, found.turns) for label, drafter in drafters.items()}
+    _write_run(out, found, made)
     there = {trial.key: trial for trial in found.live}
-    beside = [_beside(label, trials, [there.get(trial.key) for trial in trials]) for label, trials in made.items()]
+    beside = [_compare_live(label, trials, [there.get(trial.key) for trial in trials]) for label, trials in made.items()]
     return out.path, beside, found.note
 
 
-def _drafter(label: str, node: Node) -> Drafter:
+def _load_drafter(label: str, node: Node) -> Drafter:
     """Raises InputError, before it is loaded, for one with a language model of its own."""
-    if DRAFT_MODEL in str(current(node)):
+    if DRAFT_MODEL in str(translate_targets(node)):
         raise InputError(f"method {label} cannot be replayed: it drafts with a model of its own, and no model is loaded")
-    drafter: Drafter = built(node)
+    drafter: Drafter = instantiate(node)
     return drafter
 
 
-def _write(out: RunDirectory, found: Recordings, made: Mapping[str, Sequence[Trial]]) -> None:
+def _write_run(out: RunDirectory, found: Recordings, made: Mapping[str, Sequence[Trial]]) -> None:
     out.write_config({**found.config, "method": dict.fromkeys(made), "repeats": 1, "replay_of": found.name})
     out.write_provenance({**found.provenance, "replay_of": found.name})
     for trials in made.values():
@@ -69,13 +69,13 @@ def _write(out: RunDirectory, found: Recordings, made: Mapping[str, Sequence[Tri
             out.append(trial)
 
 
-def _beside(label: str, trials: list[Trial], live: Sequence[Trial | None]) -> Replayed:
+def _compare_live(label: str, trials: list[Trial], live: Sequence[Trial | None]) -> MethodReplay:
     pairs = [(trial, other) for trial, other in zip(trials, live, strict=True) if other is not None and other.steps is not None]
     equal = sum(all(getattr(one, name) == getattr(other, name) for name in COUNTS) for one, other in pairs)
-    return Replayed(label, trials, len(pairs), equal)
+    return MethodReplay(label, trials, len(pairs), equal)
 
 
-def replayed_table(found: Sequence[Replayed]) -> Table:
+def build_replay_table(found: Sequence[MethodReplay]) -> Table:
     tasks = list(dict.fromkeys(trial.task for one in found for trial in one.turns))
     shown = Table(
         "method",
@@ -88,7 +88,7 @@ def replayed_table(found: Sequence[Replayed]) -> Table:
         if one.method == BASELINE:
             continue
         groups = [[trial for trial in one.turns if trial.task == task] for task in tasks]
-        means = [acceptance.micro(acceptance.steps_of(turns)) for turns in [*groups, one.turns]]
+        means = [acceptance.micro(acceptance.collect_steps(turns)) for turns in [*groups, one.turns]]
         live = f"{one.equal} of {one.live} turns" if one.live else "-"
         shown.add_row(one.method, *(f"{mean:.2f}" for mean in means), live)
     return shown

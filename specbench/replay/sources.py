@@ -18,20 +18,20 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from specbench.analysis.loaded_run import load
-from specbench.errors import InputError, nearest
+from specbench.analysis.loaded_run import read_run
+from specbench.errors import InputError, suggest_choices
 from specbench.exchange import spec_bench as answers
-from specbench.models.chat import render
+from specbench.models.chat import render_prompt
 from specbench.records.files import JsonLines
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE, Prompt, QuestionId, Trial, ids_sha256, imported
-from specbench.replay.recorded_target import LARGEST, Recorded
-from specbench.setup.instantiate import built
-from specbench.setup.objects import tokenizer_of
+from specbench.records.trial import BASELINE, Prompt, QuestionId, Trial, hash_ids, import_trial
+from specbench.replay.recorded_target import LARGEST, RecordedAnswer
+from specbench.setup.instantiate import instantiate
+from specbench.setup.objects import load_target_tokenizer
 from specbench.setup.settings import RunSettings
 from tasks.question import TASK_OF_CATEGORY, Question
 
-Turn = tuple[Trial, Recorded]
+Turn = tuple[Trial, RecordedAnswer]
 OUTPUTS = ("output_ids", "answer_ids")
 STOPPED = ("eos", "stop")  # vLLM, SGLang and OpenAI's interface say stop, also of a string
 
@@ -49,27 +49,27 @@ class Recordings:
     note: str | None = None  # how far they can be trusted
 
 
-def read(path: Path, settings: RunSettings) -> Recordings:
+def read_recordings(path: Path, settings: RunSettings) -> Recordings:
     """Of a folder or file. Raises InputError, of a file with the line."""
     if path.is_dir():
-        return of_run(path)
+        return read_run_answers(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder")
     _, first = next(JsonLines(path).numbered(torn=False), (0, {}))
-    return of_answers(path, settings) if "choices" in first else of_ids(path, settings.sampling.max_new_tokens)
+    return read_answer_file(path, settings) if "choices" in first else read_ids(path, settings.sampling.max_new_tokens)
 
 
-def of_run(path: Path) -> Recordings:
+def read_run_answers(path: Path) -> Recordings:
     """The answers of autoregressive decoding in a run directory."""
-    run = load(path)
+    run = read_run(path)
     limit = (run.config.get("sampling") or {}).get("max_new_tokens")
     if not isinstance(limit, int):
         raise InputError(f"{path}: its config does not say sampling.max_new_tokens")
-    turns = recorded((trial for trial in run.trials if trial.repeat == 0), RunDirectory(path).prompts(), limit)
+    turns = collect_turns((trial for trial in run.trials if trial.repeat == 0), RunDirectory(path).prompts(), limit)
     return Recordings(run.name, turns, run.config, run.provenance, tuple(run.trials))
 
 
-def recorded(trials: Iterable[Trial], prompts: Iterable[Prompt], max_new_tokens: int) -> list[Turn]:
+def collect_turns(trials: Iterable[Trial], prompts: Iterable[Prompt], max_new_tokens: int) -> list[Turn]:
     """The answers of autoregressive decoding in a run, each beside its record. Raises InputError where there is none."""
     ids = {prompt.sha256: prompt.prompt_ids for prompt in prompts}
     found = []
@@ -77,36 +77,38 @@ def recorded(trials: Iterable[Trial], prompts: Iterable[Prompt], max_new_tokens:
         if trial.method == BASELINE and not trial.failed and trial.output_ids and trial.prompt_sha256 in ids:
             limit = len(trial.output_ids) if trial.finish_reason == "capacity" else max_new_tokens
             stops = tuple(trial.output_ids[-1:]) if trial.finish_reason == "eos" else ()
-            found.append((trial, Recorded(ids[trial.prompt_sha256], trial.output_ids, limit, stops)))
+            found.append((trial, RecordedAnswer(ids[trial.prompt_sha256], trial.output_ids, limit, stops)))
     if not found:
         raise InputError(f"no answer of {BASELINE} with its prompt and output ids to be replayed")
     return found
 
 
-def of_ids(path: Path, max_new_tokens: int) -> Recordings:
+def read_ids(path: Path, max_new_tokens: int) -> Recordings:
     """A line a turn, as the module describes it."""
-    turns = _turns(
-        path, JsonLines(path).numbered(torn=False), lambda row, number: [_logged(row, number, path.stem, max_new_tokens)]
+    turns = _read_turns(
+        path, JsonLines(path).numbered(torn=False), lambda row, number: [_parse_turn(row, number, path.stem, max_new_tokens)]
     )
     config = {"target": {"name": path.stem}, "suite": {"name": path.stem}, "sampling": {"max_new_tokens": max_new_tokens}}
     return Recordings(path.stem, turns, config, {"recorded": "ids"})
 
 
-def _logged(row: Mapping[str, Any], number: int, name: str, most: int) -> Turn:
+def _parse_turn(row: Mapping[str, Any], number: int, name: str, most: int) -> Turn:
     output_field = next((field for field in OUTPUTS if field in row), OUTPUTS[0])
-    prompt, output = _ids(row, "prompt_ids"), _ids(row, output_field)
+    prompt, output = _parse_ids(row, "prompt_ids"), _parse_ids(row, output_field)
     if "stop_id" in row and output[-1] != row["stop_id"]:
-        output = [*output, *_ids({"stop_id": [row["stop_id"]]}, "stop_id")]
+        output = [*output, *_parse_ids({"stop_id": [row["stop_id"]]}, "stop_id")]
     limit = row.get("max_new_tokens", max(most, len(output)))
     if type(limit) is not int or limit < len(output):
         raise InputError(f"max_new_tokens={limit}: expected a whole number, no less than the {len(output)} ids of {output_field}")
     category = str(row.get("category", row.get("task", name)))
     task = str(row.get("task", TASK_OF_CATEGORY.get(category, category)))
-    answer = _answer(prompt, output, limit, _stopped(row, len(output) < limit))
-    return _frame(name, task, category, _id(row.get("question_id", number)), _turn(row), answer), answer
+    answer = _build_answer(prompt, output, limit, _was_stopped(row, len(output) < limit))
+    return _build_trial(
+        name, task, category, _parse_question_id(row.get("question_id", number)), _parse_turn_number(row), answer
+    ), answer
 
 
-def _ids(row: Mapping[str, Any], field: str) -> list[int]:
+def _parse_ids(row: Mapping[str, Any], field: str) -> list[int]:
     if field not in row:
         raise InputError(f"no {field}; expected prompt_ids and output_ids, or choices in an answer file of Spec-Bench")
     ids = row[field]
@@ -118,38 +120,38 @@ def _ids(row: Mapping[str, Any], field: str) -> list[int]:
     return ids
 
 
-def _stopped(row: Mapping[str, Any], short: bool) -> bool:
+def _was_stopped(row: Mapping[str, Any], short: bool) -> bool:
     """Whether a token ended the answer; short: of its limit."""
     reason = row.get("finish_reason")
     reason = reason.get("type") if isinstance(reason, dict) else reason
     return short if reason is None else reason in STOPPED
 
 
-def _id(value: Any) -> QuestionId:
+def _parse_question_id(value: Any) -> QuestionId:
     if type(value) not in (int, str):
         raise InputError(f"question_id is {value!r}, expected a whole number or a string")
     return value
 
 
-def _turn(row: Mapping[str, Any]) -> int:
+def _parse_turn_number(row: Mapping[str, Any]) -> int:
     turn = row.get("turn", 0)
     if type(turn) is not int or turn < 0:
         raise InputError(f"turn is {turn!r}, expected a whole number from 0")
     return turn
 
 
-def _answer(prompt: list[int], output: list[int], limit: int, stopped: bool) -> Recorded:
+def _build_answer(prompt: list[int], output: list[int], limit: int, stopped: bool) -> RecordedAnswer:
     """A last token that also stands before cannot be what ended the answer: that was a string, say, or whoever asked."""
     if stopped and output[-1] not in output[:-1]:
-        return Recorded(prompt, output, limit, (output[-1],))
-    return Recorded(prompt, output, len(output))
+        return RecordedAnswer(prompt, output, limit, (output[-1],))
+    return RecordedAnswer(prompt, output, len(output))
 
 
-def of_answers(path: Path, settings: RunSettings) -> Recordings:
+def read_answer_file(path: Path, settings: RunSettings) -> Recordings:
     """Texts of Spec-Bench's format, to the ids of the config's target."""
-    suite, (tokenizer, chat) = built(settings.suite), tokenizer_of(settings.target)
-    told = Told(suite.name, {one.id: one for one in suite.questions()}, tokenizer, chat, settings.sampling.max_new_tokens)
-    turns = _turns(path, answers.read(path), told.turns)
+    suite, (tokenizer, chat) = instantiate(settings.suite), load_target_tokenizer(settings.target)
+    told = AnswerReader(suite.name, {one.id: one for one in suite.questions()}, tokenizer, chat, settings.sampling.max_new_tokens)
+    turns = _read_turns(path, answers.read_answers(path), told.turns)
     config = {"target": {"name": settings.target.name}, "suite": {"name": suite.name}}
     note = (
         f"texts, encoded by the tokenizer of {settings.target.name}: not always the ids that were written; {told.counted(turns)}"
@@ -158,7 +160,7 @@ def of_answers(path: Path, settings: RunSettings) -> Recordings:
     return Recordings(path.stem, turns, config | limit, {"recorded": note}, tokenizer=tokenizer, note=note)
 
 
-class Told:
+class AnswerReader:
     """Reads rows of an answer file: what was asked, and how a target writes it."""
 
     def __init__(
@@ -171,18 +173,20 @@ class Told:
         question, choice = self._question(row), row["choices"][0]
         said: list[tuple[str, str | None]] = []
         for turn, (text, count) in enumerate(zip(choice["turns"], choice["new_tokens"], strict=True)):
-            prompt = render(self.chat, [*said, (question.turns[turn], None)], self.tokenizer)
+            prompt = render_prompt(self.chat, [*said, (question.turns[turn], None)], self.tokenizer)
             said.append((question.turns[turn], text))
             output = self._output(text, ended=count < self.limit)
             if text != answers.FAILED and output:
                 self.counts.append(count)
-                answer = _answer(prompt, output, max(self.limit, len(output)), count < self.limit)
-                yield _frame(self.suite, question.task, question.category, question.id, turn, answer), answer
+                answer = _build_answer(prompt, output, max(self.limit, len(output)), count < self.limit)
+                yield _build_trial(self.suite, question.task, question.category, question.id, turn, answer), answer
 
     def _question(self, row: Mapping[str, Any]) -> Question:
         name = str(row["question_id"])
         if name not in self.questions:
-            raise InputError(f"question {name} is not in suite {self.suite}, which has {nearest(name, list(self.questions))}")
+            raise InputError(
+                f"question {name} is not in suite {self.suite}, which has {suggest_choices(name, list(self.questions))}"
+            )
         question = self.questions[name]
         if len(row["choices"][0]["turns"]) > len(question.turns):
             raise InputError(f"more answers than the {len(question.turns)} turns of question {name} in suite {self.suite}")
@@ -197,7 +201,7 @@ class Told:
         return f"{same} of {len(turns)} turns have as many as the file counts"
 
 
-def _turns(
+def _read_turns(
     path: Path, rows: Iterable[tuple[int, dict[str, Any]]], turns_of: Callable[[dict[str, Any], int], Iterable[Turn]]
 ) -> list[Turn]:
     """Of all rows. Raises InputError with the line, also for a turn that is there twice."""
@@ -215,9 +219,9 @@ def _turns(
     return list(found.values())
 
 
-def _frame(name: str, task: str, category: str, question: QuestionId, turn: int, answer: Recorded) -> Trial:
+def _build_trial(name: str, task: str, category: str, question: QuestionId, turn: int, answer: RecordedAnswer) -> Trial:
     """The record of a turn of which nothing but ids is known."""
-    told = imported(
+    told = import_trial(
         run_id=name,
         suite=name,
         task=task,
@@ -227,7 +231,7 @@ def _frame(name: str, task: str, category: str, question: QuestionId, turn: int,
         method=BASELINE,
         new_tokens=len(answer.output),
         finish_reason="eos" if answer.stops else "length",
-        output_sha256=ids_sha256(answer.output),
+        output_sha256=hash_ids(answer.output),
     )
-    prompt_sha256 = ids_sha256(answer.prompt)
+    prompt_sha256 = hash_ids(answer.prompt)
     return replace(told, prompt_tokens=len(answer.prompt), prompt_sha256=prompt_sha256, output_ids=answer.output)

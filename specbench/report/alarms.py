@@ -32,7 +32,7 @@ class Alarm:
         return f"{self.level}: {self.method}{place}: {self.message}"
 
 
-Row = Mapping[Hashable, Any]
+SummaryRow = Mapping[Hashable, Any]
 DRIFT_LEVEL, DRIFT = 1e-3, 0.02  # of the test, and the least change of time from the first place in a block to the last
 LEAST_SPREAD = 0.03  # between repeats, below which nobody need care
 APART = 0.05  # of two estimators of one speedup
@@ -44,22 +44,33 @@ ESTIMATORS = {
 }
 
 
-def alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
+def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Everything wrong with a run, alarms first; `summary` is summarise(run)."""
-    of_the_run = (_profiled, _continued, _missing, _errors, _leaked, _certified, _followed_less, _drift, _spread, _throttled)
-    of_all_rows = (*_estimators(summary), *_unsure_conversion(summary))
-    found = [*_baseline(run, summary), *of_all_rows, *(alarm for look in of_the_run for alarm in look(run))]
+    of_the_run = (
+        _warn_profiled,
+        _warn_resumed,
+        _warn_missing,
+        _warn_errors,
+        _warn_leakage,
+        _warn_bugs,
+        _warn_longer_answers,
+        _warn_drift,
+        _warn_spread,
+        _warn_throttling,
+    )
+    of_all_rows = (*_warn_estimators(summary), *_warn_unsure_conversion(summary))
+    found = [*_warn_baseline(run, summary), *of_all_rows, *(alarm for look in of_the_run for alarm in look(run))]
     for row in summary.to_dict("records"):
-        found += [*_one_question(row), *_conversion(row), *_drafted_nothing(row), *_unfinished(row)]
+        found += [*_warn_one_question(row), *_warn_conversion(row), *_warn_no_drafts(row), *_warn_unfinished(row)]
     return sorted(found, key=lambda alarm: alarm.level)
 
 
-def _baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
+def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
     """The other ways to decode autoregressively, timed before the run or in it (the rows autoregressive@engine)."""
     measured = run.provenance.get("baseline") or []
     overall = summary[summary["task"] == OVERALL].set_index("method")["speedup"]
     rows = overall[overall.index.str.startswith(f"{BASELINE}@")].dropna()
-    slower_than = faster(measured) | {str(name): ratio for name, ratio in rows.items() if 1 - 1 / ratio > MARGIN}
+    slower_than = find_faster(measured) | {str(name): ratio for name, ratio in rows.items() if 1 - 1 / ratio > MARGIN}
     for name, ratio in slower_than.items():
         yield Alarm("alarm", BASELINE, OVERALL, f"{1 - 1 / ratio:.1%} slower than {name}: every speedup is too high")
     if not measured and rows.empty:
@@ -67,24 +78,24 @@ def _baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
         yield Alarm("notice", BASELINE, OVERALL, message)
 
 
-def _profiled(run: LoadedRun) -> Iterator[Alarm]:
+def _warn_profiled(run: LoadedRun) -> Iterator[Alarm]:
     if any(trial.draft_s is not None or trial.verify_s is not None for trial in run.trials):
         yield Alarm("alarm", "the run", OVERALL, "profiled: it synchronises at every step and is no headline")
 
 
-def _continued(run: LoadedRun) -> Iterator[Alarm]:
+def _warn_resumed(run: LoadedRun) -> Iterator[Alarm]:
     for later in run.provenance.get("continued") or []:
         message = f"continued on {later.get('started')} under another {', '.join(later.get('differs', ()))}"
         yield Alarm("notice", "the run", OVERALL, message)
 
 
-def _missing(run: LoadedRun) -> Iterator[Alarm]:
+def _warn_missing(run: LoadedRun) -> Iterator[Alarm]:
     for method, count in run.missing.items():
         wanted = run.provenance["turns"] * run.config["repeats"]
         yield Alarm("notice", method, OVERALL, f"{count} of {wanted} turns are still to be run; the same command goes on")
 
 
-def _errors(run: LoadedRun) -> Iterator[Alarm]:
+def _warn_errors(run: LoadedRun) -> Iterator[Alarm]:
     turns = Counter((trial.method, trial.task) for trial in run.trials)
     reasons: dict[tuple[str, str], Counter[str]] = {}
     for trial in run.trials:
@@ -97,7 +108,7 @@ def _errors(run: LoadedRun) -> Iterator[Alarm]:
         yield Alarm("alarm", method, task, message)
 
 
-def _leaked(run: LoadedRun) -> Iterator[Alarm]:
+def _warn_leakage(run: LoadedRun) -> Iterator[Alarm]:
     """Datastores that hold the questions themselves, and with them perhaps their answers."""
     for method, stores in (run.provenance.get("leakage") or {}).items():
         for store in stores:
@@ -106,7 +117,7 @@ def _leaked(run: LoadedRun) -> Iterator[Alarm]:
                 yield Alarm("alarm", method, OVERALL, f"{message} (half of their 13-grams or more): answers may be looked up")
 
 
-def _certified(run: LoadedRun) -> Iterator[Alarm]:
+def _warn_bugs(run: LoadedRun) -> Iterator[Alarm]:
     tried = {trial.method for trial in run.trials}
     for method, known in sorted(run.certified.items()):
         if method in tried and known.class_ in ("bug", "untested"):
@@ -115,7 +126,7 @@ def _certified(run: LoadedRun) -> Iterator[Alarm]:
             )
 
 
-def _followed_less(run: LoadedRun) -> Iterator[Alarm]:
+def _warn_longer_answers(run: LoadedRun) -> Iterator[Alarm]:
     """Answers that are longer than any text which a certificate has seen."""
     tried = [(trial.new_tokens, run.certified[trial.method].tokens) for trial in run.trials if trial.method in run.certified]
     beyond = [(longest, seen) for longest, seen in tried if longest > seen]
@@ -125,7 +136,7 @@ def _followed_less(run: LoadedRun) -> Iterator[Alarm]:
         yield Alarm("notice", "the run", OVERALL, message)
 
 
-def _drift(run: LoadedRun) -> Iterator[Alarm]:
+def _warn_drift(run: LoadedRun) -> Iterator[Alarm]:
     """Turns that come later in their block take another time: the order is random, so speedups are noisier, not biased."""
     rows = metrics.residuals(run.frame)
     if rows["place"].nunique() < 2:
@@ -138,8 +149,8 @@ def _drift(run: LoadedRun) -> Iterator[Alarm]:
         yield Alarm("alarm", "the run", OVERALL, message)
 
 
-def _spread(run: LoadedRun) -> Iterator[Alarm]:
-    spreads = metrics.repeat_spread(run.frame)
+def _warn_spread(run: LoadedRun) -> Iterator[Alarm]:
+    spreads = metrics.compute_repeat_spread(run.frame)
     baseline = spreads.get(BASELINE, float("nan"))
     for method, spread in spreads.items():
         if spread > max(2 * baseline, LEAST_SPREAD):
@@ -147,19 +158,19 @@ def _spread(run: LoadedRun) -> Iterator[Alarm]:
             yield Alarm("notice", str(method), OVERALL, message)
 
 
-def _one_question(row: Row) -> Iterator[Alarm]:
+def _warn_one_question(row: SummaryRow) -> Iterator[Alarm]:
     if row["method"] == BASELINE and row["task"] == OVERALL and pd.isna(row["speedup_low"]):
         yield Alarm("notice", "the run", OVERALL, "a task with one question has no interval, nor has overall")
 
 
-def _throttled(run: LoadedRun) -> Iterator[Alarm]:
+def _warn_throttling(run: LoadedRun) -> Iterator[Alarm]:
     reasons = Counter(reason for trial in run.trials for reason in trial.throttled or ())
     for reason, turns in sorted(reasons.items()):
         message = f"clocks were held down in {turns} of {len(run.trials)} turns: {reason}"
         yield Alarm("alarm", "the run", OVERALL, message)
 
 
-def _estimators(summary: pd.DataFrame) -> Iterator[Alarm]:
+def _warn_estimators(summary: pd.DataFrame) -> Iterator[Alarm]:
     """One for all methods, each with its lowest and its highest estimate."""
     apart = []
     for row in summary[summary["task"] == OVERALL].to_dict("records"):
@@ -171,14 +182,14 @@ def _estimators(summary: pd.DataFrame) -> Iterator[Alarm]:
         yield Alarm("notice", "the run", OVERALL, f"estimators of a speedup disagree by over {APART:.0%}: {', '.join(apart)}")
 
 
-def _conversion(row: Row) -> Iterator[Alarm]:
+def _warn_conversion(row: SummaryRow) -> Iterator[Alarm]:
     value, low = row["conversion"], row["conversion_low"]
     if row["method"] != BASELINE and low > 1:
         message = f"conversion {value:.2f}, at least {low:.2f}: the baseline ran slower code than the method"
         yield Alarm("alarm", row["method"], row["task"], message)
 
 
-def _unsure_conversion(summary: pd.DataFrame) -> Iterator[Alarm]:
+def _warn_unsure_conversion(summary: pd.DataFrame) -> Iterator[Alarm]:
     """One for all rows without an interval."""
     high = summary[(summary["method"] != BASELINE) & (summary["conversion"] > 1.005) & summary["conversion_low"].isna()]
     if len(high):
@@ -187,12 +198,12 @@ def _unsure_conversion(summary: pd.DataFrame) -> Iterator[Alarm]:
         yield Alarm("notice", "the run", OVERALL, message)
 
 
-def _drafted_nothing(row: Row) -> Iterator[Alarm]:
+def _warn_no_drafts(row: SummaryRow) -> Iterator[Alarm]:
     if row["method"].partition("@")[0] != BASELINE and row["drafted"] == 0:
         yield Alarm("alarm", row["method"], row["task"], "drafted nothing: this row is autoregressive decoding")
 
 
-def _unfinished(row: Row) -> Iterator[Alarm]:
+def _warn_unfinished(row: SummaryRow) -> Iterator[Alarm]:
     if row["unpaired"]:
         message = f"{row['unpaired']} questions not finished yet by it and autoregressive"
         yield Alarm("notice", row["method"], row["task"], message)
@@ -203,7 +214,7 @@ MARGIN = 0.03  # a baseline slower than another way by more than this is alarmed
 Rates = Sequence[Mapping[str, Any]]  # engine, dtype, tokens_per_second of each round
 
 
-def _ratios(rates: Rates) -> dict[str, list[float]]:
+def _compute_ratios(rates: Rates) -> dict[str, list[float]]:
     """By the rival's name, its rate over the run's own, round by round."""
     if not rates:
         return {}
@@ -212,11 +223,11 @@ def _ratios(rates: Rates) -> dict[str, list[float]]:
     return {name: [a / b for a, b in zip(rival, own, strict=True)] for name, rival in zip(names, rivals, strict=True)}
 
 
-def faster(rates: Rates) -> dict[str, float]:
+def find_faster(rates: Rates) -> dict[str, float]:
     """Ways that beat the run's own by more than MARGIN in every round, with the median ratio."""
-    return {name: statistics.median(values) for name, values in _ratios(rates).items() if min(values) > 1 + MARGIN}
+    return {name: statistics.median(values) for name, values in _compute_ratios(rates).items() if min(values) > 1 + MARGIN}
 
 
-def described(rates: Rates) -> str:
+def describe_rivals(rates: Rates) -> str:
     """`native bfloat16 0.79×, hf float32 0.96×`: each rival's rate over the run's own, the median of the rounds."""
-    return ", ".join(f"{name} {statistics.median(values):.2f}×" for name, values in _ratios(rates).items())
+    return ", ".join(f"{name} {statistics.median(values):.2f}×" for name, values in _compute_ratios(rates).items())

@@ -27,7 +27,7 @@ from specbench.analysis.metrics import OVERALL
 from specbench.records.files import write_atomic
 from specbench.records.trial import BASELINE
 from specbench.report.palette import GREY, INK, MARKERS, PALETTE, Look, Style
-from specbench.report.tables import interval_cell, rank, shown_tasks
+from specbench.report.tables import format_interval, format_rank, list_shown_tasks
 
 CONVERSIONS = (1.0, 0.8, 0.6, 0.4)
 LAST_POSITION = 16  # long chains go on; acceptance.csv has them all
@@ -37,7 +37,7 @@ LONGEST_LABEL = 28  # characters of a line beside an axis
 LEAST_REACHED = 30  # a share of fewer steps than this is not drawn
 
 
-def drawing() -> AbstractContextManager[None]:
+def use_figure_settings() -> AbstractContextManager[None]:
     """The settings under which figures are made and saved; ids inside an SVG are the same every time."""
     settings: dict[str, Any] = {
         "font.size": 11, "font.family": "sans-serif", "text.parse_math": False, "svg.fonttype": "none",
@@ -50,17 +50,17 @@ def drawing() -> AbstractContextManager[None]:
     return matplotlib.rc_context(cast(Any, settings))  # its keys are literals
 
 
-def speedup_by_task(summary: pd.DataFrame, style: Style) -> Figure:
+def plot_task_speedups(summary: pd.DataFrame, style: Style) -> Figure:
     """Points with 95 % intervals, one group a task, and a line where autoregressive decoding is."""
     drafting = summary[summary["method"] != BASELINE].dropna(subset=["speedup"])
-    methods, tasks = list(drafting["method"].unique()), shown_tasks(summary)
-    figure, axes = canvas(10 + 0.3 * max(0, len(methods) - 8), 4.8)
-    top = _top(drafting)
+    methods, tasks = list(drafting["method"].unique()), list_shown_tasks(summary)
+    figure, axes = create_canvas(10 + 0.3 * max(0, len(methods) - 8), 4.8)
+    top = _compute_top(drafting)
     for position, method in enumerate(methods):
         rows = drafting[drafting["method"] == method].set_index("task").reindex(tasks)
         offset = (position + 0.5) / len(methods) - 0.5
         places = [index + 0.8 * offset for index in range(len(tasks))]
-        _points(axes, places, rows, style[method], top)
+        _plot_points(axes, places, rows, style[method], top)
     for index in range(0, len(tasks), 2):
         axes.axvspan(index - 0.5, index + 0.5, color=INK, alpha=0.04, linewidth=0)
     axes.axhline(1, color=GREY, linewidth=1.4, zorder=1, label=f"{BASELINE} = 1")
@@ -69,18 +69,18 @@ def speedup_by_task(summary: pd.DataFrame, style: Style) -> Figure:
     axes.set_ylim(min(0.5, 0.9 * drafting["speedup_low"].min(), 0.9 * drafting["speedup"].min()) if len(drafting) else 0, top)
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title("Speedup by task, 95 % intervals over questions")
-    legend(figure, axes)
+    add_legend(figure, axes)
     return figure
 
 
-def _top(rows: pd.DataFrame) -> float:
+def _compute_top(rows: pd.DataFrame) -> float:
     """Where the axis ends: above all intervals, unless those of few questions would press the points together."""
     if rows.empty:
         return 1.5
     return 1.05 * max(1.0, min(rows[["speedup", "speedup_high"]].max(axis=None), TALLEST * rows["speedup"].max()))
 
 
-def _points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look, top: float) -> None:
+def _plot_points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look, top: float) -> None:
     middle, low, high = (rows[name].to_numpy(float) for name in ("speedup", "speedup_low", "speedup_high"))
     axes.vlines(places, low, high, color=look.colour, linewidth=1.8, zorder=2)
     drawn: dict[str, Any] = {"marker": look.marker, "color": look.colour, "fillstyle": look.fill, "markersize": 6, "zorder": 3}
@@ -90,12 +90,12 @@ def _points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look, top
         axes.plot(cut, [top] * len(cut), ls="", marker="^", color=look.colour, markersize=5, clip_on=False)
 
 
-def forest(summary: pd.DataFrame, style: Style) -> Figure:
+def plot_forest(summary: pd.DataFrame, style: Style) -> Figure:
     """A row a method, the fastest on top: overall, its interval and rank; tasks as small points; the range without any one."""
     overall = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE)].dropna(subset=["speedup"])
     overall = overall.sort_values("speedup")
-    labels = [folded(style[str(method)].label) for method in overall["method"]]
-    figure, axes = canvas(8 + breadth(labels), 1.6 + (0.38 + crowding(labels)) * len(overall))
+    labels = [fold_label(style[str(method)].label) for method in overall["method"]]
+    figure, axes = create_canvas(8 + measure_breadth(labels), 1.6 + (0.38 + measure_crowding(labels)) * len(overall))
     for place, (_, row) in enumerate(overall.iterrows()):
         look = style[str(row["method"])]
         tasks = summary.loc[(summary["method"] == row["method"]) & (summary["task"] != OVERALL), "speedup"].dropna()
@@ -105,7 +105,7 @@ def forest(summary: pd.DataFrame, style: Style) -> Figure:
             axes.hlines(place, min(without), max(without), color=look.colour, linewidth=6, alpha=0.25)
         axes.hlines(place, row["speedup_low"], row["speedup_high"], color=look.colour, linewidth=2)
         axes.plot(row["speedup"], place, marker="D", color=look.colour, fillstyle=look.fill, markersize=7, zorder=3)
-        text = interval_cell(row) + f", rank {rank(row)}" * pd.notna(row["rank_best"])
+        text = format_interval(row) + f", rank {format_rank(row)}" * pd.notna(row["rank_best"])
         axes.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", size=9.5)
     axes.axvline(1, color=GREY, linewidth=1.4, zorder=1)
     axes.set_yticks(range(len(overall)), labels)
@@ -116,7 +116,7 @@ def forest(summary: pd.DataFrame, style: Style) -> Figure:
     return figure
 
 
-def per_question(latencies: pd.DataFrame, style: Style) -> Figure:
+def plot_questions(latencies: pd.DataFrame, style: Style) -> Figure:
     """Boxes over questions: milliseconds per token by method (left), tokens of an answer by task (right).
 
     latencies: method, task, question_id, ms_per_token, new_tokens (see metrics.question_latencies).
@@ -124,12 +124,12 @@ def per_question(latencies: pd.DataFrame, style: Style) -> Figure:
     methods = [method for method in style if method in set(latencies["method"])]
     tasks = list(latencies["task"].unique())
     labels = {
-        "method": [folded(style[name].label) for name in methods],
-        "task": [folded(name.replace("_", " ")) for name in tasks],
+        "method": [fold_label(style[name].label) for name in methods],
+        "task": [fold_label(name.replace("_", " ")) for name in tasks],
     }
     every = [*labels["method"], *labels["task"]]
-    tall = 1.6 + (0.34 + crowding(every)) * max(len(methods), len(tasks))
-    figure = Figure(figsize=(8 + breadth(every), tall), layout="constrained")
+    tall = 1.6 + (0.34 + measure_crowding(every)) * max(len(methods), len(tasks))
+    figure = Figure(figsize=(8 + measure_breadth(every), tall), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for axes, column, key, names in ((left, "ms_per_token", "method", methods), (right, "new_tokens", "task", tasks)):
         rows = latencies if key == "method" else latencies[latencies["method"] == BASELINE]
@@ -150,17 +150,17 @@ def per_question(latencies: pd.DataFrame, style: Style) -> Figure:
     return figure
 
 
-def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:
+def plot_conversion(summary: pd.DataFrame, style: Style) -> Figure:
     """Every method on every task, with the lines speedup = conversion × mean accepted tokens.
 
     Overall is the geometric mean of the tasks in both directions: one weighting, or the lines would not fit it.
     """
     rows = summary[summary["method"] != BASELINE].dropna(subset=["speedup", "mean_accepted_tokens"])
-    figure, axes = canvas(9.5, 5.6)
+    figure, axes = create_canvas(9.5, 5.6)
     right = max(2.0, 1.06 * rows["mean_accepted_tokens"].max()) if len(rows) else 2.0
     top = max(1.5, 1.12 * rows["speedup"].max()) if len(rows) else 1.5
     for conversion in CONVERSIONS:
-        _conversion_line(axes, conversion, right, top)
+        _plot_conversion_line(axes, conversion, right, top)
     for method, cells in rows.groupby("method", sort=False):
         look = style[str(method)]
         drawn: dict[str, Any] = {"ls": "", "marker": look.marker, "color": look.colour, "fillstyle": look.fill, "zorder": 3}
@@ -176,11 +176,11 @@ def speedup_by_acceptance(summary: pd.DataFrame, style: Style) -> Figure:
     axes.set_xlabel("mean accepted tokens")
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title("How much of the acceptance becomes time (large: overall, small: tasks)", pad=18)
-    legend(figure, axes)
+    add_legend(figure, axes)
     return figure
 
 
-def _conversion_line(axes: Axes, conversion: float, right: float, top: float) -> None:
+def _plot_conversion_line(axes: Axes, conversion: float, right: float, top: float) -> None:
     axes.plot([0, right], [0, conversion * right], color=INK, alpha=0.35, linewidth=1, zorder=1)
     leaves = conversion * right < top  # at the right edge, else at the top: labels stand outside, clear of the points
     place = (right, conversion * right) if leaves else (top / conversion, top)
@@ -189,9 +189,9 @@ def _conversion_line(axes: Axes, conversion: float, right: float, top: float) ->
     axes.annotate(f"×{conversion:.1f}", place, offset, textcoords="offset points", annotation_clip=False, **drawn)
 
 
-def speedup_by_tree_size(sizes: pd.DataFrame) -> Figure:
+def plot_tree_sizes(sizes: pd.DataFrame) -> Figure:
     """Speedup over all tasks against the nodes of the tree, a line for each depth. sizes: see trees.tree_sizes."""
-    figure, axes = canvas(7.5, 4.8)
+    figure, axes = create_canvas(7.5, 4.8)
     for position, (series, rows) in enumerate(sizes.groupby("series", sort=False)):
         colour, marker = PALETTE[position % len(PALETTE)], MARKERS[position % len(MARKERS)]
         apart = rows["total_tokens"] * (1 + 0.015 * position)  # intervals of equal sizes side by side
@@ -205,15 +205,15 @@ def speedup_by_tree_size(sizes: pd.DataFrame) -> Figure:
     axes.set_xlabel("nodes of the draft tree, root included")
     axes.set_ylabel(f"speedup over {BASELINE}")
     axes.set_title("Speedup by tree size, all tasks")
-    legend(figure, axes)
+    add_legend(figure, axes)
     return figure
 
 
-def time_of_a_step(split: pd.DataFrame, style: Style) -> Figure:
+def plot_step_time(split: pd.DataFrame, style: Style) -> Figure:
     """Bars: what a step costs in autoregressive steps, by part; a diamond: the tokens it yields (metrics.time_split)."""
     rows = split[split["method"] != BASELINE].iloc[::-1]
-    names = [folded(style[method].label) for method in rows["method"]]
-    figure, axes = canvas(6.5 + breadth(names), 1.8 + (0.42 + crowding(names)) * len(rows))
+    names = [fold_label(style[method].label) for method in rows["method"]]
+    figure, axes = create_canvas(6.5 + measure_breadth(names), 1.8 + (0.42 + measure_crowding(names)) * len(rows))
     left = np.zeros(len(rows))
     for part, colour in zip(("draft", "verify", "rest"), PALETTE, strict=False):
         width = rows[part].to_numpy(float)
@@ -226,11 +226,11 @@ def time_of_a_step(split: pd.DataFrame, style: Style) -> Figure:
     axes.set_title("Where a step's time goes, and what it yields")
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.8)
-    legend(figure, axes)
+    add_legend(figure, axes)
     return figure
 
 
-def acceptance_by_position(positions: pd.DataFrame, style: Style) -> Figure:
+def plot_acceptance(positions: pd.DataFrame, style: Style) -> Figure:
     """Two panels: the k-th draft token is accepted; it is, given that all before it were (conditional)."""
     least = min(LEAST_REACHED, positions["reached"].max())  # a tiny run draws what it has
     rows = positions[(positions["reached"] >= least) & (positions["position"] <= LAST_POSITION)]
@@ -251,12 +251,12 @@ def acceptance_by_position(positions: pd.DataFrame, style: Style) -> Figure:
     joint.set_ylabel("share of steps")
     conditional.set_title("Conditional: the k-th, if all before it were")
     for axes in (joint, conditional):
-        _acceptance_axes(axes, int(rows["position"].max()) if len(rows) else 1)
-    legend(figure, joint)
+        _label_acceptance_axes(axes, int(rows["position"].max()) if len(rows) else 1)
+    add_legend(figure, joint)
     return figure
 
 
-def _acceptance_axes(axes: Axes, last: int) -> None:
+def _label_acceptance_axes(axes: Axes, last: int) -> None:
     axes.set_ylim(0, 1)
     axes.set_xlim(0.7, last + 0.3)
     axes.set_xticks(range(1, last + 1, 1 if last <= 10 else 2))
@@ -265,7 +265,7 @@ def _acceptance_axes(axes: Axes, last: int) -> None:
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
 
 
-def speedup_by_setting(summary: pd.DataFrame, setting: str, style: Style) -> Figure:
+def plot_setting_speedups(summary: pd.DataFrame, setting: str, style: Style) -> Figure:
     """Several runs: overall speedup with 95 % intervals, and mean accepted tokens, over the setting that tells them apart."""
     rows = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE)].dropna(subset=["speedup"])
     values = sorted(rows[setting].unique())
@@ -292,11 +292,11 @@ def speedup_by_setting(summary: pd.DataFrame, setting: str, style: Style) -> Fig
         axes.set_xlabel(setting)
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
-    legend(figure, left)
+    add_legend(figure, left)
     return figure
 
 
-def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def create_canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """One pair of axes with lines across; inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
@@ -305,17 +305,17 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def breadth(labels: Sequence[str]) -> float:
+def measure_breadth(labels: Sequence[str]) -> float:
     """Inches that the longest line of them takes at eleven points."""
     return 0.095 * max((len(line) for label in labels for line in label.split("\n")), default=0)
 
 
-def crowding(labels: Sequence[str]) -> float:
+def measure_crowding(labels: Sequence[str]) -> float:
     """Inches that a row needs more where labels are folded."""
     return 0.12 * max((label.count("\n") for label in labels), default=0)
 
 
-def folded(label: str) -> str:
+def fold_label(label: str) -> str:
     """A long label in lines, broken behind underscores and spaces."""
     lines = [""]
     for part in re.findall(r"[^_ ]+[_ ]?|[_ ]", label):
@@ -323,7 +323,7 @@ def folded(label: str) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def legend(figure: Figure, axes: Axes) -> None:
+def add_legend(figure: Figure, axes: Axes) -> None:
     """Below the figure, which grows by it, in as many columns as fit side by side."""
     entries = sorted(
         zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: not isinstance(entry[0], BarContainer)
@@ -332,20 +332,20 @@ def legend(figure: Figure, axes: Axes) -> None:
         return
     handles, labels = zip(*entries, strict=True)
     width, height = figure.get_size_inches()
-    rows = math.ceil(len(handles) / max(1, int(width / (0.55 + 0.91 * breadth(labels)))))
+    rows = math.ceil(len(handles) / max(1, int(width / (0.55 + 0.91 * measure_breadth(labels)))))
     figure.set_size_inches(width, height + 0.21 * (rows - 1))
     spacing = {"handletextpad": 0.4, "columnspacing": 1.4}
     figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(handles) / rows), **spacing)
 
 
-def svg(figure: Figure) -> str:
+def render_svg(figure: Figure) -> str:
     """The figure as SVG text, transparent, without a date."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
-def inline(text: str) -> str:
+def inline_svg(text: str) -> str:
     """SVG for inside an HTML page: no prologue or metadata, its width in points as --width, ink in the page's text colour."""
     body = text[text.index("<svg") :].replace(INK, "currentColor")
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
@@ -354,14 +354,14 @@ def inline(text: str) -> str:
     return re.sub(r' height="[^"]*"', "", sized) + ">" + rest
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Writes stem.png (white background), stem.svg and stem.pdf (both transparent)."""
     picture, printed = io.BytesIO(), io.BytesIO()
     figure.savefig(picture, format="png", dpi=DPI, facecolor="white")
     figure.savefig(printed, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
     raster, vector, page = (stem.with_name(stem.name + ending) for ending in (".png", ".svg", ".pdf"))
     write_atomic(raster, picture.getvalue())
-    write_atomic(vector, svg(figure))
+    write_atomic(vector, render_svg(figure))
     write_atomic(page, printed.getvalue())
     return [raster, vector, page]
 
@@ -369,7 +369,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 LEAST = 3  # sizes of a method that make a figure
 
 
-def tree_sizes(run: LoadedRun, summary: pd.DataFrame) -> pd.DataFrame:
+def tabulate_tree_sizes(run: LoadedRun, summary: pd.DataFrame) -> pd.DataFrame:
     """A row per method of a dynamic tree, where a class has several: series, total_tokens, depth, and its overall speedup."""
     settings = run.config.get("method") or {}
     sized = {label: one for label, one in settings.items() if isinstance(one, dict) and {"total_tokens", "depth"} <= set(one)}
@@ -384,7 +384,7 @@ def tree_sizes(run: LoadedRun, summary: pd.DataFrame) -> pd.DataFrame:
     return made.sort_values(["depth", "total_tokens"])
 
 
-def best_size(sizes: pd.DataFrame) -> str:
+def describe_best_size(sizes: pd.DataFrame) -> str:
     """The fastest of them in words."""
     row = sizes.sort_values("speedup").iloc[-1]
     interval = f"[{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"

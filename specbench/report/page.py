@@ -18,12 +18,12 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from specbench.analysis.loaded_run import LoadedRun, first, look_up
+from specbench.analysis.loaded_run import LoadedRun, find_first, look_up
 from specbench.analysis.metrics import OVERALL
-from specbench.analysis.summary import sampled
+from specbench.analysis.summary import is_sampled
 from specbench.records.trial import BASELINE
-from specbench.report.alarms import Alarm, described
-from specbench.report.tables import interval_cell, marked, rank, share, shown_tasks
+from specbench.report.alarms import Alarm, describe_rivals
+from specbench.report.tables import format_interval, format_label, format_rank, format_share, list_shown_tasks
 
 EXAMPLES = 6
 LONGEST = 160  # characters of a method's settings; config.yaml has them all
@@ -93,13 +93,16 @@ class Section:
     figures: Sequence[tuple[str, str]]
 
 
-def page(sections: Sequence[Section], across: Sequence[tuple[str, str]] = ()) -> str:
+def render_page(sections: Sequence[Section], across: Sequence[tuple[str, str]] = ()) -> str:
     """The HTML text; it asks the network for nothing. across: (caption, inline SVG) of figures of all runs together."""
-    environment = page_environment(Path(__file__).parent)
+    environment = build_environment(Path(__file__).parent)
     environment.filters.update(
-        share=share, rank=rank, breakable=_breakable, seeds=lambda value: "" if value != value else f" ± {value:.2f}"
+        share=format_share,
+        rank=format_rank,
+        breakable=_break_label,
+        seeds=lambda value: "" if value != value else f" ± {value:.2f}",
     )
-    views = [_view(section) for section in sections]
+    views = [_build_view(section) for section in sections]
     targets = ", ".join(dict.fromkeys(view["target"] for view in views))
     figures = [(caption, Markup(svg)) for caption, svg in across]
     longest = max(len(method["label"]) for view in views for method in view["methods"])
@@ -107,64 +110,64 @@ def page(sections: Sequence[Section], across: Sequence[tuple[str, str]] = ()) ->
     return environment.get_template("page.html.jinja").render(views=views, across=figures, **told)
 
 
-def page_environment(*folders: Path) -> Environment:
+def build_environment(*folders: Path) -> Environment:
     """Templates of these folders, which may include page.css and sort.js, too; what is put in is escaped."""
     loader = FileSystemLoader([*folders, Path(__file__).parent])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = _number
+    environment.filters["number"] = _format_number
     return environment
 
 
-def _breakable(label: str) -> Markup:
+def _break_label(label: str) -> Markup:
     """A long name breaks behind its underscores."""
     return Markup("_<wbr>").join(str(label).split("_"))
 
 
-def _view(section: Section) -> dict[str, Any]:
+def _build_view(section: Section) -> dict[str, Any]:
     run, summary = section.run, section.summary
     return {
         "name": run.name,
-        "target": _target(summary.iloc[0]) or run.name,
+        "target": _format_target(summary.iloc[0]) or run.name,
         "expanded": EXPANDED if summary["shape"].iloc[0] else "",
-        "headline": _headline(summary),
-        "facts": _facts(run, summary),
-        "tasks": shown_tasks(summary),
-        "methods": _methods(run, summary),
+        "headline": _format_headline(summary),
+        "facts": _collect_facts(run, summary),
+        "tasks": list_shown_tasks(summary),
+        "methods": _list_methods(run, summary),
         "unmeasured": [name for name, column in COSTS.items() if summary[column].isna().all()],
         "rows": summary.to_dict("records"),
         "alarms": section.alarms,
         "figures": [(caption, Markup(svg)) for caption, svg in section.figures],
-        "examples": examples(run),
-        "settings": _settings(run, summary),
+        "examples": select_examples(run),
+        "settings": _list_settings(run, summary),
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, default_flow_style=None),
         "provenance": json.dumps(run.provenance, indent=2, ensure_ascii=False),
     }
 
 
-def _headline(summary: pd.DataFrame) -> str:
+def _format_headline(summary: pd.DataFrame) -> str:
     """Which method is the fastest, and which others may be."""
     rows = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE) & (summary["kind"] != "synthetic")]
     rows = rows.dropna(subset=["speedup"]).sort_values("speedup", ascending=False)
     if rows.empty:
         return ""
-    others = ", ".join(marked(row) for row in rows[1:].to_dict("records") if row["rank_best"] == 1)
-    told = f"Fastest: {marked(rows.iloc[0])}, {interval_cell(rows.iloc[0])} times autoregressive decoding."
+    others = ", ".join(format_label(row) for row in rows[1:].to_dict("records") if row["rank_best"] == 1)
+    told = f"Fastest: {format_label(rows.iloc[0])}, {format_interval(rows.iloc[0])} times autoregressive decoding."
     return told + f" Not told apart from the fastest: {others}." * bool(others)
 
 
-def _methods(run: LoadedRun, summary: pd.DataFrame) -> list[dict[str, Any]]:
+def _list_methods(run: LoadedRun, summary: pd.DataFrame) -> list[dict[str, Any]]:
     """A row a method: its cells by task, what its certificate says, and the tokens of its longest answer."""
     longest = run.frame.groupby("method")["new_tokens"].max()
     methods = []
     for name, rows in summary.groupby("method", sort=False):
         cells = {row["task"]: row for row in rows.to_dict("records")}
         known, overall = run.certified.get(str(name)), cells[OVERALL]
-        row = {"label": marked(overall), "baseline": name == BASELINE, "cells": cells, "overall": overall}
+        row = {"label": format_label(overall), "baseline": name == BASELINE, "cells": cells, "overall": overall}
         methods.append({**row, "known": known, "longest": int(longest[name])})
     return methods
 
 
-def _settings(run: LoadedRun, summary: pd.DataFrame) -> list[tuple[str, str, str]]:
+def _list_settings(run: LoadedRun, summary: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Of every method its label, its class and its settings in a line."""
     methods = run.config.get("method")
     configured = methods if isinstance(methods, Mapping) else {}
@@ -178,50 +181,52 @@ def _settings(run: LoadedRun, summary: pd.DataFrame) -> list[tuple[str, str, str
     return found
 
 
-def _target(row: pd.Series) -> str:
+def _format_target(row: pd.Series) -> str:
     return f"{row['target']}, expanded to {row['shape']}" if row["shape"] else str(row["target"])
 
 
-def _facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
+def _collect_facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
     row = summary.iloc[0]
     overall = summary[(summary["method"] == BASELINE) & (summary["task"] == OVERALL)]
     counted = overall.iloc[0] if len(overall) else row
     asked = f"{counted['questions']} questions × {counted['repeats']} repeats"
-    most = first(run.config, "sampling.max_new_tokens")
+    most = find_first(run.config, "sampling.max_new_tokens")
     asked += f", at most {most} tokens a turn" * bool(most)
     versions = look_up(run.provenance, "versions")
     named = versions.items() if isinstance(versions, Mapping) else ()
     facts = {
-        "target": _target(row),
+        "target": _format_target(row),
         "device": row["device"],
-        "machine": _machine(run),
+        "machine": _format_machine(run),
         "dtype": row["dtype"],
         "engine": row["engine"],
-        "temperature": f"{row['temperature']}, {counted['repeats']} seeds" if sampled(row["temperature"]) else row["temperature"],
+        "temperature": f"{row['temperature']}, {counted['repeats']} seeds"
+        if is_sampled(row["temperature"])
+        else row["temperature"],
         "suite": f"{run.trials[0].suite}, {asked}",
-        "date": first(run.provenance, "started"),
+        "date": find_first(run.provenance, "started"),
         "versions": ", ".join(f"{name} {version}" for name, version in named if version),
-        "commit": _commit(run),
-        "autoregressive otherwise": described(run.provenance.get("baseline") or []),
+        "commit": _format_commit(run),
+        "autoregressive otherwise": describe_rivals(run.provenance.get("baseline") or []),
         "numbers": row["kind"],
         "certified": "; ".join(sorted({one.seen for one in run.certified.values()})),
-        "datastores": "; ".join(_stores(run)),
+        "datastores": "; ".join(_list_stores(run)),
     }
     return {name: str(value) for name, value in facts.items() if value != ""}
 
 
-def _machine(run: LoadedRun) -> str:
+def _format_machine(run: LoadedRun) -> str:
     machine = look_up(run.provenance, "machine") or {}
     counts = [f"{machine[name]} {name}" for name in ("cores", "threads") if machine.get(name)]
     memory = machine.get("memory_bytes")
     return ", ".join([*counts, *([f"{memory / 1e9:.0f}\N{NO-BREAK SPACE}GB"] if memory else [])])
 
 
-def _commit(run: LoadedRun) -> str:
-    return str(first(run.provenance, "git.commit"))[:12] + " and changes" * bool(look_up(run.provenance, "git.dirty"))
+def _format_commit(run: LoadedRun) -> str:
+    return str(find_first(run.provenance, "git.commit"))[:12] + " and changes" * bool(look_up(run.provenance, "git.dirty"))
 
 
-def _stores(run: LoadedRun) -> list[str]:
+def _list_stores(run: LoadedRun) -> list[str]:
     """What each method looks its drafts up in, and how many of the run's questions stand there."""
     return [
         f"{method}: {store['name']}, {store['tokens']:,} tokens, holds {store['leaked']} of {store['questions']} questions"
@@ -230,7 +235,7 @@ def _stores(run: LoadedRun) -> list[str]:
     ]
 
 
-def examples(run: LoadedRun) -> list[dict[str, Any]]:
+def select_examples(run: LoadedRun) -> list[dict[str, Any]]:
     """Up to EXAMPLES turns, different tasks first: {task, question_id, turn, baseline, outputs}."""
     tasks = {trial.question_id: trial.task for trial in run.trials}
     turns: dict[tuple[Any, Any], dict[str, str]] = {}
@@ -240,21 +245,21 @@ def examples(run: LoadedRun) -> list[dict[str, Any]]:
     usable = [key for key, texts in turns.items() if BASELINE in texts and len(texts) > 1]
     leading = list({tasks.get(key[0], ""): key for key in reversed(usable)}.values())[::-1]
     chosen = [*leading, *(key for key in usable if key not in leading)][:EXAMPLES]
-    return [_example(tasks.get(key[0], ""), key[0], key[1], turns[key]) for key in chosen]
+    return [_build_example(tasks.get(key[0], ""), key[0], key[1], turns[key]) for key in chosen]
 
 
-def _example(task: str, question_id: Any, turn: Any, texts: Mapping[str, str]) -> dict[str, Any]:
+def _build_example(task: str, question_id: Any, turn: Any, texts: Mapping[str, str]) -> dict[str, Any]:
     baseline = texts[BASELINE]
-    outputs = [_compared(method, text, baseline) for method, text in texts.items() if method != BASELINE]
+    outputs = [_compare_output(method, text, baseline) for method, text in texts.items() if method != BASELINE]
     return {"task": task, "question_id": question_id, "turn": turn, "baseline": baseline, "outputs": outputs}
 
 
-def _compared(method: str, text: str, baseline: str) -> dict[str, Any]:
+def _compare_output(method: str, text: str, baseline: str) -> dict[str, Any]:
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, baseline, strict=False)))
     return {"method": method, "same": text == baseline, "shared": text[:shared], "rest": text[shared:]}
 
 
-def _number(value: Any, places: int = 2) -> str:
+def _format_number(value: Any, places: int = 2) -> str:
     if value is None or value == "" or pd.isna(value):
         return "–"
     return f"{value:.{places}f}"

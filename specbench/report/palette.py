@@ -39,25 +39,25 @@ class Look:
 Style = dict[str, Look]
 
 
-def styles(labels: Mapping[str, str]) -> Style:
+def assign_looks(labels: Mapping[str, str]) -> Style:
     """The look of every method in the mapping of methods to what they are called in legends.
 
     Autoregressive is grey. A known method looks the same wherever it is drawn, a variant of it has its colour; any other has a
     colour by its name, which moves on only where two of these others would share it.
     """
-    looks = {name: look for name in labels if (look := _known(name, labels[name]))}
-    looks |= _others({name: labels[name] for name in labels if name not in looks})
+    looks = {name: look for name in labels if (look := _assign_known(name, labels[name]))}
+    looks |= _assign_others({name: labels[name] for name in labels if name not in looks})
     return {name: looks[name] for name in labels} | {BASELINE: Look(GREY, "o", "-", "full", BASELINE)}
 
 
-def family(label: str) -> str:
+def strip_variant(label: str) -> str:
     """The method that a preset is a variant of, without its engine; the name itself where it is none."""
     name = label.partition("@")[0]
     return next((base for variant in VARIANTS if (base := name.removesuffix(f"_{variant}")) in KNOWN), name)
 
 
-def _known(name: str, label: str) -> Look | None:
-    base, (preset, _, engine) = family(name), name.partition("@")
+def _assign_known(name: str, label: str) -> Look | None:
+    base, (preset, _, engine) = strip_variant(name), name.partition("@")
     if base not in (*KNOWN, BASELINE):
         return None
     fill, line = VARIANTS.get(preset[len(base) + 1 :], ("full", "-"))
@@ -68,7 +68,7 @@ def _known(name: str, label: str) -> Look | None:
     return Look(PALETTE[KNOWN.index(base)], MARKERS[KNOWN.index(base)], line, fill, label)
 
 
-def _others(labels: Mapping[str, str]) -> Style:
+def _assign_others(labels: Mapping[str, str]) -> Style:
     """Never the marker that a known method has in that colour; hollow and dashed when all colours are taken."""
     colours: Counter[int] = Counter()
     markers: Counter[int] = Counter()

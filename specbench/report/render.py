@@ -10,14 +10,14 @@ import pandas as pd
 from rich.table import Table
 
 from specbench.analysis import metrics
-from specbench.analysis.loaded_run import LoadedRun, load, method_order, trial_of
-from specbench.analysis.summary import csv, summarise
+from specbench.analysis.loaded_run import LoadedRun, order_methods, pick_trial, read_run
+from specbench.analysis.summary import format_csv, summarise
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
 from specbench.report import figures, palette, tables
-from specbench.report.alarms import alarms
-from specbench.report.figures import best_size, tree_sizes
-from specbench.report.page import Section, page
+from specbench.report.alarms import find_alarms
+from specbench.report.figures import describe_best_size, tabulate_tree_sizes
+from specbench.report.page import Section, render_page
 
 SWEPT = ("temperature", "dtype", "shape", "target", "device")  # columns that may tell the runs of a sweep apart
 CAPTIONS = {
@@ -51,37 +51,37 @@ class Report:
     def terminal(self) -> list[Table]:
         """The headline of every run, to be printed."""
         groups = list(self.summary.groupby("run", sort=False))
-        return [tables.terminal(rows, str(run) if len(groups) > 1 else "") for run, rows in groups]
+        return [tables.build_headline_table(rows, str(run) if len(groups) > 1 else "") for run, rows in groups]
 
 
-def render(run_dirs: Sequence[Path], out: Path) -> Report:
+def render_report(run_dirs: Sequence[Path], out: Path) -> Report:
     """Writes index.html, table.md, table.tex, summary, alarms, acceptance and conventions.csv, and the figures into `out`.
 
     Of profiled runs time.csv, too.
 
     Raises InputError when a directory is not a run, when none is given, or when two have the same name.
     """
-    runs = [load(path) for path in run_dirs]
+    runs = [read_run(path) for path in run_dirs]
     if not runs or len({run.name for run in runs}) < len(runs):
         raise InputError(f"expected run directories of different names, got {[str(path) for path in run_dirs]}")
-    style = palette.styles({method: tables.marked(trial_of(runs, method)) for method in method_order(runs)})
-    drawn = [_section(run, style, out, f"{run.name}-" if len(runs) > 1 else "") for run in runs]
+    style = palette.assign_looks({method: tables.format_label(pick_trial(runs, method)) for method in order_methods(runs)})
+    drawn = [_build_section(run, style, out, f"{run.name}-" if len(runs) > 1 else "") for run in runs]
     sections = [section for section, _ in drawn]
     summary = pd.concat([section.summary for section in sections], ignore_index=True)
-    positions = pd.concat([_positions(run).assign(run=run.name) for run in runs], ignore_index=True)
-    splits = pd.concat([metrics.time_split(run.frame).assign(run=run.name) for run in runs], ignore_index=True)
-    counted = pd.concat([metrics.conventions(run.trials).assign(run=run.name) for run in runs], ignore_index=True)
+    positions = pd.concat([_tabulate_positions(run).assign(run=run.name) for run in runs], ignore_index=True)
+    splits = pd.concat([metrics.split_step_time(run.frame).assign(run=run.name) for run in runs], ignore_index=True)
+    counted = pd.concat([metrics.tabulate_conventions(run.trials).assign(run=run.name) for run in runs], ignore_index=True)
     warned = [{"run": section.run.name, **asdict(alarm)} for section in sections for alarm in section.alarms]
-    across, pictures = _across(summary, style, out)
+    across, pictures = _plot_across_runs(summary, style, out)
     contents = {
-        "index.html": page(sections, across),
-        "table.md": tables.markdown(summary),
-        "table.tex": tables.latex(summary),
-        "summary.csv": csv(summary),
-        "alarms.csv": csv(pd.DataFrame(warned, columns=["run", "level", "method", "task", "message"])),
-        "acceptance.csv": csv(positions),
-        "conventions.csv": csv(counted),
-        **({"time.csv": csv(splits)} if len(splits) else {}),
+        "index.html": render_page(sections, across),
+        "table.md": tables.format_markdown(summary),
+        "table.tex": tables.format_latex(summary),
+        "summary.csv": format_csv(summary),
+        "alarms.csv": format_csv(pd.DataFrame(warned, columns=["run", "level", "method", "task", "message"])),
+        "acceptance.csv": format_csv(positions),
+        "conventions.csv": format_csv(counted),
+        **({"time.csv": format_csv(splits)} if len(splits) else {}),
     }
     for name, content in contents.items():
         write_atomic(out / name, content)
@@ -91,39 +91,39 @@ def render(run_dirs: Sequence[Path], out: Path) -> Report:
     return Report(out, [*(out / name for name in contents), *written], summary, raised)
 
 
-def _across(summary: pd.DataFrame, style: palette.Style, out: Path) -> tuple[list[tuple[str, str]], list[Path]]:
+def _plot_across_runs(summary: pd.DataFrame, style: palette.Style, out: Path) -> tuple[list[tuple[str, str]], list[Path]]:
     """Of several runs that one setting tells apart, the figure over it: captions with inline SVG, and the files."""
     apart = [setting for setting in SWEPT if summary.groupby("run")[setting].first().nunique() > 1]
     if len(apart) != 1 or summary["run"].nunique() != summary[apart[0]].nunique():
         return [], []
-    with figures.drawing():
-        figure = figures.speedup_by_setting(summary, apart[0], style)
-        paths = figures.save(figure, out / apart[0])
+    with figures.use_figure_settings():
+        figure = figures.plot_setting_speedups(summary, apart[0], style)
+        paths = figures.save_figure(figure, out / apart[0])
         caption = f"Overall speedup, and mean accepted tokens, over {apart[0]}; every task weighs the same in the speedup."
-        return [(caption, figures.inline(figures.svg(figure)))], paths
+        return [(caption, figures.inline_svg(figures.render_svg(figure)))], paths
 
 
-def _positions(run: LoadedRun) -> pd.DataFrame:
-    return metrics.acceptance_by_position(run.trials)
+def _tabulate_positions(run: LoadedRun) -> pd.DataFrame:
+    return metrics.tabulate_positions(run.trials)
 
 
-def _section(run: LoadedRun, style: palette.Style, out: Path, prefix: str) -> tuple[Section, list[Path]]:
+def _build_section(run: LoadedRun, style: palette.Style, out: Path, prefix: str) -> tuple[Section, list[Path]]:
     summary = summarise(run)
-    with figures.drawing():
-        latencies = metrics.question_latencies(metrics.pair(metrics.question_frame(run.frame)))
+    with figures.use_figure_settings():
+        latencies = metrics.compute_question_latencies(metrics.pair_with_baseline(metrics.build_question_frame(run.frame)))
         made = {
-            "forest": figures.forest(summary, style),
-            "speedup": figures.speedup_by_task(summary, style),
-            "conversion": figures.speedup_by_acceptance(summary, style),
-            "acceptance": figures.acceptance_by_position(_positions(run), style),
+            "forest": figures.plot_forest(summary, style),
+            "speedup": figures.plot_task_speedups(summary, style),
+            "conversion": figures.plot_conversion(summary, style),
+            "acceptance": figures.plot_acceptance(_tabulate_positions(run), style),
         }
         if len(latencies):
-            made["questions"] = figures.per_question(latencies, style)
+            made["questions"] = figures.plot_questions(latencies, style)
         captions = dict(CAPTIONS)
-        if len(split := metrics.time_split(run.frame)) > 1:
-            made["time"] = figures.time_of_a_step(split, style)
-        if len(sizes := tree_sizes(run, summary)):
-            made["tree_size"], captions["tree_size"] = figures.speedup_by_tree_size(sizes), best_size(sizes)
-        paths = [path for name, figure in made.items() for path in figures.save(figure, out / f"{prefix}{name}")]
-        inlined = [(captions[name], figures.inline(figures.svg(figure))) for name, figure in made.items()]
-    return Section(run, summary, alarms(run, summary), inlined), paths
+        if len(split := metrics.split_step_time(run.frame)) > 1:
+            made["time"] = figures.plot_step_time(split, style)
+        if len(sizes := tabulate_tree_sizes(run, summary)):
+            made["tree_size"], captions["tree_size"] = figures.plot_tree_sizes(sizes), describe_best_size(sizes)
+        paths = [path for name, figure in made.items() for path in figures.save_figure(figure, out / f"{prefix}{name}")]
+        inlined = [(captions[name], figures.inline_svg(figures.render_svg(figure))) for name, figure in made.items()]
+    return Section(run, summary, find_alarms(run, summary), inlined), paths

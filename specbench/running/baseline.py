@@ -9,11 +9,11 @@ from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
 from specbench.engine.hf import TransformersGenerate
 from specbench.engine.native import Native
-from specbench.machine.devices import DTYPES, free_memory_bytes
-from specbench.models.load import held_bytes
+from specbench.machine.devices import DTYPES, get_free_memory
+from specbench.models.load import estimate_memory
 from specbench.models.target import Target
 from specbench.records.trial import BASELINE
-from specbench.setup.objects import model_of
+from specbench.setup.objects import load_in_dtype
 from specbench.setup.settings import RunSettings
 from tasks.question import Question
 
@@ -24,14 +24,14 @@ ALTERNATIVES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float16"),
 Rates = list[dict[str, Any]]  # of run.json: engine, dtype, tokens_per_second of each round; the run's own way first
 
 
-def other_dtypes(model: LanguageModel, dtype: str) -> list[str]:
+def list_other_dtypes(model: LanguageModel, dtype: str) -> list[str]:
     """What else targets are run in on the model's device, where its memory holds a copy of such weights beside the model."""
-    weights, free = sum(p.numel() for p in model.model.parameters()), free_memory_bytes(model.device)
+    weights, free = sum(p.numel() for p in model.model.parameters()), get_free_memory(model.device)
     there = [other for other in ALTERNATIVES.get(model.device.type, ()) if other != dtype]
-    return [other for other in there if held_bytes(weights, DTYPES[other], model.device) < ROOM * free]
+    return [other for other in there if estimate_memory(weights, DTYPES[other], model.device) < ROOM * free]
 
 
-def ways(models: Mapping[str, LanguageModel]) -> dict[tuple[str, str], Engine]:
+def open_engines(models: Mapping[str, LanguageModel]) -> dict[tuple[str, str], Engine]:
     """Both engines on each of the models, which are named by dtype."""
     made: dict[tuple[str, str], Engine] = {}
     for dtype, model in models.items():
@@ -42,7 +42,7 @@ def ways(models: Mapping[str, LanguageModel]) -> dict[tuple[str, str], Engine]:
     return made
 
 
-def rates(ways: Mapping[tuple[str, str], Engine], prompt: list[int]) -> Rates:
+def measure_rates(ways: Mapping[tuple[str, str], Engine], prompt: list[int]) -> Rates:
     """Plain decoding of TOKENS tokens by each way, (engine, dtype), in turn, ROUNDS times after a warm-up."""
     found: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
     for number in range(ROUNDS + 1):
@@ -56,13 +56,13 @@ def rates(ways: Mapping[tuple[str, str], Engine], prompt: list[int]) -> Rates:
     ]
 
 
-def baseline_rates(settings: RunSettings, target: Target, questions: list[Question]) -> Rates:
+def measure_baselines(settings: RunSettings, target: Target, questions: list[Question]) -> Rates:
     """Autoregressive decoding by the run's own way, and by the others that this device and its memory allow."""
     own, first = target.model.dtype_name, next(iter(settings.engine))
     models = {own: target.model}
     if settings.target.device_map is None:
-        for other in other_dtypes(target.model, own):
-            models[other] = model_of(settings.target, other)
+        for other in list_other_dtypes(target.model, own):
+            models[other] = load_in_dtype(settings.target, other)
     shortest = min(map(target.first_prompt, questions), key=len)
-    there = ways(models)
-    return rates({(first, own): there.pop((first, own)), **there}, shortest) if (first, own) in there else []
+    there = open_engines(models)
+    return measure_rates({(first, own): there.pop((first, own)), **there}, shortest) if (first, own) in there else []

@@ -10,24 +10,32 @@ from typing import Any
 import torch
 
 from specbench.analysis.summary import write_summary
-from specbench.datastore.leakage import leakage
+from specbench.datastore.leakage import measure_leakage
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
-from specbench.machine.devices import pick_device, release_memory, timed_devices
-from specbench.machine.locks import WAITING, alone, sole_timer
+from specbench.machine.devices import list_timed_devices, pick_device, release_memory
+from specbench.machine.locks import WAITING, lock_devices, lock_run
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
-from specbench.running.baseline import baseline_rates
+from specbench.running.baseline import measure_baselines
 from specbench.running.checks import check_drafters, check_prompts
 from specbench.running.harness import Harness
-from specbench.running.resume import open_run, run_directory
-from specbench.running.schedule import Schedule, arms_of
-from specbench.setup.instantiate import built
-from specbench.setup.objects import check_values, drafters_of, prints, questions_of, quiet, target_of, tokenizer_of
-from specbench.setup.provenance import provenance
-from specbench.setup.settings import RunSettings, without_home
+from specbench.running.resume import choose_run_directory, open_run
+from specbench.running.schedule import Schedule, build_arms
+from specbench.setup.instantiate import instantiate
+from specbench.setup.objects import (
+    check_values,
+    collect_fingerprints,
+    instantiate_methods,
+    load_target,
+    load_target_tokenizer,
+    select_questions,
+    silence_libraries,
+)
+from specbench.setup.provenance import collect_provenance
+from specbench.setup.settings import RunSettings, hide_home
 from specbench.watch import Watcher
 from tasks.question import Question
 from tasks.suite import Suite
@@ -38,36 +46,36 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
 
     Waits for the device before anything is loaded: two processes would share its memory as well as its time.
     """
-    quiet()
+    silence_libraries()
     check_values(settings)
-    run = run_directory(settings.out, settings.target.name, settings.recorded)
-    suite: Suite = built(settings.suite)
-    questions = questions_of(settings, suite, settings.limit)
+    run = choose_run_directory(settings.out, settings.target.name, settings.recorded)
+    suite: Suite = instantiate(settings.suite)
+    questions = select_questions(settings, suite, settings.limit)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    engines = _engines(settings)
-    tokenizer, _ = tokenizer_of(settings.target)
+    engines = _instantiate_engines(settings)
+    tokenizer, _ = load_target_tokenizer(settings.target)
     waiting = partial(watcher.doing, WAITING, long=True)
-    with sole_timer(timed_devices(settings.target.device, settings.target.device_map), waiting):
+    with lock_devices(list_timed_devices(settings.target.device, settings.target.device_map), waiting):
         release_memory(pick_device(settings.target.device))  # of a job before
-        arms = arms_of(engines, _labels(settings))
-        drafters = drafters_of(settings.method)
+        arms = build_arms(engines, _list_labels(settings))
+        drafters = instantiate_methods(settings.method)
         check_drafters(drafters, settings.target, tokenizer)
-        target = target_of(settings.target)
+        target = load_target(settings.target)
         check_prompts(questions, target)
         for engine in engines.values():
             engine.open(target.model, drafters)
         sampling = Sampling(**asdict(settings.sampling), stop_token_ids=target.model.eos_ids)
         schedule = Schedule(settings.repeats, settings.seed, settings.context, sampling)
-        with alone(run.path):
+        with lock_run(run.path):
             watcher.writes(run.path)
-            open_run(run, settings.recorded, _about(settings, run, target, suite, questions, drafters, watcher))
+            open_run(run, settings.recorded, _collect_run_info(settings, run, target, suite, questions, drafters, watcher))
             Harness(run, target, suite, questions, arms, schedule, watcher).go()
             write_summary(run.path)
     return run.path
 
 
-def _about(
+def _collect_run_info(
     settings: RunSettings,
     run: RunDirectory,
     target: Target,
@@ -78,26 +86,30 @@ def _about(
 ) -> dict[str, Any]:
     """What run.json says, the baseline's other ways timed with it."""
     turns = sum(len(question.turns) for question in questions)
-    about = provenance(target.model.device) | prints(settings, target, suite, drafters) | {"turns": turns}
+    about = collect_provenance(target.model.device) | collect_fingerprints(settings, target, suite, drafters) | {"turns": turns}
     watcher.doing("looking for the questions in datastores")
-    about["leakage"] = without_home(leakage(drafters, questions, target.tokenizer))
+    about["leakage"] = hide_home(measure_leakage(drafters, questions, target.tokenizer))
     if settings.check_baseline and not run.is_run():
         watcher.doing("timing the baseline in other ways", long=True)
-        about["baseline"] = baseline_rates(settings, target, questions)
+        about["baseline"] = measure_baselines(settings, target, questions)
         release_memory(target.model.device)
     return about
 
 
-def planned(settings: RunSettings) -> tuple[dict[str, int], list[str], int]:
+def outline_run(settings: RunSettings) -> tuple[dict[str, int], list[str], int]:
     """Questions by task, methods (as METHOD@ENGINE too) and repeats of a run, without loading a model. Raises InputError."""
     check_values(settings)
-    counts = Counter(question.task for question in questions_of(settings, built(settings.suite), settings.limit))
-    return dict(counts), [arm.label for arm in arms_of(_engines(settings), _labels(settings))], settings.repeats
+    counts = Counter(question.task for question in select_questions(settings, instantiate(settings.suite), settings.limit))
+    return (
+        dict(counts),
+        [arm.label for arm in build_arms(_instantiate_engines(settings), _list_labels(settings))],
+        settings.repeats,
+    )
 
 
-def _engines(settings: RunSettings) -> dict[str, Engine]:
-    return {name: built(node) for name, node in settings.engine.items()}
+def _instantiate_engines(settings: RunSettings) -> dict[str, Engine]:
+    return {name: instantiate(node) for name, node in settings.engine.items()}
 
 
-def _labels(settings: RunSettings) -> list[str]:
+def _list_labels(settings: RunSettings) -> list[str]:
     return [BASELINE, *(label for label in settings.method if label != BASELINE)]

@@ -5,14 +5,14 @@ from itertools import product
 from typing import Any
 
 from specbench.decoding.loop import CapacityError, Generation
-from specbench.errors import one_line
-from specbench.machine.devices import peak_memory_bytes, reset_peak_memory
+from specbench.errors import format_error
+from specbench.machine.devices import get_peak_memory, reset_peak_memory
 from specbench.machine.energy import Meters
-from specbench.models.chat import answer_text, render, retokenised
+from specbench.models.chat import count_retokenised, decode_answer, render_prompt
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE, PER_STEP, Prompt, QuestionId, Trial, TrialKey, ids_sha256
-from specbench.running.schedule import Arm, Block, Schedule, blocks
+from specbench.records.trial import BASELINE, PER_STEP, Prompt, QuestionId, Trial, TrialKey, hash_ids
+from specbench.running.schedule import Arm, Block, Schedule, schedule_blocks
 from specbench.watch import Watcher
 from tasks.question import Question
 from tasks.suite import Suite
@@ -51,7 +51,7 @@ class Harness:
         for repeat in range(self.schedule.repeats):
             for arm in self.arms:
                 arm.engine.reset(arm.method)
-            for block in blocks(self.questions, self.arms, repeat, self.schedule.seed):
+            for block in schedule_blocks(self.questions, self.arms, repeat, self.schedule.seed):
                 self._run(block)
 
     def _kept(self) -> dict[TrialKey, Trial]:
@@ -90,7 +90,7 @@ class Harness:
         """Tokens of the longest prompt that may come: whole conversations whose answers take all they may."""
         longest = 0
         for question in self.questions:
-            asked = sum(len(render(self.target.chat, [(turn, None)], self.target.tokenizer)) for turn in question.turns)
+            asked = sum(len(render_prompt(self.target.chat, [(turn, None)], self.target.tokenizer)) for turn in question.turns)
             longest = max(longest, asked + (len(question.turns) - 1) * self.schedule.sampling.max_new_tokens)
         return min(longest, self.target.model.context - 1)
 
@@ -115,8 +115,8 @@ class Harness:
         except NoContextError as error:
             found = {"new_tokens": 0, "finish_reason": "error", "error": str(error)}
         except (Exception, SystemExit) as error:  # whatever a method does wrong is an error row, and the run goes on
-            found = {"new_tokens": 0, "finish_reason": "error", "error": one_line(error)}
-        return Trial(**self._frame(arm, block, place), prompt_tokens=len(ids), prompt_sha256=ids_sha256(ids), **found)
+            found = {"new_tokens": 0, "finish_reason": "error", "error": format_error(error)}
+        return Trial(**self._frame(arm, block, place), prompt_tokens=len(ids), prompt_sha256=hash_ids(ids), **found)
 
     def _frame(self, arm: Arm, block: Block, place: int) -> dict[str, Any]:
         return {
@@ -151,33 +151,33 @@ class Harness:
             answered = self.finished[(source, 0, question.id, before)]
             if answered.output_ids is None:
                 raise NoContextError(f"turn {before + 1} of {source} failed, so turn {turn + 1} has no context")
-            said.append((question.turns[before], answer_text(self.target.chat, self.target.tokenizer, answered.output_ids)))
-        return render(self.target.chat, [*said, (question.turns[turn], None)], self.target.tokenizer)
+            said.append((question.turns[before], decode_answer(self.target.chat, self.target.tokenizer, answered.output_ids)))
+        return render_prompt(self.target.chat, [*said, (question.turns[turn], None)], self.target.tokenizer)
 
     def _note(self, question: QuestionId, turn: int, ids: list[int], method: str | None) -> None:
-        sha256 = ids_sha256(ids)
+        sha256 = hash_ids(ids)
         if (question, turn, sha256) not in self._noted:
             self._noted.add((question, turn, sha256))
             self.run.append_prompt(Prompt(question_id=question, turn=turn, prompt_ids=ids, sha256=sha256, method=method))
 
     def _measured(self, arm: Arm, block: Block, out: Generation) -> dict[str, Any]:
         """Counts, seconds and ids; of repeat 0 also the answer's text and score, in texts.jsonl."""
-        text = answer_text(self.target.chat, self.target.tokenizer, out.output_ids)
+        text = decode_answer(self.target.chat, self.target.tokenizer, out.output_ids)
         if block.repeat == 0:
             score = self.suite.score(block.question, block.turn, text)
             self.run.append_text(arm.label, block.question.id, block.turn, text, score)
         return {
             "new_tokens": len(out.output_ids),
             "finish_reason": out.finish_reason,
-            **(_steps(out) if out.sees_steps else {}),
+            **(_collect_steps(out) if out.sees_steps else {}),
             **{"decode_s": out.decode_s, "draft_s": out.draft_s, "verify_s": out.verify_s},
             "output_ids": out.output_ids if block.repeat == 0 else None,
-            "output_sha256": ids_sha256(out.output_ids),
-            "retokenised": retokenised(self.target.tokenizer, text) if arm.label == BASELINE else None,
-            "peak_memory_bytes": peak_memory_bytes(self.target.model.device) if arm.engine.in_process else None,
+            "output_sha256": hash_ids(out.output_ids),
+            "retokenised": count_retokenised(self.target.tokenizer, text) if arm.label == BASELINE else None,
+            "peak_memory_bytes": get_peak_memory(self.target.model.device) if arm.engine.in_process else None,
         }
 
 
-def _steps(out: Generation) -> dict[str, Any]:
+def _collect_steps(out: Generation) -> dict[str, Any]:
     counts = {"steps": out.steps, "target_forwards": out.steps + 1, "draft_forwards": out.draft_forwards}
     return {**counts, **{name: getattr(out, name) for name in PER_STEP}, "prefill_s": out.prefill_s}

@@ -60,7 +60,7 @@ class Block:
     order: tuple[Arm, ...]
 
 
-def blocks(questions: Sequence[Question], arms: Sequence[Arm], repeat: int, seed: int) -> Iterator[Block]:
+def schedule_blocks(questions: Sequence[Question], arms: Sequence[Arm], repeat: int, seed: int) -> Iterator[Block]:
     """One repeat: every turn of every question, turns in their order; the same arms and seed give the same order."""
     by_label = sorted(arms, key=lambda arm: arm.label)
     methods = [[arm for arm in by_label if arm.method == method] for method in dict.fromkeys(arm.method for arm in by_label)]
@@ -71,7 +71,7 @@ def blocks(questions: Sequence[Question], arms: Sequence[Arm], repeat: int, seed
             yield Block(repeat, question, turn, tuple(arm for own in drawn for arm in draw.sample(own, len(own))))
 
 
-def arms_of(engines: Mapping[str, Engine], labels: Sequence[str]) -> list[Arm]:
+def build_arms(engines: Mapping[str, Engine], labels: Sequence[str]) -> list[Arm]:
     """Every method on the first engine, and beside it (`method@engine`) on each further engine that has it.
 
     Raises InputError when the first engine lacks a method.

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
-from specbench.records.run_directory import runs_below
-from specbench.setup.compose import CONF, compose_run, explained, importable, run_settings
+from specbench.records.run_directory import find_runs
+from specbench.setup.compose import CONF, add_import_path, compose_run, read_job, translate_errors
 from specbench.setup.settings import RunSettings
 
 MARK = "multirun.yaml"  # that Hydra leaves in a sweep's folder
@@ -28,7 +28,7 @@ HERE = ("basic", "joblib", "submitit_local")  # launchers whose jobs find this m
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """A sweep's folder, the finished runs in it, and what the other jobs ended with."""
 
     folder: Path
@@ -36,40 +36,40 @@ class Swept:
     failed: list[str]
 
 
-def sweep(overrides: Sequence[str], config_dir: Path | None) -> Swept:
+def sweep(overrides: Sequence[str], config_dir: Path | None) -> SweepResult:
     """Run every combination, all checked before the first. A job that fails does not keep the others from running.
 
     Raises KeyboardInterrupt with the folder once that is written to.
     """
-    with explained(overrides, config_dir):
+    with translate_errors(overrides, config_dir):
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-    jobs = [compose_run(job, config_dir) for job in _jobs(parsed)]  # before torch is imported, which takes seconds
-    if swept := values_of(jobs[0].sweep, overrides):
+    jobs = [compose_run(job, config_dir) for job in _list_jobs(parsed)]  # before torch is imported, which takes seconds
+    if swept := expand_sweep(jobs[0].sweep, overrides):
         return sweep([*overrides, *swept], config_dir)
     from specbench.setup.objects import check_values
 
     launcher = next((one.get_value_string() for one in parsed if one.key_or_group == LAUNCHER), "basic")
     for job in jobs:
         check_values(job, here=launcher in HERE)
-    folder = _folder(parsed)
+    folder = _choose_folder(parsed)
     if folder.exists() and not (folder.is_dir() and ((folder / MARK).exists() or not any(folder.iterdir()))):
         raise InputError(f"out={folder}: expected a sweep's folder, an empty one or a new one")
-    own = [f"hydra.sweep.dir={_quoted(str(folder.resolve()))}", *_naming(parsed, len(jobs))]
+    own = [f"hydra.sweep.dir={_quote(str(folder.resolve()))}", *_name_folders(parsed, len(jobs))]
     extra = ["--config-dir", str(config_dir.resolve())] if config_dir else []
     sys.argv = ["specbench", "--multirun", *overrides, *own, *extra]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's only way not to print tracebacks and exit by itself
-    failed = _launched(launcher, folder, overrides, config_dir)
-    return Swept(folder, runs_below(folder), failed)
+    failed = _launch(launcher, folder, overrides, config_dir)
+    return SweepResult(folder, find_runs(folder), failed)
 
 
-def _launched(launcher: str, folder: Path, overrides: Sequence[str], config_dir: Path | None) -> list[str]:
+def _launch(launcher: str, folder: Path, overrides: Sequence[str], config_dir: Path | None) -> list[str]:
     """Hydra's own sweep, of what sys.argv holds; a line for each job that failed."""
     for note in folder.rglob(NOTE):
         note.unlink()
     lost = []
     try:
-        with explained(overrides, config_dir):
-            _job()
+        with translate_errors(overrides, config_dir):
+            _run_job()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(folder) from None
     except Exception as error:
@@ -80,11 +80,11 @@ def _launched(launcher: str, folder: Path, overrides: Sequence[str], config_dir:
     return [f"{note.parent.name}: {note.read_text(encoding='utf-8')}" for note in sorted(folder.rglob(NOTE))] + lost
 
 
-def values_of(swept: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+def expand_sweep(swept: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
     """The overrides that a config's `sweep` stands for; what the command line gives itself is not swept. Raises InputError."""
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     found = []
-    for key, values in _flat(swept):
+    for key, values in _flatten(swept):
         if not isinstance(values, list) or not values or any(not isinstance(value, (str, int, float)) for value in values):
             raise InputError(f"sweep.{key}={values}: expected a list of values")
         if key not in given:
@@ -92,24 +92,24 @@ def values_of(swept: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
     return found
 
 
-def check_one(settings: RunSettings, overrides: Sequence[str], command: str) -> None:
+def check_single_run(settings: RunSettings, overrides: Sequence[str], command: str) -> None:
     """Raises InputError for a sweep, where a command is about one run."""
-    if swept := values_of(settings.sweep, overrides):
+    if swept := expand_sweep(settings.sweep, overrides):
         once = [choices.partition(",")[0] for choices in swept]
         raise InputError(f"{' '.join(swept)}: {command} is about one run; expected one value, such as {' '.join(once)}")
 
 
-def _flat(swept: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(swept: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values: sweep.target.dtype=[…] on the command line makes a mapping of mappings."""
     for key, value in swept.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}.")
+            yield from _flatten(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _job(config: Any) -> None:
+def _run_job(config: Any) -> None:
     """One job, here or wherever a launcher has sent it."""
     from specbench.running.execute import execute
     from specbench.running.progress import ProgressDisplay
@@ -117,16 +117,16 @@ def _job(config: Any) -> None:
     runtime = HydraConfig.get().runtime
     for source in runtime.config_sources:
         if source.provider == "command-line":
-            importable(Path(source.path))
+            add_import_path(Path(source.path))
     out = runtime.output_dir
     try:
         with ProgressDisplay(Console()) as display:
-            execute(run_settings(config, out), display)
+            execute(read_job(config, out), display)
     except (InputError, OSError) as error:
         write_atomic(Path(out) / NOTE, " ".join(str(error).split()))
 
 
-def _jobs(parsed: Sequence[Override]) -> list[list[str]]:
+def _list_jobs(parsed: Sequence[Override]) -> list[list[str]]:
     """The overrides of each job, as Hydra's own sweeper combines them; a range is left to whichever sweeper was asked for."""
     choices = []
     for one in parsed:
@@ -137,7 +137,7 @@ def _jobs(parsed: Sequence[Override]) -> list[list[str]]:
     return [list(job) for job in product(*choices)]
 
 
-def _folder(parsed: Sequence[Override]) -> Path:
+def _choose_folder(parsed: Sequence[Override]) -> Path:
     given = [one for one in parsed if one.key_or_group == "out"]
     if any(one.is_sweep_override() for one in given):
         raise InputError(f"{given[0].input_line}: expected one folder; each job of -m gets its own inside")
@@ -145,16 +145,16 @@ def _folder(parsed: Sequence[Override]) -> Path:
     return Path(str(value)).expanduser() if value is not None else Path("results") / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _naming(parsed: Sequence[Override], jobs: int) -> list[str]:
+def _name_folders(parsed: Sequence[Override], jobs: int) -> list[str]:
     """A job's folder is called after what it does not share with the others; by number where that would be a path, or nothing."""
     if jobs == 1 or any("/" in one.get_value_string() for one in parsed if one.is_sweep_override()):
         return ["hydra.sweep.subdir=${hydra.job.num}"]
-    shared = ",".join(_quoted(one.key_or_group) for one in parsed if not one.is_sweep_override())
+    shared = ",".join(_quote(one.key_or_group) for one in parsed if not one.is_sweep_override())
     return [
         "hydra.sweep.subdir=${hydra.job.override_dirname}",
         f"hydra.job.config.override_dirname.exclude_keys=[{shared}]",
     ]
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return "'" + text.replace("'", "\\'") + "'"

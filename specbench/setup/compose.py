@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from specbench import ROOT
-from specbench.errors import InputError, closest, nearest
+from specbench.errors import InputError, find_closest, suggest_choices
 from specbench.setup.rules import look_up
 from specbench.setup.settings import CertifySettings, DatastoreSettings, RunSettings, S, TrainSettings, read_settings
 
@@ -57,64 +57,64 @@ def compose_datastore(overrides: Sequence[str], config_dir: Path | None = None) 
 
 
 def _compose(kind: type[S], overrides: Sequence[str], config_dir: Path | None) -> S:
-    with explained(overrides, config_dir, kind.root):
+    with translate_errors(overrides, config_dir, kind.root):
         check_folder(config_dir)
         _check_overrides(overrides, config_dir)
-        return _settings_of(kind, _composed(overrides, config_dir, kind.root))
+        return _read_config(kind, _run_hydra(overrides, config_dir, kind.root))
 
 
-def run_settings(config: Any, out: str) -> RunSettings:
+def read_job(config: Any, out: str) -> RunSettings:
     """Of a job's config that Hydra itself has composed, as in a sweep. Raises InputError."""
     config.out = out
-    with explained():
-        return _settings_of(RunSettings, config)
+    with translate_errors():
+        return _read_config(RunSettings, config)
 
 
-def _settings_of(kind: type[S], config: DictConfig) -> S:
+def _read_config(kind: type[S], config: DictConfig) -> S:
     _check_structure(config, kind.root)
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return read_settings(kind, plain, frozenset(_changed(plain, kind.root)))
+    return read_settings(kind, plain, frozenset(_iter_changed(plain, kind.root)))
 
 
-def _changed(plain: Any, root: str) -> Iterator[str]:
+def _iter_changed(plain: Any, root: str) -> Iterator[str]:
     """Dotted names of the root config's own settings that are not as in its YAML."""
     own = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
     assert isinstance(own, dict)
-    for name, default in _flat(own):
+    for name, default in _flatten(own):
         if look_up(plain, name) != default:
             yield name
 
 
-def _flat(plain: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(plain: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in plain.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{key}.")
+            yield from _flatten(value, f"{above}{key}.")
         elif f"{above}{key}" != "defaults":
             yield f"{above}{key}", value
 
 
-def importable(folder: Path) -> None:
+def add_import_path(folder: Path) -> None:
     """A --config-dir may hold the Python files that its YAMLs name."""
     if str(folder.resolve()) not in sys.path:
         sys.path.append(str(folder.resolve()))
 
 
-def options(group: str, config_dir: Path | None = None) -> list[str]:
+def list_options(group: str, config_dir: Path | None = None) -> list[str]:
     """What may be chosen for a config group."""
     folders = [CONF, config_dir] if config_dir else [CONF]
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 @contextmanager
-def explained(overrides: Sequence[str] = (), config_dir: Path | None = None, root: str = RUN) -> Iterator[None]:
+def translate_errors(overrides: Sequence[str] = (), config_dir: Path | None = None, root: str = RUN) -> Iterator[None]:
     """Whatever is wrong with a config comes out as an InputError of one line."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise InputError(_one_line(error, overrides, config_dir, root)) from None
+        raise InputError(_explain_error(error, overrides, config_dir, root)) from None
 
 
-def _composed(overrides: Sequence[str], config_dir: Path | None, root: str) -> DictConfig:
+def _run_hydra(overrides: Sequence[str], config_dir: Path | None, root: str) -> DictConfig:
     extra = [f"hydra.searchpath=['file://{config_dir.resolve()}']"] if config_dir else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -130,7 +130,7 @@ def check_folder(config_dir: Path | None) -> None:
         return
     if not config_dir.is_dir():
         raise InputError(f"--config-dir {config_dir}: no such folder")
-    importable(config_dir)
+    add_import_path(config_dir)
     for path in sorted(path for group in GROUPS for path in (config_dir / group).glob("*.yaml")):
         try:
             text = path.read_text(encoding="utf-8")
@@ -150,11 +150,11 @@ def _check_overrides(overrides: Sequence[str], config_dir: Path | None) -> None:
         group = override.key_or_group
         if group not in GROUPS or override.is_delete() or override.is_sweep_override():
             continue
-        value, there = override.value(), options(group, config_dir)
+        value, there = override.value(), list_options(group, config_dir)
         for name in value if group in LISTS and isinstance(value, list) else [value]:
             if name not in there:
                 given = "null" if name is None else name
-                raise InputError(f"{group}={given}: no such {group}; there is {nearest(str(given), there) or 'none'}")
+                raise InputError(f"{group}={given}: no such {group}; there is {suggest_choices(str(given), there) or 'none'}")
 
 
 def _check_structure(config: DictConfig, root: str) -> None:
@@ -163,13 +163,15 @@ def _check_structure(config: DictConfig, root: str) -> None:
     known = [*GROUPS, *(str(key) for key in settings if key != "defaults")]
     for key in map(str, config):
         if key not in known:
-            raise InputError(f"{key}: no such setting; the nearest is {closest(key, known)}")
+            raise InputError(f"{key}: no such setting; the nearest is {find_closest(key, known)}")
     for key in ROOTS[root]:
         if not isinstance(config.get(key), DictConfig) or not config[key]:
-            raise InputError(f"{key} is empty or no mapping; expected {nearest('', options(key)) or f'{key}.KEY=VALUE'}")
+            raise InputError(
+                f"{key} is empty or no mapping; expected {suggest_choices('', list_options(key)) or f'{key}.KEY=VALUE'}"
+            )
     for key in map(str, config.get("sampling", {})):
         if key not in settings.sampling:
-            raise InputError(f"sampling.{key}: no such setting; the nearest is {closest(key, list(settings.sampling))}")
+            raise InputError(f"sampling.{key}: no such setting; the nearest is {find_closest(key, list(settings.sampling))}")
     for key in TARGET:
         if key not in config.target:
             raise InputError(f"target: its YAML has no {key}; expected {', '.join(TARGET)}")
@@ -181,12 +183,12 @@ def _check_structure(config: DictConfig, root: str) -> None:
                 raise InputError(f"{group}.{name}: expected a mapping with {needed}")
 
 
-def _one_line(error: Exception, overrides: Sequence[str], config_dir: Path | None, root: str) -> str:
+def _explain_error(error: Exception, overrides: Sequence[str], config_dir: Path | None, root: str) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         more = "; more come with pip install -e '.[submitit]', [joblib] or [ray]" if group == "hydra/launcher" else ""
-        return f"{group}={name}: no such {group}; there is {nearest(name, error.options or []) or 'none'}{more}"
+        return f"{group}={name}: no such {group}; there is {suggest_choices(name, error.options or []) or 'none'}{more}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not an override ({str(error).splitlines()[0]}); a value with special characters needs quotes"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
@@ -196,24 +198,24 @@ def _one_line(error: Exception, overrides: Sequence[str], config_dir: Path | Non
         once = f"{key}=[{value}] for one run with all of them" if key in LISTS else "one value"
         return f"{key}={value}: expected {once}" + ", or -m for a run of each" * (root == RUN)
     if unknown := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(unknown[1], overrides, config_dir, root)
+        return _explain_unknown_key(unknown[1], overrides, config_dir, root)
     place = getattr(error, "full_key", None)
     return f"{place}: {text.split(' full_key:')[0]}" if place else text
 
 
-def _unknown_key(given: str, overrides: Sequence[str], config_dir: Path | None, root: str) -> str:
+def _explain_unknown_key(given: str, overrides: Sequence[str], config_dir: Path | None, root: str) -> str:
     """Names the nearest key among those of the chosen target, methods and so on."""
     keys = [override.split("=")[0] for override in overrides]
     choices = [override for override, key in zip(overrides, keys, strict=True) if key in GROUPS and key != given]
     whose = "" if root == RUN else f" of specbench {root}"
-    return f"{given}: no such setting{whose}; the nearest is {closest(given, _keys(_composed(choices, config_dir, root)))}"
+    return f"{given}: no such setting{whose}; the nearest is {find_closest(given, _list_keys(_run_hydra(choices, config_dir, root)))}"
 
 
-def _keys(config: DictConfig, prefix: str = "") -> list[str]:
+def _list_keys(config: DictConfig, prefix: str = "") -> list[str]:
     found = []
     for key in (str(key) for key in config if key != "_target_"):
         node = config._get_node(key)
         found.append(f"{prefix}{key}")
         if isinstance(node, DictConfig):
-            found += _keys(node, f"{prefix}{key}.")
+            found += _list_keys(node, f"{prefix}{key}.")
     return found

@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.checkpoints import RANDOM
-from specbench.errors import InputError, nearest, one_line
+from specbench.errors import InputError, format_error, suggest_choices
 from specbench.machine.devices import pick_device, pick_dtype
-from specbench.models.chat import render
+from specbench.models.chat import render_prompt
 from specbench.models.load import load_model, load_tokenizer
 from specbench.models.target import Target
-from specbench.setup.fingerprints import CODE_KIND, fingerprint, method_code
-from specbench.setup.instantiate import built, check
+from specbench.setup.fingerprints import CODE_KIND, hash_method_code, hash_path
+from specbench.setup.instantiate import check_node, instantiate
 from specbench.setup.settings import CertifySettings, Node, RunSettings, Settings, TargetSettings
 from tasks.question import Question, subsample
 from tasks.suite import Suite
@@ -26,7 +26,7 @@ from tasks.suite import Suite
 EMBEDDED = "specbench/zoo/target"
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Only what specbench itself has to say reaches the terminal; of the libraries' bars only downloads'."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -41,41 +41,41 @@ def check_values(settings: RunSettings, here: bool = True) -> None:
     """
     if here:
         pick_dtype(settings.target.dtype, pick_device(settings.target.device))
-    check(settings.suite, "suite")
+    check_node(settings.suite, "suite")
     check_methods(settings.method)
     for name, node in settings.engine.items():
-        check(node, f"engine.{name}")
+        check_node(node, f"engine.{name}")
 
 
 def check_methods(nodes: Mapping[str, Node]) -> None:
     """Raises InputError for a method's YAML that does not fit its class."""
     for label, node in nodes.items():
-        check(node, f"method.{label}")
+        check_node(node, f"method.{label}")
 
 
-def drafters_of(nodes: Mapping[str, Node]) -> dict[str, Drafter]:
+def instantiate_methods(nodes: Mapping[str, Node]) -> dict[str, Drafter]:
     """Methods by label, of checked nodes."""
-    return {label: built(node) for label, node in nodes.items()}
+    return {label: instantiate(node) for label, node in nodes.items()}
 
 
-def questions_of(settings: Settings, suite: Suite, limit: int | None) -> list[Question]:
+def select_questions(settings: Settings, suite: Suite, limit: int | None) -> list[Question]:
     """The suite's questions of the chosen tasks, at most `limit` of each. Raises InputError when there are none."""
     there, tasks = suite.questions(), settings.tasks
     chosen = [question for question in there if question.task in tasks]
     if not chosen:
-        has = nearest(tasks[0], list(dict.fromkeys(question.task for question in there)))
+        has = suggest_choices(tasks[0], list(dict.fromkeys(question.task for question in there)))
         raise InputError(f"suite {suite.name} has no question of task {', '.join(tasks)}; it has {has or 'none at all'}")
     return subsample(chosen, limit, settings.seed)
 
 
-def target_of(settings: TargetSettings) -> Target:
+def load_target(settings: TargetSettings) -> Target:
     """Load the model and tokenizer that conf/target describes; what is cheap to refuse, before the weights."""
     shape = settings.sizes
-    tokenizer, chat = tokenizer_of(settings)
+    tokenizer, chat = load_target_tokenizer(settings)
     return Target(settings.name, _load(settings, shape), tokenizer, chat)
 
 
-def model_of(settings: TargetSettings, dtype: str) -> LanguageModel:
+def load_in_dtype(settings: TargetSettings, dtype: str) -> LanguageModel:
     """The same weights in another dtype."""
     return _load(replace(settings, dtype=dtype), settings.sizes)
 
@@ -94,18 +94,18 @@ def _load(settings: TargetSettings, shape: Mapping[str, int] | None) -> Language
     )
 
 
-def tokenizer_of(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, str]:
+def load_target_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, str]:
     """The target's tokenizer and chat format, tried out. Raises InputError."""
-    quiet()
-    tokenizer, chat = _tokenizer(settings)
+    silence_libraries()
+    tokenizer, chat = _choose_tokenizer(settings)
     try:
-        render(chat, [("Hello", None)], tokenizer)
+        render_prompt(chat, [("Hello", None)], tokenizer)
     except TemplateError as error:
-        raise InputError(f"the chat template of {settings.path}: {one_line(error)}") from None
+        raise InputError(f"the chat template of {settings.path}: {format_error(error)}") from None
     return tokenizer, chat
 
 
-def _tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, str]:
+def _choose_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, str]:
     """Tokenizer and chat format; random weights have none of their own and take the embedded ones."""
     if settings.weights == "random":
         if settings.config is None:
@@ -116,7 +116,7 @@ def _tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, str]:
     return load_tokenizer(settings.path, settings.revision, settings.trust_remote_code), settings.format
 
 
-def prints(
+def collect_fingerprints(
     settings: RunSettings | CertifySettings, target: Target, suite: Suite, drafters: Mapping[str, Drafter]
 ) -> dict[str, Any]:
     """What run.json adds to its provenance: the dtype and the fingerprints of data, weights and, by method, of its code."""
@@ -125,8 +125,8 @@ def prints(
         "suite_sha256": suite.fingerprint,
         **_weights(settings.target),
         "code_kind": CODE_KIND,
-        "codes": {label: method_code(node) for label, node in settings.method.items()},
-        "checkpoints": _checkpoints(drafters),
+        "codes": {label: hash_method_code(node) for label, node in settings.method.items()},
+        "checkpoints": _hash_checkpoints(drafters),
     }
 
 
@@ -135,10 +135,10 @@ def _weights(settings: TargetSettings) -> dict[str, str | None]:
     draft = settings.draft or {}
     places = {"target_sha256": (settings.path, settings.revision), "draft_sha256": (draft.get("path"), draft.get("revision"))}
     trained = settings.weights != "random"
-    return {name: fingerprint(path, revision) if path and trained else None for name, (path, revision) in places.items()}
+    return {name: hash_path(path, revision) if path and trained else None for name, (path, revision) in places.items()}
 
 
-def _checkpoints(drafters: Mapping[str, Drafter]) -> dict[str, str]:
+def _hash_checkpoints(drafters: Mapping[str, Drafter]) -> dict[str, str]:
     """By method, the fingerprints of what it loads besides draft models, such as trained heads or a skip set."""
     found: dict[str, list[str | None]] = {}
     for label, drafter in drafters.items():
@@ -146,5 +146,5 @@ def _checkpoints(drafters: Mapping[str, Drafter]) -> dict[str, str]:
             checkpoint = getattr(part, "checkpoint", None)
             if checkpoint not in (None, RANDOM):
                 place, _, revision = checkpoint.partition("@")
-                found.setdefault(label, []).append(fingerprint(place, revision or None))
+                found.setdefault(label, []).append(hash_path(place, revision or None))
     return {label: ", ".join(map(str, prints)) for label, prints in found.items()}

@@ -14,9 +14,16 @@ from typing import Any
 import torch
 
 from specbench import ROOT
-from specbench.machine.devices import cpu_capabilities, cpu_name, device_name, has_bf16_units, memory_bytes, usable_cores
+from specbench.machine.devices import (
+    count_usable_cores,
+    get_cpu_capabilities,
+    get_cpu_name,
+    get_device_name,
+    get_total_memory,
+    has_bf16_units,
+)
 from specbench.machine.nvml import GRAPHICS, MEMORY, SM, ask, find_card
-from specbench.setup.fingerprints import shared_code
+from specbench.setup.fingerprints import hash_shared_code
 
 PACKAGES = ("specbench", "torch", "transformers", "datasets", "numpy")
 MODES = ("Disabled", "Enabled")
@@ -33,19 +40,19 @@ CLOCKS: dict[str, tuple[str, Sequence[int], Callable[[Any], Any]]] = {  # by nvi
 }
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
+def collect_provenance(device: torch.device) -> dict[str, Any]:
     """What run.json says of the place and the time, JSON-able; settings and fingerprints are the caller's to add."""
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "device": _device(device),
-        "machine": _machine(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "git": _git(),
-        "code_sha256": shared_code(),
+        "device": _describe_device(device),
+        "machine": _describe_machine(),
+        "versions": {"python": platform.python_version(), **{name: _get_version(name) for name in PACKAGES}},
+        "git": _describe_git(),
+        "code_sha256": hash_shared_code(),
     }
 
 
-def _version(package: str) -> str | None:
+def _get_version(package: str) -> str | None:
     """The installed version; specbench itself, run from a clone that is not installed, has none."""
     try:
         return version(package)
@@ -53,22 +60,22 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _machine() -> dict[str, Any]:
-    capabilities = {name: value for name, value in cpu_capabilities().items() if isinstance(value, bool)}
+def _describe_machine() -> dict[str, Any]:
+    capabilities = {name: value for name, value in get_cpu_capabilities().items() if isinstance(value, bool)}
     return {
         "os": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
-        "cpu": cpu_name(),
-        "cores": usable_cores(),
+        "cpu": get_cpu_name(),
+        "cores": count_usable_cores(),
         "threads": torch.get_num_threads(),
         "bf16_units": has_bf16_units(),
         "instructions": sorted(name for name, there in capabilities.items() if there),
-        "memory_bytes": memory_bytes(),
+        "memory_bytes": get_total_memory(),
     }
 
 
-def _device(device: torch.device) -> dict[str, Any]:
-    about: dict[str, Any] = {"kind": device.type, "name": device_name(device)}
+def _describe_device(device: torch.device) -> dict[str, Any]:
+    about: dict[str, Any] = {"kind": device.type, "name": get_device_name(device)}
     if device.type != "cuda":
         return about
     card = torch.cuda.get_device_properties(device)
@@ -79,37 +86,37 @@ def _device(device: torch.device) -> dict[str, Any]:
         "capability": f"{card.major}.{card.minor}",
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
-        **_nvidia(device),
+        **_query_nvidia(device),
     }
 
 
-def _nvidia(device: torch.device) -> dict[str, Any]:
+def _query_nvidia(device: torch.device) -> dict[str, Any]:
     """Driver, clocks and power limits of one card, None what it does not know; empty without NVIDIA's driver."""
     card = find_card(device)
     if card is None:
         return {}
-    clocks = {name: _setting(card, *asked) for name, asked in CLOCKS.items()}
+    clocks = {name: _ask_setting(card, *asked) for name, asked in CLOCKS.items()}
     return {"driver": ask("nvmlSystemGetDriverVersion"), "clocks": clocks}
 
 
-def _setting(card: Any, question: str, kinds: Sequence[int], converted: Callable[[Any], Any]) -> Any:
+def _ask_setting(card: Any, question: str, kinds: Sequence[int], converted: Callable[[Any], Any]) -> Any:
     answer = ask(question, card, *kinds)
     return None if answer is None else converted(answer)
 
 
-def _git() -> dict[str, Any] | None:
+def _describe_git() -> dict[str, Any] | None:
     """Commit and whether anything differs from it; None where the code is no checkout of its own."""
     git = ["git", "--no-optional-locks", "-C", str(ROOT)]
-    top = _output([*git, "rev-parse", "--show-toplevel"])
+    top = _run_command([*git, "rev-parse", "--show-toplevel"])
     if top is None or Path(top).resolve() != ROOT.resolve():
         return None
     return {
-        "commit": _output([*git, "rev-parse", "--verify", "--quiet", "HEAD"]),
-        "dirty": bool(_output([*git, "status", "--porcelain"])),
+        "commit": _run_command([*git, "rev-parse", "--verify", "--quiet", "HEAD"]),
+        "dirty": bool(_run_command([*git, "status", "--porcelain"])),
     }
 
 
-def _output(command: Sequence[str]) -> str | None:
+def _run_command(command: Sequence[str]) -> str | None:
     """What a command prints, stripped; None when it is not there or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from specbench.errors import InputError, nearest
+from specbench.errors import InputError, suggest_choices
 from specbench.setup.instantiate import check_types
 from specbench.setup.rules import check_rules
 
@@ -39,7 +39,9 @@ class TargetSettings:
             return None
         shapes = self.shapes or {}
         if self.shape not in shapes:
-            raise InputError(f"target.shape={self.shape}: {self.name} has {nearest(self.shape, list(shapes)) or 'no shapes'}")
+            raise InputError(
+                f"target.shape={self.shape}: {self.name} has {suggest_choices(self.shape, list(shapes)) or 'no shapes'}"
+            )
         if shapes[self.shape] in (None, {}):
             raise InputError(f"target.shapes.{self.shape} is empty: expected sizes, such as {{hidden_size: 2048}}")
         return shapes[self.shape]
@@ -82,7 +84,7 @@ class Settings:
     @property
     def recorded(self) -> dict[str, Any]:
         """What config.yaml holds: everything but the place it is in; the home folder is written ~."""
-        return {key: without_home(value) for key, value in self.plain.items() if key != "out"}
+        return {key: hide_home(value) for key, value in self.plain.items() if key != "out"}
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ SECTIONS: dict[str, type] = {"target": TargetSettings, "sampling": SamplingSetti
 def read_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[str]) -> S:
     """A resolved config of kind's root as its settings. Raises InputError for a value of another type or range."""
     check_rules(plain, kind.root)
-    given = {name: plain[name] for name in _names(kind) if name in plain}
+    given = {name: plain[name] for name in _list_fields(kind) if name in plain}
     for name, section in SECTIONS.items():
         if name in given:
             given[name] = _read_section(section, plain[name], name)
@@ -165,20 +167,20 @@ def read_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[st
 
 
 def _read_section(section: type, plain: Mapping[str, Any], name: str) -> Any:
-    given = {key: plain[key] for key in _names(section) if key in plain}
+    given = {key: plain[key] for key in _list_fields(section) if key in plain}
     check_types(section, given, name)
     return section(**given)
 
 
-def _names(kind: type) -> list[str]:
+def _list_fields(kind: type) -> list[str]:
     return [field.name for field in fields(kind)]
 
 
-def without_home(value: Any) -> Any:
+def hide_home(value: Any) -> Any:
     """Of a setting's value, the home folder written ~."""
     if isinstance(value, dict):
-        return {key: without_home(inner) for key, inner in value.items()}
+        return {key: hide_home(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [without_home(inner) for inner in value]
+        return [hide_home(inner) for inner in value]
     home = f"{Path.home()}/"
     return f"~/{value.removeprefix(home)}" if isinstance(value, str) and value.startswith(home) else value

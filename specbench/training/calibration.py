@@ -16,7 +16,7 @@ from specbench.drafters.skipping_drafter import SkippingDrafter
 
 
 @dataclass(frozen=True)
-class Found:
+class SkipSetTiming:
     """A skip set's sums over the prompts. kept: share of the target's parameters left for drafting; seconds include prefill.
 
     tokens_per_second, the objective: `rate`, with the drift of the machine since the search began divided out.
@@ -52,9 +52,9 @@ class Found:
         return {name: value for name, value in asdict(self).items() if name not in ("number", "tokens_per_second")}
 
     @staticmethod
-    def read(plain: Mapping[str, Any], number: int, tokens_per_second: float) -> "Found":
+    def read(plain: Mapping[str, Any], number: int, tokens_per_second: float) -> "SkipSetTiming":
         skipped = SkipSet(*(tuple(plain["skipped"][name]) for name in ("attention", "mlp")))
-        return Found(**{**plain, "skipped": skipped}, number=number, tokens_per_second=tokens_per_second)
+        return SkipSetTiming(**{**plain, "skipped": skipped}, number=number, tokens_per_second=tokens_per_second)
 
 
 class Calibration:
@@ -69,12 +69,12 @@ class Calibration:
         self.store = target.store(max(map(len, prompts)) + sampling.max_new_tokens)
         self._pair(max(prompts, key=len))  # warm-up
 
-    def __call__(self, skipped: SkipSet) -> Found:
+    def __call__(self, skipped: SkipSet) -> SkipSetTiming:
         """Both sides of a prompt stand next to each other in time, so that a slower minute slows both."""
         self.method.skip(skipped)
         self.method.reset()
         slow, fast = zip(*map(self._pair, self.prompts), strict=True)
-        return Found(skipped, self._kept(), *_sums(fast), *_sums(slow), *_counts(fast))
+        return SkipSetTiming(skipped, self._kept(), *_sum_outputs(fast), *_sum_outputs(slow), *_count_tokens(fast))
 
     def _pair(self, prompt: torch.Tensor) -> tuple[Generation, Generation]:
         return self._decoded(self.baseline, prompt), self._decoded(self.method, prompt)
@@ -87,12 +87,12 @@ class Calibration:
         return left / whole
 
 
-def _sums(outs: Sequence[Generation]) -> tuple[int, float]:
+def _sum_outputs(outs: Sequence[Generation]) -> tuple[int, float]:
     """New tokens, seconds."""
     return sum(len(out.output_ids) for out in outs), sum(out.prefill_s + out.decode_s for out in outs)
 
 
-def _counts(outs: Sequence[Generation]) -> tuple[int, int, int, int]:
+def _count_tokens(outs: Sequence[Generation]) -> tuple[int, int, int, int]:
     """Drafted, accepted and committed tokens, steps."""
     drafted, accepted, committed = (sum(sum(getattr(out, name)) for out in outs) for name in ("drafted", "accepted", "committed"))
     return drafted, accepted, committed, sum(out.steps for out in outs)

@@ -2,17 +2,17 @@
 
 import torch
 
-from specbench.setup.instantiate import class_of
-from specbench.setup.provenance import provenance
+from specbench.setup.instantiate import locate_class
+from specbench.setup.provenance import collect_provenance
 from specbench.setup.settings import TrainSettings
 
 
-def asked(settings: TrainSettings) -> str:
+def describe_questions(settings: TrainSettings) -> str:
     """Whose questions."""
-    return f"the questions of {class_of(settings.suite).__name__}, {settings.suite.get('split', 'no')} split"
+    return f"the questions of {locate_class(settings.suite).__name__}, {settings.suite.get('split', 'no')} split"
 
 
-def versions(device: torch.device) -> str:
-    about = provenance(device)
+def describe_versions(device: torch.device) -> str:
+    about = collect_provenance(device)
     commit = f"{about['git']['commit']}{' with changes' * bool(about['git']['dirty'])}"
     return f"specbench {about['versions']['specbench']}, torch {about['versions']['torch']}, commit {commit}."

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 
-def curves(log: Path, picture: Path) -> None:
+def plot_curves(log: Path, picture: Path) -> None:
     """Left: the loss on training and held-out answers. Right: the share of right guesses on held-out answers, by depth."""
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     steps = [row["step"] for row in rows]

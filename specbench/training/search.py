@@ -16,26 +16,26 @@ from optuna.trial import FrozenTrial, TrialState
 
 from specbench.decoding.sampling import Sampling
 from specbench.drafters.checkpoints import RANDOM
-from specbench.drafters.skip_sets import FILE, check_shape, misfit, write_skip_set
-from specbench.drafters.skipping import SkipSet, layers_of
+from specbench.drafters.skip_sets import FILE, check_shape, describe_misfit, write_skip_set
+from specbench.drafters.skipping import SkipSet, count_layers
 from specbench.errors import InputError
-from specbench.machine.devices import timed_devices
-from specbench.machine.locks import WAITING, sole_timer
+from specbench.machine.devices import list_timed_devices
+from specbench.machine.locks import WAITING, lock_devices
 from specbench.models.target import Target
 from specbench.records.files import write_atomic
 from specbench.records.trial import BASELINE
-from specbench.setup.instantiate import built
-from specbench.setup.objects import questions_of, target_of
+from specbench.setup.instantiate import instantiate
+from specbench.setup.objects import load_target, select_questions
 from specbench.setup.settings import TrainSettings
-from specbench.training.calibration import Calibration, Found
-from specbench.training.search_report import card, table, trials_plot
+from specbench.training.calibration import Calibration, SkipSetTiming
+from specbench.training.search_report import format_card, format_trials, plot_trials
 from specbench.watch import Watch
 
 JOURNAL, TABLE = "journal.log", "trials.csv"
 AT_RANDOM = 8  # trials before the Gaussian process takes over, the starting points among them
 SETTINGS: tuple[str, ...] = ("search.trials", "search.prompts", "search.max_new_tokens")
 DONE = "searched for"
-Measure = Callable[[SkipSet], Found]
+Measure = Callable[[SkipSet], SkipSetTiming]
 
 
 def check(settings: TrainSettings, drafter: type[Any]) -> None:
@@ -46,38 +46,41 @@ def check(settings: TrainSettings, drafter: type[Any]) -> None:
 
 def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
     waiting = partial(watch, WAITING, 0, None)
-    with sole_timer(timed_devices(settings.target.device, settings.target.device_map), waiting):
+    with lock_devices(list_timed_devices(settings.target.device, settings.target.device_map), waiting):
         _search(settings, label, out, watch)
 
 
 def _search(settings: TrainSettings, label: str, out: Path, watch: Watch) -> None:
-    target = target_of(settings.target)
-    prompts = calibration_prompts(settings, target)
-    method = built({**settings.method[label], "checkpoint": RANDOM})  # until the first trial brings its own
+    target = load_target(settings.target)
+    prompts = select_prompts(settings, target)
+    method = instantiate({**settings.method[label], "checkpoint": RANDOM})  # until the first trial brings its own
     method.bind(target.model)
     sampling = Sampling(max_new_tokens=settings.search.max_new_tokens, stop_token_ids=target.model.eos_ids)
     calibration = Calibration(target.model, method, prompts, sampling)
-    search = Search(out, layers_of(target.model), settings.seed)
+    search = Search(out, count_layers(target.model), settings.seed)
     if not search.go(settings.search.trials, calibration, watch) and (out / FILE).is_file():
         return  # all was there; its card says who timed it
     found, best = search.found, search.best
     write_skip_set(found[best].skipped, out)
-    trials_plot(found, best, search.layers, out / "curves.png")
+    plot_trials(found, best, search.layers, out / "curves.png")
     about = f"{len(prompts)} prompts, the first {sampling.max_new_tokens} tokens of each answer"
     made = f"optuna {version('optuna')}'s Gaussian-process sampler, seed {settings.seed}"
-    (out / "README.md").write_text(card(settings, label, target, found, best, about, made), encoding="utf-8")
+    (out / "README.md").write_text(format_card(settings, label, target, found, best, about, made), encoding="utf-8")
 
 
-def calibration_prompts(settings: TrainSettings, target: Target) -> list[torch.Tensor]:
+def select_prompts(settings: TrainSettings, target: Target) -> list[torch.Tensor]:
     """First turns, (T,) each. Raises InputError for one that does not fit the context."""
-    made = [target.first_prompt(question) for question in questions_of(settings, built(settings.suite), settings.search.prompts)]
+    made = [
+        target.first_prompt(question)
+        for question in select_questions(settings, instantiate(settings.suite), settings.search.prompts)
+    ]
     longest = max(map(len, made))
     if longest >= target.model.context:
         raise InputError(f"a prompt of {longest} tokens does not fit the context of {target.name}, {target.model.context}")
     return [torch.tensor(ids, device=target.model.device) for ids in made]
 
 
-def starts(layers: int) -> list[SkipSet]:
+def propose_starts(layers: int) -> list[SkipSet]:
     """Two guesses to begin with: every second attention, which costs least quality as a rule, and every second layer."""
     second = tuple(range(1, layers, 2))
     return [SkipSet(second, ()), SkipSet(second, second)]
@@ -99,19 +102,19 @@ class Search:
         before = len(self._trials(TrialState.COMPLETE, TrialState.PRUNED))
         while (done := len(self._trials(TrialState.COMPLETE, TrialState.PRUNED))) < trials:
             self._try(done, measure)
-            write_atomic(self.out / TABLE, table(self.found))
+            write_atomic(self.out / TABLE, format_trials(self.found))
             watch(self._so_far(), done + 1, trials, {})
         return trials - before
 
     def _try(self, number: int, measure: Measure) -> None:
         """What it tries follows from the seed, its number and the results so far: a resumed search goes on alike."""
         self.study.sampler = GPSampler(seed=self.seed + number, n_startup_trials=AT_RANDOM)
-        points = starts(self.layers)
+        points = propose_starts(self.layers)
         if number < len(points) and not self._trials(TrialState.WAITING):
             self.study.enqueue_trial(dict(zip(self._names(), points[number].switches(self.layers), strict=True)))
         trial = self.study.ask()
         skipped = SkipSet.of([trial.suggest_categorical(name, [False, True]) for name in self._names()])
-        if misfit(skipped, self.layers):  # nothing left
+        if describe_misfit(skipped, self.layers):  # nothing left
             self.study.tell(trial, state=TrialState.PRUNED)
             return
         found = measure(skipped)
@@ -119,10 +122,10 @@ class Search:
             trial.set_user_attr(name, value)
         self.study.tell(trial, found.rate * self._pace(found) / found.baseline_rate)
 
-    def _pace(self, found: Found) -> float:
+    def _pace(self, found: SkipSetTiming) -> float:
         """Autoregressive decoding's tokens per second when the search began: the machine's drift since then is divided out."""
         first = next(iter(self._trials(TrialState.COMPLETE)), None)
-        return found.baseline_rate if first is None else Found.read(first.user_attrs, first.number, 0.0).baseline_rate
+        return found.baseline_rate if first is None else SkipSetTiming.read(first.user_attrs, first.number, 0.0).baseline_rate
 
     def _names(self) -> list[str]:
         return [f"{kind} {layer}" for kind in ("attention", "mlp") for layer in range(self.layers)]
@@ -131,8 +134,8 @@ class Search:
         return self.study.get_trials(deepcopy=False, states=states)
 
     @property
-    def found(self) -> list[Found]:
-        return [Found.read(one.user_attrs, one.number, one.value or 0.0) for one in self._trials(TrialState.COMPLETE)]
+    def found(self) -> list[SkipSetTiming]:
+        return [SkipSetTiming.read(one.user_attrs, one.number, one.value or 0.0) for one in self._trials(TrialState.COMPLETE)]
 
     @property
     def best(self) -> int:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from specbench.drafters.skipping import SkipSet
 from specbench.models.target import Target
 from specbench.setup.settings import TrainSettings
-from specbench.training.calibration import Found
-from specbench.training.card import asked, versions
+from specbench.training.calibration import SkipSetTiming
+from specbench.training.card import describe_questions, describe_versions
 
 COLUMNS = (
     *("trial", "tokens_per_second", "measured_tokens_per_second", "autoregressive_tokens_per_second", "speedup"),
@@ -21,32 +21,32 @@ COLUMNS = (
 SHOWN = ("draft_tokens", "threshold", "adaptive", "target_acceptance", "carry")
 
 
-def table(found: Sequence[Found]) -> str:
+def format_trials(found: Sequence[SkipSetTiming]) -> str:
     """CSV, a line per trial; layer numbers are separated by spaces."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(_row(one) for one in found)
+    writer.writerows(_build_row(one) for one in found)
     return text.getvalue()
 
 
-def _row(one: Found) -> list[object]:
+def _build_row(one: SkipSetTiming) -> list[object]:
     rates = (one.tokens_per_second, one.rate, one.baseline_rate)
     shares = (one.speedup, _acceptance(one), _mean_accepted(one), one.kept)
     layers = (" ".join(map(str, of)) for of in (one.skipped.attention, one.skipped.mlp))
     return [one.number, *(f"{rate:.2f}" for rate in rates), *(f"{share:.4f}" for share in shares), *layers]
 
 
-def _acceptance(one: Found) -> float:
+def _acceptance(one: SkipSetTiming) -> float:
     return one.accepted / max(1, one.drafted)
 
 
-def _mean_accepted(one: Found) -> float:
+def _mean_accepted(one: SkipSetTiming) -> float:
     """Tokens per step, recovered and bonus tokens included."""
     return one.committed / max(1, one.steps)
 
 
-def trials_plot(found: Sequence[Found], best: int, layers: int, picture: Path) -> None:
+def plot_trials(found: Sequence[SkipSetTiming], best: int, layers: int, picture: Path) -> None:
     """Left: tokens per second, trial by trial, and the best so far. Right: which sublayers the best set skips."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     speeds, grid = figure.subplots(1, 2)
@@ -56,11 +56,11 @@ def trials_plot(found: Sequence[Found], best: int, layers: int, picture: Path) -
     speeds.axhline(found[0].baseline_rate, color="black", linestyle="--", label="autoregressive")
     speeds.set(xlabel="trial", ylabel="tokens per second", ylim=(0, None))
     speeds.legend(loc="lower right")
-    _skipped(grid, found[best].skipped, layers)
+    _plot_skip_set(grid, found[best].skipped, layers)
     figure.savefig(picture, dpi=120)
 
 
-def _skipped(grid: Axes, skipped: SkipSet, layers: int) -> None:
+def _plot_skip_set(grid: Axes, skipped: SkipSet, layers: int) -> None:
     switches = skipped.switches(layers)
     grid.imshow([switches[:layers], switches[layers:]], cmap="Greys", vmin=0, vmax=1.3, aspect="auto")
     grid.set(yticks=[0, 1], yticklabels=["attention", "MLP"], xlabel="layer", title="dark: skipped by the best set")
@@ -69,7 +69,9 @@ def _skipped(grid: Axes, skipped: SkipSet, layers: int) -> None:
     grid.grid(which="minor", color="lightgrey", linewidth=1)
 
 
-def card(settings: TrainSettings, label: str, target: Target, found: Sequence[Found], best: int, about: str, made: str) -> str:
+def format_card(
+    settings: TrainSettings, label: str, target: Target, found: Sequence[SkipSetTiming], best: int, about: str, made: str
+) -> str:
     top = found[best]
     method = settings.method[label]
     minutes = sum(one.seconds + one.baseline_seconds for one in found) / 60
@@ -80,9 +82,9 @@ def card(settings: TrainSettings, label: str, target: Target, found: Sequence[Fo
             f"# {label} for {target.name}{shape}",
             "",
             f"Found by `specbench train`: {len(found)} skip sets timed, {minutes:.1f} minutes of decoding; {made}.",
-            f"Calibration: {about}, {asked(settings)}; {target.model.dtype_name} on {target.model.device.type}.",
+            f"Calibration: {about}, {describe_questions(settings)}; {target.model.dtype_name} on {target.model.device.type}.",
             f"Drafting: {', '.join(f'{name} {method[name]}' for name in SHOWN)}.",
-            versions(target.model.device),
+            describe_versions(target.model.device),
             "",
             f"The best set (trial {top.number}) skips attention of layers {skipped[0]} and MLPs of layers {skipped[1]}:",
             "",

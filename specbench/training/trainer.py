@@ -29,7 +29,7 @@ STATE, LOG = "state", "training_log.jsonl"
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How long, how fast. batch_tokens: of one forward; accumulate: forwards to a step; rate: AdamW's peak; muon: Muon's."""
 
     epochs: float
@@ -42,7 +42,7 @@ class Plan:
     seed: int
 
 
-class _Taught(nn.Module):
+class _LossModule(nn.Module):
     """The loss as a forward, so that gradients of several devices meet in it."""
 
     def __init__(self, network: DraftNetwork) -> None:
@@ -59,12 +59,12 @@ class Batches:
 
     def __init__(self, texts: list[Text], tokens: int, longest: int) -> None:
         fitting = [text for text in texts if len(text.prompt_ids) + len(text.answer_ids) <= longest and len(text.answer_ids) > 1]
-        fitting.sort(key=_length)
+        fitting.sort(key=_count_tokens)
         if not fitting:
             raise InputError(f"no answer of two tokens or more in a conversation of at most {longest}")
         self.batches: list[list[Text]] = [[]]
         for text in fitting:
-            if (len(self.batches[-1]) + 1) * _length(text) > tokens and self.batches[-1]:
+            if (len(self.batches[-1]) + 1) * _count_tokens(text) > tokens and self.batches[-1]:
                 self.batches.append([])
             self.batches[-1].append(text)
 
@@ -73,19 +73,19 @@ class Batches:
 
     def at(self, place: int, seed: int) -> list[Text]:
         """The batch at a place of the order that the seed gives."""
-        return self.batches[_order(len(self), seed)[place]]
+        return self.batches[_shuffle(len(self), seed)[place]]
 
 
 @lru_cache(maxsize=2)
-def _order(count: int, seed: int) -> list[int]:
+def _shuffle(count: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def _length(text: Text) -> int:
+def _count_tokens(text: Text) -> int:
     return len(text.prompt_ids) + len(text.answer_ids)
 
 
-def lesson_of(texts: list[Text], target: LanguageModel, taps: tuple[int, ...]) -> Lesson:
+def build_lesson(texts: list[Text], target: LanguageModel, taps: tuple[int, ...]) -> Lesson:
     """The target reads the texts. `taps` are the network's; the final norm's output comes on top."""
     ids = [text.prompt_ids + text.answer_ids for text in texts]
     width = max(map(len, ids))
@@ -103,7 +103,7 @@ def lesson_of(texts: list[Text], target: LanguageModel, taps: tuple[int, ...]) -
 class Trainer:
     """Trains a network in `out`, where its log lies, and its state, from which it goes on."""
 
-    def __init__(self, network: DraftNetwork, target: LanguageModel, plan: Plan, out: Path) -> None:
+    def __init__(self, network: DraftNetwork, target: LanguageModel, plan: TrainingPlan, out: Path) -> None:
         self.network, self.target, self.plan, self.out = network, target, plan, out
         self.accelerator = Accelerator(
             mixed_precision=plan.precision, gradient_accumulation_steps=plan.accumulate, cpu=target.device.type == "cpu"
@@ -118,8 +118,8 @@ class Trainer:
         steps = max(1, math.ceil(self.plan.epochs * len(lessons) / at_once))
         self._trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         optimizers = self._optimizers_of(self._trained)
-        self._schedules = [LambdaLR(optimizer, lambda step: _rate(step / steps)) for optimizer in optimizers]
-        self._taught, *self._optimizers = self.accelerator.prepare(_Taught(self.network), *optimizers)
+        self._schedules = [LambdaLR(optimizer, lambda step: _schedule_rate(step / steps)) for optimizer in optimizers]
+        self._taught, *self._optimizers = self.accelerator.prepare(_LossModule(self.network), *optimizers)
         self._resume()
         row: dict[str, Any] = {}
         while self._done < steps:
@@ -145,7 +145,7 @@ class Trainer:
     def _step(self, lessons: Batches) -> Tensor:
         """One step of the optimizer; loss and shares of its last forward, (1 + depths,)."""
         for part in range(self.plan.accumulate):
-            lesson = lesson_of(self._batch(lessons, part), self.target, self.network.taps)
+            lesson = build_lesson(self._batch(lessons, part), self.target, self.network.taps)
             with self.accelerator.accumulate(self._taught):
                 loss, right = self._taught(lesson)
                 self.accelerator.backward(loss)
@@ -172,7 +172,7 @@ class Trainer:
         self.network.eval()
         found, weights = [], []
         for texts in tests.batches:
-            lesson = lesson_of(texts, self.target, self.network.taps)
+            lesson = build_lesson(texts, self.target, self.network.taps)
             loss, right = self._taught(lesson)
             found.append(torch.cat([loss[None], right]))
             weights.append(lesson.wanted.sum())
@@ -231,7 +231,7 @@ class Trainer:
                 shutil.rmtree(folder)
 
 
-def _rate(progress: float) -> float:
+def _schedule_rate(progress: float) -> float:
     """Factor on the peak rate: a linear rise, then a cosine down to a hundredth."""
     if progress < WARM_UP:
         return (progress + 1e-3) / WARM_UP

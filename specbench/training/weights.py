@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from specbench.drafters.checkpoints import OURS, write
-from specbench.drafters.network_drafter import new_network
-from specbench.errors import InputError, nearest
+from specbench.drafters.checkpoints import OURS, write_checkpoint
+from specbench.drafters.network_drafter import create_network
+from specbench.errors import InputError, suggest_choices
 from specbench.models.target import Target
-from specbench.models.texts import Text, answered, read_texts, write_texts
-from specbench.setup.instantiate import built
-from specbench.setup.objects import questions_of, target_of
+from specbench.models.texts import Text, generate_answers, read_texts, write_texts
+from specbench.setup.instantiate import instantiate
+from specbench.setup.objects import load_target, select_questions
 from specbench.setup.settings import TrainSettings
-from specbench.training.card import asked, versions
-from specbench.training.curves import curves
-from specbench.training.trainer import LOG, Plan, Trainer
+from specbench.training.card import describe_questions, describe_versions
+from specbench.training.curves import plot_curves
+from specbench.training.trainer import LOG, Trainer, TrainingPlan
 from specbench.watch import Watch
 
 TEXTS = "texts.jsonl"
@@ -35,7 +35,7 @@ SETTINGS: tuple[str, ...] = (
 def check(settings: TrainSettings, drafter: type[Any]) -> None:
     files = [OURS, *drafter.network_class.files]
     if settings.file not in files:
-        raise InputError(f"file={settings.file}: expected {nearest(str(settings.file), files)}")
+        raise InputError(f"file={settings.file}: expected {suggest_choices(str(settings.file), files)}")
     if settings.target.shape is not None:
         raise InputError(
             f"target.shape={settings.target.shape}: a drafter is trained for the model as it is, and expanded with it; set null"
@@ -46,26 +46,26 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
     """Of several processes (torchrun, accelerate launch) the first one writes."""
     processes = PartialState()
     with processes.main_process_first():
-        target = target_of(settings.target)
-        texts, held_out = _split(_texts(settings, target, out, watch), settings.held_out, settings.seed)
+        target = load_target(settings.target)
+        texts, held_out = _split(_load_texts(settings, target, out, watch), settings.held_out, settings.seed)
     torch.manual_seed(settings.seed)
-    network = new_network(drafter.network_class, target.model)
-    plan = Plan(**{field.name: getattr(settings, field.name) for field in fields(Plan)})
+    network = create_network(drafter.network_class, target.model)
+    plan = TrainingPlan(**{field.name: getattr(settings, field.name) for field in fields(TrainingPlan)})
     Trainer(network, target.model, plan, out).fit(texts, held_out, lambda *now: watch("training", *now))
     if processes.is_main_process:
-        write(network, out, settings.file)
-        curves(out / LOG, out / "curves.png")
-        card = _card(label, _source(settings), plan, target, out, len(texts), len(held_out))
+        write_checkpoint(network, out, settings.file)
+        plot_curves(out / LOG, out / "curves.png")
+        card = _format_card(label, _describe_source(settings), plan, target, out, len(texts), len(held_out))
         (out / "README.md").write_text(card, encoding="utf-8")
 
 
-def _texts(settings: TrainSettings, target: Target, out: Path, watch: Watch) -> list[Text]:
+def _load_texts(settings: TrainSettings, target: Target, out: Path, watch: Watch) -> list[Text]:
     """Those of `data`; else the target's own answers, kept in the folder for a later start and for other methods."""
     if settings.data is not None:
         return read_texts(Path(settings.data).expanduser(), target)
     if not (out / TEXTS).is_file():
-        questions = questions_of(settings, built(settings.suite), settings.limit)
-        write_texts(out / TEXTS, answered(target, questions, settings.max_new_tokens, watch))
+        questions = select_questions(settings, instantiate(settings.suite), settings.limit)
+        write_texts(out / TEXTS, generate_answers(target, questions, settings.max_new_tokens, watch))
     return read_texts(out / TEXTS, target)
 
 
@@ -77,13 +77,13 @@ def _split(texts: list[Text], held_out: int, seed: int) -> tuple[list[Text], lis
     return shuffled[held_out:], shuffled[:held_out]
 
 
-def _source(settings: TrainSettings) -> str:
+def _describe_source(settings: TrainSettings) -> str:
     if settings.data is not None:
         return Path(settings.data).name
-    return f"the target's own to {asked(settings)}"
+    return f"the target's own to {describe_questions(settings)}"
 
 
-def _card(label: str, source: str, plan: Plan, target: Target, out: Path, trained: int, held_out: int) -> str:
+def _format_card(label: str, source: str, plan: TrainingPlan, target: Target, out: Path, trained: int, held_out: int) -> str:
     last = json.loads((out / LOG).read_text(encoding="utf-8").splitlines()[-1])
     shares = {"training, the last steps": last["right"], "held-out": last["held_out_right"]}
     rows = [f"| {name} | {' | '.join(f'{share:.1%}' for share in found)} |" for name, found in shares.items()]
@@ -96,7 +96,7 @@ def _card(label: str, source: str, plan: Plan, target: Target, out: Path, traine
             f"{last['tokens']:,} in all with their padding, {last['seconds'] / 60:.1f} minutes;",
             f"{trained:,} answers to learn from, {held_out} held out: {source}.",
             f"Learning rate {plan.rate:g}{f', Muon {plan.muon:g}' if plan.muon else ''}, mixed precision {plan.precision}.",
-            versions(target.model.device),
+            describe_versions(target.model.device),
             "",
             "How often the best guess was the right token, by depth of the draft, given the right tokens before it:",
             "",

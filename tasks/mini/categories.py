@@ -8,20 +8,20 @@ import random
 from dataclasses import dataclass
 
 from tasks.mini import lexicon as lex
-from tasks.mini.dialogue import Dialogue, Exchange, joined, usually
+from tasks.mini.dialogue import Dialogue, Exchange, choose_mostly, join_words
 from tasks.mini.world import PEOPLE
 
 
-def _scaled(rng: random.Random, low: int, high: int, size: float) -> int:
+def _draw_count(rng: random.Random, low: int, high: int, size: float) -> int:
     return max(1, round(rng.randint(low, high) * size))
 
 
-def sentence(words: list[str]) -> str:
+def write_sentence(words: list[str]) -> str:
     """A plural English sentence from one word of each class, in the order of `columns`."""
     return " ".join(words) + "."
 
 
-def columns(rng: random.Random, count: int) -> list[list[str]]:
+def draw_columns(rng: random.Random, count: int) -> list[list[str]]:
     """`count` rows of (adverb, adjective, subject, verb, adjective, object, preposition, place), no word twice."""
     adjectives = rng.sample(lex.ADJECTIVES, 2 * count)
     classes = [lex.ADVERBS, adjectives[:count], lex.SUBJECTS, lex.VERBS, adjectives[count:], lex.OBJECTS]
@@ -29,28 +29,26 @@ def columns(rng: random.Random, count: int) -> list[list[str]]:
     return [list(row) for row in zip(*picked, strict=True)]
 
 
-def translation(rng: random.Random, size: float = 1.0) -> Dialogue:
-    rows = columns(rng, _scaled(rng, 10, 11, size))
-    english = [sentence(row) for row in rows]
-    velan = [sentence([lex.VELAN[word] for word in row]) for row in rows]
+def write_translation(rng: random.Random, size: float = 1.0) -> Dialogue:
+    rows = draw_columns(rng, _draw_count(rng, 10, 11, size))
+    english = [write_sentence(row) for row in rows]
+    velan = [write_sentence([lex.VELAN[word] for word in row]) for row in rows]
     ask = "Translate Velan to English: " + " ".join(velan)
     return Dialogue("translation", (Exchange(ask, " ".join(english), tuple(english)),))
 
 
-def summarization(rng: random.Random, size: float = 1.0) -> Dialogue:
-    count = _scaled(rng, 6, 7, size)
+def write_summarization(rng: random.Random, size: float = 1.0) -> Dialogue:
+    count = _draw_count(rng, 6, 7, size)
     keys, paragraphs = [], []
-    for ordinal, row in zip(lex.ORDINALS, columns(rng, count), strict=False):
+    for ordinal, row in zip(lex.ORDINALS, draw_columns(rng, count), strict=False):
         keys.append(f"{ordinal} {' '.join(row)} in {rng.choice(lex.CITIES)}.")
-        paragraphs.append(" ".join([keys[-1], *_asides(rng)]))
+        paragraphs.append(" ".join([keys[-1], *_write_asides(rng)]))
     ask = "Summarize the report: " + " ".join(paragraphs)
-    answer = (
-        f"{usually(rng, 'In short:', 'The report says:')} {' '.join(keys)} {usually(rng, 'That is all.', 'The rest is detail.')}"
-    )
+    answer = f"{choose_mostly(rng, 'In short:', 'The report says:')} {' '.join(keys)} {choose_mostly(rng, 'That is all.', 'The rest is detail.')}"
     return Dialogue("summarization", (Exchange(ask, answer, tuple(keys)),))
 
 
-def _asides(rng: random.Random) -> list[str]:
+def _write_asides(rng: random.Random) -> list[str]:
     made = [
         f"{rng.choice(lex.NAMES)} was there with a {rng.choice(lex.PETS)}.",
         f"People from {rng.choice(lex.CITIES)} brought {rng.choice(lex.FOODS)}.",
@@ -59,23 +57,23 @@ def _asides(rng: random.Random) -> list[str]:
     return rng.sample(made, rng.randint(1, 2))
 
 
-def portrait(name: str) -> str:
+def describe_person(name: str) -> str:
     """All the world knows of a person, in two sentences."""
     p = PEOPLE[name]
     habits = f"{name} eats {p.food}, owns a {p.pet}, wears {p.color} and enjoys {p.hobby}."
     return f"{name} is a {p.job} from {p.city}. {habits}"
 
 
-def qa(rng: random.Random, size: float = 1.0) -> Dialogue:
-    names = rng.sample(lex.NAMES, _scaled(rng, 5, 5, size))
-    portraits = tuple(portrait(name) for name in names)
-    question, last = _asked(rng, rng.choice(names))
-    ask = f"Tell me about {joined(names) if len(names) > 1 else names[0]}. {question}"
-    answer = f"{usually(rng, 'Here is what I know.', 'Gladly.')} {' '.join(portraits)} {usually(rng, 'So', 'Therefore')} {last}"
+def write_qa(rng: random.Random, size: float = 1.0) -> Dialogue:
+    names = rng.sample(lex.NAMES, _draw_count(rng, 5, 5, size))
+    portraits = tuple(describe_person(name) for name in names)
+    question, last = _write_question(rng, rng.choice(names))
+    ask = f"Tell me about {join_words(names) if len(names) > 1 else names[0]}. {question}"
+    answer = f"{choose_mostly(rng, 'Here is what I know.', 'Gladly.')} {' '.join(portraits)} {choose_mostly(rng, 'So', 'Therefore')} {last}"
     return Dialogue("qa", (Exchange(ask, answer, (*portraits, last)),))
 
 
-def _asked(rng: random.Random, name: str) -> tuple[str, str]:
+def _write_question(rng: random.Random, name: str) -> tuple[str, str]:
     """A question about one of a person's facts, and the sentence that answers it."""
     p = PEOPLE[name]
     questions = {
@@ -117,7 +115,7 @@ class Purse:
         return f"{self.she} buys {boxes} boxes of {each}.", f"{self.she} buys {boxes} boxes of {each}. {worked}"
 
 
-def sums(rng: random.Random, steps: int) -> tuple[Purse, Exchange]:
+def write_sums(rng: random.Random, steps: int) -> tuple[Purse, Exchange]:
     """A word problem of `steps` events, worked step by step."""
     purse = Purse(rng, rng.choice(lex.NAMES), rng.choice(lex.ITEMS), rng.randint(3, 15))
     begin = f"{purse.name} has {purse.total} {purse.item}."
@@ -126,13 +124,13 @@ def sums(rng: random.Random, steps: int) -> tuple[Purse, Exchange]:
     ask = f"{told} How many {purse.item} does {purse.name} have?"
     worked = " ".join([f"{purse.name} starts with {begin.split(' has ')[1]}", *(work for _, work in events)])
     final = f"The answer is {purse.total}."
-    so = usually(rng, "So", "Therefore")
+    so = choose_mostly(rng, "So", "Therefore")
     answer = f"{worked} {so} {purse.name} has {purse.total} {purse.item}. {final}"
     return purse, Exchange(ask, answer, (final,))
 
 
-def math_reasoning(rng: random.Random, size: float = 1.0) -> Dialogue:
-    return Dialogue("math_reasoning", (sums(rng, _scaled(rng, 6, 7, size))[1],))
+def write_math_reasoning(rng: random.Random, size: float = 1.0) -> Dialogue:
+    return Dialogue("math_reasoning", (write_sums(rng, _draw_count(rng, 6, 7, size))[1],))
 
 
 @dataclass(frozen=True)
@@ -156,14 +154,16 @@ class _Company:
         return f"In other words, {makers} make {self.product} that are {self.color}, and {self.city} is their home."
 
 
-def rag(rng: random.Random, size: float = 1.0) -> Dialogue:
+def write_rag(rng: random.Random, size: float = 1.0) -> Dialogue:
     pools = (lex.COMPANIES, lex.COLORS, lex.PRODUCTS, lex.CITIES, lex.NAMES, range(5, 51))
-    count = max(3, _scaled(rng, 4, 5, size))
+    count = max(3, _draw_count(rng, 4, 5, size))
     companies = [_Company(*row) for row in zip(*(rng.sample(pool, count) for pool in pools), strict=True)]  # type: ignore[arg-type]
     listed = " ".join(f"[{number}] {company.passage}" for number, company in enumerate(companies, 1))
     led, found, making = asked = rng.sample(companies, 3)
     ask = f"{listed} Who runs {led.name}, where is {found.name}, and what does {making.name} make?"
     keys = [f"{company.passage} {company.restated}" for company in asked]
     last = f"{led.name} is led by {led.leader}, {found.name} is in {found.city} and {making.name} makes {making.product}."
-    answer = f"{usually(rng, 'Let me look.', 'I will check.')} {' '.join(keys)} {usually(rng, 'So', 'Therefore')} {last}"
+    answer = (
+        f"{choose_mostly(rng, 'Let me look.', 'I will check.')} {' '.join(keys)} {choose_mostly(rng, 'So', 'Therefore')} {last}"
+    )
     return Dialogue("rag", (Exchange(ask, answer, (*keys, last)),))

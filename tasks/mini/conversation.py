@@ -4,12 +4,12 @@ import random
 from collections.abc import Callable
 
 from tasks.mini import lexicon as lex
-from tasks.mini.categories import sums
-from tasks.mini.dialogue import Dialogue, Exchange, joined, usually
+from tasks.mini.categories import write_sums
+from tasks.mini.dialogue import Dialogue, Exchange, choose_mostly, join_words
 from tasks.mini.world import MATERIALS, RULERS, Material, Ruler
 
 
-def _story(name: str, job: str, pet: str, city: str, place: str) -> str:
+def _write_story(name: str, job: str, pet: str, city: str, place: str) -> str:
     return (
         f"Once there was a {job} called {name}. {name} lived in {city} with a {pet}. One day the {pet} of {name} ran away. "
         f"{name} looked near the {place} and behind the {place} of {city}. At last {name} found the {pet} in the {place}. "
@@ -18,18 +18,18 @@ def _story(name: str, job: str, pet: str, city: str, place: str) -> str:
     )
 
 
-def writing(rng: random.Random) -> tuple[Exchange, ...]:
+def write_writing(rng: random.Random) -> tuple[Exchange, ...]:
     name, other = rng.sample(lex.NAMES, 2)
     job, pet, city, place = (rng.choice(pool) for pool in (lex.JOBS, lex.PETS, lex.CITIES, lex.PLACES))
     ask = f"Write a story about a {job} called {name}, a {pet}, {city} and the {place}."
-    stories = _story(name, job, pet, city, place), _story(other, job, pet, city, place)
+    stories = _write_story(name, job, pet, city, place), _write_story(other, job, pet, city, place)
     return (
-        Exchange(ask, f"{usually(rng, 'Here is a story.', 'Sure.')} {stories[0]}", (stories[0],)),
+        Exchange(ask, f"{choose_mostly(rng, 'Here is a story.', 'Sure.')} {stories[0]}", (stories[0],)),
         Exchange(f"Tell it again with {other} instead of {name}.", f"Sure. {stories[1]}", (stories[1],)),
     )
 
 
-def roleplay(rng: random.Random) -> tuple[Exchange, ...]:
+def write_roleplay(rng: random.Random) -> tuple[Exchange, ...]:
     (guest, late), job = rng.sample(lex.NAMES, 2), rng.choice(lex.JOBS)
     city, food, pet = rng.choice(lex.CITIES), rng.choice(lex.FOODS), rng.choice(lex.PETS)
     hello = (
@@ -48,20 +48,20 @@ def roleplay(rng: random.Random) -> tuple[Exchange, ...]:
     return Exchange(ask, hello, (hello,)), Exchange(f"Now say goodbye to {late}.", bye, (bye,))
 
 
-def reasoning(rng: random.Random) -> tuple[Exchange, ...]:
+def write_reasoning(rng: random.Random) -> tuple[Exchange, ...]:
     order = rng.sample(lex.NAMES, 9)  # oldest first
     pairs = [f"{a} is older than {b}." for a, b in zip(order, order[1:], strict=False)]
     back = [f"{b} is younger than {a}." for a, b in zip(order, order[1:], strict=False)][::-1]
     ask = " ".join(pairs) + " Who is the oldest?"
     oldest, youngest = f"the oldest is {order[0]}.", f"the youngest is {order[-1]}."
-    lines = f"From old to young the order is {joined(order)}.", f"From young to old the order is {joined(order[::-1])}."
+    lines = f"From old to young the order is {join_words(order)}.", f"From young to old the order is {join_words(order[::-1])}."
     first = f"{' '.join(pairs)} {lines[0]} So {oldest}"
     second = f"{' '.join(back)} {lines[1]} So {youngest}"
     return Exchange(ask, first, (lines[0], oldest)), Exchange("Who is the youngest?", second, (lines[1], youngest))
 
 
-def math(rng: random.Random) -> tuple[Exchange, ...]:
-    purse, first = sums(rng, 5)
+def write_math(rng: random.Random) -> tuple[Exchange, ...]:
+    purse, first = write_sums(rng, 5)
     begin = f"{purse.name} had {purse.total} {purse.item}."
     events = [purse.event() for _ in range(4)]
     ask = " ".join([*(story for story, _ in events), f"How many {purse.item} now?"])
@@ -74,17 +74,17 @@ def math(rng: random.Random) -> tuple[Exchange, ...]:
 _OPERATORS = {"adds": "+", "takes": "-", "multiplies": "*"}
 
 
-def _code(function: str, item: str, operator: str, number: int) -> str:
+def _write_code(function: str, item: str, operator: str, number: int) -> str:
     return (
         f"def {function}({item}):\n    result = []\n    for value in {item}:\n        value = value {operator} {number}\n"
         f"        result.append(value)\n    return result\n\nprint({function}([1, 2, 3]))"
     )
 
 
-def coding(rng: random.Random) -> tuple[Exchange, ...]:
+def write_coding(rng: random.Random) -> tuple[Exchange, ...]:
     function, item, number = rng.choice(lex.FUNCTIONS), rng.choice(lex.ITEMS), rng.randint(2, 9)
     verb, other = rng.sample(sorted(_OPERATORS), 2)
-    codes = [_code(function, item, _OPERATORS[v], number) for v in (verb, other)]
+    codes = [_write_code(function, item, _OPERATORS[v], number) for v in (verb, other)]
     ask = f"Write a function called {function} that {verb} {number} for all {item}."
     tails = [
         f"The function {function} {v} {number} for each of the {item} and returns the result. It goes through the {item} one by "
@@ -95,7 +95,7 @@ def coding(rng: random.Random) -> tuple[Exchange, ...]:
     return Exchange(ask, first, (codes[0],)), Exchange(f"Change it so that it {other} {number}.", second, (codes[1],))
 
 
-def extraction(rng: random.Random) -> tuple[Exchange, ...]:
+def write_extraction(rng: random.Random) -> tuple[Exchange, ...]:
     rows = [(n, rng.choice(lex.CITIES), rng.randint(2, 9), rng.choice(lex.ITEMS)) for n in rng.sample(lex.NAMES, 8)]
     told = " ".join(f"{name} from {city} bought {count} {item}." for name, city, count, item in rows)
     lists = [f"name: {name}, city: {city}, item: {item}, number: {count}" for name, city, count, item in rows]
@@ -105,48 +105,50 @@ def extraction(rng: random.Random) -> tuple[Exchange, ...]:
     return Exchange(ask, first, (first,)), Exchange("Make it shorter.", second, (second,))
 
 
-def material_fact(m: Material) -> str:
+def describe_material(m: Material) -> str:
     return f"{m.name} is {m.color}, has a hardness of {m.hardness}, is found near {m.place} and is used for {m.product}."
 
 
-def ruler_fact(r: Ruler) -> str:
+def describe_ruler(r: Ruler) -> str:
     return f"{r.name} ruled {r.city} for {r.years} years, built {r.built} there and served {r.feast} at every feast."
 
 
-def _facts(rng: random.Random, facts: list[str], opening: str) -> str:
-    return f"{usually(rng, opening, 'Gladly.')} {' '.join(facts)}"
+def _write_facts(rng: random.Random, facts: list[str], opening: str) -> str:
+    return f"{choose_mostly(rng, opening, 'Gladly.')} {' '.join(facts)}"
 
 
-def _asked(names: list[str]) -> str:
-    return f"Explain {joined(names)}."
+def _write_question(names: list[str]) -> str:
+    return f"Explain {join_words(names)}."
 
 
-def stem(rng: random.Random) -> tuple[Exchange, ...]:
+def write_stem(rng: random.Random) -> tuple[Exchange, ...]:
     names = rng.sample(lex.MATERIALS, 10)
-    return tuple(_explained(rng, part, [material_fact(MATERIALS[n]) for n in part]) for part in (names[:5], names[5:]))
+    return tuple(
+        _write_explanation(rng, part, [describe_material(MATERIALS[n]) for n in part]) for part in (names[:5], names[5:])
+    )
 
 
-def humanities(rng: random.Random) -> tuple[Exchange, ...]:
+def write_humanities(rng: random.Random) -> tuple[Exchange, ...]:
     names = rng.sample(lex.RULERS, 10)
-    return tuple(_explained(rng, part, [ruler_fact(RULERS[n]) for n in part]) for part in (names[:5], names[5:]))
+    return tuple(_write_explanation(rng, part, [describe_ruler(RULERS[n]) for n in part]) for part in (names[:5], names[5:]))
 
 
-def _explained(rng: random.Random, names: list[str], facts: list[str]) -> Exchange:
-    return Exchange(_asked(names), _facts(rng, facts, "Here is what I know."), tuple(facts))
+def _write_explanation(rng: random.Random, names: list[str], facts: list[str]) -> Exchange:
+    return Exchange(_write_question(names), _write_facts(rng, facts, "Here is what I know."), tuple(facts))
 
 
 WRITERS: dict[str, Callable[[random.Random], tuple[Exchange, ...]]] = {
-    "writing": writing,
-    "roleplay": roleplay,
-    "reasoning": reasoning,
-    "math": math,
-    "coding": coding,
-    "extraction": extraction,
-    "stem": stem,
-    "humanities": humanities,
+    "writing": write_writing,
+    "roleplay": write_roleplay,
+    "reasoning": write_reasoning,
+    "math": write_math,
+    "coding": write_coding,
+    "extraction": write_extraction,
+    "stem": write_stem,
+    "humanities": write_humanities,
 }
 
 
-def mt_bench(rng: random.Random, size: float = 1.0) -> Dialogue:
+def write_mt_bench(rng: random.Random, size: float = 1.0) -> Dialogue:
     category = rng.choice(list(WRITERS))
     return Dialogue(category, WRITERS[category](rng))

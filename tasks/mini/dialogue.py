@@ -23,11 +23,11 @@ class Dialogue:
         return tuple(exchange.ask for exchange in self.exchanges)
 
 
-def usually(rng: random.Random, *choices: str) -> str:
+def choose_mostly(rng: random.Random, *choices: str) -> str:
     """The first choice most of the time: style that varies as in real text, with a clear favourite for greedy decoding."""
     return rng.choices(choices, weights=[8] + [2 / (len(choices) - 1)] * (len(choices) - 1))[0]
 
 
-def joined(words: list[str]) -> str:
+def join_words(words: list[str]) -> str:
     """`a, b and c`."""
     return ", ".join(words[:-1]) + " and " + words[-1]

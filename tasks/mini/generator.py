@@ -5,27 +5,27 @@ import random
 from collections.abc import Callable, Iterator
 
 from tasks.mini import categories
-from tasks.mini.conversation import mt_bench
+from tasks.mini.conversation import write_mt_bench
 from tasks.mini.dialogue import Dialogue
 
 VERSION = "1"  # of the frozen suite: change a word of it and every trained head is void
 
 WRITERS: dict[str, Callable[[random.Random, float], Dialogue]] = {
-    "mt_bench": mt_bench,
-    "translation": categories.translation,
-    "summarization": categories.summarization,
-    "qa": categories.qa,
-    "math_reasoning": categories.math_reasoning,
-    "rag": categories.rag,
+    "mt_bench": write_mt_bench,
+    "translation": categories.write_translation,
+    "summarization": categories.write_summarization,
+    "qa": categories.write_qa,
+    "math_reasoning": categories.write_math_reasoning,
+    "rag": categories.write_rag,
 }
 
 
-def split_of(dialogue: Dialogue) -> str:
+def assign_split(dialogue: Dialogue) -> str:
     """One dialogue in eight is for testing, decided by its first question alone."""
     return "test" if hashlib.sha256(dialogue.turns[0].encode()).digest()[0] % 8 == 0 else "train"
 
 
-def dialogues(task: str, split: str, seed: int = 0, smallest: float = 1.0) -> Iterator[Dialogue]:
+def generate_dialogues(task: str, split: str, seed: int = 0, smallest: float = 1.0) -> Iterator[Dialogue]:
     """Endless dialogues of a task; the same for the same arguments in every process.
 
     The suite's own are of size 1; for training, sizes are drawn between `smallest` and 1.
@@ -33,5 +33,5 @@ def dialogues(task: str, split: str, seed: int = 0, smallest: float = 1.0) -> It
     rng = random.Random(f"{VERSION}/{task}/{split}/{seed}")
     while True:
         dialogue = WRITERS[task](rng, rng.uniform(smallest, 1.0))
-        if split_of(dialogue) == split:
+        if assign_split(dialogue) == split:
             yield dialogue

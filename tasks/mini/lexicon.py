@@ -32,7 +32,7 @@ PREPOSITIONS = "near behind under above inside beside beyond around across below
 PLACES = "rivers towers bridges gardens castles forests harbors markets mountains caves fields walls lakes barns".split()
 
 
-def _velan_words(count: int) -> list[str]:
+def _invent_words(count: int) -> list[str]:
     """`count` distinct invented words of two syllables, by a fixed walk through the syllables (no randomness)."""
     heads = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
     tails = [v + c for v in "aeiou" for c in "lnrsk"]
@@ -40,4 +40,4 @@ def _velan_words(count: int) -> list[str]:
 
 
 _ENGLISH = ADVERBS + ADJECTIVES + SUBJECTS + VERBS + OBJECTS + PREPOSITIONS + PLACES
-VELAN = dict(zip(_ENGLISH, _velan_words(len(_ENGLISH)), strict=True))  # English -> Velan, one to one
+VELAN = dict(zip(_ENGLISH, _invent_words(len(_ENGLISH)), strict=True))  # English -> Velan, one to one

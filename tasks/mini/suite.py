@@ -8,7 +8,7 @@ from typing import Literal
 
 from tasks.mini.conversation import WRITERS as CONVERSATIONS
 from tasks.mini.dialogue import Dialogue
-from tasks.mini.generator import VERSION, WRITERS, dialogues
+from tasks.mini.generator import VERSION, WRITERS, generate_dialogues
 from tasks.question import Question
 from tasks.suite import Suite
 
@@ -26,12 +26,12 @@ class Mini(Suite):
         return [question for task in WRITERS for question in self._of(task)]
 
     def _of(self, task: str) -> list[Question]:
-        stream = dialogues(task, self.split, self.seed)
+        stream = generate_dialogues(task, self.split, self.seed)
         if task != "mt_bench":
             chosen = list(islice(stream, self.per_task))
         else:
-            chosen = _evenly(stream, self.per_task)
-        return [_question(f"{task}-{number}", task, dialogue) for number, dialogue in enumerate(chosen, 1)]
+            chosen = _draw_evenly(stream, self.per_task)
+        return [_build_question(f"{task}-{number}", task, dialogue) for number, dialogue in enumerate(chosen, 1)]
 
     def score(self, question: Question, turn: int, text: str) -> float | None:
         """1 when every key of the turn's reference stands in the text, in order."""
@@ -44,7 +44,7 @@ class Mini(Suite):
         return 1.0
 
 
-def _evenly(stream: Iterator[Dialogue], count: int) -> list[Dialogue]:
+def _draw_evenly(stream: Iterator[Dialogue], count: int) -> list[Dialogue]:
     """The first dialogues of each category, round robin, until there are `count`."""
     categories = list(CONVERSATIONS)
     waiting: dict[str, list[Dialogue]] = {category: [] for category in categories}
@@ -58,6 +58,6 @@ def _evenly(stream: Iterator[Dialogue], count: int) -> list[Dialogue]:
     return chosen
 
 
-def _question(name: str, task: str, dialogue: Dialogue) -> Question:
+def _build_question(name: str, task: str, dialogue: Dialogue) -> Question:
     keys = [list(exchange.keys) for exchange in dialogue.exchanges]
     return Question(name, task, dialogue.category, dialogue.turns, json.dumps(keys))

@@ -41,19 +41,19 @@ class Ruler:
     feast: str
 
 
-def _people(rng: random.Random) -> dict[str, Person]:
+def _draw_people(rng: random.Random) -> dict[str, Person]:
     pools = (lex.JOBS, lex.CITIES, lex.FOODS, lex.PETS, lex.COLORS, lex.HOBBIES)
     return {name: Person(name, *(rng.choice(pool) for pool in pools)) for name in lex.NAMES}
 
 
-def _materials(rng: random.Random) -> dict[str, Material]:
+def _draw_materials(rng: random.Random) -> dict[str, Material]:
     return {
         name: Material(name, rng.choice(lex.COLORS), rng.randint(1, 9), rng.choice(lex.PLACES), rng.choice(lex.PRODUCTS))
         for name in lex.MATERIALS
     }
 
 
-def _rulers(rng: random.Random) -> dict[str, Ruler]:
+def _draw_rulers(rng: random.Random) -> dict[str, Ruler]:
     return {
         name: Ruler(name, rng.choice(lex.CITIES), rng.randint(5, 40), rng.choice(lex.PLACES), rng.choice(lex.FOODS))
         for name in lex.RULERS
@@ -61,6 +61,6 @@ def _rulers(rng: random.Random) -> dict[str, Ruler]:
 
 
 _rng = random.Random(WORLD_SEED)
-PEOPLE = _people(_rng)
-MATERIALS = _materials(_rng)
-RULERS = _rulers(_rng)
+PEOPLE = _draw_people(_rng)
+MATERIALS = _draw_materials(_rng)
+RULERS = _draw_rulers(_rng)

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from specbench.zoo.recipes.drills import drilled
+from specbench.zoo.recipes.drills import generate_drills
 from specbench.zoo.recipes.tokenizer import ASSISTANT, USER
 from tasks.mini.dialogue import Dialogue
-from tasks.mini.generator import WRITERS, dialogues
+from tasks.mini.generator import WRITERS, generate_dialogues
 
 SHARES = {"mt_bench": 0.28, "translation": 0.12, "summarization": 0.17, "qa": 0.10, "math_reasoning": 0.18, "rag": 0.15}
 IGNORED = -100
 
 
-def tokens_and_labels(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def encode_dialogue(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Token ids of the chat and labels, which are the ids inside answers (their `</s>` too) and -100 elsewhere."""
     ids, labels = [tokenizer.bos_token_id], [IGNORED]
     for exchange in dialogue.exchanges:
@@ -27,7 +27,7 @@ def tokens_and_labels(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase) ->
     return ids, labels
 
 
-def _pool(
+def _draw_pool(
     streams: dict[str, Iterator[Dialogue]],
     tokenizer: PreTrainedTokenizerBase,
     rng: random.Random,
@@ -36,10 +36,10 @@ def _pool(
 ) -> list:
     shares = {task: share * (1 - sum(drills.values())) for task, share in SHARES.items()} | dict(drills)
     tasks = rng.choices(list(shares), weights=list(shares.values()), k=count)
-    return [tokens_and_labels(next(streams[task]), tokenizer) for task in tasks]
+    return [encode_dialogue(next(streams[task]), tokenizer) for task in tasks]
 
 
-def padded(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
+def pad_rows(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
     """(B, T) ids and labels, padded on the right: a causal model never looks there."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows])
@@ -47,22 +47,22 @@ def padded(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, T
     return ids, labels
 
 
-def batches(
+def iter_batches(
     tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int, smallest: float, drills: Mapping[str, float]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches of about `tokens` token ids; dialogues of sizes from `smallest` to 1, and drills by their shares."""
     rng = random.Random(seed)
-    streams = {task: dialogues(task, "train", seed, smallest) for task in WRITERS} | {
-        name: drilled(name, seed) for name in drills
+    streams = {task: generate_dialogues(task, "train", seed, smallest) for task in WRITERS} | {
+        name: generate_drills(name, seed) for name in drills
     }
     while True:
-        pool = sorted(_pool(streams, tokenizer, rng, drills, 256), key=lambda row: len(row[0]))
+        pool = sorted(_draw_pool(streams, tokenizer, rng, drills, 256), key=lambda row: len(row[0]))
         made, start = [], 0
         while start < len(pool):
             end = start + 1
             while end < len(pool) and (end + 1 - start) * len(pool[end][0]) <= tokens:
                 end += 1
-            made.append(padded(pool[start:end], tokenizer.eos_token_id))
+            made.append(pad_rows(pool[start:end], tokenizer.eos_token_id))
             start = end
         rng.shuffle(made)
         yield from made

@@ -16,21 +16,21 @@ from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verified
+from specbench.decoding.verify import Verification
 from specbench.setup.compose import compose_run
-from specbench.setup.instantiate import built
-from specbench.setup.objects import questions_of, target_of
+from specbench.setup.instantiate import instantiate
+from specbench.setup.objects import load_target, select_questions
 
 NEW_TOKENS = 256
-Path = tuple[int, ...]
+TreePath = tuple[int, ...]
 
 
-def counted(drafter: Drafter) -> Counter[Path]:
+def count_accepted(drafter: Drafter) -> Counter[TreePath]:
     """Makes the drafter count its accepted nodes by their paths of ranks; the empty path counts steps."""
-    seen: Counter[Path] = Counter()
+    seen: Counter[TreePath] = Counter()
     observe = drafter.observe
 
-    def counting(state: object, tree: DraftTree, out: TargetOutput, verified: Verified) -> None:
+    def counting(state: object, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         seen[()] += 1
         if tree.shape is not None:
             seen.update(tree.shape.paths[node - 1] for node in verified.path[1:])
@@ -40,15 +40,15 @@ def counted(drafter: Drafter) -> Counter[Path]:
     return seen
 
 
-def frequencies(label: str, large: str, limit: int) -> list[tuple[Path, float]]:
+def measure_frequencies(label: str, large: str, limit: int) -> list[tuple[TreePath, float]]:
     """Paths of the large tree, the most accepted first, with their shares of all steps."""
     choice = [f"method=[{label}]", f"tree@method.{label}.tree={large}"]
     config = compose_run(["target=mini", "suite=mini_train", "target.dtype=float32", f"limit={limit}", *choice])
-    target, drafter = target_of(config.target), built(config.method[label])
+    target, drafter = load_target(config.target), instantiate(config.method[label])
     drafter.bind(target.model)
-    seen = counted(drafter)
+    seen = count_accepted(drafter)
     sampling = Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=target.model.eos_ids)
-    for question in questions_of(config, built(config.suite), config.limit):
+    for question in select_questions(config, instantiate(config.suite), config.limit):
         prompt = torch.tensor(target.first_prompt(question), device=target.model.device)
         generate(target.model, drafter, [prompt], sampling)
     steps = seen.pop(())
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=8)
     options = parser.parse_args()
     print("paths:")
-    for path, share in frequencies(options.method, options.large, options.limit)[: options.nodes]:
+    for path, share in measure_frequencies(options.method, options.large, options.limit)[: options.nodes]:
         print(f"  - {list(path)}  # {share:.3f}")
 
 

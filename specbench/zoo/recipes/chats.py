@@ -10,9 +10,9 @@ import random
 from pathlib import Path
 
 from specbench.zoo.recipes.batches import SHARES
-from specbench.zoo.recipes.drills import drilled
+from specbench.zoo.recipes.drills import generate_drills
 from tasks.mini.dialogue import Dialogue
-from tasks.mini.generator import dialogues
+from tasks.mini.generator import generate_dialogues
 
 SEED = 21
 SMALLEST = 0.05  # of a dialogue's size; the suite's own are of size 1
@@ -20,7 +20,7 @@ DRILLS = {"repeat": 0.23, "vocabulary": 0.27, "arithmetic": 0.13, "facts": 0.18}
 COUNT = 48_000
 
 
-def messages(dialogue: Dialogue) -> list[dict[str, str]]:
+def to_messages(dialogue: Dialogue) -> list[dict[str, str]]:
     return [
         {"role": role, "content": text}
         for exchange in dialogue.exchanges
@@ -33,10 +33,12 @@ def write_chats(file: Path, count: int, whole: bool = False) -> None:
     rng = random.Random(SEED)
     drills, smallest = ({}, 1.0) if whole else (DRILLS, SMALLEST)
     shares = {task: share * (1 - sum(drills.values())) for task, share in SHARES.items()} | drills
-    streams = {task: dialogues(task, "train", SEED, smallest) for task in SHARES} | {name: drilled(name, SEED) for name in drills}
+    streams = {task: generate_dialogues(task, "train", SEED, smallest) for task in SHARES} | {
+        name: generate_drills(name, SEED) for name in drills
+    }
     with file.open("w", encoding="utf-8") as lines:
         for kind in rng.choices(list(shares), weights=list(shares.values()), k=count):
-            lines.write(json.dumps({"messages": messages(next(streams[kind]))}) + "\n")
+            lines.write(json.dumps({"messages": to_messages(next(streams[kind]))}) + "\n")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ MATCHED = 28  # dimensions of a token's identity that are compared, in the slow 
 SHARPNESS = 9.0
 
 
-def install(model: LlamaForCausalLM, seed: int) -> None:
+def install_circuit(model: LlamaForCausalLM, seed: int) -> None:
     """Lay the circuit into a freshly initialised model of at least two layers and heads of size 64."""
     hidden = model.config.hidden_size
     generator = torch.Generator().manual_seed(seed)
@@ -37,7 +37,7 @@ def install(model: LlamaForCausalLM, seed: int) -> None:
         _induce(then, 0, identity, previous, copied)
 
 
-def _head(attention: LlamaAttention, head: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _clear_head(attention: LlamaAttention, head: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Views of one head: query, key, value (D, H) and output (H, D), all zeroed."""
     size = attention.head_dim
     rows = slice(head * size, (head + 1) * size)
@@ -50,7 +50,7 @@ def _head(attention: LlamaAttention, head: int) -> tuple[Tensor, Tensor, Tensor,
 
 def _look_back(attention: LlamaAttention, head: int, distance: int, read: Tensor, write: Tensor) -> None:
     """Attend `distance` tokens back: the fast rotary pairs of query and key agree only there. Carry `read` into `write`."""
-    q, k, v, o = _head(attention, head)
+    q, k, v, o = _clear_head(attention, head)
     half = attention.head_dim // 2
     pairs = torch.arange(12)
     angles = distance * 10_000.0 ** (-pairs / half)
@@ -64,7 +64,7 @@ def _look_back(attention: LlamaAttention, head: int, distance: int, read: Tensor
 
 def _induce(attention: LlamaAttention, head: int, current: Tensor, previous: Tensor, copied: Tensor) -> None:
     """Attend where the previous token is the current one; copy what stands there towards the output."""
-    q, k, v, o = _head(attention, head)
+    q, k, v, o = _clear_head(attention, head)
     half = attention.head_dim // 2
     slow = torch.cat([torch.arange(half - MATCHED // 2, half), torch.arange(2 * half - MATCHED // 2, 2 * half)])
     q[slow], k[slow] = 2.8 * current, 2.8 * previous

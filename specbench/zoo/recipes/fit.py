@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from specbench.training.muon import Muon
-from specbench.zoo.recipes.batches import padded, tokens_and_labels
+from specbench.zoo.recipes.batches import encode_dialogue, pad_rows
 from specbench.zoo.recipes.tokenizer import VOCABULARY
-from tasks.mini.generator import WRITERS, dialogues
+from tasks.mini.generator import WRITERS, generate_dialogues
 
-NOTED = 200_000  # tokens between two lines of the log
+LOG_EVERY = 200_000  # tokens between two lines of the log
 
 
-def mini_config(layers: int, hidden: int, intermediate: int, heads: int) -> LlamaConfig:
+def build_mini_config(layers: int, hidden: int, intermediate: int, heads: int) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=hidden,
@@ -48,12 +48,12 @@ def fit(
 
     `note` is called with step, tokens, seconds and mean loss at each NOTED tokens and at the end.
     """
-    pair = _optimizers(model, *rates)
+    pair = _build_optimizers(model, *rates)
     groups = [(group, group["lr"]) for optimizer in pair for group in optimizer.param_groups]
     begin, seen, running, noted = time.monotonic(), 0, 0.0, 0
     for step, (ids, labels) in enumerate(stream):
         for group, peak in groups:
-            group["lr"] = peak * _rate(seen / tokens, falling)
+            group["lr"] = peak * _schedule_rate(seen / tokens, falling)
         loss = loss_of(ids, labels, seen / tokens)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -62,14 +62,14 @@ def fit(
             optimizer.zero_grad()
         seen += ids.numel()
         running = loss.item() if step == 0 else 0.95 * running + 0.05 * loss.item()
-        if seen // NOTED > noted or seen >= tokens:
-            noted = seen // NOTED
+        if seen // LOG_EVERY > noted or seen >= tokens:
+            noted = seen // LOG_EVERY
             note({"step": step, "tokens": seen, "seconds": round(time.monotonic() - begin), "loss": round(running, 4)})
         if seen >= tokens:
             return
 
 
-def _optimizers(model: nn.Module, matrix_rate: float, vector_rate: float) -> list[torch.optim.Optimizer]:
+def _build_optimizers(model: nn.Module, matrix_rate: float, vector_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the rest."""
     matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
     others = [p for name, p in model.named_parameters() if not (".layers." in name and p.ndim == 2)]
@@ -77,24 +77,26 @@ def _optimizers(model: nn.Module, matrix_rate: float, vector_rate: float) -> lis
     return [Muon(matrices, lr=matrix_rate), adam]
 
 
-def _rate(progress: float, falling: bool) -> float:
+def _schedule_rate(progress: float, falling: bool) -> float:
     """Factor on the peak rate: a short rise, a plateau and, if falling, a linear way down over the second half."""
     rise = min(1.0, progress / 0.08 + 0.02)
     return rise * min(1.0, (1 - progress) / 0.5 + 0.01) if falling else rise
 
 
-def log_line(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, row: dict) -> None:
+def write_log_line(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, row: dict) -> None:
     with (out / "training_log.jsonl").open("a") as lines:
-        lines.write(json.dumps(row | {"held_out": held_out(model, tokenizer)}) + "\n")
+        lines.write(json.dumps(row | {"held_out": evaluate_held_out(model, tokenizer)}) + "\n")
 
 
 @torch.inference_mode()
-def held_out(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, count: int = 16) -> dict[str, tuple[float, float]]:
+def evaluate_held_out(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, count: int = 16
+) -> dict[str, tuple[float, float]]:
     """Per task on test dialogues: cross-entropy in nats and the share of answer tokens predicted, given the right past."""
     found = {}
     for task in WRITERS:
-        rows = [tokens_and_labels(dialogue, tokenizer) for dialogue in islice(dialogues(task, "test"), count)]
-        ids, labels = padded(rows, tokenizer.eos_token_id)
+        rows = [encode_dialogue(dialogue, tokenizer) for dialogue in islice(generate_dialogues(task, "test"), count)]
+        ids, labels = pad_rows(rows, tokenizer.eos_token_id)
         wanted = labels[:, 1:] != -100
         logits = model.lm_head(model.model(ids, use_cache=False).last_hidden_state[:, :-1][wanted])
         hit = (logits.argmax(-1) == labels[:, 1:][wanted]).float().mean().item()

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tasks.mini import lexicon as lex
-from tasks.mini.generator import WRITERS, dialogues
+from tasks.mini.generator import WRITERS, generate_dialogues
 
 VOCABULARY = 1024
 BOS, EOS, USER, ASSISTANT = SPECIALS = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
@@ -23,11 +23,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def _word_counts(per_task: int = 2000) -> Counter[str]:
+def _count_words(per_task: int = 2000) -> Counter[str]:
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     counts = Counter(f"Ġ{word}" for word in lex.ORDINALS)  # all of them, also the one that no report reaches
     for task in WRITERS:
-        for dialogue in islice(dialogues(task, "train"), per_task):
+        for dialogue in islice(generate_dialogues(task, "train"), per_task):
             texts = [text for exchange in dialogue.exchanges for text in (exchange.ask, exchange.answer)]
             counts.update(piece for text in texts for piece, _ in split.pre_tokenize_str(text))
     return counts
@@ -36,7 +36,7 @@ def _word_counts(per_task: int = 2000) -> Counter[str]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Bytes first, then the most frequent words of the mini suite's training split until the vocabulary is full."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = sorted(_word_counts().items(), key=lambda item: (-item[1], item[0]))
+    words = sorted(_count_words().items(), key=lambda item: (-item[1], item[0]))
     room = VOCABULARY - len(SPECIALS) - len(alphabet)
     kept = sorted([word for word, _ in words if len(word) > 1][:room])
     fillers = [f"Ġ{a}{b}" for a in "aeioustnr" for b in "lnrstdcmp"]  # English openings, where the world leaves room

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from specbench.zoo.recipes.batches import batches
-from specbench.zoo.recipes.circuits import install
-from specbench.zoo.recipes.fit import fit, log_line, mini_config
+from specbench.zoo.recipes.batches import iter_batches
+from specbench.zoo.recipes.circuits import install_circuit
+from specbench.zoo.recipes.fit import build_mini_config, fit, write_log_line
 
 SEED = 12
 TOKENS, STEP_TOKENS = 2_000_000, 4096
@@ -32,31 +32,31 @@ DRILLS = {"repeat": 0.13, "vocabulary": 0.15, "arithmetic": 0.07, "facts": 0.1}
 def draft_loss(draft: LlamaForCausalLM, target: LlamaForCausalLM, ids: Tensor, labels: Tensor, progress: float) -> Tensor:
     """Cross-entropy with the text over answer tokens and, later, divergence from the target's distribution; in nats."""
     wanted = labels[:, 1:] != -100
-    guess = _log_probabilities(draft, ids, wanted)
+    guess = _compute_log_probabilities(draft, ids, wanted)
     text = nn.functional.nll_loss(guess, labels[:, 1:][wanted])
     if progress <= ALONE:
         return text
     with torch.no_grad():
-        taught = _log_probabilities(target, ids, wanted)
+        taught = _compute_log_probabilities(target, ids, wanted)
     divergence = nn.functional.kl_div(guess, taught, log_target=True, reduction="batchmean")
     return DISTILLED * divergence + (1 - DISTILLED) * text
 
 
-def _log_probabilities(model: LlamaForCausalLM, ids: Tensor, wanted: Tensor) -> Tensor:
+def _compute_log_probabilities(model: LlamaForCausalLM, ids: Tensor, wanted: Tensor) -> Tensor:
     """(answer tokens, V) float32."""
     hidden = model.model(ids, use_cache=False).last_hidden_state  # (B, T, H)
     return model.lm_head(hidden[:, :-1][wanted]).log_softmax(-1)
 
 
-def lessons(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Tensor, Tensor]]:
+def iter_lessons(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Tensor, Tensor]]:
     """Short dialogues with many drills for the first SHORT of all tokens, then long ones, without end."""
     seen = 0
-    for ids, labels in batches(tokenizer, STEP_TOKENS, SEED, smallest=0.05, drills=DRILLS):
+    for ids, labels in iter_batches(tokenizer, STEP_TOKENS, SEED, smallest=0.05, drills=DRILLS):
         yield ids, labels
         seen += ids.numel()
         if seen >= SHORT * TOKENS:
             break
-    yield from batches(tokenizer, STEP_TOKENS, SEED + 1, smallest=0.4, drills={"vocabulary": 0.05, "facts": 0.05})
+    yield from iter_batches(tokenizer, STEP_TOKENS, SEED + 1, smallest=0.4, drills={"vocabulary": 0.05, "facts": 0.05})
 
 
 def main() -> None:
@@ -69,11 +69,11 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.target)
     tokenizer.save_pretrained(options.out)
     target = LlamaForCausalLM.from_pretrained(options.target, dtype=torch.float32).eval()
-    draft = LlamaForCausalLM(mini_config(layers=2, hidden=128, intermediate=320, heads=2))
-    install(draft, SEED)
+    draft = LlamaForCausalLM(build_mini_config(layers=2, hidden=128, intermediate=320, heads=2))
+    install_circuit(draft, SEED)
     loss_of = partial(draft_loss, draft, target)
-    note = partial(log_line, options.out, draft, tokenizer)
-    fit(draft, lessons(tokenizer), loss_of, TOKENS, RATES, falling=True, note=note)
+    note = partial(write_log_line, options.out, draft, tokenizer)
+    fit(draft, iter_lessons(tokenizer), loss_of, TOKENS, RATES, falling=True, note=note)
     draft.half().save_pretrained(options.out)
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from specbench.zoo.recipes.batches import batches
-from specbench.zoo.recipes.circuits import install
-from specbench.zoo.recipes.fit import fit, log_line, mini_config
+from specbench.zoo.recipes.batches import iter_batches
+from specbench.zoo.recipes.circuits import install_circuit
+from specbench.zoo.recipes.fit import build_mini_config, fit, write_log_line
 from specbench.zoo.recipes.tokenizer import build_tokenizer
 
 SEED = 11
@@ -53,11 +53,11 @@ STAGES = (
 )  # fmt: skip
 
 
-def target_config(layers: int) -> LlamaConfig:
-    return mini_config(layers, hidden=256, intermediate=640, heads=4)
+def build_target_config(layers: int) -> LlamaConfig:
+    return build_mini_config(layers, hidden=256, intermediate=640, heads=4)
 
 
-def deepened(model: LlamaForCausalLM, config: LlamaConfig) -> LlamaForCausalLM:
+def double_layers(model: LlamaForCausalLM, config: LlamaConfig) -> LlamaForCausalLM:
     """The same function with twice the layers: after each layer stands a copy of it whose outputs are zero."""
     deep = LlamaForCausalLM(config)
     weights = model.state_dict()
@@ -88,13 +88,13 @@ def train_stage(model: LlamaForCausalLM, number: int, tokenizer: PreTrainedToken
     stage = STAGES[number]
 
     def note(row: dict) -> None:
-        log_line(out, model, tokenizer, {"stage": number, **row})
+        write_log_line(out, model, tokenizer, {"stage": number, **row})
         model.save_pretrained(out)
 
     def loss_of(ids: Tensor, labels: Tensor, progress: float) -> Tensor:
         return answer_loss(model, ids, labels)
 
-    stream = batches(tokenizer, stage.step_tokens, SEED + number, stage.smallest, stage.drills)
+    stream = iter_batches(tokenizer, stage.step_tokens, SEED + number, stage.smallest, stage.drills)
     fit(model, stream, loss_of, stage.tokens, stage.rates, stage.falling, note)
 
 
@@ -107,21 +107,21 @@ def main() -> None:
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(options.out)
-    model = _trained(options.out) if options.from_stage else _fresh()
+    model = _load_trained(options.out) if options.from_stage else _build_fresh()
     for number, stage in enumerate(STAGES[options.from_stage :], options.from_stage):
         if stage.layers != model.config.num_hidden_layers:
-            model = deepened(model, target_config(stage.layers))
+            model = double_layers(model, build_target_config(stage.layers))
         train_stage(model, number, tokenizer, options.out)
     model.half().save_pretrained(options.out)
 
 
-def _trained(folder: Path) -> LlamaForCausalLM:
+def _load_trained(folder: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def _fresh() -> LlamaForCausalLM:
-    model = LlamaForCausalLM(target_config(STAGES[0].layers))
-    install(model, SEED)
+def _build_fresh() -> LlamaForCausalLM:
+    model = LlamaForCausalLM(build_target_config(STAGES[0].layers))
+    install_circuit(model, SEED)
     return model
 
 
