@@ -40,7 +40,7 @@ def numbers(text: str) -> list[int]:
 
 def whole(path: Path) -> Path:
     """The run, if all of its turns went well. Raises InputError."""
-    trials = RunDirectory(path).trials()
+    trials = RunDirectory(path).read_trials()
     wrong = [trial for trial in trials if trial.error]
     if wrong:
         raise InputError(f"{path}: {len(wrong)} of {len(trials)} turns failed, the first of {wrong[0].method}: {wrong[0].error}")
@@ -56,7 +56,7 @@ def opened(*overrides: str, limit: int = 1) -> Opened:
     engine = Native(profile=False)
     engine.open(target.model, drafters)
     questions = select_questions(config, instantiate(config.suite), config.limit)
-    return Opened(target, drafters, engine, [target.first_prompt(question) for question in questions])
+    return Opened(target, drafters, engine, [target.render_first_prompt(question) for question in questions])
 
 
 def decoded(*overrides: str, limit: int = 1, tokens: int = 256) -> dict[str, list[Generation]]:

@@ -103,7 +103,7 @@ def certificates(asked: Asked, dtype: str) -> Table:
     folder = Path("results/reference/certificates") / f"{asked.runs.name}-{dtype}"
     if not (folder / FILE).exists():
         with TrainingDisplay(console) as display:
-            certify(compose_certify([*chosen, f"out={folder}"]), display.at)
+            certify(compose_certify([*chosen, f"out={folder}"]), display.update)
     return build_certificate_table(read_certificate(folder / FILE))
 
 

@@ -47,9 +47,9 @@ Planting = Callable[[], Any]
 class AcceptsByP(SamplingVerifier):
     """q forced to 1 where a draft is accepted, but not in the residual (as in an issue of EAGLE's)."""
 
-    def _kept(self, siblings: Any, tokens: list[int], wanted: Tensor, drawn: Tensor) -> tuple[int | None, Tensor]:
+    def _accept_sibling(self, siblings: Any, tokens: list[int], wanted: Tensor, drawn: Tensor) -> tuple[int | None, Tensor]:
         for node in siblings:
-            if float(self.dice.uniform()) < float(wanted[tokens[node]]):
+            if float(self.dice.draw_uniform()) < float(wanted[tokens[node]]):
                 return node, wanted
             residual = (wanted - drawn).clamp(min=0)
             wanted = residual / residual.sum() if residual.sum() > 0 else wanted
@@ -59,15 +59,15 @@ class AcceptsByP(SamplingVerifier):
 class NoResidual(SamplingVerifier):
     """What replaces a rejected token is drawn from p itself (as in SPACE)."""
 
-    def _kept(self, siblings: Any, tokens: list[int], wanted: Tensor, drawn: Tensor) -> tuple[int | None, Tensor]:
-        return super()._kept(siblings, tokens, wanted, drawn)[0], wanted
+    def _accept_sibling(self, siblings: Any, tokens: list[int], wanted: Tensor, drawn: Tensor) -> tuple[int | None, Tensor]:
+        return super()._accept_sibling(siblings, tokens, wanted, drawn)[0], wanted
 
 
 class ColdBonus(SamplingVerifier):
     """The token behind a draft that is accepted to its end is drawn without the temperature (as in EAGLE-1)."""
 
-    def _test(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verification:
-        found = super()._test(tree, drawn_from, logits)
+    def _test_drawn(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verification:
+        found = super()._test_drawn(tree, drawn_from, logits)
         if tree.children[found.path[-1]]:
             return found
         bonus = int(self.dice.draw(probabilities(logits[found.path[-1]], replace(self.sampling, temperature=1.0))))

@@ -30,8 +30,8 @@ def walked(limit: int) -> Iterator[tuple[Tensor, Tensor]]:
     found: list[tuple[Tensor, Tensor]] = []
 
     class Watched(SamplingVerifier):
-        def _test(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verification:
-            verified = super()._test(tree, drawn_from, logits)
+        def _test_drawn(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verification:
+            verified = super()._test_drawn(tree, drawn_from, logits)
             rows = [node for node, under in enumerate(tree.children) if under]
             for node in verified.path:
                 if node in rows:
@@ -51,8 +51,8 @@ def accepted(p: Tensor, q: Tensor, dice: Dice) -> tuple[Tensor, Tensor]:
     """(WIDEST,) each: the chance with 1, 2, … siblings, of the most probable tokens and of drawn ones (mean of DRAWS trees)."""
     rule, drawn = SamplingVerifier(Sampling(1.0), dice), torch.zeros(WIDEST)
     for _ in range(DRAWS):
-        tokens = dice.distinct(q[None], WIDEST)[0].tolist()
-        kept, _ = rule._kept(range(WIDEST), tokens, p, q)
+        tokens = dice.draw_distinct(q[None], WIDEST)[0].tolist()
+        kept, _ = rule._accept_sibling(range(WIDEST), tokens, p, q)
         if kept is not None:
             drawn[kept:] += 1 / DRAWS
     return p[q.topk(WIDEST).indices].cumsum(dim=0), drawn

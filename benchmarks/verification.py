@@ -41,7 +41,7 @@ class _Timed:
     """A verifier whose `verify` is timed."""
 
     def __init__(self, verifier: Verifier, watch: Stopwatch) -> None:
-        self.first = verifier.first
+        self.first = verifier.choose_first
         self.pick = verifier.pick
         self.rank = verifier.rank
         self.verify = watch.timed(verifier.verify)

@@ -48,44 +48,44 @@ class EagleNetwork(DraftNetwork):
         )
 
     @classmethod
-    def new_config(cls, shape: TargetShape) -> dict[str, Any]:
-        return {**shape.layer(), "hidden_act": "silu", "rope_theta": 10000.0}
+    def create_config(cls, shape: TargetShape) -> dict[str, Any]:
+        return {**shape.get_layer_sizes(), "hidden_act": "silu", "rope_theta": 10000.0}
 
-    def start_from(self, target: LanguageModel) -> None:
+    def init_weights(self, target: LanguageModel) -> None:
         """Tokens begin as loud as hidden states: much softer ones are noticed late."""
         self.embed_tokens.weight.data.copy_(target.embedding.weight)  # type: ignore[arg-type]
         self.embed_tokens.weight.requires_grad_(False)
         self.fc.weight.data[:, : self.embed_tokens.embedding_dim] *= embedding_scale(target)
 
-    def meet(self, target: LanguageModel) -> None:
+    def attach_target(self, target: LanguageModel) -> None:
         self.rotary = Rotary(self.layer_config, target.context + ROOM, self.fc.weight)
         self._head, self._head_dtype = target.head.forward, target.dtype
 
     def forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: LayerPass) -> Tensor:
         """hidden (B, N, H), tokens (B, N), positions (N,) -> (B, N, H), the hidden states one place further."""
         read = self.fc(torch.cat([self.embed_tokens(tokens), hidden], dim=-1))
-        return self.layers[0](read, position_embeddings=self.rotary.at(positions), forward_pass=forward_pass)
+        return self.layers[0](read, position_embeddings=self.rotary.get_cos_sin(positions), forward_pass=forward_pass)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, hidden: Tensor) -> Tensor:
         """(N, H) -> (N, draft vocabulary)."""
         return self._head(hidden.to(self._head_dtype))
 
-    def target_tokens(self, tokens: Tensor) -> Tensor:
+    def to_target_tokens(self, tokens: Tensor) -> Tensor:
         """Ids of the draft vocabulary -> ids of the target's."""
         return tokens
 
-    def loss(self, lesson: Lesson) -> LessonLoss:
+    def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Smooth L1 to the target's next hidden state, and cross-entropy with what the target makes of that."""
         hidden = lesson.hidden
         if self.training:
             hidden = hidden + (torch.rand_like(hidden) - 0.5) * 2 * NOISE
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
         guessed = self(hidden, lesson.ids.roll(-1, dims=1), positions, TrainingPass())
-        there, tokens = lesson.ahead(2)
-        states, logits = guessed[there], self.logits(guessed[there])
+        there, tokens = lesson.select_ahead(2)
+        states, logits = guessed[there], self.compute_logits(guessed[there])
         wanted = lesson.last.roll(-1, dims=1)[there].float()
         regression = mean(nn.functional.smooth_l1_loss(states.float(), wanted, reduction="none"))
-        loss = regression + TOKEN_WEIGHT * divergence(logits, lesson.teacher(there, 2))
+        loss = regression + TOKEN_WEIGHT * divergence(logits, lesson.compute_teacher(there, 2))
         return LessonLoss(loss, [mean(logits.argmax(-1) == tokens)])
 
 
@@ -118,7 +118,7 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
         super().bind(target)
         self._bias = ChainBias(self.network.dtype, target.device)
 
-    def new_store(self, capacity: int) -> DraftKV:
+    def create_store(self, capacity: int) -> DraftKV:
         return DraftKV(capacity + ROOM, self._bias)
 
     def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> EagleState:
@@ -126,19 +126,19 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
         return EagleState(store, context.verifier, out.hidden, prompt[1:])
 
     def draft(self, state: EagleState, budget: int) -> DraftTree:
-        root = self.ids(state.tokens[-1:])
+        root = self.to_tensor(state.tokens[-1:])
         if budget == 0:
             return DraftTree.chain(root)
-        hidden = self._read(state)
-        tree = self._grown(state, root, hidden, budget)
+        hidden = self._catch_up(state)
+        tree = self._grow_tree(state, root, hidden, budget)
         state.kv.drop()
         return tree
 
-    def _read(self, state: EagleState) -> Tensor:
+    def _catch_up(self, state: EagleState) -> Tensor:
         """(1, H) behind the root, once all that was committed has gone through the drafter."""
         count = len(state.tokens)
         positions = torch.arange(state.kv.length, state.kv.length + count, device=self.target.device)
-        out = self._forward(state.hidden, self.ids(state.tokens), positions, state.kv.real(count))
+        out = self._forward(state.hidden, self.to_tensor(state.tokens), positions, state.kv.build_token_pass(count))
         state.kv.keep(count)
         state.hidden, state.tokens = state.hidden[:0], []
         return out[-1:]
@@ -147,14 +147,14 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
         self.draft_forwards += 1
         return self.network(hidden[None].to(self.network.dtype), tokens[None], positions, forward_pass)[0]
 
-    def _level(self, kv: DraftKV, depth: int, hidden: Tensor, tokens: Tensor, visible: Tensor) -> Tensor:
+    def _expand_level(self, kv: DraftKV, depth: int, hidden: Tensor, tokens: Tensor, visible: Tensor) -> Tensor:
         """(m, H) behind the m expanded nodes of a depth (1: the root's children), which stay for the levels below."""
         positions = torch.full((len(tokens),), kv.length + depth - 1, device=tokens.device)
-        out = self._forward(hidden, tokens, positions, kv.level(visible))
+        out = self._forward(hidden, tokens, positions, kv.build_level_pass(visible))
         kv.stack(len(tokens))
         return out
 
-    def _grown(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
+    def _grow_tree(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
         """The draft tree; hidden (1, H) is what the drafter made of the root."""
         raise NotImplementedError
 
@@ -181,17 +181,19 @@ class Eagle(EagleDrafter):
         self.tree = TreeShape(self.paths, target.device)
         self.nodes = len(self.tree)
 
-    def _grown(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
+    def _grow_tree(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
         shape, drafted, drawn_from = self.tree.cut(budget), [root], []
         for depth, level in enumerate(shape.levels, start=1):
-            ranked, weights = state.verifier.rank(self.network.logits(hidden), self.tree.width)  # (m, width), (m, V)
+            ranked, weights = state.verifier.rank(self.network.compute_logits(hidden), self.tree.width)  # (m, width), (m, V)
             tokens = ranked[level.rows, level.ranks if weights is None else level.places]
             drafted.append(tokens)
             if weights is not None:
                 drawn_from.append(weights)
             if depth < shape.depth:
-                hidden = self._level(state.kv, depth, hidden[level.rows[level.expanded]], tokens[level.expanded], level.visible)
-        return shape.tree(torch.cat(drafted), torch.cat(drawn_from) if drawn_from else None)
+                hidden = self._expand_level(
+                    state.kv, depth, hidden[level.rows[level.expanded]], tokens[level.expanded], level.visible
+                )
+        return shape.build_tree(torch.cat(drafted), torch.cat(drawn_from) if drawn_from else None)
 
 
 class Eagle2(EagleDrafter):
@@ -205,17 +207,17 @@ class Eagle2(EagleDrafter):
         self.total_tokens, self.depth, self.top_k = total_tokens, depth, top_k
         self.nodes = total_tokens
 
-    def _grown(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
+    def _grow_tree(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
         k = self.top_k
-        logs, best = self._children(hidden)  # (1, k) each
+        logs, best = self._rank_children(hidden)  # (1, k) each
         scores, tokens = [logs[0]], [best[0]]
         above = [torch.full_like(best[0], -1)]  # the candidate each was drafted from, -1: the root
         at, hidden = torch.arange(k, device=root.device), hidden.expand(k, -1)  # the current nodes, as candidates
         visible = torch.eye(k, dtype=torch.bool, device=root.device)
         eye = visible
         for depth in range(1, min(self.depth + 1, budget)):
-            hidden = self._level(state.kv, depth, hidden, torch.cat(tokens)[at], visible)
-            logs, best = self._children(hidden)  # (k, k) each
+            hidden = self._expand_level(state.kv, depth, hidden, torch.cat(tokens)[at], visible)
+            logs, best = self._rank_children(hidden)  # (k, k) each
             sums = (torch.cat(scores)[at][:, None] + logs).flatten()
             first = sum(len(some) for some in scores)
             scores, tokens, above = [*scores, sums], [*tokens, best.flatten()], [*above, at.repeat_interleave(k)]
@@ -223,14 +225,14 @@ class Eagle2(EagleDrafter):
             rows = chosen // k
             at, hidden = first + chosen, hidden[rows]
             visible = torch.cat([visible[rows], eye], dim=1)
-        return self._chosen(root, torch.cat(scores), torch.cat(tokens), torch.cat(above))
+        return self._select_tree(root, torch.cat(scores), torch.cat(tokens), torch.cat(above))
 
-    def _children(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _rank_children(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(m, H) -> log-probabilities in float32 and ids in the target's vocabulary of the top k tokens, (m, k) each."""
-        found = self.network.logits(hidden).float().log_softmax(dim=-1).topk(self.top_k)
-        return found.values, self.network.target_tokens(found.indices)
+        found = self.network.compute_logits(hidden).float().log_softmax(dim=-1).topk(self.top_k)
+        return found.values, self.network.to_target_tokens(found.indices)
 
-    def _chosen(self, root: Tensor, scores: Tensor, tokens: Tensor, above: Tensor) -> DraftTree:
+    def _select_tree(self, root: Tensor, scores: Tensor, tokens: Tensor, above: Tensor) -> DraftTree:
         """The best candidates as a tree, in the order in which they were drafted."""
         kept = _select_best(scores, self.total_tokens - 1).sort().values
         parents = torch.searchsorted(kept, above[kept]) + 1

@@ -73,19 +73,25 @@ class Eagle3Network(DraftNetwork):
         return tuple(self.config.get(TAPS) or (2, layers // 2, layers - 3))
 
     @classmethod
-    def new_config(cls, shape: TargetShape) -> dict[str, Any]:
+    def create_config(cls, shape: TargetShape) -> dict[str, Any]:
         layers = shape.num_hidden_layers
         taps = [min(2, layers), layers // 2, max(0, layers - 3)]
-        return {**shape.layer(), "hidden_act": "silu", "rope_theta": 10000.0, "draft_vocab_size": shape.vocab_size, TAPS: taps}
+        return {
+            **shape.get_layer_sizes(),
+            "hidden_act": "silu",
+            "rope_theta": 10000.0,
+            "draft_vocab_size": shape.vocab_size,
+            TAPS: taps,
+        }
 
     @classmethod
-    def understood(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The vocabulary maps are dropped where the vocabularies are equal; embeddings are the target's unless they lie there."""
         if config.get("draft_vocab_size", config.get("vocab_size")) == config.get("vocab_size"):
             tensors = {name: tensor for name, tensor in tensors.items() if name not in ("d2t", "t2d")}
         return config | {"own_embeddings": "embed_tokens.weight" in tensors}, tensors
 
-    def meet(self, target: LanguageModel) -> None:
+    def attach_target(self, target: LanguageModel) -> None:
         if not self.config.get("own_embeddings"):
             self._embed = target.embedding.forward
             if self.layer_config.hidden_size != target.config.hidden_size:
@@ -102,36 +108,36 @@ class Eagle3Network(DraftNetwork):
         if hidden.shape[-1] == self.fc.in_features:
             hidden = self.fc(hidden)
         embedded = self._embed(tokens).to(hidden.dtype)
-        return self.midlayer(embedded, hidden, position_embeddings=self.rotary.at(positions), forward_pass=forward_pass)
+        return self.midlayer(embedded, hidden, position_embeddings=self.rotary.get_cos_sin(positions), forward_pass=forward_pass)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, hidden: Tensor) -> Tensor:
         """(N, H) -> (N, draft vocabulary)."""
         return self.lm_head(self.norm(hidden))
 
-    def target_tokens(self, tokens: Tensor) -> Tensor:
+    def to_target_tokens(self, tokens: Tensor) -> Tensor:
         """Ids of the draft vocabulary -> ids of the target's, of any shape."""
         return tokens + self.d2t[tokens] if self.draft_vocabulary < self.shape.vocab_size else tokens
 
-    def loss(self, lesson: Lesson) -> LessonLoss:
+    def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Training-time test: ROUNDS times the network reads its own output, one token further each time."""
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
         hidden, rounds, losses, right = lesson.hidden, TrainingPass(), [], []
         for i in range(ROUNDS):
             hidden = self(hidden, lesson.ids.roll(-1 - i, dims=1), positions + i, rounds)
-            there, tokens = lesson.ahead(2 + i)
-            logits, teacher = self.logits(hidden[there]), lesson.teacher(there, 2 + i)
-            known = self._known(teacher)
-            losses.append(DECAY**i * divergence(logits[known], self._drafted(teacher[known])))
-            right.append(mean(self.target_tokens(logits.argmax(-1)) == tokens))
-            rounds.next_round()
+            there, tokens = lesson.select_ahead(2 + i)
+            logits, teacher = self.compute_logits(hidden[there]), lesson.compute_teacher(there, 2 + i)
+            known = self._mask_draftable(teacher)
+            losses.append(DECAY**i * divergence(logits[known], self._restrict_vocabulary(teacher[known])))
+            right.append(mean(self.to_target_tokens(logits.argmax(-1)) == tokens))
+            rounds.advance_round()
         return LessonLoss(torch.stack(losses).sum(), right)
 
-    def _known(self, teacher: Tensor) -> Tensor:
+    def _mask_draftable(self, teacher: Tensor) -> Tensor:
         """(n,) bool: where the target's best token is in the draft vocabulary."""
         best = teacher.argmax(-1)
         return self.t2d[best] if self.draft_vocabulary < self.shape.vocab_size else torch.ones_like(best, dtype=torch.bool)
 
-    def _drafted(self, teacher: Tensor) -> Tensor:
+    def _restrict_vocabulary(self, teacher: Tensor) -> Tensor:
         """(n, V) -> (n, draft vocabulary)."""
         return teacher[:, self.t2d] if self.draft_vocabulary < self.shape.vocab_size else teacher
 

@@ -46,7 +46,7 @@ class Fallback(Drafter):
             part.reset()
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Pair]:
-        seen = zip(self.parts, self._seen(outs), strict=True)
+        seen = zip(self.parts, self._split_outputs(outs), strict=True)
         first, otherwise = (part.begin(prompts, own, contexts) for part, own in seen)
         self.draft_forwards = sum(part.draft_forwards for part in self.parts)
         return list(zip(first, otherwise, strict=True))
@@ -63,14 +63,14 @@ class Fallback(Drafter):
         return trees
 
     def update(self, states: list[Pair], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]) -> None:
-        for part, own, seen in zip(self.parts, zip(*states, strict=True), self._seen(outs), strict=True):
+        for part, own, seen in zip(self.parts, zip(*states, strict=True), self._split_outputs(outs), strict=True):
             part.update(list(own), trees, seen, verified)
 
-    def _seen(self, outs: list[TargetOutput]) -> list[list[TargetOutput]]:
+    def _split_outputs(self, outs: list[TargetOutput]) -> list[list[TargetOutput]]:
         """What each part asked for of the hidden states (N, taps * H): its own taps."""
-        return [[replace(out, hidden=self._tapped(out.hidden, part)) for out in outs] for part in self.parts]
+        return [[replace(out, hidden=self._slice_taps(out.hidden, part)) for out in outs] for part in self.parts]
 
-    def _tapped(self, hidden: Tensor | None, part: Drafter) -> Tensor | None:
+    def _slice_taps(self, hidden: Tensor | None, part: Drafter) -> Tensor | None:
         if hidden is None or not part.taps:
             return None
         first = 0 if part is self.parts[0] else len(self.parts[0].taps)

@@ -81,21 +81,23 @@ class HydraNetwork(DraftNetwork):
         if self.prefixed:
             self.layer_config = build_layer_config({}, shape)
             self.prefix_embeding_layer = Prefix(self.layer_config)  # the authors' spelling
-        self.hydra_mlp = nn.ModuleList([nn.Sequential(*self._spaced(_build_blocks(head + 2, hidden, config))) for head in heads])
-        self.hydra_lm_head = nn.ModuleList([self._last(nn.Linear(hidden, shape.vocab_size)) for _ in heads])
+        self.hydra_mlp = nn.ModuleList(
+            [nn.Sequential(*self._insert_identities(_build_blocks(head + 2, hidden, config))) for head in heads]
+        )
+        self.hydra_lm_head = nn.ModuleList([self._wrap_head(nn.Linear(hidden, shape.vocab_size)) for _ in heads])
         first = 1 if self.prefixed else 0
         both = ("linear", "res_connection")
         self.beside = {f"hydra_mlp.{head}.{first}.{name}.weight": head + 2 for head in heads for name in both}
 
-    def _spaced(self, blocks: list[nn.Module]) -> list[nn.Module]:
+    def _insert_identities(self, blocks: list[nn.Module]) -> list[nn.Module]:
         """In the authors' prefix-mlp a dropout stands before every block."""
         return [module for block in blocks for module in (nn.Identity(), block)] if self.prefixed else blocks
 
-    def _last(self, linear: nn.Linear) -> nn.Module:
+    def _wrap_head(self, linear: nn.Linear) -> nn.Module:
         return nn.Sequential(nn.Identity(), linear) if self.prefixed else linear
 
     @classmethod
-    def new_config(cls, shape: TargetShape) -> dict[str, Any]:
+    def create_config(cls, shape: TargetShape) -> dict[str, Any]:
         """The published recipe, Hydra++."""
         counts = {"hydra_num_heads": 4, "hydra_num_layers": 4}
         return {**counts, "hydra_head_arch": "prefix-mlp", "grounded_heads": True, "hidden_state_offset": 0}
@@ -107,7 +109,7 @@ class HydraNetwork(DraftNetwork):
     def taps(self) -> tuple[int, ...]:
         return (self.shape.num_hidden_layers - self.config.get("hidden_state_offset", 0),)
 
-    def start_from(self, target: LanguageModel) -> None:
+    def init_weights(self, target: LanguageModel) -> None:
         """Every head begins with the target's output head, and reads tokens as loud as hidden states."""
         scale = embedding_scale(target)
         for block in self.modules():
@@ -118,34 +120,34 @@ class HydraNetwork(DraftNetwork):
             nn.init.zeros_(logits.bias)
             logits.weight.data.copy_(target.head.weight)
 
-    def meet(self, target: LanguageModel) -> None:
+    def attach_target(self, target: LanguageModel) -> None:
         self._embed = target.embedding.forward
         if self.prefixed:
             self.rotary = Rotary(self.layer_config, target.context, self.prefix_embeding_layer.norm.weight)
 
-    def prefix(self, hidden: Tensor, positions: Tensor, forward_pass: Any) -> Tensor:
+    def apply_prefix(self, hidden: Tensor, positions: Tensor, forward_pass: Any) -> Tensor:
         """Hidden states (B, N, H) that the heads read, from the target's."""
         if not self.prefixed:
             return hidden
-        return self.prefix_embeding_layer(hidden, self.rotary.at(positions), forward_pass)
+        return self.prefix_embeding_layer(hidden, self.rotary.get_cos_sin(positions), forward_pass)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(...) -> (..., H)."""
         return self._embed(tokens).to(self.dtype)
 
-    def logits(self, head: int, read: Tensor) -> Tensor:
+    def compute_logits(self, head: int, read: Tensor) -> Tensor:
         """read (m, (head + 2) H): a hidden state, the root's embedding and those of the drafted tokens -> (m, V)."""
         return self.hydra_lm_head[head](self.hydra_mlp[head](read))
 
-    def loss(self, lesson: Lesson) -> LessonLoss:
+    def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Cross-entropy of every head with the target's own distribution (Hydra++, section 4), weighted as Medusa's."""
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
-        read, losses, right = self.prefix(lesson.hidden, positions, TrainingPass()), [], []
+        read, losses, right = self.apply_prefix(lesson.hidden, positions, TrainingPass()), [], []
         for head in range(len(self)):
             read = torch.cat([read, self.embed(lesson.ids.roll(-1 - head, dims=1))], dim=-1)
-            there, tokens = lesson.ahead(head + 2)
-            logits = self.logits(head, read[there])
-            losses.append(DECAY ** (head + 1) * divergence(logits, lesson.teacher(there, head + 2)))
+            there, tokens = lesson.select_ahead(head + 2)
+            logits = self.compute_logits(head, read[there])
+            losses.append(DECAY ** (head + 1) * divergence(logits, lesson.compute_teacher(there, head + 2)))
             right.append(mean(logits.argmax(-1) == tokens))
         return LessonLoss(torch.stack(losses).sum(), right)
 
@@ -184,7 +186,7 @@ class HydraHeads(TreeHeads, KeepingDrafter[DraftKV]):
         super().bind(target)
         self._bias = ChainBias(self.network.dtype, target.device)
 
-    def new_store(self, capacity: int) -> DraftKV:
+    def create_store(self, capacity: int) -> DraftKV:
         return DraftKV(capacity, self._bias)
 
     def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> HydraState:
@@ -192,22 +194,22 @@ class HydraHeads(TreeHeads, KeepingDrafter[DraftKV]):
         return HydraState(store, out.hidden, prompt[-1])
 
     def draft(self, state: HydraState, budget: int) -> DraftTree:
-        shape, root = self.tree.cut(budget), self.ids([state.root])
+        shape, root = self.tree.cut(budget), self.to_tensor([state.root])
         if shape.depth == 0:
             return DraftTree.chain(root)
-        read, drafted = torch.cat([self._prefix(state), self.network.embed(root)], dim=-1), [root]
+        read, drafted = torch.cat([self._catch_up(state), self.network.embed(root)], dim=-1), [root]
         for head, level in enumerate(shape.levels):
-            best = self.network.logits(head, read).topk(self.tree.width).indices  # (m, width)
+            best = self.network.compute_logits(head, read).topk(self.tree.width).indices  # (m, width)
             tokens = best[level.rows, level.ranks]
             drafted.append(tokens)
             read = torch.cat([read[level.rows[level.expanded]], self.network.embed(tokens[level.expanded])], dim=-1)
-        return shape.tree(torch.cat(drafted))
+        return shape.build_tree(torch.cat(drafted))
 
-    def _prefix(self, state: HydraState) -> Tensor:
+    def _catch_up(self, state: HydraState) -> Tensor:
         """(1, H) behind the root, once all hidden states that came have gone through the prefix layer."""
         count = len(state.hidden)
         positions = torch.arange(state.kv.length, state.kv.length + count, device=self.target.device)
-        out = self.network.prefix(state.hidden[None].to(self.network.dtype), positions, state.kv.real(count))
+        out = self.network.apply_prefix(state.hidden[None].to(self.network.dtype), positions, state.kv.build_token_pass(count))
         state.kv.keep(count)
         state.hidden = state.hidden[:0]
         self.draft_forwards += self.network.prefixed

@@ -41,7 +41,7 @@ class Pool:
         for start in range(len(tokens) - self.level + 1):
             self.add(tokens[start], tuple(tokens[start + 1 : start + self.level]))
 
-    def behind(self, token: int) -> list[TreePath]:
+    def get_guesses(self, token: int) -> list[TreePath]:
         return self._grams.get(token, [])
 
 
@@ -96,18 +96,18 @@ class Lookahead(Drafter):
             state.pool.add_text(prompt)
         if self.prefill_row and len(prompt) + len(row) <= self.target.context:
             self.draft_forwards += 1
-            (read,) = self.target.forward(context.past, [DraftTree.chain(self.ids(row))])
+            (read,) = self.target.forward(context.past, [DraftTree.chain(self.to_tensor(row))])
             self._shift(state, read.logits.argmax(dim=-1).tolist())
         return state
 
     def draft(self, state: LookaheadState, budget: int) -> DraftTree:
         root, state.layout = state.tokens[-1], None
         if not budget or state.place + self.reach >= self.target.context:
-            return DraftTree.chain(self.ids([root]))
-        guesses = [guess[:budget] for guess in state.pool.behind(root)]
-        state.layout = self._layout(tuple(map(len, state.rows)), len(guesses), min(budget, self.level - 1))
+            return DraftTree.chain(self.to_tensor([root]))
+        guesses = [guess[:budget] for guess in state.pool.get_guesses(root)]
+        state.layout = self._get_layout(tuple(map(len, state.rows)), len(guesses), min(budget, self.level - 1))
         tokens = [root, *(token for row in [*state.rows, *guesses] for token in row)]
-        return state.layout.shape.tree(self.ids(tokens)[state.layout.order])
+        return state.layout.shape.build_tree(self.to_tensor(tokens)[state.layout.order])
 
     def observe(self, state: LookaheadState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         if state.layout is not None and tree.shape is state.layout.shape:  # the tree was its own
@@ -129,21 +129,21 @@ class Lookahead(Drafter):
         else:
             state.rows = [row[1:] for row in rows] + [new[1:] if len(rows) > 1 else new]
 
-    def _layout(self, lengths: tuple[int, ...], guesses: int, depth: int) -> Layout:
+    def _get_layout(self, lengths: tuple[int, ...], guesses: int, depth: int) -> Layout:
         key = (lengths, guesses, depth)
         if key not in self._layouts:
-            self._layouts[key] = self._laid(*key)
+            self._layouts[key] = self._build_layout(*key)
         return self._layouts[key]
 
-    def _laid(self, lengths: tuple[int, ...], guesses: int, depth: int) -> Layout:
+    def _build_layout(self, lengths: tuple[int, ...], guesses: int, depth: int) -> Layout:
         window = list(_iter_window(lengths))
         drafts = [(len(lengths) + guess, *[0] * at) for guess in range(guesses) for at in range(depth)]
         wasted = [] if self.whole else [path for path in drafts if len(path) == self.level - 1]
         shape = TreeShape([*window, *drafts], self.target.device, scratch={*window, *wasted})
         place = {path: at for at, path in enumerate([(), *window, *drafts])}
         node = {path: at for at, path in enumerate(shape.paths, start=1)}
-        order = self.ids([0, *(place[path] for path in shape.paths)])
-        return Layout(shape, order, self.ids([node[path] for path in window[-lengths[-1] :]]))
+        order = self.to_tensor([0, *(place[path] for path in shape.paths)])
+        return Layout(shape, order, self.to_tensor([node[path] for path in window[-lengths[-1] :]]))
 
 
 def _iter_window(lengths: tuple[int, ...]) -> Iterator[TreePath]:

@@ -43,11 +43,11 @@ class MedusaHeads(DraftNetwork):
             self.add_module(str(head), nn.Sequential(*blocks, nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)))
 
     @classmethod
-    def new_config(cls, shape: TargetShape) -> dict[str, Any]:
+    def create_config(cls, shape: TargetShape) -> dict[str, Any]:
         return {"medusa_num_heads": 4, "medusa_num_layers": 1}
 
     @classmethod
-    def understood(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Published config.json files say two heads whatever lies beside them: what lies there counts."""
         numbers = {name.split(".")[0] for name in tensors}
         return config | {"medusa_num_heads": len(numbers), "medusa_num_layers": config.get("medusa_num_layers", 1)}, tensors
@@ -55,7 +55,7 @@ class MedusaHeads(DraftNetwork):
     def __len__(self) -> int:
         return len(self._modules)
 
-    def start_from(self, target: LanguageModel) -> None:
+    def init_weights(self, target: LanguageModel) -> None:
         """Every head begins as the target's own (section 2.1.1)."""
         for head in self.children():
             block, logits = head[0], head[-1]  # type: ignore[index]
@@ -75,18 +75,18 @@ class MedusaHeads(DraftNetwork):
         ]
         self._logits = _stack_parameters([head[-1].weight for head in heads])  # (heads, V, H)
 
-    def logits(self, hidden: Tensor, heads: int) -> Tensor:
+    def compute_logits(self, hidden: Tensor, heads: int) -> Tensor:
         """hidden (1, H) -> (heads, V) of the first heads."""
         read = hidden.expand(heads, 1, -1)
         for weight, bias in self._blocks:
             read = read + nn.functional.silu(torch.baddbmm(bias[:heads, None], read, weight[:heads].mT))
         return torch.bmm(read, self._logits[:heads].mT)[:, 0]
 
-    def loss(self, lesson: Lesson) -> LessonLoss:
+    def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Cross-entropy of every head, each DECAY times the weight of the one before."""
         losses, right = [], []
         for i, head in enumerate(self.children()):
-            there, tokens = lesson.ahead(i + 2)
+            there, tokens = lesson.select_ahead(i + 2)
             loss, share = cross_entropy(head(lesson.hidden[there]), tokens)
             losses.append(DECAY ** (i + 1) * loss)
             right.append(share)
@@ -119,12 +119,12 @@ class Medusa(TreeHeads):
         return MedusaState(out.hidden[-1:], prompt[-1])
 
     def draft(self, state: MedusaState, budget: int) -> DraftTree:
-        shape, root = self.tree.cut(budget), self.ids([state.root])
+        shape, root = self.tree.cut(budget), self.to_tensor([state.root])
         if shape.depth == 0:
             return DraftTree.chain(root)
-        logits = self.network.logits(state.hidden.to(self.network.dtype), shape.depth)
+        logits = self.network.compute_logits(state.hidden.to(self.network.dtype), shape.depth)
         best = logits.topk(self.tree.width).indices  # (depth, width)
-        return shape.tree(torch.cat([root, best[shape.depths[1:] - 1, shape.ranks[1:]]]))
+        return shape.build_tree(torch.cat([root, best[shape.depths[1:] - 1, shape.ranks[1:]]]))
 
     def observe(self, state: MedusaState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         assert out.hidden is not None

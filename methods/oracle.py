@@ -54,12 +54,12 @@ class Oracle(Yardstick):
         _, answer = self._answers[tuple(prompt[:-1])]
         begun_so = answer[0] == prompt[-1]  # not in a batch above temperature 0, where every row draws for itself
         return OracleState(
-            answer if begun_so else prompt[-1:], self.ids(answer), 0 if begun_so else None, random.Random(repr(prompt))
+            answer if begun_so else prompt[-1:], self.to_tensor(answer), 0 if begun_so else None, random.Random(repr(prompt))
         )
 
     def draft(self, state: OracleState, budget: int) -> DraftTree:
         if state.at is None:
-            return DraftTree.chain(self.ids(state.answer[-1:]))
+            return DraftTree.chain(self.to_tensor(state.answer[-1:]))
         return DraftTree.chain(state.tokens[state.at : state.at + 1 + min(self.length, budget)])
 
     def observe(self, state: OracleState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
@@ -82,14 +82,14 @@ class Synthetic(Oracle):
 
     def draft(self, state: OracleState, budget: int) -> DraftTree:
         tree = super().draft(state, budget)
-        right = self._right(state.coins, len(tree) - 1)
+        right = self._count_right(state.coins, len(tree) - 1)
         if right == len(tree) - 1:
             return tree
         tokens = tree.tokens.clone()
         tokens[right + 1] = (tokens[right + 1] + 1) % self.target.vocabulary
         return DraftTree.chain(tokens)
 
-    def _right(self, coins: random.Random, drafted: int) -> int:
+    def _count_right(self, coins: random.Random, drafted: int) -> int:
         """How many of the first tokens are left as they are."""
         for place in range(drafted):
             if coins.random() >= self.rates[min(place, len(self.rates) - 1)]:

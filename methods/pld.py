@@ -54,9 +54,9 @@ class PromptLookup(Drafter):
         return NgramIndex(prompt, self.sizes, self.match)
 
     def draft(self, state: NgramIndex, budget: int) -> DraftTree:
-        return DraftTree.chain(self.ids(state.tokens[-1:] + self.lookup(state)[:budget]))
+        return DraftTree.chain(self.to_tensor(state.tokens[-1:] + self.copy_match(state)[:budget]))
 
-    def lookup(self, index: NgramIndex) -> list[int]:
+    def copy_match(self, index: NgramIndex) -> list[int]:
         """The copied tokens; empty when nothing matches."""
         for size in self.sizes:
             start = index.find(size)

@@ -62,29 +62,29 @@ class Rest(Drafter):
         return list(prompt)
 
     def draft(self, state: list[int], budget: int) -> DraftTree:
-        return self.drafted(state[-1], self.find(state), budget)
+        return self.draft_match(state[-1], self.find(state), budget)
 
     def find(self, tokens: list[int]) -> StoreMatch | None:
         """Where their longest known ending stands."""
         assert self.datastore is not None
         return self.datastore.find(tokens, self.longest, self.shortest)
 
-    def drafted(self, root: int, match: StoreMatch | None, budget: int) -> DraftTree:
+    def draft_match(self, root: int, match: StoreMatch | None, budget: int) -> DraftTree:
         """What is frequent behind the match, or the filler."""
-        found = self.lookup(match, min(budget, self.depth)) if match and budget else None
+        found = self.select_prefixes(match, min(budget, self.depth)) if match and budget else None
         if found is None or not len(found):
             filler = [] if self.filler is None else [self.filler]
-            return DraftTree.chain(self.ids([root, *filler[:budget]]))
-        return self._tree(root, found)
+            return DraftTree.chain(self.to_tensor([root, *filler[:budget]]))
+        return self._build_tree(root, found)
 
-    def lookup(self, match: StoreMatch, depth: int) -> Prefixes:
+    def select_prefixes(self, match: StoreMatch, depth: int) -> Prefixes:
         """The continuations worth a node each, no longer than `depth`."""
         assert self.datastore is not None
-        rows = self.datastore.continuations(match, depth, self.occurrences, self.sample)
+        rows = self.datastore.read_continuations(match, depth, self.occurrences, self.sample)
         found = Prefixes.of(rows)
-        return found.authors_cut(self.most) if self.cut == "cost" else found.most_frequent(self.most)
+        return found.cut_by_cost(self.most) if self.cut == "cost" else found.keep_most_frequent(self.most)
 
-    def _tree(self, root: int, found: Prefixes) -> DraftTree:
+    def _build_tree(self, root: int, found: Prefixes) -> DraftTree:
         """One transfer to the device for tokens and parents."""
         nodes = np.stack([np.append(root, found.tokens), np.append(-1, found.parents + 1)])
         tokens, parents = torch.from_numpy(nodes).to(self.target.device)

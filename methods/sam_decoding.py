@@ -64,24 +64,24 @@ class SamDecoding(Drafter):
     def draft(self, state: SamState, budget: int) -> DraftTree:
         length, root, state.copied = state.text.match.length, state.text.tokens[-1], 0
         if self.static and (found := self.static.find(state.text.tokens)) and found.length > length:
-            return self.static.drafted(root, found, budget)
-        copy = self._copied(state.text)[:budget] if length >= self.shortest else []
+            return self.static.draft_match(root, found, budget)
+        copy = self._copy_match(state.text)[:budget] if length >= self.shortest else []
         if not state.trusted:
-            self._watch(state, copy)
+            self._start_trial(state, copy)
             copy = []
         state.copied = len(copy)
-        return DraftTree.chain(self.ids([root, *copy]))
+        return DraftTree.chain(self.to_tensor([root, *copy]))
 
-    def _copied(self, text: SuffixAutomaton) -> list[int]:
+    def _copy_match(self, text: SuffixAutomaton) -> list[int]:
         if self.full:
-            end = text.shorter(self.length + 1).end  # one more: the authors count the root in
+            end = text.find_shorter(self.length + 1).end  # one more: the authors count the root in
             there = text.tokens[:-1][end : end + self.length]
             return there + [FILLER] * (self.length - len(there))
         length, end = text.match
         most = self.length if self.factor is None else min(self.length, int(self.factor * length))
         return text.tokens[end : end + most]
 
-    def _watch(self, state: SamState, copy: list[int]) -> None:
+    def _start_trial(self, state: SamState, copy: list[int]) -> None:
         if not state.foretold and self.trial and len(copy) >= self.trial:
             state.foretold = copy[: self.trial]
 

@@ -64,7 +64,7 @@ class SelfSpeculative(SkippingDrafter):
         self.carried = self.threshold
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> SelfDraftState:
-        return SelfDraftState(context.past, context.verifier, len(prompt) - 1, self.ids(prompt[-1:]), self.carried)
+        return SelfDraftState(context.past, context.verifier, len(prompt) - 1, self.to_tensor(prompt[-1:]), self.carried)
 
     def draft(self, state: SelfDraftState, budget: int) -> DraftTree:
         """What drafting writes behind the committed KV is forgotten: the target computes it again, all layers of it.
@@ -79,10 +79,10 @@ class SelfSpeculative(SkippingDrafter):
             logits = self._forward(state.past, fed)
             picks.append(state.verifier.pick(logits))
             fed = picks[-1][0]
-            if len(picks) < most and self._unsure(logits, fed, state):
+            if len(picks) < most and self._is_unsure(logits, fed, state):
                 break
         state.drafted = len(picks)
-        return DraftTree.picked(state.root, picks)
+        return DraftTree.from_picks(state.root, picks)
 
     def _forward(self, past: KVStore, token: Tensor) -> Tensor:
         """(1, V) logits behind one more token (1,), whose kept layers' KV joins the past for the rest of this draft."""
@@ -91,13 +91,13 @@ class SelfSpeculative(SkippingDrafter):
         past.keep(0, (0,))
         return logits
 
-    def _unsure(self, logits: Tensor, token: Tensor, state: SelfDraftState) -> bool:
+    def _is_unsure(self, logits: Tensor, token: Tensor, state: SelfDraftState) -> bool:
         """By the model's own probability, at any temperature; the one copy from device to host that a drafted token costs."""
         return state.threshold > 0 and float(logits.float().softmax(dim=-1)[0, token]) < state.threshold
 
     def observe(self, state: SelfDraftState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state.committed += len(verified.path)
-        state.root = self.ids([verified.next_token])
+        state.root = self.to_tensor([verified.next_token])
         drafted, state.drafted = state.drafted, 0
         if self.adaptive and drafted:
             self._adapt(state, len(verified.path) - 1, drafted)

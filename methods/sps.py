@@ -56,23 +56,23 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
         if abs(ours - theirs) > PADDING * theirs:
             raise InputError(f"the draft model has a vocabulary of {ours} tokens, the target of {theirs}: they must share one")
 
-    def new_store(self, capacity: int) -> KVStore:
-        return self.model.store(capacity)
+    def create_store(self, capacity: int) -> KVStore:
+        return self.model.create_store(capacity)
 
     def start_in(self, store: KVStore, prompt: list[int], out: TargetOutput, context: SequenceContext) -> DraftState:
         return DraftState(store, context.verifier, prompt, self.draft_tokens)
 
     def draft(self, state: DraftState, budget: int) -> DraftTree:
-        root, fed = self.ids(state.pending[-1:]), self.ids(state.pending)
+        root, fed = self.to_tensor(state.pending[-1:]), self.to_tensor(state.pending)
         picks: list[Pick] = []
         while len(picks) < min(state.wanted, budget):
             logits = self._forward(state.store, fed)
             picks.append(state.verifier.pick(logits))
             fed = picks[-1][0]  # (1,)
-            if self._stops(logits, fed):
+            if self._should_stop(logits, fed):
                 break
         state.pending = [] if picks else state.pending
-        return DraftTree.picked(root, picks)
+        return DraftTree.from_picks(root, picks)
 
     def _forward(self, store: KVStore, fed: Tensor) -> Tensor:
         """(1, V) logits behind the fed tokens, which stay in the draft model's KV."""
@@ -83,7 +83,7 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
         missing = self.target.vocabulary - self.model.vocabulary  # where it is negative, rows are cut off
         return nn.functional.pad(out.logits, (0, missing), value=-torch.inf) if missing else out.logits
 
-    def _stops(self, logits: Tensor, token: Tensor) -> bool:
+    def _should_stop(self, logits: Tensor, token: Tensor) -> bool:
         if self.confidence and logits.softmax(dim=-1)[0, token] < self.confidence:
             return True
         return self.stop_at_eos and int(token) in self.model.eos_ids

@@ -33,25 +33,25 @@ class SuffixAutomaton:
         if self.recent:
             self._end[self._link[self._last]] = len(self.tokens)
         self.tokens.append(token)
-        at, self._last = self._last, self._state({}, len(self.tokens), len(self.tokens))
+        at, self._last = self._last, self._add_state({}, len(self.tokens), len(self.tokens))
         while at >= 0 and token not in self._next[at]:
             self._next[at][token] = self._last
             at = self._link[at]
-        self._link[self._last] = 0 if at < 0 else self._behind(at, token)
+        self._link[self._last] = 0 if at < 0 else self._split_state(at, token)
 
-    def _state(self, followers: dict[int, int], length: int, end: int) -> int:
+    def _add_state(self, followers: dict[int, int], length: int, end: int) -> int:
         self._next.append(followers)
         self._link.append(0)
         self._length.append(length)
         self._end.append(end)
         return len(self._next) - 1
 
-    def _behind(self, at: int, token: int) -> int:
+    def _split_state(self, at: int, token: int) -> int:
         """The state of `at`'s longest string and the token, split off from longer ones that do not end here."""
         found, length = self._next[at][token], self._length[at] + 1
         if self._length[found] == length:
             return found
-        short = self._state(dict(self._next[found]), length, self._end[found])
+        short = self._add_state(dict(self._next[found]), length, self._end[found])
         self._link[short], self._link[found] = self._link[found], short
         while at >= 0 and self._next[at].get(token) == found:
             self._next[at][token] = short
@@ -64,14 +64,14 @@ class SuffixAutomaton:
 
     @property
     def match(self) -> SuffixMatch:
-        return self._match(self._link[self._last])
+        return self._build_match(self._link[self._last])
 
-    def shorter(self, room: int) -> SuffixMatch:
+    def find_shorter(self, room: int) -> SuffixMatch:
         """The longest match with `room` tokens between its earlier end and the last token, or the shortest match of all."""
         at = self._link[self._last]
         while len(self.tokens) - 1 - self._end[at] < room and self._link[at] > 0:
             at = self._link[at]
-        return self._match(at)
+        return self._build_match(at)
 
-    def _match(self, state: int) -> SuffixMatch:
+    def _build_match(self, state: int) -> SuffixMatch:
         return SuffixMatch(self._length[state], self._end[state]) if state > 0 else SuffixMatch(0, 0)

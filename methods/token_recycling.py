@@ -43,15 +43,15 @@ class TokenRecycling(Drafter):
 
     def reset(self) -> None:
         if self.warm:
-            self._kept = self._empty()
+            self._kept = self._create_matrix()
 
-    def _empty(self) -> Tensor:
+    def _create_matrix(self) -> Tensor:
         return torch.zeros(self.target.vocabulary, self.tree.width, dtype=torch.long, device=self.target.device)
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> RecyclingState:
-        state = RecyclingState(self._kept if self.warm else self._empty(), self.ids(prompt[-1:]))
+        state = RecyclingState(self._kept if self.warm else self._create_matrix(), self.to_tensor(prompt[-1:]))
         read = prompt[:-1] if self.prompt_logits else prompt[-2:-1]  # the logits that the prefill gave
-        self._recycle(state.matrix, self.ids(read), out.logits[-len(read) :])
+        self._recycle(state.matrix, self.to_tensor(read), out.logits[-len(read) :])
         return state
 
     def draft(self, state: RecyclingState, budget: int) -> DraftTree:
@@ -60,11 +60,11 @@ class TokenRecycling(Drafter):
             tokens = state.matrix[above[level.rows], level.ranks]
             above = tokens[level.expanded]
             drafted.append(tokens)
-        return shape.tree(torch.cat(drafted))
+        return shape.build_tree(torch.cat(drafted))
 
     def observe(self, state: RecyclingState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         self._recycle(state.matrix, tree.tokens, out.logits)
-        state.root = self.ids([verified.next_token])
+        state.root = self.to_tensor([verified.next_token])
 
     def _recycle(self, matrix: Tensor, tokens: Tensor, logits: Tensor) -> None:
         """tokens (N,), logits (N, V) behind them. Of equal tokens the last one's logits count."""

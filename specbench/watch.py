@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 class Watcher(Protocol):
     """Who looks on while a run goes: the progress display."""
 
-    def writes(self, run: Path) -> None:
+    def set_run(self, run: Path) -> None:
         """The run directory is known, and locked for this process."""
 
-    def doing(self, what: str, long: bool = False) -> None:
+    def show_status(self, what: str, long: bool = False) -> None:
         """Something else than trials; long: more than a few seconds."""
 
     def begin(self, run: Path, total: int, done: int) -> None:
         """`total` turns are wanted, `done` of them are there."""
 
-    def trial(self, trial: "Trial") -> None:
+    def add_trial(self, trial: "Trial") -> None:
         """One more turn is on disk."""
 
 

@@ -90,13 +90,13 @@ class Quiet:
     def begin(self, run: Path, total: int, done: int) -> None:
         self.began.append((total, done))
 
-    def writes(self, run: Path) -> None:
+    def set_run(self, run: Path) -> None:
         pass
 
-    def doing(self, what: str, long: bool = False) -> None:
+    def show_status(self, what: str, long: bool = False) -> None:
         pass
 
-    def trial(self, trial: Trial) -> None:
+    def add_trial(self, trial: Trial) -> None:
         self.trials.append(trial)
 
 

@@ -43,9 +43,9 @@ def test_a_failed_question_is_counted_and_alarmed_never_timed(tmp_path):
 
 def test_a_run_says_what_is_missing_and_that_its_code_changed(tmp_path):
     directory = write_run(tmp_path, [trial(label, [1], 1.0) for label in ("autoregressive", "pld")])
-    directory.write_config({**directory.config(), "repeats": 3})
+    directory.write_config({**directory.read_config(), "repeats": 3})
     continued = [{"started": "2026-01-02", "differs": ["git", "versions"]}]
-    directory.write_provenance({**directory.provenance(), "turns": 2, "continued": continued})
+    directory.write_provenance({**directory.read_provenance(), "turns": 2, "continued": continued})
     said = [str(alarm) for alarm in find_alarms(read_run(tmp_path), summarise(read_run(tmp_path)))]
     assert "notice: pld: 5 of 6 turns are still to be run; the same command goes on" in said
     assert "notice: the run: continued on 2026-01-02 under another git, versions" in said
@@ -73,7 +73,7 @@ def test_conversion_above_one_raises_an_alarm_only_beyond_noise(tmp_path):
 @pytest.mark.parametrize(("class_", "alarmed"), [("exact", False), ("lossy", False), ("bug", True), ("untested", True)])
 def test_a_method_without_a_clean_certificate_is_alarmed(tmp_path, monkeypatch, class_, alarmed):
     monkeypatch.setattr(
-        "specbench.analysis.loaded_run.known",
+        "specbench.analysis.loaded_run.find_certifications",
         lambda *_: {"pld": Certification(class_, "2026-11-20", texts=7, tokens=96, same_version=True)},
     )
     found = raised([trial("autoregressive", [1], 1.0), trial("pld", [2], 0.5)], tmp_path)
@@ -136,7 +136,7 @@ def test_a_baseline_slower_than_another_engine_is_alarmed(tmp_path, seconds, slo
 def test_a_baseline_slower_than_what_was_timed_before_the_run_is_alarmed(tmp_path):
     rates = [{"engine": name, "dtype": "float32", "tokens_per_second": [rate]} for name, rate in (("native", 10.0), ("hf", 12.5))]
     directory = write_run(tmp_path, [trial("autoregressive", [1], 1.0)])
-    directory.write_provenance({**directory.provenance(), "baseline": rates})
+    directory.write_provenance({**directory.read_provenance(), "baseline": rates})
     run = read_run(tmp_path)
     assert [str(alarm) for alarm in find_alarms(run, summarise(run)) if alarm.level == "alarm"] == [
         "alarm: autoregressive: 20.0% slower than hf float32: every speedup is too high"

@@ -151,10 +151,10 @@ def test_every_method_has_a_file_for_each_baseline(tmp_path: Path) -> None:
 def test_an_unfinished_run_is_exported_where_all_methods_have_a_question(tmp_path: Path) -> None:
     """Stopped before sps took question 104 again, and question 2 failed once."""
     whole = run_with_texts(tmp_path / "whole")
-    trials = [trial for trial in whole.trials() if (trial.method, trial.repeat, trial.question_id) != ("sps", 1, 104)]
+    trials = [trial for trial in whole.read_trials() if (trial.method, trial.repeat, trial.question_id) != ("sps", 1, 104)]
     trials = [replace(one, error="killed") if (one.method, one.question_id) == ("pld", 2) else one for one in trials]
     run = write_run(tmp_path / "run", trials)
-    for row in whole.texts():
+    for row in whole.read_texts():
         run.append_text(**row)
     export_answers(read_run(run.path), tmp_path / "out")
     for repeat, left in ((1, {0, 1, 3, 4, 100, 101, 102, 103, 104}), (2, {0, 1, 3, 4, 100, 101, 102, 103})):

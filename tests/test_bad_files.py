@@ -189,6 +189,6 @@ def test_a_disk_that_is_full_while_a_datastore_is_built(refuse: Refuse, tmp_path
         raise OSError(28, "No space left on device")
 
     (tmp_path / "texts.jsonl").write_text('{"text": "one"}')
-    monkeypatch.setattr("specbench.datastore.build.encoded", full)
+    monkeypatch.setattr("specbench.datastore.build.encode_ids", full)
     assert "No space left on device" in refuse("datastore", "build", "data=texts.jsonl", "out=store")
     assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]

@@ -33,7 +33,7 @@ def test_another_engine_first_makes_its_own_way_the_measure(tiny, cli, tmp_path)
 
 @pytest.mark.parametrize(("free", "expected"), [(10**9, ["float32", "bfloat16"]), (10, [])])
 def test_other_dtypes_are_those_of_the_device_that_fit_its_memory(monkeypatch, free, expected):
-    monkeypatch.setattr("specbench.running.baseline.free_memory_bytes", lambda device: free)
+    monkeypatch.setattr("specbench.running.baseline.get_free_memory", lambda device: free)
     assert list_other_dtypes(tiny_language_model("llama", layers=1), "float64") == expected
 
 
@@ -41,7 +41,7 @@ def test_packed_float32_weights_count_twice(monkeypatch):
     model = tiny_language_model("llama", layers=1)
     weights = sum(p.numel() for p in model.model.parameters())
     monkeypatch.setattr("specbench.models.load.can_pack", lambda device, dtype: dtype == torch.float32)
-    monkeypatch.setattr("specbench.running.baseline.free_memory_bytes", lambda device: 6 * weights)
+    monkeypatch.setattr("specbench.running.baseline.get_free_memory", lambda device: 6 * weights)
     assert list_other_dtypes(model, "float64") == ["bfloat16"], "0.7 * 6 = 4.2 bytes a weight: 2 fit, 4 + 4 do not"
 
 

@@ -54,7 +54,7 @@ def certificate(greedy: str = "exact", **config) -> Certificate:
 
 def test_a_certificate_goes_through_its_file(tmp_path: Path) -> None:
     made = certificate()
-    assert read_certificate(made.write(tmp_path)) == made and made.given and not certificate("bug").given
+    assert read_certificate(made.write(tmp_path)) == made and made.passed and not certificate("bug").passed
     assert "| pld | exact | 1 of 1 | 95.0 % | sampled |" in format_certificate(made)
     assert "- **pld, sampled**: why" in format_certificate(certificate("bug"))
     made.greedy[0].tests["texts"]["first"] = [[6, 0.0123]]
@@ -80,7 +80,7 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
     assert find_certifications(run, PROVENANCE, folders) == {
         "pld": Certification("exact", "2026-11-20", texts=1, tokens=96, same_version=True)
     }
-    assert find_certifications(run, PROVENANCE, folders)["pld"].seen == "1 texts of at most 96 tokens, 2026-11-20"
+    assert find_certifications(run, PROVENANCE, folders)["pld"].coverage == "1 texts of at most 96 tokens, 2026-11-20"
     others = [{"code_sha256": "another"}, {"codes": {"pld": "another"}}, {"continued": [{"code_sha256": "another"}]}]
     assert {str(find_certifications(run, PROVENANCE | other, folders)["pld"]) for other in others} == {
         "exact, in another version"
@@ -133,7 +133,7 @@ def test_certify_end_to_end(tmp_path: Path) -> None:
     told: list[str] = []
     config = compose_certify(overrides(tmp_path / "sound", "method=[pld,sps,medusa_typical]"))
     made, out = certify(config, lambda what, *_: told.append(what))
-    assert made.given and {one.method: one.class_ for one in made.greedy} == dict.fromkeys(
+    assert made.passed and {one.method: one.class_ for one in made.greedy} == dict.fromkeys(
         ["autoregressive", "pld", "sps", "medusa_typical"], "exact"
     )
     classes = {one.method: one.class_ for one in made.sampled}
@@ -146,7 +146,7 @@ def test_a_method_that_is_not_what_it_claims_gets_no_certificate(tmp_path: Path)
     config = compose_certify(overrides(tmp_path / "unsound", "method=[self_speculative]", "draws=512"))
     with rule(AcceptsByP):
         made, _ = certify(config, lambda *_: None)
-    assert not made.given and {one.method: one.class_ for one in made.sampled}["self_speculative"] == "bug"
+    assert not made.passed and {one.method: one.class_ for one in made.sampled}["self_speculative"] == "bug"
 
 
 def test_typical_acceptance_is_no_excuse_for_a_wrong_end(tmp_path: Path) -> None:
@@ -159,16 +159,16 @@ def test_typical_acceptance_is_no_excuse_for_a_wrong_end(tmp_path: Path) -> None
 
 def test_a_baseline_that_stops_is_untested_and_no_traceback(tmp_path: Path) -> None:
     config = compose_certify(overrides(tmp_path / "stopped", "method=[pld]"))
-    with patch("specbench.certify.certify.followed", side_effect=RuntimeError("out of memory")):
+    with patch("specbench.certify.certify.check_tokens", side_effect=RuntimeError("out of memory")):
         made, _ = certify(config, lambda *_: None)
-    assert {one.class_ for one in [*made.greedy, *made.sampled]} == {"untested"} and not made.given
+    assert {one.class_ for one in [*made.greedy, *made.sampled]} == {"untested"} and not made.passed
 
 
 def test_an_architecture_without_a_miniature_is_only_followed(tmp_path: Path) -> None:
     config = compose_certify(overrides(tmp_path / "odd", "method=[pld]"))
-    with patch("specbench.certify.certify.miniature", side_effect=ValueError("no such thing")):
+    with patch("specbench.certify.certify.build_miniature", side_effect=ValueError("no such thing")):
         made, out = certify(config, lambda *_: None)
-    assert made.given and "pld was not counted out, only followed" in (out / "certificate.md").read_text()
+    assert made.passed and "pld was not counted out, only followed" in (out / "certificate.md").read_text()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_method_that_stops_gets_no_certificate_and_the_others_are_judged(tmp_p
     with patch("methods.pld.PromptLookup.propose", side_effect=ValueError("out of ideas")):
         made, out = certify(config, lambda *_: None)
     assert {one.method: one.class_ for one in made.greedy} == {"autoregressive": "exact", "pld": "untested"}
-    assert "stopped: ValueError: out of ideas" in made.greedy[-1].why and not made.given
+    assert "stopped: ValueError: out of ideas" in made.greedy[-1].why and not made.passed
     assert "| pld | untested | - | - | untested | - | - |" in (out / "certificate.md").read_text()
 
 
@@ -243,13 +243,13 @@ def test_bad_input_of_certify_is_one_line(tmp_path: Path, override: str, message
 
 def test_texts_of_one_token_are_followed(tmp_path: Path) -> None:
     made, _ = certify(compose_certify(overrides(tmp_path, "sampling.max_new_tokens=1", "method=[]")), lambda *_: None)
-    assert made.given
+    assert made.passed
 
 
 @pytest.mark.parametrize("path", sorted(OWN_FOLDERS[0].glob(f"*/{FILE}")), ids=lambda path: path.parent.name)
 def test_a_reference_certificate_is_what_its_folder_is_called(path: Path) -> None:
     made = read_certificate(path)
     target = made.config["target"]
-    assert path.parent.name == f"{target['shape'] or target['name']}-{made.about['dtype']}" and made.given
+    assert path.parent.name == f"{target['shape'] or target['name']}-{made.about['dtype']}" and made.passed
     assert target["dtype"] in ("auto", made.about["dtype"])
     assert (path.parent / "certificate.md").read_text().startswith("# Certificate: ")

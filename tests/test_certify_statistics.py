@@ -25,7 +25,7 @@ WARM = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=12, seed=3)
 @torch.inference_mode()
 def behind(target: LanguageModel, tokens: list[int]) -> torch.Tensor:
     """(V,) by our own engine."""
-    return target.prefill(target.store(len(tokens)), [torch.tensor(tokens)])[0].logits[0]
+    return target.prefill(target.create_store(len(tokens)), [torch.tensor(tokens)])[0].logits[0]
 
 
 def test_what_is_counted_out_is_the_targets_own_step_by_step() -> None:

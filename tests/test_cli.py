@@ -67,11 +67,11 @@ def test_a_run_prints_its_table_and_leaves_its_files(cli: Cli, tiny: Tiny, tmp_p
     assert "results/first: 18 turns" in out and "18/18 turns" in out and "page: reports/first/index.html" in out
     assert (tmp_path / "reports" / "first" / "index.html").is_file()
     run = RunDirectory(tmp_path / "results" / "first")
-    assert {trial.method for trial in run.trials()} == {"autoregressive", "pld", "sps"} and len(run.trials()) == 18
+    assert {trial.method for trial in run.read_trials()} == {"autoregressive", "pld", "sps"} and len(run.read_trials()) == 18
     assert {path.name for path in run.path.iterdir()} == {
         *("config.yaml", "run.json", "prompts.jsonl", "trials.jsonl", "texts.jsonl", "summary.csv", ".lock"),
     }
-    assert "out" not in run.config() and run.config()["sampling"]["max_new_tokens"] == 8
+    assert "out" not in run.read_config() and run.read_config()["sampling"]["max_new_tokens"] == 8
     about = json.loads((run.path / "run.json").read_text())
     assert about["dtype"] == "float32" and about["target_sha256"] and about["draft_sha256"] and about["suite_sha256"]
 
@@ -80,7 +80,7 @@ def test_limit_and_seed_draw_the_questions(tiny: Tiny, tmp_path: Path) -> None:
     def asked(name: str, *overrides: str) -> dict[str, set]:
         command = tiny.overrides("task=[mt_bench,qa]", "method=[]", "repeats=1", "suite.per_task=16", "sampling.max_new_tokens=1")
         execute(compose_run([*command, *overrides, f"out={tmp_path / name}"]), Quiet())
-        trials = RunDirectory(tmp_path / name).trials()
+        trials = RunDirectory(tmp_path / name).read_trials()
         return {task: {trial.question_id for trial in trials if trial.task == task} for task in ("mt_bench", "qa")}
 
     few, more, other = asked("few", "limit=3"), asked("more", "limit=5"), asked("other", "limit=3", "seed=1")
@@ -99,7 +99,7 @@ def test_a_run_in_which_everything_fails_ends_with_its_error_rows(
     status, out, err = cli("run", *tiny.overrides("task=[qa,mt_bench]", "repeats=1", "limit=1", "out=results/broken"))
     assert status == 0 and err == ""
     assert out.count(" failed on question ") == 3, "once a method"
-    trials = RunDirectory(tmp_path / "results" / "broken").trials()
+    trials = RunDirectory(tmp_path / "results" / "broken").read_trials()
     assert len(trials) == 9 and all(trial.failed for trial in trials)
 
 
@@ -110,10 +110,10 @@ def test_random_weights_speak_with_the_embedded_tokenizer(tmp_path: Path) -> Non
     sizes = [f"target{draft}.config.{key}={value}" for key, value in small.items() for draft in ("", ".draft")]
     command = ["target=vicuna_7b", "target.weights=random", *sizes, "task=mt_bench", "limit=1", "repeats=1", "threads=1"]
     execute(compose_run([*command, "sampling.max_new_tokens=8", f"out={tmp_path / 'run'}"]), Quiet())
-    trials = RunDirectory(tmp_path / "run").trials()
+    trials = RunDirectory(tmp_path / "run").read_trials()
     assert len(trials) == 6 and not any(trial.failed for trial in trials)
     assert max(max(trial.output_ids or []) for trial in trials) >= 1024
-    about = RunDirectory(tmp_path / "run").provenance()
+    about = RunDirectory(tmp_path / "run").read_provenance()
     assert about["target_sha256"] is None and about["draft_sha256"] is None
 
 
@@ -136,7 +136,7 @@ def test_a_method_from_elsewhere_needs_no_edit_here(cli: Cli, tiny: Tiny, tmp_pa
     chosen = ["--config-dir", "outside", "task=qa", "limit=1", "repeats=1"]
     status, _, err = cli("run", "method=[mine,pld]", *tiny.overrides(*chosen, "out=results/mine"))
     assert status == 0, err
-    trials = RunDirectory(tmp_path / "results/mine").trials()
+    trials = RunDirectory(tmp_path / "results/mine").read_trials()
     assert {trial.method for trial in trials} == {"autoregressive", "mine", "pld"} and not any(t.failed for t in trials)
 
     status, _, err = cli("run", "-m", "method=mine,pld", *tiny.overrides(*chosen, "out=results/sweep"))
@@ -144,7 +144,7 @@ def test_a_method_from_elsewhere_needs_no_edit_here(cli: Cli, tiny: Tiny, tmp_pa
     runs = [Path("results/sweep/method=mine"), Path("results/sweep/method=pld")]
     assert no_report[-1] == runs
     for run, method in zip(runs, ("mine", "pld"), strict=True):
-        assert {trial.method for trial in RunDirectory(run).trials()} == {"autoregressive", method}
+        assert {trial.method for trial in RunDirectory(run).read_trials()} == {"autoregressive", method}
     again = cli("run", "-m", "method=mine,pld", *tiny.overrides(*chosen, "out=results/sweep"))
     assert again.status == 0 and again.out.count("2 of them are there") == 2, "a sweep goes on like a run"
 
@@ -170,12 +170,12 @@ def test_a_datastore_from_the_target_s_own_answers_and_a_run_with_it(cli: Cli, t
     run = ["method=[rest,pld]", "target.datastore=store", "task=[qa,mt_bench]", "limit=1", "repeats=1", "out=results/leaky"]
     status, out, err = cli("run", *tiny.overrides(*run))
     assert status == 0, err
-    (told,) = RunDirectory(tmp_path / "results/leaky").provenance()["leakage"]["rest"]
+    (told,) = RunDirectory(tmp_path / "results/leaky").read_provenance()["leakage"]["rest"]
     assert (told["name"], told["questions"], told["leaked"], told["documents"]) == ("store", 2, 2, 2)
     assert "alarm: rest: its datastore store holds 2 of the 2 questions" in out
     status, out, err = cli("run", *tiny.overrides(*run, "method=[rest_spec_bench]"))
     assert status == 0, err
-    assert set(RunDirectory(tmp_path / "results/leaky").provenance()["leakage"]) == {"rest", "rest_spec_bench"}
+    assert set(RunDirectory(tmp_path / "results/leaky").read_provenance()["leakage"]) == {"rest", "rest_spec_bench"}
 
 
 def test_a_run_does_not_go_on_with_another_skip_set_in_the_same_place(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_run_does_not_go_on_with_another_skip_set_in_the_same_place(cli: Cli, 
     run = tiny.overrides("method=[self_speculative]", checkpoint, "task=[qa]", "limit=1", "repeats=1", "out=results/skips")
     status, _, err = cli("run", *run)
     assert status == 0, err
-    assert list(RunDirectory(tmp_path / "results/skips").provenance()["checkpoints"]) == ["self_speculative"]
+    assert list(RunDirectory(tmp_path / "results/skips").read_provenance()["checkpoints"]) == ["self_speculative"]
     (tmp_path / "skip.yaml").write_text("attention: []\nmlp: [1]\n")
     status, _, err = cli("run", *run)
     assert status == 2 and "holds another run: its checkpoint of self_speculative is" in err
@@ -207,7 +207,7 @@ def test_datastore_alone_explains_itself(cli: Cli) -> None:
 
 def test_ctrl_c_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(_: object, watcher: ProgressDisplay) -> None:
-        watcher.writes(Path("results/x"))
+        watcher.set_run(Path("results/x"))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("specbench.running.execute.execute", stopped)
@@ -247,7 +247,7 @@ def test_an_experiments_sweep_becomes_a_run_for_each_value(cli: Cli, tiny: Tiny,
     assert status == 0, err
     assert no_report[-1] == [Path(f"results/sweep/sampling.temperature={value}") for value in ("0.0", "0.5", "1.0")]
     for run, seeds in zip(no_report[-1], ({0}, {0, 1}, {0, 1}), strict=True):
-        assert {trial.seed for trial in RunDirectory(run).trials()} == seeds
+        assert {trial.seed for trial in RunDirectory(run).read_trials()} == seeds
     status, _, err = cli("run", "+sweep.limit=3", *tiny.overrides("out=results/other"))
     assert status == 2 and "sweep.limit=3: expected a list of values" in err
 

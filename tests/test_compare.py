@@ -64,9 +64,9 @@ def test_equal_runs_pass_and_a_slow_method_fails(tmp_path: Path) -> None:
 
 def test_a_turn_that_is_counted_otherwise_fails(tmp_path: Path) -> None:
     old, new = pair(tmp_path)
-    trials = RunDirectory(new).trials()
+    trials = RunDirectory(new).read_trials()
     changed = next(trial for trial in trials if trial.method == "pld")
-    RunDirectory(new).append(replace(changed, output_sha256="another"))
+    RunDirectory(new).append_trial(replace(changed, output_sha256="another"))
     found = compare_runs(old, new)
     assert found.failed and "pld: 1 of 48 turns have another output_sha256" in format_notes(found)
 
@@ -143,7 +143,7 @@ def test_a_version_that_stopped_is_nothing_to_compare_with(tmp_path: Path) -> No
 
 def test_what_the_reference_has_must_be_there(tmp_path: Path) -> None:
     old, _ = pair(tmp_path)
-    trials = RunDirectory(old).trials()
+    trials = RunDirectory(old).read_trials()
     fewer = write_run(tmp_path / "fewer", [trial for trial in trials if trial.method != "sps"]).path
     with pytest.raises(InputError, match="fewer has no method sps"):
         compare_runs(old, fewer)
@@ -331,7 +331,7 @@ def test_another_commit_takes_turns_with_this_one(cli: Cli, tiny: Tiny, tmp_path
     chosen = tiny.overrides("task=[qa]", "method=[pld]", "repeats=1", "out=both")
     status, out, err = cli("compare", "--against", "HEAD", *chosen, "--json", "both.json")
     assert status in (0, 1) and "autoregressive over autoregressive@reference" in out, err  # times are by chance
-    trials = RunDirectory(tmp_path / "both").trials()
+    trials = RunDirectory(tmp_path / "both").read_trials()
     beside = {"autoregressive@reference", "pld@reference"}
     assert {trial.method for trial in trials} == {"autoregressive", "pld", *beside}
     assert {trial.method for trial in trials if trial.peak_memory_bytes is None} == beside, "its process is another one"

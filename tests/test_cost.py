@@ -108,7 +108,7 @@ def test_card_on_disk(frame, tmp_path):
 
 def test_card_of_a_configured_target(monkeypatch, tmp_path, frame):
     target = SimpleNamespace(name="tiny", model=tiny_language_model())
-    monkeypatch.setattr("specbench.diagnose.roofline.target_of", lambda settings: target)
+    monkeypatch.setattr("specbench.diagnose.roofline.load_target", lambda settings: target)
     monkeypatch.setattr(cost, "measure_forwards", lambda model: frame)
     settings = compose_run(["target.weights=random", "target.config={a: 1}", "target.shape=7b"])
     made = cost.write_card(settings, tmp_path)

@@ -82,18 +82,18 @@ def test_continuations_are_what_follows(tmp_path: Path, vocabulary: int, chunk_t
             for ids, found in zip(chunks_of(store), occurrences(store, wanted), strict=True)
         ]
         first = sorted(row for rows in behind for row in rows[:most])
-        assert store.continuations(match, 5, most, "first").tolist() == first
+        assert store.read_continuations(match, 5, most, "first").tolist() == first
         every = list(chain.from_iterable(behind))
         taken = min(most, len(every))
         spread = sorted(every[i * len(every) // taken] for i in range(taken))
-        assert store.continuations(match, 5, most, "spread").tolist() == spread
+        assert store.read_continuations(match, 5, most, "spread").tolist() == spread
 
 
 def test_a_sample_is_spread_over_all_chunks(tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", [[63, n] for n in range(40)], 64, 20)
     assert len(store.chunks) == 4
     match = store.find([63], 4, 1)
-    assert match is not None and store.continuations(match, 1, 10, "spread").ravel().tolist() == list(range(0, 40, 4))
+    assert match is not None and store.read_continuations(match, 1, 10, "spread").ravel().tolist() == list(range(0, 40, 4))
 
 
 def test_a_document_stands_in_one_chunk(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_data_set_is_read_row_by_row(tmp_path: Path, writing: DocumentEncoder,
     (tmp_path / "set").mkdir()
     rows(tmp_path / "set" / "train.jsonl", {"body": "Some text."}, {"body": "More."})
     found = list(read_dataset(str(tmp_path / "set"), "train", "body", writing))
-    assert found == [writing.text("Some text."), writing.text("More.")]
+    assert found == [writing.encode_text("Some text."), writing.encode_text("More.")]
     with pytest.raises(InputError, match="field=bdoy: no such field; there is body"):
         list(read_dataset(str(tmp_path / "set"), "train", "bdoy", writing))
     with pytest.raises(InputError, match="dataset=.* split=tset: cannot be read"):
@@ -266,7 +266,7 @@ def test_grams() -> None:
 
 def test_leaked_questions_are_counted(tmp_path: Path, writing: DocumentEncoder) -> None:
     asked = [question for question in Mini(per_task=2).questions() if question.task == "rag"]
-    kept = writing.text(asked[0].turns[0])
+    kept = writing.encode_text(asked[0].turns[0])
     store = build_in_memory([kept[:-1]], writing.vocabulary)
     assert measure_share(asked[0], store, writing.tokenizer) == 1
     half = build_in_memory([kept[: len(kept) // 3]], writing.vocabulary)

@@ -125,7 +125,7 @@ def write_own_conf(folder: Path) -> Path:
 def test_every_command_line_parses_and_its_settings_compose(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for module in (cli, finished_runs):
-        monkeypatch.setattr(module, "parsed", compose_and_stop)
+        monkeypatch.setattr(module, "parse_options", compose_and_stop)
     monkeypatch.setattr(Parser, "parse_args", stop_after)
     _, command, *argv = [word for word in shlex.split(line) if not re.search("…|=NAME$", word)]
     if "method=[mine]" in argv:

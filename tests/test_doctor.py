@@ -13,7 +13,7 @@ from specbench.diagnose.doctor import Check, build_checks_table, check_weights, 
 
 @pytest.fixture(autouse=True)
 def quick_copy(monkeypatch):
-    monkeypatch.setattr(doctor, "copy_bandwidth", lambda device, size, repeats: 1e9)
+    monkeypatch.setattr(doctor, "measure_copy_bandwidth", lambda device, size, repeats: 1e9)
 
 
 def shown(found: list[Check]) -> str:
@@ -51,7 +51,7 @@ def test_packages_against_their_ranges(monkeypatch):
 
 
 def test_more_threads_than_cores(monkeypatch):
-    monkeypatch.setattr(doctor, "usable_cores", lambda: 0)
+    monkeypatch.setattr(doctor, "count_usable_cores", lambda: 0)
     assert doctor._check_threads().ok is False
 
 

@@ -44,7 +44,7 @@ class Now(Drafter):
         state[1] += 1
         wrong_or_right = [state[0], state[0]] if state[1] % 3 == 0 else []
         self.offered += bool(wrong_or_right[:budget])
-        return DraftTree.chain(self.ids([state[0], *wrong_or_right[:budget]]))
+        return DraftTree.chain(self.to_tensor([state[0], *wrong_or_right[:budget]]))
 
     def observe(self, state: list[int], tree: DraftTree, out: TargetOutput, verified: Any) -> None:
         state[0] = verified.next_token
@@ -96,7 +96,7 @@ def test_text_that_came_from_the_first_one_reaches_the_other(name: str, monkeypa
 @torch.inference_mode()
 def drafted_behind(target: LanguageModel, drafter: Drafter, text: list[int], budget: int) -> DraftTree:
     target.tap(drafter.taps)
-    store = target.store(300)
+    store = target.create_store(300)
     outs = target.prefill(store, [torch.tensor(text[:-1])])
     drafter.prepare([torch.tensor(text)], Sampling(), 300)
     return drafter.propose(drafter.begin([text], outs, [NO_CONTEXT]), [budget])[0]
@@ -111,7 +111,7 @@ def test_each_part_sees_its_own_hidden_states() -> None:
     both = Fallback(OTHERS["eagle3"](), OTHERS["medusa"]())
     both.bind(target)
     hidden = torch.arange(4 * 32).float()[None]
-    three, one = both._seen([TargetOutput(torch.zeros(1, 8), hidden)])
+    three, one = both._split_outputs([TargetOutput(torch.zeros(1, 8), hidden)])
     assert len(both.taps) == 4 and torch.equal(three[0].hidden, hidden[:, :96]) and torch.equal(one[0].hidden, hidden[:, 96:])
 
 

@@ -84,7 +84,7 @@ def test_what_the_script_cannot_do_it_says_in_a_line(given: str, said: str, monk
 def test_turns_that_failed_are_no_answer(tmp_path: Path) -> None:
     run = write_run(tmp_path, [trial("pld", [2, 1], 1.0)])
     assert embedded.whole(tmp_path) == tmp_path
-    run.append(failed("eagle"))
+    run.append_trial(failed("eagle"))
     with pytest.raises(InputError, match="1 of 2 turns failed, the first of eagle: out of memory"):
         embedded.whole(tmp_path)
 

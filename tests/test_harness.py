@@ -79,16 +79,16 @@ def test_above_temperature_zero_every_repeat_draws_with_a_seed_of_its_own() -> N
     arms = [Arm(method, method, FakeEngine(named)) for method in METHODS]
     greedy, warm = (Schedule(2, 7, "reference", Sampling(temperature=temperature)) for temperature in (0.0, 0.8))
     turns = [block for repeat in range(2) for block in schedule_blocks(QUESTIONS, arms, repeat, seed=7)]
-    assert {greedy.sampling_of(block).seed for block in turns} == {0} and {greedy.seed_of(0), greedy.seed_of(1)} == {7}
-    seeds = [warm.sampling_of(block).seed for block in turns]
-    assert len(set(seeds)) == len(turns) and seeds == [warm.sampling_of(block).seed for block in turns]
-    assert (warm.seed_of(0), warm.seed_of(1)) == (7, 8)
+    assert {greedy.get_sampling(block).seed for block in turns} == {0} and {greedy.get_seed(0), greedy.get_seed(1)} == {7}
+    seeds = [warm.get_sampling(block).seed for block in turns]
+    assert len(set(seeds)) == len(turns) and seeds == [warm.get_sampling(block).seed for block in turns]
+    assert (warm.get_seed(0), warm.get_seed(1)) == (7, 8)
 
 
 def test_each_arm_runs_each_turn_of_each_repeat_once(tmp_path: Path) -> None:
     made = harness(tmp_path, FakeEngine(named))
-    made.go()
-    trials = made.run.trials()
+    made.run_schedule()
+    trials = made.run.read_trials()
     expected = {(method, repeat, *turn) for method in METHODS for repeat in range(2) for turn in TURNS}
     assert {trial.key for trial in trials} == expected and len(trials) == len(expected) == 24
     lines = (tmp_path / "trials.jsonl").read_text().splitlines()
@@ -97,8 +97,8 @@ def test_each_arm_runs_each_turn_of_each_repeat_once(tmp_path: Path) -> None:
 
 def test_a_block_is_complete_before_the_next_begins_and_its_order_is_recorded(tmp_path: Path) -> None:
     made = harness(tmp_path, FakeEngine(named))
-    made.go()
-    trials = made.run.trials()
+    made.run_schedule()
+    trials = made.run.read_trials()
     for start, (repeat, turn) in zip(range(0, 24, 3), [(repeat, turn) for repeat in range(2) for turn in TURNS], strict=True):
         block = trials[start : start + 3]
         assert {(trial.repeat, trial.question_id, trial.turn) for trial in block} == {(repeat, *turn)}
@@ -108,20 +108,20 @@ def test_a_block_is_complete_before_the_next_begins_and_its_order_is_recorded(tm
 
 def test_the_record_holds_what_the_engine_said(tmp_path: Path) -> None:
     made = harness(tmp_path, FakeEngine(named), seed=7)
-    made.go()
-    first, second = (next(t for t in made.run.trials() if t.key == ("pld", repeat, "q2", 0)) for repeat in range(2))
+    made.run_schedule()
+    first, second = (next(t for t in made.run.read_trials() if t.key == ("pld", repeat, "q2", 0)) for repeat in range(2))
     assert (first.new_tokens, first.steps, first.target_forwards) == (4, 3, 4)
     assert (first.prefill_s, first.decode_s, first.finish_reason) == (0.25, 0.5, "eos")
     assert first.output_ids == list(b"pld!") and second.output_ids is None, "ids are kept of repeat 0 alone"
     assert first.output_sha256 == second.output_sha256 == hash_ids(b"pld!")
     assert (first.run_id, first.suite, first.task, first.seed, first.state) == (tmp_path.name, "fake-suite", "qa", 7, "cold")
-    counts = {trial.method: trial.retokenised for trial in made.run.trials()}
+    counts = {trial.method: trial.retokenised for trial in made.run.read_trials()}
     assert counts == {"autoregressive": len("autoregressive!") - 1, "pld": None, "sps": None}
 
 
 def test_turn_two_continues_from_autoregressives_answer(tmp_path: Path) -> None:
     engine = FakeEngine(named)
-    harness(tmp_path, engine).go()
+    harness(tmp_path, engine).run_schedule()
     asked = {text for _, text in engine.log if "second?" in text}
     assert asked == {"first?\nautoregressive!\nsecond?\n"}
 
@@ -129,11 +129,11 @@ def test_turn_two_continues_from_autoregressives_answer(tmp_path: Path) -> None:
 def test_or_from_each_arms_own(tmp_path: Path) -> None:
     engine = FakeEngine(named)
     made = harness(tmp_path, engine, context="own")
-    made.go()
+    made.run_schedule()
     assert {(label, text) for label, text in engine.log if "second?" in text} == {
         (method, f"first?\n{method}!\nsecond?\n") for method in METHODS
     }
-    noted = [(prompt.question_id, prompt.turn, prompt.method) for prompt in made.run.prompts()]
+    noted = [(prompt.question_id, prompt.turn, prompt.method) for prompt in made.run.read_prompts()]
     assert sorted(noted, key=str) == sorted(
         [(*turn, None) for turn in TURNS if turn[1] == 0] + [("q1", 1, m) for m in METHODS], key=str
     )
@@ -148,17 +148,17 @@ def test_turn_two_of_later_repeats_continues_from_repeat_0(tmp_path: Path) -> No
 
     engine = FakeEngine(drifting)
     made = harness(tmp_path, engine, repeats=3)
-    made.go()
-    answer = bytes(next(t for t in made.run.trials() if t.key == ("autoregressive", 0, "q1", 0)).output_ids or []).decode()
+    made.run_schedule()
+    answer = bytes(next(t for t in made.run.read_trials() if t.key == ("autoregressive", 0, "q1", 0)).output_ids or []).decode()
     assert {text for _, text in engine.log if "second?" in text} == {f"first?\n{answer}\nsecond?\n"}
 
 
 def test_prompts_are_written_once_and_trials_point_at_them(tmp_path: Path) -> None:
     made = harness(tmp_path, FakeEngine(named))
-    made.go()
-    prompts = {(prompt.question_id, prompt.turn): prompt for prompt in made.run.prompts()}
-    assert len(made.run.prompts()) == len(prompts) == len(TURNS)
-    for trial in made.run.trials():
+    made.run_schedule()
+    prompts = {(prompt.question_id, prompt.turn): prompt for prompt in made.run.read_prompts()}
+    assert len(made.run.read_prompts()) == len(prompts) == len(TURNS)
+    for trial in made.run.read_trials():
         prompt = prompts[(trial.question_id, trial.turn)]
         assert (trial.prompt_sha256, trial.prompt_tokens) == (prompt.sha256, len(prompt.prompt_ids))
         assert prompt.sha256 == hash_ids(prompt.prompt_ids)
@@ -166,29 +166,29 @@ def test_prompts_are_written_once_and_trials_point_at_them(tmp_path: Path) -> No
 
 def test_texts_of_repeat_0_are_scored(tmp_path: Path) -> None:
     made = harness(tmp_path, FakeEngine(named))
-    made.go()
-    scores = {(row["method"], row["text"], row["score"]) for row in made.run.texts()}
+    made.run_schedule()
+    scores = {(row["method"], row["text"], row["score"]) for row in made.run.read_texts()}
     assert scores == {("autoregressive", "autoregressive!", 1.0), ("pld", "pld!", 0.0), ("sps", "sps!", 0.0)}
-    assert len(made.run.texts()) == len(TURNS) * len(METHODS)
+    assert len(made.run.read_texts()) == len(TURNS) * len(METHODS)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of\nmemory"), KeyError("x"), AssertionError(), CapacityError("no room")])
 def test_a_failing_turn_is_a_row_and_the_run_goes_on(tmp_path: Path, error: Exception) -> None:
     made = harness(tmp_path, FakeEngine(failing("pld", lambda text: text.startswith("only?"), error)))
-    made.go()
-    failed = [trial for trial in made.run.trials() if trial.failed]
+    made.run_schedule()
+    failed = [trial for trial in made.run.read_trials() if trial.failed]
     assert [trial.key for trial in failed] == [("pld", 0, "q2", 0), ("pld", 1, "q2", 0)]
     assert {trial.finish_reason for trial in failed} == {"capacity" if isinstance(error, CapacityError) else "error"}
     assert all(trial.decode_s is None and trial.new_tokens == 0 and trial.output_ids is None for trial in failed), "never a speed"
     assert failed[0].prompt_tokens == len("only?\n") and "\n" not in (failed[0].error or "\n")
-    assert len(made.run.trials()) == 24
+    assert len(made.run.read_trials()) == 24
 
 
 def test_an_error_row_says_where_without_this_machines_folders(tmp_path: Path) -> None:
     broken = RuntimeError(f"cannot open {Path.home()}/secret")
     made = harness(tmp_path, FakeEngine(failing("pld", lambda text: True, broken)))
-    made.go()
-    said = next(trial.error or "" for trial in made.run.trials() if trial.failed)
+    made.run_schedule()
+    said = next(trial.error or "" for trial in made.run.read_trials() if trial.failed)
     assert said.startswith("RuntimeError: cannot open ~/secret (test_harness.py:") and str(Path.home()) not in said
 
 
@@ -198,26 +198,28 @@ def test_turn_two_after_a_failed_turn_one_is_an_error_row(tmp_path: Path, contex
     broken = failing("autoregressive", lambda text: text == "first?\n", RuntimeError("no"))
     engine = FakeEngine(broken)
     made = harness(tmp_path, engine, context=context)
-    made.go()
-    second = {trial.method: trial for trial in made.run.trials() if (trial.question_id, trial.turn, trial.repeat) == ("q1", 1, 0)}
+    made.run_schedule()
+    second = {
+        trial.method: trial for trial in made.run.read_trials() if (trial.question_id, trial.turn, trial.repeat) == ("q1", 1, 0)
+    }
     lost = set(METHODS) if context == "reference" else {"autoregressive"}
     assert {method for method, trial in second.items() if trial.failed} == lost
     assert second["autoregressive"].error == "turn 1 of autoregressive failed, so turn 2 has no context"
     assert second["autoregressive"].prompt_tokens == 0 and second["autoregressive"].finish_reason == "error"
-    assert len(made.run.trials()) == 24, "the run goes on"
+    assert len(made.run.read_trials()) == 24, "the run goes on"
     asked = {label for label, text in engine.log if "second?" in text}
     assert asked == set(METHODS) - lost, "nobody is asked without a context"
 
 
 def test_a_failing_warm_up_is_left_to_the_trial(tmp_path: Path) -> None:
     made = harness(tmp_path, FakeEngine(failing("sps", lambda text: True, ValueError("vocabulary"))))
-    made.go()
-    assert {trial.method for trial in made.run.trials() if trial.failed} == {"sps"}
+    made.run_schedule()
+    assert {trial.method for trial in made.run.read_trials() if trial.failed} == {"sps"}
 
 
 def test_every_arm_is_warmed_up_with_each_tasks_longest_prompt(tmp_path: Path) -> None:
     engine = FakeEngine(named)
-    harness(tmp_path, engine).go()
+    harness(tmp_path, engine).run_schedule()
     assert Counter(engine.warm_ups) == dict.fromkeys(METHODS, 2)
     prompts = [text for label, text in engine.log if text != "RESET"]
     assert engine.reserved >= max(map(len, prompts)), "memory for turn 2 is taken before the clock runs"
@@ -225,7 +227,7 @@ def test_every_arm_is_warmed_up_with_each_tasks_longest_prompt(tmp_path: Path) -
 
 def test_arms_are_reset_at_the_start_of_each_repeat_and_never_inside(tmp_path: Path) -> None:
     engine = FakeEngine(named)
-    harness(tmp_path, engine, repeats=3).go()
+    harness(tmp_path, engine, repeats=3).run_schedule()
     at = [place for place, (label, text) in enumerate(engine.log) if (label, text) == ("pld", "RESET")]
     per_repeat = len(TURNS) * len(METHODS) + len(METHODS)
     assert at == [1, 1 + per_repeat, 1 + 2 * per_repeat]
@@ -248,17 +250,17 @@ def stopping(engine: FakeEngine, after: int) -> FakeEngine:
 
 def begun(folder: Path, after: int, **settings: object) -> None:
     with pytest.raises(KeyboardInterrupt):
-        harness(folder, stopping(FakeEngine(named, **settings), after)).go()  # type: ignore[arg-type]
+        harness(folder, stopping(FakeEngine(named, **settings), after)).run_schedule()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 5, 11, 23])
 def test_a_broken_run_goes_on_where_it_stopped(tmp_path: Path, after: int) -> None:
     whole = harness(tmp_path / "whole", FakeEngine(named))
-    whole.go()
+    whole.run_schedule()
     begun(tmp_path / "broken", after)
     engine = FakeEngine(named)
     made = harness(tmp_path / "broken", engine)
-    made.go()
+    made.run_schedule()
     assert len([text for _, text in engine.log if text != "RESET"]) == 24 - after, "nothing is run twice, nothing is lost"
 
     def told(lines: str) -> list[dict]:
@@ -269,41 +271,41 @@ def test_a_broken_run_goes_on_where_it_stopped(tmp_path: Path, after: int) -> No
 
 
 def test_a_finished_run_warms_up_nothing(tmp_path: Path) -> None:
-    harness(tmp_path, FakeEngine(named)).go()
+    harness(tmp_path, FakeEngine(named)).run_schedule()
     engine = FakeEngine(named)
     again = harness(tmp_path, engine)
-    again.go()
+    again.run_schedule()
     assert engine.warm_ups == [] and {text for _, text in engine.log} == {"RESET"}
     assert isinstance(again.watcher, Quiet) and again.watcher.began == [(24, 24)]
 
 
 def test_a_warm_arms_broken_repeat_is_run_again_whole(tmp_path: Path) -> None:
     begun(tmp_path, after=18, warm=["sps"])  # repeat 0 is complete, repeat 1 half done
-    kept = Counter((trial.method, trial.repeat) for trial in harness(tmp_path, FakeEngine(named)).run.trials())
+    kept = Counter((trial.method, trial.repeat) for trial in harness(tmp_path, FakeEngine(named)).run.read_trials())
     assert kept == {**{(method, 0): 4 for method in METHODS}, **{(method, 1): 2 for method in METHODS}}
     engine = FakeEngine(named, warm=["sps"])
     made = harness(tmp_path, engine)
-    made.go()
+    made.run_schedule()
     assert Counter(label for label, text in engine.log if text != "RESET") == {"autoregressive": 2, "pld": 2, "sps": 4}
-    trials = made.run.trials()
+    trials = made.run.read_trials()
     assert len(trials) == 24 and {t.method: t.state for t in trials} == {"autoregressive": "cold", "pld": "cold", "sps": "warm"}
 
 
 def test_more_repeats_and_more_methods_add_only_what_is_new(tmp_path: Path) -> None:
-    harness(tmp_path, FakeEngine(named), methods=METHODS[:2]).go()
+    harness(tmp_path, FakeEngine(named), methods=METHODS[:2]).run_schedule()
     engine = FakeEngine(named)
     made = harness(tmp_path, engine, repeats=3)
-    made.go()
+    made.run_schedule()
     assert Counter(label for label, text in engine.log if text != "RESET") == {"autoregressive": 4, "pld": 4, "sps": 12}
-    assert len(made.run.trials()) == 36 and len(made.run.prompts()) == len(TURNS)
+    assert len(made.run.read_trials()) == 36 and len(made.run.read_prompts()) == len(TURNS)
     assert {text for label, text in engine.log if "second?" in text} == {"first?\nautoregressive!\nsecond?\n"}
 
 
 def test_fewer_repeats_than_there_are_change_nothing(tmp_path: Path) -> None:
-    harness(tmp_path, FakeEngine(named)).go()
+    harness(tmp_path, FakeEngine(named)).run_schedule()
     before = (tmp_path / "trials.jsonl").read_bytes()
     fewer = harness(tmp_path, FakeEngine(named), methods=METHODS[:2], repeats=1)
-    fewer.go()
+    fewer.run_schedule()
     assert (tmp_path / "trials.jsonl").read_bytes() == before
     assert isinstance(fewer.watcher, Quiet) and fewer.watcher.began == [(8, 8)]
 

@@ -85,7 +85,7 @@ def test_clear_forgets_sequences_and_keeps_the_memory() -> None:
 
 def test_a_row_is_a_store_of_its_own_over_the_same_memory() -> None:
     store, first = uneven()
-    view, new = store.row(1), torch.randn(1, HEADS, 3, WIDTH)
+    view, new = store.view_row(1), torch.randn(1, HEADS, 3, WIDTH)
     keys, _ = view.write(0, new, new, [3])
     assert torch.equal(keys[0, :, :2], first[1, :, :2]) and torch.equal(keys[0, :, 2:5], new[0])
     view.keep(0, range(3))

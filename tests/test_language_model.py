@@ -36,7 +36,7 @@ every_architecture = pytest.mark.parametrize("architecture", list(EXTRA))
 
 def plainly(target: LanguageModel, tokens: list[int]) -> Tensor:
     """(S, V): one forward of transformers' own attention over a whole sequence, without any cache."""
-    with target.lent() as model:
+    with target.use_original_attention() as model:
         return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
 
 
@@ -46,7 +46,7 @@ def forward(target: LanguageModel, store: KVStore, trees: list[DraftTree]) -> li
 
 def prefilled(target: LanguageModel, prompts: list[list[int]], capacity: int = 160) -> KVStore:
     """A store that holds the prompts; every logit of theirs is checked on the way."""
-    store = target.store(capacity, len(prompts))
+    store = target.create_store(capacity, len(prompts))
     outs = target.prefill(store, [torch.tensor(prompt) for prompt in prompts], all_logits=True)
     for prompt, out in zip(prompts, outs, strict=True):
         close(out.logits, plainly(target, prompt))
@@ -105,7 +105,7 @@ def test_sequences_of_different_lengths_side_by_side(architecture: str) -> None:
 @every_architecture
 def test_a_branched_tree_may_be_the_first_thing_a_store_sees(architecture: str) -> None:
     target, made = tiny_language_model(architecture, LAYERS), tree(random.Random(7), 8)
-    check_nodes(target, [], made, forward(target, target.store(8), [made])[0])
+    check_nodes(target, [], made, forward(target, target.create_store(8), [made])[0])
 
 
 def test_the_architectures_cover_what_differs_between_families() -> None:
@@ -121,7 +121,7 @@ def test_the_architectures_cover_what_differs_between_families() -> None:
 @pytest.mark.parametrize("architecture", ["llama", "starcoder2"])
 def test_long_pasts_and_large_trees_outgrow_the_mask_buffer(architecture: str) -> None:
     rng, target = random.Random(4), tiny_language_model(architecture, layers=1)
-    past, store = words(rng, 1030), target.store(1300)
+    past, store = words(rng, 1030), target.create_store(1300)
     target.prefill(store, [torch.tensor(past)])
     for made in (tree(rng, 70), chain(rng, 66), tree(rng, 5), tree(rng, 70)):
         logits = forward(target, store, [made])[0]
@@ -134,7 +134,7 @@ def test_long_pasts_and_large_trees_outgrow_the_mask_buffer(architecture: str) -
 def test_prefill_hands_over_the_last_logits_alone_unless_asked() -> None:
     rng, target = random.Random(5), tiny_language_model("llama", LAYERS)
     for prompts in ([words(rng, 7)], [words(rng, 7), words(rng, 12)]):
-        store = target.store(20, len(prompts))
+        store = target.create_store(20, len(prompts))
         for prompt, out in zip(prompts, target.prefill(store, [torch.tensor(p) for p in prompts]), strict=True):
             assert out.logits.shape == (1, VOCABULARY) and out.hidden is None
             close(out.logits[0], plainly(target, prompt)[-1])
@@ -143,7 +143,7 @@ def test_prefill_hands_over_the_last_logits_alone_unless_asked() -> None:
 
 def hidden_states(target: LanguageModel, tokens: list[int], layers: tuple[int, ...]) -> Tensor:
     """(layers * H,): transformers' own hidden states of the last token, side by side."""
-    with target.lent() as model:
+    with target.use_original_attention() as model:
         states = model(input_ids=torch.tensor([tokens]), use_cache=False, output_hidden_states=True).hidden_states
     return torch.cat([states[layer][0, -1] for layer in layers])
 
@@ -166,20 +166,20 @@ def test_untapped_models_carry_no_hidden_states() -> None:
     target = tiny_language_model("llama", LAYERS)
     target.tap((1, 2))
     target.tap(())
-    assert target.forward(target.store(8), [DraftTree.chain(torch.tensor([3, 4]))])[0].hidden is None
+    assert target.forward(target.create_store(8), [DraftTree.chain(torch.tensor([3, 4]))])[0].hidden is None
     assert not target._tapped, "the hooks are gone"
 
 
 def test_a_lent_model_comes_back_after_an_error() -> None:
     target = tiny_language_model("llama", layers=1)
-    with pytest.raises(KeyError), target.lent() as model:
+    with pytest.raises(KeyError), target.use_original_attention() as model:
         assert model.config._attn_implementation == "sdpa"
         raise KeyError
     close(prefilled_last(target, [5, 6, 7]), plainly(target, [5, 6, 7])[-1])
 
 
 def prefilled_last(target: LanguageModel, prompt: list[int]) -> Tensor:
-    return target.prefill(target.store(len(prompt)), [torch.tensor(prompt)])[0].logits[0]
+    return target.prefill(target.create_store(len(prompt)), [torch.tensor(prompt)])[0].logits[0]
 
 
 @pytest.mark.parametrize("given, expected", [(7, (7,)), ([7, 9], (7, 9)), (None, (1,))])
@@ -192,17 +192,17 @@ def test_eos_ids_are_the_generation_configs_else_the_configs(given: object, expe
 def test_masks_for_cuda_are_aligned() -> None:
     bias = ChainBias(torch.float32, torch.device("cpu"))
     for past in range(20):
-        mask = bias.of(DraftTree.chain(torch.arange(5)), past)
+        mask = bias.build_tree_mask(DraftTree.chain(torch.arange(5)), past)
         copy = align_mask(mask)
         assert torch.equal(copy, mask) and copy.data_ptr() % 16 == 0 and copy.stride(0) % 8 == 0
 
 
 def test_what_attends_outside_the_interface_is_refused() -> None:
     model = tiny_language_model("llama")
-    model.check()
+    model.check_attention()
     model.config.num_hidden_layers += 1
     with pytest.raises(InputError, match="3 of 4 layers attend"):
-        model.check()
+        model.check_attention()
     with pytest.raises(InputError, match="sinks"):
         attend(None, *[torch.zeros(1, 1, 1, 4)] * 3, None, forward_pass=object(), s_aux=torch.zeros(1))  # type: ignore[arg-type]
 

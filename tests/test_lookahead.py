@@ -24,7 +24,7 @@ class Slow:
         self.n, self.w, self.g = drafter.level, drafter.window, drafter.guesses
 
     def after(self, tokens: list[int]) -> int:
-        with torch.inference_mode(), self.target.lent() as model:
+        with torch.inference_mode(), self.target.use_original_attention() as model:
             return int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax())
 
     def decode(self, prompt: list[int], new: int) -> Steps:
@@ -110,9 +110,9 @@ def test_window_pool_and_acceptance_equal_the_slow_reading(settings: tuple) -> N
 def test_the_latest_guesses_stay_in_the_pool() -> None:
     pool = Pool(level=3, guesses=2)
     pool.add_text([5, 1, 2, 5, 3, 4, 5, 1, 2, 5, 6])
-    assert pool.behind(5) == [(3, 4), (1, 2)], "5 1 2 came again behind 5 3 4; 5 6 is no whole n-gram"
+    assert pool.get_guesses(5) == [(3, 4), (1, 2)], "5 1 2 came again behind 5 3 4; 5 6 is no whole n-gram"
     pool.add(5, (7, 7))
-    assert pool.behind(5) == [(1, 2), (7, 7)] and pool.behind(9) == []
+    assert pool.get_guesses(5) == [(1, 2), (7, 7)] and pool.get_guesses(9) == []
 
 
 def test_the_preset_never_accepts_a_guess_to_its_end() -> None:

@@ -240,7 +240,7 @@ def test_one_forward_a_step_for_all_sequences_and_none_beyond_the_longest() -> N
 def test_a_store_is_reused_when_it_is_large_enough() -> None:
     target, drafter = Walker(), Guess(3)
     drafter.bind(target)
-    store = target.store(60)
+    store = target.create_store(60)
     prompts = [[1, 2], list(range(20)), [9]]
     for prompt in prompts:
         (out,) = generate(target, drafter, [torch.tensor(prompt)], Sampling(max_new_tokens=10), store)
@@ -266,7 +266,7 @@ def test_the_walk_visits_every_token_once() -> None:
 def test_a_draft_deeper_than_its_budget_is_refused_by_name() -> None:
     class Deep(Autoregressive):
         def draft(self, state: list[int], budget: int) -> DraftTree:
-            return DraftTree.chain(self.ids(state * (budget + 2)))
+            return DraftTree.chain(self.to_tensor(state * (budget + 2)))
 
     drafter, target = Deep(), tiny_language_model()
     drafter.bind(target)

@@ -31,7 +31,7 @@ every_method = pytest.mark.parametrize("label", LABELS)
 @torch.inference_mode()
 def expected(architecture: str) -> list[list[int]]:
     """What transformers writes, prompt by prompt."""
-    with target_of(architecture).lent() as model:
+    with target_of(architecture).use_original_attention() as model:
         return [
             model.generate(
                 prompt[None],

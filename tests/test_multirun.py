@@ -29,7 +29,7 @@ def test_jobs_of_a_launcher_take_turns_on_the_device_and_one_that_fails_keeps_no
     assert err.count("\n") == 1
 
     runs = [Path("results/sweep") / f"method={method}" for method in ("pld", "sps")]
-    assert [len(RunDirectory(run).trials()) for run in runs] == [2, 2]
+    assert [len(RunDirectory(run).read_trials()) for run in runs] == [2, 2]
     timed = sorted((run.joinpath("run.json").stat().st_mtime, run.joinpath("summary.csv").stat().st_mtime) for run in runs)
     assert all(before[1] <= after[0] for before, after in pairwise(timed)), timed
 

@@ -86,7 +86,7 @@ def test_a_packed_model_writes_the_same_tokens_by_generate_and_by_the_loop(archi
     for prompt in prompts(4):
         given = {"attention_mask": torch.ones_like(prompt)[None], **settings}
         expected = plain.generate(prompt[None], **given)[0, len(prompt) :].tolist()
-        with target.lent() as lent:
+        with target.use_original_attention() as lent:
             assert lent.generate(prompt[None], **given)[0, len(prompt) :].tolist() == expected
         (out,) = generate(target, drafter, [prompt], Sampling(max_new_tokens=16, stop_token_ids=(1,)))
         assert out.output_ids == expected

@@ -16,11 +16,11 @@ def shown(terminal: bool, every: float = 30.0) -> str:
     console = Console(file=page, force_terminal=terminal, width=70)
     with ProgressDisplay(console, every) as display:
         display.begin(Path("results/a-run-with-a-name-that-is-longer-than-a-line-of-the-terminal-would-be"), 8, 2)
-        display.doing("warming up pld")
+        display.show_status("warming up pld")
         for question in range(2):
-            display.trial(trial("autoregressive", [1] * 9, 1.0, question_id=question))
-            display.trial(trial("pld", [3] * 3, 0.5, question_id=question))
-            display.trial(failed("sps", question_id=question))
+            display.add_trial(trial("autoregressive", [1] * 9, 1.0, question_id=question))
+            display.add_trial(trial("pld", [3] * 3, 0.5, question_id=question))
+            display.add_trial(failed("sps", question_id=question))
     return page.getvalue()
 
 

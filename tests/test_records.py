@@ -72,13 +72,13 @@ def test_what_is_finished_is_known_by_its_key(tmp_path):
         failed("sps", turn=1),
     ]
     run = write_run(tmp_path / "run", trials)
-    assert run.trials() == trials
-    assert {trial.key for trial in run.trials()} == {("pld", 0, 1, 0), ("pld", 1, "a", 0), ("sps", 0, 1, 1)}
+    assert run.read_trials() == trials
+    assert {trial.key for trial in run.read_trials()} == {("pld", 0, 1, 0), ("pld", 1, "a", 0), ("sps", 0, 1, 1)}
 
 
 def test_a_turn_that_was_run_again_counts_once_with_its_last_record(tmp_path):
     run = write_run(tmp_path, [trial("pld", [2], 0.5), trial("pld", [2], 0.4)])
-    assert [one.decode_s for one in run.trials()] == [0.4]
+    assert [one.decode_s for one in run.read_trials()] == [0.4]
 
 
 @pytest.mark.parametrize("torn", [b'{"schema": 1, "run_', '{"a": "ü'.encode()[:-1], b"\n", b"[1]\n"])
@@ -86,11 +86,11 @@ def test_a_torn_last_line_is_dropped_and_cut_off_before_the_next(tmp_path, torn)
     run = write_run(tmp_path, [trial("pld", [2], 0.5)])
     whole = (tmp_path / "trials.jsonl").read_bytes()
     (tmp_path / "trials.jsonl").write_bytes(whole + torn)
-    assert len(run.trials()) == 1
+    assert len(run.read_trials()) == 1
     run.repair()
     assert (tmp_path / "trials.jsonl").read_bytes() == whole
-    run.append(trial("sps", [2], 0.5))
-    assert [one.method for one in run.trials()] == ["pld", "sps"]
+    run.append_trial(trial("sps", [2], 0.5))
+    assert [one.method for one in run.read_trials()] == ["pld", "sps"]
 
 
 def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
@@ -98,8 +98,8 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
     file = tmp_path / "trials.jsonl"
     file.write_bytes(file.read_bytes().rstrip(b"\n"))
     run.repair()
-    run.append(trial("sps", [2], 0.5))
-    assert [one.method for one in run.trials()] == ["pld", "sps"]
+    run.append_trial(trial("sps", [2], 0.5))
+    assert [one.method for one in run.read_trials()] == ["pld", "sps"]
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
@@ -107,26 +107,26 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write("{broken\n" + json.dumps(trial("sps", [2], 0.5).to_row()) + "\n")
     with pytest.raises(InputError, match=r"trials\.jsonl:2: not a JSON object"):
-        run.trials()
+        run.read_trials()
 
 
 def test_a_wrong_schema_is_named_with_its_line(tmp_path):
     run = write_run(tmp_path, [trial("pld", [2], 0.5), trial("sps", [2], 0.5, schema=7)])
     with pytest.raises(InputError, match=r"trials\.jsonl:2: schema version 7"):
-        run.trials()
+        run.read_trials()
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path):
     for read in (
-        RunDirectory(tmp_path).config,
-        RunDirectory(tmp_path).trials,
-        RunDirectory(tmp_path).provenance,
+        RunDirectory(tmp_path).read_config,
+        RunDirectory(tmp_path).read_trials,
+        RunDirectory(tmp_path).read_provenance,
     ):
         with pytest.raises(InputError, match="not a run directory"):
             read()
     (tmp_path / "config.yaml").write_text("- a list\n")
     with pytest.raises(InputError, match="expected a mapping"):
-        RunDirectory(tmp_path).config()
+        RunDirectory(tmp_path).read_config()
 
 
 def test_prompts_come_back(tmp_path):
@@ -135,7 +135,7 @@ def test_prompts_come_back(tmp_path):
     prompts.append(Prompt(question_id=1, turn=1, prompt_ids=[5], sha256=hash_ids([5]), method="pld"))
     for prompt in prompts:
         run.append_prompt(prompt)
-    assert run.prompts() == prompts
+    assert run.read_prompts() == prompts
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):

@@ -70,17 +70,17 @@ def write(path: Path, *rows: dict[str, Any]) -> None:
 
 def logged(run: RunDirectory) -> list[dict[str, Any]]:
     """What an engine would have logged of autoregressive's turns: no more than it must."""
-    ids = {prompt.sha256: prompt.prompt_ids for prompt in run.prompts()}
+    ids = {prompt.sha256: prompt.prompt_ids for prompt in run.read_prompts()}
     names = ("question_id", "turn", "task")
     return [
         {"prompt_ids": ids[trial.prompt_sha256], "output_ids": trial.output_ids} | {name: getattr(trial, name) for name in names}
-        for trial in run.trials()
+        for trial in run.read_trials()
         if trial.method == "autoregressive"
     ]
 
 
 def assert_same_steps(live: RunDirectory, again: RunDirectory, label: str) -> None:
-    mine, theirs = ({trial.key: trial for trial in run.trials() if trial.method == label} for run in (live, again))
+    mine, theirs = ({trial.key: trial for trial in run.read_trials() if trial.method == label} for run in (live, again))
     assert mine.keys() == theirs.keys() and mine
     for key, trial in mine.items():
         for name in (*STEPS, "prompt_sha256"):
@@ -94,7 +94,7 @@ def test_a_run_its_ids_and_its_exported_texts_take_the_same_steps(cli: Cli, tiny
     status, out, err = cli("replay", "--of", "run", "method=[pld,sam_decoding]", "out=again")
     assert status == 0, err
     assert "pld" in out and "6 of 6 turns" in out, out
-    trials = RunDirectory(tmp_path / "again").trials()
+    trials = RunDirectory(tmp_path / "again").read_trials()
     assert {trial.kind for trial in trials} == {"replayed"} and all(trial.decode_s is None for trial in trials)
 
     write(tmp_path / "ids.jsonl", *logged(live))
@@ -107,8 +107,8 @@ def test_a_run_its_ids_and_its_exported_texts_take_the_same_steps(cli: Cli, tiny
     status, out, err = cli("replay", *of, "suite.per_task=2", "out=texts")
     assert status == 0, err
     assert "texts, encoded by the tokenizer of mini: not always the ids that were written" in out
-    found = RunDirectory(tmp_path / "texts").trials()
-    assert len(found) == len(live.trials()) and {trial.kind for trial in found} == {"replayed"}
+    found = RunDirectory(tmp_path / "texts").read_trials()
+    assert len(found) == len(live.read_trials()) and {trial.kind for trial in found} == {"replayed"}
 
 
 IDS = {"prompt_ids": [5, 6, 5, 6], "output_ids": [9, 5, 6, 5]}

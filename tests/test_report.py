@@ -269,7 +269,7 @@ def test_energy_is_shown_beside_autoregressive_s_where_it_is_measured(tmp_path):
 
 def test_the_page_says_what_a_certificate_followed(run, tmp_path, monkeypatch):
     seen = Certification("exact", "2026-11-22", texts=14, tokens=40, same_version=True)
-    monkeypatch.setattr("specbench.analysis.loaded_run.known", lambda *_: {"pld": seen})
+    monkeypatch.setattr("specbench.analysis.loaded_run.find_certifications", lambda *_: {"pld": seen})
     report = render_report([run.path], tmp_path / "out")
     html = report.page.read_text()
     assert "14 texts of at most 40 tokens, 2026-11-22" in html and "14 texts, ≤&nbsp;40&nbsp;tokens" in html

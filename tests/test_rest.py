@@ -111,7 +111,7 @@ def test_a_cut_leaves_no_orphan() -> None:
     for _ in range(300):
         rows = sorted([rng.randrange(3) for _ in range(DEPTH)] for _ in range(rng.randint(1, 30)))
         found, most = Prefixes.of(np.array(rows)), rng.randint(1, 20)
-        for cut in (found.most_frequent(most), found.authors_cut(most)):
+        for cut in (found.keep_most_frequent(most), found.cut_by_cost(most)):
             paths = {tuple(cut.rows[row, : depth + 1]) for row, depth in zip(cut.row, cut.depth, strict=True)}
             assert len(paths) == len(cut) <= most and all(path[:-1] in paths for path in paths if len(path) > 1)
 

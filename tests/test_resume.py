@@ -69,7 +69,7 @@ def test_killed_again_and_again_a_run_ends_as_if_it_had_not_been(tiny: Tiny, tmp
     by_key = {key(row): told(row) for row in rows(tmp_path / "whole")}
     assert all(told(row) == by_key[key(row)] for row in lines)
     pd.testing.assert_frame_equal(counts(tmp_path / "broken"), counts(tmp_path / "whole"))
-    prompts = [RunDirectory(tmp_path / name).prompts() for name in ("broken", "whole")]
+    prompts = [RunDirectory(tmp_path / name).read_prompts() for name in ("broken", "whole")]
     assert sorted(map(str, prompts[0])) == sorted(map(str, prompts[1]))
     assert (tmp_path / "broken" / "config.yaml").read_text() == (tmp_path / "whole" / "config.yaml").read_text()
 
@@ -89,7 +89,7 @@ def test_a_torn_last_line_is_run_again(tiny: Tiny, tmp_path: Path) -> None:
     execute(compose_run(command), watcher)
     assert watcher.began == [(6, 5)] and len(watcher.trials) == 1
     assert [told(row) for row in rows(tmp_path / "run")] == [told(row) for row in before]
-    assert len(RunDirectory(tmp_path / "run").prompts()) == 3
+    assert len(RunDirectory(tmp_path / "run").read_prompts()) == 3
 
 
 def test_a_run_killed_between_its_first_files_goes_on(tiny: Tiny, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_run_killed_between_its_first_files_goes_on(tiny: Tiny, tmp_path: Path
     (tmp_path / "run" / "run.json").unlink()
     (tmp_path / "run" / ".run.json.x1y2").write_text("{")
     execute(compose_run(command), Quiet())
-    assert RunDirectory(tmp_path / "run").provenance()["dtype"] == "float32"
+    assert RunDirectory(tmp_path / "run").read_provenance()["dtype"] == "float32"
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / ".config.yaml.x1y2").write_text("target: ")
     execute(compose_run([*command[:-1], f"out={tmp_path / 'half'}"]), Quiet())
@@ -122,8 +122,8 @@ def test_a_run_is_extended_by_methods_engines_and_repeats(tiny: Tiny, tmp_path: 
         **{("sps", 1): 3, ("autoregressive@hf", 1): 3},
         **{(f"{method}@hf", repeat): 3 for method in ("pld", "sps") for repeat in range(2)},
     }
-    assert "continued" not in RunDirectory("run").provenance(), "the same code on the same machine"
-    config = RunDirectory("run").config()
+    assert "continued" not in RunDirectory("run").read_provenance(), "the same code on the same machine"
+    config = RunDirectory("run").read_config()
     assert list(config["method"]) == ["autoregressive", "pld", "sps"] and list(config["engine"]) == ["native", "hf"]
     assert config["repeats"] == 2
     summary = pd.read_csv("run/summary.csv")
@@ -138,6 +138,6 @@ def test_other_versions_are_noted_once_and_never_lost(tmp_path: Path) -> None:
     newer = {**about, "started": "later", "versions": {"torch": "2"}}
     for now in (about, about, newer, newer, about):
         open_run(run, {"method": {}, "engine": {}, "repeats": 1}, now)
-    (noted,) = run.provenance()["continued"]
+    (noted,) = run.read_provenance()["continued"]
     assert noted["differs"] == ["versions"] and noted["started"] == "later" and noted["versions"] == {"torch": "2"}
-    assert run.provenance()["versions"] == {"torch": "1"}
+    assert run.read_provenance()["versions"] == {"torch": "1"}

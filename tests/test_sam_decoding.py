@@ -60,7 +60,7 @@ def test_a_shorter_match_with_text_behind_it(text: list[int], room: int) -> None
     for at, token in enumerate(text, start=1):
         automaton.extend([token])
         firsts = {length: min(ends) for length, ends in earlier(text[:at]).items()}
-        found = automaton.shorter(room)
+        found = automaton.find_shorter(room)
         if not firsts:
             assert found == SuffixMatch(0, 0)
         elif any(at - 1 - end >= room for end in firsts.values()):

@@ -42,7 +42,7 @@ def test_draws_follow_the_weights_and_nothing_of_weight_zero_is_drawn() -> None:
 
 def test_distinct_draws_are_without_replacement_in_the_order_of_their_drawing() -> None:
     weights = torch.tensor([[0.5, 0.3, 0.2, 0.0]])
-    found = Dice(1, 0, CPU).distinct(weights.expand(4000, -1), 4)
+    found = Dice(1, 0, CPU).draw_distinct(weights.expand(4000, -1), 4)
     assert (found.sort(dim=1).values == torch.arange(4)).all() and (found[:, 3] == 3).all()
     pairs = (found[:, 0] * 3 + found[:, 1]).bincount(minlength=9)
     wanted = [0.5 * 0.3 / 0.5, 0.5 * 0.2 / 0.5, 0.3 * 0.5 / 0.7, 0.3 * 0.2 / 0.7, 0.2 * 0.5 / 0.8, 0.2 * 0.3 / 0.8]
@@ -50,7 +50,7 @@ def test_distinct_draws_are_without_replacement_in_the_order_of_their_drawing() 
 
 
 def test_the_same_seed_and_row_give_the_same_numbers_and_neighbours_others() -> None:
-    numbers = lambda seed, row: [float(Dice(seed, row, CPU).uniform())]  # noqa: E731
+    numbers = lambda seed, row: [float(Dice(seed, row, CPU).draw_uniform())]  # noqa: E731
     assert numbers(1, 0) == numbers(1, 0)
     first = [numbers(seed, row)[0] for seed in range(40) for row in range(5)]
     assert len(set(first)) == 200 and stats.kstest(first, "uniform").pvalue > 1e-3

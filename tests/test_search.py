@@ -37,7 +37,7 @@ def tried(folder: Path) -> list[dict[str, str]]:
 def searched(folder: Path, watch: Callable[..., None] = lambda *_: None) -> Search:
     folder.mkdir(exist_ok=True)
     search = Search(folder, LAYERS, seed=0)
-    search.go(TRIALS, made_up, watch)
+    search.run_trials(TRIALS, made_up, watch)
     return search
 
 
@@ -64,7 +64,7 @@ def test_a_killed_search_goes_on_alike(tmp_path: Path, killed_at: int) -> None:
 
     (tmp_path / "killed").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        Search(tmp_path / "killed", LAYERS, seed=0).go(TRIALS, dies, lambda *_: None)
+        Search(tmp_path / "killed", LAYERS, seed=0).run_trials(TRIALS, dies, lambda *_: None)
     seen: list[int] = []
     searched(tmp_path / "killed", lambda what, done, of, row: seen.append(done))
     assert seen == list(range(killed_at + 1, TRIALS + 1))
@@ -81,7 +81,7 @@ def test_the_drift_of_the_machine_is_divided_out(tmp_path: Path) -> None:
         factor = next(slow)
         return SkipSetTiming(skipped, 0.5, 8, 2.0 * factor, 4, 2.0 * factor, 10, 8, 9, 3)
 
-    search.go(3, drifting, lambda *_: None)
+    search.run_trials(3, drifting, lambda *_: None)
     assert [one.rate for one in search.found] == [4.0, 2.0, 2.0]
     assert [one.tokens_per_second for one in search.found] == [4.0, 4.0, 4.0]
 
@@ -90,7 +90,7 @@ def test_a_set_that_skips_all_is_never_timed(tmp_path: Path) -> None:
     """One layer: a fourth of the random sets."""
     timed: list[SkipSet] = []
     search = Search(tmp_path, 1, seed=0)
-    search.go(AT_RANDOM, lambda skipped: timed.append(skipped) or made_up(skipped), lambda *_: None)
+    search.run_trials(AT_RANDOM, lambda skipped: timed.append(skipped) or made_up(skipped), lambda *_: None)
     assert SkipSet((0,), (0,)) not in timed and len(timed) < AT_RANDOM
 
 

@@ -71,9 +71,9 @@ def test_the_thinned_model_is_the_kept_sublayers_alone(architecture: str) -> Non
     target = tiny_language_model(architecture, LAYERS)
     thin = skip_sublayers(target, SKIPPED)
     for ids in prompts(4):
-        store = thin.store(len(ids))
+        store = thin.create_store(len(ids))
         found = thin.prefill(store, [ids])[0].logits[-1]
-        with target.lent() as model:
+        with target.use_original_attention() as model:
             assert torch.allclose(reference(model, SKIPPED, ids), found, atol=1e-5), (
                 "softmax is float32 in some of transformers' own"
             )
@@ -84,9 +84,9 @@ def test_the_thinned_model_is_the_kept_sublayers_alone(architecture: str) -> Non
 @torch.inference_mode()
 def test_the_target_is_left_as_it_was() -> None:
     target, (ids,) = tiny_language_model("gemma3_text", LAYERS), prompts(1)
-    before = target.prefill(target.store(len(ids)), [ids])[0].logits
+    before = target.prefill(target.create_store(len(ids)), [ids])[0].logits
     skip_sublayers(target, SKIPPED)
-    assert torch.equal(target.prefill(target.store(len(ids)), [ids])[0].logits, before)
+    assert torch.equal(target.prefill(target.create_store(len(ids)), [ids])[0].logits, before)
 
 
 def test_no_weight_exists_twice() -> None:
@@ -119,7 +119,8 @@ def test_a_model_spread_over_devices_is_thinned_as_well() -> None:
     for module in list(spread.modules()):
         add_hook_to_module(module, AlignDevicesHook("cpu", io_same_device=True))
     found = [
-        (thin := skip_sublayers(of, SKIPPED)).prefill(thin.store(99), [ids])[0].logits for of in (plain, LanguageModel(spread))
+        (thin := skip_sublayers(of, SKIPPED)).prefill(thin.create_store(99), [ids])[0].logits
+        for of in (plain, LanguageModel(spread))
     ]
     assert torch.equal(*found)
 
@@ -181,7 +182,7 @@ def test_drafts_are_the_thinned_models_own_over_the_targets_kv(architecture: str
 
 def slowly_drafted(fresh: LanguageModel, thin: LanguageModel, committed: list[int], most: int, threshold: float) -> list[int]:
     drafted: list[int] = []
-    store = fresh.store(len(committed) + most)
+    store = fresh.create_store(len(committed) + most)
     fresh.prefill(store, [torch.tensor(committed[:-1])])
     while len(drafted) < most:
         chain = DraftTree.chain(torch.tensor([committed[-1], *drafted]))  # nothing of a draft is kept: all of it again
@@ -228,7 +229,7 @@ def test_a_random_set_is_the_same_each_time_and_skips_few() -> None:
 def test_a_skip_set_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_skip_set(SKIPPED, tmp_path)
     assert load_skip_set(str(tmp_path), 4) == load_skip_set(str(tmp_path / "skip.yaml"), 4) == SKIPPED
-    assert SkipSet.of(SKIPPED.switches(4)) == SKIPPED
+    assert SkipSet.of(SKIPPED.to_switches(4)) == SKIPPED
 
 
 @pytest.mark.parametrize(

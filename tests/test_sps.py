@@ -81,7 +81,7 @@ def without_gradients() -> Iterator[None]:
 def greedy(draft: LanguageModel, tokens: list[int], wanted: int, confidence: float, stop_at_eos: bool) -> list[int]:
     """Up to `wanted` tokens, one cacheless forward of the unmodified draft model each."""
     drafted: list[int] = []
-    with draft.lent() as model:
+    with draft.use_original_attention() as model:
         while len(drafted) < wanted:
             logits = model(input_ids=torch.tensor([tokens + drafted]), use_cache=False).logits[0, -1]
             drafted.append(int(logits.argmax()))
@@ -248,7 +248,7 @@ def test_drafts_from_another_padding_are_tested_with_their_true_probabilities(ro
 def padded_greedy(draft: LanguageModel, tokens: list[int], count: int) -> list[int]:
     """Only the target's tokens are drafted; one that the draft model lacks is read as its last."""
     drafted: list[int] = []
-    with draft.lent() as model:
+    with draft.use_original_attention() as model:
         for _ in range(count):
             known = torch.tensor([min(token, draft.vocabulary - 1) for token in tokens + drafted])
             drafted.append(int(model(input_ids=known[None], use_cache=False).logits[0, -1, :VOCABULARY].argmax()))

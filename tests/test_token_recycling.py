@@ -81,7 +81,7 @@ def test_warm_remembers_other_questions_until_the_reset() -> None:
 def test_of_equal_tokens_the_last_ones_logits_count() -> None:
     drafter = TokenRecycling(TREE, False, False)
     drafter.bind(target_of("llama"))
-    matrix, logits = drafter._empty(), torch.zeros(4, 128)
+    matrix, logits = drafter._create_matrix(), torch.zeros(4, 128)
     for row, best in enumerate([10, 20, 30, 40]):
         logits[row, best] = 1
     drafter._recycle(matrix, torch.tensor([7, 8, 7, 9]), logits)

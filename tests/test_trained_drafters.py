@@ -127,15 +127,15 @@ def first_draft(model: Any, drafter: Drafter) -> tuple[DraftTree, list[torch.Ten
     drafter.bind(wrapped)
     wrapped.tap(drafter.taps)
     network: Any = drafter.network  # type: ignore[attr-defined]
-    logits = network.logits
+    logits = network.compute_logits
 
     def watched(*given: Any) -> torch.Tensor:
         seen.append(logits(*given))
         return seen[-1]
 
-    network.logits = watched
+    network.compute_logits = watched
     (prompt,) = prompts(1, seed=3)
-    store = wrapped.store(200)
+    store = wrapped.create_store(200)
     with torch.inference_mode():
         (out,) = wrapped.prefill(store, [prompt])
         drafter.prepare([prompt], Sampling(), 200)
@@ -219,7 +219,7 @@ def test_what_published_files_hold_beside_is_passed_over(tmp_path: Path) -> None
 
 def test_a_draft_vocabulary_is_mapped_to_the_targets(tmp_path: Path) -> None:
     model = target()
-    config = Eagle3Network.new_config(load_network(Eagle3Network, "random", model).shape) | {"draft_vocab_size": 40}
+    config = Eagle3Network.create_config(load_network(Eagle3Network, "random", model).shape) | {"draft_vocab_size": 40}
     network = Eagle3Network(config, load_network(Eagle3Network, "random", model).shape)
     kept = torch.randperm(128)[:40].sort().values
     network.d2t.copy_(kept - torch.arange(40))
@@ -227,7 +227,7 @@ def test_a_draft_vocabulary_is_mapped_to_the_targets(tmp_path: Path) -> None:
     write_checkpoint(network, tmp_path)
     drafter = Eagle3(str(tmp_path), 20, 3, 4, "auto")
     outs = decoded(model, drafter)
-    assert drafter.network.target_tokens(torch.arange(40)).tolist() == kept.tolist()
+    assert drafter.network.to_target_tokens(torch.arange(40)).tolist() == kept.tolist()
     plain = decoded(model, Medusa("random", TREE, "auto"))
     assert [out.output_ids for out in outs] == [out.output_ids for out in plain]
     large = decoded(LanguageModel(expand_model(ungrouped(), LARGE)), Eagle3(str(tmp_path), 20, 3, 4, "auto"))
@@ -282,7 +282,7 @@ def test_hydra_refuses_other_architectures_by_name(found: str, said: str, tmp_pa
 def test_hydras_plain_heads_have_no_prefix_and_other_names(tmp_path: Path) -> None:
     model = target()
     shape = load_network(HydraNetwork, "random", model).shape
-    network = HydraNetwork({**HydraNetwork.new_config(shape), "hydra_head_arch": "mlp", "hydra_num_layers": 1}, shape)
+    network = HydraNetwork({**HydraNetwork.create_config(shape), "hydra_head_arch": "mlp", "hydra_num_layers": 1}, shape)
     assert {"hydra_mlp.0.0.linear.weight", "hydra_lm_head.3.weight", "hydra_lm_head.3.bias"} <= set(network.state_dict())
     assert not any("prefix" in name for name in network.state_dict())
     save_file(network.state_dict(), tmp_path / "model.safetensors")
@@ -298,6 +298,6 @@ def test_eagle2_by_hand() -> None:
     scores = torch.tensor([-0.1, -0.2, -0.3, -0.1, -0.25, -0.9, -0.15, -0.1, -0.3, -0.4])  # 2 + 4 + 4 candidates
     tokens = torch.arange(10, 20)
     above = torch.tensor([-1, -1, 0, 0, 1, 1, 3, 3, 4, 4])
-    tree = drafter._chosen(root, scores, tokens, above)
+    tree = drafter._select_tree(root, scores, tokens, above)
     assert tree.tokens.tolist() == [9, 10, 11, 13, 16, 17], "of equal scores (-0.1) the ones drafted first; -0.15 and -0.2 next"
     assert tree.parents.tolist() == [-1, 0, 0, 1, 3, 3]

@@ -65,7 +65,7 @@ def test_every_loss_falls(kind: type[DraftNetwork]) -> None:
     optimizer = torch.optim.AdamW(trained, lr=3e-3)
     found = []
     for _ in range(30):
-        depths = network.loss(lesson)
+        depths = network.compute_loss(lesson)
         depths.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -94,7 +94,7 @@ def test_the_training_time_test_sees_what_drafting_sees() -> None:
     torch.manual_seed(1)
     model = six_layers()
     network = create_network(Eagle3Network, model).double()
-    network.meet(model)
+    network.attach_target(model)
     network._embed = lambda tokens: model.embedding(tokens).double()
     network.rotary.cos, network.rotary.sin = network.rotary.cos.double(), network.rotary.sin.double()
     (text,) = texts(1)
@@ -104,18 +104,20 @@ def test_the_training_time_test_sees_what_drafting_sees() -> None:
     for i in range(ROUNDS):
         hidden = network(hidden, lesson.ids.roll(-1 - i, dims=1), positions + i, rounds)
         taught.append(hidden[0])
-        rounds.next_round()
+        rounds.advance_round()
     place = 9
     kv = DraftKV(64, ChainBias(torch.float64, torch.device("cpu")))
     ids = lesson.ids[0]
-    out = network(lesson.hidden.double()[:, : place + 1], ids[None, 1 : place + 2], positions[: place + 1], kv.real(place + 1))
+    out = network(
+        lesson.hidden.double()[:, : place + 1], ids[None, 1 : place + 2], positions[: place + 1], kv.build_token_pass(place + 1)
+    )
     kv.keep(place + 1)
     state = out[:, -1:]
     assert torch.allclose(state[0, 0], taught[0][place])
     for i in range(1, ROUNDS):
         visible = torch.ones(1, i, dtype=torch.bool)
         token = ids[None, place + 1 + i : place + 2 + i]
-        state = network(state, token, torch.tensor([place + i]), kv.level(visible))
+        state = network(state, token, torch.tensor([place + i]), kv.build_level_pass(visible))
         kv.stack(1)
         assert torch.allclose(state[0, 0], taught[i][place]), f"round {i}"
 
@@ -127,18 +129,18 @@ def test_lessons_hold_what_the_target_saw() -> None:
     hidden = model.config.hidden_size
     assert lesson.hidden.shape == (3, 24, 2 * hidden) and lesson.last.shape == (3, 24, hidden)
     assert lesson.wanted.sum(dim=1).tolist() == [6, 16, 16]
-    there, tokens = lesson.ahead(2)
+    there, tokens = lesson.select_ahead(2)
     assert tokens.tolist() == [token for text in shorter for token in text.answer_ids]
-    with torch.inference_mode(), model.lent() as plain:
+    with torch.inference_mode(), model.use_original_attention() as plain:
         logits = plain(torch.tensor([shorter[1].prompt_ids + shorter[1].answer_ids])).logits[0]
-    teacher = lesson.teacher(there, 2)[6:22]  # the second text's answer
+    teacher = lesson.compute_teacher(there, 2)[6:22]  # the second text's answer
     assert torch.allclose(teacher, logits[7:23], atol=1e-4)
 
 
 def test_batches_hold_every_text_once_and_no_longer_than_asked() -> None:
     some = [Text([2] * n, [3, 4]) for n in (5, 50, 7, 20, 300, 6)] + [Text([2], [3])]
     made = Batches(some, tokens=64, longest=100)
-    found = [text for at in range(len(made)) for text in made.at(at, seed=3)]
+    found = [text for at in range(len(made)) for text in made.get_batch(at, seed=3)]
     assert sorted(len(text.prompt_ids) for text in found) == [5, 6, 7, 20, 50], "too long, or an answer of one token: left out"
     for batch in made.batches:
         assert len(batch) * max(len(text.prompt_ids) + 2 for text in batch) <= 64 or len(batch) == 1
@@ -151,7 +153,7 @@ def test_the_targets_own_answers(target: Target) -> None:
     assert len(made) == 3 and told == [("the target answers", 2, 2)]
     for text in made:
         ids = torch.tensor([text.prompt_ids])
-        with torch.inference_mode(), target.model.lent() as model:
+        with torch.inference_mode(), target.model.use_original_attention() as model:
             out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, pad_token_id=0)
         assert out[0, ids.shape[1] :].tolist() == text.answer_ids
 
@@ -281,7 +283,7 @@ def test_ids_that_the_target_does_not_have_are_named(target: Target, tmp_path: P
 def test_answers_shorter_than_the_draft_leave_no_gap_in_the_log(target: Target) -> None:
     """Seven places are drafted, the answer has three tokens."""
     network = create_network(Eagle3Network, six_layers())
-    found = network.loss(build_lesson([Text([5, 6, 7], [8, 9, 1])], six_layers(), network.taps))
+    found = network.compute_loss(build_lesson([Text([5, 6, 7], [8, 9, 1])], six_layers(), network.taps))
     assert torch.isfinite(found.loss) and torch.isfinite(torch.stack(found.right)).all()
 
 

@@ -132,7 +132,7 @@ def test_drafts_drawn_without_replacement_leave_the_targets_own_distribution(sam
         for (c, d), further in under:
             for (e,), last in drawings(q_of((b,))[0], 1):
                 nodes = [(), (a,), (b,), (a, c), (a, d), (b, e)]
-                tree = SHAPE.tree(torch.tensor([0, a, b, c, d, e]), q_of((), (a,), (b,)))
+                tree = SHAPE.build_tree(torch.tensor([0, a, b, c, d, e]), q_of((), (a,), (b,)))
                 for tokens, probability in exactly(tree, p_of(*nodes)).items():
                     for token in range(VOCABULARY):  # the first two tokens: one that is missing comes with the next step
                         if len(tokens) == 1:
@@ -172,7 +172,7 @@ def test_every_outcome_comes_as_often_as_it_should(kind: str, sampling: Sampling
     shape = TreeShape([[0], [0, 0], [0, 0, 0]]) if "chain" in kind else SHAPE
     tokens = torch.tensor([0, 1, 2, 0] if "chain" in kind else [0, 2, 1, 3, 0, 2])
     q = probabilities(torch.randn(3, VOCABULARY).double(), Sampling(temperature=1.0)) if "drawn" in kind else None
-    tree, logits = shape.tree(tokens, q), 0.5 * torch.randn(len(shape), VOCABULARY).double()
+    tree, logits = shape.build_tree(tokens, q), 0.5 * torch.randn(len(shape), VOCABULARY).double()
     wanted = exactly(tree, probabilities(logits, sampling).double())
     assert fits(sampled(tree, logits, sampling, 4000), wanted) > 1e-3
 

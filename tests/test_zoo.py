@@ -74,7 +74,7 @@ def test_the_embedded_drafters_know_their_target(label: str) -> None:
     drafter.bind(target.model)
     outs = []
     for question in Mini(per_task=1).questions():
-        ids = torch.tensor(target.first_prompt(question))
+        ids = torch.tensor(target.render_first_prompt(question))
         sampling = Sampling(max_new_tokens=64, stop_token_ids=target.model.eos_ids)
         outs += generate(target.model, drafter, [ids], sampling)
     steps, committed = sum(out.steps for out in outs), sum(sum(out.committed) for out in outs)
@@ -128,7 +128,7 @@ def written(*overrides: str) -> dict[str, list[tuple[list[int], list[int], list[
     """By method, of first turns: output ids, draft nodes and accepted tokens of every step."""
     config = compose_run([f"method=[{','.join(METHODS)}]", "target.dtype=float32", "target.device=cpu", *overrides])
     target = load_target(config.target)
-    prompts = [torch.tensor(target.first_prompt(question)) for question in Mini(per_task=1).questions()]
+    prompts = [torch.tensor(target.render_first_prompt(question)) for question in Mini(per_task=1).questions()]
     sampling = Sampling(max_new_tokens=24, stop_token_ids=target.model.eos_ids)
     found = {}
     for label in METHODS:

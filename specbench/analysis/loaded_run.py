@@ -52,12 +52,12 @@ def read_run(path: Path, certificates: Sequence[Path] | None = None) -> LoadedRu
     Raises InputError when the directory is not a run, cannot be read, or holds no trial yet.
     """
     directory = RunDirectory(path)
-    trials = directory.trials()
+    trials = directory.read_trials()
     if not trials:
         raise InputError(f"{path} holds no trial yet")
-    config, provenance = directory.config(), directory.provenance()
+    config, provenance = directory.read_config(), directory.read_provenance()
     certified = find_certifications(config, provenance, list_folders(path) if certificates is None else certificates)
-    return LoadedRun(directory.name, config, provenance, trials, build_trial_frame(trials), directory.texts(), certified)
+    return LoadedRun(directory.name, config, provenance, trials, build_trial_frame(trials), directory.read_texts(), certified)
 
 
 def look_up(mapping: Mapping[str, Any], path: str) -> Any:

@@ -59,12 +59,12 @@ def certify(settings: CertifySettings, watch: Watch) -> tuple[Certificate, Path]
     with lock_run(out):
         unfinished = VerdictJournal(out, settings.recorded, about)
         try:
-            made = tests.certificate(about, unfinished)
+            made = tests.build_certificate(about, unfinished)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(out) from None
         made.write(out)
         write_atomic(out / "certificate.md", format_certificate(made))
-        unfinished.done()
+        unfinished.delete()
     return made, out
 
 
@@ -92,18 +92,18 @@ class _Tests:
 
     def check_enough(self) -> None:
         """Raises InputError where tests could show nothing, before they begin."""
-        if not self._can_count():
+        if not self._can_enumerate():
             raise InputError(f"draws={self.settings.draws}: too few at this temperature; expected more, or a higher temperature")
 
-    def _can_count(self) -> bool:
+    def _can_enumerate(self) -> bool:
         try:
             small, _ = build_miniature(self.asked.target.model.config.model_type)
             return enumeration.can_show(small, self.asked.sampled, self.settings.draws)
         except Exception:  # what has no miniature is told of in the certificate
             return True
 
-    def certificate(self, about: dict[str, Any], unfinished: VerdictJournal) -> Certificate:
-        greedy = [self._verdict(label, True, unfinished) for label in self.drafters]
+    def build_certificate(self, about: dict[str, Any], unfinished: VerdictJournal) -> Certificate:
+        greedy = [self._get_verdict(label, True, unfinished) for label in self.drafters]
         floor = greedy[list(self.drafters).index(BASELINE)].tests.get("texts", {"texts": 0, "equal": 0})
         return Certificate(
             about=about,
@@ -112,30 +112,30 @@ class _Tests:
             noise=asdict(self.asked.noise),
             floor={"texts": floor["texts"], "differing": floor["texts"] - floor["equal"]},
             greedy=greedy,
-            sampled=[self._verdict(label, False, unfinished) for label in self.drafters],
+            sampled=[self._get_verdict(label, False, unfinished) for label in self.drafters],
         )
 
-    def _verdict(self, label: str, greedy: bool, unfinished: VerdictJournal) -> Verdict:
-        known = unfinished.verdict(greedy, label)
+    def _get_verdict(self, label: str, greedy: bool, unfinished: VerdictJournal) -> Verdict:
+        known = unfinished.get_verdict(greedy, label)
         if known is None:
-            known = self._greedy(label) if greedy else self._sampled(label)
+            known = self._judge_greedy(label) if greedy else self._judge_sampled(label)
             unfinished.add(greedy, known)
         return known
 
-    def _greedy(self, label: str) -> Verdict:
+    def _judge_greedy(self, label: str) -> Verdict:
         sampling = self.asked.greedy
-        return self._judged(label, [partial(self._followed, label, sampling), *self._ordered(label, sampling)])
+        return self._judge(label, [partial(self._check_tokens, label, sampling), *self._list_order_parts(label, sampling)])
 
-    def _sampled(self, label: str) -> Verdict:
+    def _judge_sampled(self, label: str) -> Verdict:
         parts: list[Part] = []
         if not self.drafters[label].draws:
-            parts.append(partial(self._followed, label, self.asked.sampled))
+            parts.append(partial(self._check_tokens, label, self.asked.sampled))
         if label in self.claimed:
-            parts.append(partial(self._counted, label))
-        verdict = self._judged(label, [*parts, *self._ordered(label, self.asked.sampled)])
+            parts.append(partial(self._check_enumeration, label))
+        verdict = self._judge(label, [*parts, *self._list_order_parts(label, self.asked.sampled)])
         return verdict if label in self.claimed or verdict.why else replace(verdict, class_="lossy")
 
-    def _judged(self, label: str, parts: Sequence[Part]) -> Verdict:
+    def _judge(self, label: str, parts: Sequence[Part]) -> Verdict:
         why: list[str] = []
         figures: dict[str, Any] = {}
         try:
@@ -147,10 +147,10 @@ class _Tests:
         fine = figures["texts"]["class_"] if "texts" in figures else "sampled"
         return Verdict(label, "bug" if why else fine, figures, "; ".join(why))
 
-    def _followed(self, label: str, sampling: Sampling) -> Findings:
+    def _check_tokens(self, label: str, sampling: Sampling) -> Findings:
         asked = self.asked
         noise = asked.noise.sampled if sampling.temperature else asked.noise.greedy
-        found = check_tokens(asked.target.model, asked.texts(label, sampling), asked.reference[sampling], noise)
+        found = check_tokens(asked.target.model, asked.generate_texts(label, sampling), asked.reference[sampling], noise)
         texts = asdict(found) | {"class_": found.class_, "most_wrong": bound_error_rate(found.wrong, found.texts)}
         wrong = []
         if found.wrong > found.ended and (label in self.claimed or not sampling.temperature):
@@ -160,16 +160,16 @@ class _Tests:
             wrong.append(f"{found.ended} of {found.texts} texts end elsewhere than they should")
         return wrong, {"texts": texts}
 
-    def _ordered(self, label: str, sampling: Sampling) -> list[Part]:
+    def _list_order_parts(self, label: str, sampling: Sampling) -> list[Part]:
         forgets = not self.drafters[label].warm
-        return [partial(self._in_another_order, label, sampling)] if forgets else []
+        return [partial(self._check_order, label, sampling)] if forgets else []
 
-    def _in_another_order(self, label: str, sampling: Sampling) -> Findings:
-        leaked, texts = self.asked.leaks(label, sampling)
+    def _check_order(self, label: str, sampling: Sampling) -> Findings:
+        leaked, texts = self.asked.count_leaks(label, sampling)
         wrong = f"remembers: {leaked} of {texts} texts took other steps in another order"
         return [wrong] * (leaked > 0), {"order": {"texts": texts, "differing": leaked}}
 
-    def _counted(self, label: str) -> Findings:
+    def _check_enumeration(self, label: str) -> Findings:
         level = self.counted_level
         node = self.settings.method[label]
         self.asked.watch(f"{label} on the miniature target, by text", 0, self.settings.draws)

@@ -55,7 +55,7 @@ def exact(target: LanguageModel, sampling: Sampling) -> Array:
     """(TOKENS, TOKENS, TOKENS): the probability of every continuation behind the first token."""
     texts = torch.tensor(list(product(range(TOKENS), repeat=LONGEST)))
     prompt = torch.tensor(PROMPT).expand(len(texts), -1)
-    with target.lent() as model:
+    with target.use_original_attention() as model:
         logits: Tensor = model(torch.cat([prompt, texts], dim=1), use_cache=False).logits[:, -1 - LONGEST :]
     p = probabilities(logits, sampling).double()
     assert float(p[..., TOKENS:].sum()) == 0

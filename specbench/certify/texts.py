@@ -52,7 +52,7 @@ class TextSampler:
     @cached_property
     def reference(self) -> dict[Sampling, list[GeneratedText]]:
         """Autoregressive decoding's texts, greedy and sampled."""
-        return {sampling: self.texts(BASELINE, sampling) for sampling in (self.greedy, self.sampled)}
+        return {sampling: self.generate_texts(BASELINE, sampling) for sampling in (self.greedy, self.sampled)}
 
     @cached_property
     def noise(self) -> Noise:
@@ -60,7 +60,7 @@ class TextSampler:
         self.watch("the target's rounding, by text", 0, len(texts))
         return measure_noise(self.target.model, texts, self.sampled)
 
-    def texts(self, label: str, sampling: Sampling) -> list[GeneratedText]:
+    def generate_texts(self, label: str, sampling: Sampling) -> list[GeneratedText]:
         """Above temperature 0 with another seed for every prompt, the same for every method."""
         self.engine.reset(label)
         found, most = [], len(self.prompts)
@@ -70,7 +70,7 @@ class TextSampler:
             self.watch(f"{label} {'sampled' if sampling.temperature else 'greedy'}: text", at + 1, most)
         return found
 
-    def leaks(self, label: str, sampling: Sampling) -> tuple[int, int]:
+    def count_leaks(self, label: str, sampling: Sampling) -> tuple[int, int]:
         """Of so many prompts in another order, how many are answered in other steps."""
         asked = self.prompts[:ORDERED]
         self.watch(f"{label} in another order, by prompt", 0, len(asked))

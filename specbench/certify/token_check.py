@@ -48,7 +48,7 @@ def compute_logits(target: LanguageModel, text: GeneratedText, size: int | None 
     In forwards of `size` tokens behind the prompt; None: all at once.
     """
     ids = torch.tensor([text.prompt + text.output[:-1]], device=target.device)
-    with target.lent() as model:
+    with target.use_original_attention() as model:
         if size is None:
             return model(ids, use_cache=False, logits_to_keep=len(text.output)).logits[0].float()
         out = model(ids[:, : len(text.prompt)], use_cache=True, logits_to_keep=1)
@@ -93,7 +93,7 @@ def misfits(target: LanguageModel, text: GeneratedText) -> Tensor:
     if text.sampling.temperature == 0:
         return logits.amax(dim=-1) - logits.gather(1, tokens)[:, 0]
     dice = Dice(text.sampling.seed, 0, target.device)
-    drawn = torch.stack([dice.uniform() for _ in text.output])
+    drawn = torch.stack([dice.draw_uniform() for _ in text.output])
     heights = _compute_cdf(logits, text.sampling)
     heights = heights / heights[:, -1:]
     above = heights.gather(1, tokens)[:, 0]

@@ -92,7 +92,7 @@ def train(argv: list[str]) -> int:
     from specbench.training.train import train as go
 
     with TrainingDisplay(console) as display:
-        out = go(settings, display.at)
+        out = go(settings, display.update)
     if PartialState().is_main_process:
         console.print(f"checkpoint: {out}; its card: {out}/README.md", markup=False, soft_wrap=True)
     return 0
@@ -109,15 +109,15 @@ def certify(argv: list[str]) -> int:
     from specbench.running.progress import TrainingDisplay
 
     with TrainingDisplay(console) as display:
-        made, out = go(settings, display.at)
+        made, out = go(settings, display.update)
     widen_console()
     console.print(build_certificate_table(made))
     console.print(
-        f"certificate {'given' if made.given else 'not given'}: {out / 'certificate.json'}", markup=False, soft_wrap=True
+        f"certificate {'given' if made.passed else 'not given'}: {out / 'certificate.json'}", markup=False, soft_wrap=True
     )
     if out.resolve().parent.name != "certificates":
         console.print("reports look for certificates in a folder `certificates` beside the run", markup=False)
-    return 0 if made.given else 1
+    return 0 if made.passed else 1
 
 
 def datastore(argv: list[str]) -> int:
@@ -132,7 +132,7 @@ def datastore(argv: list[str]) -> int:
     from specbench.running.progress import TrainingDisplay
 
     with TrainingDisplay(console) as display:
-        out = build_from_config(settings, display.at)
+        out = build_from_config(settings, display.update)
     console.print(f"datastore: {out}; specbench run method=[rest] target.datastore={out}", markup=False, soft_wrap=True)
     return 0
 
@@ -147,7 +147,7 @@ def _explain_datastore(argv: list[str]) -> int:
 def doctor(argv: list[str]) -> int:
     """What this machine can do, and what is missing."""
     Parser(prog="specbench doctor", description=doctor.__doc__).parse_args(argv)
-    from specbench.diagnose.doctor import run_checks
+    from specbench.diagnose.doctor import build_checks_table, run_checks
 
     found = run_checks()
     console.print(build_checks_table(found))

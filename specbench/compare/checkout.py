@@ -91,7 +91,7 @@ class Checkout(Engine):
     def is_warm(self, label: str) -> bool:
         return bool(self._methods[label]["warm"])
 
-    def kind(self, label: str) -> str:
+    def get_kind(self, label: str) -> str:
         kind: str = self._methods[label]["kind"]
         return kind
 

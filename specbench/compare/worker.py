@@ -33,7 +33,7 @@ def main() -> None:
         engine = _open_engine(first)
     except InputError as error:
         return _send(out, _describe_failure(error))
-    methods = {label: {"warm": engine.is_warm(label), "kind": engine.kind(label)} for label in engine.drafters}
+    methods = {label: {"warm": engine.is_warm(label), "kind": engine.get_kind(label)} for label in engine.drafters}
     _send(out, {"protocol": PROTOCOL, "methods": methods})
     for line in sys.stdin:
         _send(out, _answer(engine, json.loads(line)))

@@ -49,7 +49,7 @@ def build_datastore(
     try:
         for document in documents:
             writer.add(document)
-        writer.about(tokenizer, source).write(begun)
+        writer.finish(tokenizer, source).write(begun)
         begun.chmod(0o755)
         begun.rename(out)
     except BaseException:
@@ -77,9 +77,9 @@ class Writer:
         ids = np.asarray(document)
         if not len(ids):
             return
-        self._check(ids)
+        self._check_ids(ids)
         if len(ids) > self.room:
-            self._next_chunk()
+            self._start_chunk()
         data = encode_ids(ids, self.width)
         self._sha256.update(data)
         assert self._file is not None
@@ -90,7 +90,7 @@ class Writer:
         if self.documents % WATCHED == 0:
             self.watch("tokens read", sum(self.chunks), None)
 
-    def _check(self, ids: NDArray[np.integer]) -> None:
+    def _check_ids(self, ids: NDArray[np.integer]) -> None:
         least, largest = int(ids.min()), int(ids.max())
         if least < 0 or largest >= self.vocabulary:
             wrong = least if least < 0 else largest
@@ -99,7 +99,7 @@ class Writer:
             raise InputError(f"document {self.documents + 1} has {len(ids)} tokens; a chunk holds {MOST_BYTES // self.width}")
         self.largest = max(self.largest, largest)
 
-    def about(self, tokenizer: str | None, source: str) -> StoreInfo:
+    def finish(self, tokenizer: str | None, source: str) -> StoreInfo:
         """Sorts the last chunk; what store.json says of all. Raises InputError when there was nothing to write."""
         if not self.chunks:
             raise InputError(f"{source}: holds no document to build a datastore of")
@@ -115,17 +115,17 @@ class Writer:
             specbench=__version__,
         )
 
-    def _next_chunk(self) -> None:
+    def _start_chunk(self) -> None:
         if self.chunks:
             self._sort()
         self.room = self.most
         self.chunks.append(0)
-        self._file = self._files()[0].open("wb")
+        self._file = self._list_files()[0].open("wb")
 
     def _sort(self) -> None:
         """Writes the suffix array of the chunk that is full. Raises OSError when the disk is, as writing ids does."""
         self.close()
-        ids, suffixes = self._files()
+        ids, suffixes = self._list_files()
         self.watch("tokens read, sorting their suffixes", sum(self.chunks), None)
         with suffixes.open("wb") as file:
             for block in sort_suffixes(ids.read_bytes(), self.width):
@@ -136,7 +136,7 @@ class Writer:
         if self._file is not None:
             self._file.close()
 
-    def _files(self) -> list[Path]:
+    def _list_files(self) -> list[Path]:
         return [self.folder / name for name in list_chunk_files(len(self.chunks) - 1, self.width)]
 
 

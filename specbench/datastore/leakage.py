@@ -24,7 +24,7 @@ class ReadsDatastore(Protocol):
 
 def iter_datastores(drafter: Drafter) -> Iterator[Datastore]:
     """Its own and those of the drafters it is made of."""
-    for part in drafter.family():
+    for part in drafter.iter_family():
         if isinstance(part, ReadsDatastore) and part.datastore is not None:
             yield part.datastore
 

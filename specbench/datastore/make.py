@@ -50,4 +50,4 @@ def _answer_questions(settings: DatastoreSettings, watch: Watch) -> tuple[Iterat
     writing = DocumentEncoder(target.tokenizer, target.chat, target.model.vocabulary)
     texts = generate_answers(target, questions, settings.max_new_tokens, watch, last=True)
     source = f"suite {suite.name}, {settings.suite.get('split', 'no')} split, answered by {settings.target.name}"
-    return (writing.answer(text) for text in texts), writing, source
+    return (writing.encode_answer(text) for text in texts), writing, source

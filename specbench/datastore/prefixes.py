@@ -47,7 +47,7 @@ class Prefixes:
         place = self.depth * len(self.rows) + self.row
         return np.searchsorted(place, place - len(self.rows), side="right") - 1
 
-    def distinct_tokens(self) -> Ids:
+    def count_distinct_tokens(self) -> Ids:
         """(n,) how many different tokens each of them has."""
         paths = self.rows[self.row]
         paths[np.arange(paths.shape[1]) > self.depth[:, None]] = -1
@@ -55,20 +55,20 @@ class Prefixes:
         changes = (paths[:, 1:] != paths[:, :-1]) & (paths[:, 1:] >= 0)
         return changes.sum(axis=1) + (paths[:, 0] >= 0)
 
-    def only(self, places: Ids) -> "Prefixes":
+    def select(self, places: Ids) -> "Prefixes":
         """Those at these places; in ascending order where they are to be drafted."""
         return Prefixes(self.rows, self.depth[places], self.row[places], self.count[places])
 
-    def most_frequent(self, most: int) -> "Prefixes":
+    def keep_most_frequent(self, most: int) -> "Prefixes":
         """Those with the highest counts; of equal counts the shallower, then the smaller ids. Beginnings always come along."""
         if len(self) <= most:
             return self
         at_least = np.cumsum(np.bincount(self.count)[::-1])[::-1]  # prefixes of each count or a higher one
         least = np.flatnonzero(at_least >= most)[-1]
         above, equal = np.flatnonzero(self.count > least), np.flatnonzero(self.count == least)
-        return self.only(np.sort(np.concatenate([above, equal[: most - len(above)]])))
+        return self.select(np.sort(np.concatenate([above, equal[: most - len(above)]])))
 
-    def authors_cut(self, cost: int) -> "Prefixes":
+    def cut_by_cost(self, cost: int) -> "Prefixes":
         """REST's own two cuts: to the `cost` most frequent; of these without the dearest ones, until all together cost no more.
 
         A prefix costs its distinct tokens. Equal ones are told apart by lot, as theirs, but by the same lots every time; a
@@ -76,7 +76,7 @@ class Prefixes:
         """
         lots = np.random.default_rng(LOTS).permutation(len(self))
         frequent = np.lexsort((lots, -self.count))[:cost]
-        costs = self.only(frequent).distinct_tokens()
+        costs = self.select(frequent).count_distinct_tokens()
         cheapest = np.lexsort((lots[frequent], costs))
         kept = np.zeros(len(self), bool)
         kept[frequent[cheapest[np.cumsum(costs[cheapest]) <= cost]]] = True
@@ -84,4 +84,4 @@ class Prefixes:
         for _ in range(self.rows.shape[1]):
             above = parents[kept]
             kept[above[above >= 0]] = True
-        return self.only(np.flatnonzero(kept)[:cost])
+        return self.select(np.flatnonzero(kept)[:cost])

@@ -25,38 +25,38 @@ class DocumentEncoder:
     chat: str
     vocabulary: int
 
-    def text(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
         """The ids of a text as it is, none for an empty one."""
-        return self._ended(self.tokenizer(text, add_special_tokens=False).input_ids) if text.strip() else []
+        return self._add_end(self.tokenizer(text, add_special_tokens=False).input_ids) if text.strip() else []
 
-    def conversation(self, turns: list[tuple[str, str]]) -> list[int]:
+    def encode_conversation(self, turns: list[tuple[str, str]]) -> list[int]:
         """The last turn's prompt, as a run would give it, which holds all earlier turns, and its answer."""
         if not turns:
             return []
         *before, (asked, answer) = turns
         prompt = render_prompt(self.chat, [*before, (asked, None)], self.tokenizer)
-        return self._ended([*prompt, *self.tokenizer(answer, add_special_tokens=False).input_ids])
+        return self._add_end([*prompt, *self.tokenizer(answer, add_special_tokens=False).input_ids])
 
-    def answer(self, text: Text) -> list[int]:
+    def encode_answer(self, text: Text) -> list[int]:
         """Prompt and answer that are ids already. Raises ValueError for ids out of the vocabulary."""
         ids = [*text.prompt_ids, *text.answer_ids]
         wrong = [one for one in ids if type(one) is not int or not 0 <= one < self.vocabulary]
         if wrong:
             raise ValueError(f"{wrong[0]!r} is no token id below {self.vocabulary}")
-        return self._ended(ids)
+        return self._add_end(ids)
 
-    def row(self, row: Row, field: str | None) -> list[int]:
+    def encode_row(self, row: Row, field: str | None) -> list[int]:
         """A row's document. Raises InputError for a field that it lacks, and one of WRONG for one of another form."""
         if field is None and "prompt_ids" in row:
-            return self.answer(Text(row["prompt_ids"], row["answer_ids"]))
+            return self.encode_answer(Text(row["prompt_ids"], row["answer_ids"]))
         content = row[_find_field(row, field)]
         if isinstance(content, str):
-            return self.text(content)
+            return self.encode_text(content)
         if content and all(isinstance(part, str) for part in content):  # UltraChat's: by turns
-            return self.conversation(list(zip(content[::2], content[1::2], strict=False)))
-        return self.conversation(list(iter_exchanges(content)))
+            return self.encode_conversation(list(zip(content[::2], content[1::2], strict=False)))
+        return self.encode_conversation(list(iter_exchanges(content)))
 
-    def _ended(self, ids: list[int]) -> list[int]:
+    def _add_end(self, ids: list[int]) -> list[int]:
         end = self.tokenizer.eos_token_id
         return ids if end is None or ids[-1] == end else [*ids, end]
 
@@ -71,7 +71,7 @@ def read_file(path: Path, field: str | None, writing: DocumentEncoder) -> Iterat
             rows = _read_lines(path) if path.suffix == ".jsonl" else _read_entries(path)
             yield from _encode_rows(rows, str(path), field, writing)
         else:
-            yield from (writing.text(text) for text in _read_paragraphs(path))
+            yield from (writing.encode_text(text) for text in _read_paragraphs(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
@@ -92,7 +92,7 @@ def read_dataset(name: str, split: str, field: str | None, writing: DocumentEnco
 def _encode_rows(rows: Iterator[tuple[int, Any]], place: str, field: str | None, writing: DocumentEncoder) -> Iterator[list[int]]:
     for number, row in rows:
         try:
-            ids = writing.row(row, field)
+            ids = writing.encode_row(row, field)
         except InputError as error:
             raise InputError(f"{place}:{number}: {error}") from None
         except WRONG as error:

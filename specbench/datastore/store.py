@@ -63,7 +63,7 @@ class Chunk:
         self.ids = np.frombuffer(ids, f">u{width}")
         self.suffixes = np.frombuffer(suffixes, "<i4")
 
-    def range_of(self, wanted: bytes) -> tuple[int, int]:
+    def find_range(self, wanted: bytes) -> tuple[int, int]:
         """[low, high) of the suffixes that begin with these ids; empty where they do not stand."""
 
         def beginning(place: int) -> bytes:
@@ -75,7 +75,7 @@ class Chunk:
             return low, low
         return low, bisect_right(self._places, wanted, low, key=beginning)
 
-    def behind(self, rows: Ids, length: int, depth: int) -> Ids:
+    def read_after(self, rows: Ids, length: int, depth: int) -> Ids:
         """(m, depth) ids that follow `length` tokens at these rows of the suffix array (m,); -1 behind the end of the chunk."""
         at = self.suffixes[rows].astype(np.int64)[:, None] + np.arange(length, length + depth)
         found = self.ids[np.minimum(at, len(self.ids) - 1)].astype(np.int64)
@@ -116,7 +116,7 @@ class Datastore:
 
     def holds(self, ids: Sequence[int]) -> bool:
         """Whether these ids stand somewhere in the store."""
-        wanted = self._known(ids)
+        wanted = self._encode_known(ids)
         return len(wanted) == len(ids) * self.about.width and any(
             low < high for _, low, high in _find_ranges(self.chunks, wanted)
         )
@@ -126,7 +126,7 @@ class Datastore:
 
         A shorter ending occurs wherever a longer one does, so its length is found by halving, in chunks that still matter.
         """
-        wanted, width = self._known(query[-longest:]), self.about.width
+        wanted, width = self._encode_known(query[-longest:]), self.about.width
         best, chunks = None, self.chunks
         low, high = shortest, len(wanted) // width
         while low <= high:
@@ -137,17 +137,17 @@ class Datastore:
                 high = length - 1
         return best
 
-    def continuations(self, match: StoreMatch, depth: int, most: int, sample: Sample) -> Ids:
+    def read_continuations(self, match: StoreMatch, depth: int, most: int, sample: Sample) -> Ids:
         """(m, depth) ids behind occurrences, rows in lexicographic order; -1 behind the end of a chunk.
 
         sample: `spread` takes `most` of all occurrences at even distances in their order; `first` the first `most` of every
         chunk, as REST's authors do.
         """
         chosen = _take_spread(match, most) if sample == "spread" else _take_first(match, most)
-        rows = [chunk.behind(at, match.length, depth) for (chunk, _, _), at in zip(match.ranges, chosen, strict=True)]
+        rows = [chunk.read_after(at, match.length, depth) for (chunk, _, _), at in zip(match.ranges, chosen, strict=True)]
         return rows[0] if len(rows) == 1 else _sort_rows(np.concatenate(rows))
 
-    def _known(self, ids: Sequence[int]) -> bytes:
+    def _encode_known(self, ids: Sequence[int]) -> bytes:
         """The end of `ids`, encoded, behind the last id that the store does not hold and two bytes may not."""
         query = np.asarray(ids, np.int64)
         unknown = np.flatnonzero(query >= self.about.vocabulary)
@@ -155,7 +155,7 @@ class Datastore:
 
 
 def _find_ranges(chunks: Sequence[Chunk], wanted: bytes) -> list[tuple[Chunk, int, int]]:
-    found = [(chunk, *chunk.range_of(wanted)) for chunk in chunks]
+    found = [(chunk, *chunk.find_range(wanted)) for chunk in chunks]
     return [(chunk, low, high) for chunk, low, high in found if low < high]
 
 

@@ -23,20 +23,20 @@ class ForwardPass:
         self._bias = bias
         self._masks: dict[int | None, Tensor | None] = {}
 
-    def mask(self, window: int | None) -> Tensor | None:
+    def get_mask(self, window: int | None) -> Tensor | None:
         """Additive mask, broadcastable to (B, heads, N, S); None where everything is visible (or plainly causal, see `first`)."""
         longest = max(length + size for length, size in zip(self.store.lengths, self.sizes, strict=True))
         if window is not None and longest <= window:
             window = None
         if window not in self._masks:
-            self._masks[window] = self._build(window)
+            self._masks[window] = self._build_mask(window)
         return self._masks[window]
 
-    def _build(self, window: int | None) -> Tensor | None:
+    def _build_mask(self, window: int | None) -> Tensor | None:
         if self.single and window is None:
             if self.sizes[0] == 1 or self.first:
                 return None
-            return align_on_cuda(self._bias.of(self.trees[0], self.store.lengths[0]))
+            return align_on_cuda(self._bias.build_tree_mask(self.trees[0], self.store.lengths[0]))
         return _build_padded_mask(self.store.lengths, self.trees, window, self._bias.dtype)
 
 
@@ -59,16 +59,16 @@ class ChainBias:
         self._past, self._nodes = 0, 0
         self._chain = self._tree = torch.empty(0)
 
-    def of(self, tree: DraftTree, past: int) -> Tensor:
+    def build_tree_mask(self, tree: DraftTree, past: int) -> Tensor:
         """(N, past + N) additive mask of one tree behind `past` committed tokens."""
-        return self.chain(len(tree), past) if tree.linear else self.behind(past, tree.ancestors)
+        return self.build_chain_mask(len(tree), past) if tree.linear else self.build_visible_mask(past, tree.ancestors)
 
-    def chain(self, nodes: int, past: int) -> Tensor:
+    def build_chain_mask(self, nodes: int, past: int) -> Tensor:
         """(N, past + N): every node sees the ones before it."""
         self._grow(past, nodes)
         return self._chain[:nodes, self._past - past : self._past + nodes]
 
-    def behind(self, past: int, visible: Tensor) -> Tensor:
+    def build_visible_mask(self, past: int, visible: Tensor) -> Tensor:
         """(N, past + M): `visible` (N, M) bool says which of the last M entries each node sees; it sees all before them."""
         nodes, entries = visible.shape
         self._grow(past, entries)
@@ -125,7 +125,7 @@ def attend(
     if s_aux is not None or position_bias is not None:
         raise InputError("the model's attention has sinks or position biases, which are not built")
     keys, values = forward_pass.store.write(module.layer_idx, key, value, forward_pass.sizes)  # type: ignore[arg-type]
-    mask = forward_pass.mask(sliding_window)
+    mask = forward_pass.get_mask(sliding_window)
     if mask is not None and mask.device != query.device:  # a model spread over devices
         mask = mask.to(query.device)
     grouped = query.shape[1] != keys.shape[1]

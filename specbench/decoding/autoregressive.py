@@ -13,7 +13,7 @@ class Autoregressive(Drafter):
         return prompt[-1:]
 
     def draft(self, state: list[int], budget: int) -> DraftTree:
-        return DraftTree.chain(self.ids(state))
+        return DraftTree.chain(self.to_tensor(state))
 
     def observe(self, state: list[int], tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state[0] = verified.next_token

@@ -40,11 +40,11 @@ class Drafter:
     parts: tuple["Drafter", ...] = ()  # the drafters that it is made of
     draft_forwards: int = 0  # forwards of a model of its own since the start of the turn, for all sequences of a batch
 
-    def family(self) -> Iterator["Drafter"]:
+    def iter_family(self) -> Iterator["Drafter"]:
         """Itself and all that it is made of."""
         yield self
         for part in self.parts:
-            yield from part.family()
+            yield from part.iter_family()
 
     def bind(self, target: LanguageModel) -> None:
         """Meet the target; called once, before anything else."""
@@ -92,6 +92,6 @@ class Drafter:
         """
         raise NotImplementedError
 
-    def ids(self, tokens: list[int]) -> Tensor:
+    def to_tensor(self, tokens: list[int]) -> Tensor:
         """Token ids on the target's device."""
         return torch.tensor(tokens, device=self.target.device)

@@ -53,7 +53,7 @@ class KVStore:
         """Drop every entry of the row from `length` on."""
         self.lengths[row] = min(length, self.lengths[row])
 
-    def row(self, row: int) -> "KVStore":
+    def view_row(self, row: int) -> "KVStore":
         """One sequence's entries as a store of its own over the same memory; its length is the caller's to keep up."""
         view = KVStore(1, self.capacity)
         view.lengths = [self.lengths[row]]

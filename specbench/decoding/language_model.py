@@ -54,13 +54,13 @@ class LanguageModel:
     def embedding(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
-    def store(self, capacity: int, batch: int = 1) -> KVStore:
+    def create_store(self, capacity: int, batch: int = 1) -> KVStore:
         return KVStore(batch, capacity)
 
     @torch.inference_mode()
-    def check(self) -> None:
+    def check_attention(self) -> None:
         """Raises InputError for a model some of whose layers keep their past elsewhere, or attend outside the interface."""
-        store = self.store(2)
+        store = self.create_store(2)
         self.prefill(store, [torch.zeros(2, dtype=torch.long, device=self.device)])
         if store.layers != self.config.num_hidden_layers:
             kind, layers = self.config.model_type, self.config.num_hidden_layers
@@ -73,16 +73,16 @@ class LanguageModel:
         for hook in self._hooks:
             hook.remove()
         decoder = self.model.get_decoder()
-        self._taps, self._hooks = layers, [self._hook(decoder, layer) for layer in layers]
+        self._taps, self._hooks = layers, [self._register_hook(decoder, layer) for layer in layers]
 
-    def _hook(self, decoder: nn.Module, layer: int) -> torch.utils.hooks.RemovableHandle:
+    def _register_hook(self, decoder: nn.Module, layer: int) -> torch.utils.hooks.RemovableHandle:
         if layer == len(decoder.layers):  # type: ignore[arg-type]
             return decoder.register_forward_hook(lambda _, __, out: self._tapped.update({layer: out[0]}))
         before: nn.Module = decoder.layers[layer]  # type: ignore[index, assignment]
         return before.register_forward_pre_hook(lambda _, given: self._tapped.update({layer: given[0]}))
 
     @contextmanager
-    def lent(self) -> Iterator[PreTrainedModel]:
+    def use_original_attention(self) -> Iterator[PreTrainedModel]:
         """The same weights under transformers' own attention, for its `generate`."""
         self.config._attn_implementation = self._own_attention
         try:
@@ -107,18 +107,19 @@ class LanguageModel:
         logits: Tensor = out.logits
         hidden = torch.cat([self._tapped[layer] for layer in self._taps], dim=-1) if self._taps else None
         return [
-            self._row(logits[row], None if hidden is None else hidden[row], size, last_only) for row, size in enumerate(sizes)
+            self._build_output(logits[row], None if hidden is None else hidden[row], size, last_only)
+            for row, size in enumerate(sizes)
         ]
 
     @staticmethod
-    def _row(logits: Tensor, hidden: Tensor | None, size: int, last_only: bool) -> TargetOutput:
+    def _build_output(logits: Tensor, hidden: Tensor | None, size: int, last_only: bool) -> TargetOutput:
         kept = logits[:size][-1:] if last_only else logits[:size]
         return TargetOutput(kept, None if hidden is None else hidden[:size])
 
     @torch.no_grad()
-    def read(self, ids: Tensor) -> Tensor:
+    def read_hidden(self, ids: Tensor) -> Tensor:
         """The tapped hidden states (B, T, taps * H) of whole texts (B, T), padded on the right; transformers' own attention."""
-        with self.lent() as model:
+        with self.use_original_attention() as model:
             model.get_decoder()(input_ids=ids, use_cache=False)
         return torch.cat([self._tapped[layer] for layer in self._taps], dim=-1)
 

@@ -116,7 +116,7 @@ def generate(
     sequences = [_start_sequence(target, drafter, row, len(prompt), sampling) for row, prompt in enumerate(prompts)]
     needed = max(capacity(target, drafter, len(prompt), sampling) for prompt in prompts)
     if store is None or store.capacity < needed or len(store.lengths) != len(prompts):
-        store = target.store(needed, len(prompts))
+        store = target.create_store(needed, len(prompts))
     store.clear()
     drafter.prepare(prompts, sampling, store.capacity)
     drafter.draft_forwards = 0
@@ -135,12 +135,12 @@ def _decode(
 ) -> None:
     begun = perf_counter()
     outs = target.prefill(store, prompts, all_logits=drafter.prompt_logits)
-    roots = [sequence.verifier.first(out.logits[-1]) for sequence, out in zip(sequences, outs, strict=True)]
+    roots = [sequence.verifier.choose_first(out.logits[-1]) for sequence, out in zip(sequences, outs, strict=True)]
     for sequence, root in zip(sequences, roots, strict=True):
         sequence.commit([root])
     prefilled = perf_counter()
     if not all(sequence.generation.finish_reason for sequence in sequences):
-        contexts = [SequenceContext(store.row(row), sequence.verifier) for row, sequence in enumerate(sequences)]
+        contexts = [SequenceContext(store.view_row(row), sequence.verifier) for row, sequence in enumerate(sequences)]
         begun_texts = [[*prompt.tolist(), root] for prompt, root in zip(prompts, roots, strict=True)]
         states = drafter.begin(begun_texts, outs, contexts)
         while not all(sequence.generation.finish_reason for sequence in sequences):

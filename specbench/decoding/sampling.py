@@ -52,17 +52,17 @@ class Dice:
         digest = hashlib.sha256(f"{seed}/{row}".encode()).digest()  # neighbouring seeds of a Mersenne twister are alike
         self.generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
-    def uniform(self) -> Tensor:
+    def draw_uniform(self) -> Tensor:
         """() float64 in [0, 1)."""
         return torch.rand((), dtype=torch.float64, device=self.generator.device, generator=self.generator)
 
     def draw(self, weights: Tensor) -> Tensor:
         """() int64: a token by weights (V,), which need not sum to one. By inversion: one uniform number each."""
         below = weights.double().cumsum(dim=-1)
-        found = torch.searchsorted(below, self.uniform() * below[-1], right=True)
+        found = torch.searchsorted(below, self.draw_uniform() * below[-1], right=True)
         return found.clamp(max=len(weights) - 1)
 
-    def distinct(self, weights: Tensor, count: int) -> Tensor:
+    def draw_distinct(self, weights: Tensor, count: int) -> Tensor:
         """(M, count) int64: of each row (M, V) so many tokens without replacement, in the order drawn; those of weight 0 last.
 
         An exponential race: token i arrives at a time drawn with rate w_i, and the first ones win.

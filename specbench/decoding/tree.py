@@ -40,7 +40,7 @@ class DraftTree:
         return DraftTree(tokens, _build_chain_parents(len(tokens), tokens.device), probs, linear=True)
 
     @staticmethod
-    def picked(root: Tensor, picks: Sequence[Pick]) -> "DraftTree":
+    def from_picks(root: Tensor, picks: Sequence[Pick]) -> "DraftTree":
         """A chain of tokens picked one behind the other. root (1,)."""
         probs = [weights for _, weights in picks if weights is not None]
         return DraftTree.chain(torch.cat([root, *(token for token, _ in picks)]), torch.cat(probs) if probs else None)
@@ -196,7 +196,7 @@ class TreeShape:
             above = [nodes[at] for at in expanded]
         return made
 
-    def tree(self, tokens: Tensor, probs: Tensor | None = None) -> DraftTree:
+    def build_tree(self, tokens: Tensor, probs: Tensor | None = None) -> DraftTree:
         """tokens (N,) int64, the root first; probs as in DraftTree."""
         return DraftTree(tokens, self.parents, probs, scratch=self.scratch, shape=self)
 

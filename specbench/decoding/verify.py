@@ -33,7 +33,7 @@ class Verification:
 class Verifier(Protocol):
     """How one sequence's tokens are chosen."""
 
-    def first(self, logits: Tensor) -> int:
+    def choose_first(self, logits: Tensor) -> int:
         """The first token, behind the prompt. logits (V,)."""
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
@@ -47,7 +47,7 @@ class Verifier(Protocol):
 
 
 class GreedyVerifier:
-    def first(self, logits: Tensor) -> int:
+    def choose_first(self, logits: Tensor) -> int:
         return int(logits.argmax())
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
@@ -76,11 +76,11 @@ class SamplingVerifier:
     def __init__(self, sampling: Sampling, dice: Dice) -> None:
         self.sampling, self.dice = sampling, dice
 
-    def first(self, logits: Tensor) -> int:
+    def choose_first(self, logits: Tensor) -> int:
         return int(self.dice.draw(probabilities(logits, self.sampling)))
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
-        return self._follow(tree, logits) if tree.probs is None else self._test(tree, tree.probs, logits)
+        return self._follow(tree, logits) if tree.probs is None else self._test_drawn(tree, tree.probs, logits)
 
     def pick(self, logits: Tensor) -> Pick:
         weights = probabilities(logits, self.sampling)
@@ -88,7 +88,7 @@ class SamplingVerifier:
 
     def rank(self, logits: Tensor, width: int) -> Pick:
         weights = probabilities(logits, self.sampling)
-        return self.dice.distinct(weights, width), weights
+        return self.dice.draw_distinct(weights, width), weights
 
     def _follow(self, tree: DraftTree, logits: Tensor) -> Verification:
         """A deterministic draft: draw what the target says behind each node, and go on where that was drafted.
@@ -105,7 +105,7 @@ class SamplingVerifier:
                 return Verification(_trace_path(tree, here[0]), written[-1], written)
             here = further
 
-    def _test(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verification:
+    def _test_drawn(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verification:
         """A draft drawn from q, siblings without replacement: keep x with min(1, p(x) / q(x)), else go on with the residual.
 
         The residual is max(p - q, 0), renormalised; q of the next sibling is q without x, renormalised. drawn_from (P, V): q of
@@ -117,17 +117,19 @@ class SamplingVerifier:
         while True:
             wanted = probabilities(logits[path[-1]], self.sampling)
             below = children[path[-1]]
-            kept, wanted = self._kept(below, tokens, wanted, drawn_from[rows[path[-1]]]) if below else (None, wanted)
+            kept, wanted = self._accept_sibling(below, tokens, wanted, drawn_from[rows[path[-1]]]) if below else (None, wanted)
             if kept is None:
                 last = int(self.dice.draw(wanted))
                 return Verification(path, last, [tokens[node] for node in path[1:]] + [last])
             path.append(kept)
 
-    def _kept(self, siblings: Sequence[int], tokens: list[int], wanted: Tensor, drawn: Tensor) -> tuple[int | None, Tensor]:
+    def _accept_sibling(
+        self, siblings: Sequence[int], tokens: list[int], wanted: Tensor, drawn: Tensor
+    ) -> tuple[int | None, Tensor]:
         """The first sibling that is kept, or None; and what the target still wants, (V,)."""
         for node in siblings:
             token = tokens[node]
-            p, q, chance = torch.stack([wanted[token].double(), drawn[token].double(), self.dice.uniform()]).tolist()
+            p, q, chance = torch.stack([wanted[token].double(), drawn[token].double(), self.dice.draw_uniform()]).tolist()
             if q <= 0:  # never drawn: the tokens before it were all that there are
                 continue
             if chance * q < p:
@@ -151,7 +153,7 @@ class TypicalVerifier:
     def __init__(self, temperature: float, threshold: float, alpha: float) -> None:
         self.temperature, self.threshold, self.alpha = temperature, threshold, alpha
 
-    def first(self, logits: Tensor) -> int:
+    def choose_first(self, logits: Tensor) -> int:
         return int(logits.argmax())
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:

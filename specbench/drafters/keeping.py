@@ -31,7 +31,7 @@ class KeepingDrafter(Drafter, Generic[S]):
         self._stores: list[S] = []
         self._capacity = 0
 
-    def new_store(self, capacity: int) -> S:
+    def create_store(self, capacity: int) -> S:
         raise NotImplementedError
 
     def start_in(self, store: S, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Any:
@@ -43,12 +43,12 @@ class KeepingDrafter(Drafter, Generic[S]):
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Any]:
         sequences = zip(prompts, outs, contexts, strict=True)
-        return [self.start_in(self._store(row), *given) for row, given in enumerate(sequences)]
+        return [self.start_in(self._get_store(row), *given) for row, given in enumerate(sequences)]
 
-    def _store(self, row: int) -> S:
+    def _get_store(self, row: int) -> S:
         if row == len(self._stores):
-            self._stores.append(self.new_store(self._capacity))
+            self._stores.append(self.create_store(self._capacity))
         if self._stores[row].capacity < self._capacity:
-            self._stores[row] = self.new_store(self._capacity)
+            self._stores[row] = self.create_store(self._capacity)
         self._stores[row].clear()
         return self._stores[row]

@@ -15,7 +15,7 @@ class LayerPass:
     def __init__(self, store: KVStore, nodes: int, mask: Tensor | None, first: bool) -> None:
         self.store, self.sizes, self._mask, self.first = store, [nodes], mask, first
 
-    def mask(self, window: int | None) -> Tensor | None:
+    def get_mask(self, window: int | None) -> Tensor | None:
         return self._mask
 
 
@@ -36,19 +36,21 @@ class DraftKV:
         self.store.clear()
         self.length = 0
 
-    def real(self, nodes: int) -> LayerPass:
+    def build_token_pass(self, nodes: int) -> LayerPass:
         """The pass of `nodes` further real tokens; it counts once `keep` was called."""
         past = self.length
-        mask = align_on_cuda(self._bias.chain(nodes, past)) if past and nodes > 1 else None
+        mask = align_on_cuda(self._bias.build_chain_mask(nodes, past)) if past and nodes > 1 else None
         return LayerPass(self.store, nodes, mask, first=past == 0)
 
     def keep(self, nodes: int) -> None:
         self.store.keep(0, range(nodes))
         self.length += nodes
 
-    def level(self, visible: Tensor) -> LayerPass:
+    def build_level_pass(self, visible: Tensor) -> LayerPass:
         """The pass of a tree's next level. visible (N, M) bool: which entries of the tree, its own last, each node sees."""
-        return LayerPass(self.store, len(visible), align_on_cuda(self._bias.behind(self.length, visible)), first=False)
+        return LayerPass(
+            self.store, len(visible), align_on_cuda(self._bias.build_visible_mask(self.length, visible)), first=False
+        )
 
     def stack(self, nodes: int) -> None:
         """The level's entries stay for the levels below it."""
@@ -66,6 +68,6 @@ class Rotary:
         rotary = LlamaRotaryEmbedding(config).to(like.device)
         self.cos, self.sin = (x[0] for x in rotary(like, torch.arange(positions, device=like.device)[None]))
 
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def get_cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(N,) -> cos and sin, (1, N, D) each."""
         return self.cos[positions][None], self.sin[positions][None]

@@ -21,13 +21,13 @@ class Lesson:
     last: Tensor
     head: Callable[[Tensor], Tensor]
 
-    def ahead(self, places: int) -> tuple[Tensor, Tensor]:
+    def select_ahead(self, places: int) -> tuple[Tensor, Tensor]:
         """Positions (B, T) bool whose token so many places ahead is to be learned, and those tokens (n,)."""
         there = torch.zeros_like(self.wanted)
         there[:, :-places] = self.wanted[:, places:]
         return there, self.ids[:, places:][self.wanted[:, places:]]
 
-    def teacher(self, there: Tensor, places: int) -> Tensor:
+    def compute_teacher(self, there: Tensor, places: int) -> Tensor:
         """(n, V) the target's own logits for those tokens: what it says one place before each."""
         with torch.no_grad():
             return self.head(self.last.roll(1 - places, dims=1)[there])
@@ -74,7 +74,7 @@ class TrainingPass:
         """Whether no mask is needed: plainly causal."""
         return self._mask is None
 
-    def mask(self, window: int | None) -> Tensor | None:
+    def get_mask(self, window: int | None) -> Tensor | None:
         return self._mask
 
     def write(self, layer: int | Tensor, key: Tensor, value: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ class TrainingPass:
         self._keys, self._values = key, value
         return key, value
 
-    def next_round(self) -> None:
+    def advance_round(self) -> None:
         assert self._keys is not None
         tokens = self._keys.shape[2] if self._mask is None else len(self._mask)
         seen = torch.full((tokens, tokens), float("-inf"), dtype=self._keys.dtype, device=self._keys.device)

@@ -44,22 +44,22 @@ class TargetShape:
         )
 
     @staticmethod
-    def trained_for(config: PretrainedConfig) -> "TargetShape":
+    def of_base(config: PretrainedConfig) -> "TargetShape":
         """That of the target before it was expanded at load."""
         return replace(TargetShape.of(config), **get_small_sizes(config))
 
-    def layer(self) -> dict[str, Any]:
+    def get_layer_sizes(self) -> dict[str, Any]:
         """Sizes of a decoder layer as wide as the target's, for a config.json."""
         return asdict(self) | {"num_hidden_layers": 1}
 
 
 def build_layer_config(config: Mapping[str, Any], shape: TargetShape) -> LlamaConfig:
     """The config of a drafter's Llama layer, with our attention function: config.json's sizes, else the target's."""
-    sizes = {**shape.layer(), **config}
+    sizes = {**shape.get_layer_sizes(), **config}
     if "num_attention_heads" in config:  # a drafter with heads of its own
         sizes["num_key_value_heads"] = config.get("num_key_value_heads") or config["num_attention_heads"]
         sizes["head_dim"] = config.get("head_dim") or sizes["hidden_size"] // config["num_attention_heads"]
-    taken = {name: sizes[name] for name in (*shape.layer(), "hidden_act") if name in sizes}
+    taken = {name: sizes[name] for name in (*shape.get_layer_sizes(), "hidden_act") if name in sizes}
     made = LlamaConfig(**taken, rope_parameters={"rope_type": "default", "rope_theta": config.get("rope_theta") or 10000.0})
     made._attn_implementation = attention.NAME
     return made
@@ -82,12 +82,12 @@ class DraftNetwork(nn.Module):
         self.config, self.shape = dict(config), shape
 
     @classmethod
-    def new_config(cls, shape: TargetShape) -> dict[str, Any]:
+    def create_config(cls, shape: TargetShape) -> dict[str, Any]:
         """config.json of a new network for a target."""
         raise NotImplementedError
 
     @classmethod
-    def understood(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """config.json and tensors of a published checkpoint without their quirks."""
         return config, tensors
 
@@ -100,16 +100,16 @@ class DraftNetwork(nn.Module):
         """The hidden states it reads, by layer of the target it was trained for: by default the final norm's output."""
         return (self.shape.num_hidden_layers,)
 
-    def meet(self, target: LanguageModel) -> None:
+    def attach_target(self, target: LanguageModel) -> None:
         """Take what the network shares with its target, such as the output head."""
 
     def prepare(self) -> None:
         """Lay the weights for drafting; called when they are in place and will not change."""
 
-    def start_from(self, target: LanguageModel) -> None:
+    def init_weights(self, target: LanguageModel) -> None:
         """The weights that training starts from, where random ones are not what the paper takes."""
 
-    def loss(self, lesson: Lesson) -> LessonLoss:
+    def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """The paper's loss on a batch of conversations."""
         raise NotImplementedError
 

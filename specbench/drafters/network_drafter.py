@@ -20,7 +20,7 @@ def load_network(kind: type[Network], checkpoint: str | None, target: LanguageMo
 
     dtype auto: the target's. Raises InputError.
     """
-    base = TargetShape.trained_for(target.config)
+    base = TargetShape.of_base(target.config)
     if checkpoint is None:
         raise InputError("this target names no such checkpoint: set method.LABEL.checkpoint to a folder, a hub id or random")
     network = _create_random(kind, base) if checkpoint == RANDOM else _read_network(kind, checkpoint, base)
@@ -30,7 +30,7 @@ def load_network(kind: type[Network], checkpoint: str | None, target: LanguageMo
     network = network.to(target.device, kept).eval().requires_grad_(False)
     if kind.packs and can_pack(target.device, kept):
         pack(network)
-    network.meet(target)
+    network.attach_target(target)
     network.prepare()
     return network
 
@@ -53,22 +53,22 @@ class NetworkDrafter(Drafter):
 def create_network(kind: type[Network], target: LanguageModel) -> Network:
     """A network that training starts from, float32 on the target's device."""
     shape = TargetShape.of(target.config)
-    network = kind(kind.new_config(shape), shape).to(target.device)
-    network.start_from(target)
-    network.meet(target)
+    network = kind(kind.create_config(shape), shape).to(target.device)
+    network.init_weights(target)
+    network.attach_target(target)
     return network
 
 
 def _create_random(kind: type[Network], shape: TargetShape) -> Network:
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        return kind(kind.new_config(shape), shape)
+        return kind(kind.create_config(shape), shape)
 
 
 def _read_network(kind: type[Network], checkpoint: str, shape: TargetShape) -> Network:
     folder = _find_folder(checkpoint)
     tensors = read_tensors(folder, kind.files)
-    config, tensors = kind.understood(_read_config(folder / "config.json"), tensors)
+    config, tensors = kind.normalise_checkpoint(_read_config(folder / "config.json"), tensors)
     with torch.device("meta"):
         network = kind(config, shape)
     fill_network(network, tensors, checkpoint)

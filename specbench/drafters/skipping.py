@@ -31,7 +31,7 @@ class SkipSet:
         attention, mlp = skipped[:layers], skipped[layers:]
         return SkipSet(*(tuple(layer for layer in range(layers) if of[layer]) for of in (attention, mlp)))
 
-    def switches(self, layers: int) -> list[bool]:
+    def to_switches(self, layers: int) -> list[bool]:
         """The opposite of `of`."""
         return [layer in of for of in (self.attention, self.mlp) for layer in range(layers)]
 

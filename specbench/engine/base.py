@@ -37,6 +37,6 @@ class Engine(ABC):
         """Whether what the method learns outlives a turn."""
         return False
 
-    def kind(self, label: str) -> str:
+    def get_kind(self, label: str) -> str:
         """What the method's figures are: `measured`, or `synthetic` where its drafts are made from the answer itself."""
         return "measured"

@@ -45,9 +45,9 @@ class TransformersGenerate(Engine):
         ids = torch.tensor([prompt], device=self.target.device)
         settings = dict(self.methods[label])
         assistant = self._assistant if "assistant" in settings else None
-        extra = self._assisting(assistant, settings.pop("assistant", {}))
+        extra = self._configure_assistant(assistant, settings.pop("assistant", {}))
         torch.manual_seed(sampling.seed)
-        with self.target.lent() as model, assistant.lent() if assistant else nullcontext():
+        with self.target.use_original_attention() as model, assistant.use_original_attention() if assistant else nullcontext():
             begun = self._now()
             out = model.generate(  # type: ignore[operator]
                 ids,
@@ -62,7 +62,7 @@ class TransformersGenerate(Engine):
             seconds = self._now() - begun
         return _build_generation(out, sampling, seconds, room)
 
-    def _assisting(self, assistant: LanguageModel | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def _configure_assistant(self, assistant: LanguageModel | None, settings: Mapping[str, Any]) -> dict[str, Any]:
         """A fresh draft schedule for every turn, so that nothing leaks between questions."""
         if assistant is None:
             return {}

@@ -31,7 +31,7 @@ class Native(Engine):
     def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
         needed = max(capacity(self.target, drafter, prompt_tokens, sampling) for drafter in self.drafters.values())
         if self._store is None or self._store.capacity < needed:
-            self._store = self.target.store(needed)
+            self._store = self.target.create_store(needed)
 
     def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
         self.reserve(len(prompt), sampling)
@@ -45,6 +45,6 @@ class Native(Engine):
     def is_warm(self, label: str) -> bool:
         return self.drafters[label].warm
 
-    def kind(self, label: str) -> str:
-        knows = any(isinstance(part, Yardstick) for part in self.drafters[label].family())
+    def get_kind(self, label: str) -> str:
+        knows = any(isinstance(part, Yardstick) for part in self.drafters[label].iter_family())
         return "synthetic" if knows else "measured"

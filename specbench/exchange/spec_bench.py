@@ -118,7 +118,7 @@ def import_answers(files: Sequence[Path], baselines: Sequence[Path], tokenizer: 
     run.write_config({"target": {"name": baselines[0].stem}, "suite": {"name": "spec_bench"}, "sampling": {}, "method": {}})
     run.write_provenance({"imported": [f"{path.parent.name}/{path.name}" for _, path in labelled]})
     for trial in rows:
-        run.append(trial)
+        run.append_trial(trial)
 
 
 def _number_repeats(labels: Sequence[str]) -> list[int]:
@@ -136,7 +136,7 @@ def read_answers(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and rows of an answer file. Raises InputError, with the line."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    for number, row in JsonLines(path).numbered(torn=False):
+    for number, row in JsonLines(path).read_numbered(torn=False):
         if wrong := _find_error(row):
             raise InputError(f"{path}:{number}: not an answer of Spec-Bench: {wrong}")
         yield number, row

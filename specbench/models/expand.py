@@ -210,9 +210,9 @@ class TensorFiller:
         if module == "embed_tokens":  # of new tokens, which nobody writes, random as well
             large[len(small) :, : small.shape[1]].normal_(0, SPREAD, generator=self._random)
         scale = sqrt(len(small) / len(large)) if norm else self.heads.scale if module == "q_proj" else 1.0
-        _copy(large, small, scale, self._axes(module, large, small, beside))
+        _copy(large, small, scale, self._map_axes(module, large, small, beside))
 
-    def _axes(self, module: str, large: Tensor, small: Tensor, beside: int) -> list[Tensor]:
+    def _map_axes(self, module: str, large: Tensor, small: Tensor, beside: int) -> list[Tensor]:
         """By axis and new index, the old one or -1."""
         of_heads = {"q_proj": self.heads.query, "k_proj": self.heads.key, "v_proj": self.heads.key}
         rows = of_heads.get(module, _map_first(len(small), len(large)))

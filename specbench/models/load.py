@@ -64,7 +64,7 @@ def load_model(
     if packed and can_pack(where, kind):
         pack(model)
     made = LanguageModel(model)
-    made.check()
+    made.check_attention()
     return made
 
 

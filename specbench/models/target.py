@@ -18,6 +18,6 @@ class Target:
     tokenizer: PreTrainedTokenizerBase
     chat: str
 
-    def first_prompt(self, question: Question) -> list[int]:
+    def render_first_prompt(self, question: Question) -> list[int]:
         """Ids (T,) of its first turn."""
         return render_prompt(self.chat, [(question.turns[0], None)], self.tokenizer)

@@ -62,7 +62,7 @@ class Certificate:
     sampled: list[Verdict]
 
     @property
-    def given(self) -> bool:
+    def passed(self) -> bool:
         """Whether all that is claimed lossless is shown to be."""
         return all(verdict.class_ not in ("bug", "untested") for verdict in [*self.greedy, *self.sampled])
 
@@ -70,7 +70,7 @@ class Certificate:
         write_atomic(folder / FILE, json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n")
         return folder / FILE
 
-    def verdicts(self, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
+    def find_verdicts(self, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
         """Classes by label of the methods of a run: those that it has with the same settings on the same target and engine."""
         if _identify_target(config, about) != _identify_target(self.config, self.about) or not _is_native(config):
             return {}
@@ -95,7 +95,7 @@ class VerdictJournal:
         self._path = folder / JOURNAL
         self._lines = JsonLines(self._path)
         self._lines.repair()
-        rows = [row for _, row in self._lines.numbered()]
+        rows = [row for _, row in self._lines.read_numbered()]
         device = {key: (about.get("device") or {}).get(key) for key in ("kind", "name")}
         head = {"schema": SCHEMA, "config": config, "about": {key: about.get(key) for key in TESTED}, "device": device}
         if not rows:
@@ -104,7 +104,7 @@ class VerdictJournal:
             raise InputError(f"out={folder}: holds verdicts of another target, other settings or code; choose another out")
         self._found = {(row.pop("greedy"), row["method"]): Verdict(**row) for row in rows[1:]}
 
-    def verdict(self, greedy: bool, method: str) -> Verdict | None:
+    def get_verdict(self, greedy: bool, method: str) -> Verdict | None:
         return self._found.get((greedy, method))
 
     def add(self, greedy: bool, verdict: Verdict) -> None:
@@ -112,7 +112,7 @@ class VerdictJournal:
         if verdict.class_ != "untested":
             self._lines.append({"greedy": greedy, **asdict(verdict)})
 
-    def done(self) -> None:
+    def delete(self) -> None:
         self._path.unlink()
 
 
@@ -178,7 +178,7 @@ class Certification:
     same_version: bool
 
     @property
-    def seen(self) -> str:
+    def coverage(self) -> str:
         """How much was followed, and when."""
         return f"{self.texts} texts of at most {self.tokens} tokens, {self.day}"
 
@@ -199,7 +199,7 @@ def find_certifications(config: Mapping[str, Any], about: Mapping[str, Any], fol
     """
     found: dict[str, Certification] = {}
     for one in sorted(_read_certificates(folders), key=lambda one: str(one.about.get("started"))):
-        for label, class_ in one.verdicts(config, about).items():
+        for label, class_ in one.find_verdicts(config, about).items():
             same = _collect_versions(one.about, label) == _collect_versions(about, label)
             texts, tokens = one.floor["texts"], one.config["sampling"]["max_new_tokens"]
             new = Certification(class_, str(one.about.get("started"))[:10], texts, tokens, same)

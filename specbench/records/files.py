@@ -42,9 +42,9 @@ class JsonLines:
             file.flush()
             os.fsync(file.fileno())
 
-    def numbered(self, torn: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
+    def read_numbered(self, torn: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yields (line number, row), not blank lines; InputError on a broken line, unless it is the last and may be torn."""
-        lines = self._lines()
+        lines = self._read_lines()
         for number, line in enumerate(lines, start=1):
             row = _parse(line)
             if row is not None:
@@ -54,7 +54,7 @@ class JsonLines:
 
     def repair(self) -> None:
         """Cuts a torn last line off, so that the next append starts on a line of its own."""
-        lines = self._lines()
+        lines = self._read_lines()
         if not lines:
             return
         if _parse(lines[-1]) is None:
@@ -63,7 +63,7 @@ class JsonLines:
             with self.path.open("ab") as file:
                 file.write(b"\n")
 
-    def _lines(self) -> list[bytes]:
+    def _read_lines(self) -> list[bytes]:
         return self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
 
 

@@ -48,27 +48,27 @@ class RunDirectory:
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         write_atomic(self.path / "config.yaml", text)
 
-    def config(self) -> dict[str, Any]:
+    def read_config(self) -> dict[str, Any]:
         """With classes as they are called today. Raises InputError when it is not a run or the file cannot be read."""
-        config: dict[str, Any] = translate_targets(_read_mapping(self._file("config.yaml"), yaml.safe_load, yaml.YAMLError))
+        config: dict[str, Any] = translate_targets(_read_mapping(self._find_file("config.yaml"), yaml.safe_load, yaml.YAMLError))
         return config
 
     def write_provenance(self, run: Mapping[str, Any]) -> None:
         """run.json, written before the first trial."""
         write_atomic(self.path / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
 
-    def provenance(self) -> dict[str, Any]:
+    def read_provenance(self) -> dict[str, Any]:
         """Raises InputError when the directory is not a run or the file cannot be read."""
-        return _read_mapping(self._file("run.json"), json.loads, ValueError)
+        return _read_mapping(self._find_file("run.json"), json.loads, ValueError)
 
-    def append(self, trial: Trial) -> None:
+    def append_trial(self, trial: Trial) -> None:
         """One line to trials.jsonl, on the disk when this returns."""
         self._trials.append(trial.to_row())
 
-    def trials(self) -> list[Trial]:
+    def read_trials(self) -> list[Trial]:
         """All whole trials; of a turn that was run again the last. Raises InputError naming file:line."""
-        self._file("config.yaml")
-        trials = (self._trial(number, row) for number, row in self._trials.numbered())
+        self._find_file("config.yaml")
+        trials = (self._parse_trial(number, row) for number, row in self._trials.read_numbered())
         return list({trial.key: trial for trial in trials}.values())
 
     def repair(self) -> None:
@@ -81,35 +81,35 @@ class RunDirectory:
         """One line to prompts.jsonl."""
         self._prompts.append(dataclasses.asdict(prompt))
 
-    def prompts(self) -> list[Prompt]:
+    def read_prompts(self) -> list[Prompt]:
         """All whole prompts. Raises InputError naming file:line."""
-        return [self._prompt(number, row) for number, row in self._prompts.numbered()]
+        return [self._parse_prompt(number, row) for number, row in self._prompts.read_numbered()]
 
     def append_text(self, method: str, question_id: QuestionId, turn: int, text: str, score: float | None) -> None:
         """One line to texts.jsonl: the decoded answer and its task accuracy in [0, 1], where the suite can score it."""
         self._texts.append({"method": method, "question_id": question_id, "turn": turn, "text": text, "score": score})
 
-    def texts(self) -> list[dict[str, Any]]:
+    def read_texts(self) -> list[dict[str, Any]]:
         """Decoded outputs of the first repeat, rows {method, question_id, turn, text, score}; empty when there are none."""
-        return [row for _, row in self._texts.numbered()]
+        return [row for _, row in self._texts.read_numbered()]
 
     def write_summary(self, csv: str) -> None:
         """summary.csv, whole."""
         write_atomic(self.path / "summary.csv", csv)
 
-    def _trial(self, number: int, row: dict[str, Any]) -> Trial:
+    def _parse_trial(self, number: int, row: dict[str, Any]) -> Trial:
         try:
             return Trial.from_row(row)
         except InputError as problem:
             raise InputError(f"{self._trials.path}:{number}: {problem}") from None
 
-    def _prompt(self, number: int, row: dict[str, Any]) -> Prompt:
+    def _parse_prompt(self, number: int, row: dict[str, Any]) -> Prompt:
         try:
             return Prompt(**row)
         except TypeError:
             raise InputError(f"{self._prompts.path}:{number}: not a prompt: fields {sorted(row)}") from None
 
-    def _file(self, name: str) -> Path:
+    def _find_file(self, name: str) -> Path:
         path = self.path / name
         if not path.is_file():
             raise InputError(f"{self.path} is not a run directory: it has no {name}")

@@ -77,7 +77,7 @@ class _PositionStore:
     def keep(self, row: int, path: Sequence[int]) -> None:
         self.lengths[row] += len(path)
 
-    def row(self, row: int) -> UnseenTensor:
+    def view_row(self, row: int) -> UnseenTensor:
         return UnseenTensor()
 
 
@@ -89,7 +89,7 @@ class RecordedTarget:
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary, self.answer = vocabulary, [NOTHING]
 
-    def store(self, capacity: int, batch: int = 1) -> _PositionStore:
+    def create_store(self, capacity: int, batch: int = 1) -> _PositionStore:
         return _PositionStore(batch)
 
     def tap(self, layers: tuple[int, ...]) -> None:

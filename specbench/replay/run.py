@@ -66,7 +66,7 @@ def _write_run(out: RunDirectory, found: Recordings, made: Mapping[str, Sequence
     out.write_provenance({**found.provenance, "replay_of": found.name})
     for trials in made.values():
         for trial in trials:
-            out.append(trial)
+            out.append_trial(trial)
 
 
 def _compare_live(label: str, trials: list[Trial], live: Sequence[Trial | None]) -> MethodReplay:

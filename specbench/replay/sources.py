@@ -55,7 +55,7 @@ def read_recordings(path: Path, settings: RunSettings) -> Recordings:
         return read_run_answers(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder")
-    _, first = next(JsonLines(path).numbered(torn=False), (0, {}))
+    _, first = next(JsonLines(path).read_numbered(torn=False), (0, {}))
     return read_answer_file(path, settings) if "choices" in first else read_ids(path, settings.sampling.max_new_tokens)
 
 
@@ -65,7 +65,7 @@ def read_run_answers(path: Path) -> Recordings:
     limit = (run.config.get("sampling") or {}).get("max_new_tokens")
     if not isinstance(limit, int):
         raise InputError(f"{path}: its config does not say sampling.max_new_tokens")
-    turns = collect_turns((trial for trial in run.trials if trial.repeat == 0), RunDirectory(path).prompts(), limit)
+    turns = collect_turns((trial for trial in run.trials if trial.repeat == 0), RunDirectory(path).read_prompts(), limit)
     return Recordings(run.name, turns, run.config, run.provenance, tuple(run.trials))
 
 
@@ -86,7 +86,7 @@ def collect_turns(trials: Iterable[Trial], prompts: Iterable[Prompt], max_new_to
 def read_ids(path: Path, max_new_tokens: int) -> Recordings:
     """A line a turn, as the module describes it."""
     turns = _read_turns(
-        path, JsonLines(path).numbered(torn=False), lambda row, number: [_parse_turn(row, number, path.stem, max_new_tokens)]
+        path, JsonLines(path).read_numbered(torn=False), lambda row, number: [_parse_turn(row, number, path.stem, max_new_tokens)]
     )
     config = {"target": {"name": path.stem}, "suite": {"name": path.stem}, "sampling": {"max_new_tokens": max_new_tokens}}
     return Recordings(path.stem, turns, config, {"recorded": "ids"})
@@ -151,11 +151,10 @@ def read_answer_file(path: Path, settings: RunSettings) -> Recordings:
     """Texts of Spec-Bench's format, to the ids of the config's target."""
     suite, (tokenizer, chat) = instantiate(settings.suite), load_target_tokenizer(settings.target)
     told = AnswerReader(suite.name, {one.id: one for one in suite.questions()}, tokenizer, chat, settings.sampling.max_new_tokens)
-    turns = _read_turns(path, answers.read_answers(path), told.turns)
+    turns = _read_turns(path, answers.read_answers(path), told.read_turns)
     config = {"target": {"name": settings.target.name}, "suite": {"name": suite.name}}
-    note = (
-        f"texts, encoded by the tokenizer of {settings.target.name}: not always the ids that were written; {told.counted(turns)}"
-    )
+    counts = told.describe_counts(turns)
+    note = f"texts, encoded by the tokenizer of {settings.target.name}: not always the ids that were written; {counts}"
     limit = {"sampling": {"max_new_tokens": told.limit}}
     return Recordings(path.stem, turns, config | limit, {"recorded": note}, tokenizer=tokenizer, note=note)
 
@@ -169,19 +168,19 @@ class AnswerReader:
         self.suite, self.questions, self.tokenizer, self.chat, self.limit = suite, questions, tokenizer, chat, limit
         self.counts: list[int] = []  # of new tokens, as the file has them
 
-    def turns(self, row: Mapping[str, Any], number: int) -> Iterator[Turn]:
-        question, choice = self._question(row), row["choices"][0]
+    def read_turns(self, row: Mapping[str, Any], number: int) -> Iterator[Turn]:
+        question, choice = self._find_question(row), row["choices"][0]
         said: list[tuple[str, str | None]] = []
         for turn, (text, count) in enumerate(zip(choice["turns"], choice["new_tokens"], strict=True)):
             prompt = render_prompt(self.chat, [*said, (question.turns[turn], None)], self.tokenizer)
             said.append((question.turns[turn], text))
-            output = self._output(text, ended=count < self.limit)
+            output = self._encode_output(text, ended=count < self.limit)
             if text != answers.FAILED and output:
                 self.counts.append(count)
                 answer = _build_answer(prompt, output, max(self.limit, len(output)), count < self.limit)
                 yield _build_trial(self.suite, question.task, question.category, question.id, turn, answer), answer
 
-    def _question(self, row: Mapping[str, Any]) -> Question:
+    def _find_question(self, row: Mapping[str, Any]) -> Question:
         name = str(row["question_id"])
         if name not in self.questions:
             raise InputError(
@@ -192,11 +191,11 @@ class AnswerReader:
             raise InputError(f"more answers than the {len(question.turns)} turns of question {name} in suite {self.suite}")
         return question
 
-    def _output(self, text: str, ended: bool) -> list[int]:
+    def _encode_output(self, text: str, ended: bool) -> list[int]:
         end = self.tokenizer.eos_token_id
         return [*self.tokenizer(text, add_special_tokens=False).input_ids, *([end] if ended and end is not None else [])]
 
-    def counted(self, turns: list[Turn]) -> str:
+    def describe_counts(self, turns: list[Turn]) -> str:
         same = sum(len(answer.output) == count for (_, answer), count in zip(turns, self.counts, strict=True))
         return f"{same} of {len(turns)} turns have as many as the file counts"
 

@@ -209,7 +209,7 @@ def _collect_facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
         "commit": _format_commit(run),
         "autoregressive otherwise": describe_rivals(run.provenance.get("baseline") or []),
         "numbers": row["kind"],
-        "certified": "; ".join(sorted({one.seen for one in run.certified.values()})),
+        "certified": "; ".join(sorted({one.coverage for one in run.certified.values()})),
         "datastores": "; ".join(_list_stores(run)),
     }
     return {name: str(value) for name, value in facts.items() if value != ""}

@@ -63,6 +63,6 @@ def measure_baselines(settings: RunSettings, target: Target, questions: list[Que
     if settings.target.device_map is None:
         for other in list_other_dtypes(target.model, own):
             models[other] = load_in_dtype(settings.target, other)
-    shortest = min(map(target.first_prompt, questions), key=len)
+    shortest = min(map(target.render_first_prompt, questions), key=len)
     there = open_engines(models)
     return measure_rates({(first, own): there.pop((first, own)), **there}, shortest) if (first, own) in there else []

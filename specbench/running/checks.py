@@ -18,7 +18,7 @@ def check_drafters(drafters: Mapping[str, Drafter], target: TargetSettings, toke
     """Raises InputError for a method that does not go with this target's tokenizer or shape; before weights are loaded."""
     check_tokenizers(drafters, tokenizer)
     skipping = [
-        label for label, drafter in drafters.items() if any(isinstance(part, SkippingDrafter) for part in drafter.family())
+        label for label, drafter in drafters.items() if any(isinstance(part, SkippingDrafter) for part in drafter.iter_family())
     ]
     check_shape(skipping, target.shape, target.sizes)
 
@@ -27,7 +27,7 @@ def check_prompts(questions: list[Question], target: Target) -> None:
     """Raises InputError for another model's tokenizer and for a task none of whose first prompts fits the context."""
     shortest: dict[str, int] = {}
     for question in questions:
-        ids = target.first_prompt(question)
+        ids = target.render_first_prompt(question)
         if max(ids) >= target.model.vocabulary:
             raise InputError(
                 f"the tokenizer gives id {max(ids)}, but {target.name} has a vocabulary of {target.model.vocabulary}"

@@ -55,7 +55,7 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
         torch.set_num_threads(settings.threads)
     engines = _instantiate_engines(settings)
     tokenizer, _ = load_target_tokenizer(settings.target)
-    waiting = partial(watcher.doing, WAITING, long=True)
+    waiting = partial(watcher.show_status, WAITING, long=True)
     with lock_devices(list_timed_devices(settings.target.device, settings.target.device_map), waiting):
         release_memory(pick_device(settings.target.device))  # of a job before
         arms = build_arms(engines, _list_labels(settings))
@@ -68,9 +68,9 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
         sampling = Sampling(**asdict(settings.sampling), stop_token_ids=target.model.eos_ids)
         schedule = Schedule(settings.repeats, settings.seed, settings.context, sampling)
         with lock_run(run.path):
-            watcher.writes(run.path)
+            watcher.set_run(run.path)
             open_run(run, settings.recorded, _collect_run_info(settings, run, target, suite, questions, drafters, watcher))
-            Harness(run, target, suite, questions, arms, schedule, watcher).go()
+            Harness(run, target, suite, questions, arms, schedule, watcher).run_schedule()
             write_summary(run.path)
     return run.path
 
@@ -87,10 +87,10 @@ def _collect_run_info(
     """What run.json says, the baseline's other ways timed with it."""
     turns = sum(len(question.turns) for question in questions)
     about = collect_provenance(target.model.device) | collect_fingerprints(settings, target, suite, drafters) | {"turns": turns}
-    watcher.doing("looking for the questions in datastores")
+    watcher.show_status("looking for the questions in datastores")
     about["leakage"] = hide_home(measure_leakage(drafters, questions, target.tokenizer))
     if settings.check_baseline and not run.is_run():
-        watcher.doing("timing the baseline in other ways", long=True)
+        watcher.show_status("timing the baseline in other ways", long=True)
         about["baseline"] = measure_baselines(settings, target, questions)
         release_memory(target.model.device)
     return about

@@ -40,11 +40,11 @@ class Harness:
     def __post_init__(self) -> None:
         self._meters = Meters(self.target.model.device)
 
-    def go(self) -> None:
+    def run_schedule(self) -> None:
         """Run what is missing: trials already in the run directory are kept, except those of a warm arm's broken repeat."""
-        wanted = len(self._turns()) * self.schedule.repeats * len(self.arms)
-        self.finished = self._kept()
-        self._noted = {(prompt.question_id, prompt.turn, prompt.sha256) for prompt in self.run.prompts()}
+        wanted = len(self._list_turns()) * self.schedule.repeats * len(self.arms)
+        self.finished = self._read_finished()
+        self._noted = {(prompt.question_id, prompt.turn, prompt.sha256) for prompt in self.run.read_prompts()}
         self.watcher.begin(self.run.path, wanted, len(self.finished))
         if len(self.finished) < wanted:
             self._warm_up()
@@ -52,33 +52,33 @@ class Harness:
             for arm in self.arms:
                 arm.engine.reset(arm.method)
             for block in schedule_blocks(self.questions, self.arms, repeat, self.schedule.seed):
-                self._run(block)
+                self._run_block(block)
 
-    def _kept(self) -> dict[TrialKey, Trial]:
+    def _read_finished(self) -> dict[TrialKey, Trial]:
         """What is on disk and belongs to this schedule. A warm arm's repeat must have gone through in one process."""
-        done = {trial.key: trial for trial in self.run.trials()}
+        done = {trial.key: trial for trial in self.run.read_trials()}
         kept: dict[TrialKey, Trial] = {}
         for arm, repeat in product(self.arms, range(self.schedule.repeats)):
-            keys: list[TrialKey] = [(arm.label, repeat, question, turn) for question, turn in self._turns()]
+            keys: list[TrialKey] = [(arm.label, repeat, question, turn) for question, turn in self._list_turns()]
             there = {key: done[key] for key in keys if key in done}
             if arm.state == "cold" or len(there) == len(keys):
                 kept |= there
         return kept
 
-    def _turns(self) -> list[tuple[QuestionId, int]]:
+    def _list_turns(self) -> list[tuple[QuestionId, int]]:
         return [(question.id, turn) for question in self.questions for turn in range(len(question.turns))]
 
     def _warm_up(self) -> None:
         """Each task's longest first prompt through every arm, a few tokens each: the shapes and the memory of the run."""
         longest: dict[str, list[int]] = {}
         for question in self.questions:
-            ids = self._rendered(question, 0, BASELINE)
+            ids = self._render_prompt(question, 0, BASELINE)
             if len(ids) > len(longest.get(question.task, [])):
                 longest[question.task] = ids
-        sampling, most = self.schedule.sampling, self._longest_prompt()
+        sampling, most = self.schedule.sampling, self._bound_prompt()
         short = replace(sampling, max_new_tokens=min(WARM_UP_TOKENS, sampling.max_new_tokens))
         for arm in self.arms:
-            self.watcher.doing(f"warming up {arm.label}")
+            self.watcher.show_status(f"warming up {arm.label}")
             for ids in longest.values():
                 try:
                     arm.engine.reserve(most, sampling)
@@ -86,7 +86,7 @@ class Harness:
                 except (Exception, SystemExit):  # its own trial will say so
                     continue
 
-    def _longest_prompt(self) -> int:
+    def _bound_prompt(self) -> int:
         """Tokens of the longest prompt that may come: whole conversations whose answers take all they may."""
         longest = 0
         for question in self.questions:
@@ -94,31 +94,31 @@ class Harness:
             longest = max(longest, asked + (len(question.turns) - 1) * self.schedule.sampling.max_new_tokens)
         return min(longest, self.target.model.context - 1)
 
-    def _run(self, block: Block) -> None:
+    def _run_block(self, block: Block) -> None:
         for place, arm in enumerate(block.order):
             if (arm.label, block.repeat, block.question.id, block.turn) not in self.finished:
-                trial = self._trial(arm, block, place)
-                self.run.append(trial)
+                trial = self._run_trial(arm, block, place)
+                self.run.append_trial(trial)
                 self.finished[trial.key] = trial
-                self.watcher.trial(trial)
+                self.watcher.add_trial(trial)
 
-    def _trial(self, arm: Arm, block: Block, place: int) -> Trial:
+    def _run_trial(self, arm: Arm, block: Block, place: int) -> Trial:
         ids: list[int] = []
         try:
-            ids = self._prompt(arm, block)
+            ids = self._get_prompt(arm, block)
             reset_peak_memory(self.target.model.device)
             self._meters.start()
-            out = arm.engine.generate(arm.method, ids, self.schedule.sampling_of(block))
-            found = asdict(self._meters.stop()) | self._measured(arm, block, out)
+            out = arm.engine.generate(arm.method, ids, self.schedule.get_sampling(block))
+            found = asdict(self._meters.stop()) | self._collect_results(arm, block, out)
         except CapacityError as error:
             found = {"new_tokens": 0, "finish_reason": "capacity", "error": str(error)}
         except NoContextError as error:
             found = {"new_tokens": 0, "finish_reason": "error", "error": str(error)}
         except (Exception, SystemExit) as error:  # whatever a method does wrong is an error row, and the run goes on
             found = {"new_tokens": 0, "finish_reason": "error", "error": format_error(error)}
-        return Trial(**self._frame(arm, block, place), prompt_tokens=len(ids), prompt_sha256=hash_ids(ids), **found)
+        return Trial(**self._describe_trial(arm, block, place), prompt_tokens=len(ids), prompt_sha256=hash_ids(ids), **found)
 
-    def _frame(self, arm: Arm, block: Block, place: int) -> dict[str, Any]:
+    def _describe_trial(self, arm: Arm, block: Block, place: int) -> dict[str, Any]:
         return {
             "run_id": self.run.name,
             "suite": self.suite.name,
@@ -128,24 +128,24 @@ class Harness:
             "turn": block.turn,
             "context": self.schedule.context,
             "method": arm.label,
-            "seed": self.schedule.seed_of(block.repeat),
+            "seed": self.schedule.get_seed(block.repeat),
             "repeat": block.repeat,
             "order": place,
             "state": arm.state,
             "kind": arm.kind,
         }
 
-    def _prompt(self, arm: Arm, block: Block) -> list[int]:
+    def _get_prompt(self, arm: Arm, block: Block) -> list[int]:
         """Prompt ids (T,), noted in prompts.jsonl when they are new. Raises NoContextError."""
         own = self.schedule.context == "own" and block.turn > 0
         source = arm.label if own else BASELINE
         key = (block.question.id, block.turn, source)
         if key not in self._prompts:
-            self._prompts[key] = self._rendered(block.question, block.turn, source)
-            self._note(block.question.id, block.turn, self._prompts[key], source if own else None)
+            self._prompts[key] = self._render_prompt(block.question, block.turn, source)
+            self._record_prompt(block.question.id, block.turn, self._prompts[key], source if own else None)
         return self._prompts[key]
 
-    def _rendered(self, question: Question, turn: int, source: str) -> list[int]:
+    def _render_prompt(self, question: Question, turn: int, source: str) -> list[int]:
         said: list[tuple[str, str | None]] = []
         for before in range(turn):
             answered = self.finished[(source, 0, question.id, before)]
@@ -154,13 +154,13 @@ class Harness:
             said.append((question.turns[before], decode_answer(self.target.chat, self.target.tokenizer, answered.output_ids)))
         return render_prompt(self.target.chat, [*said, (question.turns[turn], None)], self.target.tokenizer)
 
-    def _note(self, question: QuestionId, turn: int, ids: list[int], method: str | None) -> None:
+    def _record_prompt(self, question: QuestionId, turn: int, ids: list[int], method: str | None) -> None:
         sha256 = hash_ids(ids)
         if (question, turn, sha256) not in self._noted:
             self._noted.add((question, turn, sha256))
             self.run.append_prompt(Prompt(question_id=question, turn=turn, prompt_ids=ids, sha256=sha256, method=method))
 
-    def _measured(self, arm: Arm, block: Block, out: Generation) -> dict[str, Any]:
+    def _collect_results(self, arm: Arm, block: Block, out: Generation) -> dict[str, Any]:
         """Counts, seconds and ids; of repeat 0 also the answer's text and score, in texts.jsonl."""
         text = decode_answer(self.target.chat, self.target.tokenizer, out.output_ids)
         if block.repeat == 0:

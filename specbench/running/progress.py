@@ -54,30 +54,30 @@ class ProgressDisplay:
         self._total, self._done = total, done
         self._said = time.monotonic()
         self._bar.reset(self._task, total=total, completed=done, description="starting")
-        self._say(f"{run}: {total} turns" + (f", {done} of them are there" if done else ""))
+        self._print_line(f"{run}: {total} turns" + (f", {done} of them are there" if done else ""))
 
-    def writes(self, run: Path) -> None:
+    def set_run(self, run: Path) -> None:
         self.run = run
 
-    def doing(self, what: str, long: bool = False) -> None:
+    def show_status(self, what: str, long: bool = False) -> None:
         self._bar.update(self._task, description=what, refresh=True)
         if long and not self.console.is_terminal:
-            self._say(what)
+            self._print_line(what)
 
-    def trial(self, trial: Trial) -> None:
+    def add_trial(self, trial: Trial) -> None:
         self._done += 1
-        self._learn(trial)
-        self._bar.speeds = self._so_far()
+        self._update_speeds(trial)
+        self._bar.speeds = self._format_speeds()
         where = f"repeat {trial.repeat + 1} · {trial.task}"
         self._bar.update(self._task, completed=self._done, description=where, refresh=True)
         if not self.console.is_terminal and (time.monotonic() - self._said > self.every or self._done == self._total):
             self._said = time.monotonic()
-            self._say(f"{self._done}/{self._total} turns · {where} · {self._so_far()}")
+            self._print_line(f"{self._done}/{self._total} turns · {where} · {self._format_speeds()}")
 
-    def _learn(self, trial: Trial) -> None:
+    def _update_speeds(self, trial: Trial) -> None:
         """Speed ratios need both sides of a block; they are rough here, the report makes the real ones."""
         if trial.failed:
-            self._fail(trial)
+            self._record_failure(trial)
             return
         block = self._seconds[(trial.repeat, trial.question_id, trial.turn)]
         block[trial.method] = ((trial.prefill_s or 0) + (trial.decode_s or 0)) / trial.new_tokens
@@ -86,17 +86,17 @@ class ProgressDisplay:
             if BASELINE in block and label != BASELINE:
                 self._logs[label].append(math.log(block[BASELINE] / seconds))
 
-    def _fail(self, trial: Trial) -> None:
+    def _record_failure(self, trial: Trial) -> None:
         """Of each method the first failure is shown, then they are counted."""
         self._failures[trial.method] += 1
         if self._failures[trial.method] == 1:
-            self._say(f"{trial.method} failed on question {trial.question_id}: {trial.error}")
+            self._print_line(f"{trial.method} failed on question {trial.question_id}: {trial.error}")
 
-    def _so_far(self) -> str:
+    def _format_speeds(self) -> str:
         speeds = [f"{label} {math.exp(sum(logs) / len(logs)):.2f}×" for label, logs in sorted(self._logs.items())]
         return "  ".join([*speeds, *(f"{label}: {failed} failed" for label, failed in sorted(self._failures.items()))])
 
-    def _say(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -116,7 +116,7 @@ class TrainingDisplay:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def at(self, what: str, done: int, of: int | None, row: Mapping[str, Any] | None = None) -> None:
+    def update(self, what: str, done: int, of: int | None, row: Mapping[str, Any] | None = None) -> None:
         """A `Watch`."""
         if row:
             shares = " ".join(f"{100 * share:.0f}" for share in row["held_out_right"])

@@ -37,9 +37,9 @@ def open_run(run: RunDirectory, config: Mapping[str, Any], about: Mapping[str, A
     if started:
         _check_place(run, about)
         _check_methods(run, about)
-        run.write_provenance(_add_methods(_drop_incomparable(_record_changes(run.provenance(), about), about), about))
+        run.write_provenance(_add_methods(_drop_incomparable(_record_changes(run.read_provenance(), about), about), about))
     run.repair()
-    run.write_config(_merge_configs(run.config(), config) if run.is_run() else config)
+    run.write_config(_merge_configs(run.read_config(), config) if run.is_run() else config)
     if not started:
         run.write_provenance(about)
 
@@ -60,7 +60,7 @@ def stamp_path(folder: Path, name: str) -> Path:
 
 
 def _check_config(run: RunDirectory, new: Mapping[str, Any]) -> None:
-    old = run.config()
+    old = run.read_config()
     first, now_first = (next(iter(config.get("engine") or {}), None) for config in (old, new))
     if first != now_first:  # it gives the methods without @engine their name
         raise _build_error(run, "first engine", first, now_first)
@@ -83,7 +83,7 @@ def _find_difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
 
 def _check_place(run: RunDirectory, now: Mapping[str, Any]) -> None:
     """Trials on two devices, or of two sets of weights, cannot stand in one table."""
-    before = run.provenance()
+    before = run.read_provenance()
     for key in SAME:
         if before.get(key) not in (None, now[key]):
             raise _build_error(run, key, before.get(key), now[key])
@@ -94,7 +94,7 @@ def _check_place(run: RunDirectory, now: Mapping[str, Any]) -> None:
 
 def _check_methods(run: RunDirectory, now: Mapping[str, Any]) -> None:
     """Trials of one method with two datastores, or two sets of weights, cannot stand in one row."""
-    about = _drop_incomparable(run.provenance(), now)
+    about = _drop_incomparable(run.read_provenance(), now)
     for key, what in PER_METHOD.items():
         before, here = about.get(key) or {}, now.get(key) or {}
         for label in before.keys() & here.keys():

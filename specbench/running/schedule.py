@@ -30,7 +30,7 @@ class Arm:
     @property
     def kind(self) -> str:
         """measured, or synthetic: a yardstick that knows the answer."""
-        return self.engine.kind(self.method)
+        return self.engine.get_kind(self.method)
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Schedule:
     context: str  # reference: turn 2 continues from autoregressive's answer; own: from each arm's own
     sampling: Sampling
 
-    def seed_of(self, repeat: int) -> int:
+    def get_seed(self, repeat: int) -> int:
         """Above temperature 0 every repeat has a seed of its own; below it nothing is drawn but the order of the arms."""
         return self.seed + repeat if self.sampling.temperature > 0 else self.seed
 
-    def sampling_of(self, block: "Block") -> Sampling:
+    def get_sampling(self, block: "Block") -> Sampling:
         """With random numbers for this turn of this question, the same for every arm."""
         if self.sampling.temperature == 0:
             return self.sampling
-        place = f"{self.seed_of(block.repeat)}/{block.question.id}/{block.turn}"
+        place = f"{self.get_seed(block.repeat)}/{block.question.id}/{block.turn}"
         return replace(self.sampling, seed=random.Random(place).getrandbits(48))
 
 

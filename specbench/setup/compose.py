@@ -208,7 +208,8 @@ def _explain_unknown_key(given: str, overrides: Sequence[str], config_dir: Path 
     keys = [override.split("=")[0] for override in overrides]
     choices = [override for override, key in zip(overrides, keys, strict=True) if key in GROUPS and key != given]
     whose = "" if root == RUN else f" of specbench {root}"
-    return f"{given}: no such setting{whose}; the nearest is {find_closest(given, _list_keys(_run_hydra(choices, config_dir, root)))}"
+    known = _list_keys(_run_hydra(choices, config_dir, root))
+    return f"{given}: no such setting{whose}; the nearest is {find_closest(given, known)}"
 
 
 def _list_keys(config: DictConfig, prefix: str = "") -> list[str]:

@@ -142,7 +142,7 @@ def _hash_checkpoints(drafters: Mapping[str, Drafter]) -> dict[str, str]:
     """By method, the fingerprints of what it loads besides draft models, such as trained heads or a skip set."""
     found: dict[str, list[str | None]] = {}
     for label, drafter in drafters.items():
-        for part in drafter.family():
+        for part in drafter.iter_family():
             checkpoint = getattr(part, "checkpoint", None)
             if checkpoint not in (None, RANDOM):
                 place, _, revision = checkpoint.partition("@")

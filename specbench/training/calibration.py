@@ -47,12 +47,12 @@ class SkipSetTiming:
     def speedup(self) -> float:
         return self.rate / self.baseline_rate
 
-    def plain(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, Any]:
         """What a journal of JSON can keep of what was measured."""
         return {name: value for name, value in asdict(self).items() if name not in ("number", "tokens_per_second")}
 
     @staticmethod
-    def read(plain: Mapping[str, Any], number: int, tokens_per_second: float) -> "SkipSetTiming":
+    def from_row(plain: Mapping[str, Any], number: int, tokens_per_second: float) -> "SkipSetTiming":
         skipped = SkipSet(*(tuple(plain["skipped"][name]) for name in ("attention", "mlp")))
         return SkipSetTiming(**{**plain, "skipped": skipped}, number=number, tokens_per_second=tokens_per_second)
 
@@ -66,23 +66,23 @@ class Calibration:
         self.target, self.method, self.prompts, self.sampling = target, method, prompts, sampling
         self.baseline = Autoregressive()
         self.baseline.bind(target)
-        self.store = target.store(max(map(len, prompts)) + sampling.max_new_tokens)
-        self._pair(max(prompts, key=len))  # warm-up
+        self.store = target.create_store(max(map(len, prompts)) + sampling.max_new_tokens)
+        self._decode_both(max(prompts, key=len))  # warm-up
 
     def __call__(self, skipped: SkipSet) -> SkipSetTiming:
         """Both sides of a prompt stand next to each other in time, so that a slower minute slows both."""
         self.method.skip(skipped)
         self.method.reset()
-        slow, fast = zip(*map(self._pair, self.prompts), strict=True)
-        return SkipSetTiming(skipped, self._kept(), *_sum_outputs(fast), *_sum_outputs(slow), *_count_tokens(fast))
+        slow, fast = zip(*map(self._decode_both, self.prompts), strict=True)
+        return SkipSetTiming(skipped, self._compute_kept(), *_sum_outputs(fast), *_sum_outputs(slow), *_count_tokens(fast))
 
-    def _pair(self, prompt: torch.Tensor) -> tuple[Generation, Generation]:
-        return self._decoded(self.baseline, prompt), self._decoded(self.method, prompt)
+    def _decode_both(self, prompt: torch.Tensor) -> tuple[Generation, Generation]:
+        return self._decode(self.baseline, prompt), self._decode(self.method, prompt)
 
-    def _decoded(self, drafter: Drafter, prompt: torch.Tensor) -> Generation:
+    def _decode(self, drafter: Drafter, prompt: torch.Tensor) -> Generation:
         return generate(self.target, drafter, [prompt], self.sampling, self.store)[0]
 
-    def _kept(self) -> float:
+    def _compute_kept(self) -> float:
         left, whole = (sum(p.numel() for p in one.model.parameters()) for one in (self.method.model, self.target))
         return left / whole
 

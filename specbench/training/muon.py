@@ -37,14 +37,14 @@ class Muon(torch.optim.Optimizer):
                 self._update(same, group)
 
     def _update(self, params: list[Tensor], group: dict) -> None:
-        lookahead = [self._momentum(p, group["momentum"]) for p in params]
+        lookahead = [self._apply_momentum(p, group["momentum"]) for p in params]
         updates = orthogonalised(torch.stack(lookahead))
         rows, columns = params[0].shape
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
-    def _momentum(self, p: Tensor, momentum: float) -> Tensor:
+    def _apply_momentum(self, p: Tensor, momentum: float) -> Tensor:
         buffer = self.state[p].setdefault("buffer", torch.zeros_like(p))
         assert p.grad is not None
         buffer.lerp_(p.grad, 1 - momentum)

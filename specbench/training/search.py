@@ -58,7 +58,7 @@ def _search(settings: TrainSettings, label: str, out: Path, watch: Watch) -> Non
     sampling = Sampling(max_new_tokens=settings.search.max_new_tokens, stop_token_ids=target.model.eos_ids)
     calibration = Calibration(target.model, method, prompts, sampling)
     search = Search(out, count_layers(target.model), settings.seed)
-    if not search.go(settings.search.trials, calibration, watch) and (out / FILE).is_file():
+    if not search.run_trials(settings.search.trials, calibration, watch) and (out / FILE).is_file():
         return  # all was there; its card says who timed it
     found, best = search.found, search.best
     write_skip_set(found[best].skipped, out)
@@ -71,7 +71,7 @@ def _search(settings: TrainSettings, label: str, out: Path, watch: Watch) -> Non
 def select_prompts(settings: TrainSettings, target: Target) -> list[torch.Tensor]:
     """First turns, (T,) each. Raises InputError for one that does not fit the context."""
     made = [
-        target.first_prompt(question)
+        target.render_first_prompt(question)
         for question in select_questions(settings, instantiate(settings.suite), settings.search.prompts)
     ]
     longest = max(map(len, made))
@@ -94,48 +94,50 @@ class Search:
         self.out, self.layers, self.seed = out, layers, seed
         storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
         self.study = optuna.create_study(storage=storage, study_name="skip", direction="maximize", load_if_exists=True)
-        for broken in self._trials(TrialState.RUNNING):  # by a kill
+        for broken in self._list_trials(TrialState.RUNNING):  # by a kill
             self.study.tell(broken.number, state=TrialState.FAIL)
 
-    def go(self, trials: int, measure: Measure, watch: Watch) -> int:
+    def run_trials(self, trials: int, measure: Measure, watch: Watch) -> int:
         """How many trials were still to be made."""
-        before = len(self._trials(TrialState.COMPLETE, TrialState.PRUNED))
-        while (done := len(self._trials(TrialState.COMPLETE, TrialState.PRUNED))) < trials:
-            self._try(done, measure)
+        before = len(self._list_trials(TrialState.COMPLETE, TrialState.PRUNED))
+        while (done := len(self._list_trials(TrialState.COMPLETE, TrialState.PRUNED))) < trials:
+            self._run_trial(done, measure)
             write_atomic(self.out / TABLE, format_trials(self.found))
-            watch(self._so_far(), done + 1, trials, {})
+            watch(self._format_progress(), done + 1, trials, {})
         return trials - before
 
-    def _try(self, number: int, measure: Measure) -> None:
+    def _run_trial(self, number: int, measure: Measure) -> None:
         """What it tries follows from the seed, its number and the results so far: a resumed search goes on alike."""
         self.study.sampler = GPSampler(seed=self.seed + number, n_startup_trials=AT_RANDOM)
         points = propose_starts(self.layers)
-        if number < len(points) and not self._trials(TrialState.WAITING):
-            self.study.enqueue_trial(dict(zip(self._names(), points[number].switches(self.layers), strict=True)))
+        if number < len(points) and not self._list_trials(TrialState.WAITING):
+            self.study.enqueue_trial(dict(zip(self._list_names(), points[number].to_switches(self.layers), strict=True)))
         trial = self.study.ask()
-        skipped = SkipSet.of([trial.suggest_categorical(name, [False, True]) for name in self._names()])
+        skipped = SkipSet.of([trial.suggest_categorical(name, [False, True]) for name in self._list_names()])
         if describe_misfit(skipped, self.layers):  # nothing left
             self.study.tell(trial, state=TrialState.PRUNED)
             return
         found = measure(skipped)
-        for name, value in found.plain().items():
+        for name, value in found.to_row().items():
             trial.set_user_attr(name, value)
-        self.study.tell(trial, found.rate * self._pace(found) / found.baseline_rate)
+        self.study.tell(trial, found.rate * self._get_initial_rate(found) / found.baseline_rate)
 
-    def _pace(self, found: SkipSetTiming) -> float:
+    def _get_initial_rate(self, found: SkipSetTiming) -> float:
         """Autoregressive decoding's tokens per second when the search began: the machine's drift since then is divided out."""
-        first = next(iter(self._trials(TrialState.COMPLETE)), None)
-        return found.baseline_rate if first is None else SkipSetTiming.read(first.user_attrs, first.number, 0.0).baseline_rate
+        first = next(iter(self._list_trials(TrialState.COMPLETE)), None)
+        return found.baseline_rate if first is None else SkipSetTiming.from_row(first.user_attrs, first.number, 0.0).baseline_rate
 
-    def _names(self) -> list[str]:
+    def _list_names(self) -> list[str]:
         return [f"{kind} {layer}" for kind in ("attention", "mlp") for layer in range(self.layers)]
 
-    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+    def _list_trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states)
 
     @property
     def found(self) -> list[SkipSetTiming]:
-        return [SkipSetTiming.read(one.user_attrs, one.number, one.value or 0.0) for one in self._trials(TrialState.COMPLETE)]
+        return [
+            SkipSetTiming.from_row(one.user_attrs, one.number, one.value or 0.0) for one in self._list_trials(TrialState.COMPLETE)
+        ]
 
     @property
     def best(self) -> int:
@@ -143,7 +145,7 @@ class Search:
         found = self.found
         return max(range(len(found)), key=lambda place: found[place].tokens_per_second)
 
-    def _so_far(self) -> str:
+    def _format_progress(self) -> str:
         if not self.found:
             return "searching"
         best = self.found[self.best]

@@ -61,7 +61,7 @@ def plot_trials(found: Sequence[SkipSetTiming], best: int, layers: int, picture:
 
 
 def _plot_skip_set(grid: Axes, skipped: SkipSet, layers: int) -> None:
-    switches = skipped.switches(layers)
+    switches = skipped.to_switches(layers)
     grid.imshow([switches[:layers], switches[layers:]], cmap="Greys", vmin=0, vmax=1.3, aspect="auto")
     grid.set(yticks=[0, 1], yticklabels=["attention", "MLP"], xlabel="layer", title="dark: skipped by the best set")
     grid.set_xticks([at - 0.5 for at in range(layers)], minor=True)

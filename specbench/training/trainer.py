@@ -50,7 +50,7 @@ class _LossModule(nn.Module):
         self.network = network
 
     def forward(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        found = self.network.loss(lesson)
+        found = self.network.compute_loss(lesson)
         return found.loss, torch.stack(found.right)
 
 
@@ -71,7 +71,7 @@ class Batches:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def at(self, place: int, seed: int) -> list[Text]:
+    def get_batch(self, place: int, seed: int) -> list[Text]:
         """The batch at a place of the order that the seed gives."""
         return self.batches[_shuffle(len(self), seed)[place]]
 
@@ -95,7 +95,7 @@ def build_lesson(texts: list[Text], target: LanguageModel, taps: tuple[int, ...]
         wanted[row, len(text.prompt_ids) : len(ids[row])] = True
     last = target.config.num_hidden_layers
     target.tap((*taps, last))
-    states = target.read(padded)
+    states = target.read_hidden(padded)
     hidden = target.config.hidden_size
     return Lesson(padded, wanted, states[..., :-hidden].float(), states[..., -hidden:], target.head)
 
@@ -117,22 +117,22 @@ class Trainer:
         at_once = self.plan.accumulate * self.accelerator.num_processes
         steps = max(1, math.ceil(self.plan.epochs * len(lessons) / at_once))
         self._trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizers = self._optimizers_of(self._trained)
+        optimizers = self._build_optimizers(self._trained)
         self._schedules = [LambdaLR(optimizer, lambda step: _schedule_rate(step / steps)) for optimizer in optimizers]
         self._taught, *self._optimizers = self.accelerator.prepare(_LossModule(self.network), *optimizers)
         self._resume()
         row: dict[str, Any] = {}
         while self._done < steps:
             begun = time.monotonic()
-            self._recent.append(self._step(lessons))
+            self._recent.append(self._run_step(lessons))
             self._done += 1
             self._seconds += time.monotonic() - begun
             if self._done % self.plan.save_every == 0 or self._done == steps:
-                row = self._row(tests)
+                row = self._build_log_row(tests)
                 self._save(row)
             watch(self._done, steps, row)
 
-    def _optimizers_of(self, trained: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    def _build_optimizers(self, trained: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
         """AdamW; with a rate for Muon that for the matrices between hidden dimensions, and AdamW for the rest."""
         vocabulary = self.network.shape.vocab_size
         matrices = [p for p in trained if p.ndim == 2 and vocabulary not in p.shape] if self.plan.muon else []
@@ -142,10 +142,10 @@ class Trainer:
             made.append(Muon(matrices, lr=self.plan.muon))
         return made
 
-    def _step(self, lessons: Batches) -> Tensor:
+    def _run_step(self, lessons: Batches) -> Tensor:
         """One step of the optimizer; loss and shares of its last forward, (1 + depths,)."""
         for part in range(self.plan.accumulate):
-            lesson = build_lesson(self._batch(lessons, part), self.target, self.network.taps)
+            lesson = build_lesson(self._take_batch(lessons, part), self.target, self.network.taps)
             with self.accelerator.accumulate(self._taught):
                 loss, right = self._taught(lesson)
                 self.accelerator.backward(loss)
@@ -159,14 +159,14 @@ class Trainer:
             schedule.step()
         return torch.cat([loss.detach()[None], right])
 
-    def _batch(self, lessons: Batches, part: int) -> list[Text]:
+    def _take_batch(self, lessons: Batches, part: int) -> list[Text]:
         """Every process takes another one. It follows from the step alone, so that a resumed training goes on alike."""
         at = (self._done * self.plan.accumulate + part) * self.accelerator.num_processes + self.accelerator.process_index
         epoch, place = divmod(at, len(lessons))
-        return lessons.at(place, self.plan.seed + epoch)
+        return lessons.get_batch(place, self.plan.seed + epoch)
 
     @torch.no_grad()
-    def _row(self, tests: Batches) -> dict[str, Any]:
+    def _build_log_row(self, tests: Batches) -> dict[str, Any]:
         """Training: means over the last steps of this process. Held out: over all batches, weighed by their answer tokens."""
         trained = torch.stack(list(self._recent)).mean(dim=0).tolist()
         self.network.eval()

@@ -44,7 +44,8 @@ def write_summarization(rng: random.Random, size: float = 1.0) -> Dialogue:
         keys.append(f"{ordinal} {' '.join(row)} in {rng.choice(lex.CITIES)}.")
         paragraphs.append(" ".join([keys[-1], *_write_asides(rng)]))
     ask = "Summarize the report: " + " ".join(paragraphs)
-    answer = f"{choose_mostly(rng, 'In short:', 'The report says:')} {' '.join(keys)} {choose_mostly(rng, 'That is all.', 'The rest is detail.')}"
+    opening = choose_mostly(rng, "In short:", "The report says:")
+    answer = f"{opening} {' '.join(keys)} {choose_mostly(rng, 'That is all.', 'The rest is detail.')}"
     return Dialogue("summarization", (Exchange(ask, answer, tuple(keys)),))
 
 
@@ -69,7 +70,8 @@ def write_qa(rng: random.Random, size: float = 1.0) -> Dialogue:
     portraits = tuple(describe_person(name) for name in names)
     question, last = _write_question(rng, rng.choice(names))
     ask = f"Tell me about {join_words(names) if len(names) > 1 else names[0]}. {question}"
-    answer = f"{choose_mostly(rng, 'Here is what I know.', 'Gladly.')} {' '.join(portraits)} {choose_mostly(rng, 'So', 'Therefore')} {last}"
+    opening = choose_mostly(rng, "Here is what I know.", "Gladly.")
+    answer = f"{opening} {' '.join(portraits)} {choose_mostly(rng, 'So', 'Therefore')} {last}"
     return Dialogue("qa", (Exchange(ask, answer, (*portraits, last)),))
 
 
@@ -92,23 +94,25 @@ class Purse:
         self.rng, self.name, self.item, self.total = rng, name, item, total
         self.she = PEOPLE[name].she
 
-    def event(self) -> tuple[str, str]:
-        events = [self._finds] * (self.total < 26) + [self._gives] * (self.total > 3) + [self._boxes] * (self.total < 18)
+    def draw_event(self) -> tuple[str, str]:
+        events = (
+            [self._find_items] * (self.total < 26) + [self._give_items] * (self.total > 3) + [self._buy_boxes] * (self.total < 18)
+        )
         return self.rng.choice(events)()
 
-    def _finds(self) -> tuple[str, str]:
+    def _find_items(self) -> tuple[str, str]:
         n, before = self.rng.randint(2, 6), self.total
         self.total += n
         return f"{self.she} finds {n} more.", f"{self.she} finds {n} more, and {before} + {n} = {self.total}."
 
-    def _gives(self) -> tuple[str, str]:
+    def _give_items(self) -> tuple[str, str]:
         n, before = self.rng.randint(2, min(6, self.total - 1)), self.total
         friend = self.rng.choice([name for name in lex.NAMES if name != self.name])
         self.total -= n
         told = f"{self.she} gives {n} to {friend}"
         return f"{told}.", f"{told}, and {before} - {n} = {self.total}."
 
-    def _boxes(self) -> tuple[str, str]:
+    def _buy_boxes(self) -> tuple[str, str]:
         boxes, each, before = self.rng.randint(2, 3), self.rng.randint(2, 4), self.total
         self.total += boxes * each
         worked = f"That is {boxes} * {each} = {boxes * each}, and {before} + {boxes * each} = {self.total}."
@@ -119,7 +123,7 @@ def write_sums(rng: random.Random, steps: int) -> tuple[Purse, Exchange]:
     """A word problem of `steps` events, worked step by step."""
     purse = Purse(rng, rng.choice(lex.NAMES), rng.choice(lex.ITEMS), rng.randint(3, 15))
     begin = f"{purse.name} has {purse.total} {purse.item}."
-    events = [purse.event() for _ in range(steps)]
+    events = [purse.draw_event() for _ in range(steps)]
     told = " ".join([begin, *(story for story, _ in events)])
     ask = f"{told} How many {purse.item} does {purse.name} have?"
     worked = " ".join([f"{purse.name} starts with {begin.split(' has ')[1]}", *(work for _, work in events)])

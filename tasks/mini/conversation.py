@@ -63,7 +63,7 @@ def write_reasoning(rng: random.Random) -> tuple[Exchange, ...]:
 def write_math(rng: random.Random) -> tuple[Exchange, ...]:
     purse, first = write_sums(rng, 5)
     begin = f"{purse.name} had {purse.total} {purse.item}."
-    events = [purse.event() for _ in range(4)]
+    events = [purse.draw_event() for _ in range(4)]
     ask = " ".join([*(story for story, _ in events), f"How many {purse.item} now?"])
     final = f"The answer is {purse.total}."
     worked = " ".join([begin, *(work for _, work in events)])

@@ -49,7 +49,7 @@ def measure_frequencies(label: str, large: str, limit: int) -> list[tuple[TreePa
     seen = count_accepted(drafter)
     sampling = Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=target.model.eos_ids)
     for question in select_questions(config, instantiate(config.suite), config.limit):
-        prompt = torch.tensor(target.first_prompt(question), device=target.model.device)
+        prompt = torch.tensor(target.render_first_prompt(question), device=target.model.device)
         generate(target.model, drafter, [prompt], sampling)
     steps = seen.pop(())
     return [(path, count / steps) for path, count in sorted(seen.items(), key=lambda one: (-one[1], len(one[0]), one[0]))]

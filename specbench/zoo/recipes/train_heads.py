@@ -33,7 +33,7 @@ def main() -> None:
         write_chats(chats, COUNT)
         for method in options.methods:
             given = [*SETTINGS, f"method={method}", f"epochs={EPOCHS[method]}", f"data={chats}", f"out={scratch}/{method}"]
-            out = train(compose_train(given), display.at)
+            out = train(compose_train(given), display.update)
             (options.zoo / method).mkdir(exist_ok=True)
             for name in SHIPPED:
                 shutil.copy(out / name, options.zoo / method / name)
