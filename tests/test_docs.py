@@ -20,18 +20,13 @@ from specbench import ROOT
 from specbench.cli import finished_runs
 from specbench.cli import main as cli
 from specbench.cli.parser import Parser, parse_options
-from specbench.decoding.autoregressive import Autoregressive
-from specbench.decoding.drafter import Drafter
-from specbench.decoding.loop import Generation, generate
-from specbench.decoding.sampling import Sampling
 from specbench.replay.sources import read_ids
 from specbench.setup.compose import compose_certify, compose_datastore, compose_run, compose_train
-from tests.methods_under_test import target_of
-from tests.tiny import prompts
 
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = [ROOT / "README.md", CONTRIBUTING, ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+METHODS = {"mine": "from_tokens", "echo": "reading_target", "onehead": "trained"}  # of the worked pages
 OWN_CONF = "my/conf"  # a reader's folder, in which the pages' methods and launchers lie
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -111,12 +106,12 @@ def stop_after(parser: Parser, argv: list[str] | None = None) -> argparse.Namesp
 
 
 def write_own_conf(folder: Path) -> Path:
-    """The YAML of CONTRIBUTING's method and of docs/machines.md's launcher."""
-    (method,) = blocks(CONTRIBUTING, "yaml")
-    (launcher,) = blocks(ROOT / "docs" / "machines.md", "yaml")
-    for name, text in (("method/mine.yaml", method), ("hydra/launcher/cluster.yaml", launcher)):
-        path = folder / OWN_CONF / name
-        path.parent.mkdir(parents=True)
+    """The YAMLs of the worked methods and of docs/machines.md's launcher."""
+    pages = {f"method/{method}": f"method_{kind}.md" for method, kind in METHODS.items()}
+    for name, page in {**pages, "hydra/launcher/cluster": "machines.md"}.items():
+        (text,) = blocks(ROOT / "docs" / page, "yaml")
+        path = folder / OWN_CONF / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     return folder / OWN_CONF
 
@@ -128,7 +123,7 @@ def test_every_command_line_parses_and_its_settings_compose(line: str, tmp_path:
         monkeypatch.setattr(module, "parse_options", compose_and_stop)
     monkeypatch.setattr(Parser, "parse_args", stop_after)
     _, command, *argv = [word for word in shlex.split(line) if not re.search("…|=NAME$", word)]
-    if "method=[mine]" in argv:
+    if any(re.search(rf"method=\[?({'|'.join(METHODS)})\b", word) for word in argv):
         write_own_conf(tmp_path)
         argv += ["--config-dir", OWN_CONF]
     with pytest.raises((Understood, SystemExit)) as end:
@@ -183,18 +178,3 @@ def test_replay_reads_what_the_page_logs(tmp_path: Path) -> None:
     path.write_text(log.getvalue(), encoding="utf-8")
     ((_, recorded),) = read_ids(path, max_new_tokens=256).turns
     assert (recorded.prompt, recorded.output, recorded.stops) == ([11, 12, 13], [14, 15, 1], (1,))
-
-
-def decoded(drafter: Drafter) -> list[Generation]:
-    target = target_of("llama")
-    drafter.bind(target)
-    target.tap(drafter.taps)
-    return generate(target, drafter, prompts(3), Sampling(max_new_tokens=12))
-
-
-def test_contributings_method_decodes_the_targets_own_text(tmp_path: Path) -> None:
-    settings = dict(compose_run(["method=[mine]"], write_own_conf(tmp_path)).method["mine"])
-    assert settings.pop("_target_") == "methods.mine.Mine"
-    outs = decoded(run_blocks(CONTRIBUTING)["Mine"](**settings))
-    assert [out.output_ids for out in outs] == [out.output_ids for out in decoded(Autoregressive())]
-    assert all(sum(out.drafted) > 0 for out in outs)
