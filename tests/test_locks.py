@@ -24,9 +24,9 @@ Start = Callable[..., "subprocess.Popen[str]"]
 NOBODY = 65534
 HOLDER = """
 import sys
-from specbench.machine.devices import timed_devices
-from specbench.machine.locks import sole_timer
-with sole_timer(sys.argv[1:], lambda: print("waits", flush=True)):
+from specbench.machine.devices import list_timed_devices
+from specbench.machine.locks import lock_devices
+with lock_devices(sys.argv[1:], lambda: print("waits", flush=True)):
     print("times", flush=True)
     sys.stdin.read()
 print("done", flush=True)
@@ -36,8 +36,8 @@ print("done", flush=True)
 WRITER = """
 import sys
 from pathlib import Path
-from specbench.machine.locks import alone
-with alone(Path(sys.argv[1])):
+from specbench.machine.locks import lock_run
+with lock_run(Path(sys.argv[1])):
     print("writes", flush=True)
     sys.stdin.read()
 """
