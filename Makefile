@@ -1,4 +1,4 @@
-# make bench: real speedups of speculative decoding on this machine. make test: everything that must hold. Both set up .venv first.
+# make bench: real speedups of speculative decoding on this machine. make test: what must hold. Both set up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN := results/bench
 ALL := results/bench-all
 
-.PHONY: bench bench-all benchmarks test report lint format zoo gpu setup clean
+.PHONY: bench bench-all benchmarks check test test-slow fast report lint format zoo gpu setup clean
 
 setup: $(STAMP)
 
@@ -28,7 +28,16 @@ benchmarks: setup  ## what no report shows: overhead, memory, large datastores, 
 report: setup  ## tables, figures and page of the last bench again
 	$(BIN)/specbench report $(RUN)
 
-test: lint
+check: setup  ## before every commit, under two minutes: lint and strict types beside the fast tests
+	$(MAKE) --no-print-directory -j2 lint fast
+
+fast: setup
+	$(BIN)/python -m pytest -m "not full and not slow"
+
+test: lint  ## what continuous integration runs, under eight minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: lint  ## all of it, as long as it takes
 	$(BIN)/python -m pytest
 
 lint: setup

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,7 +25,8 @@ from specbench.setup.objects import EMBEDDED
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests at once as there are cores
     torch.set_num_threads(1)
-    tempfile.tempdir = tempfile.mkdtemp(prefix="specbench-tests-")  # runs of one do not wait for those of another
+tempfile.tempdir = tempfile.mkdtemp(prefix="specbench-tests-")  # of this process: its runs wait for no other's device lock
+atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
