@@ -122,7 +122,6 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
         return DraftKV(capacity + ROOM, self._bias)
 
     def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> EagleState:
-        assert out.hidden is not None
         return EagleState(store, context.verifier, out.hidden, prompt[1:])
 
     def draft(self, state: EagleState, budget: int) -> DraftTree:
@@ -159,7 +158,6 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
         raise NotImplementedError
 
     def observe(self, state: EagleState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        assert out.hidden is not None
         state.hidden = torch.cat([state.hidden, out.hidden[verified.path]])
         state.tokens += verified.tokens
 

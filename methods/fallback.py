@@ -70,8 +70,8 @@ class Fallback(Drafter):
         """What each part asked for of the hidden states (N, taps * H): its own taps."""
         return [[replace(out, hidden=self._slice_taps(out.hidden, part)) for out in outs] for part in self.parts]
 
-    def _slice_taps(self, hidden: Tensor | None, part: Drafter) -> Tensor | None:
-        if hidden is None or not part.taps:
-            return None
+    def _slice_taps(self, hidden: Tensor, part: Drafter) -> Tensor:
+        if not part.taps:
+            return hidden[..., :0]
         first = 0 if part is self.parts[0] else len(self.parts[0].taps)
         return hidden.unflatten(-1, (len(self.taps), -1))[..., first : first + len(part.taps), :].flatten(-2)

@@ -190,7 +190,6 @@ class HydraHeads(TreeHeads, KeepingDrafter[DraftKV]):
         return DraftKV(capacity, self._bias)
 
     def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> HydraState:
-        assert out.hidden is not None
         return HydraState(store, out.hidden, prompt[-1])
 
     def draft(self, state: HydraState, budget: int) -> DraftTree:
@@ -216,5 +215,4 @@ class HydraHeads(TreeHeads, KeepingDrafter[DraftKV]):
         return out[0, -1:]
 
     def observe(self, state: HydraState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        assert out.hidden is not None
         state.hidden, state.root = torch.cat([state.hidden, out.hidden[verified.path]]), verified.next_token

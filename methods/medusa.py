@@ -115,7 +115,6 @@ class Medusa(TreeHeads):
     network_class: ClassVar = MedusaHeads
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> MedusaState:
-        assert out.hidden is not None
         return MedusaState(out.hidden[-1:], prompt[-1])
 
     def draft(self, state: MedusaState, budget: int) -> DraftTree:
@@ -127,6 +126,5 @@ class Medusa(TreeHeads):
         return shape.build_tree(torch.cat([root, best[shape.depths[1:] - 1, shape.ranks[1:]]]))
 
     def observe(self, state: MedusaState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        assert out.hidden is not None
         last = verified.path[-1]
         state.hidden, state.root = out.hidden[last : last + 1], verified.next_token

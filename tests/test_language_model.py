@@ -136,7 +136,7 @@ def test_prefill_hands_over_the_last_logits_alone_unless_asked() -> None:
     for prompts in ([words(rng, 7)], [words(rng, 7), words(rng, 12)]):
         store = target.create_store(20, len(prompts))
         for prompt, out in zip(prompts, target.prefill(store, [torch.tensor(p) for p in prompts]), strict=True):
-            assert out.logits.shape == (1, VOCABULARY) and out.hidden is None
+            assert out.logits.shape == (1, VOCABULARY) and out.hidden.shape == (len(prompt), 0)
             close(out.logits[0], plainly(target, prompt)[-1])
         assert store.lengths == [len(prompt) for prompt in prompts]
 
@@ -157,7 +157,7 @@ def test_taps_are_transformers_hidden_states(architecture: str) -> None:
         target.tap(taps)
         outs = target.forward(store, trees)
         for past, made, out in zip(committed, trees, outs, strict=True):
-            assert out.hidden is not None and out.hidden.shape == (len(made), len(taps) * 32)
+            assert out.hidden.shape == (len(made), len(taps) * 32)
             for node in (0, len(made) - 1):
                 close(out.hidden[node], hidden_states(target, past + made.tokens[way(made, node)].tolist(), taps))
 
@@ -166,7 +166,7 @@ def test_untapped_models_carry_no_hidden_states() -> None:
     target = tiny_language_model("llama", LAYERS)
     target.tap((1, 2))
     target.tap(())
-    assert target.forward(target.create_store(8), [DraftTree.chain(torch.tensor([3, 4]))])[0].hidden is None
+    assert target.forward(target.create_store(8), [DraftTree.chain(torch.tensor([3, 4]))])[0].hidden.shape == (2, 0)
     assert not target._tapped, "the hooks are gone"
 
 

@@ -239,7 +239,7 @@ def test_medusa_takes_the_heads_that_are_there_whatever_its_config_says(tmp_path
     (tmp_path / "config.json").write_text('{"medusa_num_heads": 2, "medusa_num_layers": 1}')
     assert len(load_network(MedusaHeads, str(tmp_path), target())) == 4
     torch.save({name: tensor for name, tensor in tensors.items() if name[0] in "01"}, tmp_path / "medusa_lm_head.pt")
-    with pytest.raises(InputError, match="a tree of depth 3 needs as many heads; there are 2"):
+    with pytest.raises(InputError, match="a tree of depth 3 needs 3 heads; there are 2"):
         Medusa(str(tmp_path), TREE, "auto").bind(target())
 
 
