@@ -98,7 +98,7 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["target.shape=7b", "target.device_map=auto"], "shape: an expanded target lies on one device; set device_map=null"),
         (
             ["method=[self_speculative]", "target.shape=1b"],
-            "method.self_speculative: the layers that target.shape=1b adds do nothing, so that skipping them says nothing of",
+            "method.self_speculative: the layers that target.shape=1b adds do nothing, so skipping them tells nothing about",
         ),
         (["suite.per_task=0"], "suite mini has no question of task qa; it has none at all"),
         (
@@ -111,7 +111,7 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["method=[rest]", "target.datastore=null"], "this target names no datastore: set method.LABEL.datastore to a folder or"),
         (
             ["method=[self_speculative]", "target.checkpoints.self_speculative=null"],
-            "this target names no such checkpoint: set method.LABEL.checkpoint to a skip set's file or folder or random",
+            "this target names no skip set: set method.LABEL.checkpoint to a skip set's file or folder or random",
         ),
         (
             ["method=[self_speculative]", "method.self_speculative.checkpoint=/nowhere/at/all"],

@@ -128,7 +128,7 @@ def test_a_model_spread_over_devices_is_thinned_as_well() -> None:
 def test_an_architecture_of_other_layers_is_refused_by_name() -> None:
     target = tiny_language_model("llama", 2)
     del target.model.get_decoder().layers[1].mlp
-    with pytest.raises(InputError, match="llama: expected layers of self_attn and mlp each, which alone can be skipped"):
+    with pytest.raises(InputError, match="llama: only layers made of self_attn and mlp can be skipped"):
         count_layers(target)
 
 
@@ -237,8 +237,8 @@ def test_a_skip_set_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         ("attention: [4]\nmlp: []", "attention: the target has no layer 4; expected 0 to 3"),
         ("attention: []\nmlp: [-1]", "mlp: the target has no layer -1; expected 0 to 3"),
-        ("attention: [1, 1]\nmlp: []", "attention: layer 1 stands there twice"),
-        ("attention: [0, 1, 2, 3]\nmlp: [0, 1, 2, 3]", "skips all 8 sublayers: expected one to stay, at least"),
+        ("attention: [1, 1]\nmlp: []", "attention: layer 1 is given twice"),
+        ("attention: [0, 1, 2, 3]\nmlp: [0, 1, 2, 3]", "skips all 8 sublayers; expected at least one to remain"),
         ("attention: [0]", "expected two lists of layer numbers, attention: [...] and mlp: [...]"),
         ("attention: [a]\nmlp: []", "expected two lists of layer numbers"),
         ("attention: 3\nmlp: []", "expected two lists of layer numbers"),

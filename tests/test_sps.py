@@ -174,7 +174,7 @@ def test_a_draft_that_stopped_early_counts_as_a_rejection() -> None:
         tree = drafter.draft(states[0], 99)
         nodes = list(range(len(tree)))
         drafter.observe(states[0], tree, TargetOutput(torch.empty(0)), Verification(nodes, 9, [*tree.tokens.tolist()[1:], 9]))
-        assert states[0].wanted == expected, "the accepted 1 is compared with the 5, 4, 3, 2, 1 asked for"
+        assert states[0].length == expected, "the accepted 1 is compared with the 5, 4, 3, 2, 1 asked for"
 
 
 def test_spec_benchs_preset_is_transformers_default_of_its_time() -> None:

@@ -264,14 +264,20 @@ def test_pickles_are_never_executed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("checkpoint", "said"),
-    [(None, "names no such checkpoint"), ("nowhere/at/all", "no checkpoint at nowhere/at/all"), ("tests", "expected one of")],
+    [
+        (None, "names no checkpoint for this method"),
+        ("nowhere/at/all", "no checkpoint at nowhere/at/all"),
+        ("tests", "expected one of"),
+    ],
 )
 def test_a_checkpoint_that_is_not_there(checkpoint: str | None, said: str) -> None:
     with pytest.raises(InputError, match=said):
         load_network(EagleNetwork, checkpoint, target())
 
 
-@pytest.mark.parametrize(("found", "said"), [("eagle-attn", "not built"), ("cross-attn", "not built"), ("mpl", "expected mlp")])
+@pytest.mark.parametrize(
+    ("found", "said"), [("eagle-attn", "not supported"), ("cross-attn", "not supported"), ("mpl", "expected mlp")]
+)
 def test_hydra_refuses_other_architectures_by_name(found: str, said: str, tmp_path: Path) -> None:
     saved(HydraNetwork, tmp_path, "hydra_lm_head.pt")
     (tmp_path / "config.json").write_text(f'{{"hydra_head_arch": "{found}", "hydra_num_heads": 4, "hydra_num_layers": 4}}')

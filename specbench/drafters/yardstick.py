@@ -1,7 +1,7 @@
-"""Drafters that are no methods: they know the answer, and measure what an engine makes of drafts."""
+"""Drafters that are not methods: they know the answer, and measure what an engine gains from drafts."""
 
 from specbench.decoding.drafter import Drafter
 
 
 class Yardstick(Drafter):
-    """Rows of a method that is one, or is made of one, are labelled synthetic."""
+    """Base class; results of a method that is a yardstick, or has one as a part, are labelled synthetic."""
