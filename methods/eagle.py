@@ -7,7 +7,7 @@ grows the tree where the drafter is confident.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,13 +64,11 @@ class EagleNetwork(DraftNetwork):
         """hidden f_t (B, N, H), tokens x_{t+1} (B, N), positions (N,) -> predicted hidden states f_{t+1} (B, N, H)."""
         fused = self.fc(torch.cat([self.embed_tokens(tokens), hidden], dim=-1))
         rotary = self.rotary.get_cos_sin(positions)
-        predicted: Tensor = self.layers[0](fused, position_embeddings=rotary, forward_pass=forward_pass)
-        return predicted
+        return cast(Tensor, self.layers[0](fused, position_embeddings=rotary, forward_pass=forward_pass))
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """(N, H) -> (N, draft vocabulary)."""
-        logits: Tensor = self._head(hidden.to(self._head_dtype))
-        return logits
+        return cast(Tensor, self._head(hidden.to(self._head_dtype)))
 
     def to_target_tokens(self, tokens: Tensor) -> Tensor:
         """Map ids of the draft vocabulary to ids of the target's."""

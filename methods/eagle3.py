@@ -1,7 +1,7 @@
 """EAGLE-3 (Li et al. 2025): one layer over hidden states of three depths of the target, its own head, EAGLE-2's tree."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,7 @@ class MidLayer(nn.Module):
         """(B, N, H) each -> (B, N, H)."""
         inputs = torch.cat([self.input_layernorm(embedded), self.hidden_norm(hidden)], dim=-1)
         hidden = hidden + self.self_attn(inputs, position_embeddings=position_embeddings, forward_pass=forward_pass)[0]
-        out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
-        return out
+        return cast(Tensor, hidden + self.mlp(self.post_attention_layernorm(hidden)))
 
 
 class Eagle3Network(DraftNetwork):
@@ -102,13 +101,11 @@ class Eagle3Network(DraftNetwork):
         if hidden.shape[-1] == self.fc.in_features:
             hidden = self.fc(hidden)
         embedded = self._embed(tokens).to(hidden.dtype)
-        out: Tensor = self.midlayer(embedded, hidden, self.rotary.get_cos_sin(positions), forward_pass)
-        return out
+        return cast(Tensor, self.midlayer(embedded, hidden, self.rotary.get_cos_sin(positions), forward_pass))
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """(N, H) -> (N, draft vocabulary)."""
-        logits: Tensor = self.lm_head(self.norm(hidden))
-        return logits
+        return cast(Tensor, self.lm_head(self.norm(hidden)))
 
     def to_target_tokens(self, tokens: Tensor) -> Tensor:
         """Map ids of the draft vocabulary, of any shape, to ids of the target's."""

@@ -5,7 +5,7 @@ The published recipe (prefix-mlp) puts one decoder layer between the target's hi
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,7 @@ class HydraBlock(nn.Module):
 
     def forward(self, read: Tensor) -> Tensor:
         """(..., vectors * H) -> (..., H)."""
-        out: Tensor = self.res_connection(read) + nn.functional.silu(self.linear(read))
-        return out
+        return cast(Tensor, self.res_connection(read) + nn.functional.silu(self.linear(read)))
 
     def scale_tokens(self, scale: float) -> None:
         """Scale the weights of all inputs except the first vector."""
@@ -58,8 +57,7 @@ class Prefix(nn.Module):
 
     def forward(self, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], forward_pass: Any) -> Tensor:
         """(B, N, H) -> (B, N, H)."""
-        out: Tensor = self.norm(self.layers[0](hidden, position_embeddings=position_embeddings, forward_pass=forward_pass))
-        return out
+        return cast(Tensor, self.norm(self.layers[0](hidden, position_embeddings=position_embeddings, forward_pass=forward_pass)))
 
 
 class HydraNetwork(DraftNetwork):
@@ -126,8 +124,7 @@ class HydraNetwork(DraftNetwork):
         """Map the target's hidden states to those that the heads read, (B, N, H) each."""
         if not self.prefixed:
             return hidden
-        out: Tensor = self.prefix_embeding_layer(hidden, self.rotary.get_cos_sin(positions), forward_pass)
-        return out
+        return cast(Tensor, self.prefix_embeding_layer(hidden, self.rotary.get_cos_sin(positions), forward_pass))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(...) -> (..., H)."""
@@ -136,8 +133,7 @@ class HydraNetwork(DraftNetwork):
 
     def compute_logits(self, head: int, read: Tensor) -> Tensor:
         """read (m, (head + 2) H): a hidden state, then the embeddings of the root and the drafted tokens -> (m, V)."""
-        logits: Tensor = self.hydra_lm_head[head](self.hydra_mlp[head](read))
-        return logits
+        return cast(Tensor, self.hydra_lm_head[head](self.hydra_mlp[head](read)))
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Sum over heads k of 0.8^k times the cross-entropy with the target's distribution (Hydra++, section 4)."""
@@ -209,7 +205,9 @@ class HydraHeads(TreeHeads, KeepingDrafter[DraftKV]):
         """Run the prefix layer over all new hidden states; return its last output, (1, H)."""
         count = len(state.hidden)
         positions = torch.arange(state.kv.length, state.kv.length + count, device=self.target.device)
-        out = self.network.apply_prefix(state.hidden[None].to(self.network.dtype), positions, state.kv.build_token_pass(count))
+        out: Tensor = self.network.apply_prefix(
+            state.hidden[None].to(self.network.dtype), positions, state.kv.build_token_pass(count)
+        )
         state.kv.keep(count)
         state.hidden = state.hidden[:0]
         self.draft_forwards += self.network.prefixed

@@ -56,8 +56,6 @@ class Layout(NamedTuple):
 
 @dataclass
 class LookaheadState:
-    """State of one sequence."""
-
     tokens: list[int]  # the last committed ones, the root last
     place: int  # the root's position
     rows: list[list[int]]  # the filled rows; once there are several, the first is one token shorter than the others

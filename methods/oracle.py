@@ -11,28 +11,27 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from specbench.decoding.autoregressive import Autoregressive
-from specbench.decoding.drafter import SequenceContext
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verification
-from specbench.drafters.yardstick import Yardstick
 from specbench.errors import InputError
 
 
 @dataclass
 class OracleState:
-    """State of one sequence."""
-
     answer: list[int]  # or the tokens committed last, once the output has left the answer
     tokens: Tensor  # (n,) the answer on the device
     position: int | None  # of the root in the answer; None once the output has left it
     coins: random.Random  # used by Synthetic
 
 
-class Oracle(Yardstick):
+class Oracle(Drafter):
     """Perfect drafts of `length` tokens at no cost: the upper bound of all drafters of chains."""
+
+    synthetic = True
 
     def __init__(self, length: int) -> None:
         self.length = length

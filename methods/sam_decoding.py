@@ -14,8 +14,6 @@ FILLER = 0  # token that pads a full chain, as in the authors' code
 
 @dataclass
 class SamState:
-    """State of one sequence."""
-
     text: SuffixAutomaton  # prompt and answer
     trusted: bool  # copies are drafted
     expected: list[int] = field(default_factory=list)  # the tokens of a copy on probation that have not come yet
@@ -35,14 +33,7 @@ class SamDecoding(Drafter):
     """
 
     def __init__(
-        self,
-        length: int,
-        factor: float | None,
-        shortest: int,
-        recent: bool,
-        full: bool,
-        trial: int | None,
-        static: Rest | None,
+        self, length: int, factor: float | None, shortest: int, recent: bool, full: bool, trial: int | None, static: Rest | None
     ) -> None:
         self.length, self.factor, self.shortest = length, factor, shortest
         self.recent, self.full, self.trial, self.static = recent, full, trial, static

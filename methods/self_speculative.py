@@ -19,8 +19,6 @@ EPSILON = 0.01  # step of the threshold
 
 @dataclass
 class SelfDraftState:
-    """State of one sequence."""
-
     past: KVStore  # the target's own
     verifier: Verifier
     committed: int  # entries of `past` without drafts
@@ -41,13 +39,7 @@ class SelfSpeculative(SkippingDrafter):
     draws = True
 
     def __init__(
-        self,
-        checkpoint: str | None,
-        draft_tokens: int,
-        threshold: float,
-        adaptive: bool,
-        target_acceptance: float,
-        carry: bool,
+        self, checkpoint: str | None, draft_tokens: int, threshold: float, adaptive: bool, target_acceptance: float, carry: bool
     ) -> None:
         if draft_tokens < 1:
             raise InputError(f"draft_tokens={draft_tokens}: expected a whole number, at least 1")

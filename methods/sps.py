@@ -20,8 +20,6 @@ Schedule = Literal["fixed", "heuristic"]
 
 @dataclass
 class DraftState:
-    """State of one sequence."""
-
     store: KVStore  # the draft model's
     verifier: Verifier
     pending: list[int]  # committed tokens that are not in the store yet, the root last

@@ -6,6 +6,7 @@ of the logits' scale; a wrong mask, position or KV entry moves them by a tenth a
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ every_architecture = pytest.mark.parametrize("architecture", list(EXTRA))
 def plainly(target: LanguageModel, tokens: list[int]) -> Tensor:
     """(S, V): one forward of transformers' own attention over a whole sequence, without any cache."""
     with target.use_original_attention() as model:
-        return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+        return cast(Tensor, model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0])
 
 
 def forward(target: LanguageModel, store: KVStore, trees: list[DraftTree]) -> list[Tensor]:
@@ -77,7 +78,10 @@ def tree(rng: random.Random, nodes: int) -> DraftTree:
     return random_tree(rng, nodes, VOCABULARY, scratch=0.2)
 
 
-def decode_randomly(target: LanguageModel, prompts: list[list[int]], shapes: list[Callable], seed: int) -> None:
+Shape = Callable[[random.Random, int], DraftTree]
+
+
+def decode_randomly(target: LanguageModel, prompts: list[list[int]], shapes: list[Shape], seed: int) -> None:
     """Rounds of one random tree per row, then a path of it is committed: a branched one moves KV entries."""
     rng, store, committed = random.Random(seed), prefilled(target, prompts), [list(prompt) for prompt in prompts]
     for shape in shapes:
@@ -185,7 +189,7 @@ def prefilled_last(target: LanguageModel, prompt: list[int]) -> Tensor:
 @pytest.mark.parametrize("given, expected", [(7, (7,)), ([7, 9], (7, 9)), (None, (1,))])
 def test_eos_ids_are_the_generation_configs_else_the_configs(given: object, expected: tuple[int, ...]) -> None:
     model = tiny_model("llama", layers=1)
-    model.generation_config = GenerationConfig(eos_token_id=given)
+    model.generation_config = GenerationConfig(eos_token_id=given)  # type: ignore[no-untyped-call]
     assert LanguageModel(model).eos_ids == expected
 
 
@@ -204,10 +208,12 @@ def test_what_attends_outside_the_interface_is_refused() -> None:
     with pytest.raises(InputError, match="3 of 4 layers attend"):
         model.check_attention()
     with pytest.raises(InputError, match="sinks"):
-        attend(None, *[torch.zeros(1, 1, 1, 4)] * 3, None, forward_pass=object(), s_aux=torch.zeros(1))  # type: ignore[arg-type]
+        zeros: Any = torch.zeros(1, 1, 1, 4)
+        nothing: Any = object()
+        attend(nothing, zeros, zeros, zeros, None, forward_pass=nothing, s_aux=torch.zeros(1))
 
 
 def test_a_model_without_a_longest_sequence_is_refused() -> None:
     config = AutoConfig.for_model("bloom", hidden_size=8, n_head=1, n_layer=1, vocab_size=16)
     with pytest.raises(InputError, match="bloom: its config has no max_position_embeddings"):
-        LanguageModel(AutoModelForCausalLM.from_config(config))
+        LanguageModel(AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ over from a draft or a skipped norm that still counts shows as another number.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 
 from methods.self_speculative import SelfDraftState, SelfSpeculative
-from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.drafter import SequenceContext
+from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import GREEDY
+from specbench.decoding.verify import GREEDY, Verification
 from specbench.drafters.skip_sets import draw_skip_set, load_skip_set, write_skip_set
 from specbench.drafters.skipping import SkipSet, count_layers, skip_sublayers
 from specbench.errors import InputError
@@ -36,7 +38,7 @@ def reference(model: nn.Module, skipped: SkipSet, ids: Tensor) -> Tensor:
     for number, layer in enumerate(decoder.layers):
         layer.forward = by_hand(layer, number in skipped.attention, number in skipped.mlp)
     try:
-        return model(input_ids=ids[None], use_cache=False).logits[0, -1]
+        return cast(Tensor, model(input_ids=ids[None], use_cache=False).logits[0, -1])
     finally:
         for layer, original in zip(decoder.layers, originals, strict=True):
             layer.forward = original
@@ -127,7 +129,7 @@ def test_a_model_spread_over_devices_is_thinned_as_well() -> None:
 
 def test_an_architecture_of_other_layers_is_refused_by_name() -> None:
     target = tiny_language_model("llama", 2)
-    del target.model.get_decoder().layers[1].mlp
+    del target.decoder.layers[1].mlp  # type: ignore[index, union-attr]
     with pytest.raises(InputError, match="llama: only layers made of self_attn and mlp can be skipped"):
         count_layers(target)
 
@@ -135,8 +137,9 @@ def test_an_architecture_of_other_layers_is_refused_by_name() -> None:
 class Watched(SelfSpeculative):
     """Notes the committed tokens and the draft of each step, of one sequence."""
 
-    def start(self, prompt: list[int], out, context) -> SelfDraftState:  # type: ignore[no-untyped-def]
-        self.committed, self.steps = list(prompt), []
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> SelfDraftState:
+        self.committed = list(prompt)
+        self.steps: list[Any] = []
         return super().start(prompt, out, context)
 
     def draft(self, state: SelfDraftState, budget: int) -> DraftTree:
@@ -145,7 +148,7 @@ class Watched(SelfSpeculative):
         self.steps.append((list(self.committed), budget, state.threshold, tree.tokens[1:].tolist()))
         return tree
 
-    def observe(self, state: SelfDraftState, tree: DraftTree, out, verified) -> None:  # type: ignore[no-untyped-def]
+    def observe(self, state: SelfDraftState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         super().observe(state, tree, out, verified)
         self.committed += verified.tokens
 

@@ -1,7 +1,7 @@
 """Drafters with weights: the authors' layouts both ways, expansion, and what they draft against the slow way."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def drafter_of(kind: type[DraftNetwork], checkpoint: str) -> Drafter:
         EagleNetwork: lambda: Eagle(checkpoint, TREE, "auto"),
         Eagle3Network: lambda: Eagle3(checkpoint, 20, 3, 4, "auto"),
     }
-    return made[kind]()
+    return cast(Drafter, made[kind]())
 
 
 def decoded(target: LanguageModel, drafter: Drafter) -> list[Generation]:
@@ -56,7 +56,7 @@ def ungrouped(layers: int = 6) -> Any:
     config = AutoConfig.for_model("llama", **{**SHAPE, "num_key_value_heads": 4, "head_dim": 8}, num_hidden_layers=layers)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config).double().eval()
+        return AutoModelForCausalLM.from_config(config).double().eval()  # type: ignore[no-untyped-call]
 
 
 WIDE = {"hidden_size": 96, "intermediate_size": 80, "num_attention_heads": 12}
@@ -131,7 +131,7 @@ def first_draft(model: Any, drafter: Drafter) -> tuple[DraftTree, list[torch.Ten
 
     def watched(*given: Any) -> torch.Tensor:
         seen.append(logits(*given))
-        return seen[-1]
+        return cast(torch.Tensor, seen[-1])
 
     network.compute_logits = watched
     (prompt,) = prompts(1, seed=3)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,19 +54,16 @@ class LanguageModel:
     @property
     def decoder(self) -> nn.Module:
         """The model without its output head."""
-        decoder: nn.Module = self.model.get_decoder()  # type: ignore[no-untyped-call]
-        return decoder
+        return cast(nn.Module, self.model.get_decoder())  # type: ignore[no-untyped-call]
 
     @property
     def head(self) -> nn.Module:
         """Maps the final norm's output to logits."""
-        head: nn.Module = self.model.get_output_embeddings()
-        return head
+        return cast(nn.Module, self.model.get_output_embeddings())  # type: ignore[no-untyped-call]
 
     @property
     def embedding(self) -> nn.Module:
-        embedding: nn.Module = self.model.get_input_embeddings()
-        return embedding
+        return self.model.get_input_embeddings()
 
     def create_store(self, capacity: int, batch: int = 1) -> KVStore:
         return KVStore(batch, capacity)

@@ -1,7 +1,7 @@
 """The base class of trained drafters' networks, and the sizes of the target they are trained for."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -31,17 +31,9 @@ class TargetShape:
     @staticmethod
     def of(config: PretrainedConfig) -> "TargetShape":
         heads = config.num_attention_heads
-        return TargetShape(
-            hidden_size=config.hidden_size,
-            vocab_size=config.vocab_size,
-            num_hidden_layers=config.num_hidden_layers,
-            intermediate_size=config.intermediate_size,
-            num_attention_heads=heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            rms_norm_eps=getattr(config, "rms_norm_eps", 1e-6),
-            max_position_embeddings=config.max_position_embeddings,
-        )
+        defaults = {"num_key_value_heads": heads, "head_dim": config.hidden_size // heads, "rms_norm_eps": 1e-6}
+        names = [field.name for field in fields(TargetShape)]
+        return TargetShape(**{name: getattr(config, name, None) or defaults[name] for name in names})
 
     @staticmethod
     def of_base(config: PretrainedConfig) -> "TargetShape":
