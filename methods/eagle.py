@@ -1,13 +1,13 @@
 """EAGLE-1 (Li et al. 2024a) and EAGLE-2 (Li et al. 2024b): one decoder layer continues the target's hidden states.
 
-The pair of a hidden state f_t (after the final norm) and the token x_{t+1} stands at position t; the layer's output is read by
-the target's own head and serves as the hidden state of the next level. EAGLE-1 fills a static tree, EAGLE-2 grows the
-tree where the drafter is sure.
+At position t it reads the hidden state f_t (after the final norm) and the token x_{t+1}, and predicts f_{t+1}: the target's head
+turns that into the distribution of x_{t+2}, and the next level reads it as its hidden state. EAGLE-1 fills a static tree, EAGLE-2
+grows the tree where the drafter is confident.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +24,18 @@ from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergen
 from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config, embedding_scale
 from specbench.drafters.network_drafter import NetworkDrafter
 
-NOISE = 0.1  # half the width of the uniform noise on the hidden states in training (EAGLE-1, on training the draft model)
-ROOM = 256  # KV entries and positions for the expanded nodes of one tree
-TOKEN_WEIGHT = 0.1  # of the token loss beside the regression of hidden states (as above)
+NOISE = 0.1  # training adds noise from U(-0.1, 0.1) to the hidden states (EAGLE-1, "Training of the draft models")
+ROOM = 256  # KV entries and positions reserved for the expanded nodes of one tree
+TOKEN_WEIGHT = 0.1  # w_cls in L = L_reg + w_cls * L_cls (EAGLE-1)
 
 
 class EagleNetwork(DraftNetwork):
-    """fc and one Llama layer without its first norm; the target's head. Embeddings are a copy of the target's."""
+    """fc, one Llama layer without its input norm, a copy of the target's embeddings, and the target's own head."""
 
     files = ("pytorch_model.bin",)
     unused = ("layers.0.self_attn.rotary_emb",)
     writes_hidden = ("embed_tokens.weight", "fc.weight", "fc.bias", "o_proj.weight", "down_proj.weight")
-    beside: Mapping[str, int] = {"fc.weight": 2}
+    hidden_vectors: Mapping[str, int] = {"fc.weight": 2}
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__(config, shape)
@@ -43,17 +43,16 @@ class EagleNetwork(DraftNetwork):
         hidden = self.layer_config.hidden_size
         self.embed_tokens = nn.Embedding(self.layer_config.vocab_size, hidden)
         self.fc = nn.Linear(2 * hidden, hidden, bias=self.config.get("bias", True))
-        self.layers = nn.ModuleList(
-            [_remove_input_norm(LlamaDecoderLayer(self.layer_config, 0), self.config.get("qkv_bias", False))]
-        )
+        layer = _remove_input_norm(LlamaDecoderLayer(self.layer_config, 0), self.config.get("qkv_bias", False))
+        self.layers = nn.ModuleList([layer])
 
     @classmethod
     def create_config(cls, shape: TargetShape) -> dict[str, Any]:
         return {**shape.get_layer_sizes(), "hidden_act": "silu", "rope_theta": 10000.0}
 
     def init_weights(self, target: LanguageModel) -> None:
-        """Tokens begin as loud as hidden states: much softer ones are noticed late."""
-        self.embed_tokens.weight.data.copy_(target.embedding.weight)  # type: ignore[arg-type]
+        """Start with the target's embeddings, scaled to the size of hidden states; much smaller inputs are learned late."""
+        self.embed_tokens.weight.data.copy_(target.embedding.get_parameter("weight"))
         self.embed_tokens.weight.requires_grad_(False)
         self.fc.weight.data[:, : self.embed_tokens.embedding_dim] *= embedding_scale(target)
 
@@ -62,36 +61,37 @@ class EagleNetwork(DraftNetwork):
         self._head, self._head_dtype = target.head.forward, target.dtype
 
     def forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: LayerPass) -> Tensor:
-        """hidden (B, N, H), tokens (B, N), positions (N,) -> (B, N, H), the hidden states one place further."""
-        read = self.fc(torch.cat([self.embed_tokens(tokens), hidden], dim=-1))
-        return self.layers[0](read, position_embeddings=self.rotary.get_cos_sin(positions), forward_pass=forward_pass)
+        """hidden f_t (B, N, H), tokens x_{t+1} (B, N), positions (N,) -> predicted hidden states f_{t+1} (B, N, H)."""
+        fused = self.fc(torch.cat([self.embed_tokens(tokens), hidden], dim=-1))
+        rotary = self.rotary.get_cos_sin(positions)
+        return cast(Tensor, self.layers[0](fused, position_embeddings=rotary, forward_pass=forward_pass))
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """(N, H) -> (N, draft vocabulary)."""
-        return self._head(hidden.to(self._head_dtype))
+        return cast(Tensor, self._head(hidden.to(self._head_dtype)))
 
     def to_target_tokens(self, tokens: Tensor) -> Tensor:
-        """Ids of the draft vocabulary -> ids of the target's."""
+        """Map ids of the draft vocabulary to ids of the target's."""
         return tokens
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
-        """Smooth L1 to the target's next hidden state, and cross-entropy with what the target makes of that."""
+        """L = L_reg + w_cls * L_cls: smooth L1 to f_{t+1}, and cross-entropy with the target's distribution of x_{t+2}."""
         hidden = lesson.hidden
         if self.training:
             hidden = hidden + (torch.rand_like(hidden) - 0.5) * 2 * NOISE
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
-        guessed = self(hidden, lesson.ids.roll(-1, dims=1), positions, TrainingPass())
-        there, tokens = lesson.select_ahead(2)
-        states, logits = guessed[there], self.compute_logits(guessed[there])
-        wanted = lesson.last.roll(-1, dims=1)[there].float()
-        regression = mean(nn.functional.smooth_l1_loss(states.float(), wanted, reduction="none"))
-        loss = regression + TOKEN_WEIGHT * divergence(logits, lesson.compute_teacher(there, 2))
+        mask, tokens = lesson.select_ahead(2)
+        states = self(hidden, lesson.ids.roll(-1, dims=1), positions, TrainingPass())[mask]  # (n, H)
+        logits = self.compute_logits(states)
+        expected = lesson.last.roll(-1, dims=1)[mask].float()
+        regression = mean(nn.functional.smooth_l1_loss(states.float(), expected, reduction="none"))
+        loss = regression + TOKEN_WEIGHT * divergence(logits, lesson.compute_teacher(mask, 2))
         return LessonLoss(loss, [mean(logits.argmax(-1) == tokens)])
 
 
 def _remove_input_norm(layer: LlamaDecoderLayer, biased: bool) -> LlamaDecoderLayer:
     layer.input_layernorm = nn.Identity()  # type: ignore[assignment]
-    if biased:  # as in Qwen2: queries, keys and values have biases, the output has none
+    if biased:  # as in Qwen2: on queries, keys and values only
         attention = layer.self_attn
         for name in ("q_proj", "k_proj", "v_proj"):
             old = getattr(attention, name)
@@ -101,7 +101,7 @@ def _remove_input_norm(layer: LlamaDecoderLayer, biased: bool) -> LlamaDecoderLa
 
 @dataclass
 class EagleState:
-    """hidden (n, taps * H) and tokens (n): pairs that the drafter has not read yet, the root last."""
+    """hidden (n, taps * H) and tokens (n): committed pairs that the drafter has not read yet, the root's last."""
 
     kv: DraftKV
     verifier: Verifier
@@ -110,7 +110,7 @@ class EagleState:
 
 
 class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
-    """What EAGLE's drafters share: reading what was committed, and feeding a tree level by level."""
+    """What all EAGLE drafters share: reading committed tokens, and drafting a tree level by level."""
 
     network_class: ClassVar[type[Any]] = EagleNetwork
 
@@ -122,7 +122,6 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
         return DraftKV(capacity + ROOM, self._bias)
 
     def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> EagleState:
-        assert out.hidden is not None
         return EagleState(store, context.verifier, out.hidden, prompt[1:])
 
     def draft(self, state: EagleState, budget: int) -> DraftTree:
@@ -135,7 +134,7 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
         return tree
 
     def _catch_up(self, state: EagleState) -> Tensor:
-        """(1, H) behind the root, once all that was committed has gone through the drafter."""
+        """Run the drafter over all committed tokens; return its output for the root, (1, H)."""
         count = len(state.tokens)
         positions = torch.arange(state.kv.length, state.kv.length + count, device=self.target.device)
         out = self._forward(state.hidden, self.to_tensor(state.tokens), positions, state.kv.build_token_pass(count))
@@ -145,29 +144,29 @@ class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
 
     def _forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: LayerPass) -> Tensor:
         self.draft_forwards += 1
-        return self.network(hidden[None].to(self.network.dtype), tokens[None], positions, forward_pass)[0]
+        out: Tensor = self.network(hidden[None].to(self.network.dtype), tokens[None], positions, forward_pass)
+        return out[0]
 
     def _expand_level(self, kv: DraftKV, depth: int, hidden: Tensor, tokens: Tensor, visible: Tensor) -> Tensor:
-        """(m, H) behind the m expanded nodes of a depth (1: the root's children), which stay for the levels below."""
+        """Run the m expanded nodes of a depth (1: the root's children) -> (m, H); their KV stays for the levels below."""
         positions = torch.full((len(tokens),), kv.length + depth - 1, device=tokens.device)
         out = self._forward(hidden, tokens, positions, kv.build_level_pass(visible))
         kv.stack(len(tokens))
         return out
 
     def _grow_tree(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
-        """The draft tree; hidden (1, H) is what the drafter made of the root."""
+        """Return the draft tree. hidden (1, H): the drafter's output for the root (1,)."""
         raise NotImplementedError
 
     def observe(self, state: EagleState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        assert out.hidden is not None
         state.hidden = torch.cat([state.hidden, out.hidden[verified.path]])
         state.tokens += verified.tokens
 
 
 class Eagle(EagleDrafter):
-    """EAGLE-1: each expanded node of a static tree (`tree`: its paths) takes its own most probable children.
+    """EAGLE-1: a static tree (`tree`: its paths) whose expanded nodes take their most probable tokens as children.
 
-    Above temperature 0 as many are drawn without replacement from the drafter's distribution, in the order of their ranks.
+    Above temperature 0 the children are drawn from the drafter's distribution without replacement.
     """
 
     draws = True
@@ -184,22 +183,22 @@ class Eagle(EagleDrafter):
     def _grow_tree(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
         shape, drafted, drawn_from = self.tree.cut(budget), [root], []
         for depth, level in enumerate(shape.levels, start=1):
-            ranked, weights = state.verifier.rank(self.network.compute_logits(hidden), self.tree.width)  # (m, width), (m, V)
-            tokens = ranked[level.rows, level.ranks if weights is None else level.places]
+            ranked, q = state.verifier.rank(self.network.compute_logits(hidden), self.tree.width)  # (m, width), (m, V)
+            tokens = ranked[level.rows, level.ranks if q is None else level.places]
             drafted.append(tokens)
-            if weights is not None:
-                drawn_from.append(weights)
+            if q is not None:
+                drawn_from.append(q)
             if depth < shape.depth:
-                hidden = self._expand_level(
-                    state.kv, depth, hidden[level.rows[level.expanded]], tokens[level.expanded], level.visible
-                )
+                above = hidden[level.rows[level.expanded]]
+                hidden = self._expand_level(state.kv, depth, above, tokens[level.expanded], level.visible)
         return shape.build_tree(torch.cat(drafted), torch.cat(drawn_from) if drawn_from else None)
 
 
 class Eagle2(EagleDrafter):
-    """EAGLE-2: `top_k` nodes are expanded at each of `depth` levels; the most probable `total_tokens` - 1 nodes make the tree.
+    """EAGLE-2: expand the best `top_k` nodes at each of `depth` levels, then keep the best `total_tokens` - 1 nodes (section 4).
 
-    Scores are sums of log-probabilities in float32; of equal ones the node drafted first counts, so a parent before its child.
+    A node's value is the product of the draft probabilities on its path, here a sum of logarithms in float32. Of equal values
+    the node drafted first wins, so a parent precedes its children.
     """
 
     def __init__(self, checkpoint: str | None, total_tokens: int, depth: int, top_k: int, dtype: str) -> None:
@@ -209,37 +208,35 @@ class Eagle2(EagleDrafter):
 
     def _grow_tree(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
         k = self.top_k
-        logs, best = self._rank_children(hidden)  # (1, k) each
-        scores, tokens = [logs[0]], [best[0]]
-        above = [torch.full_like(best[0], -1)]  # the candidate each was drafted from, -1: the root
-        at, hidden = torch.arange(k, device=root.device), hidden.expand(k, -1)  # the current nodes, as candidates
-        visible = torch.eye(k, dtype=torch.bool, device=root.device)
-        eye = visible
+        log_q, best = self._rank_children(hidden)  # (1, k) each
+        values, tokens = log_q[0], best[0]  # (C,) of all candidates so far
+        parents = torch.full_like(tokens, -1)  # (C,) the candidate each was drafted from; -1: the root
+        frontier, hidden = torch.arange(k, device=root.device), hidden.expand(k, -1)  # the nodes to expand, as candidates
+        visible = eye = torch.eye(k, dtype=torch.bool, device=root.device)
         for depth in range(1, min(self.depth + 1, budget)):
-            hidden = self._expand_level(state.kv, depth, hidden, torch.cat(tokens)[at], visible)
-            logs, best = self._rank_children(hidden)  # (k, k) each
-            sums = (torch.cat(scores)[at][:, None] + logs).flatten()
-            first = sum(len(some) for some in scores)
-            scores, tokens, above = [*scores, sums], [*tokens, best.flatten()], [*above, at.repeat_interleave(k)]
-            chosen = _select_best(sums, k)
-            rows = chosen // k
-            at, hidden = first + chosen, hidden[rows]
-            visible = torch.cat([visible[rows], eye], dim=1)
-        return self._select_tree(root, torch.cat(scores), torch.cat(tokens), torch.cat(above))
+            hidden = self._expand_level(state.kv, depth, hidden, tokens[frontier], visible)
+            log_q, best = self._rank_children(hidden)  # (k, k) each
+            products = (values[frontier][:, None] + log_q).flatten()  # V_i = V_parent * q(x_i), as logarithms
+            chosen = _select_best(products, k)
+            parents = torch.cat([parents, frontier.repeat_interleave(k)])
+            frontier, rows = len(values) + chosen, chosen // k
+            values, tokens = torch.cat([values, products]), torch.cat([tokens, best.flatten()])
+            hidden, visible = hidden[rows], torch.cat([visible[rows], eye], dim=1)
+        return self._select_tree(root, values, tokens, parents)
 
     def _rank_children(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(m, H) -> log-probabilities in float32 and ids in the target's vocabulary of the top k tokens, (m, k) each."""
-        found = self.network.compute_logits(hidden).float().log_softmax(dim=-1).topk(self.top_k)
-        return found.values, self.network.to_target_tokens(found.indices)
+        """(m, H) -> float32 log-probabilities and target ids of the top k tokens, (m, k) each."""
+        best = self.network.compute_logits(hidden).float().log_softmax(dim=-1).topk(self.top_k)
+        return best.values, self.network.to_target_tokens(best.indices)
 
-    def _select_tree(self, root: Tensor, scores: Tensor, tokens: Tensor, above: Tensor) -> DraftTree:
-        """The best candidates as a tree, in the order in which they were drafted."""
-        kept = _select_best(scores, self.total_tokens - 1).sort().values
-        parents = torch.searchsorted(kept, above[kept]) + 1
-        parents = torch.where(above[kept] < 0, 0, parents)
+    def _select_tree(self, root: Tensor, values: Tensor, tokens: Tensor, candidates: Tensor) -> DraftTree:
+        """Rerank: return the best candidates as a tree, in drafting order. candidates (C,): each one's parent."""
+        kept = _select_best(values, self.total_tokens - 1).sort().values
+        above = candidates[kept]
+        parents = torch.where(above < 0, 0, torch.searchsorted(kept, above) + 1)
         return DraftTree(torch.cat([root, tokens[kept]]), torch.cat([parents.new_tensor([-1]), parents]))
 
 
-def _select_best(scores: Tensor, count: int) -> Tensor:
-    """Indices of the highest scores, of equal ones the first."""
-    return scores.sort(descending=True, stable=True).indices[:count]
+def _select_best(values: Tensor, count: int) -> Tensor:
+    """Return the indices of the highest values, of equal ones the first."""
+    return values.sort(descending=True, stable=True).indices[:count]

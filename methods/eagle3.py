@@ -1,7 +1,7 @@
-"""EAGLE-3 (Li et al. 2025): a layer over hidden states of three depths of the target, a head of its own; EAGLE-2's tree."""
+"""EAGLE-3 (Li et al. 2025): one layer over hidden states of three depths of the target, its own head, EAGLE-2's tree."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,12 @@ from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_co
 from specbench.errors import InputError
 
 ROUNDS = 7  # of the training-time test (section 3.2)
-DECAY = 0.8  # of a round's weight in the loss with each further one
-TAPS = "eagle_aux_hidden_state_layer_ids"  # config.json's name for them in later runtimes; absent in the authors' files
+DECAY = 0.8  # a round's weight in the loss, relative to the round before
+TAPS = "eagle_aux_hidden_state_layer_ids"  # in config.json files of later runtimes; absent in the authors'
 
 
 class MidLayer(nn.Module):
-    """A Llama layer whose attention reads an embedding beside a hidden state; the residual is the hidden state."""
+    """A Llama layer whose attention reads a token embedding and a hidden state; the residual is the hidden state."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -28,25 +28,25 @@ class MidLayer(nn.Module):
         for name in ("q_proj", "k_proj", "v_proj"):
             old = getattr(self.self_attn, name)
             setattr(self.self_attn, name, nn.Linear(2 * config.hidden_size, old.out_features, bias=old.bias is not None))
-        self.mlp = LlamaMLP(config)
+        self.mlp = LlamaMLP(config)  # type: ignore[no-untyped-call]
         self.hidden_norm, self.input_layernorm, self.post_attention_layernorm = (
             LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(3)
         )
 
     def forward(self, embedded: Tensor, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], forward_pass: Any) -> Tensor:
         """(B, N, H) each -> (B, N, H)."""
-        read = torch.cat([self.input_layernorm(embedded), self.hidden_norm(hidden)], dim=-1)
-        hidden = hidden + self.self_attn(read, position_embeddings=position_embeddings, forward_pass=forward_pass)[0]
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        inputs = torch.cat([self.input_layernorm(embedded), self.hidden_norm(hidden)], dim=-1)
+        hidden = hidden + self.self_attn(inputs, position_embeddings=position_embeddings, forward_pass=forward_pass)[0]
+        return cast(Tensor, hidden + self.mlp(self.post_attention_layernorm(hidden)))
 
 
 class Eagle3Network(DraftNetwork):
-    """fc over three hidden states, one layer, a norm and a head over a draft vocabulary; d2t: what to add to its ids."""
+    """fc over three hidden states, one layer, a norm, and a head over a draft vocabulary; d2t: offsets to target ids."""
 
     files = ("pytorch_model.bin",)
     unused = ("midlayer.self_attn.rotary_emb",)
     writes_hidden = ("embed_tokens.weight", "fc.weight", "o_proj.weight", "down_proj.weight")
-    beside: Mapping[str, int] = {"fc.weight": 3, "q_proj.weight": 2, "k_proj.weight": 2, "v_proj.weight": 2}
+    hidden_vectors: Mapping[str, int] = {"fc.weight": 3, "q_proj.weight": 2, "k_proj.weight": 2, "v_proj.weight": 2}
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__(config, shape)
@@ -64,11 +64,12 @@ class Eagle3Network(DraftNetwork):
 
     @property
     def draft_vocabulary(self) -> int:
-        return self.config.get("draft_vocab_size") or self.shape.vocab_size
+        size: int | None = self.config.get("draft_vocab_size")
+        return size or self.shape.vocab_size
 
     @property
     def taps(self) -> tuple[int, ...]:
-        """The inputs of an early, the middle and a late layer."""
+        """By default the inputs of layers 2, L/2 and L - 3."""
         layers = self.shape.num_hidden_layers
         return tuple(self.config.get(TAPS) or (2, layers // 2, layers - 3))
 
@@ -76,31 +77,23 @@ class Eagle3Network(DraftNetwork):
     def create_config(cls, shape: TargetShape) -> dict[str, Any]:
         layers = shape.num_hidden_layers
         taps = [min(2, layers), layers // 2, max(0, layers - 3)]
-        return {
-            **shape.get_layer_sizes(),
-            "hidden_act": "silu",
-            "rope_theta": 10000.0,
-            "draft_vocab_size": shape.vocab_size,
-            TAPS: taps,
-        }
+        llama = {"hidden_act": "silu", "rope_theta": 10000.0}
+        return {**shape.get_layer_sizes(), **llama, "draft_vocab_size": shape.vocab_size, TAPS: taps}
 
     @classmethod
     def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The vocabulary maps are dropped where the vocabularies are equal; embeddings are the target's unless they lie there."""
+        """Drop the vocabulary maps if the vocabularies are equal; note whether it has embeddings."""
         if config.get("draft_vocab_size", config.get("vocab_size")) == config.get("vocab_size"):
             tensors = {name: tensor for name, tensor in tensors.items() if name not in ("d2t", "t2d")}
         return config | {"own_embeddings": "embed_tokens.weight" in tensors}, tensors
 
     def attach_target(self, target: LanguageModel) -> None:
-        if not self.config.get("own_embeddings"):
-            self._embed = target.embedding.forward
-            if self.layer_config.hidden_size != target.config.hidden_size:
-                raise InputError(
-                    f"eagle3: a hidden size of {self.layer_config.hidden_size} needs embed_tokens.weight in the checkpoint: the "
-                    f"target's embeddings have {target.config.hidden_size}"
-                )
-        else:
-            self._embed = self.embed_tokens.forward
+        hidden, target_hidden = self.layer_config.hidden_size, target.config.hidden_size
+        shared = not self.config.get("own_embeddings")
+        if shared and hidden != target_hidden:
+            needed = "needs embed_tokens.weight in the checkpoint"
+            raise InputError(f"eagle3: a hidden size of {hidden} {needed}: the target's embeddings have {target_hidden}")
+        self._embed = target.embedding.forward if shared else self.embed_tokens.forward
         self.rotary = Rotary(self.layer_config, target.context + ROOM, self.fc.weight)
 
     def forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: Any) -> Tensor:
@@ -108,38 +101,32 @@ class Eagle3Network(DraftNetwork):
         if hidden.shape[-1] == self.fc.in_features:
             hidden = self.fc(hidden)
         embedded = self._embed(tokens).to(hidden.dtype)
-        return self.midlayer(embedded, hidden, position_embeddings=self.rotary.get_cos_sin(positions), forward_pass=forward_pass)
+        return cast(Tensor, self.midlayer(embedded, hidden, self.rotary.get_cos_sin(positions), forward_pass))
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """(N, H) -> (N, draft vocabulary)."""
-        return self.lm_head(self.norm(hidden))
+        return cast(Tensor, self.lm_head(self.norm(hidden)))
 
     def to_target_tokens(self, tokens: Tensor) -> Tensor:
-        """Ids of the draft vocabulary -> ids of the target's, of any shape."""
+        """Map ids of the draft vocabulary, of any shape, to ids of the target's."""
         return tokens + self.d2t[tokens] if self.draft_vocabulary < self.shape.vocab_size else tokens
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
-        """Training-time test: ROUNDS times the network reads its own output, one token further each time."""
+        """Training-time test (section 3.2): in each of ROUNDS rounds the network reads its own output, one token further."""
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
         hidden, rounds, losses, right = lesson.hidden, TrainingPass(), [], []
         for i in range(ROUNDS):
             hidden = self(hidden, lesson.ids.roll(-1 - i, dims=1), positions + i, rounds)
-            there, tokens = lesson.select_ahead(2 + i)
-            logits, teacher = self.compute_logits(hidden[there]), lesson.compute_teacher(there, 2 + i)
-            known = self._mask_draftable(teacher)
-            losses.append(DECAY**i * divergence(logits[known], self._restrict_vocabulary(teacher[known])))
+            mask, tokens = lesson.select_ahead(2 + i)
+            logits, teacher = self.compute_logits(hidden[mask]), lesson.compute_teacher(mask, 2 + i)
+            if self.draft_vocabulary < self.shape.vocab_size:  # learn where the target's best token is in the draft vocabulary
+                known = self.t2d[teacher.argmax(-1)]
+                losses.append(DECAY**i * divergence(logits[known], teacher[known][:, self.t2d]))
+            else:
+                losses.append(DECAY**i * divergence(logits, teacher))
             right.append(mean(self.to_target_tokens(logits.argmax(-1)) == tokens))
             rounds.advance_round()
         return LessonLoss(torch.stack(losses).sum(), right)
-
-    def _mask_draftable(self, teacher: Tensor) -> Tensor:
-        """(n,) bool: where the target's best token is in the draft vocabulary."""
-        best = teacher.argmax(-1)
-        return self.t2d[best] if self.draft_vocabulary < self.shape.vocab_size else torch.ones_like(best, dtype=torch.bool)
-
-    def _restrict_vocabulary(self, teacher: Tensor) -> Tensor:
-        """(n, V) -> (n, draft vocabulary)."""
-        return teacher[:, self.t2d] if self.draft_vocabulary < self.shape.vocab_size else teacher
 
 
 class Eagle3(Eagle2):

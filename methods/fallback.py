@@ -1,4 +1,4 @@
-"""Two drafters in one: where the first one offers nothing, the other one drafts."""
+"""Two drafters in one: when the first drafts nothing, the other drafts."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,15 +16,15 @@ Pair = tuple[Any, Any]  # the states of both drafters
 
 
 class Fallback(Drafter):
-    """SAM-Decoding beside a trained drafter (Hu et al. 2024, section 3.3) is one: `first` drafts where it has a long match.
+    """For example SAM-Decoding with a trained drafter (Hu et al. 2024, section 3.3): `first` drafts if it has a long match.
 
-    Both see every step, also those whose tree was the other one's.
+    Both observe every step, including those whose tree was the other's.
     """
 
     def __init__(self, first: Drafter, otherwise: Drafter) -> None:
         self.parts = (first, otherwise)
         if not all(part.lossless for part in self.parts):
-            raise InputError("a method made of two: typical acceptance of one of them is not supported; expected typical: null")
+            raise InputError("a method made of two does not support typical acceptance in either; expected typical: null")
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
@@ -46,8 +46,8 @@ class Fallback(Drafter):
             part.reset()
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Pair]:
-        seen = zip(self.parts, self._split_outputs(outs), strict=True)
-        first, otherwise = (part.begin(prompts, own, contexts) for part, own in seen)
+        split = zip(self.parts, self._split_outputs(outs), strict=True)
+        first, otherwise = (part.begin(prompts, part_outs, contexts) for part, part_outs in split)
         self.draft_forwards = sum(part.draft_forwards for part in self.parts)
         return list(zip(first, otherwise, strict=True))
 
@@ -56,22 +56,23 @@ class Fallback(Drafter):
         trees = first.propose([state for state, _ in states], budgets)
         empty = [row for row, tree in enumerate(trees) if tree.drafted == 0]
         if empty:
-            instead = otherwise.propose([states[row][1] for row in empty], [budgets[row] for row in empty])
-            for row, tree in zip(empty, instead, strict=True):
+            fallback = otherwise.propose([states[row][1] for row in empty], [budgets[row] for row in empty])
+            for row, tree in zip(empty, fallback, strict=True):
                 trees[row] = tree
         self.draft_forwards = sum(part.draft_forwards for part in self.parts)
         return trees
 
     def update(self, states: list[Pair], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]) -> None:
-        for part, own, seen in zip(self.parts, zip(*states, strict=True), self._split_outputs(outs), strict=True):
-            part.update(list(own), trees, seen, verified)
+        for part, part_states, part_outs in zip(self.parts, zip(*states, strict=True), self._split_outputs(outs), strict=True):
+            part.update(list(part_states), trees, part_outs, verified)
 
     def _split_outputs(self, outs: list[TargetOutput]) -> list[list[TargetOutput]]:
-        """What each part asked for of the hidden states (N, taps * H): its own taps."""
+        """Return the outputs for each part, with the hidden states of its own taps only."""
         return [[replace(out, hidden=self._slice_taps(out.hidden, part)) for out in outs] for part in self.parts]
 
-    def _slice_taps(self, hidden: Tensor | None, part: Drafter) -> Tensor | None:
-        if hidden is None or not part.taps:
-            return None
+    def _slice_taps(self, hidden: Tensor, part: Drafter) -> Tensor:
+        if not part.taps:
+            return hidden[..., :0]
         first = 0 if part is self.parts[0] else len(self.parts[0].taps)
-        return hidden.unflatten(-1, (len(self.taps), -1))[..., first : first + len(part.taps), :].flatten(-2)
+        width = hidden.shape[-1] // len(self.taps)
+        return hidden[..., first * width : (first + len(part.taps)) * width]

@@ -1,11 +1,11 @@
-"""Hydra (Ankner et al. 2024): heads that also read the tokens drafted before theirs; a static tree, each parent's own children.
+"""Hydra (Ankner et al. 2024): heads that also read the tokens drafted before theirs, so each node has its own children.
 
-The published recipe (prefix-mlp) puts one decoder layer over the target's hidden states in front of the heads.
+The published recipe (prefix-mlp) puts one decoder layer between the target's hidden states and the heads.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,11 @@ from specbench.errors import InputError, suggest_choices
 
 ARCHITECTURES = ("mlp", "prefix-mlp")
 OTHERS = ("cross-attn", "eagle-attn")  # published as ablations
-DECAY = 0.8  # of a head's weight in the loss with each position further ahead, as Medusa's
+DECAY = 0.8  # a head's weight in the loss, relative to the head before, as in Medusa
 
 
 class HydraBlock(nn.Module):
-    """Many vectors of H dimensions, or one, into one: W_r z + b_r + SiLU(W z + b); without W_r the input itself is added."""
+    """Several vectors of H dimensions into one: W_r z + b_r + SiLU(W z + b); for a single one z + SiLU(W z + b)."""
 
     def __init__(self, vectors: int, hidden: int) -> None:
         super().__init__()
@@ -38,17 +38,17 @@ class HydraBlock(nn.Module):
 
     def forward(self, read: Tensor) -> Tensor:
         """(..., vectors * H) -> (..., H)."""
-        return self.res_connection(read) + nn.functional.silu(self.linear(read))
+        return cast(Tensor, self.res_connection(read) + nn.functional.silu(self.linear(read)))
 
     def scale_tokens(self, scale: float) -> None:
-        """All that is read beside the first vector counts so many times more."""
+        """Scale the weights of all inputs except the first vector."""
         for layer in (self.linear, self.res_connection):
             if isinstance(layer, nn.Linear):
                 layer.weight.data[:, layer.out_features :] *= scale
 
 
 class Prefix(nn.Module):
-    """A Llama of one layer without embeddings."""
+    """One Llama layer and the final norm."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -57,11 +57,11 @@ class Prefix(nn.Module):
 
     def forward(self, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], forward_pass: Any) -> Tensor:
         """(B, N, H) -> (B, N, H)."""
-        return self.norm(self.layers[0](hidden, position_embeddings=position_embeddings, forward_pass=forward_pass))
+        return cast(Tensor, self.norm(self.layers[0](hidden, position_embeddings=position_embeddings, forward_pass=forward_pass)))
 
 
 class HydraNetwork(DraftNetwork):
-    """Head i reads a hidden state, the root and i drafted tokens, and predicts the token i + 1 places behind the root."""
+    """Head i reads a hidden state, the root and i drafted tokens, and predicts the token i + 1 places after the root."""
 
     files = ("hydra_lm_head.pt",)
     unused = (
@@ -81,20 +81,15 @@ class HydraNetwork(DraftNetwork):
         if self.prefixed:
             self.layer_config = build_layer_config({}, shape)
             self.prefix_embeding_layer = Prefix(self.layer_config)  # the authors' spelling
+        dropout = [nn.Identity()] if self.prefixed else []  # the authors' dropout, before every block and head of prefix-mlp
+        blocks = [_build_blocks(head + 2, hidden, config) for head in heads]
         self.hydra_mlp = nn.ModuleList(
-            [nn.Sequential(*self._insert_identities(_build_blocks(head + 2, hidden, config))) for head in heads]
+            [nn.Sequential(*(module for block in row for module in (*dropout, block))) for row in blocks]
         )
-        self.hydra_lm_head = nn.ModuleList([self._wrap_head(nn.Linear(hidden, shape.vocab_size)) for _ in heads])
-        first = 1 if self.prefixed else 0
+        logits = [nn.Linear(hidden, shape.vocab_size) for _ in heads]
+        self.hydra_lm_head = nn.ModuleList([nn.Sequential(*dropout, head) if dropout else head for head in logits])
         both = ("linear", "res_connection")
-        self.beside = {f"hydra_mlp.{head}.{first}.{name}.weight": head + 2 for head in heads for name in both}
-
-    def _insert_identities(self, blocks: list[nn.Module]) -> list[nn.Module]:
-        """In the authors' prefix-mlp a dropout stands before every block."""
-        return [module for block in blocks for module in (nn.Identity(), block)] if self.prefixed else blocks
-
-    def _wrap_head(self, linear: nn.Linear) -> nn.Module:
-        return nn.Sequential(nn.Identity(), linear) if self.prefixed else linear
+        self.hidden_vectors = {f"hydra_mlp.{head}.{len(dropout)}.{name}.weight": head + 2 for head in heads for name in both}
 
     @classmethod
     def create_config(cls, shape: TargetShape) -> dict[str, Any]:
@@ -110,15 +105,15 @@ class HydraNetwork(DraftNetwork):
         return (self.shape.num_hidden_layers - self.config.get("hidden_state_offset", 0),)
 
     def init_weights(self, target: LanguageModel) -> None:
-        """Every head begins with the target's output head, and reads tokens as loud as hidden states."""
+        """Start every head from the target's output head, and scale embeddings to the size of hidden states."""
         scale = embedding_scale(target)
         for block in self.modules():
             if isinstance(block, HydraBlock):
                 block.scale_tokens(scale)
-        for head in self.hydra_lm_head:
-            logits: Any = head[-1] if self.prefixed else head  # type: ignore[index]
-            nn.init.zeros_(logits.bias)
-            logits.weight.data.copy_(target.head.weight)
+        for logits in self.hydra_lm_head.modules():
+            if isinstance(logits, nn.Linear):
+                nn.init.zeros_(logits.bias)
+                logits.weight.data.copy_(target.head.get_parameter("weight"))
 
     def attach_target(self, target: LanguageModel) -> None:
         self._embed = target.embedding.forward
@@ -126,51 +121,52 @@ class HydraNetwork(DraftNetwork):
             self.rotary = Rotary(self.layer_config, target.context, self.prefix_embeding_layer.norm.weight)
 
     def apply_prefix(self, hidden: Tensor, positions: Tensor, forward_pass: Any) -> Tensor:
-        """Hidden states (B, N, H) that the heads read, from the target's."""
+        """Map the target's hidden states to those that the heads read, (B, N, H) each."""
         if not self.prefixed:
             return hidden
-        return self.prefix_embeding_layer(hidden, self.rotary.get_cos_sin(positions), forward_pass)
+        return cast(Tensor, self.prefix_embeding_layer(hidden, self.rotary.get_cos_sin(positions), forward_pass))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(...) -> (..., H)."""
-        return self._embed(tokens).to(self.dtype)
+        embedded: Tensor = self._embed(tokens)
+        return embedded.to(self.dtype)
 
     def compute_logits(self, head: int, read: Tensor) -> Tensor:
-        """read (m, (head + 2) H): a hidden state, the root's embedding and those of the drafted tokens -> (m, V)."""
-        return self.hydra_lm_head[head](self.hydra_mlp[head](read))
+        """read (m, (head + 2) H): a hidden state, then the embeddings of the root and the drafted tokens -> (m, V)."""
+        return cast(Tensor, self.hydra_lm_head[head](self.hydra_mlp[head](read)))
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
-        """Cross-entropy of every head with the target's own distribution (Hydra++, section 4), weighted as Medusa's."""
+        """Sum over heads k of 0.8^k times the cross-entropy with the target's distribution (Hydra++, section 4)."""
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
         read, losses, right = self.apply_prefix(lesson.hidden, positions, TrainingPass()), [], []
         for head in range(len(self)):
             read = torch.cat([read, self.embed(lesson.ids.roll(-1 - head, dims=1))], dim=-1)
-            there, tokens = lesson.select_ahead(head + 2)
-            logits = self.compute_logits(head, read[there])
-            losses.append(DECAY ** (head + 1) * divergence(logits, lesson.compute_teacher(there, head + 2)))
+            mask, tokens = lesson.select_ahead(head + 2)
+            logits = self.compute_logits(head, read[mask])
+            losses.append(DECAY ** (head + 1) * divergence(logits, lesson.compute_teacher(mask, head + 2)))
             right.append(mean(logits.argmax(-1) == tokens))
         return LessonLoss(torch.stack(losses).sum(), right)
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
-    found = config.get("hydra_head_arch")
-    if found in OTHERS:
-        raise InputError(f"hydra_heads: the architecture {found} is not built; there is {', '.join(ARCHITECTURES)}")
-    if found not in ARCHITECTURES:
-        raise InputError(f"hydra_heads: hydra_head_arch={found}: expected {suggest_choices(str(found), list(ARCHITECTURES))}")
+    name = config.get("hydra_head_arch")
+    if name in OTHERS:
+        raise InputError(f"hydra_heads: the architecture {name} is not supported; expected {' or '.join(ARCHITECTURES)}")
+    if name not in ARCHITECTURES:
+        raise InputError(f"hydra_heads: hydra_head_arch={name}: expected {suggest_choices(str(name), list(ARCHITECTURES))}")
     if not config.get("grounded_heads", True):
-        raise InputError("hydra_heads: heads that are not grounded read no drafted tokens: they are Medusa's; take method medusa")
+        raise InputError("hydra_heads: heads that are not grounded read no drafted tokens, as in Medusa; use method medusa")
 
 
 def _build_blocks(vectors: int, hidden: int, config: Mapping[str, Any]) -> list[nn.Module]:
-    """The first block takes all vectors; one further block is applied as often as there are layers beside it."""
-    again = HydraBlock(1, hidden)
-    return [HydraBlock(vectors, hidden), *[again] * (config.get("hydra_num_layers", 1) - 1)]
+    """Build a block over all vectors, followed by one further block, applied once per remaining layer."""
+    further = HydraBlock(1, hidden)
+    return [HydraBlock(vectors, hidden), *[further] * (config.get("hydra_num_layers", 1) - 1)]
 
 
 @dataclass
 class HydraState:
-    """hidden (n, H): of the target, not read yet; the last of them wrote the root."""
+    """hidden (n, H): the target's hidden states not read yet; the root was chosen from the last of them."""
 
     kv: DraftKV
     hidden: Tensor
@@ -178,7 +174,7 @@ class HydraState:
 
 
 class HydraHeads(TreeHeads, KeepingDrafter[DraftKV]):
-    """Each expanded node has its own children."""
+    """Drafts each expanded node's children from the path that leads to it."""
 
     network_class: ClassVar = HydraNetwork
 
@@ -190,14 +186,14 @@ class HydraHeads(TreeHeads, KeepingDrafter[DraftKV]):
         return DraftKV(capacity, self._bias)
 
     def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> HydraState:
-        assert out.hidden is not None
         return HydraState(store, out.hidden, prompt[-1])
 
     def draft(self, state: HydraState, budget: int) -> DraftTree:
         shape, root = self.tree.cut(budget), self.to_tensor([state.root])
         if shape.depth == 0:
             return DraftTree.chain(root)
-        read, drafted = torch.cat([self._catch_up(state), self.network.embed(root)], dim=-1), [root]
+        drafted = [root]
+        read = torch.cat([self._catch_up(state), self.network.embed(root)], dim=-1)
         for head, level in enumerate(shape.levels):
             best = self.network.compute_logits(head, read).topk(self.tree.width).indices  # (m, width)
             tokens = best[level.rows, level.ranks]
@@ -206,15 +202,17 @@ class HydraHeads(TreeHeads, KeepingDrafter[DraftKV]):
         return shape.build_tree(torch.cat(drafted))
 
     def _catch_up(self, state: HydraState) -> Tensor:
-        """(1, H) behind the root, once all hidden states that came have gone through the prefix layer."""
+        """Run the prefix layer over all new hidden states; return its last output, (1, H)."""
         count = len(state.hidden)
         positions = torch.arange(state.kv.length, state.kv.length + count, device=self.target.device)
-        out = self.network.apply_prefix(state.hidden[None].to(self.network.dtype), positions, state.kv.build_token_pass(count))
+        out: Tensor = self.network.apply_prefix(
+            state.hidden[None].to(self.network.dtype), positions, state.kv.build_token_pass(count)
+        )
         state.kv.keep(count)
         state.hidden = state.hidden[:0]
         self.draft_forwards += self.network.prefixed
         return out[0, -1:]
 
     def observe(self, state: HydraState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        assert out.hidden is not None
-        state.hidden, state.root = torch.cat([state.hidden, out.hidden[verified.path]]), verified.next_token
+        state.hidden = torch.cat([state.hidden, out.hidden[verified.path]])
+        state.root = verified.next_token

@@ -1,13 +1,14 @@
-"""Lookahead decoding (Fu et al. 2024): the target's own guesses at several places ahead become n-grams, which are then drafted.
+"""Lookahead decoding (Fu et al. 2024): the target's guesses at several positions ahead form n-grams, which are then drafted.
 
-A window of `level` - 1 rows rides along in every forward as scratch nodes. Row 0 is text behind the root; the token at place j
-of row l was the target's guess behind place j of row l - 1. Read downwards, a column and the target's guess behind it are an
-n-gram of `level` tokens: they enter a pool, and those that begin with the root are the next drafts.
+Every forward carries a window of `level` - 1 rows as scratch nodes. Row 0 is text after the root; the token in column j of row l
+was the target's guess after column j of row l - 1. A column, read downwards, and the target's guess after it form an n-gram of
+`level` tokens. N-grams enter a pool, and those that begin with the root are drafted next.
 """
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from torch import Tensor
@@ -22,20 +23,20 @@ TreePath = tuple[int, ...]
 
 
 class Pool:
-    """What followed a token: n-grams of `level` tokens under their first one, the `guesses` latest of each, the oldest first."""
+    """N-grams of `level` tokens, indexed by their first token: the `guesses` latest of each, the oldest first."""
 
     def __init__(self, level: int, guesses: int) -> None:
         self.level, self.guesses = level, guesses
         self._grams: dict[int, list[TreePath]] = {}
 
-    def add(self, token: int, behind: TreePath) -> None:
-        """What is there already becomes the latest."""
+    def add(self, token: int, continuation: TreePath) -> None:
+        """Add an n-gram; one already in the pool becomes the latest."""
         grams = self._grams.setdefault(token, [])
-        if behind in grams:
-            grams.remove(behind)
+        if continuation in grams:
+            grams.remove(continuation)
         elif len(grams) == self.guesses:
             del grams[0]
-        grams.append(behind)
+        grams.append(continuation)
 
     def add_text(self, tokens: list[int]) -> None:
         for start in range(len(tokens) - self.level + 1):
@@ -46,33 +47,28 @@ class Pool:
 
 
 class Layout(NamedTuple):
-    """The tree of some row lengths and guesses.
-
-    order (N,): brings root, rows and guesses into the tree's order; last: the nodes of the last row.
-    """
+    """The tree of given row lengths and number of guesses."""
 
     shape: TreeShape
-    order: Tensor
-    last: Tensor
+    order: Tensor  # (N,) index of each node's token in root, rows, guesses
+    last: Tensor  # nodes of the last row
 
 
 @dataclass
 class LookaheadState:
-    """tokens: the last committed ones, the root last; rows: the filled ones, the first of them a place shorter than others."""
-
-    tokens: list[int]
+    tokens: list[int]  # the last committed ones, the root last
     place: int  # the root's position
-    rows: list[list[int]]
+    rows: list[list[int]]  # the filled rows; once there are several, the first is one token shorter than the others
     pool: Pool
     layout: Layout | None = None  # of the draft in flight
 
 
 class Lookahead(Drafter):
-    """level: tokens of an n-gram (N); window: its width (W); guesses: most n-grams drafted at once (G).
+    """level: tokens per n-gram (N). window: width of the window (W). guesses: most n-grams drafted at once (G).
 
-    text_pool: n-grams of prompt and answer enter the pool too. whole: a guess may be accepted to its last token, which the
-    authors' code never does. prefill_row: the first row is read behind the prompt, by a forward of its own before the first
-    step, as the authors do within their prefill. seed: of the first row's tokens, drawn from the prompt.
+    text_pool: n-grams of prompt and answer enter the pool too. whole: the last token of a guess may be accepted, unlike in the
+    authors' code. prefill_row: read the first row after the prompt in an extra forward before the first step, as the authors do
+    within their prefill. seed: of the first row's tokens, which are drawn from the prompt.
     """
 
     def __init__(self, level: int, window: int, guesses: int, text_pool: bool, whole: bool, prefill_row: bool, seed: int) -> None:
@@ -81,12 +77,11 @@ class Lookahead(Drafter):
         self.level, self.window, self.guesses = level, window, guesses
         self.text_pool, self.whole, self.prefill_row, self.seed = text_pool, whole, prefill_row, seed
         self.nodes = 1 + (level - 1) * (window + level - 2) + guesses * (level - 1)
-        self.reach = window + level - 2  # places behind the root that the window looks at
-        self._layouts: dict[tuple[tuple[int, ...], int, int], Layout] = {}
+        self.reach = window + level - 2  # positions after the root that the window covers
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
-        self._layouts.clear()
+        self._get_layout = cache(self._build_layout)
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> LookaheadState:
         draw = random.Random(self.seed)
@@ -110,7 +105,7 @@ class Lookahead(Drafter):
         return state.layout.shape.build_tree(self.to_tensor(tokens)[state.layout.order])
 
     def observe(self, state: LookaheadState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        if state.layout is not None and tree.shape is state.layout.shape:  # the tree was its own
+        if state.layout is not None and tree.shape is state.layout.shape:  # the tree is this drafter's
             self._shift(state, out.logits[state.layout.last].argmax(dim=-1).tolist())
         state.place += len(verified.tokens)
         known = state.tokens + verified.tokens
@@ -119,7 +114,7 @@ class Lookahead(Drafter):
         state.tokens = known[-self.level :]
 
     def _shift(self, state: LookaheadState, new: list[int]) -> None:
-        """new: the target's guesses behind the last filled row. One more row, or a shift by one place."""
+        """new: the target's guesses after the last filled row. Add it as a row, or move the full window on by one position."""
         rows = state.rows
         if len(rows) == self.level - 1:
             heads = [state.tokens[-1], *rows[0]]
@@ -129,26 +124,20 @@ class Lookahead(Drafter):
         else:
             state.rows = [row[1:] for row in rows] + [new[1:] if len(rows) > 1 else new]
 
-    def _get_layout(self, lengths: tuple[int, ...], guesses: int, depth: int) -> Layout:
-        key = (lengths, guesses, depth)
-        if key not in self._layouts:
-            self._layouts[key] = self._build_layout(*key)
-        return self._layouts[key]
-
     def _build_layout(self, lengths: tuple[int, ...], guesses: int, depth: int) -> Layout:
         window = list(_iter_window(lengths))
-        drafts = [(len(lengths) + guess, *[0] * at) for guess in range(guesses) for at in range(depth)]
-        wasted = [] if self.whole else [path for path in drafts if len(path) == self.level - 1]
-        shape = TreeShape([*window, *drafts], self.target.device, scratch={*window, *wasted})
-        place = {path: at for at, path in enumerate([(), *window, *drafts])}
-        node = {path: at for at, path in enumerate(shape.paths, start=1)}
+        drafts = [(len(lengths) + guess, *[0] * length) for guess in range(guesses) for length in range(depth)]
+        excluded = [] if self.whole else [path for path in drafts if len(path) == self.level - 1]
+        shape = TreeShape([*window, *drafts], self.target.device, scratch={*window, *excluded})
+        place = {path: i for i, path in enumerate([(), *window, *drafts])}
+        node = {path: i for i, path in enumerate(shape.paths, start=1)}
         order = self.to_tensor([0, *(place[path] for path in shape.paths)])
         return Layout(shape, order, self.to_tensor([node[path] for path in window[-lengths[-1] :]]))
 
 
 def _iter_window(lengths: tuple[int, ...]) -> Iterator[TreePath]:
-    """Paths of the rows' nodes: row 0 is a chain behind the root; below its place j hangs column j (0: the root's own)."""
-    chain = [(0,) * places for places in range(lengths[0] + 1)]
+    """Yield the paths of the rows' nodes: row 0 is a chain after the root; column j hangs below its node j (0: the root)."""
+    chain = [(0,) * depth for depth in range(lengths[0] + 1)]
     yield from chain[1:]
     for row, length in enumerate(lengths[1:]):
-        yield from ((*chain[place], 1, *[0] * row) for place in range(length))
+        yield from ((*chain[column], 1, *[0] * row) for column in range(length))

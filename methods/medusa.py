@@ -1,4 +1,4 @@
-"""Medusa (Cai et al. 2024, section 2.1): extra heads on the target's last hidden state, one per position ahead; a static tree."""
+"""Medusa (Cai et al. 2024, section 2.1): extra heads on the target's last hidden state, one per position; a static tree."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from specbench.drafters.lesson import Lesson, LessonLoss, cross_entropy
 from specbench.drafters.network import DraftNetwork, TargetShape
 from specbench.drafters.tree_heads import TreeHeads
 
-DECAY = 0.8  # of a head's weight in the loss with each position further ahead (section 2.2.1)
+DECAY = 0.8  # lambda_k = 0.8^k weights the loss of head k (section 2.2.1)
 
 
 class ResBlock(nn.Module):
@@ -30,7 +30,7 @@ class ResBlock(nn.Module):
 
 
 class MedusaHeads(DraftNetwork):
-    """Head i reads the hidden state that the target wrote the root from, and predicts the token i + 1 places behind the root."""
+    """Head i reads the hidden state that the root was chosen from, and predicts the token i + 1 places after the root."""
 
     files = ("medusa_lm_head.pt",)
     writes_hidden = ("linear.weight", "linear.bias")
@@ -48,7 +48,7 @@ class MedusaHeads(DraftNetwork):
 
     @classmethod
     def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Published config.json files say two heads whatever lies beside them: what lies there counts."""
+        """Count the heads in the checkpoint: published config.json files always say two."""
         numbers = {name.split(".")[0] for name in tensors}
         return config | {"medusa_num_heads": len(numbers), "medusa_num_layers": config.get("medusa_num_layers", 1)}, tensors
 
@@ -56,45 +56,43 @@ class MedusaHeads(DraftNetwork):
         return len(self._modules)
 
     def init_weights(self, target: LanguageModel) -> None:
-        """Every head begins as the target's own (section 2.1.1)."""
-        for head in self.children():
-            block, logits = head[0], head[-1]  # type: ignore[index]
-            nn.init.zeros_(block.linear.weight)
-            nn.init.zeros_(block.linear.bias)
-            logits.weight.data.copy_(target.head.weight)  # type: ignore[union-attr, arg-type]
+        """Start every head as a copy of the target's (section 2.1.1)."""
+        heads: list[Any] = list(self.children())
+        for head in heads:
+            nn.init.zeros_(head[0].linear.weight)
+            nn.init.zeros_(head[0].linear.bias)
+            head[-1].weight.data.copy_(target.head.get_parameter("weight"))
 
     def prepare(self) -> None:
-        """Lay equal weights of all heads side by side, so that one product serves all; the heads keep looking at them."""
+        """Stack the weights of all heads, so that one product serves them all; the heads become views of the stack."""
         heads: list[Any] = list(self.children())
-        self._blocks = [
-            (
-                _stack_parameters([head[i].linear.weight for head in heads]),
-                _stack_parameters([head[i].linear.bias for head in heads]),
-            )
-            for i in range(self.config["medusa_num_layers"])
-        ]
+        self._blocks = []
+        for i in range(self.config["medusa_num_layers"]):
+            linears = [head[i].linear for head in heads]
+            weights = _stack_parameters([linear.weight for linear in linears])  # (heads, H, H)
+            self._blocks.append((weights, _stack_parameters([linear.bias for linear in linears])))
         self._logits = _stack_parameters([head[-1].weight for head in heads])  # (heads, V, H)
 
     def compute_logits(self, hidden: Tensor, heads: int) -> Tensor:
-        """hidden (1, H) -> (heads, V) of the first heads."""
+        """hidden (1, H) -> logits (heads, V) of the first `heads` heads."""
         read = hidden.expand(heads, 1, -1)
         for weight, bias in self._blocks:
             read = read + nn.functional.silu(torch.baddbmm(bias[:heads, None], read, weight[:heads].mT))
         return torch.bmm(read, self._logits[:heads].mT)[:, 0]
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
-        """Cross-entropy of every head, each DECAY times the weight of the one before."""
+        """L = sum over k of lambda_k * (cross-entropy of head k), lambda_k = 0.8^k (section 2.2.1)."""
         losses, right = [], []
         for i, head in enumerate(self.children()):
-            there, tokens = lesson.select_ahead(i + 2)
-            loss, share = cross_entropy(head(lesson.hidden[there]), tokens)
+            mask, tokens = lesson.select_ahead(i + 2)
+            loss, share = cross_entropy(head(lesson.hidden[mask]), tokens)
             losses.append(DECAY ** (i + 1) * loss)
             right.append(share)
         return LessonLoss(torch.stack(losses).sum(), right)
 
 
 def _stack_parameters(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """(heads, ...) of one parameter a head, which from then on looks at its part."""
+    """Stack one parameter per head -> (heads, ...); each parameter becomes a view of its part."""
     stacked = torch.stack([parameter.data for parameter in parameters])
     for parameter, view in zip(parameters, stacked, strict=True):
         parameter.data = view
@@ -103,19 +101,18 @@ def _stack_parameters(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 @dataclass
 class MedusaState:
-    """hidden (1, H): what the target's head read when it wrote the root."""
+    """hidden (1, H): the hidden state that the root was chosen from."""
 
     hidden: Tensor
     root: int
 
 
 class Medusa(TreeHeads):
-    """All parents of a depth have the same children."""
+    """All expanded nodes of a depth have the same children: the best tokens of that depth's head."""
 
     network_class: ClassVar = MedusaHeads
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> MedusaState:
-        assert out.hidden is not None
         return MedusaState(out.hidden[-1:], prompt[-1])
 
     def draft(self, state: MedusaState, budget: int) -> DraftTree:
@@ -127,6 +124,5 @@ class Medusa(TreeHeads):
         return shape.build_tree(torch.cat([root, best[shape.depths[1:] - 1, shape.ranks[1:]]]))
 
     def observe(self, state: MedusaState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        assert out.hidden is not None
         last = verified.path[-1]
         state.hidden, state.root = out.hidden[last : last + 1], verified.next_token

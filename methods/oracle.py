@@ -1,7 +1,7 @@
-"""Yardsticks that know the answer: what this engine makes of perfect drafts, and of drafts as good as one likes.
+"""Yardsticks that know the answer: the speedup of perfect drafts, and of drafts with given acceptance rates.
 
-Before the clock runs they decode the prompt autoregressively; then they draft from that. What is left is the cost of
-verifying, apart from any drafter's own time and skill. Rows of such a run are labelled synthetic.
+They decode the prompt autoregressively before the clock runs and draft from that answer, so what is measured is the cost of
+verification alone. Results of such runs are labelled synthetic.
 """
 
 import random
@@ -11,28 +11,27 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from specbench.decoding.autoregressive import Autoregressive
-from specbench.decoding.drafter import SequenceContext
+from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verification
-from specbench.drafters.yardstick import Yardstick
 from specbench.errors import InputError
 
 
 @dataclass
 class OracleState:
-    """answer (n,), in ids and on the device; at: the root's place in it, None once the output has left it."""
-
-    answer: list[int]
-    tokens: Tensor
-    at: int | None
-    coins: random.Random  # Synthetic's
+    answer: list[int]  # or the tokens committed last, once the output has left the answer
+    tokens: Tensor  # (n,) the answer on the device
+    position: int | None  # of the root in the answer; None once the output has left it
+    coins: random.Random  # used by Synthetic
 
 
-class Oracle(Yardstick):
-    """Perfect drafts of `length` tokens at no cost: the ceiling of any drafter of chains."""
+class Oracle(Drafter):
+    """Perfect drafts of `length` tokens at no cost: the upper bound of all drafters of chains."""
+
+    synthetic = True
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -52,27 +51,27 @@ class Oracle(Yardstick):
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> OracleState:
         _, answer = self._answers[tuple(prompt[:-1])]
-        begun_so = answer[0] == prompt[-1]  # not in a batch above temperature 0, where every row draws for itself
-        return OracleState(
-            answer if begun_so else prompt[-1:], self.to_tensor(answer), 0 if begun_so else None, random.Random(repr(prompt))
-        )
+        tokens, coins = self.to_tensor(answer), random.Random(repr(prompt))
+        if answer[0] != prompt[-1]:  # in a batch above temperature 0 every row has its own random numbers
+            return OracleState(prompt[-1:], tokens, None, coins)
+        return OracleState(answer, tokens, 0, coins)
 
     def draft(self, state: OracleState, budget: int) -> DraftTree:
-        if state.at is None:
+        if state.position is None:
             return DraftTree.chain(self.to_tensor(state.answer[-1:]))
-        return DraftTree.chain(state.tokens[state.at : state.at + 1 + min(self.length, budget)])
+        return DraftTree.chain(state.tokens[state.position : state.position + 1 + min(self.length, budget)])
 
     def observe(self, state: OracleState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        """Rounding may lead the target elsewhere at a near-tie; from there on the answer is of no use."""
-        if state.at is not None:
-            behind = state.at + 1 + len(verified.tokens)
-            state.at = behind - 1 if state.answer[state.at + 1 : behind] == verified.tokens else None
-        if state.at is None:
+        """At a near-tie rounding may lead the target away from the answer, which is then of no more use."""
+        if state.position is not None:
+            last = state.position + len(verified.tokens)
+            state.position = last if state.answer[state.position + 1 : last + 1] == verified.tokens else None
+        if state.position is None:
             state.answer = verified.tokens
 
 
 class Synthetic(Oracle):
-    """The k-th draft token is right with the k-th of `rates`, given that all before it are (the last one holds from there on)."""
+    """Draft token k is right with probability rates[k], given that all before it are; the last rate holds from there on."""
 
     def __init__(self, length: int, rates: Sequence[float]) -> None:
         super().__init__(length)
@@ -90,8 +89,8 @@ class Synthetic(Oracle):
         return DraftTree.chain(tokens)
 
     def _count_right(self, coins: random.Random, drafted: int) -> int:
-        """How many of the first tokens are left as they are."""
-        for place in range(drafted):
-            if coins.random() >= self.rates[min(place, len(self.rates) - 1)]:
-                return place
+        """Draw how many of the first tokens stay right."""
+        for k in range(drafted):
+            if coins.random() >= self.rates[min(k, len(self.rates) - 1)]:
+                return k
         return drafted

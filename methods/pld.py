@@ -1,4 +1,4 @@
-"""Prompt lookup decoding (Saxena 2023): what followed the same n-gram earlier in prompt and answer is the draft."""
+"""Prompt lookup decoding (Saxena 2023): draft the tokens that followed the same n-gram earlier in prompt and answer."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ MatchChoice = Literal["first", "last"]
 
 
 class NgramIndex:
-    """Where each n-gram stood first or last among the tokens so far; only n-grams with a token behind them are known."""
+    """The first or last position of each n-gram in the tokens so far, if a token follows it."""
 
     def __init__(self, tokens: list[int], sizes: range, match: MatchChoice) -> None:
         self.tokens: list[int] = []
@@ -21,10 +21,11 @@ class NgramIndex:
         self.extend(tokens)
 
     def extend(self, tokens: list[int]) -> None:
-        old, known = len(self.tokens), self.tokens
-        known += tokens
+        old = len(self.tokens)
+        self.tokens += tokens
         for size in self.sizes:
-            grams = [(tuple(known[i : i + size]), i) for i in range(max(0, old - size), len(known) - size)]
+            starts = range(max(0, old - size), len(self.tokens) - size)
+            grams = [(tuple(self.tokens[i : i + size]), i) for i in starts]
             if self.match == "last":
                 self._starts.update(grams)
             else:
@@ -32,21 +33,21 @@ class NgramIndex:
                     self._starts.setdefault(gram, i)
 
     def find(self, size: int) -> int | None:
-        """Start of the match for the last `size` tokens."""
+        """Return the start of the match for the last `size` tokens."""
         return self._starts.get(tuple(self.tokens[-size:]))
 
 
 class PromptLookup(Drafter):
-    """Tries n-grams from `max_ngram` down to `min_ngram` tokens and copies up to `length` tokens behind the match.
+    """Tries n-grams from `max_ngram` down to `min_ngram` tokens and copies up to `length` tokens after the match.
 
-    match: the first or the last earlier place wins. full: only a first place followed by all `length` tokens
-    counts, and the match must end before the n-gram begins, as in Spec-Bench. filler: the token drafted when nothing matches
-    (Spec-Bench: 100), or none.
+    match: use the first or the last earlier occurrence. full: accept only a first occurrence that is followed by all `length`
+    tokens and ends before the n-gram begins, as in Spec-Bench. filler: token drafted when nothing matches (Spec-Bench: 100), or
+    null.
     """
 
     def __init__(self, max_ngram: int, min_ngram: int, length: int, match: MatchChoice, full: bool, filler: int | None) -> None:
         if full and match == "last":
-            raise InputError("pld: match=last with full=true would drop what it looks for; take match=first")
+            raise InputError("pld: match=last excludes full=true, whose matches end before the n-gram; use match=first")
         self.sizes = range(max_ngram, min_ngram - 1, -1)
         self.length, self.match, self.full, self.filler = length, match, full, filler
 
@@ -57,7 +58,7 @@ class PromptLookup(Drafter):
         return DraftTree.chain(self.to_tensor(state.tokens[-1:] + self.copy_match(state)[:budget]))
 
     def copy_match(self, index: NgramIndex) -> list[int]:
-        """The copied tokens; empty when nothing matches."""
+        """Return the copied tokens, or the filler when nothing matches."""
         for size in self.sizes:
             start = index.find(size)
             if start is not None and (not self.full or self._is_full(start, size, len(index.tokens))):

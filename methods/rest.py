@@ -1,4 +1,4 @@
-"""REST (He et al. 2024): what followed the last tokens elsewhere, in a store of texts, is the draft."""
+"""REST (He et al. 2024): draft what followed the last tokens in a datastore of texts."""
 
 from typing import Literal
 
@@ -19,13 +19,14 @@ RANDOM_DOCUMENTS, RANDOM_TOKENS = 320, 128
 
 
 class Rest(Drafter):
-    """Looks up the longest ending, of `shortest` to `longest` tokens, that the store knows; drafts what is frequent behind it.
+    """Finds the longest suffix of `shortest` to `longest` tokens in the datastore and drafts its most frequent continuations.
 
-    datastore: a folder, or `random` for a store of random documents. sample, occurrences: which places are looked at, see
-    Datastore.continuations. depth: tokens read behind each. nodes: most of the draft tree, the root not counted. cut: `none`, or
-    `cost`, the authors' cuts (see Prefixes.authors_cut). filler: the token drafted when nothing is found (Spec-Bench: 100), or
-    none.
+    datastore: a folder, or `random` for a store of random documents. sample, occurrences: which occurrences are read, see
+    Datastore.read_continuations. depth: tokens read after each. nodes: most draft nodes, without the root. cut: `none`, or `cost`
+    for the authors' cuts (see Prefixes.cut_by_cost). filler: token drafted when nothing is found (Spec-Bench: 100), or null.
     """
+
+    datastore: Datastore
 
     def __init__(
         self,
@@ -44,7 +45,8 @@ class Rest(Drafter):
         if not 1 <= shortest <= longest or min(occurrences, depth, nodes) < 1:
             raise InputError("rest: expected 1 ≤ shortest ≤ longest, and at least one occurrence, depth and node")
         self.random = datastore == RANDOM
-        self.datastore = None if self.random else Datastore.open(datastore)
+        if not self.random:
+            self.datastore = Datastore.open(datastore)
         self.longest, self.shortest, self.sample, self.occurrences = longest, shortest, sample, occurrences
         self.depth, self.most, self.cut, self.filler = depth, nodes, cut, filler
         self.nodes = 1 + nodes
@@ -53,10 +55,9 @@ class Rest(Drafter):
         super().bind(target)
         if self.random:
             self.datastore = build_random_store(target.vocabulary)
-        assert self.datastore is not None
-        if self.datastore.about.vocabulary > target.vocabulary:
-            held = f"{self.datastore.name} holds ids up to {self.datastore.about.vocabulary - 1}"
-            raise InputError(f"the datastore {held}, but the target has a vocabulary of {target.vocabulary}")
+        if (vocabulary := self.datastore.about.vocabulary) > target.vocabulary:
+            contents = f"{self.datastore.name} holds ids up to {vocabulary - 1}"
+            raise InputError(f"the datastore {contents}, but the target has a vocabulary of {target.vocabulary}")
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> list[int]:
         return list(prompt)
@@ -65,36 +66,33 @@ class Rest(Drafter):
         return self.draft_match(state[-1], self.find(state), budget)
 
     def find(self, tokens: list[int]) -> StoreMatch | None:
-        """Where their longest known ending stands."""
-        assert self.datastore is not None
+        """Return the match of the longest known suffix of the tokens."""
         return self.datastore.find(tokens, self.longest, self.shortest)
 
     def draft_match(self, root: int, match: StoreMatch | None, budget: int) -> DraftTree:
-        """What is frequent behind the match, or the filler."""
-        found = self.select_prefixes(match, min(budget, self.depth)) if match and budget else None
-        if found is None or not len(found):
+        """Draft the most frequent continuations of the match, or the filler."""
+        prefixes = self.select_prefixes(match, min(budget, self.depth)) if match and budget else None
+        if prefixes is None or not len(prefixes):
             filler = [] if self.filler is None else [self.filler]
             return DraftTree.chain(self.to_tensor([root, *filler[:budget]]))
-        return self._build_tree(root, found)
+        return self._build_tree(root, prefixes)
 
     def select_prefixes(self, match: StoreMatch, depth: int) -> Prefixes:
-        """The continuations worth a node each, no longer than `depth`."""
-        assert self.datastore is not None
-        rows = self.datastore.read_continuations(match, depth, self.occurrences, self.sample)
-        found = Prefixes.of(rows)
-        return found.cut_by_cost(self.most) if self.cut == "cost" else found.keep_most_frequent(self.most)
+        """Return the prefixes of continuations, at most `depth` tokens long, that get a node each."""
+        prefixes = Prefixes.of(self.datastore.read_continuations(match, depth, self.occurrences, self.sample))
+        return prefixes.cut_by_cost(self.most) if self.cut == "cost" else prefixes.keep_most_frequent(self.most)
 
-    def _build_tree(self, root: int, found: Prefixes) -> DraftTree:
-        """One transfer to the device for tokens and parents."""
-        nodes = np.stack([np.append(root, found.tokens), np.append(-1, found.parents + 1)])
+    def _build_tree(self, root: int, prefixes: Prefixes) -> DraftTree:
+        """Transfer tokens and parents to the device in one copy."""
+        nodes = np.stack([np.append(root, prefixes.tokens), np.append(-1, prefixes.parents + 1)])
         tokens, parents = torch.from_numpy(nodes).to(self.target.device)
-        return DraftTree.chain(tokens) if found.depth[-1] + 1 == len(found) else DraftTree(tokens, parents)
+        return DraftTree.chain(tokens) if prefixes.depth[-1] + 1 == len(prefixes) else DraftTree(tokens, parents)
 
     def observe(self, state: list[int], tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state.extend(verified.tokens)
 
 
 def build_random_store(vocabulary: int) -> Datastore:
-    """For tests of what needs a store: the same for the same vocabulary, small, and good for nothing else."""
+    """Build a small store of random documents, for tests; the same for the same vocabulary."""
     documents = np.random.default_rng(0).integers(0, vocabulary, (RANDOM_DOCUMENTS, RANDOM_TOKENS))
     return build_in_memory(list(documents), vocabulary)

@@ -1,4 +1,4 @@
-"""SAM-Decoding (Hu et al. 2024): the longest end of the text that stood somewhere before is continued as it was there."""
+"""SAM-Decoding (Hu et al. 2024): find the longest suffix that occurred earlier and draft the tokens that followed it."""
 
 from dataclasses import dataclass, field
 
@@ -9,42 +9,31 @@ from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verification
 
-FILLER = 0  # the token that fills up a full chain, as in the authors' code
+FILLER = 0  # token that pads a full chain, as in the authors' code
 
 
 @dataclass
 class SamState:
-    """text: prompt and answer; trusted: copies are drafted; foretold: the tokens that a copy on trial still expects to come."""
-
-    text: SuffixAutomaton
-    trusted: bool
-    foretold: list[int] = field(default_factory=list)
-    copied: int = 0  # tokens of the draft in flight that are a copy
+    text: SuffixAutomaton  # prompt and answer
+    trusted: bool  # copies are drafted
+    expected: list[int] = field(default_factory=list)  # the tokens of a copy on probation that have not come yet
+    copied: int = 0  # copied tokens of the draft in flight
 
 
 class SamDecoding(Drafter):
-    """Looks in prompt and answer, and in `static` texts where there are some.
+    """Searches prompt and answer and, if given, the `static` texts; the longer match drafts, prompt and answer first if equal.
 
-    Of prompt and answer there is an automaton. Of static texts the authors build one too; here a suffix array finds the same
-    matches, as long as its own limit allows, and needs no memory of the process. The longer match drafts, of equal ones the
-    one in prompt and answer. Static drafts are trees, of what is most frequent behind the match.
+    Prompt and answer are indexed by a suffix automaton. For static texts the authors build one too; here a suffix array on disk
+    finds the same matches up to its own longest length. Static drafts are trees of the most frequent continuations.
 
-    length: most tokens drafted; factor: and no more than so many for each token of the match, where it is given. shortest: a
-    shorter match drafts nothing. recent: see SuffixAutomaton. full: a chain of exactly `length` tokens, as the authors draft
-    where a tree method stands beside: a shorter match is taken for one with enough text behind it, and the rest is filled up.
-    trial: where it is given, copies are drafted only once one of so many tokens has proved right, which is seen without
-    drafting it, and no more after a draft with less than half as many accepted. For a place beside a good drafter.
+    length: most tokens drafted. factor: if given, at most this many per matched token. shortest: shorter matches draft nothing.
+    recent: see SuffixAutomaton. full: a chain of exactly `length` tokens, as the authors draft next to a tree method: prefer a
+    shorter match followed by enough text, and pad the rest. trial: if given, copies are on probation: they are drafted only
+    after one of `trial` tokens has come true undrafted, until a draft has fewer than half as many accepted.
     """
 
     def __init__(
-        self,
-        length: int,
-        factor: float | None,
-        shortest: int,
-        recent: bool,
-        full: bool,
-        trial: int | None,
-        static: Rest | None,
+        self, length: int, factor: float | None, shortest: int, recent: bool, full: bool, trial: int | None, static: Rest | None
     ) -> None:
         self.length, self.factor, self.shortest = length, factor, shortest
         self.recent, self.full, self.trial, self.static = recent, full, trial, static
@@ -62,39 +51,37 @@ class SamDecoding(Drafter):
         return state
 
     def draft(self, state: SamState, budget: int) -> DraftTree:
-        length, root, state.copied = state.text.match.length, state.text.tokens[-1], 0
-        if self.static and (found := self.static.find(state.text.tokens)) and found.length > length:
-            return self.static.draft_match(root, found, budget)
+        length, root = state.text.match.length, state.text.tokens[-1]
+        state.copied = 0
+        if self.static and (match := self.static.find(state.text.tokens)) and match.length > length:
+            return self.static.draft_match(root, match, budget)
         copy = self._copy_match(state.text)[:budget] if length >= self.shortest else []
         if not state.trusted:
-            self._start_trial(state, copy)
+            if not state.expected and self.trial and len(copy) >= self.trial:
+                state.expected = copy[: self.trial]
             copy = []
         state.copied = len(copy)
         return DraftTree.chain(self.to_tensor([root, *copy]))
 
     def _copy_match(self, text: SuffixAutomaton) -> list[int]:
         if self.full:
-            end = text.find_shorter(self.length + 1).end  # one more: the authors count the root in
-            there = text.tokens[:-1][end : end + self.length]
-            return there + [FILLER] * (self.length - len(there))
+            end = text.find_shorter(self.length + 1).end  # one more: the authors count the root
+            copy = text.tokens[:-1][end : end + self.length]
+            return copy + [FILLER] * (self.length - len(copy))
         length, end = text.match
         most = self.length if self.factor is None else min(self.length, int(self.factor * length))
         return text.tokens[end : end + most]
-
-    def _start_trial(self, state: SamState, copy: list[int]) -> None:
-        if not state.foretold and self.trial and len(copy) >= self.trial:
-            state.foretold = copy[: self.trial]
 
     def observe(self, state: SamState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state.text.extend(verified.tokens)
         copied, state.copied = state.copied, 0
         if self.trial and copied:
             state.trusted = len(verified.path) - 1 >= min(self.trial // 2, copied)
-        elif state.foretold:
+        elif state.expected:
             self._judge(state, verified.tokens)
 
-    def _judge(self, state: SamState, came: list[int]) -> None:
-        """The copy on trial fails at its first wrong token, and has proved itself when all have come."""
-        right = state.foretold[: len(came)] == came[: len(state.foretold)]
-        state.foretold = state.foretold[len(came) :] if right else []
-        state.trusted = right and not state.foretold
+    def _judge(self, state: SamState, committed: list[int]) -> None:
+        """End the probation at the first wrong token, or trust copies once all expected tokens have come."""
+        right = state.expected[: len(committed)] == committed[: len(state.expected)]
+        state.expected = state.expected[len(committed) :] if right else []
+        state.trusted = right and not state.expected

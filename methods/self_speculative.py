@@ -1,4 +1,4 @@
-"""Self-speculative decoding (Zhang et al. 2023, "Draft & Verify"): the target drafts itself, some of its sublayers skipped."""
+"""Self-speculative decoding (Zhang et al. 2023, "Draft & Verify"): the target drafts with some of its sublayers skipped."""
 
 from dataclasses import dataclass
 
@@ -12,42 +12,34 @@ from specbench.decoding.verify import Verification, Verifier
 from specbench.drafters.skipping_drafter import SkippingDrafter
 from specbench.errors import InputError
 
-KEPT = 0.5  # of the acceptance seen so far, at each verification (their beta 1)
-INERTIA = 0.9  # of the threshold (their beta 2)
-STEP = 0.01  # of the threshold (their epsilon)
+BETA_1 = 0.5  # weight of the past in the moving average of the acceptance rate
+BETA_2 = 0.9  # weight of the past in the threshold
+EPSILON = 0.01  # step of the threshold
 
 
 @dataclass
 class SelfDraftState:
-    """past: the target's own KV; committed: tokens of it that stay; root (1,); acceptance: a moving average."""
-
-    past: KVStore
+    past: KVStore  # the target's own
     verifier: Verifier
-    committed: int
-    root: Tensor
+    committed: int  # entries of `past` without drafts
+    root: Tensor  # (1,)
     threshold: float
-    acceptance: float = 0.0
+    acceptance: float = 0.0  # moving average
     drafted: int = 0  # tokens of its own draft in flight
 
 
 class SelfSpeculative(SkippingDrafter):
-    """Drafts with the target's own weights and KV, the skip set's sublayers left out.
+    """Drafts with the target's own weights and KV, without the skip set's sublayers.
 
-    draft_tokens: most drafted in a step. threshold: stop after a less probable token. adaptive: raise it when fewer than
-    `target_acceptance` of the drafts are accepted, lower it otherwise (section 3.3). carry: the next prompt begins with the last
-    one's threshold.
+    draft_tokens: most tokens per draft. threshold: stop after a less probable token. adaptive: raise the threshold when the
+    acceptance rate is below `target_acceptance`, else lower it (section 3.3). carry: the next prompt starts with this one's
+    threshold.
     """
 
     draws = True
 
     def __init__(
-        self,
-        checkpoint: str | None,
-        draft_tokens: int,
-        threshold: float,
-        adaptive: bool,
-        target_acceptance: float,
-        carry: bool,
+        self, checkpoint: str | None, draft_tokens: int, threshold: float, adaptive: bool, target_acceptance: float, carry: bool
     ) -> None:
         if draft_tokens < 1:
             raise InputError(f"draft_tokens={draft_tokens}: expected a whole number, at least 1")
@@ -67,9 +59,9 @@ class SelfSpeculative(SkippingDrafter):
         return SelfDraftState(context.past, context.verifier, len(prompt) - 1, self.to_tensor(prompt[-1:]), self.carried)
 
     def draft(self, state: SelfDraftState, budget: int) -> DraftTree:
-        """What drafting writes behind the committed KV is forgotten: the target computes it again, all layers of it.
+        """Draft a chain. The KV written after the committed entries is discarded, as the target recomputes it with all layers.
 
-        Drafts end where the authors' do, but for an answer that lacks one token: they draft another, which is cut off later.
+        Drafts end where the authors' do, except at the last token of an answer, where they draft another that is cut off later.
         """
         state.past.lengths[0] = state.committed
         most = min(self.draft_tokens, budget)
@@ -85,14 +77,14 @@ class SelfSpeculative(SkippingDrafter):
         return DraftTree.from_picks(state.root, picks)
 
     def _forward(self, past: KVStore, token: Tensor) -> Tensor:
-        """(1, V) logits behind one more token (1,), whose kept layers' KV joins the past for the rest of this draft."""
+        """Return the logits (1, V) after one more token (1,), whose KV joins the past for the rest of this draft."""
         self.draft_forwards += 1
         logits = self.model.forward(past, [DraftTree.chain(token)])[0].logits
         past.keep(0, (0,))
         return logits
 
     def _is_unsure(self, logits: Tensor, token: Tensor, state: SelfDraftState) -> bool:
-        """By the model's own probability, at any temperature; the one copy from device to host that a drafted token costs."""
+        """Whether q(x) < threshold, at temperature 1 always; the only device-to-host copy per drafted token."""
         return state.threshold > 0 and float(logits.float().softmax(dim=-1)[0, token]) < state.threshold
 
     def observe(self, state: SelfDraftState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
@@ -103,13 +95,17 @@ class SelfSpeculative(SkippingDrafter):
             self._adapt(state, len(verified.path) - 1, drafted)
 
     def _adapt(self, state: SelfDraftState, accepted: int, drafted: int) -> None:
-        """Section 3.3, equation 3, and what the authors' code adds: no draft of full length lowers the threshold."""
-        state.acceptance = KEPT * state.acceptance + (1 - KEPT) * accepted / drafted
+        """Update the threshold gamma towards the target acceptance alpha (section 3.3, equation 3).
+
+        AR <- beta_1 AR + (1 - beta_1) AR_e;  gamma~ = gamma + epsilon if AR < alpha, else gamma - epsilon;
+        gamma <- beta_2 gamma + (1 - beta_2) gamma~. As in the authors' code, a draft of full length never lowers gamma.
+        """
+        state.acceptance = BETA_1 * state.acceptance + (1 - BETA_1) * accepted / drafted
         moved = state.threshold
         if state.acceptance < self.target_acceptance:
-            moved += STEP
+            moved += EPSILON
         elif drafted < self.draft_tokens:
-            moved -= STEP
-        state.threshold = INERTIA * state.threshold + (1 - INERTIA) * moved
+            moved -= EPSILON
+        state.threshold = BETA_2 * state.threshold + (1 - BETA_2) * moved
         if self.carry:
             self.carried = state.threshold

@@ -1,7 +1,7 @@
-"""Token Recycling (Luo et al. 2024): the best guesses that the target had behind each token, the last time it read it.
+"""Token Recycling (Luo et al. 2024): draft the tokens that the target ranked best after each token when it last read it.
 
-A matrix holds `width` successors per token, taken from the logits of every node of every draft tree, accepted or not. A static
-tree is filled from it, level by level.
+A matrix holds `width` successors per token, taken from the logits of all nodes of all draft trees, accepted or not. It fills a
+static tree level by level.
 """
 
 from collections.abc import Mapping
@@ -19,21 +19,20 @@ from specbench.decoding.verify import Verification
 
 @dataclass
 class RecyclingState:
-    """matrix (V, width): a token's successors, the most probable first; 0 where nothing is known yet. root (1,)."""
+    """matrix (V, width): each token's successors, the most probable first; 0 where nothing is known yet. root (1,)."""
 
     matrix: Tensor
     root: Tensor
 
 
 class TokenRecycling(Drafter):
-    """tree: a static tree's paths. prompt_logits: the logits of the prompt fill the matrix as well.
+    """tree: paths of a static tree. prompt_logits: fill the matrix from the prompt's logits too.
 
-    warm: the matrix outlives a turn, as the authors run it; else every turn begins with an empty one.
+    warm: the matrix outlives a turn, as in the authors' code; else every turn starts with an empty one.
     """
 
     def __init__(self, tree: Mapping[str, Any], warm: bool, prompt_logits: bool) -> None:
-        self.paths, self.prompt_logits = tree["paths"], prompt_logits
-        self.warm = warm
+        self.paths, self.warm, self.prompt_logits = tree["paths"], warm, prompt_logits
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
@@ -50,12 +49,13 @@ class TokenRecycling(Drafter):
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> RecyclingState:
         state = RecyclingState(self._kept if self.warm else self._create_matrix(), self.to_tensor(prompt[-1:]))
-        read = prompt[:-1] if self.prompt_logits else prompt[-2:-1]  # the logits that the prefill gave
+        read = prompt[:-1] if self.prompt_logits else prompt[-2:-1]  # the tokens whose logits the prefill returned
         self._recycle(state.matrix, self.to_tensor(read), out.logits[-len(read) :])
         return state
 
     def draft(self, state: RecyclingState, budget: int) -> DraftTree:
-        shape, above, drafted = self.tree.cut(budget), state.root, [state.root]
+        shape = self.tree.cut(budget)
+        above, drafted = state.root, [state.root]
         for level in shape.levels:
             tokens = state.matrix[above[level.rows], level.ranks]
             above = tokens[level.expanded]
@@ -67,7 +67,7 @@ class TokenRecycling(Drafter):
         state.root = self.to_tensor([verified.next_token])
 
     def _recycle(self, matrix: Tensor, tokens: Tensor, logits: Tensor) -> None:
-        """tokens (N,), logits (N, V) behind them. Of equal tokens the last one's logits count."""
+        """Set the successors of tokens (N,) from the logits (N, V) after them; of equal tokens the last one counts."""
         best = logits.topk(self.tree.width).indices  # (N, width)
         places = torch.arange(len(tokens), device=tokens.device)
         last = places.new_zeros(len(matrix)).scatter_reduce_(0, tokens, places, "amax")

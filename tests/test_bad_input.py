@@ -88,17 +88,17 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
             ["target.shape=100m", "target.shapes={100m: {hidden_size: 8, intermediate_size: 8, num_attention_heads: 1}}"],
             "shape: hidden_size=8 is smaller than the model's, ",
         ),
-        (["target.shape=x", "+target.shapes.x={head_dim: 12}"], "shape: head_dim=12 is no multiple of the model's 8"),
-        (["target.shape=x", "+target.shapes.x={layers: 12}"], "shape: layers is no size of a shape; expected hidden_size, "),
+        (["target.shape=x", "+target.shapes.x={head_dim: 12}"], "shape: head_dim=12 is not a multiple of the model's 8"),
+        (["target.shape=x", "+target.shapes.x={layers: 12}"], "shape: layers is not a size of a shape; expected hidden_size, "),
         (["target.shape=x", "+target.shapes.x={hidden_size: wide}"], "shape: hidden_size=wide: expected a whole number"),
         (["target.shape=x", "+target.shapes.x={hidden_size: 300.5}"], "shape: hidden_size=300.5: expected a whole number"),
         (["target.shape=x", "+target.shapes.x=null"], "target.shapes.x is empty: expected sizes, such as {hidden_size: 2048}"),
         (["target.shape=x", "+target.shapes.x={}"], "target.shapes.x is empty: expected sizes, such as {hidden_size: 2048}"),
-        (["target.shape=x", "+target.shapes.x=5"], "shape: 5 is no mapping of sizes; expected some of hidden_size, "),
+        (["target.shape=x", "+target.shapes.x=5"], "shape: 5 is not a mapping of sizes; expected some of hidden_size, "),
         (["target.shape=7b", "target.device_map=auto"], "shape: an expanded target lies on one device; set device_map=null"),
         (
             ["method=[self_speculative]", "target.shape=1b"],
-            "method.self_speculative: the layers that target.shape=1b adds do nothing, so that skipping them says nothing of",
+            "method.self_speculative: the layers that target.shape=1b adds do nothing, so skipping them tells nothing about",
         ),
         (["suite.per_task=0"], "suite mini has no question of task qa; it has none at all"),
         (
@@ -111,7 +111,7 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["method=[rest]", "target.datastore=null"], "this target names no datastore: set method.LABEL.datastore to a folder or"),
         (
             ["method=[self_speculative]", "target.checkpoints.self_speculative=null"],
-            "this target names no such checkpoint: set method.LABEL.checkpoint to a skip set's file or folder or random",
+            "this target names no skip set: set method.LABEL.checkpoint to a skip set's file or folder or random",
         ),
         (
             ["method=[self_speculative]", "method.self_speculative.checkpoint=/nowhere/at/all"],

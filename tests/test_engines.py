@@ -1,8 +1,9 @@
 """The peer beside specbench's own engine: the same tokens, no invented steps, methods refused by name."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tests.methods_under_test import drafter_of, target_of
 from tests.tiny import SHAPE, prompts
 
 LABELS = ["autoregressive", "pld", "sps"]
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "autoregressive": {},
     "pld": {"prompt_lookup_num_tokens": 10, "max_matching_ngram_size": 3},
     "sps": {"assistant": {"num_assistant_tokens": 5, "num_assistant_tokens_schedule": "heuristic"}},
@@ -29,11 +30,11 @@ DRAFT = {"path": None, "dtype": "float64", "config": {"model_type": "llama", **S
 SAMPLING = Sampling(max_new_tokens=16, stop_token_ids=(1, 7))
 
 
-def peer(methods: dict = METHODS) -> TransformersGenerate:
+def peer(methods: Mapping[str, Mapping[str, Any]] = METHODS) -> TransformersGenerate:
     return TransformersGenerate(methods, DRAFT, device="cpu", weights="random")
 
 
-def opened(engine: Native | TransformersGenerate, architecture: str = "llama", labels: list[str] = LABELS):
+def opened(engine: Native | TransformersGenerate, architecture: str = "llama", labels: list[str] = LABELS) -> Any:
     engine.open(target_of(architecture), {label: drafter_of(label, architecture) for label in labels})
     return engine
 
@@ -64,7 +65,7 @@ def test_the_peer_sees_no_steps() -> None:
 
 @pytest.mark.parametrize("make", [lambda: Native(profile=False), peer], ids=["native", "hf"])
 @pytest.mark.parametrize("room", [0, 1, 6])
-def test_the_context_ends_for_both_alike(make, room: int) -> None:
+def test_the_context_ends_for_both_alike(make: Callable[[], Any], room: int) -> None:
     engine = opened(make(), labels=LABELS[:2])
     prompt = ([5, 6, 8, 9] * 64)[: 256 - room]
     if not room:
@@ -123,7 +124,7 @@ def test_a_draft_model_is_loaded_only_for_a_method_that_asks_for_it() -> None:
 class Silent:
     """Watches a run without a word."""
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *given, **named: None
 
 

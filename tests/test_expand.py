@@ -1,7 +1,8 @@
 """An expanded Llama computes the small one's logits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -47,10 +48,11 @@ def without_gradients() -> Iterator[None]:
         yield
 
 
-def narrow(dtype: torch.dtype, **changes) -> LlamaForCausalLM:
+def narrow(dtype: torch.dtype, **changes: Any) -> Any:
     """A random Llama as the embedded target is one: nothing tied, norms that differ from 1; heads ungrouped unless told."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "num_key_value_heads": 4, **changes}, num_hidden_layers=3)).to(dtype).eval()
+    model: Any = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "num_key_value_heads": 4, **changes}, num_hidden_layers=3))
+    model = model.to(dtype).eval()
     for name, weight in model.named_parameters():
         if "norm" in name or "bias" in name:
             weight.add_(torch.randn(weight.shape, dtype=dtype) * 0.3)
@@ -58,7 +60,7 @@ def narrow(dtype: torch.dtype, **changes) -> LlamaForCausalLM:
 
 
 def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    return model(input_ids=ids[None], use_cache=False).logits[0]
+    return cast(Tensor, model(input_ids=ids[None], use_cache=False).logits[0])
 
 
 def exact_norm(self: modeling_llama.LlamaRMSNorm, x: Tensor) -> Tensor:
@@ -104,7 +106,7 @@ def check_logits(large: PreTrainedModel, model: PreTrainedModel) -> None:
 
 def test_equal_logits_in_float32() -> None:
     model = narrow(torch.float32)
-    large = expand_model(model, ALL)
+    large: Any = expand_model(model, ALL)
     for ids in prompts(6):
         found, expected = logits(large, ids)[:, :VOCABULARY], logits(model, ids)
         worst, scale = float((found - expected).abs().max()), float(expected.std())
@@ -114,7 +116,7 @@ def test_equal_logits_in_float32() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_equal_greedy_tokens(dtype: torch.dtype) -> None:
     model = narrow(dtype)
-    large = expand_model(model, ALL)
+    large: Any = expand_model(model, ALL)
     for ids in prompts(6):
         given = {"attention_mask": torch.ones_like(ids)[None], "do_sample": False, "max_new_tokens": 24, "eos_token_id": 1}
         assert large.generate(ids[None], **given).tolist() == model.generate(ids[None], **given).tolist()
@@ -169,7 +171,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("said", "make"), REFUSED.items(), ids=REFUSED.keys())
-def test_other_models_are_refused(said: str, make) -> None:
+def test_other_models_are_refused(said: str, make: Callable[[], Any]) -> None:
     with pytest.raises(InputError, match=said):
         expand_model(make(), WIDE)
 
@@ -202,11 +204,11 @@ def test_a_smaller_shape_is_refused(name: str) -> None:
 
 
 MISFITS = {
-    "is no multiple of the model's 8": {"head_dim": 12},
+    "is not a multiple of the model's 8": {"head_dim": 12},
     "cannot share 3 key-value heads evenly": {"num_attention_heads": 8, "num_key_value_heads": 3},
     "do not hold the model's 2 with 3 each": {"num_attention_heads": 6, "num_key_value_heads": 3},
     "not a multiple of the number of attention heads": {"num_attention_heads": 10, "num_key_value_heads": 5},
-    "layers is no size of a shape": {"layers": 4},
+    "layers is not a size of a shape": {"layers": 4},
 }
 
 
@@ -219,9 +221,9 @@ def test_a_shape_that_does_not_fit_is_refused(said: str, shape: dict[str, int]) 
 
 @pytest.mark.skipif(not (SHIPPED / "model.safetensors").is_file(), reason="specbench/zoo/target holds no model.safetensors yet")
 def test_the_shipped_target_at_100m_writes_its_own_tokens() -> None:
-    shape = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "target" / "mini.yaml").shapes["100m"])
-    model = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32).eval()
-    wide = expand_model(model, shape)  # type: ignore[arg-type]
+    shape: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "target" / "mini.yaml").shapes["100m"])
+    model: Any = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
+    wide: Any = expand_model(model.eval(), shape)
     assert 90e6 < sum(weight.numel() for weight in wide.parameters()) < 110e6
     (ids,) = prompts(1, longest=20)
     found, expected = logits(wide, ids), logits(model, ids)
@@ -232,6 +234,6 @@ def test_the_shipped_target_at_100m_writes_its_own_tokens() -> None:
 
 def test_what_does_not_fit_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "get_free_memory", lambda device: 10**9)
-    shape = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "target" / "mini.yaml").shapes["7b"])
+    shape: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "target" / "mini.yaml").shapes["7b"])
     with pytest.raises(InputError, match=r"6.7 billion weights need 13.5 GB on cpu as float16, where 1.0 GB are free"):
-        models.load_model(str(SHIPPED), dtype="float16", device="cpu", shape=shape)  # type: ignore[arg-type]
+        models.load_model(str(SHIPPED), dtype="float16", device="cpu", shape=shape)

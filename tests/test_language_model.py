@@ -6,6 +6,7 @@ of the logits' scale; a wrong mask, position or KV entry moves them by a tenth a
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ every_architecture = pytest.mark.parametrize("architecture", list(EXTRA))
 def plainly(target: LanguageModel, tokens: list[int]) -> Tensor:
     """(S, V): one forward of transformers' own attention over a whole sequence, without any cache."""
     with target.use_original_attention() as model:
-        return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+        return cast(Tensor, model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0])
 
 
 def forward(target: LanguageModel, store: KVStore, trees: list[DraftTree]) -> list[Tensor]:
@@ -77,7 +78,10 @@ def tree(rng: random.Random, nodes: int) -> DraftTree:
     return random_tree(rng, nodes, VOCABULARY, scratch=0.2)
 
 
-def decode_randomly(target: LanguageModel, prompts: list[list[int]], shapes: list[Callable], seed: int) -> None:
+Shape = Callable[[random.Random, int], DraftTree]
+
+
+def decode_randomly(target: LanguageModel, prompts: list[list[int]], shapes: list[Shape], seed: int) -> None:
     """Rounds of one random tree per row, then a path of it is committed: a branched one moves KV entries."""
     rng, store, committed = random.Random(seed), prefilled(target, prompts), [list(prompt) for prompt in prompts]
     for shape in shapes:
@@ -136,7 +140,7 @@ def test_prefill_hands_over_the_last_logits_alone_unless_asked() -> None:
     for prompts in ([words(rng, 7)], [words(rng, 7), words(rng, 12)]):
         store = target.create_store(20, len(prompts))
         for prompt, out in zip(prompts, target.prefill(store, [torch.tensor(p) for p in prompts]), strict=True):
-            assert out.logits.shape == (1, VOCABULARY) and out.hidden is None
+            assert out.logits.shape == (1, VOCABULARY) and out.hidden.shape == (len(prompt), 0)
             close(out.logits[0], plainly(target, prompt)[-1])
         assert store.lengths == [len(prompt) for prompt in prompts]
 
@@ -157,7 +161,7 @@ def test_taps_are_transformers_hidden_states(architecture: str) -> None:
         target.tap(taps)
         outs = target.forward(store, trees)
         for past, made, out in zip(committed, trees, outs, strict=True):
-            assert out.hidden is not None and out.hidden.shape == (len(made), len(taps) * 32)
+            assert out.hidden.shape == (len(made), len(taps) * 32)
             for node in (0, len(made) - 1):
                 close(out.hidden[node], hidden_states(target, past + made.tokens[way(made, node)].tolist(), taps))
 
@@ -166,7 +170,7 @@ def test_untapped_models_carry_no_hidden_states() -> None:
     target = tiny_language_model("llama", LAYERS)
     target.tap((1, 2))
     target.tap(())
-    assert target.forward(target.create_store(8), [DraftTree.chain(torch.tensor([3, 4]))])[0].hidden is None
+    assert target.forward(target.create_store(8), [DraftTree.chain(torch.tensor([3, 4]))])[0].hidden.shape == (2, 0)
     assert not target._tapped, "the hooks are gone"
 
 
@@ -185,7 +189,7 @@ def prefilled_last(target: LanguageModel, prompt: list[int]) -> Tensor:
 @pytest.mark.parametrize("given, expected", [(7, (7,)), ([7, 9], (7, 9)), (None, (1,))])
 def test_eos_ids_are_the_generation_configs_else_the_configs(given: object, expected: tuple[int, ...]) -> None:
     model = tiny_model("llama", layers=1)
-    model.generation_config = GenerationConfig(eos_token_id=given)
+    model.generation_config = GenerationConfig(eos_token_id=given)  # type: ignore[no-untyped-call]
     assert LanguageModel(model).eos_ids == expected
 
 
@@ -204,10 +208,12 @@ def test_what_attends_outside_the_interface_is_refused() -> None:
     with pytest.raises(InputError, match="3 of 4 layers attend"):
         model.check_attention()
     with pytest.raises(InputError, match="sinks"):
-        attend(None, *[torch.zeros(1, 1, 1, 4)] * 3, None, forward_pass=object(), s_aux=torch.zeros(1))  # type: ignore[arg-type]
+        zeros: Any = torch.zeros(1, 1, 1, 4)
+        nothing: Any = object()
+        attend(nothing, zeros, zeros, zeros, None, forward_pass=nothing, s_aux=torch.zeros(1))
 
 
 def test_a_model_without_a_longest_sequence_is_refused() -> None:
     config = AutoConfig.for_model("bloom", hidden_size=8, n_head=1, n_layer=1, vocab_size=16)
     with pytest.raises(InputError, match="bloom: its config has no max_position_embeddings"):
-        LanguageModel(AutoModelForCausalLM.from_config(config))
+        LanguageModel(AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]

@@ -16,6 +16,9 @@ from tests.tiny import prompts, tiny_model
 Steps = list[tuple[list[tuple[int, ...]], int]]  # per step: the guesses drafted, tokens committed
 
 
+Grams = dict[int, list[tuple[int, ...]]]
+
+
 class Slow:
     """methods.md 2.8 step by step: N, W, G as there, and the default's three departures."""
 
@@ -30,7 +33,7 @@ class Slow:
     def decode(self, prompt: list[int], new: int) -> Steps:
         draw = random.Random(self.drafter.seed)
         rows = [[draw.choice(prompt) for _ in range(self.w + self.n - 3)]]
-        pool: dict[int, list[tuple[int, ...]]] = {}
+        pool: Grams = {}
         text = [*prompt, self.after(prompt)]
         if self.drafter.text_pool:
             self.learn(pool, text, 0)
@@ -64,18 +67,18 @@ class Slow:
             return rows[0][: j + 1]
         return rows[0][:j] + [row[j] for row in rows[1:]]
 
-    def shifted(self, rows: list[list[int]], new: list[int], root: int, pool: dict) -> list[list[int]]:
+    def shifted(self, rows: list[list[int]], new: list[int], root: int, pool: Grams) -> list[list[int]]:
         if len(rows) < self.n - 1:
             return [row[1:] for row in rows] + [new[1:] if len(rows) > 1 else new]
         for i in range(len(new)):
             self.put(pool, root if i == 0 else rows[0][i - 1], (*(row[i] for row in rows[1:]), new[i]))
         return [rows[1][1:], *rows[2:], new]
 
-    def learn(self, pool: dict, text: list[int], old: int) -> None:
+    def learn(self, pool: Grams, text: list[int], old: int) -> None:
         for end in range(max(old, self.n - 1), len(text)):
             self.put(pool, text[end - self.n + 1], tuple(text[end - self.n + 2 : end + 1]))
 
-    def put(self, pool: dict, key: int, gram: tuple[int, ...]) -> None:
+    def put(self, pool: Grams, key: int, gram: tuple[int, ...]) -> None:
         kept = [one for one in pool.get(key, []) if one != gram]
         pool[key] = [*kept, gram][-self.g :]
 
@@ -90,9 +93,9 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_window_pool_and_acceptance_equal_the_slow_reading(settings: tuple) -> None:
+def test_window_pool_and_acceptance_equal_the_slow_reading(settings: tuple[int, int, int, bool, bool, bool]) -> None:
     target = LanguageModel(tiny_model("llama", 2))
-    drafter = Lookahead(*settings, seed=10)
+    drafter = Lookahead(*settings, 10)
     drafter.bind(target)
     target.tap(())
     slow, offered = Slow(target, drafter), 0

@@ -1,6 +1,7 @@
 """The decode loop on a target whose next token is a function of the last one, and a drafter told how often to be right."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ class Guess(Drafter):
 
 
 def run(
-    drafter: Drafter, prompts: list[list[int]], target: Walker | None = None, profile: bool = False, **sampling
+    drafter: Drafter, prompts: list[list[int]], target: Walker | None = None, profile: bool = False, **sampling: Any
 ) -> list[Generation]:
     ids = [torch.tensor(prompt) for prompt in prompts]
     target = target or Walker()
@@ -92,7 +93,7 @@ def run(
     return generate(target, drafter, ids, Sampling(**sampling), profile=profile)
 
 
-def counts(out: Generation) -> tuple:
+def counts(out: Generation) -> tuple[object, ...]:
     """All that does not depend on the clock or on who decodes beside it."""
     return (out.output_ids, out.finish_reason, out.drafted, out.nodes, out.depth, out.accepted, out.committed)
 
@@ -217,7 +218,7 @@ BATCH = [[1, 2, 3], [40] * 9, [7], list(range(30))]
 @pytest.mark.parametrize("drafter", [Guess(0), Guess(3, 1), Guess(2, 2, bushy=True)], ids=["root", "chain", "tree"])
 @pytest.mark.parametrize("context", [1000, 33])
 def test_a_batch_equals_one_by_one(drafter: Guess, context: int) -> None:
-    sampling = {"max_new_tokens": 12, "stop_token_ids": (walk(7, 5)[-1], walk(3, 8)[-1])}
+    sampling: dict[str, Any] = {"max_new_tokens": 12, "stop_token_ids": (walk(7, 5)[-1], walk(3, 8)[-1])}
     together = run(drafter, BATCH, Walker(context), **sampling)
     alone = [run(drafter, [prompt], Walker(context), **sampling)[0] for prompt in BATCH]
     assert [counts(out) for out in together] == [counts(out) for out in alone]
@@ -255,6 +256,7 @@ def test_phases_are_clocked_in_profiled_runs_alone() -> None:
         assert (out.draft_s is not None, out.verify_s is not None) == (profile, profile)
         assert out.prefill_s > 0 and out.decode_s > 0
         if profile:
+            assert out.draft_s is not None and out.verify_s is not None
             assert 0 < out.draft_s + out.verify_s <= out.decode_s
 
 

@@ -1,5 +1,7 @@
 """Linear layers in oneDNN's layout compute what plain ones do."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -56,7 +58,7 @@ def test_rows_may_be_views_of_a_larger_tensor() -> None:
 @packable
 @every_architecture
 def test_every_linear_layer_is_packed_and_no_embedding(architecture: str, any_size: None) -> None:
-    model = tiny_model(architecture, layers=2, dtype=torch.float32)
+    model: Any = tiny_model(architecture, layers=2, dtype=torch.float32)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     embedding = model.get_input_embeddings().weight.clone()
     pack(model)
@@ -77,7 +79,8 @@ def test_small_layers_stay_plain() -> None:
 @every_architecture
 @torch.inference_mode()
 def test_a_packed_model_writes_the_same_tokens_by_generate_and_by_the_loop(architecture: str, any_size: None) -> None:
-    plain, model = (tiny_model(architecture, layers=2, dtype=torch.float32) for _ in range(2))
+    plain: Any = tiny_model(architecture, layers=2, dtype=torch.float32)
+    model = tiny_model(architecture, layers=2, dtype=torch.float32)
     pack(model)
     target = LanguageModel(model)
     drafter = drafter_of("pld", "llama")
@@ -86,8 +89,9 @@ def test_a_packed_model_writes_the_same_tokens_by_generate_and_by_the_loop(archi
     for prompt in prompts(4):
         given = {"attention_mask": torch.ones_like(prompt)[None], **settings}
         expected = plain.generate(prompt[None], **given)[0, len(prompt) :].tolist()
-        with target.use_original_attention() as lent:
-            assert lent.generate(prompt[None], **given)[0, len(prompt) :].tolist() == expected
+        with target.use_original_attention() as packed_model:
+            original: Any = packed_model
+            assert original.generate(prompt[None], **given)[0, len(prompt) :].tolist() == expected
         (out,) = generate(target, drafter, [prompt], Sampling(max_new_tokens=16, stop_token_ids=(1,)))
         assert out.output_ids == expected
 

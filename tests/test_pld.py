@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def lookup(max_ngram: int, min_ngram: int, length: int, match: str, full: bool) 
     return PromptLookup(max_ngram, min_ngram, length, match, full, filler=None)  # type: ignore[arg-type]
 
 
-RULES = {
+RULES: dict[str, tuple[Callable[[], Any], Scan]] = {
     "last, not full": (lambda: lookup(3, 2, 10, "last", full=False), most_recent),
     "pld_spec_bench": (lambda: drafter_of("pld_spec_bench", "llama"), spec_bench),
     "first, not full": (lambda: lookup(2, 1, 4, "first", full=False), oldest_short),
@@ -72,7 +73,7 @@ def offered(drafter: PromptLookup, scan: Scan, seed: int, alphabet: int) -> int:
         drafter.observe(state, drafter.draft(state, 99), TargetOutput(torch.empty(0)), Verification([0], 0, piece))
         tokens += piece
         expected = scan(tokens)
-        found += expected not in ([], [100])
+        found += int(expected not in ([], [100]))
         assert drafter.copy_match(state) == expected, f"seed {seed}: behind {tokens}"
     return found
 
@@ -114,13 +115,13 @@ def test_a_draft_is_the_root_and_no_more_than_the_budget() -> None:
 
 
 def test_the_filler_is_cut_by_the_budget_too() -> None:
-    drafter = drafter_of("pld_spec_bench", "llama")
+    drafter: Any = drafter_of("pld_spec_bench", "llama")
     state = start(drafter, [5, 6, 7])
     assert drafter.draft(state, 4).tokens.tolist() == [7, 100] and drafter.draft(state, 0).tokens.tolist() == [7]
 
 
 def test_spec_bench_wants_ten_tokens_behind_a_match() -> None:
-    drafter = drafter_of("pld_spec_bench", "llama")
+    drafter: Any = drafter_of("pld_spec_bench", "llama")
     for between, expected in [(6, [100]), (7, [*range(10, 17), 1, 2, 3])]:
         state = start(drafter, [1, 2, 3, *range(10, 10 + between), 1, 2, 3])
         assert drafter.copy_match(state) == expected, f"{between} + 3 tokens stand behind the first 1 2 3"
@@ -129,7 +130,7 @@ def test_spec_bench_wants_ten_tokens_behind_a_match() -> None:
 def test_spec_bench_takes_the_oldest_and_the_default_the_latest_place() -> None:
     text = [1, 2, 3, *range(20, 32), 1, 2, 3, *range(40, 52), 1, 2, 3]
     for label, first in [("pld_spec_bench", 20), ("pld", 40)]:
-        drafter = drafter_of(label, "llama")
+        drafter: Any = drafter_of(label, "llama")
         assert drafter.copy_match(start(drafter, text))[:4] == list(range(first, first + 4))
 
 

@@ -32,7 +32,7 @@ def byte_tokenizer(bos: bool = True, template: str | None = None) -> PreTrainedT
     tokenizer.decoder = decoders.ByteLevel()
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, bos_token="<s>" if bos else None, eos_token="</s>", chat_template=template
     )
 
@@ -84,7 +84,7 @@ def test_a_users_mistakes_are_named() -> None:
 
 @pytest.mark.parametrize("turns", [[], [("q", "a")], [("q", None), ("q", None)]])
 def test_only_the_last_turn_is_open(turns: list[tuple[str, str | None]]) -> None:
-    with pytest.raises(ValueError, match="the last must be None"):
+    with pytest.raises(ValueError, match="the last must have None"):
         render_prompt("plain", turns, byte_tokenizer())
 
 

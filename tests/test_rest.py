@@ -141,11 +141,12 @@ def test_the_random_store_is_the_same_every_time() -> None:
 
 def test_what_rest_refuses(tmp_path: Path) -> None:
     known = build_datastore([[VOCABULARY]], tmp_path / "larger", VOCABULARY + 1, None, "a test")
-    for store, settings, expected in (
+    cases: list[tuple[Path | str, dict[str, Any], str]] = [
         (known, {}, f"holds ids up to {VOCABULARY}, but the target has a vocabulary of {VOCABULARY}"),
         (tmp_path / "nowhere", {}, "no datastore at "),
         ("random", {"nodes": 0}, "expected 1 ≤ shortest ≤ longest"),
-    ):
+    ]
+    for store, settings, expected in cases:
         with pytest.raises(InputError, match=expected):
             drafter_of(store, **settings)
     with pytest.raises(InputError, match="this target names no datastore: set method.LABEL.datastore to a folder or random"):

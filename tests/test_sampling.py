@@ -50,7 +50,9 @@ def test_distinct_draws_are_without_replacement_in_the_order_of_their_drawing() 
 
 
 def test_the_same_seed_and_row_give_the_same_numbers_and_neighbours_others() -> None:
-    numbers = lambda seed, row: [float(Dice(seed, row, CPU).draw_uniform())]  # noqa: E731
-    assert numbers(1, 0) == numbers(1, 0)
-    first = [numbers(seed, row)[0] for seed in range(40) for row in range(5)]
+    def number(seed: int, row: int) -> float:
+        return float(Dice(seed, row, CPU).draw_uniform())
+
+    assert number(1, 0) == number(1, 0)
+    first = [number(seed, row) for seed in range(40) for row in range(5)]
     assert len(set(first)) == 200 and stats.kstest(first, "uniform").pvalue > 1e-3

@@ -7,6 +7,7 @@ over from a draft or a skipped norm that still counts shows as another number.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 
 from methods.self_speculative import SelfDraftState, SelfSpeculative
-from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.drafter import SequenceContext
+from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import GREEDY
+from specbench.decoding.verify import GREEDY, Verification
 from specbench.drafters.skip_sets import draw_skip_set, load_skip_set, write_skip_set
 from specbench.drafters.skipping import SkipSet, count_layers, skip_sublayers
 from specbench.errors import InputError
@@ -36,7 +38,7 @@ def reference(model: nn.Module, skipped: SkipSet, ids: Tensor) -> Tensor:
     for number, layer in enumerate(decoder.layers):
         layer.forward = by_hand(layer, number in skipped.attention, number in skipped.mlp)
     try:
-        return model(input_ids=ids[None], use_cache=False).logits[0, -1]
+        return cast(Tensor, model(input_ids=ids[None], use_cache=False).logits[0, -1])
     finally:
         for layer, original in zip(decoder.layers, originals, strict=True):
             layer.forward = original
@@ -127,16 +129,17 @@ def test_a_model_spread_over_devices_is_thinned_as_well() -> None:
 
 def test_an_architecture_of_other_layers_is_refused_by_name() -> None:
     target = tiny_language_model("llama", 2)
-    del target.model.get_decoder().layers[1].mlp
-    with pytest.raises(InputError, match="llama: expected layers of self_attn and mlp each, which alone can be skipped"):
+    del target.decoder.layers[1].mlp  # type: ignore[index, union-attr]
+    with pytest.raises(InputError, match="llama: only layers made of self_attn and mlp can be skipped"):
         count_layers(target)
 
 
 class Watched(SelfSpeculative):
     """Notes the committed tokens and the draft of each step, of one sequence."""
 
-    def start(self, prompt: list[int], out, context) -> SelfDraftState:  # type: ignore[no-untyped-def]
-        self.committed, self.steps = list(prompt), []
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> SelfDraftState:
+        self.committed = list(prompt)
+        self.steps: list[Any] = []
         return super().start(prompt, out, context)
 
     def draft(self, state: SelfDraftState, budget: int) -> DraftTree:
@@ -145,7 +148,7 @@ class Watched(SelfSpeculative):
         self.steps.append((list(self.committed), budget, state.threshold, tree.tokens[1:].tolist()))
         return tree
 
-    def observe(self, state: SelfDraftState, tree: DraftTree, out, verified) -> None:  # type: ignore[no-untyped-def]
+    def observe(self, state: SelfDraftState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         super().observe(state, tree, out, verified)
         self.committed += verified.tokens
 
@@ -237,8 +240,8 @@ def test_a_skip_set_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         ("attention: [4]\nmlp: []", "attention: the target has no layer 4; expected 0 to 3"),
         ("attention: []\nmlp: [-1]", "mlp: the target has no layer -1; expected 0 to 3"),
-        ("attention: [1, 1]\nmlp: []", "attention: layer 1 stands there twice"),
-        ("attention: [0, 1, 2, 3]\nmlp: [0, 1, 2, 3]", "skips all 8 sublayers: expected one to stay, at least"),
+        ("attention: [1, 1]\nmlp: []", "attention: layer 1 is given twice"),
+        ("attention: [0, 1, 2, 3]\nmlp: [0, 1, 2, 3]", "skips all 8 sublayers; expected at least one to remain"),
         ("attention: [0]", "expected two lists of layer numbers, attention: [...] and mlp: [...]"),
         ("attention: [a]\nmlp: []", "expected two lists of layer numbers"),
         ("attention: 3\nmlp: []", "expected two lists of layer numbers"),

@@ -6,6 +6,7 @@ after a rejection shows as a wrong draft.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -62,8 +63,8 @@ class Watched(SpeculativeSampling):
         self.steps += self.now
 
 
-def watched(draft: LanguageModel, **changes) -> Watched:
-    plain = {"draft_tokens": 5, "schedule": "fixed", "confidence": 0.0, "stop_at_eos": False}
+def watched(draft: LanguageModel, **changes: Any) -> Watched:
+    plain: dict[str, Any] = {"draft_tokens": 5, "schedule": "fixed", "confidence": 0.0, "stop_at_eos": False}
     return Watched(draft, **{**plain, **changes})
 
 
@@ -112,7 +113,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize("family", FAMILIES)
-def test_drafts_are_the_draft_models_greedy_continuation(family: str, settings: dict) -> None:
+def test_drafts_are_the_draft_models_greedy_continuation(family: str, settings: dict[str, Any]) -> None:
     drafter = watched(draft_model_of(family), **settings)
     accepted: list[tuple[int, int]] = []
     for prompt in prompts(4, seed=3):
@@ -124,7 +125,7 @@ def test_drafts_are_the_draft_models_greedy_continuation(family: str, settings: 
 
 
 @pytest.mark.parametrize("settings", [SETTINGS["fixed"], SETTINGS["heuristic"]], ids=["fixed", "heuristic"])
-def test_a_batch_drafts_for_each_row_what_it_drafts_for_it_alone(settings: dict) -> None:
+def test_a_batch_drafts_for_each_row_what_it_drafts_for_it_alone(settings: dict[str, Any]) -> None:
     drafter, alone = (watched(draft_model_of("llama"), **settings) for _ in range(2))
     three = prompts(3, seed=3)
     outs = run(drafter, target_of("llama"), three)
@@ -174,7 +175,7 @@ def test_a_draft_that_stopped_early_counts_as_a_rejection() -> None:
         tree = drafter.draft(states[0], 99)
         nodes = list(range(len(tree)))
         drafter.observe(states[0], tree, TargetOutput(torch.empty(0)), Verification(nodes, 9, [*tree.tokens.tolist()[1:], 9]))
-        assert states[0].wanted == expected, "the accepted 1 is compared with the 5, 4, 3, 2, 1 asked for"
+        assert states[0].length == expected, "the accepted 1 is compared with the 5, 4, 3, 2, 1 asked for"
 
 
 def test_spec_benchs_preset_is_transformers_default_of_its_time() -> None:
@@ -216,7 +217,8 @@ def test_the_budget_cuts_the_draft() -> None:
 
 def with_vocabulary(rows: int) -> LanguageModel:
     """The tiny draft model with another number of embedding rows; one that the target lacks is often its favourite."""
-    model, given = tiny_model("llama", layers=2), dict(draft_model_of("llama").model.state_dict())
+    model: Any = tiny_model("llama", layers=2)
+    given = dict(draft_model_of("llama").model.state_dict())
     other = type(model)(type(model.config)(**{**SHAPE, "vocab_size": rows}, num_hidden_layers=2)).double()
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         resized = other.state_dict()[name]

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from methods.token_recycling import TokenRecycling
-from specbench.decoding.language_model import TargetOutput
+from methods.token_recycling import RecyclingState, TokenRecycling
+from specbench.decoding.drafter import SequenceContext
+from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import Verification
 from tests.methods_under_test import target_of
 from tests.tiny import prompts
 
@@ -16,15 +19,15 @@ TREE = {"paths": [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [1, 0, 0]]}
 class Watched(TokenRecycling):
     """Notes every draft, and what the dictionary would have drafted."""
 
-    def bind(self, target):
+    def bind(self, target: LanguageModel) -> None:
         super().bind(target)
         self.drafts: list[tuple[list[int], list[int]]] = []
 
-    def reset(self):
+    def reset(self) -> None:
         super().reset()
         self.known: dict[int, list[int]] = {}
 
-    def start(self, prompt, out, context):
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> RecyclingState:
         if not self.warm:
             self.known = {}
         read = prompt[:-1] if self.prompt_logits else prompt[-2:-1]
@@ -35,7 +38,7 @@ class Watched(TokenRecycling):
         for token, row in zip(tokens, logits, strict=True):
             self.known[token] = row.topk(3).indices.tolist()
 
-    def draft(self, state, budget):
+    def draft(self, state: RecyclingState, budget: int) -> DraftTree:
         tree = super().draft(state, budget)
         paths = sorted((path for path in TREE["paths"] if len(path) <= budget), key=lambda path: (len(path), path))
         slow = [int(state.root)]
@@ -47,7 +50,7 @@ class Watched(TokenRecycling):
         self.drafts.append((tree.tokens.tolist(), slow))
         return tree
 
-    def observe(self, state, tree, out: TargetOutput, verified):
+    def observe(self, state: RecyclingState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         self.learn(tree.tokens.tolist(), out.logits)
         super().observe(state, tree, out, verified)
 

@@ -124,8 +124,13 @@ def logits_of(*prefixes: tuple[int, ...], seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("sampling", [PLAIN, TRUNCATED])
 def test_drafts_drawn_without_replacement_leave_the_targets_own_distribution(sampling: Sampling) -> None:
     """Exact: the rule's outcomes, summed over every tree that the drafter can draw."""
-    p_of = lambda *at: probabilities(logits_of(*at, seed=1), sampling).double()  # noqa: E731
-    q_of = lambda *at: probabilities(logits_of(*at, seed=2), sampling).double()  # noqa: E731
+
+    def p_of(*contexts: tuple[int, ...]) -> torch.Tensor:
+        return probabilities(logits_of(*contexts, seed=1), sampling).double()
+
+    def q_of(*contexts: tuple[int, ...]) -> torch.Tensor:
+        return probabilities(logits_of(*contexts, seed=2), sampling).double()
+
     total: dict[tuple[int, ...], float] = defaultdict(float)
     for (a, b), chance in drawings(q_of(())[0], 2):
         under = list(drawings(q_of((a,))[0], 2))
@@ -180,17 +185,19 @@ def test_every_outcome_comes_as_often_as_it_should(kind: str, sampling: Sampling
 def test_a_deterministic_draft_changes_no_token() -> None:
     """Whatever is drafted, the same random numbers give the same text."""
     torch.manual_seed(4)
-    rng, logits = random.Random(4), {}
+    rng = random.Random(4)
+    logits: dict[tuple[int, ...], torch.Tensor] = {}
 
-    def behind(tokens: tuple[int, ...]) -> torch.Tensor:
+    def after(tokens: tuple[int, ...]) -> torch.Tensor:
         return logits.setdefault(tokens, torch.randn(3))
 
     def written(draft: bool, seed: int) -> list[int]:
-        rule, text = SamplingVerifier(PLAIN, Dice(seed, 0, torch.device("cpu"))), []
+        verifier = SamplingVerifier(PLAIN, Dice(seed, 0, torch.device("cpu")))
+        text: list[int] = []
         while len(text) < 12:
             tree = random_tree(rng, 9, vocabulary=3) if draft else DraftTree.chain(torch.tensor([0]))
             ways = [tuple(int(tree.tokens[node]) for node in way(tree, at)[1:]) for at in range(len(tree))]
-            text += rule.verify(tree, torch.stack([behind((*text, *tokens)) for tokens in ways])).tokens
+            text += verifier.verify(tree, torch.stack([after((*text, *tokens)) for tokens in ways])).tokens
         return text[:12]
 
     for seed in range(30):

@@ -1,5 +1,7 @@
 """Small random models of several architectures, in float64 so that equal means equal."""
 
+from typing import Any, cast
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -22,7 +24,7 @@ SHAPE = {
     "pad_token_id": 0,
     "initializer_range": 0.4,
 }
-EXTRA: dict[str, dict] = {
+EXTRA: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 24},
     "qwen2": {},
@@ -45,7 +47,8 @@ def tiny_model(
     config = AutoConfig.for_model(architecture, **{**SHAPE, **EXTRA[architecture]}, num_hidden_layers=layers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config).to(dtype).eval()
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return cast(PreTrainedModel, model.to(dtype).eval())
 
 
 def tiny_language_model(architecture: str = "llama", layers: int = 3, seed: int = 0) -> LanguageModel:

@@ -13,18 +13,17 @@ NAME = "specbench"
 
 
 class ForwardPass:
-    """What one forward needs to know in every layer: where the new entries go and who sees whom."""
+    """What every layer of one forward needs: where new entries are written, and which entries each node sees."""
 
     def __init__(self, store: KVStore, trees: list[DraftTree], bias: "ChainBias") -> None:
-        self.store, self.trees = store, trees
+        self.store, self.trees, self._bias = store, trees, bias
         self.sizes = [len(tree) for tree in trees]
         self.single = len(trees) == 1
         self.first = self.single and store.lengths[0] == 0 and trees[0].linear
-        self._bias = bias
         self._masks: dict[int | None, Tensor | None] = {}
 
     def get_mask(self, window: int | None) -> Tensor | None:
-        """Additive mask, broadcastable to (B, heads, N, S); None where everything is visible (or plainly causal, see `first`)."""
+        """Return the additive mask, broadcastable to (B, heads, N, S); None if all is visible, or causal (see `first`)."""
         longest = max(length + size for length, size in zip(self.store.lengths, self.sizes, strict=True))
         if window is not None and longest <= window:
             window = None
@@ -41,18 +40,18 @@ class ForwardPass:
 
 
 def align_on_cuda(mask: Tensor) -> Tensor:
-    """(N, S) as it is, or on CUDA as its kernels want it."""
+    """Return (N, S) as given, or on CUDA aligned for its kernels."""
     return align_mask(mask) if mask.is_cuda else mask
 
 
 def align_mask(mask: Tensor) -> Tensor:
-    """(N, S) copied to where CUDA's kernels can read it: rows of a multiple of 8 entries, the first one 16 bytes aligned."""
+    """Copy (N, S) so that CUDA's kernels can read it: row stride a multiple of 8 entries, start aligned to 16 bytes."""
     nodes, entries = mask.shape
     return mask.new_zeros(nodes, -(-entries // 8) * 8)[:, :entries].copy_(mask)
 
 
 class ChainBias:
-    """Masks of single sequences, cut out of one buffer: the past is visible, the triangle of the new nodes is laid once."""
+    """Masks of single sequences as slices of one buffer, in which the past is visible and new nodes see a causal triangle."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
@@ -60,16 +59,16 @@ class ChainBias:
         self._chain = self._tree = torch.empty(0)
 
     def build_tree_mask(self, tree: DraftTree, past: int) -> Tensor:
-        """(N, past + N) additive mask of one tree behind `past` committed tokens."""
+        """(N, past + N) additive mask of one tree after `past` committed tokens."""
         return self.build_chain_mask(len(tree), past) if tree.linear else self.build_visible_mask(past, tree.ancestors)
 
     def build_chain_mask(self, nodes: int, past: int) -> Tensor:
-        """(N, past + N): every node sees the ones before it."""
+        """(N, past + N): every node sees itself and all before it."""
         self._grow(past, nodes)
         return self._chain[:nodes, self._past - past : self._past + nodes]
 
     def build_visible_mask(self, past: int, visible: Tensor) -> Tensor:
-        """(N, past + M): `visible` (N, M) bool says which of the last M entries each node sees; it sees all before them."""
+        """(N, past + M): each node sees the whole past, and of the last M entries those in `visible` (N, M) bool."""
         nodes, entries = visible.shape
         self._grow(past, entries)
         self._tree[:nodes, self._past : self._past + entries].zero_().masked_fill_(~visible, float("-inf"))
@@ -86,19 +85,18 @@ class ChainBias:
 
 
 def _build_padded_mask(lengths: list[int], trees: list[DraftTree], window: int | None, dtype: torch.dtype) -> Tensor:
-    """(B, 1, N, S): the general case, rows of different lengths side by side; padding rows see entry 0 alone."""
+    """(B, 1, N, S) mask of the general case, rows of different lengths; padding nodes see only entry 0."""
     nodes = max(len(tree) for tree in trees)
     entries = max(length + len(tree) for length, tree in zip(lengths, trees, strict=True))
     visible = torch.zeros(len(trees), 1, nodes, entries, dtype=torch.bool, device=trees[0].tokens.device)
     visible[:, :, :, 0] = True
     for row, (length, tree) in enumerate(zip(lengths, trees, strict=True)):
-        n = len(tree)
-        seen = torch.ones(n, length, dtype=torch.bool, device=visible.device)
-        seen = torch.cat([seen, tree.ancestors], dim=1)  # (n, length + n)
+        past = torch.ones(len(tree), length, dtype=torch.bool, device=visible.device)
+        seen = torch.cat([past, tree.ancestors], dim=1)  # (n, length + n)
         if window is not None:
-            at = torch.cat([torch.arange(length, device=visible.device), length + tree.depths])
-            seen = seen & (at[None, :] > at[length:, None] - window)
-        visible[row, 0, :n, : length + n] = seen
+            positions = torch.cat([torch.arange(length, device=visible.device), length + tree.depths])
+            seen = seen & (positions[None, :] > positions[length:, None] - window)
+        visible[row, 0, : len(tree), : length + len(tree)] = seen
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
 
 
@@ -116,14 +114,14 @@ def attend(
     position_bias: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """query (B, heads, N, D), key and value (B, key-value heads, N, D), rotated -> (B, N, heads, D).
+    """Attend: query (B, heads, N, D), key and value (B, key-value heads, N, D), rotated -> (B, N, heads, D).
 
-    Other keywords are what transformers hands to every attention function; dropout does not exist in decoding. Raises InputError
-    for attention sinks and position biases, which are not built.
+    Further keywords are what transformers passes to every attention function; decoding uses no dropout. Raises InputError for
+    attention sinks and position biases, which are not supported.
     """
     assert forward_pass is not None, "the model was called outside LanguageModel.forward"
     if s_aux is not None or position_bias is not None:
-        raise InputError("the model's attention has sinks or position biases, which are not built")
+        raise InputError("the model's attention has sinks or position biases, which are not supported")
     keys, values = forward_pass.store.write(module.layer_idx, key, value, forward_pass.sizes)  # type: ignore[arg-type]
     mask = forward_pass.get_mask(sliding_window)
     if mask is not None and mask.device != query.device:  # a model spread over devices
@@ -139,9 +137,9 @@ def attend(
 
 
 def _attend_grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """Query heads that share a key-value head as further rows of it: KV is read once, and every kernel can do it.
+    """Attend with the query heads that share a key-value head as further rows: KV is read once, and every kernel supports it.
 
-    CUDA's fast kernels take a mask or grouped heads, not both; baseline and methods should not run different ones.
+    CUDA's fast kernels take a mask or grouped heads, not both; baseline and methods must run the same one.
     """
     batch, heads, nodes, width = query.shape
     shared = heads // keys.shape[1]
@@ -154,7 +152,7 @@ def _attend_grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | 
 def _attend_capped(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scaling: float | None, softcap: float
 ) -> Tensor:
-    """Attention whose scores pass through softcap * tanh(score / softcap), as Gemma 2 does; float32 softmax."""
+    """Attend with scores softcap * tanh(score / softcap), as Gemma 2 does; the softmax is float32."""
     repeats = query.shape[1] // keys.shape[1]
     keys, values = (x.repeat_interleave(repeats, dim=1) for x in (keys, values))
     scores = query @ keys.mT * (scaling or query.shape[-1] ** -0.5)  # (B, heads, N, S)

@@ -1,4 +1,4 @@
-"""Autoregressive decoding: the drafter that offers the root alone, so the baseline runs the very same loop."""
+"""Autoregressive decoding: the drafter that offers the root alone, so the baseline runs the same loop as every method."""
 
 from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import TargetOutput
@@ -7,7 +7,7 @@ from specbench.decoding.verify import Verification
 
 
 class Autoregressive(Drafter):
-    """State: the root, in a list of one."""
+    """Drafts nothing. Its state is the root, in a list of one."""
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> list[int]:
         return prompt[-1:]

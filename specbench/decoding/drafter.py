@@ -1,4 +1,4 @@
-"""The base class of every method's drafter: write `start`, `draft` and `observe` for one sequence, or the batched three."""
+"""The base class of all drafters: implement `start`, `draft` and `observe` per sequence, or `begin`, `propose` and `update`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from specbench.decoding.verify import Verification, Verifier, make_verifier
 
 @dataclass(frozen=True)
 class SequenceContext:
-    """What a drafter gets of a prefilled sequence beside its tokens and the target's output.
+    """What a drafter may use of a prefilled sequence, besides its tokens and the target's output.
 
-    past: its keys and values in the target, for methods that draft over them; verifier: how its tokens are chosen, for methods
-    that draw theirs the same way.
+    past: the target's keys and values, for methods that draft over them. verifier: how the sequence's tokens are chosen, for
+    methods that draw their drafts the same way.
     """
 
     past: KVStore
@@ -27,71 +27,73 @@ class SequenceContext:
 
 
 class Drafter:
-    """Proposes draft trees. All that belongs to a sequence, its own KV too, lives in that sequence's state."""
+    """Proposes draft trees. Everything that belongs to a sequence, the drafter's own KV included, is kept in its state.
 
-    taps: tuple[int, ...] = ()  # hidden states of the target it reads, by absolute layer number
-    prompt_logits: bool = False  # whether `start` wants the target's logits of every prompt token
-    nodes: int = (
-        0  # of the largest branched tree, root included; a chain is never deeper than its budget and needs no room of its own
-    )
-    draws: bool = False  # above temperature 0 its drafts are drawn from a distribution of its own, and its trees say which
-    warm: bool = False  # what it learns outlives a turn; `reset` forgets it at the start of each repeat
-    lossless: bool = True  # whether its text is claimed to be the target's own
-    parts: tuple["Drafter", ...] = ()  # the drafters that it is made of
-    draft_forwards: int = 0  # forwards of a model of its own since the start of the turn, for all sequences of a batch
+    The loop calls `begin` after the prefill, then `propose` and `update` in every step.
+    """
+
+    taps: tuple[int, ...] = ()  # hidden states of the target to read, by absolute layer number
+    prompt_logits: bool = False  # `start` needs the target's logits of every prompt token
+    nodes: int = 0  # of the largest branched tree, root included; chains never exceed their budget and need no extra room
+    draws: bool = False  # above temperature 0, drafts are drawn from the drafter's own distribution, given in the trees
+    warm: bool = False  # something learned outlives a turn; `reset` clears it at the start of each repeat
+    lossless: bool = True  # the output distribution is the target's
+    synthetic: bool = False  # a yardstick that drafts from the answer itself; results are labelled synthetic
+    parts: tuple["Drafter", ...] = ()  # the drafters that this one combines
+    draft_forwards: int = 0  # forwards of the drafter's own model in this turn, for the whole batch
 
     def iter_family(self) -> Iterator["Drafter"]:
-        """Itself and all that it is made of."""
+        """Yield this drafter and all its parts, recursively."""
         yield self
         for part in self.parts:
             yield from part.iter_family()
 
     def bind(self, target: LanguageModel) -> None:
-        """Meet the target; called once, before anything else."""
+        """Attach the target; called once, before anything else."""
         self.target = target
 
     def reset(self) -> None:
-        """Forget what outlives a turn; called at the start of each repeat."""
+        """Clear what outlives a turn; called at the start of each repeat."""
 
     def prepare(self, prompts: list[Tensor], sampling: Sampling, capacity: int) -> None:
-        """Before the clock of a turn runs: preallocate for sequences (prompt and answer) of at most `capacity` tokens."""
+        """Preallocate for sequences (prompt and answer) of at most `capacity` tokens; called before the clock starts."""
 
     def verifier(self, sampling: Sampling, row: int) -> Verifier:
-        """How the tokens of one sequence of the batch are chosen; a lossy method has its own way."""
+        """Return the verifier of one sequence of the batch; lossy methods override it."""
         return make_verifier(sampling, row, self.target.device)
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Any]:
-        """New states for sequences whose prompt is prefilled; each prompt ends with the first committed token, the root."""
-        return [self.start(*given) for given in zip(prompts, outs, contexts, strict=True)]
+        """Return the states of prefilled sequences; each prompt ends with the first committed token, the root."""
+        return [self.start(*sequence) for sequence in zip(prompts, outs, contexts, strict=True)]
 
     def propose(self, states: list[Any], budgets: list[int]) -> list[DraftTree]:
-        """One tree per sequence, none deeper than its budget."""
+        """Return one tree per sequence, none deeper than its budget."""
         return [self.draft(state, budget) for state, budget in zip(states, budgets, strict=True)]
 
     def update(self, states: list[Any], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]) -> None:
-        """Learn what the target made of the trees."""
-        for state, tree, out, choice in zip(states, trees, outs, verified, strict=True):
-            self.observe(state, tree, out, choice)
+        """Pass every sequence's target output and verification to `observe`."""
+        for step in zip(states, trees, outs, verified, strict=True):
+            self.observe(*step)
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Any:
-        """The state of a new sequence. prompt: ids of the prompt and, last, the root, which the target has just written.
+        """Return the state of a new sequence. prompt: ids of the prompt, then the root, which the target has just chosen.
 
-        out: the prefill's: logits (1, V), or (T, V) with `prompt_logits`; hidden (T, taps * H) with `taps`.
+        out: of the prefill: logits (1, V), or (T, V) with `prompt_logits`; hidden (T, taps * H).
         """
         raise NotImplementedError
 
     def draft(self, state: Any, budget: int) -> DraftTree:
-        """A tree whose root is the last committed token. budget: its greatest depth, 0 where only the root may come."""
+        """Return a tree whose root is the last committed token. budget: greatest depth; 0 allows only the root."""
         raise NotImplementedError
 
     def observe(self, state: Any, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        """What the target made of the tree: logits (N, V) and hidden states of its nodes; the path and what was committed.
+        """Update the state from the target's output for the tree, logits (N, V) and hidden (N, taps * H), and the accepted path.
 
-        In a method of several parts the tree may be another's.
-        verified.tokens are the committed tokens after the old root; the last of them is the next root.
+        verified.tokens follow the old root; the last of them is the next root. In a method of several parts the tree may come
+        from another part.
         """
         raise NotImplementedError
 
     def to_tensor(self, tokens: list[int]) -> Tensor:
-        """Token ids on the target's device."""
+        """Return token ids as a tensor on the target's device."""
         return torch.tensor(tokens, device=self.target.device)

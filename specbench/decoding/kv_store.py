@@ -1,6 +1,6 @@
-"""Keys and values of the sequences a model is decoding: preallocated, written in place, compacted on commit.
+"""Keys and values of the sequences that a model decodes: preallocated, written in place, compacted on commit.
 
-Row b holds `lengths[b]` committed tokens; the nodes of the draft tree in flight lie behind them until `keep` decides.
+Row b holds `lengths[b]` committed tokens, followed by the nodes of the draft tree in flight until `keep` selects the path.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class KVStore:
-    """Per layer two tensors (B, key-value heads, capacity, D), made when the layer first hands over its own sizes."""
+    """Two tensors (B, key-value heads, capacity, D) per layer, allocated at the layer's first write, which gives the sizes."""
 
     def __init__(self, batch: int, capacity: int) -> None:
         self.capacity = capacity
@@ -19,13 +19,13 @@ class KVStore:
         self._values: dict[int, Tensor] = {}
 
     def clear(self) -> None:
-        """Forget every sequence; the memory stays."""
+        """Drop every sequence and keep the memory."""
         self.lengths = [0] * len(self.lengths)
 
     def write(self, layer: int, key: Tensor, value: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
-        """Put `sizes[b]` new entries of row b behind its committed ones; return all that is filled, (B, heads, S, D) each.
+        """Write `sizes[b]` new entries of row b after its committed ones; return all filled entries, (B, heads, S, D) each.
 
-        key, value (B, heads, N, D) with N >= max(sizes).
+        key, value: (B, heads, N, D) with N >= max(sizes).
         """
         if layer not in self._keys:
             self._keys[layer], self._values[layer] = (_allocate(x, self.capacity) for x in (key, value))
@@ -37,24 +37,23 @@ class KVStore:
         return keys[:, :, :filled], values[:, :, :filled]
 
     def keep(self, row: int, path: Sequence[int]) -> None:
-        """Of the nodes written last, keep those of `path` (indices in the tree, rising from the root's 0) and drop the rest."""
+        """Commit the nodes of `path` (tree indices, ascending from the root's 0) of those written last; drop the rest."""
         start = self.lengths[row]
         if path[-1] != len(path) - 1:
             self._move(row, start, path)
         self.lengths[row] = start + len(path)
 
     def _move(self, row: int, start: int, path: Sequence[int]) -> None:
-        for store in (self._keys, self._values):
-            for tensor in store.values():
-                picked = tensor[row].index_select(1, torch.tensor(list(path), device=tensor.device) + start)
-                tensor[row, :, start : start + len(path)] = picked
+        for tensor in (*self._keys.values(), *self._values.values()):
+            picked = tensor[row].index_select(1, torch.tensor(list(path), device=tensor.device) + start)
+            tensor[row, :, start : start + len(path)] = picked
 
     def rewind(self, row: int, length: int) -> None:
         """Drop every entry of the row from `length` on."""
         self.lengths[row] = min(length, self.lengths[row])
 
     def view_row(self, row: int) -> "KVStore":
-        """One sequence's entries as a store of its own over the same memory; its length is the caller's to keep up."""
+        """Return a store of one sequence over the same memory; the caller maintains its length."""
         view = KVStore(1, self.capacity)
         view.lengths = [self.lengths[row]]
         view._keys, view._values = ({layer: t[row : row + 1] for layer, t in of.items()} for of in (self._keys, self._values))
@@ -62,12 +61,12 @@ class KVStore:
 
     @property
     def layers(self) -> int:
-        """How many have written here."""
+        """Number of layers that have written."""
         return len(self._keys)
 
     @property
     def bytes(self) -> int:
-        return sum(t.nbytes for store in (self._keys, self._values) for t in store.values())
+        return sum(tensor.nbytes for tensor in (*self._keys.values(), *self._values.values()))
 
 
 def _allocate(like: Tensor, capacity: int) -> Tensor:

@@ -1,11 +1,13 @@
-"""A decoder-only transformers model, unmodified, over our own KV store: one forward over a draft tree per sequence."""
+"""An unmodified decoder-only transformers model over our own KV store: one forward over one draft tree per sequence."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel
 
 from specbench.decoding import attention
@@ -17,28 +19,32 @@ from specbench.errors import InputError
 
 @dataclass(frozen=True)
 class TargetOutput:
-    """logits (N, V), or (1, V) after a prefill that needs no more; hidden (N, taps * H) or None."""
+    """The target's output for the N nodes of one draft tree.
+
+    logits (N, V): row i scores the token after node i; (1, V), the last row, after a prefill without `prompt_logits`.
+    hidden (N, taps * H): the tapped hidden states side by side; empty without taps.
+    """
 
     logits: Tensor
-    hidden: Tensor | None = None
+    hidden: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class LanguageModel:
     """Wraps any AutoModelForCausalLM whose attention goes through transformers' AttentionInterface."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model.eval()
+        self.model: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.config = model.config.get_text_config()
-        self._own_attention = self.config._attn_implementation
+        self._original_attention = self.config._attn_implementation
         self.config._attn_implementation = attention.NAME
         self.vocabulary: int = self.config.vocab_size
         self.context: int = _read_context(self.config)
         self.eos_ids = _read_eos_ids(model)
         self._bias = ChainBias(self.dtype, self.device)
         self._taps: tuple[int, ...] = ()
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks: list[RemovableHandle] = []
         self._tapped: dict[int, Tensor] = {}
 
     @property
@@ -46,9 +52,14 @@ class LanguageModel:
         return str(self.dtype).removeprefix("torch.")
 
     @property
+    def decoder(self) -> nn.Module:
+        """The model without its output head."""
+        return cast(nn.Module, self.model.get_decoder())  # type: ignore[no-untyped-call]
+
+    @property
     def head(self) -> nn.Module:
-        """From the final norm's output to logits."""
-        return self.model.get_output_embeddings()
+        """Maps the final norm's output to logits."""
+        return cast(nn.Module, self.model.get_output_embeddings())  # type: ignore[no-untyped-call]
 
     @property
     def embedding(self) -> nn.Module:
@@ -59,7 +70,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def check_attention(self) -> None:
-        """Raises InputError for a model some of whose layers keep their past elsewhere, or attend outside the interface."""
+        """Raises InputError if a layer keeps its past elsewhere or attends outside the interface."""
         store = self.create_store(2)
         self.prefill(store, [torch.zeros(2, dtype=torch.long, device=self.device)])
         if store.layers != self.config.num_hidden_layers:
@@ -67,60 +78,56 @@ class LanguageModel:
             raise InputError(f"{kind}: {store.layers} of {layers} layers attend through transformers' interface; expected all")
 
     def tap(self, layers: tuple[int, ...]) -> None:
-        """`forward` returns these hidden states side by side: k < L is the input of layer k, L the final norm's output."""
+        """Make `forward` return these hidden states: k < L is the input of layer k, L the final norm's output."""
         if layers == self._taps:
             return
         for hook in self._hooks:
             hook.remove()
-        decoder = self.model.get_decoder()
-        self._taps, self._hooks = layers, [self._register_hook(decoder, layer) for layer in layers]
+        self._taps = layers
+        self._hooks = [self._register_hook(layer) for layer in layers]
 
-    def _register_hook(self, decoder: nn.Module, layer: int) -> torch.utils.hooks.RemovableHandle:
-        if layer == len(decoder.layers):  # type: ignore[arg-type]
-            return decoder.register_forward_hook(lambda _, __, out: self._tapped.update({layer: out[0]}))
-        before: nn.Module = decoder.layers[layer]  # type: ignore[index, assignment]
-        return before.register_forward_pre_hook(lambda _, given: self._tapped.update({layer: given[0]}))
+    def _register_hook(self, layer: int) -> RemovableHandle:
+        decoder: Any = self.decoder
+        if layer == len(decoder.layers):
+            return self.decoder.register_forward_hook(lambda _, __, out: self._tapped.update({layer: out[0]}))
+        block: nn.Module = decoder.layers[layer]
+        return block.register_forward_pre_hook(lambda _, inputs: self._tapped.update({layer: inputs[0]}))
 
     @contextmanager
     def use_original_attention(self) -> Iterator[PreTrainedModel]:
-        """The same weights under transformers' own attention, for its `generate`."""
-        self.config._attn_implementation = self._own_attention
+        """Yield the same weights under transformers' own attention, for its `generate`."""
+        self.config._attn_implementation = self._original_attention
         try:
             yield self.model
         finally:
             self.config._attn_implementation = attention.NAME
 
     def forward(self, store: KVStore, trees: list[DraftTree], last_only: bool = False) -> list[TargetOutput]:
-        """One forward over one tree per row of the store, padded to the largest; nothing is committed.
+        """Run one forward over one tree per row of the store, padded to the largest; commit nothing.
 
-        `last_only` (prefill) asks for the logits of each tree's last node alone.
+        last_only (prefill): return the logits of each tree's last node alone.
         """
-        sizes = [len(tree) for tree in trees]
         ids, positions = _batch_trees(trees, store.lengths)  # (B, N) each
-        out = self.model(
+        logits: Tensor = self.model(
             input_ids=ids,
             position_ids=positions,
             use_cache=False,
             logits_to_keep=1 if last_only and len(trees) == 1 else 0,
             forward_pass=ForwardPass(store, trees, self._bias),
-        )
-        logits: Tensor = out.logits
-        hidden = torch.cat([self._tapped[layer] for layer in self._taps], dim=-1) if self._taps else None
-        return [
-            self._build_output(logits[row], None if hidden is None else hidden[row], size, last_only)
-            for row, size in enumerate(sizes)
-        ]
-
-    @staticmethod
-    def _build_output(logits: Tensor, hidden: Tensor | None, size: int, last_only: bool) -> TargetOutput:
-        kept = logits[:size][-1:] if last_only else logits[:size]
-        return TargetOutput(kept, None if hidden is None else hidden[:size])
+        ).logits
+        tapped = [self._tapped[layer] for layer in self._taps]
+        hidden = torch.cat(tapped, dim=-1) if tapped else logits.new_empty(*ids.shape, 0)  # (B, N, taps * H)
+        outs = []
+        for row, tree in enumerate(trees):
+            kept = logits[row, : len(tree)]
+            outs.append(TargetOutput(kept[-1:] if last_only else kept, hidden[row, : len(tree)]))
+        return outs
 
     @torch.no_grad()
     def read_hidden(self, ids: Tensor) -> Tensor:
-        """The tapped hidden states (B, T, taps * H) of whole texts (B, T), padded on the right; transformers' own attention."""
-        with self.use_original_attention() as model:
-            model.get_decoder()(input_ids=ids, use_cache=False)
+        """(B, T) whole texts, padded on the right -> tapped hidden states (B, T, taps * H), by transformers' own attention."""
+        with self.use_original_attention():
+            self.decoder(input_ids=ids, use_cache=False)
         return torch.cat([self._tapped[layer] for layer in self._taps], dim=-1)
 
     def prefill(self, store: KVStore, prompts: list[Tensor], all_logits: bool = False) -> list[TargetOutput]:
@@ -132,18 +139,18 @@ class LanguageModel:
 
 
 def _read_context(config: PretrainedConfig) -> int:
-    """Longest sequence. Raises InputError for a model that names none: it has no rotary or learned positions."""
-    found = getattr(config, "max_position_embeddings", None)
-    if found is None:
+    """Return the longest sequence. Raises InputError for a model without rotary or learned positions."""
+    context: int | None = getattr(config, "max_position_embeddings", None)
+    if context is None:
         raise InputError(f"{config.model_type}: its config has no max_position_embeddings, so this model cannot be run")
-    return found
+    return context
 
 
 def _read_eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    """Every token that ends a sequence, by the model's own generation config (else its config)."""
+    """Return every end-of-sequence token of the model's generation config, else of its config."""
     generation = model.generation_config.eos_token_id if model.generation_config else None
-    found = generation if generation is not None else model.config.get_text_config().eos_token_id
-    return () if found is None else tuple(found) if isinstance(found, list) else (found,)
+    ids = generation if generation is not None else model.config.get_text_config().eos_token_id
+    return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
 
 
 def _batch_trees(trees: list[DraftTree], lengths: list[int]) -> tuple[Tensor, Tensor]:

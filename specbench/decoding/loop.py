@@ -1,11 +1,8 @@
-"""The one decode loop: draft, one target forward, verify, commit.
-
-Autoregressive decoding is the drafter that offers the root alone.
-"""
+"""The one decode loop: draft a tree, verify it in one target forward, commit the accepted path. See `_run_step`."""
 
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,21 +22,21 @@ class CapacityError(Exception):
 
 @dataclass
 class Generation:
-    """What came out of one sequence and what it took. Lists have one entry per step; seconds are wall time."""
+    """The output of one sequence and its cost. Lists have one entry per step; seconds are wall time."""
 
     output_ids: list[int] = field(default_factory=list)
     finish_reason: Literal["eos", "length", "capacity"] | None = None
-    drafted: list[int] = field(default_factory=list)  # draft nodes, root and scratch not counted
-    nodes: list[int] = field(default_factory=list)  # all rows of the target's forward
-    depth: list[int] = field(default_factory=list)  # deepest draft
-    accepted: list[int] = field(default_factory=list)
-    committed: list[int] = field(default_factory=list)  # after the cut at end-of-sequence and length
+    drafted: list[int] = field(default_factory=list)  # draft nodes, without root and scratch nodes
+    nodes: list[int] = field(default_factory=list)  # rows of the target's forward, root included
+    depth: list[int] = field(default_factory=list)  # of the draft's deepest node
+    accepted: list[int] = field(default_factory=list)  # draft tokens kept
+    committed: list[int] = field(default_factory=list)  # tokens written, after the cut at end-of-sequence and length
     prefill_s: float = 0.0
     decode_s: float = 0.0
     draft_s: float | None = None  # profiled runs only
     verify_s: float | None = None
     draft_forwards: int = 0
-    sees_steps: bool = True  # False: another engine's, which knows its tokens and total seconds alone
+    sees_steps: bool = True  # False: the engine reports only tokens and total seconds
 
     @property
     def steps(self) -> int:
@@ -49,29 +46,42 @@ class Generation:
 @dataclass
 class _Sequence:
     generation: Generation
-    limit: int  # new tokens that may come
-    why: Literal["length", "capacity"]  # the reason to give when the limit is reached
+    limit: int  # most new tokens
+    why: Literal["length", "capacity"]  # finish reason at the limit
     stops: frozenset[int]
     verifier: Verifier
 
-    def commit(self, tokens: list[int]) -> int:
-        """Append up to the first stop token or the limit; how many that was."""
-        out = self.generation
-        room = self.limit - len(out.output_ids)
-        taken = tokens[:room]
-        for i, token in enumerate(taken):
-            if token in self.stops:
-                taken, out.finish_reason = taken[: i + 1], "eos"
-                break
-        out.output_ids += taken
-        if out.finish_reason is None and len(out.output_ids) >= self.limit:
-            out.finish_reason = self.why
-        return len(taken)
+    @property
+    def done(self) -> bool:
+        return self.generation.finish_reason is not None
 
     @property
     def budget(self) -> int:
-        """Deepest draft that can still be committed with a token behind it; finished sequences idle with the root alone."""
-        return 0 if self.generation.finish_reason else self.limit - len(self.generation.output_ids) - 1
+        """Greatest useful draft depth: room for the bonus token is left. 0 once finished, so the root alone is fed."""
+        return 0 if self.done else self.limit - len(self.generation.output_ids) - 1
+
+    def commit(self, tokens: list[int]) -> int:
+        """Append tokens up to the first stop token or the limit; return how many were appended."""
+        out = self.generation
+        kept = tokens[: self.limit - len(out.output_ids)]
+        for i, token in enumerate(kept):
+            if token in self.stops:
+                kept, out.finish_reason = kept[: i + 1], "eos"
+                break
+        out.output_ids += kept
+        if out.finish_reason is None and len(out.output_ids) >= self.limit:
+            out.finish_reason = self.why
+        return len(kept)
+
+    def record(self, tree: DraftTree, choice: Verification) -> None:
+        """Commit the tokens of one step and append its counts."""
+        committed = self.commit(choice.tokens)
+        out = self.generation
+        out.committed.append(committed)
+        out.accepted.append(min(len(choice.path) - 1, committed))
+        out.drafted.append(tree.drafted)
+        out.nodes.append(len(tree))
+        out.depth.append(tree.depth)
 
 
 def _start_sequence(target: LanguageModel, drafter: Drafter, row: int, prompt: int, sampling: Sampling) -> _Sequence:
@@ -84,10 +94,11 @@ def _start_sequence(target: LanguageModel, drafter: Drafter, row: int, prompt: i
 
 
 class Clock:
-    """Seconds spent drafting and in the target, when a run is profiled; synchronises the device to know."""
+    """Seconds spent drafting and verifying. It synchronises the device, so it runs in profiled runs only."""
 
     def __init__(self, device: torch.device, on: bool) -> None:
-        self.device, self.on, self.draft, self.verify = device, on, 0.0, 0.0
+        self.device, self.on = device, on
+        self.draft = self.verify = 0.0
 
     def now(self) -> float:
         if self.on:
@@ -96,7 +107,7 @@ class Clock:
 
 
 def capacity(target: LanguageModel, drafter: Drafter, prompt: int, sampling: Sampling) -> int:
-    """KV entries that decoding a prompt of so many tokens can need: prompt, answer and the largest branched tree."""
+    """KV entries needed to decode a prompt of `prompt` tokens: prompt, answer and the largest branched tree."""
     return min(prompt + sampling.max_new_tokens, target.context) + drafter.nodes
 
 
@@ -109,7 +120,7 @@ def generate(
     store: KVStore | None = None,
     profile: bool = False,
 ) -> list[Generation]:
-    """Decode every prompt, (T,) int64 on the target's device each, with a drafter bound to the target.
+    """Decode prompts, (T,) int64 each on the target's device, with a drafter bound to the target.
 
     Raises CapacityError before the first forward.
     """
@@ -133,48 +144,40 @@ def generate(
 def _decode(
     target: LanguageModel, drafter: Drafter, prompts: list[Tensor], sequences: list[_Sequence], store: KVStore, clock: Clock
 ) -> None:
-    begun = perf_counter()
+    """Prefill, commit the first token of each sequence, then run steps until all have finished."""
+    start = perf_counter()
     outs = target.prefill(store, prompts, all_logits=drafter.prompt_logits)
     roots = [sequence.verifier.choose_first(out.logits[-1]) for sequence, out in zip(sequences, outs, strict=True)]
     for sequence, root in zip(sequences, roots, strict=True):
         sequence.commit([root])
     prefilled = perf_counter()
-    if not all(sequence.generation.finish_reason for sequence in sequences):
+    if not all(sequence.done for sequence in sequences):
         contexts = [SequenceContext(store.view_row(row), sequence.verifier) for row, sequence in enumerate(sequences)]
-        begun_texts = [[*prompt.tolist(), root] for prompt, root in zip(prompts, roots, strict=True)]
-        states = drafter.begin(begun_texts, outs, contexts)
-        while not all(sequence.generation.finish_reason for sequence in sequences):
+        texts = [[*prompt.tolist(), root] for prompt, root in zip(prompts, roots, strict=True)]
+        states = drafter.begin(texts, outs, contexts)
+        while not all(sequence.done for sequence in sequences):
             _run_step(target, drafter, states, sequences, store, clock)
-    ended = perf_counter()
+    end = perf_counter()
     for sequence in sequences:
-        sequence.generation.prefill_s, sequence.generation.decode_s = prefilled - begun, ended - prefilled
+        sequence.generation.prefill_s, sequence.generation.decode_s = prefilled - start, end - prefilled
 
 
 def _run_step(
-    target: LanguageModel, drafter: Drafter, states: list, sequences: list[_Sequence], store: KVStore, clock: Clock
+    target: LanguageModel, drafter: Drafter, states: list[Any], sequences: list[_Sequence], store: KVStore, clock: Clock
 ) -> None:
-    t0 = clock.now()
+    start = clock.now()
     budgets = [sequence.budget for sequence in sequences]
-    trees = drafter.propose(states, budgets)
+    trees = drafter.propose(states, budgets)  # one draft tree per sequence
     for tree, budget in zip(trees, budgets, strict=True):
         if tree.depth > budget:
             raise ValueError(f"{type(drafter).__name__} drafted {tree.depth} tokens deep, with a budget of {budget}")
-    t1 = clock.now()
-    outs = target.forward(store, trees)
+    drafted = clock.now()
+    outs = target.forward(store, trees)  # one forward for all sequences
     verified = [sequence.verifier.verify(tree, out.logits) for sequence, tree, out in zip(sequences, trees, outs, strict=True)]
-    clock.draft, clock.verify = clock.draft + t1 - t0, clock.verify + clock.now() - t1
+    clock.draft += drafted - start
+    clock.verify += clock.now() - drafted
     for row, (sequence, tree, choice) in enumerate(zip(sequences, trees, verified, strict=True)):
-        if not sequence.generation.finish_reason:
-            store.keep(row, choice.path)
-            _record(sequence, tree, choice)
+        if not sequence.done:
+            store.keep(row, choice.path)  # keep the KV of the accepted path, drop the rest of the tree
+            sequence.record(tree, choice)
     drafter.update(states, trees, outs, verified)
-
-
-def _record(sequence: _Sequence, tree: DraftTree, choice: Verification) -> None:
-    out = sequence.generation
-    committed = sequence.commit(choice.tokens)
-    out.committed.append(committed)
-    out.accepted.append(min(len(choice.path) - 1, committed))
-    out.drafted.append(tree.drafted)
-    out.nodes.append(len(tree))
-    out.depth.append(tree.depth)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specbench.errors import InputError
 
-Pick = tuple[Tensor, Tensor | None]  # tokens, and the probabilities they were drawn from: None where nothing was drawn
+Pick = tuple[Tensor, Tensor | None]  # tokens, and the probabilities they were drawn from: None if chosen greedily
 
 
 @lru_cache(maxsize=512)
@@ -20,28 +20,26 @@ def _build_chain_parents(nodes: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class DraftTree:
-    """Node 0 is the root, whose KV entry does not exist yet; every parent stands before its children.
+    """Candidate continuations of one sequence as N nodes; the target's forward computes one row per node.
 
-    tokens (N,) int64; parents (N,) int64, parents[0] = -1; probs (P, V) or None: what the tokens were drawn from, one row per
-    node that has children, siblings in the order drawn and without replacement; None for a deterministic draft; scratch (N,)
-    bool or None: nodes computed but never accepted.
+    Node 0 is the root: the last committed token, whose KV entry does not exist yet. Every parent precedes its children.
     """
 
-    tokens: Tensor
-    parents: Tensor
-    probs: Tensor | None = None
-    scratch: Tensor | None = None
+    tokens: Tensor  # (N,) int64
+    parents: Tensor  # (N,) int64, parents[0] = -1
+    probs: Tensor | None = None  # (P, V) float: q of every node with children; siblings are drawn in order, without replacement
+    scratch: Tensor | None = None  # (N,) bool: nodes that are computed but never accepted
     linear: bool = False  # a chain: every node's parent is the node before it
-    shape: "TreeShape | None" = None  # the static tree that it is
+    shape: "TreeShape | None" = None  # the static tree it fills
 
     @staticmethod
     def chain(tokens: Tensor, probs: Tensor | None = None) -> "DraftTree":
-        """A tree without branches. tokens (N,) int64, the root first."""
+        """Build a tree without branches. tokens (N,) int64, the root first."""
         return DraftTree(tokens, _build_chain_parents(len(tokens), tokens.device), probs, linear=True)
 
     @staticmethod
     def from_picks(root: Tensor, picks: Sequence[Pick]) -> "DraftTree":
-        """A chain of tokens picked one behind the other. root (1,)."""
+        """Build a chain of tokens picked one after another. root (1,)."""
         probs = [weights for _, weights in picks if weights is not None]
         return DraftTree.chain(torch.cat([root, *(token for token, _ in picks)]), torch.cat(probs) if probs else None)
 
@@ -50,21 +48,21 @@ class DraftTree:
 
     @cached_property
     def drafted(self) -> int:
-        """Nodes offered for acceptance: the root and scratch nodes do not count."""
+        """Number of draft nodes: all but the root and scratch nodes."""
         if self.shape is not None:
             return self.shape.drafted
         return len(self) - 1 - (0 if self.scratch is None else int(self.scratch.sum()))
 
     @cached_property
     def children(self) -> list[list[int]]:
-        """Of each node the children that may be accepted, in their order; on the host."""
+        """Per node, its children that may be accepted, in order; on the host."""
         if self.shape is not None:
             return self.shape.children
         return _list_children(self.parents, self.scratch)
 
     @cached_property
     def ancestors(self) -> Tensor:
-        """(N, N) bool: row i is true at i and at every node on the way from i to the root."""
+        """(N, N) bool: row i is true at i and at every node on the path from the root to i."""
         if self.shape is not None:
             return self.shape.ancestors
         if self.linear:
@@ -73,7 +71,7 @@ class DraftTree:
 
     @cached_property
     def depths(self) -> Tensor:
-        """(N,) int64: steps from the root."""
+        """(N,) int64: distance from the root."""
         if self.shape is not None:
             return self.shape.depths
         return self.parents + 1 if self.linear else self.ancestors.sum(dim=1) - 1
@@ -91,45 +89,40 @@ class DraftTree:
 
 def _build_ancestor_mask(parents: Tensor) -> Tensor:
     """(N, N) bool from parents (N,), one round per level."""
-    nodes = torch.arange(len(parents), device=parents.device)
-    above, at = parents.clamp(min=0), nodes
+    nodes = ancestors = torch.arange(len(parents), device=parents.device)
+    above = parents.clamp(min=0)
     mask = torch.eye(len(parents), dtype=torch.bool, device=parents.device)
-    while bool(at.any()):
-        at = above[at]
-        mask[nodes, at] = True
+    while bool(ancestors.any()):
+        ancestors = above[ancestors]
+        mask[nodes, ancestors] = True
     return mask
 
 
 def _list_children(parents: Tensor, scratch: Tensor | None) -> list[list[int]]:
-    under: list[list[int]] = [[] for _ in parents]
-    barred = [False] * len(parents) if scratch is None else scratch.tolist()
+    children: list[list[int]] = [[] for _ in parents]
+    excluded = [False] * len(parents) if scratch is None else scratch.tolist()
     for node, parent in enumerate(parents.tolist()):
-        if node and not barred[node]:
-            under[parent].append(node)
-    return under
+        if node and not excluded[node]:
+            children[parent].append(node)
+    return children
 
 
 class Level(NamedTuple):
-    """The n nodes of one depth of a static tree, m of which have children of their own.
+    """The n nodes of one depth of a static tree; m of them are expanded, that is, have children of their own."""
 
-    rows (n,): which of the expanded nodes above is the parent; ranks (n,): which of its best tokens; places (n,): which of the
-    parent's children, where tokens are drawn one after the other and none is left out; expanded (m,): which of
-    these nodes have children; visible (m, M) bool: which of all expanded nodes down to here each of them sees.
-    """
-
-    rows: Tensor
-    ranks: Tensor
-    places: Tensor
-    expanded: Tensor
-    visible: Tensor
+    rows: Tensor  # (n,) index of the parent among the expanded nodes of the level above
+    ranks: Tensor  # (n,) rank of the token among the parent's best tokens
+    places: Tensor  # (n,) index among the parent's children, for tokens drawn one after another
+    expanded: Tensor  # (m,) indices of the expanded nodes
+    visible: Tensor  # (m, M) bool: which of all expanded nodes down to this level each of them sees
 
 
 class TreeShape:
-    """A static draft tree: the same parents in every step, so that all that follows from them is made once.
+    """A static draft tree: the parents are the same in every step, so everything derived from them is computed once.
 
-    paths: one list of ranks per node but the root; the path [0, 2] is the third best child of the best child of the root. Every
-    path's beginnings are paths as well. Nodes stand in order of depth, then of ranks. heads: how many there are, where each depth
-    needs one of its own. scratch: the paths whose nodes are never accepted. Raises InputError.
+    paths: one list of ranks per node except the root; [0, 2] is the third-best child of the root's best child. Every prefix of
+    a path must be a path too. Nodes are ordered by depth, then by ranks. heads: number of draft heads, if each depth needs its
+    own. scratch: paths of nodes that are never accepted. Raises InputError.
     """
 
     def __init__(
@@ -142,7 +135,7 @@ class TreeShape:
         self.paths = sorted((tuple(path) for path in paths), key=lambda path: (len(path), path))
         self.device = torch.device(device)
         _check_paths(self.paths)
-        node = {path: at for at, path in enumerate([(), *self.paths])}
+        node = {path: i for i, path in enumerate([(), *self.paths])}
         self.parents = torch.tensor([-1] + [node[path[:-1]] for path in self.paths], device=device)
         self.ranks = torch.tensor([0] + [path[-1] for path in self.paths], device=device)  # (N,) of a node among its siblings
         self.ancestors = _build_ancestor_mask(self.parents)
@@ -152,15 +145,15 @@ class TreeShape:
         self.drafted = len(self.paths) - len(scratch)
         self.depth = max((len(path) for path in self.paths if path not in scratch), default=0)
         if heads is not None and self.depth > heads:
-            raise InputError(f"a tree of depth {self.depth} needs as many heads; there are {heads}")
-        self.width = 1 + int(self.ranks.max())  # children that a node needs to choose from
+            raise InputError(f"a tree of depth {self.depth} needs {self.depth} heads; there are {heads}")
+        self.width = 1 + int(self.ranks.max())  # best tokens needed per expanded node
         self._cuts: dict[int, TreeShape] = {}
 
     def __len__(self) -> int:
         return len(self.parents)
 
     def cut(self, depth: int) -> "TreeShape":
-        """The same tree without what lies deeper."""
+        """Return the tree without the nodes deeper than `depth`."""
         if depth >= self.depth:
             return self
         if depth not in self._cuts:
@@ -174,17 +167,17 @@ class TreeShape:
 
     @cached_property
     def levels(self) -> "list[Level]":
-        """Depth by depth, what a drafter needs that drafts each node's children from the node itself."""
-        made: list[Level] = []
+        """The tree level by level, for drafters that draft each node's children from the node itself."""
+        levels: list[Level] = []
         above: list[tuple[int, ...]] = [()]  # the expanded nodes of the level above
-        fed = torch.zeros(0, dtype=torch.long, device=self.device)
+        fed: list[int] = []  # all expanded nodes so far
         for depth in range(1, self.depth + 1):
             nodes = [path for path in self.paths if len(path) == depth]
             parents = {path[:-1] for path in self.paths if len(path) == depth + 1}
-            expanded = [at for at, path in enumerate(nodes) if path in parents]
+            expanded = [i for i, path in enumerate(nodes) if path in parents]
             first = 1 + self.paths.index(nodes[0])
-            fed = torch.cat([fed, torch.tensor([first + at for at in expanded], dtype=torch.long, device=self.device)])
-            made.append(
+            fed += [first + i for i in expanded]
+            levels.append(
                 Level(
                     rows=torch.tensor([above.index(path[:-1]) for path in nodes], device=self.device),
                     ranks=torch.tensor([path[-1] for path in nodes], device=self.device),
@@ -193,26 +186,26 @@ class TreeShape:
                     visible=self.ancestors[fed[len(fed) - len(expanded) :]][:, fed],
                 )
             )
-            above = [nodes[at] for at in expanded]
-        return made
+            above = [nodes[i] for i in expanded]
+        return levels
 
     def build_tree(self, tokens: Tensor, probs: Tensor | None = None) -> DraftTree:
-        """tokens (N,) int64, the root first; probs as in DraftTree."""
+        """Fill the tree with tokens (N,) int64, the root first; probs as in DraftTree."""
         return DraftTree(tokens, self.parents, probs, scratch=self.scratch, shape=self)
 
 
 def _find_place(path: tuple[int, ...], nodes: list[tuple[int, ...]]) -> int:
-    """Which child of its parent it is."""
+    """Return the index of a node among its parent's children."""
     return sum(other[:-1] == path[:-1] and other < path for other in nodes)
 
 
 def _check_paths(paths: list[tuple[int, ...]]) -> None:
-    there = {(), *paths}
-    if len(there) <= len(paths):
-        twice = next(path for path in paths if path == () or paths.count(path) > 1)
-        raise InputError(f"tree: the path {list(twice)} is empty or stands there twice")
+    known = {(), *paths}
+    if len(known) <= len(paths):
+        wrong = next(path for path in paths if path == () or paths.count(path) > 1)
+        raise InputError(f"tree: the path {list(wrong)} is empty or given twice")
     for path in paths:
-        if path[:-1] not in there:
+        if path[:-1] not in known:
             raise InputError(f"tree: the path {list(path)} has no parent {list(path[:-1])}")
         if path[-1] < 0:
             raise InputError(f"tree: the path {list(path)} has a negative rank")

@@ -1,11 +1,12 @@
-"""Verification: which path of a draft tree is kept, and which token comes behind it. One verifier per sequence.
+"""Verification: choose the path of a draft tree that is kept and the token after it. Each sequence has one verifier.
 
-Greedy        the path that the target's argmax takes.
-Sampled       speculative sampling (Leviathan et al. 2023; Chen et al. 2023): whatever is drafted, the tokens come from the
-              target's own distribution at the given temperature, top-k and top-p.
-Typical       typical acceptance (Cai et al. 2024, section 2.3.1): lossy, what is likely enough is kept.
+Greedy    follow the target's argmax.
+Sampled   speculative sampling (Leviathan et al. 2023; Chen et al. 2023): whatever is drafted, the tokens follow the target's
+          own distribution at the given temperature, top-k and top-p.
+Typical   typical acceptance (Cai et al. 2024, section 2.3.1): keep what is likely enough; lossy.
 
-A verifier also chooses for drafters that draft from the same distribution with their own logits (`pick`, `rank`).
+p is the target's distribution, q the one that a draft token was drawn from. A verifier also picks tokens for drafters that draft
+with their own logits in the same way (`pick`, `rank`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,42 +24,48 @@ from specbench.errors import InputError
 
 @dataclass(frozen=True)
 class Verification:
-    """path (A+1,): accepted nodes, root first; next_token: recovered after a rejection, else bonus; tokens: what is committed."""
+    """The result of verifying one draft tree.
 
-    path: list[int]
-    next_token: int
-    tokens: list[int]
+    An *accepted* token is a draft token that is kept. The token after the accepted ones is *recovered* if it replaces a rejected
+    draft token, and the *bonus* token if the path was accepted to its end.
+    """
+
+    path: list[int]  # (A,) nodes, the root and the accepted ones
+    next_token: int  # recovered or bonus token: the next root
+    tokens: list[int]  # (A,) committed: the accepted tokens, then next_token
 
 
 class Verifier(Protocol):
-    """How one sequence's tokens are chosen."""
+    """Chooses the tokens of one sequence."""
 
     def choose_first(self, logits: Tensor) -> int:
-        """The first token, behind the prompt. logits (V,)."""
+        """Choose the first token after the prompt. logits (V,)."""
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
-        """logits (N, V) of the tree's nodes."""
+        """Choose the accepted path and the token after it. logits (N, V) of the tree's nodes."""
 
     def pick(self, logits: Tensor) -> Pick:
-        """A drafter's next token: (1, V) -> (1,), probabilities (1, V)."""
+        """Choose a drafter's next token: logits (1, V) -> tokens (1,), probabilities (1, V)."""
 
     def rank(self, logits: Tensor, width: int) -> Pick:
-        """The children of M nodes in order: (M, V) -> (M, width), probabilities (M, V)."""
+        """Choose the children of M nodes, in order: logits (M, V) -> tokens (M, width), probabilities (M, V)."""
 
 
 class GreedyVerifier:
+    """Accepts a draft token x_i if x_i = argmax p(. | x_<i)."""
+
     def choose_first(self, logits: Tensor) -> int:
         return int(logits.argmax())
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
-        """The deepest path that follows the target's argmax, the first of equals; one device-to-host copy."""
+        """Accept the deepest path that follows the argmax, the first of equals; one device-to-host copy."""
+        best = logits.argmax(dim=-1)  # (N,)
         if tree.linear:
-            tokens, wanted = torch.stack([tree.tokens, logits.argmax(dim=-1)]).tolist()
-            return _accept_chain(tokens, wanted)
-        wanted = logits.argmax(dim=-1)  # (N,)
-        right = tree.tokens == wanted[tree.parents.clamp(min=0)]
+            tokens, choices = torch.stack([tree.tokens, best]).tolist()
+            return _accept_chain(tokens, choices)
+        right = tree.tokens == best[tree.parents.clamp(min=0)]
         depths = torch.where(_mask_reached(tree, right), tree.depths, -1)
-        return _accept_path(tree, depths.argmax(), wanted)
+        return _accept_path(tree, depths.argmax(), best)
 
     def pick(self, logits: Tensor) -> Pick:
         return logits.argmax(dim=-1), None
@@ -71,7 +78,7 @@ GREEDY = GreedyVerifier()
 
 
 class SamplingVerifier:
-    """Only the nodes that the walk comes to are turned into probabilities; a few numbers a node go from device to host."""
+    """Speculative sampling. Computes p only for the nodes it visits; a few numbers per node are copied to the host."""
 
     def __init__(self, sampling: Sampling, dice: Dice) -> None:
         self.sampling, self.dice = sampling, dice
@@ -83,140 +90,129 @@ class SamplingVerifier:
         return self._follow(tree, logits) if tree.probs is None else self._test_drawn(tree, tree.probs, logits)
 
     def pick(self, logits: Tensor) -> Pick:
-        weights = probabilities(logits, self.sampling)
-        return self.dice.draw(weights[0])[None], weights
+        q = probabilities(logits, self.sampling)
+        return self.dice.draw(q[0])[None], q
 
     def rank(self, logits: Tensor, width: int) -> Pick:
-        weights = probabilities(logits, self.sampling)
-        return self.dice.draw_distinct(weights, width), weights
+        q = probabilities(logits, self.sampling)
+        return self.dice.draw_distinct(q, width), q
 
     def _follow(self, tree: DraftTree, logits: Tensor) -> Verification:
-        """A deterministic draft: draw what the target says behind each node, and go on where that was drafted.
+        """Verify a deterministic draft: draw x ~ p after each node and continue with the children whose token is x.
 
-        A child x is so kept with p(x), and what is drawn when none is has p without the children's tokens, renormalised.
-        One draw a committed token, so that the text is what autoregressive decoding writes with the same random numbers.
+        A child x is accepted with probability p(x); a recovered token follows p without the children's tokens, renormalised.
+        Each committed token takes one draw, so the text equals autoregressive decoding's with the same random numbers.
         """
         tokens, children = tree.tokens.tolist(), tree.children
-        here, written = [0], []
+        nodes, committed = [0], []
         while True:
-            written.append(int(self.dice.draw(probabilities(logits[here[0]], self.sampling))))
-            further = [child for node in here for child in children[node] if tokens[child] == written[-1]]
-            if not further:
-                return Verification(_trace_path(tree, here[0]), written[-1], written)
-            here = further
+            x = int(self.dice.draw(probabilities(logits[nodes[0]], self.sampling)))
+            committed.append(x)
+            matching = [child for node in nodes for child in children[node] if tokens[child] == x]
+            if not matching:
+                return Verification(_trace_path(tree, nodes[0]), x, committed)
+            nodes = matching
 
     def _test_drawn(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verification:
-        """A draft drawn from q, siblings without replacement: keep x with min(1, p(x) / q(x)), else go on with the residual.
-
-        The residual is max(p - q, 0), renormalised; q of the next sibling is q without x, renormalised. drawn_from (P, V): q of
-        each node that has children, in the order of the nodes.
-        """
+        """Verify a draft drawn from q, siblings without replacement. drawn_from (P, V): q of the nodes with children."""
         tokens, children = tree.tokens.tolist(), tree.children
-        rows = {node: row for row, node in enumerate(node for node, under in enumerate(children) if under)}
+        inner = [node for node, below in enumerate(children) if below]
+        rows = {node: row for row, node in enumerate(inner)}
         path = [0]
         while True:
-            wanted = probabilities(logits[path[-1]], self.sampling)
-            below = children[path[-1]]
-            kept, wanted = self._accept_sibling(below, tokens, wanted, drawn_from[rows[path[-1]]]) if below else (None, wanted)
+            p = probabilities(logits[path[-1]], self.sampling)
+            siblings = children[path[-1]]
+            kept, p = self._accept_sibling(siblings, tokens, p, drawn_from[rows[path[-1]]]) if siblings else (None, p)
             if kept is None:
-                last = int(self.dice.draw(wanted))
-                return Verification(path, last, [tokens[node] for node in path[1:]] + [last])
+                next_token = int(self.dice.draw(p))
+                return Verification(path, next_token, [tokens[node] for node in path[1:]] + [next_token])
             path.append(kept)
 
     def _accept_sibling(
-        self, siblings: Sequence[int], tokens: list[int], wanted: Tensor, drawn: Tensor
+        self, siblings: Sequence[int], tokens: list[int], target: Tensor, drawn: Tensor
     ) -> tuple[int | None, Tensor]:
-        """The first sibling that is kept, or None; and what the target still wants, (V,)."""
+        """Return the first sibling accepted, or None, and p or what is left of it after the rejections; (V,) each."""
         for node in siblings:
-            token = tokens[node]
-            p, q, chance = torch.stack([wanted[token].double(), drawn[token].double(), self.dice.draw_uniform()]).tolist()
-            if q <= 0:  # never drawn: the tokens before it were all that there are
+            x = tokens[node]
+            p, q, chance = torch.stack([target[x].double(), drawn[x].double(), self.dice.draw_uniform()]).tolist()
+            if q <= 0:  # never drawn: the siblings before it were all tokens with q > 0
                 continue
-            if chance * q < p:
-                return node, wanted
-            residual = (wanted - drawn).clamp(min=0)
+            if chance * q < p:  # p >= q: always accept; p < q: accept with probability p / q
+                return node, target
+            residual = (target - drawn).clamp(min=0)  # rejected: p <- max(p - q, 0) / sum(max(p - q, 0))
             total = residual.sum()
-            wanted = torch.where(total > 0, residual / total, wanted)  # 0 where p = q: rejected by rounding alone
-            drawn = drawn.clone()
-            drawn[token] = 0
+            target = torch.where(total > 0, residual / total, target)  # the sum is 0 if p = q was rejected by rounding
+            drawn = drawn.clone()  # without replacement: q <- q without x, renormalised
+            drawn[x] = 0
             drawn /= drawn.sum().clamp(min=torch.finfo(drawn.dtype).tiny)
-        return None, wanted
+        return None, target
 
 
-class TypicalVerifier:
-    """Keep a token whose probability is over min(threshold, alpha exp(-H)), H the entropy; lossy. Nothing is drawn.
+class TypicalVerifier(GreedyVerifier):
+    """Typical acceptance: accept x if p(x) > min(threshold, alpha * exp(-H(p))), H the entropy. Lossy; nothing is drawn.
 
-    As the authors run it: the longest path, of equal ones the most probable; behind it the argmax. With temperature 0 they verify
+    As in the authors' code: the longest path, of equal ones the most probable; then the argmax. At temperature 0 they verify
     greedily.
     """
 
     def __init__(self, temperature: float, threshold: float, alpha: float) -> None:
         self.temperature, self.threshold, self.alpha = temperature, threshold, alpha
 
-    def choose_first(self, logits: Tensor) -> int:
-        return int(logits.argmax())
-
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
         parents = tree.parents.clamp(min=0)
-        inner, rows = parents.unique(return_inverse=True)
-        logs = (logits[inner].float() / self.temperature).log_softmax(dim=-1)  # (P, V)
-        p = logs.exp()
+        inner, rows = torch.unique(parents, return_inverse=True)
+        log_p = (logits[inner].float() / self.temperature).log_softmax(dim=-1)  # (P, V)
+        p = log_p.exp()
         entropy = -(p * (p + 1e-5).log()).sum(dim=-1)
-        least = (self.alpha * (-entropy).exp()).clamp(max=self.threshold)  # (P,)
-        own = logs[rows, tree.tokens]  # (N,) log-probability of each node behind its parent
-        own[0] = 0.0
-        reached = _mask_reached(tree, own.exp() > least[rows])
+        bound = (self.alpha * (-entropy).exp()).clamp(max=self.threshold)  # (P,) min(threshold, alpha * exp(-H))
+        scores = log_p[rows, tree.tokens]  # (N,) log p(x) of each node given its parent
+        scores[0] = 0.0
+        reached = _mask_reached(tree, scores.exp() > bound[rows])
         depths = torch.where(reached, tree.depths, -1)
-        scores = torch.where(tree.ancestors, own, 0.0).sum(dim=1).masked_fill(depths < depths.max(), -torch.inf)
-        return _accept_path(tree, scores.argmax(), logits.argmax(dim=-1))
-
-    def pick(self, logits: Tensor) -> Pick:
-        return GREEDY.pick(logits)
-
-    def rank(self, logits: Tensor, width: int) -> Pick:
-        return GREEDY.rank(logits, width)
+        totals = torch.where(tree.ancestors, scores, 0.0).sum(dim=1).masked_fill(depths < depths.max(), -torch.inf)
+        return _accept_path(tree, totals.argmax(), logits.argmax(dim=-1))
 
 
 def make_verifier(sampling: Sampling, row: int, device: torch.device) -> Verifier:
-    """The lossless verifier of one sequence of a batch."""
+    """Return the lossless verifier of one sequence of a batch."""
     return GREEDY if sampling.temperature == 0 else SamplingVerifier(sampling, Dice(sampling.seed, row, device))
 
 
 def parse_thresholds(typical: Mapping[str, float]) -> tuple[float, float]:
-    """(threshold, alpha) of typical acceptance. Raises InputError."""
-    wrong = set(typical) != {"threshold", "alpha"} or not all(
-        isinstance(value, (int, float)) and value > 0 for value in typical.values()
-    )
-    if wrong:
+    """Return (threshold, alpha) of typical acceptance. Raises InputError."""
+    positive = all(isinstance(value, (int, float)) and value > 0 for value in typical.values())
+    if set(typical) != {"threshold", "alpha"} or not positive:
         raise InputError(f"typical={dict(typical)}: expected threshold and alpha, two numbers above 0, or null")
     return typical["threshold"], typical["alpha"]
 
 
-def _accept_chain(tokens: list[int], wanted: list[int]) -> Verification:
+def _accept_chain(tokens: list[int], choices: list[int]) -> Verification:
+    """tokens: of the chain, the root first; choices: the argmax after each."""
     accepted = 0
-    while accepted + 1 < len(tokens) and tokens[accepted + 1] == wanted[accepted]:
+    while accepted + 1 < len(tokens) and tokens[accepted + 1] == choices[accepted]:
         accepted += 1
-    return Verification(list(range(accepted + 1)), wanted[accepted], wanted[: accepted + 1])
+    return Verification(list(range(accepted + 1)), choices[accepted], choices[: accepted + 1])
 
 
 def _mask_reached(tree: DraftTree, right: Tensor) -> Tensor:
-    """(N,) bool: nodes all of whose way from the root is right and may be accepted. right (N,) bool, overwritten at the root."""
+    """(N,) bool: nodes whose whole path is right and not scratch. right (N,) bool, overwritten at the root."""
     right[0] = True
     if tree.scratch is not None:
         right &= ~tree.scratch
     return (right | ~tree.ancestors).all(dim=1)
 
 
-def _accept_path(tree: DraftTree, node: Tensor, wanted: Tensor) -> Verification:
-    """Accept the way to a node () and what the target wants behind it, wanted (N,); one device-to-host copy."""
-    tokens, next_tokens, on_path = torch.stack([tree.tokens, wanted, tree.ancestors[node].long()]).tolist()
+def _accept_path(tree: DraftTree, node: Tensor, best: Tensor) -> Verification:
+    """Accept the path to a node (), then the target's choice best (N,) after it; one device-to-host copy."""
+    tokens, choices, on_path = torch.stack([tree.tokens, best, tree.ancestors[node].long()]).tolist()
     path = list(compress(range(len(tokens)), on_path))
-    next_token = next_tokens[path[-1]]
+    next_token = choices[path[-1]]
     return Verification(path, next_token, [tokens[node] for node in path[1:]] + [next_token])
 
 
 def _trace_path(tree: DraftTree, node: int) -> list[int]:
-    way, parents = [node], tree.parents.tolist()
-    while way[-1]:
-        way.append(parents[way[-1]])
-    return way[::-1]
+    """Return the nodes from the root to a node."""
+    path, parents = [node], tree.parents.tolist()
+    while path[-1]:
+        path.append(parents[path[-1]])
+    return path[::-1]

@@ -1,1 +1,1 @@
-"""What methods are built on: networks, checkpoints, layers, key-value stores, skip sets."""
+"""Building blocks of methods: networks, checkpoints, layers, key-value stores, skip sets."""

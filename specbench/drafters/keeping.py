@@ -1,31 +1,20 @@
-"""A drafter with keys and values of its own."""
+"""Drafters with their own keys and values."""
 
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
 from specbench.decoding.drafter import Drafter, SequenceContext
+from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.sampling import Sampling
+from specbench.drafters.layers import DraftKV
 
-if TYPE_CHECKING:
-    pass
-
-
-class Store(Protocol):
-    """Keys and values of one sequence: a KVStore, a DraftKV."""
-
-    @property
-    def capacity(self) -> int: ...
-
-    def clear(self) -> None: ...
-
-
-S = TypeVar("S", bound=Store)
+S = TypeVar("S", KVStore, DraftKV)  # keys and values of one sequence
 
 
 class KeepingDrafter(Drafter, Generic[S]):
-    """A drafter with keys and values of its own: a store per row of the batch, cleared each turn, made anew when too small."""
+    """A drafter with one store per row of the batch, cleared at each turn and replaced when it is too small."""
 
     def __init__(self) -> None:
         self._stores: list[S] = []
@@ -35,7 +24,7 @@ class KeepingDrafter(Drafter, Generic[S]):
         raise NotImplementedError
 
     def start_in(self, store: S, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Any:
-        """`start`, with an empty store."""
+        """Like `start`, with an empty store."""
         raise NotImplementedError
 
     def prepare(self, prompts: list[Tensor], sampling: Sampling, capacity: int) -> None:
@@ -43,7 +32,7 @@ class KeepingDrafter(Drafter, Generic[S]):
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Any]:
         sequences = zip(prompts, outs, contexts, strict=True)
-        return [self.start_in(self._get_store(row), *given) for row, given in enumerate(sequences)]
+        return [self.start_in(self._get_store(row), *sequence) for row, sequence in enumerate(sequences)]
 
     def _get_store(self, row: int) -> S:
         if row == len(self._stores):

@@ -10,23 +10,23 @@ from specbench.decoding.kv_store import KVStore
 
 
 class LayerPass:
-    """One pass through a drafter's layers: where the new entries go, and an explicit mask (None: plainly causal, or all)."""
+    """One pass through a drafter's layers: its store and an explicit mask (None: causal if `first`, else all visible)."""
 
-    def __init__(self, store: KVStore, nodes: int, mask: Tensor | None, first: bool) -> None:
-        self.store, self.sizes, self._mask, self.first = store, [nodes], mask, first
+    def __init__(self, store: KVStore, count: int, mask: Tensor | None, first: bool = False) -> None:
+        self.store, self.sizes = store, [count]
+        self.first = first
+        self._mask = mask
 
     def get_mask(self, window: int | None) -> Tensor | None:
         return self._mask
 
 
 class DraftKV:
-    """Keys and values of a drafter's layers for one sequence.
-
-    Real tokens stay; the levels of the tree in the making lie behind them until `drop`.
-    """
+    """Keys and values of a drafter's layers for one sequence: committed tokens, then the levels of the tree until `drop`."""
 
     def __init__(self, capacity: int, bias: ChainBias) -> None:
-        self.store, self.length, self._bias = KVStore(1, capacity), 0, bias
+        self.store, self._bias = KVStore(1, capacity), bias
+        self.length = 0  # committed tokens
 
     @property
     def capacity(self) -> int:
@@ -36,33 +36,33 @@ class DraftKV:
         self.store.clear()
         self.length = 0
 
-    def build_token_pass(self, nodes: int) -> LayerPass:
-        """The pass of `nodes` further real tokens; it counts once `keep` was called."""
+    def build_token_pass(self, count: int) -> LayerPass:
+        """Return the pass of `count` further committed tokens; call `keep` after it."""
         past = self.length
-        mask = align_on_cuda(self._bias.build_chain_mask(nodes, past)) if past and nodes > 1 else None
-        return LayerPass(self.store, nodes, mask, first=past == 0)
+        mask = align_on_cuda(self._bias.build_chain_mask(count, past)) if past and count > 1 else None
+        return LayerPass(self.store, count, mask, first=past == 0)
 
-    def keep(self, nodes: int) -> None:
-        self.store.keep(0, range(nodes))
-        self.length += nodes
+    def keep(self, count: int) -> None:
+        """Commit the tokens of a token pass."""
+        self.stack(count)
+        self.length += count
 
     def build_level_pass(self, visible: Tensor) -> LayerPass:
-        """The pass of a tree's next level. visible (N, M) bool: which entries of the tree, its own last, each node sees."""
-        return LayerPass(
-            self.store, len(visible), align_on_cuda(self._bias.build_visible_mask(self.length, visible)), first=False
-        )
+        """Return the pass of the tree's next level. visible (N, M) bool: the tree entries, its own last, that each node sees."""
+        mask = align_on_cuda(self._bias.build_visible_mask(self.length, visible))
+        return LayerPass(self.store, len(visible), mask)
 
-    def stack(self, nodes: int) -> None:
-        """The level's entries stay for the levels below it."""
-        self.store.keep(0, range(nodes))
+    def stack(self, count: int) -> None:
+        """Keep the entries of a level for the levels below it."""
+        self.store.keep(0, range(count))
 
     def drop(self) -> None:
-        """Forget the tree."""
+        """Remove the tree."""
         self.store.rewind(0, self.length)
 
 
 class Rotary:
-    """cos and sin of positions (N,), (1, N, D) each, from a table that is made once."""
+    """A table of cos and sin by position."""
 
     def __init__(self, config: LlamaConfig, positions: int, like: Tensor) -> None:
         rotary = LlamaRotaryEmbedding(config).to(like.device)

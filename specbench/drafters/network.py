@@ -1,7 +1,7 @@
-"""Weights of trained drafters in the layouts their authors publish: read, checked tensor by tensor, expanded, written."""
+"""The base class of trained drafters' networks, and the sizes of the target they are trained for."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from specbench.models.expand import get_small_sizes
 
 @dataclass(frozen=True)
 class TargetShape:
-    """The sizes of a target that drafters are made for, by transformers' names."""
+    """Sizes of a target, by transformers' names."""
 
     hidden_size: int
     vocab_size: int
@@ -31,51 +31,45 @@ class TargetShape:
     @staticmethod
     def of(config: PretrainedConfig) -> "TargetShape":
         heads = config.num_attention_heads
-        return TargetShape(
-            hidden_size=config.hidden_size,
-            vocab_size=config.vocab_size,
-            num_hidden_layers=config.num_hidden_layers,
-            intermediate_size=config.intermediate_size,
-            num_attention_heads=heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            rms_norm_eps=getattr(config, "rms_norm_eps", 1e-6),
-            max_position_embeddings=config.max_position_embeddings,
-        )
+        defaults = {"num_key_value_heads": heads, "head_dim": config.hidden_size // heads, "rms_norm_eps": 1e-6}
+        names = [field.name for field in fields(TargetShape)]
+        return TargetShape(**{name: getattr(config, name, None) or defaults[name] for name in names})
 
     @staticmethod
     def of_base(config: PretrainedConfig) -> "TargetShape":
-        """That of the target before it was expanded at load."""
+        """Return the shape of the target before it was expanded at load."""
         return replace(TargetShape.of(config), **get_small_sizes(config))
 
     def get_layer_sizes(self) -> dict[str, Any]:
-        """Sizes of a decoder layer as wide as the target's, for a config.json."""
+        """Return the sizes of one decoder layer as wide as the target's, for a config.json."""
         return asdict(self) | {"num_hidden_layers": 1}
 
 
 def build_layer_config(config: Mapping[str, Any], shape: TargetShape) -> LlamaConfig:
-    """The config of a drafter's Llama layer, with our attention function: config.json's sizes, else the target's."""
+    """Return the config of a drafter's Llama layer with our attention function: config.json's sizes, else the target's."""
     sizes = {**shape.get_layer_sizes(), **config}
-    if "num_attention_heads" in config:  # a drafter with heads of its own
+    if "num_attention_heads" in config:
         sizes["num_key_value_heads"] = config.get("num_key_value_heads") or config["num_attention_heads"]
         sizes["head_dim"] = config.get("head_dim") or sizes["hidden_size"] // config["num_attention_heads"]
-    taken = {name: sizes[name] for name in (*shape.get_layer_sizes(), "hidden_act") if name in sizes}
-    made = LlamaConfig(**taken, rope_parameters={"rope_type": "default", "rope_theta": config.get("rope_theta") or 10000.0})
-    made._attn_implementation = attention.NAME
-    return made
+    kept = {name: sizes[name] for name in (*shape.get_layer_sizes(), "hidden_act") if name in sizes}
+    layer_config = LlamaConfig(
+        **kept, rope_parameters={"rope_type": "default", "rope_theta": config.get("rope_theta") or 10000.0}
+    )
+    layer_config._attn_implementation = attention.NAME
+    return layer_config
 
 
 class DraftNetwork(nn.Module):
-    """A drafter's weights. Module names are the authors' tensor names, so that its state dict is their checkpoint.
+    """A drafter's weights, built from a checkpoint's config.json and the shape of the target it was trained for.
 
-    Built from a checkpoint's config.json and the shape of the target it was trained for.
+    Modules are named so that the state dict has the authors' tensor names.
     """
 
-    files: ClassVar[tuple[str, ...]]  # the authors' own file names; model.safetensors is always known
-    unused: ClassVar[tuple[str, ...]] = ()  # beginnings of tensor names that a checkpoint may hold and nothing reads
-    writes_hidden: ClassVar[tuple[str, ...]] = ()  # ends of the names of weights whose rows are hidden dimensions
-    beside: Mapping[str, int] = {}  # ends of the names of weights that read so many hidden vectors side by side
-    packs: ClassVar[bool] = True  # whether its linear layers are called as they are, so that a CPU may pack their weights
+    files: ClassVar[tuple[str, ...]]  # the authors' file names; model.safetensors is always accepted
+    unused: ClassVar[tuple[str, ...]] = ()  # prefixes of tensors that a checkpoint may contain and nothing reads
+    writes_hidden: ClassVar[tuple[str, ...]] = ()  # suffixes of weights whose rows are hidden dimensions
+    hidden_vectors: Mapping[str, int] = {}  # suffixes of weights that read several concatenated hidden vectors -> how many
+    packs: ClassVar[bool] = True  # its linear layers are called as modules, so a CPU may pack their weights
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__()
@@ -83,12 +77,12 @@ class DraftNetwork(nn.Module):
 
     @classmethod
     def create_config(cls, shape: TargetShape) -> dict[str, Any]:
-        """config.json of a new network for a target."""
+        """Return the config.json of a new network for a target."""
         raise NotImplementedError
 
     @classmethod
     def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """config.json and tensors of a published checkpoint without their quirks."""
+        """Return config.json and tensors of a published checkpoint without its quirks."""
         return config, tensors
 
     @property
@@ -97,20 +91,20 @@ class DraftNetwork(nn.Module):
 
     @property
     def taps(self) -> tuple[int, ...]:
-        """The hidden states it reads, by layer of the target it was trained for: by default the final norm's output."""
+        """The target's hidden states that it reads, by layer number; by default the final norm's output."""
         return (self.shape.num_hidden_layers,)
 
     def attach_target(self, target: LanguageModel) -> None:
-        """Take what the network shares with its target, such as the output head."""
+        """Keep references to what the network shares with its target, such as the output head."""
 
     def prepare(self) -> None:
-        """Lay the weights for drafting; called when they are in place and will not change."""
+        """Rearrange the weights for drafting; called once they are loaded and final."""
 
     def init_weights(self, target: LanguageModel) -> None:
-        """The weights that training starts from, where random ones are not what the paper takes."""
+        """Set the weights that training starts from, if the paper does not start from random ones."""
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
-        """The paper's loss on a batch of conversations."""
+        """Compute the paper's training loss on a batch of conversations."""
         raise NotImplementedError
 
 
@@ -118,5 +112,6 @@ Network = TypeVar("Network", bound=DraftNetwork)
 
 
 def embedding_scale(target: LanguageModel) -> float:
-    """What brings the target's embeddings, often much smaller, to an RMS of one, about that of hidden states behind a norm."""
-    return 1 / target.embedding.weight.detach().float().pow(2).mean().sqrt().item()  # type: ignore[union-attr, operator]
+    """Return the factor that brings the target's embeddings to an RMS of one, about that of normalised hidden states."""
+    weight = target.embedding.get_parameter("weight")
+    return 1 / weight.detach().float().pow(2).mean().sqrt().item()

@@ -1,4 +1,4 @@
-"""A drafter with a network of its own, made for its target: loaded, expanded, packed."""
+"""Drafters with a network of their own: loaded or created for a target, expanded, packed."""
 
 from typing import Any, ClassVar
 
@@ -6,7 +6,7 @@ import torch
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
-from specbench.drafters.checkpoints import RANDOM, _find_folder, _read_config, fill_network, read_tensors
+from specbench.drafters.checkpoints import RANDOM, fill_network, find_folder, read_config, read_tensors
 from specbench.drafters.expand import expand_network
 from specbench.drafters.network import Network, TargetShape
 from specbench.errors import InputError
@@ -16,19 +16,21 @@ from specbench.models.packed import can_pack, pack
 
 
 def load_network(kind: type[Network], checkpoint: str | None, target: LanguageModel, dtype: str = "auto") -> Network:
-    """A drafter's network for its target: from a folder, a hub id (owner/name@revision) or `random`; expanded as the target is.
+    """Load a drafter's network from a folder, a hub id (owner/name@revision) or `random`, expanded if the target is.
 
-    dtype auto: the target's. Raises InputError.
+    dtype: `auto` is the target's. Raises InputError.
     """
     base = TargetShape.of_base(target.config)
     if checkpoint is None:
-        raise InputError("this target names no such checkpoint: set method.LABEL.checkpoint to a folder, a hub id or random")
+        raise InputError(
+            "this target names no checkpoint for this method: set method.LABEL.checkpoint to a folder, a hub id or random"
+        )
     network = _create_random(kind, base) if checkpoint == RANDOM else _read_network(kind, checkpoint, base)
-    kept = target.dtype if dtype == "auto" else pick_dtype(dtype, target.device)
+    weights_dtype = target.dtype if dtype == "auto" else pick_dtype(dtype, target.device)
     if get_small_sizes(target.config):
-        network = expand_network(network, base, TargetShape.of(target.config), kept, target.device)
-    network = network.to(target.device, kept).eval().requires_grad_(False)
-    if kind.packs and can_pack(target.device, kept):
+        network = expand_network(network, base, TargetShape.of(target.config), weights_dtype, target.device)
+    network = network.to(target.device, weights_dtype).eval().requires_grad_(False)
+    if kind.packs and can_pack(target.device, weights_dtype):
         pack(network)
     network.attach_target(target)
     network.prepare()
@@ -36,7 +38,7 @@ def load_network(kind: type[Network], checkpoint: str | None, target: LanguageMo
 
 
 class NetworkDrafter(Drafter):
-    """A drafter with weights of its own. checkpoint: a folder, a hub id (owner/name@revision) or `random`; dtype: theirs."""
+    """A drafter with its own weights. checkpoint: a folder, a hub id (owner/name@revision) or `random`. dtype: of the weights."""
 
     network_class: ClassVar[type[Any]]  # a DraftNetwork
 
@@ -51,7 +53,7 @@ class NetworkDrafter(Drafter):
 
 
 def create_network(kind: type[Network], target: LanguageModel) -> Network:
-    """A network that training starts from, float32 on the target's device."""
+    """Create the network that training starts from, float32 on the target's device."""
     shape = TargetShape.of(target.config)
     network = kind(kind.create_config(shape), shape).to(target.device)
     network.init_weights(target)
@@ -66,9 +68,9 @@ def _create_random(kind: type[Network], shape: TargetShape) -> Network:
 
 
 def _read_network(kind: type[Network], checkpoint: str, shape: TargetShape) -> Network:
-    folder = _find_folder(checkpoint)
+    folder = find_folder(checkpoint)
     tensors = read_tensors(folder, kind.files)
-    config, tensors = kind.normalise_checkpoint(_read_config(folder / "config.json"), tensors)
+    config, tensors = kind.normalise_checkpoint(read_config(folder / "config.json"), tensors)
     with torch.device("meta"):
         network = kind(config, shape)
     fill_network(network, tensors, checkpoint)

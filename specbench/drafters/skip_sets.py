@@ -1,4 +1,4 @@
-"""Skip sets as files: YAML with `attention` and `mlp`, lists of 0-based layer numbers."""
+"""Skip-set files: YAML with `attention` and `mlp`, lists of 0-based layer numbers."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -14,38 +14,36 @@ from specbench.errors import InputError
 
 FILE = "skip.yaml"
 SEED = 0  # of random sets
-SHARE = 0.25  # of all sublayers that a random set skips: most of a random target's drafts are still right
+SHARE = 0.25  # of all sublayers, skipped by a random set; most drafts of a random target remain right
 
 
 def load_skip_set(checkpoint: str | None, layers: int) -> SkipSet:
-    """A target's skip set: from a file, a folder with skip.yaml, or `random`. Raises InputError."""
+    """Load a target's skip set from a file, a folder with skip.yaml, or `random`. Raises InputError."""
     if checkpoint is None:
-        raise InputError(
-            "this target names no such checkpoint: set method.LABEL.checkpoint to a skip set's file or folder or random"
-        )
+        raise InputError("this target names no skip set: set method.LABEL.checkpoint to a skip set's file or folder or random")
     if checkpoint == RANDOM:
         return draw_skip_set(layers)
     path = _find_file(checkpoint)
-    found = _read_skip_set(path)
-    if wrong := describe_misfit(found, layers):
+    skip_set = _read_skip_set(path)
+    if wrong := describe_misfit(skip_set, layers):
         raise InputError(f"{path}: {wrong}")
-    return found
+    return skip_set
 
 
 def check_shape(labels: Sequence[str], shape: str | None, sizes: Any) -> None:
-    """Of methods that skip layers, on an expanded target. Raises InputError for a shape with layers that do nothing."""
+    """Raises InputError if methods that skip layers run on a shape with added layers, which do nothing."""
     if labels and isinstance(sizes, Mapping) and "num_hidden_layers" in sizes:
         raise InputError(
-            f"method.{labels[0]}: the layers that target.shape={shape} adds do nothing, so that skipping them says nothing of a "
+            f"method.{labels[0]}: the layers that target.shape={shape} adds do nothing, so skipping them tells nothing about a "
             "trained model; leave the method out"
         )
 
 
 def draw_skip_set(layers: int) -> SkipSet:
-    """The same for every target of so many layers."""
+    """Draw a random skip set, the same for all targets with this number of layers."""
     count = max(1, round(SHARE * 2 * layers))
     chosen = random.Random(SEED).sample(range(2 * layers), count)
-    return SkipSet.of([place in chosen for place in range(2 * layers)])
+    return SkipSet.of([sublayer in chosen for sublayer in range(2 * layers)])
 
 
 def write_skip_set(skipped: SkipSet, folder: Path) -> None:
@@ -63,26 +61,26 @@ def _find_file(checkpoint: str) -> Path:
 
 def _read_skip_set(path: Path) -> SkipSet:
     try:
-        found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        lists: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-    if not (isinstance(found, dict) and set(found) == {"attention", "mlp"} and all(map(_is_number_list, found.values()))):
+    if not (isinstance(lists, dict) and set(lists) == {"attention", "mlp"} and all(map(_is_number_list, lists.values()))):
         raise InputError(f"{path}: expected two lists of layer numbers, attention: [...] and mlp: [...]")
-    return SkipSet(tuple(found["attention"]), tuple(found["mlp"]))
+    return SkipSet(tuple(lists["attention"]), tuple(lists["mlp"]))
 
 
-def _is_number_list(found: Any) -> bool:
-    return isinstance(found, list) and all(type(one) is int for one in found)
+def _is_number_list(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int for item in value)
 
 
 def describe_misfit(skipped: SkipSet, layers: int) -> str:
-    """What is wrong with a skip set for a target of so many layers; empty when nothing is."""
+    """Return what is wrong with a skip set for a target with `layers` layers, or an empty string."""
     for name, numbers in (("attention", skipped.attention), ("mlp", skipped.mlp)):
         for number in numbers:
             if not 0 <= number < layers:
                 return f"{name}: the target has no layer {number}; expected 0 to {layers - 1}"
             if numbers.count(number) > 1:
-                return f"{name}: layer {number} stands there twice"
+                return f"{name}: layer {number} is given twice"
     if len(skipped.attention) == len(skipped.mlp) == layers:
-        return f"skips all {2 * layers} sublayers: expected one to stay, at least"
+        return f"skips all {2 * layers} sublayers; expected at least one to remain"
     return ""

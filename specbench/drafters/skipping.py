@@ -1,7 +1,7 @@
-"""A target without some of its sublayers: a second module tree over the very same modules (Zhang et al. 2023, section 3.1).
+"""A target without some of its sublayers: a second module tree over the same modules (Zhang et al. 2023, section 3.1).
 
-A skipped attention or MLP, its norms included, contributes nothing: what came in passes through. No weight exists twice, packed
-ones neither, for every module that computes something is the target's own.
+A skipped attention or MLP, its norms included, contributes nothing to the residual stream. No weight is copied, packed ones
+included: every module that computes something is the target's own.
 """
 
 import copy
@@ -14,46 +14,45 @@ from torch import Tensor, nn
 from specbench.decoding.language_model import LanguageModel
 from specbench.errors import InputError
 
-ATTENTION, MLP = "self_attn", "mlp"  # what transformers calls them in every decoder layer
+ATTENTION, MLP = "self_attn", "mlp"  # their names in transformers' decoder layers
 
 
 @dataclass(frozen=True)
 class SkipSet:
-    """The sublayers left out, by 0-based layer number."""
+    """The skipped sublayers, by 0-based layer number."""
 
     attention: tuple[int, ...]
     mlp: tuple[int, ...]
 
     @staticmethod
     def of(skipped: list[bool]) -> "SkipSet":
-        """From 2L switches: attention of layers 0 to L - 1, then the MLPs, as the paper's search has them."""
+        """Build from 2L switches, as in the paper's search: attention of layers 0 to L - 1, then the MLPs."""
         layers = len(skipped) // 2
-        attention, mlp = skipped[:layers], skipped[layers:]
-        return SkipSet(*(tuple(layer for layer in range(layers) if of[layer]) for of in (attention, mlp)))
+        return SkipSet(*(tuple(i for i in range(layers) if part[i]) for part in (skipped[:layers], skipped[layers:])))
 
     def to_switches(self, layers: int) -> list[bool]:
-        """The opposite of `of`."""
-        return [layer in of for of in (self.attention, self.mlp) for layer in range(layers)]
+        """Return the 2L switches; the inverse of `of`."""
+        return [layer in part for part in (self.attention, self.mlp) for layer in range(layers)]
 
 
 def count_layers(target: LanguageModel) -> int:
-    """How many a target has, each of an attention and an MLP. Raises InputError where they are made of something else."""
-    layers = getattr(target.model.get_decoder(), "layers", [])
+    """Return a target's number of layers. Raises InputError unless each has an attention and an MLP."""
+    layers = getattr(target.decoder, "layers", [])
     if not layers or not all(isinstance(getattr(layer, part, None), nn.Module) for layer in layers for part in (ATTENTION, MLP)):
-        raise InputError(f"{target.config.model_type}: expected layers of {ATTENTION} and {MLP} each, which alone can be skipped")
+        raise InputError(f"{target.config.model_type}: only layers made of {ATTENTION} and {MLP} can be skipped")
     return len(layers)
 
 
 def skip_sublayers(target: LanguageModel, skipped: SkipSet) -> LanguageModel:
-    """The target without a skip set's sublayers. Raises InputError for an architecture in which they cannot be found."""
+    """Return the target without a skip set's sublayers. Raises InputError for an architecture without such layers."""
     count_layers(target)
-    decoder = target.model.get_decoder()
+    decoder: Any = target.decoder
     path = next(name for name, module in target.model.named_modules() if module is decoder)
-    model = at = _copy_module(target.model)
+    model = module = _copy_module(target.model)
     for part in path.split("."):
-        setattr(at, part, _copy_module(getattr(at, part)))
-        at = getattr(at, part)
-    at.layers = nn.ModuleList(
+        setattr(module, part, _copy_module(getattr(module, part)))
+        module = getattr(module, part)
+    module.layers = nn.ModuleList(
         _skip_parts(layer, number in skipped.attention, number in skipped.mlp) for number, layer in enumerate(decoder.layers)
     )
     return LanguageModel(model)
@@ -69,26 +68,22 @@ def _skip_parts(layer: nn.Module, attention: bool, mlp: bool) -> nn.Module:
 
 
 def _copy_module(module: Any) -> Any:
-    """The same module with a list of submodules of its own; what is in that list stays shared."""
-    made = copy.copy(module)
-    made._modules = dict(module._modules)
-    hook = made.__dict__.pop("_hf_hook", None)
-    if hook is not None:  # accelerate's, of a model spread over devices: the forward it left there is the original's
-        del made.forward, made._old_forward
-        add_hook_to_module(made, hook)
-    return made
+    """Return a copy of a module with its own list of submodules; the submodules stay shared."""
+    duplicate = copy.copy(module)
+    duplicate._modules = dict(module._modules)
+    hook = duplicate.__dict__.pop("_hf_hook", None)
+    if hook is not None:  # accelerate's, of a model spread over devices; its forward is bound to the original
+        del duplicate.forward, duplicate._old_forward
+        add_hook_to_module(duplicate, hook)
+    return duplicate
 
 
 def _empty_layer(layer: nn.Module) -> nn.Module:
-    """A layer in which nothing happens. It keeps its place: transformers looks up masks and rotations by it."""
-    made = copy.copy(layer)
-    made._modules = {}
-    made.forward = _pass_through
-    return made
-
-
-def _pass_through(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-    return hidden_states
+    """Return a layer that passes its input through and keeps its index, by which transformers looks up masks and rotations."""
+    empty = copy.copy(layer)
+    empty._modules = {}
+    empty.forward = lambda hidden_states, *_, **__: hidden_states
+    return empty
 
 
 class _ZeroAttention(nn.Module):

@@ -1,4 +1,4 @@
-"""A drafter that is the target itself without some of its sublayers; `specbench train` searches which."""
+"""Drafters that run the target without some of its sublayers; `specbench train` searches for the skip set."""
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
@@ -7,7 +7,7 @@ from specbench.drafters.skipping import SkipSet, count_layers, skip_sublayers
 
 
 class SkippingDrafter(Drafter):
-    """checkpoint: the skip set: a file, a folder with skip.yaml, or `random`."""
+    """Drafts with the target's own layers. checkpoint: a skip-set file, a folder with skip.yaml, or `random`."""
 
     def __init__(self, checkpoint: str | None) -> None:
         self.checkpoint = checkpoint
@@ -17,5 +17,5 @@ class SkippingDrafter(Drafter):
         self.skip(load_skip_set(self.checkpoint, count_layers(target)))
 
     def skip(self, skipped: SkipSet) -> None:
-        """Draft without these sublayers from now on."""
+        """Set the sublayers that drafting skips."""
         self.model = skip_sublayers(self.target, skipped)

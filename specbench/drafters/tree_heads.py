@@ -1,4 +1,4 @@
-"""What Medusa's and Hydra's heads have in common: a static tree, and typical acceptance where it is asked for."""
+"""What Medusa and Hydra share: draft heads over a static tree, and optional typical acceptance."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from specbench.drafters.network_drafter import NetworkDrafter
 
 
 class TreeHeads(NetworkDrafter):
-    """tree: a static tree's paths; a node's depth is the number of the head that drafts it.
+    """tree: paths of a static tree; the head of number d drafts the nodes of depth d.
 
-    typical: above temperature 0, keep what is likely enough (Cai et al. 2024, section 2.3.1), by `threshold` and `alpha`: lossy.
-    Null: lossless.
+    typical: `threshold` and `alpha` of typical acceptance above temperature 0, which is lossy (Cai et al. 2024, section 2.3.1);
+    null: lossless.
     """
 
     def __init__(

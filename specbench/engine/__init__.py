@@ -1,1 +1,1 @@
-"""Engines: who generates."""
+"""Engines: they generate text."""

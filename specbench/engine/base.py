@@ -1,4 +1,4 @@
-"""What the harness asks of whoever generates: tokens in, tokens and counts out. Engines know no tasks."""
+"""The interface of engines: token ids in, token ids and counts out. Engines know no tasks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,32 +11,32 @@ from specbench.decoding.sampling import Sampling
 
 
 class Engine(ABC):
-    """Generates with one target by several methods, each known by its label."""
+    """Generates with one target and several methods, each identified by its label."""
 
-    in_process: ClassVar[bool] = True  # whether it runs in this process, whose memory can be measured
+    in_process: ClassVar[bool] = True  # runs in this process, so its memory can be measured
 
     @abstractmethod
     def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
-        """Meet the target and the methods, before anything is generated."""
+        """Attach the target and the methods; called before anything is generated."""
 
     @abstractmethod
     def has(self, label: str) -> bool:
-        """Whether this engine can run the method."""
+        """Return whether this engine can run the method."""
 
     @abstractmethod
     def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
-        """Decode one prompt, clocked from ids on the device to the last output id. Raises CapacityError."""
+        """Decode one prompt, timed from ids on the device to the last output id. Raises CapacityError."""
 
     def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
-        """The longest prompt to come, so that memory can be taken before the clock runs."""
+        """Allocate for prompts of up to `prompt_tokens` tokens, before the clock runs."""
 
     def reset(self, label: str) -> None:
-        """Start of a repeat: clear what the method keeps from turn to turn."""
+        """Clear what the method keeps from turn to turn; called at the start of each repeat."""
 
     def is_warm(self, label: str) -> bool:
-        """Whether what the method learns outlives a turn."""
+        """Return whether the method keeps something from turn to turn."""
         return False
 
     def get_kind(self, label: str) -> str:
-        """What the method's figures are: `measured`, or `synthetic` where its drafts are made from the answer itself."""
+        """Return the kind of the method's results: `measured`, or `synthetic` if it drafts from the answer itself."""
         return "measured"

@@ -1,6 +1,6 @@
-"""The peer: transformers' own `generate` on the very same weights, plain, with prompt lookup, with an assistant model.
+"""The peer: transformers' own `generate` on the same weights, plain, with prompt lookup or with an assistant model.
 
-It cannot see steps, so a Generation has tokens and total seconds alone.
+It does not report steps, so a Generation has only tokens and total seconds.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from specbench.models.load import load_draft
 
 
 class TransformersGenerate(Engine):
-    """methods: label -> keywords of `generate`; the keyword `assistant` holds settings of the draft model's generation config."""
+    """methods: label -> arguments of `generate`; `assistant` holds the draft model's generation config."""
 
     def __init__(
         self, methods: Mapping[str, Mapping[str, Any]], draft: Mapping[str, Any] | None, device: str, weights: str
@@ -31,7 +31,8 @@ class TransformersGenerate(Engine):
 
     def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
         self.target = target
-        target.model.generation_config = GenerationConfig()  # the checkpoint's own may penalise repetition, even greedily
+        # the checkpoint's own config may penalise repetition, even greedily
+        target.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         if any("assistant" in self.methods[label] for label in drafters if self.has(label)):
             self._assistant = load_draft(*self._draft)
 
@@ -48,7 +49,7 @@ class TransformersGenerate(Engine):
         extra = self._configure_assistant(assistant, settings.pop("assistant", {}))
         torch.manual_seed(sampling.seed)
         with self.target.use_original_attention() as model, assistant.use_original_attention() if assistant else nullcontext():
-            begun = self._now()
+            start = self._now()
             out = model.generate(  # type: ignore[operator]
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -59,14 +60,14 @@ class TransformersGenerate(Engine):
                 **settings,
                 **extra,
             )[0, len(prompt) :].tolist()
-            seconds = self._now() - begun
+            seconds = self._now() - start
         return _build_generation(out, sampling, seconds, room)
 
     def _configure_assistant(self, assistant: LanguageModel | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """A fresh draft schedule for every turn, so that nothing leaks between questions."""
+        """Reset the draft schedule at every turn, so that nothing leaks between questions."""
         if assistant is None:
             return {}
-        assistant.model.generation_config = GenerationConfig(**settings)
+        assistant.model.generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
         return {"assistant_model": assistant.model}
 
     def _now(self) -> float:
@@ -77,12 +78,8 @@ class TransformersGenerate(Engine):
 def _build_options(sampling: Sampling) -> dict[str, Any]:
     if sampling.temperature == 0:
         return {"do_sample": False}
-    return {
-        "do_sample": True,
-        "temperature": float(sampling.temperature),
-        "top_p": float(sampling.top_p),
-        "top_k": sampling.top_k,
-    }
+    temperature, top_p = float(sampling.temperature), float(sampling.top_p)
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": sampling.top_k}
 
 
 def _build_generation(out: list[int], sampling: Sampling, seconds: float, room: int) -> Generation:

@@ -1,4 +1,4 @@
-"""specbench's own engine: the one decode loop for every method."""
+"""specbench's own engine: one decode loop for every method."""
 
 from collections.abc import Mapping
 
@@ -9,12 +9,11 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, capacity, generate
 from specbench.decoding.sampling import Sampling
-from specbench.drafters.yardstick import Yardstick
 from specbench.engine.base import Engine
 
 
 class Native(Engine):
-    """profile: also time drafting and verifying, at the cost of a device synchronisation in each step."""
+    """profile: also time drafting and verifying, which costs device synchronisations in every step."""
 
     def __init__(self, profile: bool) -> None:
         self.profile = profile
@@ -46,5 +45,4 @@ class Native(Engine):
         return self.drafters[label].warm
 
     def get_kind(self, label: str) -> str:
-        knows = any(isinstance(part, Yardstick) for part in self.drafters[label].iter_family())
-        return "synthetic" if knows else "measured"
+        return "synthetic" if any(part.synthetic for part in self.drafters[label].iter_family()) else "measured"

@@ -1,1 +1,1 @@
-"""From a name to a loaded target."""
+"""Load targets and draft models by name."""

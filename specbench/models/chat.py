@@ -1,7 +1,6 @@
-"""Conversations to prompt token ids, and new token ids back to text: both outside the clock.
+"""Render conversations as prompt token ids and decode answers to text, outside the clock.
 
-`vicuna` is Spec-Bench's own rendering (FastChat's vicuna_v1.1), `template` the tokenizer's chat template,
-`plain` the bare texts for tokenizers that have none.
+`vicuna` is Spec-Bench's rendering (FastChat's vicuna_v1.1), `template` the tokenizer's chat template, `plain` the texts alone.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from specbench.errors import InputError, suggest_choices
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-# (user, assistant) per turn; only the last assistant is None: to be generated
+# (user, assistant) per turn; the last assistant is None, to be generated
 Turns = Sequence[tuple[str, str | None]]
 
 VICUNA_SYSTEM = (
@@ -27,31 +26,31 @@ VICUNA_STOP = "</s>"
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a conversation becomes prompt ids (T,), and how new ids become the next turn's context."""
+    """Renders a conversation as prompt ids (T,), and new ids as the text in the next turn's context."""
 
     prompt: Callable[[Turns, Tokenizer], list[int]]
     answer: Callable[[Tokenizer, Sequence[int]], str]
 
 
 def render_prompt(format: str, turns_so_far: Turns, tokenizer: Tokenizer) -> list[int]:
-    """Prompt ids (T,) for the last turn. Raises InputError: unknown format, no chat template."""
+    """Return the prompt ids (T,) of the last turn. Raises InputError for an unknown format or a missing chat template."""
     if [answer is None for _, answer in turns_so_far] != [False] * (len(turns_so_far) - 1) + [True]:
-        raise ValueError("every turn but the last must have its answer, and the last must be None")
+        raise ValueError("every turn but the last must have an answer, and the last must have None")
     return _get_format(format).prompt(turns_so_far, tokenizer)
 
 
 def decode_answer(format: str, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The new token ids as the answer's text, special tokens removed."""
+    """Return the text of new token ids, without special tokens."""
     return _get_format(format).answer(tokenizer, ids)
 
 
 def count_retokenised(tokenizer: Tokenizer, text: str) -> int:
-    """Spec-Bench's baseline token count: the text encoded again, less one for the BOS, also where a tokenizer adds none."""
+    """Return Spec-Bench's baseline token count: the re-encoded text minus one for BOS, even if the tokenizer adds none."""
     return len(_encode(tokenizer, text)) - 1
 
 
 def format_vicuna(turns: Turns) -> str:
-    """FastChat's ADD_COLON_TWO: an empty answer gets neither its space nor `</s>`; no trailing space."""
+    """Format as FastChat's ADD_COLON_TWO: an empty answer gets neither space nor `</s>`; no trailing space."""
     text = VICUNA_SYSTEM + " "
     for user, answer in turns:
         text += f"USER: {user} ASSISTANT:"
@@ -61,12 +60,12 @@ def format_vicuna(turns: Turns) -> str:
 
 
 def format_plain(turns: Turns) -> str:
-    """User and assistant texts, each ended by a line break."""
+    """Format as user and assistant texts, each followed by a line break."""
     return "".join(f"{text}\n" for turn in turns for text in turn if text is not None)
 
 
 def _apply_template(turns: Turns, tokenizer: Tokenizer) -> list[int]:
-    """The template writes its own BOS; transformers then encodes without adding special tokens."""
+    """Encode without adding special tokens, as transformers does: the template writes its own BOS."""
     if not tokenizer.chat_template:
         raise InputError("target.format is template, but the tokenizer has no chat template; try target.format=plain")
     messages = [
@@ -79,17 +78,17 @@ def _apply_template(turns: Turns, tokenizer: Tokenizer) -> list[int]:
 
 
 def _decode_vicuna(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """Spec-Bench's post-processing: cut at `</s>` unless it comes first, drop special tokens, strip."""
+    """Post-process as Spec-Bench: cut at `</s>` unless it comes first, drop special tokens, strip."""
     text = _decode(tokenizer, ids, skip_special_tokens=False)
-    if text.find(VICUNA_STOP) > 0:
-        text = text[: text.find(VICUNA_STOP)]
+    if (end := text.find(VICUNA_STOP)) > 0:
+        text = text[:end]
     for token in tokenizer.all_special_tokens:
         text = text.replace(token, "")
     return text.strip()
 
 
 def _decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-    """No clean-up of spaces: it would change the text that the next turn's prompt is made of."""
+    """Decode without cleaning up spaces, which would change the next turn's prompt."""
     text = tokenizer.decode(
         list(ids),
         skip_special_tokens=skip_special_tokens,
@@ -101,7 +100,7 @@ def _decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool 
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """With the tokenizer's default special tokens, that is BOS where it has one."""
+    """Encode with the tokenizer's default special tokens: BOS if it has one."""
     return list(tokenizer(text).input_ids)
 
 

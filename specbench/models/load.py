@@ -1,11 +1,11 @@
-"""From a target's settings to a loaded model: hub id or folder, pretrained or random, expanded, packed for the CPU."""
+"""Load a model by a target's settings: hub id or folder, pretrained or random, expanded, packed for the CPU."""
 
 import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -38,9 +39,9 @@ def load_model(
     shape: Mapping[str, int] | None = None,
     packed: bool = True,
 ) -> LanguageModel:
-    """weights: pretrained, or random (from `config` alone, nothing downloaded). shape: a larger one, outputs unchanged.
+    """Load a model. weights: pretrained, or random from `config` alone. shape: expand to it, outputs unchanged.
 
-    packed: on a CPU, linear layers in oneDNN's layout where that exists. Raises InputError for what cannot be had.
+    packed: pack linear layers in oneDNN's layout where `can_pack` allows. Raises InputError if the model cannot be loaded.
     """
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
@@ -55,7 +56,7 @@ def load_model(
             model = _load_pretrained(path, revision, kind, device_map, trust_remote_code)
         if shape is not None:
             with torch.device("meta"):
-                check_room(AutoModelForCausalLM.from_config(expand_config(model, shape)), kind, where, packed)
+                check_room(_build_model(expand_config(model, shape)), kind, where, packed)
             model = expand_model(model, shape, where)
         if device_map is None:
             model = model.to(where)  # type: ignore[arg-type]
@@ -63,30 +64,28 @@ def load_model(
         raise InputError(f"{path} does not fit the memory of {where}; try another device, dtype or device_map") from None
     if packed and can_pack(where, kind):
         pack(model)
-    made = LanguageModel(model)
-    made.check_attention()
-    return made
+    loaded = LanguageModel(model)
+    loaded.check_attention()
+    return loaded
 
 
 def check_room(model: nn.Module, dtype: torch.dtype, device: torch.device, packed: bool, what: str = "shape") -> None:
-    """Raises InputError where a model, on the meta device still, will not fit the free memory of its own."""
+    """Raises InputError if a model, still on the meta device, does not fit the free memory of its device."""
     weights = sum(weight.numel() for weight in model.parameters())
     needed, free = estimate_memory(weights, dtype, device, packed), get_free_memory(device)
     if needed > free:
-        size = (
-            f"{weights / 1e9:.1f} billion weights need {needed / 1e9:.1f} GB on {device} as {str(dtype).removeprefix('torch.')}"
-        )
-        twice = ", packed for its matrix units beside the plain ones" if needed > weights * dtype.itemsize else ""
+        size = f"{weights / 1e9:.1f} billion weights need {needed / 1e9:.1f} GB on {device} as {str(dtype)[6:]}"
+        twice = " (plain and packed for its matrix units)" if needed > weights * dtype.itemsize else ""
         raise InputError(f"{what}: {size}{twice}, where {free / 1e9:.1f} GB are free")
 
 
 def estimate_memory(weights: int, dtype: torch.dtype, device: torch.device, packed: bool = True) -> int:
-    """What so many weights take once loaded; packed layers hold theirs twice."""
+    """Return the bytes that a number of weights take once loaded; packed layers hold theirs twice."""
     return weights * dtype.itemsize * (2 if packed and can_pack(device, dtype) else 1)
 
 
 def load_draft(draft: Mapping[str, Any] | None, device: str, weights: str) -> LanguageModel:
-    """The draft model that a target's YAML names beside it; methods that name the same one share it."""
+    """Load the draft model that the target's YAML names; methods with the same one share it."""
     if draft is None:
         raise InputError("this target names no draft model: set target.draft.path, or leave the method out")
     return _load_shared_draft(json.dumps({"weights": weights, **draft, "device": device}))
@@ -99,10 +98,13 @@ def _load_shared_draft(settings: str) -> LanguageModel:
 
 def load_tokenizer(path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(_resolve_path(path), revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            _resolve_path(path), revision=revision, trust_remote_code=trust_remote_code
+        )
+        return tokenizer
     except InputError:
         raise
-    except Exception as error:  # the tokenizers library raises bare ones
+    except Exception as error:  # the tokenizers library raises bare exceptions
         raise InputError(f"no tokenizer at {path}: {_take_first_line(error)}") from None
 
 
@@ -110,7 +112,7 @@ def _load_pretrained(
     path: str | None, revision: str | None, dtype: torch.dtype, device_map: Any, trust_remote_code: bool
 ) -> PreTrainedModel:
     if path is None:
-        raise InputError("target.path is missing: a hub id or a folder")
+        raise InputError("target.path is missing; expected a hub id or a folder")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             _resolve_path(path),
@@ -119,7 +121,7 @@ def _load_pretrained(
             device_map=device_map,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name and with both shapes
+            ignore_mismatched_sizes=True,  # refused below
         )
     except torch.OutOfMemoryError:
         raise
@@ -127,18 +129,18 @@ def _load_pretrained(
         raise InputError(f"no model at {path}: its .bin file holds more than plain tensors, which is never executed") from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"no model at {path}: {_take_first_line(error)}") from None
-    model, found = loaded
-    if wrong := _describe_misfits(model, found):
+    model, info = loaded
+    if wrong := _describe_misfits(model, info):
         raise InputError(f"the checkpoint at {path} does not fit its config: {wrong}")
-    return model
+    return cast(PreTrainedModel, model)
 
 
-def _describe_misfits(model: PreTrainedModel, found: Mapping[str, Any]) -> str:
-    """Tensors of a checkpoint that have another shape, are missing or have no place in the model; empty when all fit."""
+def _describe_misfits(model: PreTrainedModel, info: Mapping[str, Any]) -> str:
+    """Return the misshapen, missing and unexpected tensors of a checkpoint; empty if all fit."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    misshapen = [f"{name} is {tuple(there)}, expected {tuple(wanted)}" for name, there, wanted in found["mismatched_keys"]]
-    missing = [f"{name}, expected {shapes.get(name, 'it')}" for name in found["missing_keys"]]
-    kinds = {"misshapen": misshapen, "missing": missing, "not in the model": list(found["unexpected_keys"])}
+    misshapen = [f"{name} is {tuple(given)}, expected {tuple(expected)}" for name, given, expected in info["mismatched_keys"]]
+    missing = [f"{name}, expected {shapes.get(name, 'it')}" for name in info["missing_keys"]]
+    kinds = {"misshapen": misshapen, "missing": missing, "not in the model": list(info["unexpected_keys"])}
     return "; ".join(f"{kind}: {abbreviate(sorted(names))}" for kind, names in kinds.items() if names)
 
 
@@ -148,31 +150,34 @@ def _build_random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: 
     if "model_type" not in config:
         raise InputError("target.config: expected a model_type, such as llama")
     try:
-        made = AutoConfig.for_model(**config)
+        architecture = AutoConfig.for_model(**config)
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(0)
-            return AutoModelForCausalLM.from_config(made, dtype=dtype)
+            return _build_model(architecture, dtype=dtype)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
-        if "alloc" in str(error):  # main memory: torch has no exception of its own for it
+    except Exception as error:  # of any type: the config may fit no architecture
+        if isinstance(error, RuntimeError) and "alloc" in str(error):  # main memory: torch has no exception for it
             raise torch.OutOfMemoryError(str(error)) from None
         raise InputError(f"target.config makes no model: {_take_first_line(error)}") from None
-    except Exception as error:  # whatever a config that fits no architecture makes of it
-        raise InputError(f"target.config makes no model: {_take_first_line(error)}") from None
+
+
+def _build_model(config: PretrainedConfig, **options: torch.dtype) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-untyped-call]
+    return model
 
 
 def find_local_folder(path: str) -> Path | None:
-    """The folder meant by a target's path: of the checkout, else anywhere; None for a hub id."""
+    """Return the folder of a path, relative to the checkout or to the working directory; None for a hub id."""
     return next((folder for folder in (ROOT / path, Path(path).expanduser()) if folder.is_dir()), None)
 
 
 def _resolve_path(path: str) -> str:
-    """A folder, else a hub id. Raises InputError for what can only be a folder and is none."""
+    """Return a folder or hub id. Raises InputError for a path that cannot be a hub id and does not exist."""
     if (folder := find_local_folder(path)) is not None:
         return str(folder)
     if path.count("/") > 1 or path.startswith((".", "~", "/")):
-        raise InputError(f"no model at {path}: no such folder, and no hub id, which has the form owner/name")
+        raise InputError(f"no model at {path}: no such folder, and a hub id has the form owner/name")
     return path
 
 

@@ -1,4 +1,4 @@
-"""The target: a loaded model, and how it is talked to."""
+"""The target: a loaded model with its tokenizer and chat format."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from tasks.question import Question
 
 @dataclass(frozen=True)
 class Target:
-    """A loaded model, and how it is talked to: tokenizer and chat format (prompts.FORMATS)."""
+    """A loaded model, its tokenizer and its chat format (a key of chat.FORMATS)."""
 
     name: str
     model: LanguageModel
@@ -19,5 +19,5 @@ class Target:
     chat: str
 
     def render_first_prompt(self, question: Question) -> list[int]:
-        """Ids (T,) of its first turn."""
+        """Return the prompt ids (T,) of the question's first turn."""
         return render_prompt(self.chat, [(question.turns[0], None)], self.tokenizer)

@@ -1,4 +1,4 @@
-"""What drafters are trained on: answers that the target wrote itself, or anyone's chats; prompt ids and answer ids."""
+"""Training texts of drafters, as prompt ids and answer ids: the target's own answers, or given chats."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ from specbench.models.chat import decode_answer, render_prompt
 from specbench.models.target import Target
 from tasks.question import Question
 
-SIDE_BY_SIDE = 64  # conversations that the target answers at once
-WRONG = (ValueError, KeyError, TypeError, AttributeError)  # what reading a row of another form raises
+SIDE_BY_SIDE = 64  # conversations per batch
+WRONG = (ValueError, KeyError, TypeError, AttributeError)  # raised by rows of another form
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt (T,) and the answer that stands behind it, its end-of-sequence token included."""
+    """Ids of a prompt (T,) and of the answer after it, with its end-of-sequence token."""
 
     prompt_ids: list[int]
     answer_ids: list[int]
@@ -32,76 +32,74 @@ class Text:
 def generate_answers(
     target: Target, questions: list[Question], max_new_tokens: int, watch: Callable[[str, int, int], None], last: bool = False
 ) -> Iterator[Text]:
-    """Every turn of every question with the target's own greedy answer, in batches of questions of like length.
+    """Yield every turn of every question with the target's greedy answer, in batches of similar length.
 
-    last: of each question only the last turn, whose prompt holds those before.
+    last: yield only each question's last turn, whose prompt contains the others.
     """
     drafter = Autoregressive()
     drafter.bind(target.model)
     sampling = Sampling(max_new_tokens=max_new_tokens, stop_token_ids=target.model.eos_ids)
     ordered = sorted(questions, key=lambda question: (len(question.turns), sum(map(len, question.turns))))
     for start in range(0, len(ordered), SIDE_BY_SIDE):
-        group = ordered[start : start + SIDE_BY_SIDE]
-        yield from _answer_group(target, drafter, group, sampling, last)
+        yield from _answer_group(target, drafter, ordered[start : start + SIDE_BY_SIDE], sampling, last)
         watch("the target answers", min(start + SIDE_BY_SIDE, len(ordered)), len(ordered))
 
 
 def _answer_group(
     target: Target, drafter: Autoregressive, group: list[Question], sampling: Sampling, last: bool
 ) -> Iterator[Text]:
-    """A conversation ends before a prompt that does not fit the context."""
-    said: list[list[tuple[str, str | None]]] = [[] for _ in group]
-    prompts: dict[int, list[int]] = {at: [] for at in range(len(group))}
+    """Yield the texts of one batch; a conversation ends before a prompt that does not fit the context."""
+    chats: list[list[tuple[str, str | None]]] = [[] for _ in group]
+    prompts: dict[int, list[int]] = {i: [] for i in range(len(group))}
     for turn in range(max(len(question.turns) for question in group)):
-        going = [at for at in prompts if turn < len(group[at].turns)]
-        asked = {at: render_prompt(target.chat, [*said[at], (group[at].turns[turn], None)], target.tokenizer) for at in going}
-        prompts = {at: prompt for at, prompt in asked.items() if len(prompt) < target.model.context}
+        turns = {i: group[i].turns[turn] for i in prompts if turn < len(group[i].turns)}
+        rendered = {i: render_prompt(target.chat, [*chats[i], (text, None)], target.tokenizer) for i, text in turns.items()}
+        prompts = {i: prompt for i, prompt in rendered.items() if len(prompt) < target.model.context}
         if not prompts:
             return
         on_device = [torch.tensor(prompt, device=target.model.device) for prompt in prompts.values()]
         outs = generate(target.model, drafter, on_device, sampling)
-        for (at, prompt), out in zip(prompts.items(), outs, strict=True):
-            if not last or turn + 1 == len(group[at].turns):
+        for (i, prompt), out in zip(prompts.items(), outs, strict=True):
+            if not last or turn + 1 == len(group[i].turns):
                 yield Text(prompt, out.output_ids)
-            said[at].append((group[at].turns[turn], decode_answer(target.chat, target.tokenizer, out.output_ids)))
+            chats[i].append((turns[i], decode_answer(target.chat, target.tokenizer, out.output_ids)))
 
 
 def write_texts(path: Path, texts: Iterator[Text]) -> None:
-    """One line each; the file appears when it is whole."""
-    begun = path.with_suffix(".part")
-    with begun.open("w", encoding="utf-8") as lines:
-        for text in texts:
-            lines.write(json.dumps(asdict(text)) + "\n")
-    begun.rename(path)
+    """Write one JSON line per text; the file appears once it is complete."""
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(text)) + "\n" for text in texts)
+    part.rename(path)
 
 
 def read_texts(path: Path, target: Target) -> list[Text]:
-    """Of a file that `write_texts` wrote, or of chats: `conversations` (ShareGPT's from, value) or `messages` (role, content).
+    """Read a file of `write_texts`, or of chats: `conversations` (ShareGPT's from, value) or `messages` (role, content).
 
-    Of chats only users and assistants are read: what else stands in a prompt is the target's own chat format, as in a run.
-    Raises InputError with file and line.
+    Only user and assistant messages are read; the rest of a prompt comes from the target's chat format, as in a run. Raises
+    InputError with file and line.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-    made: list[Text] = []
+    texts: list[Text] = []
     for number, line in enumerate(lines, start=1):
         try:
-            made += list(_parse_texts(json.loads(line), target))
+            texts += list(_parse_texts(json.loads(line), target))
         except WRONG as error:
             raise InputError(
                 f"{path}:{number}: expected prompt_ids and answer_ids, conversations or messages: {error!r}"
             ) from None
-    if not made:
+    if not texts:
         raise InputError(f"{path}: holds no answer")
-    return made
+    return texts
 
 
 def _check_ids(ids: list[int], target: Target) -> list[int]:
-    """ids (T,), as they are. Raises ValueError for anything else than ids of the target's vocabulary."""
+    """Return ids (T,) unchanged. Raises ValueError unless all are ids of the target's vocabulary."""
     vocabulary = target.model.config.vocab_size
-    wrong = [one for one in ids if type(one) is not int or not 0 <= one < vocabulary]
+    wrong = [token for token in ids if type(token) is not int or not 0 <= token < vocabulary]
     if wrong:
         raise ValueError(f"{wrong[0]!r} is no token id below {vocabulary}")
     return ids
@@ -111,21 +109,21 @@ def _parse_texts(row: dict[str, Any], target: Target) -> Iterator[Text]:
     if "prompt_ids" in row:
         yield Text(_check_ids(row["prompt_ids"], target), _check_ids(row["answer_ids"], target))
         return
-    said: list[tuple[str, str | None]] = []
-    for asked, answer in iter_exchanges(row["messages"] if "messages" in row else row["conversations"]):
-        prompt = render_prompt(target.chat, [*said, (asked, None)], target.tokenizer)
+    turns: list[tuple[str, str | None]] = []
+    for question, answer in iter_exchanges(row["messages"] if "messages" in row else row["conversations"]):
+        prompt = render_prompt(target.chat, [*turns, (question, None)], target.tokenizer)
         ids = target.tokenizer(answer, add_special_tokens=False).input_ids
         yield Text(prompt, [*ids, *target.model.eos_ids[:1]])
-        said.append((asked, answer))
+        turns.append((question, answer))
 
 
-def iter_exchanges(spoken: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
-    """Question and answer of every turn of a chat: messages of role and content, or ShareGPT's from and value."""
-    asked = ""
-    for message in spoken:
+def iter_exchanges(messages: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield question and answer of every turn of a chat: messages of role and content, or ShareGPT's from and value."""
+    question = ""
+    for message in messages:
         role = ROLES.get(message.get("role") or message["from"])
         content = message["content"] if "content" in message else message["value"]
         if role == "user":
-            asked = content
+            question = content
         elif role == "assistant":
-            yield asked, content
+            yield question, content

@@ -1,7 +1,0 @@
-"""Drafters that are no methods: they know the answer, and measure what an engine makes of drafts."""
-
-from specbench.decoding.drafter import Drafter
-
-
-class Yardstick(Drafter):
-    """Rows of a method that is one, or is made of one, are labelled synthetic."""
