@@ -1,4 +1,4 @@
-"""`specbench train`: what it learns from, that it learns, goes on after a kill, and writes what the methods read."""
+"""`specbench train` learns, resumes after a kill, and writes checkpoints that the methods read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_tokens_begin_as_loud_as_hidden_states(kind: type[DraftNetwork], layer: 
 
 
 def test_the_training_time_test_sees_what_drafting_sees() -> None:
-    """Round j of training, at one place, is the j-th level of a chain drafted behind it."""
+    """Round j of training, at one place, is the j-th level of a chain drafted after it."""
     torch.manual_seed(1)
     model = six_layers()
     network = create_network(Eagle3Network, model).double()
@@ -185,12 +186,12 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-def test_a_killed_training_goes_on_and_ends_alike(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_and_ends_with_equal_weights(tiny: Tiny, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     whole = train(compose_train(overrides(tiny, tmp_path / "whole")), lambda *_: None)
 
-    def killer(what: str, done: int, of: int, *row: dict) -> None:
+    def killer(what: str, done: int, of: int, *row: dict[str, Any]) -> None:
         if what == "training" and done == 5:
             raise KeyboardInterrupt
 
@@ -200,7 +201,7 @@ def test_a_killed_training_goes_on_and_ends_alike(tiny: Tiny, tmp_path: Path) ->
     seen: list[int] = []
     killed = train(config, lambda what, done, of, *row: seen.append(done) if what == "training" else None)
     torch.set_num_threads(threads)
-    assert seen[0] == 4, "the last saved state was behind step 3"
+    assert seen[0] == 4, "the last saved state was after step 3"
     assert weights(killed) == weights(whole)
     steps = [
         [json.loads(line)["step"] for line in (out / "training_log.jsonl").read_text().splitlines()] for out in (whole, killed)
@@ -210,7 +211,7 @@ def test_a_killed_training_goes_on_and_ends_alike(tiny: Tiny, tmp_path: Path) ->
 
 
 def test_two_processes_train_one_network(tiny: Tiny, tmp_path: Path) -> None:
-    """A step takes twice as much, and one of them writes."""
+    """A step takes twice as many batches, and one process writes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = Path(sys.executable).with_name("specbench")
     given = overrides(tiny, tmp_path / "out", "eagle", "target.device=cpu")
@@ -219,7 +220,7 @@ def test_two_processes_train_one_network(tiny: Tiny, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()]
     alone = train(compose_train(overrides(tiny, tmp_path / "alone", "eagle")), lambda *_: None)
     steps = [json.loads(line)["step"] for line in (alone / "training_log.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == -(-steps[-1] // 2), "twice as much in a step"
+    assert lines[-1]["step"] == -(-steps[-1] // 2), "twice as many batches per step"
     assert (tmp_path / "out" / "model.safetensors").is_file() and done.stdout.count("checkpoint:") == 1
 
 
@@ -233,10 +234,10 @@ def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
-        (["method=pld"], "method=pld: has no weights of its own to train, and no skip set to search"),
-        (["search.trials=3"], "search.trials=3: medusa is trained, with batch_tokens, "),
+        (["method=pld"], "method=pld: has neither weights to train nor a skip set to search for"),
+        (["search.trials=3"], "search.trials=3: medusa is trained; expected only batch_tokens, "),
         (["method=self_speculative", "search.trials=0"], "search.trials=0: expected a whole number, at least 1"),
         (
             ["method=self_speculative", "search.trails=3"],
@@ -257,13 +258,13 @@ def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> No
         (["epoch=1"], "epoch: no such setting of specbench train; the nearest is epochs"),
     ],
 )
-def test_mistakes_get_one_line(tiny: Tiny, cli: Cli, tmp_path: Path, more: list[str], said: str) -> None:
+def test_mistakes_get_one_line(tiny: Tiny, cli: Cli, tmp_path: Path, more: list[str], message: str) -> None:
     method = more[0].removeprefix("method=") if more[0].startswith("method=") else "medusa"
     given = [
         override for override in overrides(tiny, tmp_path / "out", method) if override.split("=")[0] != more[0].split("=")[0]
     ]
     outcome = cli("train", *given, *more)
-    assert outcome.status == 2 and outcome.err.count("\n") == 1 and said in outcome.err, outcome.err
+    assert outcome.status == 2 and outcome.err.count("\n") == 1 and message in outcome.err, outcome.err
 
 
 def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:
