@@ -4,11 +4,12 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from benchmarks.planted import PLANTS, AcceptsByP, Miniature, Plant, rule, shifted
+from benchmarks.planted import PLANTS, AcceptsByP, Miniature, Plant, replace_verifier, shift_positions
 from specbench.analysis.loaded_run import read_run
 from specbench.certify.certify import certify
 from specbench.certify.tables import format_certificate
@@ -32,7 +33,7 @@ SMALL = Miniature(draws=512)
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: f"{plant.what}-{plant.part}")
 def test_a_planted_bug_is_found(plant: Plant) -> None:
-    assert SMALL.found(plant, seed=0)
+    assert SMALL.find(plant, seed=0)
 
 
 def test_the_upper_limit_of_a_rate() -> None:
@@ -77,10 +78,13 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
         "pld": Certification("exact", "2026-11-20", texts=1, tokens=96, same_version=True)
     }
     assert find_certifications(run, PROVENANCE, folders)["pld"].coverage == "1 texts of at most 96 tokens, 2026-11-20"
-    others = [{"code_sha256": "another"}, {"codes": {"pld": "another"}}, {"continued": [{"code_sha256": "another"}]}]
-    assert {str(find_certifications(run, PROVENANCE | other, folders)["pld"]) for other in others} == {
-        "exact, in another version"
-    }
+    changes: list[dict[str, object]] = [
+        {"code_sha256": "another"},
+        {"codes": {"pld": "another"}},
+        {"continued": [{"code_sha256": "another"}]},
+    ]
+    for change in changes:
+        assert str(find_certifications(run, PROVENANCE | change, folders)["pld"]) == "exact, in another version"
     assert find_certifications(run, PROVENANCE | {"codes": {"sps": "another"}}, folders)["pld"].same_version
     for day, class_ in enumerate(("untested", "tie", "bug", "exact")):
         replace(certificate(class_), about=PROVENANCE | {"started": f"2026-11-2{day}"}).write(tmp_path / class_)
@@ -90,18 +94,19 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
     shutil.rmtree(tmp_path / "tie")
     warm = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     assert str(find_certifications(run | {"sampling": warm}, PROVENANCE, folders)["pld"]) == "sampled"
-    others = [
+    target: dict[str, Any] = {"name": "fake", "shape": "100m", "dtype": "bfloat16"}
+    others: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (run | {"sampling": warm | {"top_p": 0.9}}, PROVENANCE),
         (run | {"method": {"pld": {"length": 9}}}, PROVENANCE),
-        (run | {"target": CONFIG["target"] | {"shape": None}}, PROVENANCE),
+        (run | {"target": target | {"shape": None}}, PROVENANCE),
         (run, PROVENANCE | {"dtype": "float32"}),
         (run, PROVENANCE | {"target_sha256": "another"}),
         (run, PROVENANCE | {"checkpoints": {"pld": "another"}}),
-        (run | {"target": CONFIG["target"] | {"config": {"layers": 2}}}, PROVENANCE),
-        (run | {"target": CONFIG["target"] | {"shapes": {"100m": {"hidden_size": 1}}}}, PROVENANCE),
+        (run | {"target": target | {"config": {"layers": 2}}}, PROVENANCE),
+        (run | {"target": target | {"shapes": {"100m": {"hidden_size": 1}}}}, PROVENANCE),
         (run | {"engine": {"hf": {"_target_": "specbench.engine.hf.HuggingFace"}}}, PROVENANCE),
     ]
-    assert [find_certifications(*other, folders) for other in others] == [{}] * len(others)
+    assert [find_certifications(config, about, folders) for config, about in others] == [{}] * len(others)
 
 
 def test_a_report_counts_the_same_certificates_wherever_it_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -140,7 +145,7 @@ def test_certify_end_to_end(tmp_path: Path) -> None:
 
 def test_a_method_that_is_not_what_it_claims_gets_no_certificate(tmp_path: Path) -> None:
     config = compose_certify(overrides(tmp_path / "unsound", "method=[self_speculative]", "draws=512"))
-    with rule(AcceptsByP):
+    with replace_verifier(AcceptsByP):
         result, _ = certify(config, lambda *_: None)
     assert not result.passed and {v.method: v.class_ for v in result.sampled}["self_speculative"] == "bug"
 
@@ -216,7 +221,7 @@ def test_a_certificate_is_not_written_over(tmp_path: Path) -> None:
 def test_a_bug_of_the_engine_itself_is_no_rounding(tmp_path: Path) -> None:
     """The reference for texts must not come from the code that wrote them."""
     config = compose_certify(overrides(tmp_path / "shifted", "method=[pld]", "limit=2", "sampling.max_new_tokens=48"))
-    with shifted():
+    with shift_positions():
         result, _ = certify(config, lambda *_: None)
     assert {v.method: v.class_ for v in result.greedy} == {"autoregressive": "exact", "pld": "bug"}
     assert result.noise["greedy"] < 0.01

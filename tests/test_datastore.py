@@ -207,7 +207,7 @@ def test_a_conversation_is_one_document_as_in_a_run(tmp_path: Path, encoder: Doc
     prompt = render_prompt("template", [CHAT[0], (CHAT[1][0], None)], tokenizer)
     expected = [*prompt, *tokenizer("Grace.", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     whole = [text for turn in CHAT for text in turn]
-    chats = [{"messages": MESSAGES}, {"conversations": SHARED}, {"talk": whole}, {"talk": MESSAGES}]
+    chats: list[dict[str, Any]] = [{"messages": MESSAGES}, {"conversations": SHARED}, {"talk": whole}, {"talk": MESSAGES}]
     for row in chats:
         field = "talk" if "talk" in row else None
         assert list(read_file(rows(tmp_path / "chats.jsonl", row), field, encoder)) == [expected]
@@ -272,7 +272,7 @@ def test_leaked_questions_are_counted(tmp_path: Path, encoder: DocumentEncoder) 
     half = build_in_memory([kept[: len(kept) // 3]], encoder.vocabulary)
     assert 0 < measure_share(asked[0], half, encoder.tokenizer) < 0.5
     some_words = encoder.tokenizer.decode(encoder.tokenizer(asked[0].turns[0]).input_ids[3:9])
-    short = Question("1", "qa", "qa", (some_words,))
+    short = Question("1", "qa", "qa", (str(some_words),))
     assert measure_share(short, store, encoder.tokenizer) == 1, f"too short for a gram, {some_words!r} is one itself"
     assert measure_share(Question("1", "qa", "qa", ("zqzq",)), store, encoder.tokenizer) == 0
 
@@ -285,7 +285,8 @@ def test_leaked_questions_are_counted(tmp_path: Path, encoder: DocumentEncoder) 
 def part_of(store: Datastore) -> Drafter:
     """A drafter made of one with a store."""
     inner, outer = Drafter(), Drafter()
-    inner.datastore, outer.parts = store, (inner,)
+    inner.datastore = store  # type: ignore[attr-defined]
+    outer.parts = (inner,)
     assert list(iter_datastores(outer)) == [store]
     return outer
 

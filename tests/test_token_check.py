@@ -57,7 +57,7 @@ def test_a_difference_within_the_rounding_is_a_tie(target: LanguageModel) -> Non
 def test_a_target_without_numbers_is_refused(target: LanguageModel) -> None:
     text = generate_texts(target, "autoregressive", Sampling(max_new_tokens=4))[0]
     broken = tiny_model()
-    broken.get_output_embeddings().weight.data.fill_(float("nan"))
+    broken.get_output_embeddings().weight.data.fill_(float("nan"))  # type: ignore[no-untyped-call]
     wrapped = LanguageModel(broken)
     assert check_tokens(wrapped, [text], [text], 1e-6).wrong == 1
     with pytest.raises(InputError, match="not finite numbers"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_every_loss_falls(kind: type[DraftNetwork]) -> None:
     found = []
     for _ in range(30):
         depths = network.compute_loss(lesson)
-        depths.loss.backward()
+        torch.autograd.backward(depths.loss)
         optimizer.step()
         optimizer.zero_grad()
         found.append(depths.loss.item())
@@ -80,7 +81,9 @@ def test_tokens_begin_as_loud_as_hidden_states(kind: type[DraftNetwork], layer: 
     """EAGLE reads tokens first, Hydra the hidden state; embeddings are many times smaller than what a norm gives."""
     torch.manual_seed(2)
     model = six_layers()
-    model.embedding.weight.data.mul_(0.05)
+    embedding = model.embedding
+    assert isinstance(embedding.weight, torch.Tensor)
+    embedding.weight.data.mul_(0.05)
     weight, width = create_network(kind, model).get_submodule(layer).weight, model.config.hidden_size
     assert isinstance(weight, torch.Tensor)
     first, second = weight[:, :width], weight[:, width : 2 * width]
@@ -155,7 +158,8 @@ def test_the_targets_own_answers(target: Target) -> None:
     for text in made:
         ids = torch.tensor([text.prompt_ids])
         with torch.inference_mode(), target.model.use_original_attention() as model:
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, pad_token_id=0)
+            settings = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)  # type: ignore[operator]
         assert out[0, ids.shape[1] :].tolist() == text.answer_ids
 
 
@@ -191,7 +195,7 @@ def test_a_killed_training_resumes_and_ends_with_equal_weights(tiny: Tiny, tmp_p
     torch.set_num_threads(1)
     whole = train(compose_train(overrides(tiny, tmp_path / "whole")), lambda *_: None)
 
-    def killer(what: str, done: int, of: int, *row: dict[str, Any]) -> None:
+    def killer(what: str, done: int, of: int | None, row: Mapping[str, Any] | None = None, /) -> None:
         if what == "training" and done == 5:
             raise KeyboardInterrupt
 

@@ -48,9 +48,9 @@ def build_random_model(architecture: str, seed: int = 0) -> PreTrainedModel:
         config = AutoConfig.for_model(architecture, **SHAPE)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config).float().eval()  # type: ignore[no-untyped-call]
     head = nn.Linear(HIDDEN, VOCABULARY, dtype=torch.float32)
-    head.weight.data.copy_(SOFTENED * model.get_output_embeddings().weight.data)
+    head.weight.data.copy_(SOFTENED * model.get_output_embeddings().weight.data)  # type: ignore[no-untyped-call]
     head.bias.data.fill_(0.0)[TOKENS:] = NEVER
-    model.set_output_embeddings(head)
+    model.set_output_embeddings(head)  # type: ignore[no-untyped-call]
     return model
 
 

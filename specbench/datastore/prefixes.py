@@ -53,7 +53,7 @@ class Prefixes:
         paths[np.arange(paths.shape[1]) > self.depth[:, None]] = -1
         paths.sort(axis=1)
         changes = (paths[:, 1:] != paths[:, :-1]) & (paths[:, 1:] >= 0)
-        return changes.sum(axis=1) + (paths[:, 0] >= 0)
+        return np.asarray(changes.sum(axis=1) + (paths[:, 0] >= 0))
 
     def select(self, places: Ids) -> "Prefixes":
         """Return the prefixes at these indices; ascending indices keep parents first."""

@@ -26,7 +26,7 @@ def assign_split(dialogue: Dialogue) -> str:
 
 
 def generate_dialogues(task: str, split: str, seed: int = 0, smallest: float = 1.0) -> Iterator[Dialogue]:
-    """Yield endless dialogues of a task, the same in every process. Their sizes are between `smallest` and 1, the suite's own size."""
+    """Yield endless dialogues of a task, the same in every process. Sizes are between `smallest` and 1, the suite's."""
     rng = random.Random(f"{VERSION}/{task}/{split}/{seed}")
     while True:
         dialogue = WRITERS[task](rng, rng.uniform(smallest, 1.0))

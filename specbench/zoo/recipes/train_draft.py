@@ -67,7 +67,7 @@ def main() -> None:
     install_circuit(draft, SEED)
     log = partial(write_log_line, options.out, draft, tokenizer)
     fit(draft, iter_lessons(tokenizer), partial(draft_loss, draft, target), TOKENS, RATES, falling=True, log=log)
-    draft.to(torch.float16).save_pretrained(options.out)
+    draft.half().save_pretrained(options.out)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def main() -> None:
         if stage.layers != model.config.num_hidden_layers:
             model = double_layers(model, build_target_config(stage.layers))
         train_stage(model, number, tokenizer, options.out)
-    model.to(torch.float16).save_pretrained(options.out)
+    model.half().save_pretrained(options.out)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
