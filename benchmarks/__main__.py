@@ -1,9 +1,9 @@
-"""make benchmarks: what no report shows of speed and memory, measured here, with the bound that it has to keep.
+"""make benchmarks: speed and memory that no report shows, each measured against its bound.
 
     python -m benchmarks [outside] [choosing] [memory] [datastores]
 
-Without arguments, all four. The last thing printed is a table: promise, bound, measured, kept or not. Speedups are in the report
-of an ordinary run: `make bench-all`.
+Without arguments, all four. The output ends with a table: promise, bound, measured, kept. For speedups see the report of
+`make bench-all`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ OUTSIDE = {  # per cent of a turn, by method
 
 
 class Promises:
-    """The table: what was promised, what was measured, and whether that keeps it."""
+    """The table of promises: bound, measured value, and whether it is kept."""
 
     def __init__(self) -> None:
         self.table = Table("promise", "bound", "measured", "kept", title="Promises, measured on this machine")
@@ -39,29 +39,31 @@ class Promises:
 def outside(promises: Promises) -> None:
     for settings, bounds in OUTSIDE.items():
         methods = [label for label in bounds if label != "autoregressive"]
-        for label, share in overhead.shares(methods, settings).items():
+        for label, share in overhead.measure_shares(methods, settings).items():
             promise = f"time outside the forwards, {label}, {settings}"
             promises.add(promise, f"≤ {bounds[label]} %", f"{100 * share:.2f} %", 100 * share <= bounds[label])
 
 
 def choosing(promises: Promises) -> None:
-    for (label, rule), share in verification.shares(WIDE).items():
+    for (label, rule), share in verification.measure_shares(WIDE).items():
         bound = verification.BOUNDS[rule]
         promises.add(f"choosing, {rule}, {label}, 100m", f"≤ {bound} % of a step", f"{100 * share:.2f} %", 100 * share <= bound)
 
 
 def growth(promises: Promises) -> None:
-    found = memory.growth(WIDE)
-    grown = found.last - found.loaded
-    later = found.last - found.first
-    promises.add("growth after loading, 100m", f"≤ {found.allowed / 1e6:.0f} MB", f"{grown / 1e6:.0f} MB", grown <= found.allowed)
-    flat = later <= 0.01 * found.loaded
-    promises.add("growth when all is asked again, 100m", "≤ 1 % of all", f"{later / 1e6:.1f} MB", flat)
+    memory_use = memory.measure_growth(WIDE)
+    grown = memory_use.last - memory_use.loaded
+    later = memory_use.last - memory_use.first
+    promises.add(
+        "growth after loading, 100m", f"≤ {memory_use.allowed / 1e6:.0f} MB", f"{grown / 1e6:.0f} MB", grown <= memory_use.allowed
+    )
+    flat = later <= 0.01 * memory_use.loaded
+    promises.add("growth when all questions are repeated, 100m", "≤ 1 % of all", f"{later / 1e6:.1f} MB", flat)
 
 
 def datastores(promises: Promises) -> None:
     for bits, vocabulary in datastore.VOCABULARIES.items():
-        built, served = datastore.measured(datastore.TOKENS, vocabulary)
+        built, served = datastore.measure(datastore.TOKENS, vocabulary)
         what = f"datastore of 100 M tokens, {bits} bits"
         promises.add(f"building a {what}", "≤ 120 s", f"{built.seconds:.0f} s", built.seconds <= 120)
         promises.add(f"peak memory, {what}", "≤ 4 GiB", f"{built.peak / 2**30:.2f} GiB", built.peak <= 4 * 2**30)
@@ -84,11 +86,11 @@ PARTS: dict[str, Callable[[Promises], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
-    asked = parser.parse_args().parts or list(PARTS)
-    if unknown := sorted(set(asked) - set(PARTS)):
+    parts = parser.parse_args().parts or list(PARTS)
+    if unknown := sorted(set(parts) - set(PARTS)):
         parser.error(f"{', '.join(unknown)}: no such part; there are {', '.join(PARTS)}")
     promises = Promises()
-    for name in asked:
+    for name in parts:
         PARTS[name](promises)
     widen_console()
     console.print(promises.table)

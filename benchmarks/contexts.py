@@ -1,6 +1,6 @@
-"""Methods as the context grows: mini questions behind other dialogues, up to a number of tokens, one run for each length.
+"""Methods as the context grows: mini questions after other dialogues, one run per prompt length.
 
-The embedded target was trained on short dialogues: behind long prompts the time of a step counts, its acceptance says little.
+The embedded target was trained on short dialogues: after long prompts the time of a step counts, not its acceptance.
 """
 
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.embedded import whole
+from benchmarks.embedded import check_complete
 from specbench.analysis.loaded_run import read_run
 from specbench.analysis.metrics import OVERALL
 from specbench.analysis.summary import summarise
@@ -27,8 +27,8 @@ TASK = "qa"
 METHODS = ("pld", "eagle2")
 
 
-def questions(path: Path, length: int, count: int) -> None:
-    """A file for suite=jsonl. Training dialogues stand in front, as many as fit, so that lookups have much to search."""
+def write_questions(path: Path, length: int, count: int) -> None:
+    """Write a file for suite=jsonl, each question after as many training dialogues as fit."""
     tokenizer, _ = load_target_tokenizer(compose_run(["target=mini"]).target)
     lines = []
     for number, question in enumerate(Mini(per_task=count).questions()):
@@ -36,7 +36,7 @@ def questions(path: Path, length: int, count: int) -> None:
             continue
         room = length - len(tokenizer(question.turns[0]).input_ids)
         before: list[str] = []
-        for dialogue in generate_dialogues(TASK, "train", number):  # others for each question
+        for dialogue in generate_dialogues(TASK, "train", number):  # different ones per question
             text = f"{dialogue.exchanges[0].ask}\n{dialogue.exchanges[0].answer}"
             room -= len(tokenizer(text).input_ids)
             if room < 0:
@@ -48,26 +48,23 @@ def questions(path: Path, length: int, count: int) -> None:
 
 
 def measure(out: Path, lengths: Sequence[int], limit: int, *overrides: str) -> Table:
-    """A run for every length, resumed if cut; milliseconds a step, mean accepted tokens and speedup while decoding.
+    """Make a run per length, resumed if interrupted; return ms per step, mean accepted tokens and speedup while decoding.
 
-    Raises InputError for a length that the target's context does not hold.
+    Raises InputError for a length beyond the target's context.
     """
-    shown = Table(
-        "prompt tokens", "method", "ms a step", "mean accepted tokens", "speedup, decoding", title="As the context grows"
-    )
+    columns = ("prompt tokens", "method", "ms per step", "mean accepted tokens", "speedup, decoding")
+    table = Table(*columns, title="As the context grows")
     for length in lengths:
         file = out / f"{length}.jsonl"
-        questions(file, length, limit)
+        write_questions(file, length, limit)
         chosen = [f"method=[{','.join(METHODS)}]", f"task=[{TASK}]", "suite=jsonl", f"suite.path={file}", f"limit={limit}"]
-        config = compose_run(
-            [*chosen, "check_baseline=false", "sampling.max_new_tokens=64", *overrides, f"out={out / str(length)}"]
-        )
+        chosen += ["check_baseline=false", "sampling.max_new_tokens=64", *overrides, f"out={out / str(length)}"]
         with ProgressDisplay(console) as display:
-            run = read_run(whole(execute(config, display)))
+            run = read_run(check_complete(execute(compose_run(chosen), display)))
         rows = summarise(run)
         for row in rows[rows["task"] == OVERALL].itertuples():
             turns = run.frame[run.frame["method"] == row.method]
             prompt, step = turns["prompt_tokens"].median(), 1e3 * turns["decode_s"].sum() / turns["steps"].sum()
             numbers = (f"{step:.2f}", f"{row.mean_accepted_tokens:.2f}", f"{row.speedup_decode:.2f}")
-            shown.add_row(f"{prompt:.0f}", str(row.method), *numbers)
-    return shown
+            table.add_row(f"{prompt:.0f}", str(row.method), *numbers)
+    return table

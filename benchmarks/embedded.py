@@ -1,14 +1,20 @@
-"""The embedded target with its methods, opened on the native engine, and first turns of the mini suite."""
+"""The embedded target with its methods on the native engine, and first turns of the mini suite; helpers of all benchmarks."""
 
+import sys
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
+
+import pandas as pd
+from rich.table import Table
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
 from specbench.engine.native import Native
-from specbench.errors import InputError
+from specbench.errors import InputError, refuse
 from specbench.machine.devices import pick_device, release_memory
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
@@ -19,7 +25,9 @@ from specbench.setup.objects import instantiate_methods, load_target, select_que
 
 
 @dataclass(frozen=True)
-class Opened:
+class Bench:
+    """A loaded target, its methods and prompts."""
+
     target: Target
     drafters: dict[str, Drafter]
     engine: Native
@@ -30,25 +38,42 @@ class Opened:
         return self.engine.generate(label, prompt, sampling)
 
 
-def numbers(text: str) -> list[int]:
-    """Of an option, such as 1,16. Raises ArgumentTypeError."""
-    found = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
-    if min(found) < 1:
+def parse_numbers(text: str) -> list[int]:
+    """Parse an option such as 1,16. Raises ArgumentTypeError."""
+    numbers = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
+    if min(numbers) < 1:
         raise ArgumentTypeError(f"{text}: expected positive whole numbers, such as 1,16")
-    return found
+    return numbers
 
 
-def whole(path: Path) -> Path:
-    """The run, if all of its turns went well. Raises InputError."""
+def check_complete(path: Path) -> Path:
+    """Return the run. Raises InputError if a turn failed."""
     trials = RunDirectory(path).read_trials()
-    wrong = [trial for trial in trials if trial.error]
-    if wrong:
-        raise InputError(f"{path}: {len(wrong)} of {len(trials)} turns failed, the first of {wrong[0].method}: {wrong[0].error}")
+    failed = [trial for trial in trials if trial.error]
+    if failed:
+        first = failed[0]
+        raise InputError(f"{path}: {len(failed)} of {len(trials)} turns failed, the first of {first.method}: {first.error}")
     return path
 
 
-def opened(*overrides: str, limit: int = 1) -> Opened:
-    """limit: questions a task. The overrides choose methods, shape, dtype and device."""
+def build_table(frame: pd.DataFrame, title: str | None = None) -> Table:
+    """Build a table of all rows and columns, with four digits after the point."""
+    table = Table(*(str(column).replace("_", " ") for column in frame.columns), title=title)
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+    return table
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """Run a script and exit with its status; an InputError is one line."""
+    try:
+        sys.exit(main())
+    except InputError as error:
+        sys.exit(refuse(error))
+
+
+def load_bench(*overrides: str, limit: int = 1) -> Bench:
+    """Load what the overrides choose: methods, shape, dtype and device. limit: questions per task."""
     config = compose_run(["target=mini", "suite=mini", f"limit={limit}", *overrides])
     target = load_target(config.target)
     drafters = instantiate_methods(config.method)
@@ -56,11 +81,11 @@ def opened(*overrides: str, limit: int = 1) -> Opened:
     engine = Native(profile=False)
     engine.open(target.model, drafters)
     questions = select_questions(config, instantiate(config.suite), config.limit)
-    return Opened(target, drafters, engine, [target.render_first_prompt(question) for question in questions])
+    return Bench(target, drafters, engine, [target.render_first_prompt(question) for question in questions])
 
 
-def decoded(*overrides: str, limit: int = 1, tokens: int = 256) -> dict[str, list[Generation]]:
-    """By method, its output on first turns, `limit` questions a task, at most `tokens` each; models before are let go."""
-    release_memory(pick_device("auto"))
-    there = opened(*overrides, limit=limit)
-    return {label: [there.generate(label, prompt, tokens) for prompt in there.prompts] for label in there.drafters}
+def decode_questions(*overrides: str, limit: int = 1, tokens: int = 256) -> dict[str, list[Generation]]:
+    """Return by method its outputs on first turns, `limit` questions per task, at most `tokens` each."""
+    release_memory(pick_device("auto"))  # of earlier models
+    bench = load_bench(*overrides, limit=limit)
+    return {label: [bench.generate(label, prompt, tokens) for prompt in bench.prompts] for label in bench.drafters}

@@ -1,4 +1,4 @@
-"""Memory after loading: how far it grows while questions are answered, and whether it stays flat."""
+"""How far memory grows after loading while questions are answered, and whether it then stays flat."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -6,7 +6,7 @@ from itertools import product
 import psutil
 import torch
 
-from benchmarks.embedded import opened
+from benchmarks.embedded import load_bench
 from specbench.machine.devices import reset_peak_memory
 
 METHODS = ("pld", "sps", "medusa", "hydra_heads", "eagle", "eagle2", "eagle3")
@@ -26,26 +26,26 @@ class Growth:
 
     @property
     def allowed(self) -> float:
-        """How far it may grow: the KV store, and a tenth of everything."""
+        """Allowed growth: the KV store, and a tenth of everything."""
         return self.kv + 0.1 * (self.loaded + self.kv)
 
 
-def in_use(device: torch.device) -> int:
-    """Bytes: the peak of torch's allocation on a GPU; this process in memory on a CPU."""
+def measure_memory(device: torch.device) -> int:
+    """Return the peak of torch's allocation on a GPU, this process's memory on a CPU, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss
 
 
-def growth(*overrides: str) -> Growth:
-    """What pld, sps and the trained drafters take for a question of each task, asked twice."""
-    there = opened(f"method=[{','.join(METHODS)}]", *overrides)
-    device = there.target.model.device
+def measure_growth(*overrides: str) -> Growth:
+    """Measure pld, sps and the trained drafters on a question per task, answered twice."""
+    bench = load_bench(f"method=[{','.join(METHODS)}]", *overrides)
+    device = bench.target.model.device
     reset_peak_memory(device)
-    loaded, seen = in_use(device), []
+    used = [measure_memory(device)]
     for _ in range(2):
-        for prompt, label in product(there.prompts, there.drafters):
-            there.generate(label, prompt)
-        seen.append(in_use(device))
-    assert there.engine._store is not None
-    return Growth(loaded, *seen, there.engine._store.bytes)
+        for prompt, label in product(bench.prompts, bench.drafters):
+            bench.generate(label, prompt)
+        used.append(measure_memory(device))
+    assert bench.engine._store is not None
+    return Growth(used[0], used[1], used[2], bench.engine._store.bytes)

@@ -1,6 +1,6 @@
-"""The share of a turn spent outside the models' forwards: drafting logic, verification, bookkeeping.
+"""The share of a turn spent outside models' forwards: drafting logic, verification, bookkeeping.
 
-A profiled run counts the forwards of a draft model as drafting; here they are left out too.
+A profiled run counts a draft model's forwards as drafting; here they are left out too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -8,32 +8,32 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
-from benchmarks.embedded import Opened, opened
+from benchmarks.embedded import Bench, load_bench
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.network import DraftNetwork
 
 
 class Stopwatch:
-    """Adds up the time inside models' own calls."""
+    """Sums the time inside calls."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     @contextmanager
-    def watching(self, calls: list[tuple[Any, str]]) -> Iterator[None]:
-        """calls: what to time, as an object and the name of its attribute that is called."""
+    def watch(self, calls: list[tuple[Any, str]]) -> Iterator[None]:
+        """Time calls, each given as an object and the name of the method called."""
         before = [(owner, name, vars(owner).get(name)) for owner, name in calls]
         for owner, name in calls:
-            vars(owner)[name] = self.timed(getattr(owner, name))
+            vars(owner)[name] = self.wrap(getattr(owner, name))
         try:
             yield
         finally:
-            for owner, name, own in before:
+            for owner, name, original in before:
                 del vars(owner)[name]
-                vars(owner).update({} if own is None else {name: own})
+                vars(owner).update({} if original is None else {name: original})
 
-    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             begun = perf_counter()
             try:
@@ -44,28 +44,28 @@ class Stopwatch:
         return timed
 
 
-def shares(methods: Sequence[str], *overrides: str) -> dict[str, float]:
-    """Method -> share of its turns' time outside the forwards of target, draft models, thinned targets and draft networks."""
-    there, watch = opened(f"method=[{','.join(methods)}]", *overrides), Stopwatch()
-    own = [call for drafter in there.drafters.values() for call in _models(drafter)]
-    with watch.watching([(there.target.model.model, "forward"), *own]):
-        return {label: _outside(there, label, watch) for label in there.drafters}
+def measure_shares(methods: Sequence[str], *overrides: str) -> dict[str, float]:
+    """Return by method the share of its turns' time outside all forwards of target, draft models and draft networks."""
+    bench, watch = load_bench(f"method=[{','.join(methods)}]", *overrides), Stopwatch()
+    forwards = [call for drafter in bench.drafters.values() for call in _iter_forwards(drafter)]
+    with watch.watch([(bench.target.model.model, "forward"), *forwards]):
+        return {label: _measure_outside(bench, label, watch) for label in bench.drafters}
 
 
-def _models(drafter: Drafter) -> Iterator[tuple[Any, str]]:
+def _iter_forwards(drafter: Drafter) -> Iterator[tuple[Any, str]]:
     if isinstance(model := getattr(drafter, "model", None), LanguageModel):
         yield model.model, "forward"
     if isinstance(network := getattr(drafter, "network", None), DraftNetwork):
         yield network, "forward"
-        yield network, "logits"
+        yield network, "compute_logits"
     for part in drafter.parts:
-        yield from _models(part)
+        yield from _iter_forwards(part)
 
 
-def _outside(there: Opened, label: str, watch: Stopwatch) -> float:
-    there.generate(label, there.prompts[0])
+def _measure_outside(bench: Bench, label: str, watch: Stopwatch) -> float:
+    bench.generate(label, bench.prompts[0])
     watch.seconds, total = 0.0, 0.0
-    for prompt in there.prompts:
-        out = there.generate(label, prompt)
+    for prompt in bench.prompts:
+        out = bench.generate(label, prompt)
         total += out.prefill_s + out.decode_s
     return 1 - watch.seconds / total

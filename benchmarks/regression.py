@@ -1,11 +1,11 @@
-"""Does `specbench compare` sleep, or cry wolf? Two checkouts take turns in one run, again and again: equal ones, and slowed ones.
+"""Does `specbench compare` miss slowdowns, or cry wolf? Runs equal and slowed checkouts against this one, again and again.
 
     python -m benchmarks.regression [--equal N] [--slow N] [--loop N] [--out FOLDER] [KEY=VALUE ...]
 
-The slowed checkouts are this one with a busy wait planted: in `pld`'s drafting, or in the decode loop that all methods share;
-each as long as it takes to make `pld`, or autoregressive decoding, 5 % slower here. A slowed checkout is the new one, this one
-the reference. Runs that lie in FOLDER are not made again. The last table says how often each ratio failed, and how far it
-scatters from run to run beyond what its questions explain; then the same of POOLED runs as if they were one.
+A slowed checkout has a busy wait, in `pld`'s drafting or in the decode loop that all methods share, long enough to make `pld` or
+autoregressive decoding 5 % slower. It is the new version, this checkout the reference. Runs already in FOLDER are not repeated.
+The last table shows how often each ratio failed and how much it scatters between runs, beyond what its questions explain; then
+the same for POOLED runs taken as one.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.table import Table
 
+from benchmarks.embedded import build_table
 from specbench import ROOT
 from specbench.analysis.loaded_run import read_run
 from specbench.analysis.summary import format_csv
@@ -41,14 +41,14 @@ WAIT = (
     "    while __import__('time').perf_counter() < _until:",
     "        pass",
 )
-PLACES = {  # file, and the line behind which the wait is planted
+PLACES = {  # file, and the line after which the wait is planted
     "slow": ("methods/pld.py", "    def draft(self, state: NgramIndex, budget: int) -> DraftTree:\n"),
     "loop": ("specbench/decoding/loop.py", "    t0 = clock.now()\n"),
 }
 
 
-def waits(out: Path, chosen: Sequence[str]) -> dict[str, float]:
-    """Seconds a step that make a method slower by SLOWED, from a short run."""
+def measure_waits(out: Path, chosen: Sequence[str]) -> dict[str, float]:
+    """Return the seconds per step that slow each kind by SLOWED, from a short run."""
     pilot = out / "pilot"
     if not RunDirectory(pilot).is_run():
         with ProgressDisplay(console) as display:
@@ -58,8 +58,8 @@ def waits(out: Path, chosen: Sequence[str]) -> dict[str, float]:
     return {"equal": 0.0, "slow": float(per_step["pld"]), "loop": float(per_step[BASELINE])}
 
 
-def planted(folder: Path, kind: str, seconds: float) -> Path:
-    """A copy of this checkout with a busy wait in it."""
+def copy_checkout(folder: Path, kind: str, seconds: float) -> Path:
+    """Copy this checkout with a busy wait in it."""
     root = folder / kind
     shutil.rmtree(root, ignore_errors=True)
     for name in COPIED:
@@ -74,8 +74,8 @@ def planted(folder: Path, kind: str, seconds: float) -> Path:
     return root
 
 
-def beside(root: Path, out: Path, seed: int, chosen: Sequence[str]) -> Comparison:
-    """The planted checkout is the new one: it runs as the engine beside, and the sides are exchanged."""
+def run_comparison(root: Path, out: Path, seed: int, chosen: Sequence[str]) -> Comparison:
+    """Compare with the planted checkout as the new version: it runs as the other engine, and the sides are exchanged."""
     if not (out / "summary.csv").exists():
         config = compose_run([*chosen, f"seed={seed}", f"out={out}", f"engine=[native,{REFERENCE_ENGINE}]"])
         other = [word for word in chosen if not word.startswith("limit=")]
@@ -85,40 +85,33 @@ def beside(root: Path, out: Path, seed: int, chosen: Sequence[str]) -> Compariso
     return compare_checkouts(out, exchanged=True)
 
 
-def scatter(changes: Sequence[Change]) -> tuple[float, float]:
-    """Of one ratio: SD over runs of log(new / reference), and what the questions inside the runs explain of it."""
-    logs = np.log([one.ratio.estimate for one in changes])
-    return float(logs.std(ddof=1)), float(np.sqrt(np.mean([one.over_questions for one in changes])))
+def measure_scatter(changes: Sequence[Change]) -> tuple[float, float]:
+    """Return the SD over runs of one ratio's log(new / reference), and the part that questions explain."""
+    logs = np.log([change.ratio.estimate for change in changes])
+    return float(logs.std(ddof=1)), float(np.sqrt(np.mean([change.over_questions for change in changes])))
 
 
-def pooled(runs: Sequence[Path]) -> list[Change]:
-    """The runs as if they were one, of all their questions."""
-    found = []
+def pool_runs(runs: Sequence[Path]) -> list[Change]:
+    """Compare over all questions of the runs, as if they were one."""
+    changes = []
     for method in METHODS:
         ratios = {run.name: compute_log_ratios(read_run(run), f"{method}@{REFERENCE_ENGINE}", method) for run in runs}
-        found.append(estimate_paired_change(f"{method}@{REFERENCE_ENGINE} over {method}", pd.concat(ratios), len(METHODS)))
-    return found
+        changes.append(estimate_paired_change(f"{method}@{REFERENCE_ENGINE} over {method}", pd.concat(ratios), len(METHODS)))
+    return changes
 
 
-def rows(found: Mapping[str, Sequence[Sequence[Change]]]) -> pd.DataFrame:
-    """A row a kind of runs and ratio; shares and standard deviations in logarithms."""
-    made = []
-    for kind, comparisons in found.items():
+def tabulate(results: Mapping[str, Sequence[Sequence[Change]]]) -> pd.DataFrame:
+    """Return a row per kind of runs and ratio; standard deviations are of logarithms."""
+    rows = []
+    for kind, comparisons in results.items():
         for changes in zip(*comparisons, strict=True):
-            verdicts = [one.verdict for one in changes]
+            verdicts = [change.verdict for change in changes]
             counts = {verdict: verdicts.count(verdict) for verdict in ("fail", "undecided", "pass")}
-            over_runs, of_questions = scatter(changes) if len(changes) > 1 else (np.nan, np.nan)
-            mean = float(np.exp(np.mean(np.log([one.ratio.estimate for one in changes]))))
+            over_runs, of_questions = measure_scatter(changes) if len(changes) > 1 else (np.nan, np.nan)
+            mean = float(np.exp(np.mean(np.log([change.ratio.estimate for change in changes]))))
             about = {"new_version": kind, "ratio": changes[0].what, "questions": changes[0].questions, "new_over_reference": mean}
-            made.append({**about, **counts, "sd_over_runs": over_runs, "sd_of_questions": of_questions})
-    return pd.DataFrame(made)
-
-
-def told(found: pd.DataFrame) -> Table:
-    shown = Table(*found.columns)
-    for row in found.itertuples(index=False):
-        shown.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
-    return shown
+            rows.append({**about, **counts, "sd_over_runs": over_runs, "sd_of_questions": of_questions})
+    return pd.DataFrame(rows)
 
 
 def main() -> None:
@@ -131,18 +124,21 @@ def main() -> None:
     options = parser.parse_args()
     chosen = [*CHOSEN, *options.overrides]
     times = {"equal": options.equal, "slow": options.slow, "loop": options.loop}
-    found: dict[str, list[Comparison]] = {kind: [] for kind in times}
+    comparisons: dict[str, list[Comparison]] = {kind: [] for kind in times}
     runs = {kind: [options.out / f"{kind}-{seed}" for seed in range(count)] for kind, count in times.items()}
-    roots = {kind: planted(options.out.resolve() / "versions", kind, wait) for kind, wait in waits(options.out, chosen).items()}
+    roots = {
+        kind: copy_checkout(options.out.resolve() / "versions", kind, wait)
+        for kind, wait in measure_waits(options.out, chosen).items()
+    }
     for kind, paths in runs.items():
         for seed, path in enumerate(paths):
-            found[kind].append(beside(roots[kind], path, seed, chosen))
-            verdicts = {one.what: f"{one.ratio.estimate:.3f} {one.verdict}" for one in found[kind][-1].changes}
+            comparisons[kind].append(run_comparison(roots[kind], path, seed, chosen))
+            verdicts = {c.what: f"{c.ratio.estimate:.3f} {c.verdict}" for c in comparisons[kind][-1].changes}
             console.print(kind, seed, verdicts, highlight=False)
-    groups = {kind: [paths[at : at + POOLED] for at in range(0, len(paths), POOLED)] for kind, paths in runs.items()}
-    together = {f"{kind}, {POOLED} runs as one": [pooled(group) for group in parts] for kind, parts in groups.items()}
-    table = rows({kind: [one.changes for one in comparisons] for kind, comparisons in found.items()} | together)
-    console.print(told(table))
+    groups = {kind: [paths[start : start + POOLED] for start in range(0, len(paths), POOLED)] for kind, paths in runs.items()}
+    pools = {f"{kind}, {POOLED} runs as one": [pool_runs(group) for group in parts] for kind, parts in groups.items()}
+    table = tabulate({kind: [one.changes for one in made] for kind, made in comparisons.items()} | pools)
+    console.print(build_table(table))
     write_atomic(options.out / "regression.csv", format_csv(table))
 
 

@@ -1,46 +1,36 @@
-"""The mini target and one of its large shapes, in float32: every method's texts, drafts and accepted tokens side by side.
+"""The mini target and one of its large shapes in float32: whether every method's texts, drafts and acceptance are equal.
 
     python -m benchmarks.shapes [--shape 1b] [--tokens N] [--methods pld,sps,...] [--out reports/shape-equality-1b.csv]
 
-One question of each task. At 1b its methods need 16 GB of memory together; --methods asks for fewer.
+One question per task. All methods together need 16 GB of memory at 1b; choose fewer with --methods.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import pandas as pd
-from rich.table import Table
 
-from benchmarks.embedded import decoded
+from benchmarks.embedded import build_table, decode_questions, exit_with
 from specbench.analysis.summary import format_csv
 from specbench.cli.parser import Parser, console, widen_console
 from specbench.decoding.loop import Generation
-from specbench.errors import InputError, refuse
+from specbench.errors import InputError
 from specbench.records.files import write_atomic
 
-METHODS = (
-    "pld,sps,medusa,hydra_heads,eagle,eagle2,eagle3,token_recycling,rest,sam_decoding,sam_eagle2,lookahead"  # that take any shape
-)
+# Methods that take any shape.
+METHODS = "pld,sps,medusa,hydra_heads,eagle,eagle2,eagle3,token_recycling,rest,sam_decoding,sam_eagle2,lookahead"
 FLOAT32 = ("target.dtype=float32", "target.draft.dtype=float32")
 
 
-def compared(shape: str, methods: str, *overrides: str, tokens: int = 256) -> pd.DataFrame:
-    """A row per method. Of its texts: how many are equal, and of how many every step drafted and accepted as much."""
+def compare_shapes(shape: str, methods: str, *overrides: str, tokens: int = 256) -> pd.DataFrame:
+    """Return a row per method: how many texts are equal, and in how many every step drafted and accepted as much."""
     chosen = [f"method=[{methods}]", *FLOAT32, *overrides]
-    large = decoded(*chosen, f"target.shape={shape}", tokens=tokens)  # first: it refuses what cannot be
-    small = decoded(*chosen, tokens=tokens)
-    return pd.DataFrame([_row(label, small[label], outs) for label, outs in large.items()])
+    large = decode_questions(*chosen, f"target.shape={shape}", tokens=tokens)  # first: it refuses unsupported methods
+    small = decode_questions(*chosen, tokens=tokens)
+    return pd.DataFrame([_build_row(label, small[label], outs) for label, outs in large.items()])
 
 
-def shown(rows: pd.DataFrame, title: str) -> Table:
-    table = Table(*(column.replace("_", " ") for column in rows.columns), title=title)
-    for row in rows.itertuples(index=False):
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
-    return table
-
-
-def _row(label: str, small: list[Generation], large: list[Generation]) -> dict[str, object]:
+def _build_row(label: str, small: list[Generation], large: list[Generation]) -> dict[str, object]:
     pairs = list(zip(small, large, strict=True))
     return {
         "method": label,
@@ -61,24 +51,19 @@ def _mean_accepted(outs: list[Generation]) -> float:
 def main() -> int:
     parser = Parser("shapes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="1b")
-    parser.add_argument("--tokens", type=int, default=256, help="of an answer, at most; 2 at least")
+    parser.add_argument("--tokens", type=int, default=256, help="per answer, at most; at least 2")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.tokens < 2:
-        raise InputError(
-            f"--tokens {options.tokens}: the first comes from the prompt, so that no step is left; expected 2 at least"
-        )
-    found = compared(options.shape, options.methods, tokens=options.tokens)
+        raise InputError(f"--tokens {options.tokens}: expected at least 2, for prefill gives the first")
+    frame = compare_shapes(options.shape, options.methods, tokens=options.tokens)
     out = options.out or Path(f"reports/shape-equality-{options.shape}.csv")
-    write_atomic(out, format_csv(found))
+    write_atomic(out, format_csv(frame))
     widen_console()
-    console.print(shown(found, f"The mini target and its {options.shape} shape, float32"), f"in {out}", sep="\n")
+    console.print(build_table(frame, f"The mini target and its {options.shape} shape, float32"), f"in {out}", sep="\n")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        sys.exit(refuse(error))
+    exit_with(main)

@@ -1,4 +1,4 @@
-"""Anyone's questions: a JSONL file in Spec-Bench's schema (`suite=jsonl suite.path=FILE`)."""
+"""Your own questions: a JSONL file in Spec-Bench's schema (`suite=jsonl suite.path=FILE`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tasks.suite import Suite
 
 
 class Jsonl(Suite):
-    """The questions of one file. With a sha256 the file must have it, or InputError."""
+    """The questions of one file. Raises InputError if it does not have the sha256 given."""
 
     def __init__(self, path: str | None, sha256: str | None = None, name: str = "jsonl") -> None:
         if path is None:
@@ -26,12 +26,12 @@ class Jsonl(Suite):
             )
 
     def questions(self) -> list[Question]:
-        """All questions in file order. Raises InputError (file:line)."""
+        """Return all questions in file order. Raises InputError (file:line)."""
         return read_questions(self.path)
 
 
 def hash_file(path: Path) -> str:
-    """The file's sha256 in hex. Raises InputError if it cannot be read."""
+    """Return the file's sha256 in hex. Raises InputError if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

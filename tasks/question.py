@@ -1,6 +1,6 @@
 """Questions in Spec-Bench's JSONL schema (question_id, category, turns, reference): reading and subsampling.
 
-Every mistake in a file is an InputError of one line that begins with file:line.
+A mistake in a file raises an InputError of one line that begins with file:line.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from specbench.errors import InputError, suggest_choices
@@ -32,7 +33,7 @@ class Question:
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """The questions of a JSONL file in its order; blank lines are skipped. Raises InputError (file:line)."""
+    """Return a JSONL file's questions in order; blank lines are skipped. Raises InputError (file:line)."""
     questions: list[Question] = []
     line_of_id: dict[str, int] = {}
     for number, line in enumerate(_read_lines(Path(path)), start=1):
@@ -40,9 +41,11 @@ def read_questions(path: str | Path) -> list[Question]:
             continue
         try:
             question = _parse_question(_parse_row(line))
-            _claim(question.id, number, line_of_id)
+            if question.id in line_of_id:
+                raise InputError(f"question_id {question.id!r} is already used on line {line_of_id[question.id]}")
         except InputError as error:
             raise InputError(f"{path}:{number}: {error}") from None
+        line_of_id[question.id] = number
         questions.append(question)
     if not questions:
         raise InputError(f"{path}: no questions in this file")
@@ -50,9 +53,9 @@ def read_questions(path: str | Path) -> list[Question]:
 
 
 def subsample(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
-    """At most `limit` questions per task (None: all), spread evenly over its categories, in file order.
+    """Return at most `limit` questions per task (None: all), spread evenly over its categories, in file order.
 
-    The same in every process, and nested: a smaller limit's questions are among a larger one's.
+    The result is the same in every process, and nested: a smaller limit's questions are among a larger one's.
     """
     if limit is None:
         return list(questions)
@@ -66,20 +69,16 @@ def subsample(questions: Sequence[Question], limit: int | None, seed: int) -> li
 
 
 def _draw(task: str, members: dict[str, list[int]], seed: int) -> list[int]:
-    """The task's question indices in drawing order: one of each category in turn, orders by seed."""
+    """Return the task's question indices in drawing order: one of each category in turn, shuffled by seed."""
     # random.Random hashes a str with SHA-512, so the draw does not depend on the process.
     categories = random.Random(f"{seed}/{task}").sample(list(members), len(members))
-    shuffled = [
-        random.Random(f"{seed}/{task}/{category}").sample(members[category], len(members[category])) for category in categories
-    ]
-    rounds = max(map(len, shuffled))
-    return [indices[r] for r in range(rounds) for indices in shuffled if r < len(indices)]
+    shuffled = [random.Random(f"{seed}/{task}/{name}").sample(members[name], len(members[name])) for name in categories]
+    return [index for drawn in zip_longest(*shuffled) for index in drawn if index is not None]
 
 
 def _read_lines(path: Path) -> Iterator[str]:
-    """Lines without their ends. Text, not datasets' JSON reader: that one cannot name a broken line."""
-    # datasets pulls in pyarrow and torch, which takes seconds: only when a file is read.
-    from datasets import load_dataset  # type: ignore[import-untyped]
+    """Yield lines without their ends; datasets' JSON reader could not name a broken line."""
+    from datasets import load_dataset  # takes seconds to import
 
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -93,7 +92,7 @@ def _read_lines(path: Path) -> Iterator[str]:
 
 
 def _find_undecodable_line(data: bytes) -> int:
-    """The number of the first line that is not UTF-8; 0 if all are."""
+    """Return the number of the first line that is not UTF-8; 0 if all are."""
     try:
         data.decode()
     except UnicodeDecodeError as error:
@@ -102,7 +101,7 @@ def _find_undecodable_line(data: bytes) -> int:
 
 
 def _parse_row(line: str) -> dict[str, object]:
-    """One line as a JSON object whose every text can be encoded (a lone surrogate cannot)."""
+    """Parse a line as a JSON object whose texts can all be encoded (a lone surrogate cannot)."""
     try:
         row = json.loads(line)
         json.dumps(row, ensure_ascii=False).encode()
@@ -122,15 +121,8 @@ def _parse_question(row: dict[str, object]) -> Question:
         if field not in row:
             raise InputError(f"field {field!r} is missing; expected question_id, category and turns")
     category, task = _parse_category(row)
-    return Question(
-        _parse_id(row["question_id"]), task, category, _parse_turns(row["turns"]), _parse_reference(row.get("reference"))
-    )
-
-
-def _claim(id_: str, number: int, line_of_id: dict[str, int]) -> None:
-    if id_ in line_of_id:
-        raise InputError(f"question_id {id_!r} is already used on line {line_of_id[id_]}")
-    line_of_id[id_] = number
+    turns, reference = _parse_turns(row["turns"]), _parse_reference(row.get("reference"))
+    return Question(_parse_id(row["question_id"]), task, category, turns, reference)
 
 
 def _parse_id(value: object) -> str:
@@ -140,7 +132,7 @@ def _parse_id(value: object) -> str:
 
 
 def _parse_category(row: dict[str, object]) -> tuple[str, str]:
-    """A row's own `task` wins and may bring any category; otherwise Spec-Bench's category decides."""
+    """Return category and task. A row's own `task` wins and allows any category; otherwise Spec-Bench's category decides."""
     category, task = row["category"], row.get("task")
     if not isinstance(category, str) or not category.strip():
         raise InputError(f"category is {category!r}, expected a non-empty string")

@@ -1,4 +1,4 @@
-"""Spec-Bench's 480 questions (Xia et al., ACL 2024 Findings, arXiv 2401.07851): a file or one download."""
+"""Spec-Bench's 480 questions (Xia et al., ACL 2024 Findings, arXiv 2401.07851): from a file or downloaded once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMEOUT = 30  # seconds without a byte
 
 
 class SpecBench(Jsonl):
-    """`path` if given, else the file at `url`, kept in `cache_dir`. sha256=null accepts any content."""
+    """The file at `path`, else the one at `url`, cached in `cache_dir`. sha256=null accepts any content."""
 
     def __init__(self, path: str | None, url: str, sha256: str | None, cache_dir: str) -> None:
         if path is None:
@@ -26,7 +26,7 @@ class SpecBench(Jsonl):
 
 
 def download_once(url: str, sha256: str | None, cache_dir: Path) -> Path:
-    """The cached copy of `url`, fetched if missing or damaged. InputError: no network, wrong sha256."""
+    """Return the cached copy of `url`, downloaded if missing or damaged. Raises InputError: no network, wrong sha256."""
     file = cache_dir / f"spec_bench-{hashlib.sha256(url.encode()).hexdigest()[:12]}.jsonl"
     if file.is_file() and sha256 in (None, hash_file(file)):
         return file
@@ -47,7 +47,7 @@ def _fetch(url: str) -> bytes:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """By temporary name and rename: a reader sees the whole file or none."""
+    """Write by temporary name and rename: a reader sees the whole file or none."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as part:

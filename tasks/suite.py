@@ -1,4 +1,4 @@
-"""What the harness asks of a place where questions come from."""
+"""The interface of a suite of questions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Suite(ABC):
 
     @abstractmethod
     def questions(self) -> list[Question]:
-        """All questions in the suite's order. Raises InputError for bad data."""
+        """Return all questions in the suite's order. Raises InputError for bad data."""
 
     def score(self, question: Question, turn: int, text: str) -> float | None:
-        """Task accuracy in [0, 1] of the answer `text` to turn number `turn` (from 0); None: not scored."""
+        """Return the accuracy in [0, 1] of the answer `text` to turn `turn` (from 0); None: not scored."""
         return None

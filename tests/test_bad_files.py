@@ -142,7 +142,7 @@ def test_a_datastore_of_another_tokenizer(refuse: Refuse, tiny: Tiny, tmp_path: 
     build_datastore([[1, 2, 3]], tmp_path / "store", 1024, "0" * 64, "a test")
     said = refuse("run", *tiny.overrides("task=qa", "method=[rest]", "target.datastore=store", "out=results/x"))
     assert said.startswith(
-        "method.rest: the datastore store was made for another tokenizer than the target's (000000000000, not "
+        "method.rest: the datastore store was built for another tokenizer than the target's (000000000000, not "
     )
 
 
@@ -150,7 +150,7 @@ def test_a_torn_datastore(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
     build_datastore([[1, 2, 3]], tmp_path / "store", 1024, None, "a test")
     (tmp_path / "store" / "0.ids").write_bytes(b"123")
     said = refuse("run", *tiny.overrides("task=qa", "method=[rest]", "target.datastore=store", "out=results/x"))
-    assert said.endswith("0.ids: 3 bytes, expected 6: the datastore is torn; build it again")
+    assert said.endswith("0.ids: 3 bytes, expected 6: the datastore is incomplete; build it again")
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,11 @@ def test_a_torn_datastore(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
         (
             "texts.jsonl",
             ['{"txet": "one"}'],
-            "texts.jsonl:1: expected messages, conversations, text or prompt_ids, found txet; field",
+            "texts.jsonl:1: expected messages, conversations, text or prompt_ids, found txet; select",
         ),
         ("texts.jsonl", ['{"messages": [{"role": "user"}]}'], "texts.jsonl:1: expected a text or a chat: KeyError('value')"),
         ("texts.jsonl", ['{"prompt_ids": [1], "answer_ids": [5000]}'], "texts.jsonl:1: expected a text or a chat: ValueError"),
-        ("texts.jsonl", ['{"prompt_ids": [1], "answer_ids": [5000]}'], "5000 is no token id below 1024"),
+        ("texts.jsonl", ['{"prompt_ids": [1], "answer_ids": [5000]}'], "5000 is not a token id below 1024"),
         ("texts.jsonl", ['{"text": " "}'], "texts.jsonl: holds no document"),
         ("texts.json", ['{"text": "one"}'], "texts.json: expected a list of chats or texts"),
         ("texts.txt", ["", " "], "texts.txt: holds no document"),

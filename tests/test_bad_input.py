@@ -41,7 +41,7 @@ from tests.fake_engine import Quiet
         (["datastore", "build", "data=FILE", "dataset=some/set"], "data=FILE and dataset=some/set: expected one of them"),
         (["datastore", "build", "chunk_tokens=0"], "chunk_tokens=0: expected a number of tokens, at least 1, or null"),
         (["datastore", "build", "target=vicuna_7"], "target=vicuna_7: no such target; there is vicuna_7b, "),
-        (["datastore", "build", "out=."], "out=.: is there already; choose another folder"),
+        (["datastore", "build", "out=."], "out=.: already exists; choose another folder"),
         (["cost", "target=vicuna_7"], "target=vicuna_7: no such target; there is vicuna_7b, "),
         (["cost", "experiment=temperature_sweep"], ": cost is about one run; expected one value, such as sampling.temperature="),
         (["replay", "--of", ".", "experiment=temperature_sweep"], ": replay is about one run; expected one value"),

@@ -1,19 +1,19 @@
-"""The certificate: sound where a method is, and every planted bug found."""
+"""The certificate passes sound methods and finds every planted bug."""
 
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from benchmarks.planted import PLANTS, AcceptsByP, Miniature, rule, shifted
+from benchmarks.planted import PLANTS, AcceptsByP, Miniature, Plant, replace_verifier, shift_positions
 from specbench.analysis.loaded_run import read_run
 from specbench.certify.certify import certify
 from specbench.certify.tables import format_certificate
 from specbench.certify.token_check import bound_error_rate
-from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.records.certificates import (
     FILE,
@@ -31,12 +31,9 @@ from tests.fake_run import CONFIG, PROVENANCE, trial, write_run
 SMALL = Miniature(draws=512)
 
 
-WARM = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=12, seed=3)
-
-
-@pytest.mark.parametrize("plant", PLANTS, ids=lambda one: f"{one.what}-{one.part}")
-def test_a_planted_bug_is_found(plant) -> None:
-    assert SMALL.found(plant, seed=0)
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: f"{plant.what}-{plant.part}")
+def test_a_planted_bug_is_found(plant: Plant) -> None:
+    assert SMALL.find(plant, seed=0)
 
 
 def test_the_upper_limit_of_a_rate() -> None:
@@ -44,21 +41,21 @@ def test_the_upper_limit_of_a_rate() -> None:
     assert bound_error_rate(3, 3) == 1
 
 
-def certificate(greedy: str = "exact", **config) -> Certificate:
+def certificate(greedy: str = "exact") -> Certificate:
     texts = {"texts": {"equal": 1, "texts": 1, "most_wrong": 0.95, "class_": greedy}}
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 96}
-    whole = CONFIG | {"sampling": sampling, "method": {"pld": {"length": 10}}} | config
+    whole = CONFIG | {"sampling": sampling, "method": {"pld": {"length": 10}}}
     verdicts = [Verdict("pld", greedy, texts)], [Verdict("pld", "sampled", texts, "why" * (greedy == "bug"))]
     return Certificate(PROVENANCE, whole, 0.01, {"greedy": 0.1, "sampled": 0.1}, {"texts": 1, "differing": 0}, *verdicts)
 
 
 def test_a_certificate_goes_through_its_file(tmp_path: Path) -> None:
-    made = certificate()
-    assert read_certificate(made.write(tmp_path)) == made and made.passed and not certificate("bug").passed
-    assert "| pld | exact | 1 of 1 | 95.0 % | sampled |" in format_certificate(made)
+    result = certificate()
+    assert read_certificate(result.write(tmp_path)) == result and result.passed and not certificate("bug").passed
+    assert "| pld | exact | 1 of 1 | 95.0 % | sampled |" in format_certificate(result)
     assert "- **pld, sampled**: why" in format_certificate(certificate("bug"))
-    made.greedy[0].tests["texts"]["first"] = [[6, 0.0123]]
-    assert "- pld, greedily: texts differ first at token 7 (gap of the two best logits 0.0123)" in format_certificate(made)
+    result.greedy[0].tests["texts"]["first"] = [[6, 0.0123]]
+    assert "- pld, greedy: texts first differ at token 7 (gap between the two best logits 0.0123)" in format_certificate(result)
     (tmp_path / FILE).write_text("{}")
     with pytest.raises(InputError, match="not a certificate"):
         read_certificate(tmp_path / FILE)
@@ -81,34 +78,38 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
         "pld": Certification("exact", "2026-11-20", texts=1, tokens=96, same_version=True)
     }
     assert find_certifications(run, PROVENANCE, folders)["pld"].coverage == "1 texts of at most 96 tokens, 2026-11-20"
-    others = [{"code_sha256": "another"}, {"codes": {"pld": "another"}}, {"continued": [{"code_sha256": "another"}]}]
-    assert {str(find_certifications(run, PROVENANCE | other, folders)["pld"]) for other in others} == {
-        "exact, in another version"
-    }
+    changes: list[dict[str, object]] = [
+        {"code_sha256": "another"},
+        {"codes": {"pld": "another"}},
+        {"continued": [{"code_sha256": "another"}]},
+    ]
+    for change in changes:
+        assert str(find_certifications(run, PROVENANCE | change, folders)["pld"]) == "exact, in another version"
     assert find_certifications(run, PROVENANCE | {"codes": {"sps": "another"}}, folders)["pld"].same_version
-    for at, class_ in enumerate(("untested", "tie", "bug", "exact")):
-        replace(certificate(class_), about=PROVENANCE | {"started": f"2026-11-2{at}"}).write(tmp_path / class_)
+    for day, class_ in enumerate(("untested", "tie", "bug", "exact")):
+        replace(certificate(class_), about=PROVENANCE | {"started": f"2026-11-2{day}"}).write(tmp_path / class_)
         gravest = {"untested": "exact", "tie": "tie", "bug": "bug", "exact": "bug"}[class_]
-        assert find_certifications(run, PROVENANCE, folders)["pld"].class_ == gravest, f"behind {class_}"
+        assert find_certifications(run, PROVENANCE, folders)["pld"].class_ == gravest, f"after {class_}"
     shutil.rmtree(tmp_path / "bug")
     shutil.rmtree(tmp_path / "tie")
     warm = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     assert str(find_certifications(run | {"sampling": warm}, PROVENANCE, folders)["pld"]) == "sampled"
-    others = [
+    target: dict[str, Any] = {"name": "fake", "shape": "100m", "dtype": "bfloat16"}
+    others: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (run | {"sampling": warm | {"top_p": 0.9}}, PROVENANCE),
         (run | {"method": {"pld": {"length": 9}}}, PROVENANCE),
-        (run | {"target": CONFIG["target"] | {"shape": None}}, PROVENANCE),
+        (run | {"target": target | {"shape": None}}, PROVENANCE),
         (run, PROVENANCE | {"dtype": "float32"}),
         (run, PROVENANCE | {"target_sha256": "another"}),
         (run, PROVENANCE | {"checkpoints": {"pld": "another"}}),
-        (run | {"target": CONFIG["target"] | {"config": {"layers": 2}}}, PROVENANCE),
-        (run | {"target": CONFIG["target"] | {"shapes": {"100m": {"hidden_size": 1}}}}, PROVENANCE),
+        (run | {"target": target | {"config": {"layers": 2}}}, PROVENANCE),
+        (run | {"target": target | {"shapes": {"100m": {"hidden_size": 1}}}}, PROVENANCE),
         (run | {"engine": {"hf": {"_target_": "specbench.engine.hf.HuggingFace"}}}, PROVENANCE),
     ]
-    assert [find_certifications(*other, folders) for other in others] == [{}] * len(others)
+    assert [find_certifications(config, about, folders) for config, about in others] == [{}] * len(others)
 
 
-def test_a_report_counts_the_same_certificates_wherever_it_is_made(monkeypatch, tmp_path: Path) -> None:
+def test_a_report_counts_the_same_certificates_wherever_it_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Those of the checkout and those beside the run; not those of the folder that the shell is in."""
     trials = [trial("autoregressive", [1, 1], 1.0), trial("pld", [2], 0.5)]
     run = write_run(tmp_path / "results" / "run", trials)
@@ -130,45 +131,45 @@ def overrides(out: Path, *more: str) -> list[str]:
 
 
 def test_certify_end_to_end(tmp_path: Path) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     config = compose_certify(overrides(tmp_path / "sound", "method=[pld,sps,medusa_typical]"))
-    made, out = certify(config, lambda what, *_: told.append(what))
-    assert made.passed and {one.method: one.class_ for one in made.greedy} == dict.fromkeys(
+    result, out = certify(config, lambda what, *_: messages.append(what))
+    assert result.passed and {v.method: v.class_ for v in result.greedy} == dict.fromkeys(
         ["autoregressive", "pld", "sps", "medusa_typical"], "exact"
     )
-    classes = {one.method: one.class_ for one in made.sampled}
+    classes = {v.method: v.class_ for v in result.sampled}
     assert classes == {"autoregressive": "exact", "pld": "exact", "sps": "sampled", "medusa_typical": "lossy"}
     assert json.loads((out / FILE).read_text())["level"] == 0.01 and (out / "certificate.md").exists()
-    assert "sps on the miniature target, by text" in told
+    assert "sps on the miniature target, by text" in messages
 
 
 def test_a_method_that_is_not_what_it_claims_gets_no_certificate(tmp_path: Path) -> None:
     config = compose_certify(overrides(tmp_path / "unsound", "method=[self_speculative]", "draws=512"))
-    with rule(AcceptsByP):
-        made, _ = certify(config, lambda *_: None)
-    assert not made.passed and {one.method: one.class_ for one in made.sampled}["self_speculative"] == "bug"
+    with replace_verifier(AcceptsByP):
+        result, _ = certify(config, lambda *_: None)
+    assert not result.passed and {v.method: v.class_ for v in result.sampled}["self_speculative"] == "bug"
 
 
 def test_typical_acceptance_is_no_excuse_for_a_wrong_end(tmp_path: Path) -> None:
     config = compose_certify(overrides(tmp_path / "endless", "method=[medusa_typical]"))
     with patch("specbench.certify.token_check._ends_correctly", return_value=False):
-        made, _ = certify(config, lambda *_: None)
-    assert {one.method: one.class_ for one in made.sampled}["medusa_typical"] == "bug"
-    assert "texts end elsewhere than they should" in made.sampled[-1].why
+        result, _ = certify(config, lambda *_: None)
+    assert {v.method: v.class_ for v in result.sampled}["medusa_typical"] == "bug"
+    assert "texts end in the wrong place" in result.sampled[-1].why
 
 
 def test_a_baseline_that_stops_is_untested_and_no_traceback(tmp_path: Path) -> None:
     config = compose_certify(overrides(tmp_path / "stopped", "method=[pld]"))
     with patch("specbench.certify.certify.check_tokens", side_effect=RuntimeError("out of memory")):
-        made, _ = certify(config, lambda *_: None)
-    assert {one.class_ for one in [*made.greedy, *made.sampled]} == {"untested"} and not made.passed
+        result, _ = certify(config, lambda *_: None)
+    assert {v.class_ for v in [*result.greedy, *result.sampled]} == {"untested"} and not result.passed
 
 
-def test_an_architecture_without_a_miniature_is_only_followed(tmp_path: Path) -> None:
+def test_an_architecture_without_a_miniature_is_only_checked_token_by_token(tmp_path: Path) -> None:
     config = compose_certify(overrides(tmp_path / "odd", "method=[pld]"))
     with patch("specbench.certify.certify.build_miniature", side_effect=ValueError("no such thing")):
-        made, out = certify(config, lambda *_: None)
-    assert made.passed and "pld was not counted out, only followed" in (out / "certificate.md").read_text()
+        result, out = certify(config, lambda *_: None)
+    assert result.passed and "pld was not enumerated, only checked token by token" in (out / "certificate.md").read_text()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -180,23 +181,23 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_a_method_that_stops_gets_no_certificate_and_the_others_are_judged(tmp_path: Path) -> None:
     config = compose_certify(overrides(tmp_path / "stopped", "method=[pld]"))
     with patch("methods.pld.PromptLookup.propose", side_effect=ValueError("out of ideas")):
-        made, out = certify(config, lambda *_: None)
-    assert {one.method: one.class_ for one in made.greedy} == {"autoregressive": "exact", "pld": "untested"}
-    assert "stopped: ValueError: out of ideas" in made.greedy[-1].why and not made.passed
+        result, out = certify(config, lambda *_: None)
+    assert {v.method: v.class_ for v in result.greedy} == {"autoregressive": "exact", "pld": "untested"}
+    assert "stopped: ValueError: out of ideas" in result.greedy[-1].why and not result.passed
     assert "| pld | untested | - | - | untested | - | - |" in (out / "certificate.md").read_text()
 
 
-def test_an_interrupted_certificate_goes_on(tmp_path: Path) -> None:
-    asked = overrides(tmp_path, "method=[pld,medusa_typical]")
+def test_an_interrupted_certificate_is_resumed(tmp_path: Path) -> None:
+    arguments = overrides(tmp_path, "method=[pld,medusa_typical]")
     with patch("methods.medusa.Medusa.propose", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
-        certify(compose_certify(asked), lambda *_: None)
+        certify(compose_certify(arguments), lambda *_: None)
     assert not (tmp_path / FILE).exists()
     with pytest.raises(InputError, match="holds verdicts of another target"):
-        certify(compose_certify([*asked, "seed=1"]), lambda *_: None)
-    told: list[str] = []
-    made, _ = certify(compose_certify(asked), lambda what, *_: told.append(what))
-    assert "pld greedy: text" not in told and "medusa_typical greedy: text" in told
-    assert [one.class_ for one in made.greedy] == ["exact"] * 3 and sorted(path.name for path in tmp_path.iterdir()) == [
+        certify(compose_certify([*arguments, "seed=1"]), lambda *_: None)
+    messages: list[str] = []
+    result, _ = certify(compose_certify(arguments), lambda what, *_: messages.append(what))
+    assert "pld greedy: text" not in messages and "medusa_typical greedy: text" in messages
+    assert [v.class_ for v in result.greedy] == ["exact"] * 3 and sorted(path.name for path in tmp_path.iterdir()) == [
         ".lock",
         "certificate.json",
         "certificate.md",
@@ -204,26 +205,26 @@ def test_an_interrupted_certificate_goes_on(tmp_path: Path) -> None:
 
 
 def test_what_could_show_nothing_is_refused_at_once(tmp_path: Path) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     cold = compose_certify(overrides(tmp_path, "sampling.temperature=0.01"))
     with pytest.raises(InputError, match="draws=256: too few at this temperature"):
-        certify(cold, lambda what, *_: told.append(what))
-    assert not told
+        certify(cold, lambda what, *_: messages.append(what))
+    assert not messages
 
 
 def test_a_certificate_is_not_written_over(tmp_path: Path) -> None:
     certificate().write(tmp_path)
-    with pytest.raises(InputError, match="holds a certificate already"):
+    with pytest.raises(InputError, match="already holds a certificate"):
         certify(compose_certify(overrides(tmp_path)), lambda *_: None)
 
 
 def test_a_bug_of_the_engine_itself_is_no_rounding(tmp_path: Path) -> None:
-    """What texts are held against must not come from the code that wrote them."""
+    """The reference for texts must not come from the code that wrote them."""
     config = compose_certify(overrides(tmp_path / "shifted", "method=[pld]", "limit=2", "sampling.max_new_tokens=48"))
-    with shifted():
-        made, _ = certify(config, lambda *_: None)
-    assert {one.method: one.class_ for one in made.greedy} == {"autoregressive": "exact", "pld": "bug"}
-    assert made.noise["greedy"] < 0.01
+    with shift_positions():
+        result, _ = certify(config, lambda *_: None)
+    assert {v.method: v.class_ for v in result.greedy} == {"autoregressive": "exact", "pld": "bug"}
+    assert result.noise["greedy"] < 0.01
 
 
 @pytest.mark.parametrize(
@@ -241,15 +242,15 @@ def test_bad_input_of_certify_is_one_line(tmp_path: Path, override: str, message
         certify(compose_certify(overrides(tmp_path, override)), lambda *_: None)
 
 
-def test_texts_of_one_token_are_followed(tmp_path: Path) -> None:
-    made, _ = certify(compose_certify(overrides(tmp_path, "sampling.max_new_tokens=1", "method=[]")), lambda *_: None)
-    assert made.passed
+def test_texts_of_one_token_are_checked(tmp_path: Path) -> None:
+    result, _ = certify(compose_certify(overrides(tmp_path, "sampling.max_new_tokens=1", "method=[]")), lambda *_: None)
+    assert result.passed
 
 
 @pytest.mark.parametrize("path", sorted(OWN_FOLDERS[0].glob(f"*/{FILE}")), ids=lambda path: path.parent.name)
 def test_a_reference_certificate_is_what_its_folder_is_called(path: Path) -> None:
-    made = read_certificate(path)
-    target = made.config["target"]
-    assert path.parent.name == f"{target['shape'] or target['name']}-{made.about['dtype']}" and made.passed
-    assert target["dtype"] in ("auto", made.about["dtype"])
+    result = read_certificate(path)
+    target = result.config["target"]
+    assert path.parent.name == f"{target['shape'] or target['name']}-{result.about['dtype']}" and result.passed
+    assert target["dtype"] in ("auto", result.about["dtype"])
     assert (path.parent / "certificate.md").read_text().startswith("# Certificate: ")

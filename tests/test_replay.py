@@ -1,4 +1,4 @@
-"""A replay of recorded answers takes the very steps of the live run, without a model."""
+"""A replay of recorded answers takes the same steps as the live run, without a model."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ STEPS = ("output_ids", "finish_reason", "drafted", "nodes", "depth", "accepted",
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("label", LIVE)
-def test_a_replay_is_the_live_run_step_by_step(label: str, temperature: float) -> None:
+def test_a_replay_takes_the_steps_of_the_live_run(label: str, temperature: float) -> None:
     target, live = target_of("llama"), drafter_of(label, "llama")
     live.bind(target)
     answers, outs = [], []
-    for at, prompt in enumerate(prompts(24, seed=3)):
-        sampling = Sampling(temperature, max_new_tokens=40, stop_token_ids=(1, 7), seed=at)
+    for seed, prompt in enumerate(prompts(24, seed=3)):
+        sampling = Sampling(temperature, max_new_tokens=40, stop_token_ids=(1, 7), seed=seed)
         (out,) = generate(target, live, [prompt], sampling)
         outs.append(out)
         stops = (out.output_ids[-1],) if out.finish_reason == "eos" else ()
         answers.append(RecordedAnswer(prompt.tolist(), out.output_ids, 40, stops))
     again = replay_answers(label, drafter_of(label, "llama"), answers, VOCABULARY)
     assert {out.finish_reason for out in outs} == {"eos", "length"}
-    for one, other in zip(outs, again, strict=True):
+    for out, other in zip(outs, again, strict=True):
         for name in STEPS:
-            assert getattr(one, name) == getattr(other, name), name
+            assert getattr(out, name) == getattr(other, name), name
     assert any(sum(out.accepted) for out in again) or label.startswith(("rest", "sam_decoding_static"))
 
 
@@ -60,8 +60,8 @@ def test_a_method_that_reads_the_target_is_refused(label: str) -> None:
 )
 def test_a_method_that_needs_a_model_is_refused_by_name(label: str, why: str, refuse: Refuse, tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", {"prompt_ids": [5, 6, 7, 5, 6], "output_ids": [7, 8, 9, 10, 11, 12]})
-    said = refuse("replay", "--of", "a.jsonl", f"method=[{label}]", "out=other")
-    assert said.startswith(f"method {label} cannot be replayed: {why}")
+    message = refuse("replay", "--of", "a.jsonl", f"method=[{label}]", "out=other")
+    assert message.startswith(f"method {label} cannot be replayed: {why}")
 
 
 def write(path: Path, *rows: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ def write(path: Path, *rows: dict[str, Any]) -> None:
 
 
 def logged(run: RunDirectory) -> list[dict[str, Any]]:
-    """What an engine would have logged of autoregressive's turns: no more than it must."""
+    """Return what an engine must at least log of autoregressive decoding's turns."""
     ids = {prompt.sha256: prompt.prompt_ids for prompt in run.read_prompts()}
     names = ("question_id", "turn", "task")
     return [
@@ -112,7 +112,7 @@ def test_a_run_its_ids_and_its_exported_texts_take_the_same_steps(cli: Cli, tiny
 
 
 IDS = {"prompt_ids": [5, 6, 5, 6], "output_ids": [9, 5, 6, 5]}
-ANSWER = {
+ANSWER: dict[str, Any] = {
     "question_id": "qa-1",
     "category": "qa",
     "choices": [{"turns": ["Yes."], "decoding_steps": [3], "new_tokens": [3], "wall_time": [0.1], "accept_lengths": [1, 1, 1]}],
@@ -120,27 +120,29 @@ ANSWER = {
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ([{"prompt_ids": [5]}], "a.jsonl:1: no output_ids; expected prompt_ids and output_ids, or choices"),
-        ([IDS, {**IDS, "prompt_ids": [5, 6.0]}], "a.jsonl:2: prompt_ids: 6.0 is no token id"),
+        ([IDS, {**IDS, "prompt_ids": [5, 6.0]}], "a.jsonl:2: prompt_ids: 6.0 is not a token id"),
         ([{**IDS, "output_ids": []}], "a.jsonl:1: output_ids: expected a list of token ids, at least one"),
-        ([{**IDS, "max_new_tokens": 3}], "a.jsonl:1: max_new_tokens=3: expected a whole number, no less than the 4 ids"),
-        ([{**IDS, "question_id": 7}, {**IDS, "question_id": 7}], "a.jsonl:2: turn 0 of question 7 is there already"),
+        ([{**IDS, "max_new_tokens": 3}], "a.jsonl:1: max_new_tokens=3: expected a whole number, at least the 4 ids"),
+        ([{**IDS, "question_id": 7}, {**IDS, "question_id": 7}], "a.jsonl:2: turn 0 of question 7 already exists"),
         ([{**IDS, "turn": "first"}], "a.jsonl:1: turn is 'first', expected a whole number"),
-        ([ANSWER, ANSWER], "a.jsonl:2: turn 0 of question qa-1 is there already"),
+        ([ANSWER, ANSWER], "a.jsonl:2: turn 0 of question qa-1 already exists"),
         ([{**ANSWER, "question_id": "qa-999"}], "a.jsonl:1: question qa-999 is not in suite mini, which has qa-9"),
         ([ANSWER, {**ANSWER, "choices": []}], "a.jsonl:2: not an answer of Spec-Bench: it has no turns"),
         ([{**ANSWER, "choices": [{**ANSWER["choices"][0], "new_tokens": 3}]}], "a.jsonl:1: not an answer of Spec-Bench: new_tok"),
         ([], "a.jsonl: holds no answer"),
     ],
 )
-def test_lines_that_cannot_be_replayed_are_named(rows: list[dict[str, Any]], said: str, refuse: Refuse, tmp_path: Path) -> None:
+def test_lines_that_cannot_be_replayed_are_named(
+    rows: list[dict[str, Any]], message: str, refuse: Refuse, tmp_path: Path
+) -> None:
     write(tmp_path / "a.jsonl", *rows)
-    assert refuse("replay", "--of", "a.jsonl", "method=[pld]", "out=other").startswith(said)
+    assert refuse("replay", "--of", "a.jsonl", "method=[pld]", "out=other").startswith(message)
 
 
-def test_a_file_that_is_none(refuse: Refuse, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read(refuse: Refuse, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt_ids": [5], "output_ids": [6, 7]}\n{"prompt_ids": [5\n')
     assert refuse("replay", "--of", "a.jsonl", "out=other") == "a.jsonl:2: not a JSON object"
     assert refuse("replay", "--of", "b.jsonl", "out=other") == "b.jsonl: no such file or folder"
@@ -155,7 +157,7 @@ def test_a_file_that_is_none(refuse: Refuse, tmp_path: Path) -> None:
         ({"finish_reason": "length"}, 3, ()),
         ({"finish_reason": "abort"}, 3, ()),
         ({"stop_id": 2}, 10, (2,)),  # an engine that leaves it out of the output
-        ({"output_ids": [7, 6, 7], "finish_reason": "stop"}, 3, ()),  # ended by a string: 7 stands before
+        ({"output_ids": [7, 6, 7], "finish_reason": "stop"}, 3, ()),  # ended by a string: 7 occurs earlier
         ({"max_new_tokens": 3}, 3, ()),
     ],
 )
@@ -169,9 +171,8 @@ def test_where_an_answer_ends(row: dict[str, Any], limit: int, stops: tuple[int,
 @pytest.mark.parametrize("label", ["pld", "oracle"])
 def test_one_prompt_may_have_several_answers(label: str) -> None:
     answers = [RecordedAnswer([5, 6, 5, 6], output, 4) for output in ([9, 5, 6, 5], [9, 5, 7, 8])]
-    assert [out.output_ids for out in replay_answers(label, drafter_of(label, "llama"), answers)] == [
-        one.output for one in answers
-    ]
+    outs = replay_answers(label, drafter_of(label, "llama"), answers)
+    assert [out.output_ids for out in outs] == [answer.output for answer in answers]
 
 
 def test_tokens_that_no_node_follows_are_never_accepted() -> None:

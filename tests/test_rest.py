@@ -14,7 +14,7 @@ import pytest
 
 from methods.rest import Rest, build_random_store
 from specbench.datastore.build import build_datastore
-from specbench.datastore.prefixes import LOTS, Prefixes
+from specbench.datastore.prefixes import TIE_SEED, Prefixes
 from specbench.datastore.store import Datastore
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
@@ -67,7 +67,7 @@ def drafted(paths: list[Path_], settings: dict[str, Any]) -> list[Path_]:
 def authors_cut(counts: Counter[Path_], cost: int) -> list[Path_]:
     """methods.md 2.9, steps 5 to 7, with lots for their chance."""
     every = sorted(counts, key=lambda path: (len(path), path))
-    lots = dict(zip(every, np.random.default_rng(LOTS).permutation(len(every)), strict=True))
+    lots = dict(zip(every, np.random.default_rng(TIE_SEED).permutation(len(every)), strict=True))
     kept = sorted(every, key=lambda path: (-counts[path], lots[path]))[:cost]
     while sum(len(set(path)) for path in kept) > cost:
         kept.remove(max(kept, key=lambda path: (len(set(path)), lots[path])))

@@ -1,5 +1,4 @@
-"""`specbench train method=self_speculative`: trials follow from seed and results, also after a kill; the end is a set that can be
-run."""
+"""`specbench train method=self_speculative`: trials depend on seed and results only, also after a kill; the set found runs."""
 
 from __future__ import annotations
 
@@ -22,53 +21,53 @@ TRIALS = AT_RANDOM + 8
 NEEDED = (0, 3)  # attention; the drafts are worthless without them
 
 
-def made_up(skipped: SkipSet) -> SkipSetTiming:
-    """As if the kept sublayers cost a second each, and the two needed ones brought four tokens each."""
+def fake_timing(skipped: SkipSet) -> SkipSetTiming:
+    """Pretend that kept sublayers cost a second each and the two needed ones yield four tokens each."""
     tokens = 4 + 4 * len(set(NEEDED) - set(skipped.attention))
     seconds = 1.0 + 2 * LAYERS - len(skipped.attention) - len(skipped.mlp)
     return SkipSetTiming(skipped, 0.5, tokens, seconds, 4, 2.0, 10, 8, 9, 3)
 
 
-def tried(folder: Path) -> list[dict[str, str]]:
+def read_trials(folder: Path) -> list[dict[str, str]]:
     with (folder / "trials.csv").open() as lines:
         return list(csv.DictReader(lines))
 
 
-def searched(folder: Path, watch: Callable[..., None] = lambda *_: None) -> Search:
+def run_search(folder: Path, watch: Callable[..., None] = lambda *_: None) -> Search:
     folder.mkdir(exist_ok=True)
     search = Search(folder, LAYERS, seed=0)
-    search.run_trials(TRIALS, made_up, watch)
+    search.run_trials(TRIALS, fake_timing, watch)
     return search
 
 
 def test_the_search_beats_chance_and_its_starting_points(tmp_path: Path) -> None:
-    search = searched(tmp_path / "whole")
-    rates = [one.tokens_per_second for one in search.found]
-    assert len(rates) == len(tried(tmp_path / "whole")) == TRIALS
-    assert search.found[0].skipped == SkipSet((1, 3, 5), ()) and search.found[1].skipped == SkipSet((1, 3, 5), (1, 3, 5))
+    search = run_search(tmp_path / "whole")
+    rates = [timing.tokens_per_second for timing in search.timings]
+    assert len(rates) == len(read_trials(tmp_path / "whole")) == TRIALS
+    assert search.timings[0].skipped == SkipSet((1, 3, 5), ()) and search.timings[1].skipped == SkipSet((1, 3, 5), (1, 3, 5))
     assert max(rates[AT_RANDOM:]) > max(rates[:AT_RANDOM]), rates
-    assert not set(NEEDED) & set(search.found[search.best].skipped.attention)
+    assert not set(NEEDED) & set(search.timings[search.best].skipped.attention)
 
 
 @pytest.mark.parametrize("killed_at", [1, 3, AT_RANDOM + 2])
-def test_a_killed_search_goes_on_alike(tmp_path: Path, killed_at: int) -> None:
-    searched(tmp_path / "whole")
+def test_a_killed_search_resumes_with_the_same_trials(tmp_path: Path, killed_at: int) -> None:
+    run_search(tmp_path / "whole")
     calls = 0
 
-    def dies(skipped: SkipSet) -> SkipSetTiming:
+    def measure_until_killed(skipped: SkipSet) -> SkipSetTiming:
         nonlocal calls
         calls += 1
         if calls > killed_at:
             raise KeyboardInterrupt
-        return made_up(skipped)
+        return fake_timing(skipped)
 
     (tmp_path / "killed").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        Search(tmp_path / "killed", LAYERS, seed=0).run_trials(TRIALS, dies, lambda *_: None)
+        Search(tmp_path / "killed", LAYERS, seed=0).run_trials(TRIALS, measure_until_killed, lambda *_: None)
     seen: list[int] = []
-    searched(tmp_path / "killed", lambda what, done, of, row: seen.append(done))
+    run_search(tmp_path / "killed", lambda what, done, of, row: seen.append(done))
     assert seen == list(range(killed_at + 1, TRIALS + 1))
-    whole, killed = ([row | {"trial": ""} for row in tried(tmp_path / name)] for name in ("whole", "killed"))
+    whole, killed = ([row | {"trial": ""} for row in read_trials(tmp_path / name)] for name in ("whole", "killed"))
     assert whole == killed
 
 
@@ -82,15 +81,20 @@ def test_the_drift_of_the_machine_is_divided_out(tmp_path: Path) -> None:
         return SkipSetTiming(skipped, 0.5, 8, 2.0 * factor, 4, 2.0 * factor, 10, 8, 9, 3)
 
     search.run_trials(3, drifting, lambda *_: None)
-    assert [one.rate for one in search.found] == [4.0, 2.0, 2.0]
-    assert [one.tokens_per_second for one in search.found] == [4.0, 4.0, 4.0]
+    assert [timing.rate for timing in search.timings] == [4.0, 2.0, 2.0]
+    assert [timing.tokens_per_second for timing in search.timings] == [4.0, 4.0, 4.0]
 
 
 def test_a_set_that_skips_all_is_never_timed(tmp_path: Path) -> None:
     """One layer: a fourth of the random sets."""
     timed: list[SkipSet] = []
+
+    def measure(skipped: SkipSet) -> SkipSetTiming:
+        timed.append(skipped)
+        return fake_timing(skipped)
+
     search = Search(tmp_path, 1, seed=0)
-    search.run_trials(AT_RANDOM, lambda skipped: timed.append(skipped) or made_up(skipped), lambda *_: None)
+    search.run_trials(AT_RANDOM, measure, lambda *_: None)
     assert SkipSet((0,), (0,)) not in timed and len(timed) < AT_RANDOM
 
 
@@ -102,43 +106,43 @@ def overrides(tiny: Tiny, out: Path, *more: str) -> list[str]:
 
 
 def test_what_was_found_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:
-    found = tmp_path / "found"
-    assert cli("train", *overrides(tiny, found)).status == 0
-    skipped, rows = load_skip_set(str(found), 2), tried(found)
+    out = tmp_path / "found"
+    assert cli("train", *overrides(tiny, out)).status == 0
+    skipped, rows = load_skip_set(str(out), 2), read_trials(out)
     best = max(rows, key=lambda row: float(row["tokens_per_second"]))
-    assert [" ".join(map(str, of)) for of in (skipped.attention, skipped.mlp)] == [best["attention"], best["mlp"]]
-    assert (found / "curves.png").stat().st_size > 1000 and "3 skip sets timed" in (found / "README.md").read_text()
-    given = tiny.overrides("method=[self_speculative]", f"method.self_speculative.checkpoint={found}", "limit=1", "repeats=1")
+    assert [" ".join(map(str, layers)) for layers in (skipped.attention, skipped.mlp)] == [best["attention"], best["mlp"]]
+    assert (out / "curves.png").stat().st_size > 1000 and "3 skip sets timed" in (out / "README.md").read_text()
+    given = tiny.overrides("method=[self_speculative]", f"method.self_speculative.checkpoint={out}", "limit=1", "repeats=1")
     ran = cli("run", *given)
     assert ran.status == 0 and "self_speculative" in ran.out, ran.err
 
 
 def test_a_finished_search_is_left_as_it_is(tiny: Tiny, tmp_path: Path) -> None:
     config = compose_train(overrides(tiny, tmp_path / "found"))
-    before = tried(train(config, lambda *_: None))
-    assert tried(train(config, lambda *_: pytest.fail("nothing is left to do"))) == before
+    before = read_trials(train(config, lambda *_: None))
+    assert read_trials(train(config, lambda *_: pytest.fail("nothing is left to do"))) == before
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (
             ["epochs=3"],
-            "epochs=3: self_speculative is searched for, with search.trials, search.prompts, search.max_new_tokens alone",
+            "epochs=3: self_speculative is searched for; expected only search.trials, search.prompts, search.max_new_tokens",
         ),
-        (["limit=3"], "limit=3: self_speculative is searched for, with "),
-        (["data=chats.jsonl"], "data=chats.jsonl: self_speculative is searched for, with "),
+        (["limit=3"], "limit=3: self_speculative is searched for; expected only "),
+        (["data=chats.jsonl"], "data=chats.jsonl: self_speculative is searched for; expected only "),
         (["search.prompts=x"], "search.prompts=x: expected a whole number, at least 1"),
     ],
 )
-def test_mistakes_get_one_line(tiny: Tiny, cli: Cli, tmp_path: Path, more: list[str], said: str) -> None:
+def test_mistakes_get_one_line(tiny: Tiny, cli: Cli, tmp_path: Path, more: list[str], message: str) -> None:
     outcome = cli("train", *overrides(tiny, tmp_path / "out", *more))
-    assert outcome.status == 2 and outcome.err.count("\n") == 1 and said in outcome.err, outcome.err
+    assert outcome.status == 2 and outcome.err.count("\n") == 1 and message in outcome.err, outcome.err
 
 
-def test_another_search_is_not_written_over(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:
+def test_another_search_is_not_overwritten(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert cli("train", *overrides(tiny, out)).status == 0
-    before = tried(out)
+    before = read_trials(out)
     assert "holds a training of another config" in cli("train", *overrides(tiny, out, "seed=1")).err
-    assert tried(out) == before
+    assert read_trials(out) == before

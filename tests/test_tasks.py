@@ -26,7 +26,7 @@ REAL = os.environ.get("SPEC_BENCH_QUESTIONS")
 needs_real_file = pytest.mark.skipif(not REAL, reason="SPEC_BENCH_QUESTIONS is not set to Spec-Bench's question.jsonl")
 
 
-def row(question_id: object = 1, category: object = "qa", turns: object = ("Who?",), **more: object) -> dict:
+def row(question_id: object = 1, category: object = "qa", turns: object = ("Who?",), **more: object) -> dict[str, object]:
     return {"question_id": question_id, "category": category, "turns": turns, **more}
 
 

@@ -1,11 +1,13 @@
-"""`specbench train`: what it learns from, that it learns, goes on after a kill, and writes what the methods read."""
+"""`specbench train` learns, resumes after a kill, and writes checkpoints that the methods read."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +68,7 @@ def test_every_loss_falls(kind: type[DraftNetwork]) -> None:
     found = []
     for _ in range(30):
         depths = network.compute_loss(lesson)
-        depths.loss.backward()
+        torch.autograd.backward(depths.loss)
         optimizer.step()
         optimizer.zero_grad()
         found.append(depths.loss.item())
@@ -79,7 +81,9 @@ def test_tokens_begin_as_loud_as_hidden_states(kind: type[DraftNetwork], layer: 
     """EAGLE reads tokens first, Hydra the hidden state; embeddings are many times smaller than what a norm gives."""
     torch.manual_seed(2)
     model = six_layers()
-    model.embedding.weight.data.mul_(0.05)
+    embedding = model.embedding
+    assert isinstance(embedding.weight, torch.Tensor)
+    embedding.weight.data.mul_(0.05)
     weight, width = create_network(kind, model).get_submodule(layer).weight, model.config.hidden_size
     assert isinstance(weight, torch.Tensor)
     first, second = weight[:, :width], weight[:, width : 2 * width]
@@ -90,7 +94,7 @@ def test_tokens_begin_as_loud_as_hidden_states(kind: type[DraftNetwork], layer: 
 
 
 def test_the_training_time_test_sees_what_drafting_sees() -> None:
-    """Round j of training, at one place, is the j-th level of a chain drafted behind it."""
+    """Round j of training, at one place, is the j-th level of a chain drafted after it."""
     torch.manual_seed(1)
     model = six_layers()
     network = create_network(Eagle3Network, model).double()
@@ -154,7 +158,8 @@ def test_the_targets_own_answers(target: Target) -> None:
     for text in made:
         ids = torch.tensor([text.prompt_ids])
         with torch.inference_mode(), target.model.use_original_attention() as model:
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, pad_token_id=0)
+            settings = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)  # type: ignore[operator]
         assert out[0, ids.shape[1] :].tolist() == text.answer_ids
 
 
@@ -185,12 +190,12 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-def test_a_killed_training_goes_on_and_ends_alike(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_and_ends_with_equal_weights(tiny: Tiny, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     whole = train(compose_train(overrides(tiny, tmp_path / "whole")), lambda *_: None)
 
-    def killer(what: str, done: int, of: int, *row: dict) -> None:
+    def killer(what: str, done: int, of: int | None, row: Mapping[str, Any] | None = None, /) -> None:
         if what == "training" and done == 5:
             raise KeyboardInterrupt
 
@@ -200,7 +205,7 @@ def test_a_killed_training_goes_on_and_ends_alike(tiny: Tiny, tmp_path: Path) ->
     seen: list[int] = []
     killed = train(config, lambda what, done, of, *row: seen.append(done) if what == "training" else None)
     torch.set_num_threads(threads)
-    assert seen[0] == 4, "the last saved state was behind step 3"
+    assert seen[0] == 4, "the last saved state was after step 3"
     assert weights(killed) == weights(whole)
     steps = [
         [json.loads(line)["step"] for line in (out / "training_log.jsonl").read_text().splitlines()] for out in (whole, killed)
@@ -210,7 +215,7 @@ def test_a_killed_training_goes_on_and_ends_alike(tiny: Tiny, tmp_path: Path) ->
 
 
 def test_two_processes_train_one_network(tiny: Tiny, tmp_path: Path) -> None:
-    """A step takes twice as much, and one of them writes."""
+    """A step takes twice as many batches, and one process writes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = Path(sys.executable).with_name("specbench")
     given = overrides(tiny, tmp_path / "out", "eagle", "target.device=cpu")
@@ -219,7 +224,7 @@ def test_two_processes_train_one_network(tiny: Tiny, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()]
     alone = train(compose_train(overrides(tiny, tmp_path / "alone", "eagle")), lambda *_: None)
     steps = [json.loads(line)["step"] for line in (alone / "training_log.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == -(-steps[-1] // 2), "twice as much in a step"
+    assert lines[-1]["step"] == -(-steps[-1] // 2), "twice as many batches per step"
     assert (tmp_path / "out" / "model.safetensors").is_file() and done.stdout.count("checkpoint:") == 1
 
 
@@ -233,10 +238,10 @@ def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
-        (["method=pld"], "method=pld: has no weights of its own to train, and no skip set to search"),
-        (["search.trials=3"], "search.trials=3: medusa is trained, with batch_tokens, "),
+        (["method=pld"], "method=pld: has neither weights to train nor a skip set to search for"),
+        (["search.trials=3"], "search.trials=3: medusa is trained; expected only batch_tokens, "),
         (["method=self_speculative", "search.trials=0"], "search.trials=0: expected a whole number, at least 1"),
         (
             ["method=self_speculative", "search.trails=3"],
@@ -257,13 +262,13 @@ def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> No
         (["epoch=1"], "epoch: no such setting of specbench train; the nearest is epochs"),
     ],
 )
-def test_mistakes_get_one_line(tiny: Tiny, cli: Cli, tmp_path: Path, more: list[str], said: str) -> None:
+def test_mistakes_get_one_line(tiny: Tiny, cli: Cli, tmp_path: Path, more: list[str], message: str) -> None:
     method = more[0].removeprefix("method=") if more[0].startswith("method=") else "medusa"
     given = [
         override for override in overrides(tiny, tmp_path / "out", method) if override.split("=")[0] != more[0].split("=")[0]
     ]
     outcome = cli("train", *given, *more)
-    assert outcome.status == 2 and outcome.err.count("\n") == 1 and said in outcome.err, outcome.err
+    assert outcome.status == 2 and outcome.err.count("\n") == 1 and message in outcome.err, outcome.err
 
 
 def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`specbench certify`: from a config to a certificate. Loads as a run does, and decides by tests instead of timing."""
+"""`specbench certify`: from settings to a certificate. Loads what a run loads, and tests texts instead of timing them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -34,105 +34,103 @@ from specbench.setup.provenance import collect_provenance
 from specbench.setup.settings import CertifySettings
 from specbench.watch import Watch
 
-Findings = tuple[list[str], dict[str, Any]]  # what is wrong, and the figures behind it
+Findings = tuple[list[str], dict[str, Any]]  # what is wrong, and the measured figures
 Part = Callable[[], Findings]
 
 
 def certify(settings: CertifySettings, watch: Watch) -> tuple[Certificate, Path]:
-    """The certificate and its folder. Raises InputError; KeyboardInterrupt with the folder once that is written to."""
+    """Return the certificate and its folder. Raises InputError; KeyboardInterrupt carries the folder once it holds verdicts."""
     silence_libraries()
     check_methods(settings.method)
     check_node(settings.suite, "suite")
     out = _choose_folder(settings)
     if BASELINE not in settings.method:
-        raise InputError(f"method: {BASELINE} is missing, which all are held against")
+        raise InputError(f"method: {BASELINE} is missing; every method is compared with it")
     suite = instantiate(settings.suite)
     questions = select_questions(settings, suite, settings.limit)
     drafters = instantiate_methods(settings.method)
     check_drafters(drafters, settings.target, load_target_tokenizer(settings.target)[0])
-    out.mkdir(parents=True, exist_ok=True)  # one that cannot be written to is told of now
+    out.mkdir(parents=True, exist_ok=True)  # fails early where it cannot be written
     target = load_target(settings.target)
     check_prompts(questions, target)
     about = collect_provenance(target.model.device) | collect_fingerprints(settings, target, suite, drafters)
     tests = _Tests(TextSampler(settings, target, drafters, questions, watch))
-    tests.check_enough()
+    tests.check_draws()
     with lock_run(out):
-        unfinished = VerdictJournal(out, settings.recorded, about)
+        journal = VerdictJournal(out, settings.recorded, about)
         try:
-            made = tests.build_certificate(about, unfinished)
+            certificate = tests.build_certificate(about, journal)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(out) from None
-        made.write(out)
-        write_atomic(out / "certificate.md", format_certificate(made))
-        unfinished.delete()
-    return made, out
+        certificate.write(out)
+        write_atomic(out / "certificate.md", format_certificate(certificate))
+        journal.delete()
+    return certificate, out
 
 
 def _choose_folder(settings: CertifySettings) -> Path:
-    """Where no certificate lies yet."""
+    """Return a folder without a certificate. Raises InputError where `out` already holds one, or anything else."""
     if settings.out is None:
         return stamp_path(Path("results") / "certificates", "-".join(filter(None, (settings.target.name, settings.target.shape))))
     out = Path(settings.out).expanduser()
     if (out / FILE).exists():
-        raise InputError(f"out={out}: holds a certificate already; choose another folder, or remove it")
+        raise InputError(f"out={out}: already holds a certificate; choose another folder, or remove it")
     if not RunDirectory(out).is_new() and not (out / JOURNAL).exists():
         raise InputError(f"out={out}: expected an interrupted certificate's folder, an empty one or a new one")
     return out
 
 
 class _Tests:
-    """All that is tried of what was asked, and what follows."""
+    """The tests of every method, and their verdicts."""
 
-    def __init__(self, asked: TextSampler) -> None:
-        self.asked, self.settings, self.drafters = asked, asked.settings, asked.drafters
+    def __init__(self, sampler: TextSampler) -> None:
+        self.sampler, self.settings, self.drafters = sampler, sampler.settings, sampler.drafters
         self.claimed = [label for label, drafter in self.drafters.items() if drafter.lossless]
         drawing = [label for label in self.claimed if self.drafters[label].draws]
-        # Bonferroni. A method whose drafts are not drawn writes autoregressive decoding's own texts: its tests are the same ones.
-        self.counted_level = self.settings.level / ((1 + len(drawing)) * len(enumeration.WINDOWS))
+        # Bonferroni. Methods whose drafts are not drawn write autoregressive decoding's own texts: their tests count once.
+        self.test_level = self.settings.level / ((1 + len(drawing)) * len(enumeration.WINDOWS))
 
-    def check_enough(self) -> None:
-        """Raises InputError where tests could show nothing, before they begin."""
-        if not self._can_enumerate():
+    def check_draws(self) -> None:
+        """Raises InputError, before any test, where so few draws could show nothing."""
+        try:
+            small, _ = build_miniature(self.sampler.target.model.config.model_type)
+            enough = enumeration.can_show(small, self.sampler.sampled, self.settings.draws)
+        except Exception:  # the certificate says that there is no miniature
+            return
+        if not enough:
             raise InputError(f"draws={self.settings.draws}: too few at this temperature; expected more, or a higher temperature")
 
-    def _can_enumerate(self) -> bool:
-        try:
-            small, _ = build_miniature(self.asked.target.model.config.model_type)
-            return enumeration.can_show(small, self.asked.sampled, self.settings.draws)
-        except Exception:  # what has no miniature is told of in the certificate
-            return True
-
-    def build_certificate(self, about: dict[str, Any], unfinished: VerdictJournal) -> Certificate:
-        greedy = [self._get_verdict(label, True, unfinished) for label in self.drafters]
+    def build_certificate(self, about: dict[str, Any], journal: VerdictJournal) -> Certificate:
+        greedy = [self._get_verdict(label, True, journal) for label in self.drafters]
         floor = greedy[list(self.drafters).index(BASELINE)].tests.get("texts", {"texts": 0, "equal": 0})
         return Certificate(
             about=about,
             config=self.settings.recorded,
             level=self.settings.level,
-            noise=asdict(self.asked.noise),
+            noise=asdict(self.sampler.noise),
             floor={"texts": floor["texts"], "differing": floor["texts"] - floor["equal"]},
             greedy=greedy,
-            sampled=[self._get_verdict(label, False, unfinished) for label in self.drafters],
+            sampled=[self._get_verdict(label, False, journal) for label in self.drafters],
         )
 
-    def _get_verdict(self, label: str, greedy: bool, unfinished: VerdictJournal) -> Verdict:
-        known = unfinished.get_verdict(greedy, label)
-        if known is None:
-            known = self._judge_greedy(label) if greedy else self._judge_sampled(label)
-            unfinished.add(greedy, known)
-        return known
+    def _get_verdict(self, label: str, greedy: bool, journal: VerdictJournal) -> Verdict:
+        verdict = journal.get_verdict(greedy, label)
+        if verdict is None:
+            verdict = self._judge_greedy(label) if greedy else self._judge_sampled(label)
+            journal.add(greedy, verdict)
+        return verdict
 
     def _judge_greedy(self, label: str) -> Verdict:
-        sampling = self.asked.greedy
+        sampling = self.sampler.greedy
         return self._judge(label, [partial(self._check_tokens, label, sampling), *self._list_order_parts(label, sampling)])
 
     def _judge_sampled(self, label: str) -> Verdict:
         parts: list[Part] = []
         if not self.drafters[label].draws:
-            parts.append(partial(self._check_tokens, label, self.asked.sampled))
+            parts.append(partial(self._check_tokens, label, self.sampler.sampled))
         if label in self.claimed:
             parts.append(partial(self._check_enumeration, label))
-        verdict = self._judge(label, [*parts, *self._list_order_parts(label, self.asked.sampled)])
+        verdict = self._judge(label, [*parts, *self._list_order_parts(label, self.sampler.sampled)])
         return verdict if label in self.claimed or verdict.why else replace(verdict, class_="lossy")
 
     def _judge(self, label: str, parts: Sequence[Part]) -> Verdict:
@@ -140,50 +138,50 @@ class _Tests:
         figures: dict[str, Any] = {}
         try:
             for part in parts:
-                wrong, found = part()
-                why, figures = why + wrong, figures | found
-        except (Exception, SystemExit) as error:  # what stops may be right or wrong: nobody knows
+                wrong, measured = part()
+                why += wrong
+                figures |= measured
+        except (Exception, SystemExit) as error:  # a method that stops may be right or wrong
             return Verdict(label, "bug" if why else "untested", figures, "; ".join([*why, f"stopped: {format_error(error)}"]))
         fine = figures["texts"]["class_"] if "texts" in figures else "sampled"
         return Verdict(label, "bug" if why else fine, figures, "; ".join(why))
 
     def _check_tokens(self, label: str, sampling: Sampling) -> Findings:
-        asked = self.asked
-        noise = asked.noise.sampled if sampling.temperature else asked.noise.greedy
-        found = check_tokens(asked.target.model, asked.generate_texts(label, sampling), asked.reference[sampling], noise)
-        texts = asdict(found) | {"class_": found.class_, "most_wrong": bound_error_rate(found.wrong, found.texts)}
+        sampler = self.sampler
+        noise = sampler.noise.sampled if sampling.temperature else sampler.noise.greedy
+        texts = sampler.generate_texts(label, sampling)
+        check = check_tokens(sampler.target.model, texts, sampler.baseline_texts[sampling], noise)
+        figures = asdict(check) | {"class_": check.class_, "most_wrong": bound_error_rate(check.wrong, check.texts)}
         wrong = []
-        if found.wrong > found.ended and (label in self.claimed or not sampling.temperature):
+        if check.wrong > check.ended and (label in self.claimed or not sampling.temperature):
             unit = "of probability" if sampling.temperature else "logits"
-            wrong = [f"{found.wrong} of {found.texts} texts are not the target's own: off by up to {found.worst:.3g} {unit}"]
-        if found.ended:
-            wrong.append(f"{found.ended} of {found.texts} texts end elsewhere than they should")
-        return wrong, {"texts": texts}
+            wrong = [f"{check.wrong} of {check.texts} texts are not the target's own: off by up to {check.worst:.3g} {unit}"]
+        if check.ended:
+            wrong.append(f"{check.ended} of {check.texts} texts end in the wrong place")
+        return wrong, {"texts": figures}
 
     def _list_order_parts(self, label: str, sampling: Sampling) -> list[Part]:
-        forgets = not self.drafters[label].warm
-        return [partial(self._check_order, label, sampling)] if forgets else []
+        return [] if self.drafters[label].warm else [partial(self._check_order, label, sampling)]
 
     def _check_order(self, label: str, sampling: Sampling) -> Findings:
-        leaked, texts = self.asked.count_leaks(label, sampling)
-        wrong = f"remembers: {leaked} of {texts} texts took other steps in another order"
+        leaked, texts = self.sampler.count_leaks(label, sampling)
+        wrong = f"keeps state between prompts: {leaked} of {texts} texts took other steps when prompts came in another order"
         return [wrong] * (leaked > 0), {"order": {"texts": texts, "differing": leaked}}
 
     def _check_enumeration(self, label: str) -> Findings:
-        level = self.counted_level
-        node = self.settings.method[label]
-        self.asked.watch(f"{label} on the miniature target, by text", 0, self.settings.draws)
-        given = replace(self.asked.sampled, seed=self.settings.seed)
+        level = self.test_level
+        self.sampler.watch(f"{label} on the miniature target, by text", 0, self.settings.draws)
+        sampling = replace(self.sampler.sampled, seed=self.settings.seed)
         try:
-            small, draft = build_miniature(self.asked.target.model.config.model_type)
-            drafter = build_drafter(node, draft)
+            small, draft = build_miniature(self.sampler.target.model.config.model_type)
+            drafter = build_drafter(self.settings.method[label], draft)
             drafter.bind(small)
-        except Exception as error:  # an architecture or a method that cannot be made so small
+        except Exception as error:  # this architecture or method has no miniature
             if self.drafters[label].draws:
                 raise
-            return [], {"not enumerated": format_error(error)}  # its texts are followed on the target itself
-        found = enumeration.run_tests(small, drafter, given, self.settings.draws, level)
-        bad = [test for test in found[-1] if test.p_value < level]
-        wrong = [f"token {'+'.join(str(at + 2) for at in test.tokens)}: p = {test.p_value:.1e}" for test in bad]
-        rounds = [[asdict(test) for test in tests] for tests in found]
+            return [], {"not enumerated": format_error(error)}  # its texts are checked on the target itself
+        results = enumeration.run_tests(small, drafter, sampling, self.settings.draws, level)
+        failed = [test for test in results[-1] if test.p_value < level]
+        wrong = [f"token {'+'.join(str(index + 2) for index in test.tokens)}: p = {test.p_value:.1e}" for test in failed]
+        rounds = [[asdict(test) for test in tests] for tests in results]
         return wrong, dict(zip(("enumerated", "enumerated_again"), rounds, strict=False))

@@ -1,16 +1,17 @@
-"""Whether sampled text is distributed as it should, where that can be counted out: G-tests on a miniature target.
+"""Whether sampled text has the right distribution, where that can be enumerated: G-tests on a miniature target.
 
-The first token is prefill's; a method writes from the second on. The exact probability of the first one, two and three of those
-tokens, and of the second and the third alone, comes from transformers' own attention; how often a method writes them, from
-generating behind the same prompt again and again.
+Prefill gives the first token; a method writes from the second on. The exact probabilities of the first one, two and three of
+these tokens, and of the second and the third alone, come from transformers' own attention. A method's frequencies come from
+many texts after one prompt.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import optimize, stats
 from torch import Tensor
 
@@ -20,25 +21,24 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling, probabilities
 
-LONGEST = 3  # tokens of the longest prefix looked at
+LONGEST = 3  # tokens of the longest tested prefix
 WINDOWS = ((0,), (0, 1), (0, 1, 2), (1,), (2,))  # of the method's tokens: one test each
-WRITTEN = (4, 6)  # tokens of a text: half of them end with what is looked at, drafts and the token behind them included
+WRITTEN = (4, 6)  # tokens of a text: half of the texts end with the tested tokens, drafts and the token after them included
 BATCH = 128
-LEAST_EXPECTED = 20.0  # draws in a cell; rarer ones are put together: with 5, one G-test in 14 has p < 0.05
+LEAST_EXPECTED = 20.0  # draws in a cell; rarer ones are pooled: with 5, one G-test in 14 has p < 0.05
 POWER = 0.99
 IMPOSSIBLE = 1e9  # the statistic of what has a probability of 0
-AGAIN = 4  # times as many texts are drawn afresh where the first ones look wrong; only what still does counts
-PROMPT = (2, 5, 3, 4, 2, 5, 3, 4, 6, 2, 5, 3, 4, 2, 5)  # repeats itself, so that there is something to look up
+AGAIN = 4  # times as many fresh texts where the first tests fail; only the second tests count
+PROMPT = (2, 5, 3, 4, 2, 5, 3, 4, 6, 2, 5, 3, 4, 2, 5)  # repeats itself, so that lookup methods find something
 
-Array = np.ndarray
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class GTest:
-    """tokens: which of the method's were looked at, from 0.
+    """tokens: indices of the method's tested tokens, from 0; cells: rare continuations share one.
 
-    cells: of the test, rare continuations put together; finds: the total variation distance between those cells that is found
-    with a power of 0.99; level: below which a p-value is a finding.
+    finds: total variation distance between cells that is detected with a power of 0.99; level: a p-value below it is a finding.
     """
 
     tokens: tuple[int, ...]
@@ -52,7 +52,7 @@ class GTest:
 
 @torch.inference_mode()
 def exact(target: LanguageModel, sampling: Sampling) -> Array:
-    """(TOKENS, TOKENS, TOKENS): the probability of every continuation behind the first token."""
+    """Return (TOKENS, TOKENS, TOKENS): the probability of every continuation after the first token."""
     texts = torch.tensor(list(product(range(TOKENS), repeat=LONGEST)))
     prompt = torch.tensor(PROMPT).expand(len(texts), -1)
     with target.use_original_attention() as model:
@@ -61,82 +61,76 @@ def exact(target: LanguageModel, sampling: Sampling) -> Array:
     assert float(p[..., TOKENS:].sum()) == 0
     p = p[..., :TOKENS].reshape(*[TOKENS] * LONGEST, LONGEST + 1, TOKENS)
     joint = p[0, 0, 0, 0]  # of the first token
-    for place in range(1, LONGEST + 1):
-        known = (slice(None),) * place + (0,) * (LONGEST - place)
-        joint = joint[..., None] * p[(*known, place)]
-    behind: Array = joint.sum(dim=0).numpy()
-    return behind / behind.sum()
+    for length in range(1, LONGEST + 1):
+        prefix = (slice(None),) * length + (0,) * (LONGEST - length)
+        joint = joint[..., None] * p[(*prefix, length)]
+    continuations: Array = joint.sum(dim=0).numpy()
+    return np.asarray(continuations / continuations.sum())
 
 
 def draw_tokens(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws: int) -> Array:
-    """(draws, 3) tokens behind the first one. The seed of `sampling` makes them the same again."""
+    """Return (draws, 3) tokens after the first one, reproducible by the seed of `sampling`."""
     drafter.bind(target)
     drafter.reset()
-    prompt, found = torch.tensor(PROMPT), []
+    prompt = torch.tensor(PROMPT)
+    tokens: list[list[int]] = []
     for batch, start in enumerate(range(0, draws, BATCH)):
-        own = replace(sampling, max_new_tokens=WRITTEN[batch % 2], stop_token_ids=(), seed=sampling.seed * 1_000_003 + batch)
-        outs = generate(target, drafter, [prompt] * min(BATCH, draws - start), own)
-        found += [out.output_ids[1 : 1 + LONGEST] for out in outs]
-    return np.array(found)
+        batch_sampling = replace(
+            sampling, max_new_tokens=WRITTEN[batch % 2], stop_token_ids=(), seed=sampling.seed * 1_000_003 + batch
+        )
+        outs = generate(target, drafter, [prompt] * min(BATCH, draws - start), batch_sampling)
+        tokens += [out.output_ids[1 : 1 + LONGEST] for out in outs]
+    return np.array(tokens)
 
 
 def run_tests(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws: int, level: float) -> list[list[GTest]]:
-    """The tests of `draws` texts, and those of AGAIN times as many where one of them fails its level: the last ones count."""
-    wanted = exact(target, sampling)
-    found = [run_g_tests(draw_tokens(target, drafter, sampling, draws), wanted, level)]
-    if any(test.p_value < level for test in found[0]):
-        afresh = replace(sampling, seed=sampling.seed + 1)
-        found.append(run_g_tests(draw_tokens(target, drafter, afresh, AGAIN * draws), wanted, level))
-    return found
+    """Return the tests of `draws` texts and, where one fails, those of AGAIN times as many texts: the last tests count."""
+    target_probs = exact(target, sampling)
+    results = [run_g_tests(draw_tokens(target, drafter, sampling, draws), target_probs, level)]
+    if any(test.p_value < level for test in results[0]):
+        reseeded = replace(sampling, seed=sampling.seed + 1)
+        results.append(run_g_tests(draw_tokens(target, drafter, reseeded, AGAIN * draws), target_probs, level))
+    return results
 
 
 def can_show(target: LanguageModel, sampling: Sampling, draws: int) -> bool:
-    """Whether a test of so many texts has two cells or more."""
-    wanted = exact(target, sampling)
-    return any(
-        len(_pool_cells(expected, expected)[1]) > 1 for window in WINDOWS for expected in [_marginalise(wanted, window) * draws]
-    )
+    """Return whether any test of `draws` texts has two cells or more."""
+    target_probs = exact(target, sampling)
+    counts = [_marginalise(target_probs, window) * draws for window in WINDOWS]
+    return any(len(_pool_cells(expected, expected)[1]) > 1 for expected in counts)
 
 
-def run_g_tests(found: Array, wanted: Array, level: float) -> list[GTest]:
-    """A test of every window that has two cells or more. level: of each test, for what it `finds`. Raises ValueError for none."""
-    tests = [test for window in WINDOWS if (test := _run_g_test(found, wanted, window, level))]
+def run_g_tests(tokens: Array, target_probs: Array, level: float) -> list[GTest]:
+    """Test tokens (draws, 3) in every window with two cells or more, each at `level`. Raises ValueError if there is none."""
+    tests = [test for window in WINDOWS if (test := _run_g_test(tokens, target_probs, window, level))]
     if not tests:
-        raise ValueError(f"{len(found)} texts, all of which are nearly certain, show nothing: more draws or a higher temperature")
+        raise ValueError(f"{len(tokens)} texts, all nearly certain, show nothing: expected more draws or a higher temperature")
     return tests
 
 
-def _run_g_test(found: Array, wanted: Array, window: tuple[int, ...], level: float) -> GTest | None:
-    draws = len(found)
-    probable = _marginalise(wanted, window)
+def _run_g_test(tokens: Array, target_probs: Array, window: tuple[int, ...], level: float) -> GTest | None:
+    draws = len(tokens)
+    expected_probs = _marginalise(target_probs, window)
     counted = np.zeros([VOCABULARY] * len(window))
-    np.add.at(counted, tuple(found[:, window].T), 1)
-    if counted.sum() > counted[tuple([slice(TOKENS)] * len(window))][probable > 0].sum():  # what is never written there
-        return GTest(window, draws, probable.size, IMPOSSIBLE, 0.0, 0.0, level)
-    counted = counted[tuple([slice(TOKENS)] * len(window))]
-    observed, expected = _pool_cells(counted[probable > 0], probable[probable > 0] * draws)
+    np.add.at(counted, tuple(tokens[:, window].T), 1)
+    possible = counted[tuple([slice(TOKENS)] * len(window))][expected_probs > 0]
+    if counted.sum() > possible.sum():
+        return GTest(window, draws, expected_probs.size, IMPOSSIBLE, 0.0, 0.0, level)
+    observed, expected = _pool_cells(possible, expected_probs[expected_probs > 0] * draws)
     if len(expected) < 2:
         return None
     statistic, p_value = stats.power_divergence(observed, expected, lambda_="log-likelihood")
-    return GTest(
-        window,
-        draws,
-        len(expected),
-        float(statistic),
-        float(p_value),
-        compute_detectable_distance(len(expected), draws, level),
-        level,
-    )
+    finds = compute_detectable_distance(len(expected), draws, level)
+    return GTest(window, draws, len(expected), float(statistic), float(p_value), finds, level)
 
 
-def _marginalise(wanted: Array, window: tuple[int, ...]) -> Array:
-    """The probabilities of the window's tokens alone."""
-    alone: Array = wanted.sum(axis=tuple(place for place in range(LONGEST) if place not in window))
-    return alone
+def _marginalise(target_probs: Array, window: tuple[int, ...]) -> Array:
+    """Return the joint probabilities of the window's tokens."""
+    return np.asarray(target_probs.sum(axis=tuple(index for index in range(LONGEST) if index not in window)))
 
 
 def _pool_cells(observed: Array, expected: Array) -> tuple[Array, Array]:
-    """Cells that expect too little are put together, neighbours with neighbours; too little of them, with the smallest other."""
+    """Merge cells whose expected count is below LEAST_EXPECTED with neighbours; a small remainder joins the smallest other."""
     rare = expected < LEAST_EXPECTED
     if rare.any() and expected[rare].sum() < LEAST_EXPECTED and not rare.all():
         rare[np.where(rare, np.inf, expected).argmin()] = True
@@ -145,14 +139,17 @@ def _pool_cells(observed: Array, expected: Array) -> tuple[Array, Array]:
     _, groups = np.unique(groups, return_inverse=True)
     pooled = []
     for counts in (observed, expected):
-        together = np.zeros(groups.max(initial=-1) + 1)
-        np.add.at(together, groups, counts[rare])
-        pooled.append(np.concatenate([counts[~rare], together]))
+        sums = np.zeros(groups.max(initial=-1) + 1)
+        np.add.at(sums, groups, counts[rare])
+        pooled.append(np.concatenate([counts[~rare], sums]))
     return pooled[0], pooled[1]
 
 
 def compute_detectable_distance(cells: int, draws: int, level: float, power: float = POWER) -> float:
-    """The total variation distance d that is found with this power: noncentrality is at least 4 n d^2 (Cauchy-Schwarz)."""
+    """Return the total variation distance d detected with this power: noncentrality is at least 4 n d^2 (Cauchy-Schwarz)."""
     critical = stats.chi2.isf(level, cells - 1)
-    missed: Callable[[float], float] = lambda away: float(stats.ncx2.sf(critical, cells - 1, away)) - power  # noqa: E731
-    return float(np.sqrt(optimize.brentq(missed, 1e-6, 1e5) / (4 * draws)))
+
+    def excess_power(noncentrality: float) -> float:
+        return float(stats.ncx2.sf(critical, cells - 1, noncentrality)) - power
+
+    return float(np.sqrt(optimize.brentq(excess_power, 1e-6, 1e5) / (4 * draws)))

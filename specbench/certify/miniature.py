@@ -1,7 +1,7 @@
-"""A random model of a few thousand weights with eight tokens, and any method of conf/method made for it.
+"""A random model of a few thousand weights that writes eight tokens, and any method of conf/method built for it.
 
-What a method may write there can be counted out. The model is of the target's own architecture; trained networks, skip sets
-and datastores are random, and the draft model is the same one with noise on its weights.
+Its output distribution can be enumerated. It has the target's architecture; trained networks, skip sets and datastores are
+random, and the draft model is the same model with noise on its weights.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.checkpoints import RANDOM
 
-VOCABULARY = 16  # ids, so that ten best children of a node exist
-TOKENS = 8  # of them are ever written
-NEVER = -1e4  # logit of the others
-SOFTENED = 0.5  # its logits, so that most continuations are likely enough to be counted
+VOCABULARY = 16  # ids, so that a node can have ten children
+TOKENS = 8  # ids that are ever written
+NEVER = -1e4  # logit of the other ids
+SOFTENED = 0.5  # factor on its logits, so that most continuations are likely enough to test
 LAYERS = 2
-NOISE = 0.5  # of the draft model, as a share of each weight's spread
+NOISE = 0.5  # SD of the draft model's noise, relative to each weight's own
 HIDDEN = 32
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -42,24 +42,25 @@ SHAPE = {
 
 
 def build_random_model(architecture: str, seed: int = 0) -> PreTrainedModel:
-    """In float32 on the CPU; equal arguments give equal weights."""
+    """Return a float32 model on the CPU; equal arguments give equal weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **SHAPE)).float().eval()
+        config = AutoConfig.for_model(architecture, **SHAPE)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config).float().eval()  # type: ignore[no-untyped-call]
     head = nn.Linear(HIDDEN, VOCABULARY, dtype=torch.float32)
-    head.weight.data.copy_(SOFTENED * model.get_output_embeddings().weight.data)
+    head.weight.data.copy_(SOFTENED * model.get_output_embeddings().weight.data)  # type: ignore[no-untyped-call]
     head.bias.data.fill_(0.0)[TOKENS:] = NEVER
-    model.set_output_embeddings(head)
+    model.set_output_embeddings(head)  # type: ignore[no-untyped-call]
     return model
 
 
 def build_miniature(architecture: str) -> tuple[LanguageModel, LanguageModel]:
-    """The target and its draft model."""
+    """Return the miniature target and its draft model."""
     return LanguageModel(build_random_model(architecture)), add_noise(build_random_model(architecture), NOISE)
 
 
 def add_noise(model: PreTrainedModel, noise: float, seed: int = 5) -> LanguageModel:
-    """A draft model: the same one with noise on its matrices, to be accepted in part. Changes what it is given."""
+    """Add noise to the model's matrices, in place, and return it as a draft model that is accepted in part."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
@@ -69,9 +70,9 @@ def add_noise(model: PreTrainedModel, noise: float, seed: int = 5) -> LanguageMo
 
 
 def build_drafter(settings: Mapping[str, Any], draft: LanguageModel) -> Drafter:
-    """A method's settings as its YAML has them, made for a small target: parts of it first, checkpoints and datastores random."""
-    made = {name: _build_part(name, value, draft) for name, value in settings.items() if name != "_target_"}
-    drafter: Drafter = get_object(settings["_target_"])(**made)
+    """Instantiate a method's YAML for a miniature target: its parts first, with random checkpoints and datastores."""
+    arguments = {name: _build_part(name, value, draft) for name, value in settings.items() if name != "_target_"}
+    drafter: Drafter = get_object(settings["_target_"])(**arguments)
     return drafter
 
 
@@ -80,6 +81,6 @@ def _build_part(name: str, value: Any, draft: LanguageModel) -> Any:
         return draft
     if name in ("checkpoint", "datastore"):
         return RANDOM
-    if name == "filler" and isinstance(value, int):  # a token drafted where nothing matches
+    if name == "filler" and isinstance(value, int):  # the token drafted where nothing matches
         return min(value, draft.vocabulary - 1)
     return build_drafter(value, draft) if isinstance(value, Mapping) and "_target_" in value else value

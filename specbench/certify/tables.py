@@ -1,4 +1,4 @@
-"""A certificate as tables: for the terminal, and in Markdown."""
+"""A certificate as a table for the terminal, and as a Markdown page."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rich.table import Table
 
 from specbench.records.certificates import Certificate, Verdict
 
-COLUMNS = ("method", "temperature 0", "equal texts", "wrong at most", "sampled", "same text", "counted out")
+COLUMNS = ("method", "temperature 0", "equal texts", "wrong at most", "sampled", "same text", "enumerated")
 
 
 def build_certificate_table(certificate: Certificate) -> Table:
-    made = Table(*COLUMNS, title=_format_title(certificate))
+    table = Table(*COLUMNS, title=_format_title(certificate))
     for cells, bad in _build_rows(certificate):
-        made.add_row(*cells, style="bold red" if bad else "")
-    return made
+        table.add_row(*cells, style="bold red" if bad else "")
+    return table
 
 
 def format_certificate(certificate: Certificate) -> str:
@@ -27,12 +27,11 @@ def format_certificate(certificate: Certificate) -> str:
 
 def _format_title(certificate: Certificate) -> str:
     target, sampling = certificate.config["target"], certificate.config["sampling"]
-    named = " ".join(filter(None, (target["name"], target["shape"], certificate.about["dtype"])))
-    chosen = [f"temperature {sampling['temperature']:g}"]
-    chosen += [f"top-p {sampling['top_p']:g}"] * (sampling["top_p"] < 1) + [f"top-k {sampling['top_k']}"] * (
-        sampling["top_k"] > 0
-    )
-    return f"Certificate: {named}, greedy and at {', '.join(chosen)}"
+    name = " ".join(filter(None, (target["name"], target["shape"], certificate.about["dtype"])))
+    rules = [f"temperature {sampling['temperature']:g}"]
+    rules += [f"top-p {sampling['top_p']:g}"] * (sampling["top_p"] < 1)
+    rules += [f"top-k {sampling['top_k']}"] * (sampling["top_k"] > 0)
+    return f"Certificate: {name}, greedy and at {', '.join(rules)}"
 
 
 def _build_rows(certificate: Certificate) -> list[tuple[tuple[str, ...], bool]]:
@@ -60,40 +59,39 @@ def _format_enumeration(verdict: Verdict) -> str:
 
 
 def _format_notes(certificate: Certificate) -> list[str]:
-    """What the columns say, with this certificate's own figures."""
+    """Explain the columns with this certificate's figures, then list what was found."""
     noise, floor = certificate.noise, certificate.floor
-    tests: list[dict[str, Any]] = next((one.tests["enumerated"] for one in certificate.sampled if "enumerated" in one.tests), [])
+    tests: list[dict[str, Any]] = next((v.tests["enumerated"] for v in certificate.sampled if "enumerated" in v.tests), [])
     finds = ", ".join(f"{test['finds']:.3f} ({test['cells']} cells)" for test in tests)
     draws = tests[0]["draws"] if tests else 0
     lines = [
-        "- temperature 0, equal texts: token for token autoregressive decoding's. A text that differs is a `tie` where every one"
-        f" of its tokens is within {noise['greedy']:.3g} of the target's best logit, which is how far the target differs"
-        " from itself by rounding; else it is a `bug`. Autoregressive decoding against itself:"
+        "- temperature 0, equal texts: texts equal to autoregressive decoding's, token for token. A text that differs is a `tie`"
+        f" where every token is within {noise['greedy']:.3g} of the target's best logit, which is the target's own rounding;"
+        " otherwise it is a `bug`. Autoregressive decoding against itself:"
         f" {floor['differing']} of {floor['texts']} texts differ.",
-        "- wrong at most: the rate of texts with a bug, upper 95 % limit (Clopper-Pearson).",
-        "- same text: sampled with the same random numbers, for methods whose drafts are not drawn. Every token must be the one"
-        f" that its random number picks from the target's distribution, within {noise['sampled']:.3g} of probability.",
-        "- counted out: the least p-value of G-tests on a miniature target, of the first one, two and three tokens that the"
-        f" method writes and of the second and third alone, in {draws} texts. Rare continuations share a cell; a distribution"
-        f" that is {finds} away in total variation between the cells is found by them with a power of 0.99. Where they look"
-        f" wrong, four times as many texts are drawn afresh, and those count{_explain_level(tests)}.",
-        f"- The statistical tests together raise a false alarm with a chance of at most {certificate.level:g}.",
+        "- wrong at most: upper 95 % limit of the rate of texts with a bug (Clopper-Pearson).",
+        "- same text: texts sampled with the same random numbers, for methods whose drafts are not drawn. Every token must be the"
+        f" one that its random number picks from the target's distribution, within {noise['sampled']:.3g} of probability.",
+        "- enumerated: the smallest p-value of G-tests on a miniature target whose distribution is enumerated exactly: of the"
+        f" first one, two and three tokens that the method writes and of the second and third alone, in {draws} texts. Rare"
+        f" continuations share a cell; the tests detect a total variation distance between the cells of {finds} with a power of"
+        f" 0.99. Where a test fails, four times as many texts are drawn again, and only those count{_explain_level(tests)}.",
+        f"- All statistical tests together raise a false alarm with a probability of at most {certificate.level:g}.",
     ]
-    untried = {one.method: one.tests["not enumerated"] for one in certificate.sampled if "not enumerated" in one.tests}
-    lines += [f"- {method} was not counted out, only followed: {why}" for method, why in untried.items()]
-    for when, verdicts in (("greedily", certificate.greedy), ("sampled", certificate.sampled)):
-        lines += [f"- **{one.method}, {when}**: {one.why}" for one in verdicts if one.why]
-        lines += [f"- {one.method}, {when}: {differences}" for one in verdicts if (differences := _format_differences(one))]
+    skipped = {v.method: v.tests["not enumerated"] for v in certificate.sampled if "not enumerated" in v.tests}
+    lines += [f"- {method} was not enumerated, only checked token by token: {why}" for method, why in skipped.items()]
+    for when, verdicts in (("greedy", certificate.greedy), ("sampled", certificate.sampled)):
+        lines += [f"- **{v.method}, {when}**: {v.why}" for v in verdicts if v.why]
+        lines += [f"- {v.method}, {when}: {differences}" for v in verdicts if (differences := _format_differences(v))]
     return lines
 
 
 def _explain_level(tests: Sequence[dict[str, Any]]) -> str:
-    """Which p-values are findings."""
     return f"; a p-value below {tests[0]['level']:.1g} is a finding" if tests and "level" in tests[0] else ""
 
 
 def _format_differences(verdict: Verdict) -> str:
-    """Where the first texts that differ do so."""
+    """Say where the first three differing texts diverge."""
     first = verdict.tests.get("texts", {}).get("first", [])
-    shown = ", ".join(f"at token {at + 1} (gap of the two best logits {gap:.3g})" for at, gap in first[:3])
-    return f"texts differ first {shown}{' and so on' * (len(first) > 3)}" if first else ""
+    places = ", ".join(f"at token {index + 1} (gap between the two best logits {gap:.3g})" for index, gap in first[:3])
+    return f"texts first differ {places}{' and so on' * (len(first) > 3)}" if first else ""

@@ -113,7 +113,7 @@ def certify(argv: list[str]) -> int:
     widen_console()
     console.print(build_certificate_table(made))
     console.print(
-        f"certificate {'given' if made.passed else 'not given'}: {out / 'certificate.json'}", markup=False, soft_wrap=True
+        f"certificate {'passed' if made.passed else 'failed'}: {out / 'certificate.json'}", markup=False, soft_wrap=True
     )
     if out.resolve().parent.name != "certificates":
         console.print("reports look for certificates in a folder `certificates` beside the run", markup=False)

@@ -1,7 +1,7 @@
-"""Documents to a datastore: ids streamed to disk, then the suffix array of every chunk. A folder appears when it is whole.
+"""Builds datastores: streams ids to disk, then writes the suffix array of every chunk. A folder appears only when complete.
 
-Suffixes are sorted by libdivsufsort over bytes, of which those at the beginning of an id are kept: ids are big-endian, so the
-order is that of the ids. Sorting takes five times the bytes of a chunk's ids, 2.7 GB for a full one; larger stores take no more.
+libdivsufsort sorts the suffixes of the bytes; those that start an id are kept. Ids are big-endian, so this is the order of ids.
+Sorting takes five times the bytes of a chunk's ids, 2.7 GB for a full chunk; larger stores take no more.
 """
 
 import hashlib
@@ -16,15 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydivsufsort import divsufsort
 
-from specbench import __version__
 from specbench.datastore.store import Chunk, Datastore, StoreInfo, encode_ids, list_chunk_files, pick_width
 from specbench.errors import InputError
 from specbench.watch import Watch
 
 CHUNK = 1 << 29  # bytes of ids
-MOST_BYTES = (1 << 31) - 1  # of a chunk's ids: suffix arrays have 4 bytes
+MOST_BYTES = (1 << 31) - 1  # of a chunk's ids: suffix array entries have 4 bytes
 BLOCK = 1 << 22  # suffixes written at once
-WATCHED = 64  # documents between two reports of progress
+WATCHED = 64  # documents between progress reports
 Document = Sequence[int] | NDArray[np.integer]
 
 
@@ -37,43 +36,43 @@ def build_datastore(
     watch: Watch = lambda *_: None,
     chunk_tokens: int | None = None,
 ) -> Path:
-    """The folder `out` with the documents' store. Raises InputError: `out` is there, no documents, an id out of the vocabulary.
+    """Build the documents' store in the new folder `out`. Raises InputError: `out` exists, no documents, an unknown id.
 
-    All is written beside `out` first, and removed if anything goes wrong.
+    Everything is written beside `out` first, and removed on any error.
     """
     if out.exists():
-        raise InputError(f"out={out}: is there already; choose another folder")
+        raise InputError(f"out={out}: already exists; choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    begun = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    writer = Writer(begun, vocabulary, chunk_tokens, watch)
+    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    writer = Writer(part, vocabulary, chunk_tokens, watch)
     try:
         for document in documents:
             writer.add(document)
-        writer.finish(tokenizer, source).write(begun)
-        begun.chmod(0o755)
-        begun.rename(out)
+        writer.finish(tokenizer, source).write(part)
+        part.chmod(0o755)
+        part.rename(out)
     except BaseException:
-        with suppress(OSError):  # a full disk takes what is buffered no better now
+        with suppress(OSError):  # a full disk cannot take the buffered bytes
             writer.close()
-        shutil.rmtree(begun, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         raise
     return out
 
 
 class Writer:
-    """Takes documents, writes chunks. A document never straddles two of them."""
+    """Writes documents into chunks; no document spans two chunks."""
 
     def __init__(self, folder: Path, vocabulary: int, chunk_tokens: int | None, watch: Watch) -> None:
         self.folder, self.vocabulary, self.watch = folder, vocabulary, watch
         self.width = pick_width(vocabulary)
-        self.most = min(chunk_tokens or CHUNK // self.width, MOST_BYTES // self.width)
+        self.capacity = min(chunk_tokens or CHUNK // self.width, MOST_BYTES // self.width)
         self.chunks: list[int] = []
         self.documents, self.room, self.largest = 0, 0, 0
         self._file: BinaryIO | None = None
         self._sha256 = hashlib.sha256()
 
     def add(self, document: Document) -> None:
-        """Empty documents are left out. Raises InputError."""
+        """Append a document unless it is empty. Raises InputError."""
         ids = np.asarray(document)
         if not len(ids):
             return
@@ -100,7 +99,7 @@ class Writer:
         self.largest = max(self.largest, largest)
 
     def finish(self, tokenizer: str | None, source: str) -> StoreInfo:
-        """Sorts the last chunk; what store.json says of all. Raises InputError when there was nothing to write."""
+        """Sort the last chunk and return the content of store.json. Raises InputError if there were no documents."""
         if not self.chunks:
             raise InputError(f"{source}: holds no document to build a datastore of")
         self._sort()
@@ -112,18 +111,17 @@ class Writer:
             documents=self.documents,
             sha256=self._sha256.hexdigest(),
             source=source,
-            specbench=__version__,
         )
 
     def _start_chunk(self) -> None:
         if self.chunks:
             self._sort()
-        self.room = self.most
+        self.room = self.capacity
         self.chunks.append(0)
         self._file = self._list_files()[0].open("wb")
 
     def _sort(self) -> None:
-        """Writes the suffix array of the chunk that is full. Raises OSError when the disk is, as writing ids does."""
+        """Write the current chunk's suffix array. Raises OSError on a full disk, as writing ids does."""
         self.close()
         ids, suffixes = self._list_files()
         self.watch("tokens read, sorting their suffixes", sum(self.chunks), None)
@@ -132,7 +130,7 @@ class Writer:
                 file.write(block.data)
 
     def close(self) -> None:
-        """Close the ids of the chunk at hand."""
+        """Close the current chunk's ids."""
         if self._file is not None:
             self._file.close()
 
@@ -141,7 +139,7 @@ class Writer:
 
 
 def sort_suffixes(ids: bytes, width: int) -> Iterator[NDArray[np.int32]]:
-    """The suffix array of encoded ids, in token places, block by block: all at once would take its memory twice."""
+    """Yield the suffix array of encoded ids, as token indices, in blocks: at once it would take twice the memory."""
     every_byte = divsufsort(ids)
     for start in range(0, len(every_byte), BLOCK):
         block = every_byte[start : start + BLOCK]
@@ -149,19 +147,18 @@ def sort_suffixes(ids: bytes, width: int) -> Iterator[NDArray[np.int32]]:
 
 
 def build_in_memory(documents: Sequence[Document], vocabulary: int) -> Datastore:
-    """A small store that no folder holds, for any tokenizer."""
+    """Build a small store without a folder, for any tokenizer."""
     width = pick_width(vocabulary)
-    whole = np.concatenate([np.asarray(document) for document in documents])
-    ids = encode_ids(whole, width)
+    tokens = np.concatenate([np.asarray(document) for document in documents])
+    ids = encode_ids(tokens, width)
     suffixes = b"".join(block.tobytes() for block in sort_suffixes(ids, width))
     about = StoreInfo(
         tokenizer=None,
-        vocabulary=1 + int(whole.max()),
+        vocabulary=1 + int(tokens.max()),
         width=width,
         chunks=[len(ids) // width],
         documents=len(documents),
         sha256=hashlib.sha256(ids).hexdigest(),
         source="memory",
-        specbench=__version__,
     )
     return Datastore("random", about, [Chunk(ids, suffixes, width)])

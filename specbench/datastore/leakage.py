@@ -1,4 +1,4 @@
-"""Datastores before a run: made for the target's tokenizer? And do they hold the very questions that are asked?"""
+"""Checks of datastores before a run: the tokenizer they were built for, and whether they contain the run's questions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -11,48 +11,48 @@ from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
 from tasks.question import Question
 
-GRAM = 13  # tokens: long enough not to stand there by chance (Brown et al. 2020, appendix C)
-LEAKED = 0.5  # share of its grams from which on a question counts as one that the store holds
+GRAM = 13  # tokens: too long to occur by chance (Brown et al. 2020, appendix C)
+LEAKED = 0.5  # a question counts as leaked from this share of its grams
 
 
 @runtime_checkable
 class ReadsDatastore(Protocol):
-    """A drafter that drafts from a store of texts."""
+    """A drafter with a datastore."""
 
     datastore: Datastore | None
 
 
 def iter_datastores(drafter: Drafter) -> Iterator[Datastore]:
-    """Its own and those of the drafters it is made of."""
+    """Yield the drafter's own datastores and those of its parts."""
     for part in drafter.iter_family():
         if isinstance(part, ReadsDatastore) and part.datastore is not None:
             yield part.datastore
 
 
 def check_tokenizers(drafters: Mapping[str, Drafter], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises InputError for a store that was made for another tokenizer than the target's."""
+    """Raises InputError for a store built for another tokenizer than the target's."""
     stores = [(label, store) for label, drafter in drafters.items() for store in iter_datastores(drafter)]
-    own = hash_tokenizer(tokenizer) if stores else None
+    expected = hash_tokenizer(tokenizer) if stores else None
     for label, store in stores:
-        if store.about.tokenizer not in (None, own):
+        if store.about.tokenizer not in (None, expected):
             raise InputError(
-                f"method.{label}: the datastore {store.name} was made for another tokenizer than the target's"
-                f" ({store.about.tokenizer[:12]}, not {str(own)[:12]}); specbench datastore build makes one for it"
+                f"method.{label}: the datastore {store.name} was built for another tokenizer than the target's"
+                f" ({store.about.tokenizer[:12]}, not {str(expected)[:12]}); build one with specbench datastore build"
             )
 
 
 def measure_leakage(
     drafters: Mapping[str, Drafter], questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """For run.json: of every method with datastores, what they are and how many of the questions they hold."""
-    found: dict[str, Any] = {}
+    """Return for run.json, by method, its datastores and how many questions they contain."""
+    by_method: dict[str, Any] = {}
     shares: dict[str, list[float]] = {}
     for label, drafter in drafters.items():
         for store in iter_datastores(drafter):
             if store.about.sha256 not in shares:
                 shares[store.about.sha256] = [measure_share(question, store, tokenizer) for question in questions]
-            found.setdefault(label, []).append(_describe_store(store, shares[store.about.sha256]))
-    return found
+            by_method.setdefault(label, []).append(_describe_store(store, shares[store.about.sha256]))
+    return by_method
 
 
 def _describe_store(store: Datastore, shares: list[float]) -> dict[str, Any]:
@@ -70,18 +70,16 @@ def _describe_store(store: Datastore, shares: list[float]) -> dict[str, Any]:
 
 
 def measure_share(question: Question, store: Datastore, tokenizer: PreTrainedTokenizerBase) -> float:
-    """How much of a question's own grams stands in the store."""
-    held = [
-        store.holds(gram)
-        for gram in extract_grams([tokenizer(turn, add_special_tokens=False).input_ids for turn in question.turns])
-    ]
+    """Return the share of a question's grams that the store contains."""
+    turns = [tokenizer(turn, add_special_tokens=False).input_ids for turn in question.turns]
+    held = [store.holds(gram) for gram in extract_grams(turns)]
     return sum(held) / len(held) if held else 0.0
 
 
 def extract_grams(turns: list[list[int]]) -> list[list[int]]:
-    """All runs of GRAM tokens inside a turn; of a question without any, its longest turn.
+    """Return all runs of GRAM tokens inside a turn, or the longest turn if there are none.
 
-    A short turn beside others says nothing: "Make it shorter." stands everywhere.
+    Other short turns are ignored: "Make it shorter." occurs everywhere.
     """
-    found = [ids[start : start + GRAM] for ids in turns for start in range(len(ids) - GRAM + 1)]
-    return found or [max(turns, key=len)]
+    grams = [ids[start : start + GRAM] for ids in turns for start in range(len(ids) - GRAM + 1)]
+    return grams or [max(turns, key=len)]

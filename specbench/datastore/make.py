@@ -1,4 +1,4 @@
-"""`specbench datastore build`: from a settings to a datastore for the target's tokenizer."""
+"""`specbench datastore build`: from settings to a datastore for the target's tokenizer."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -16,38 +16,38 @@ from specbench.watch import Watch
 
 
 def build_from_config(settings: DatastoreSettings, watch: Watch) -> Path:
-    """The new datastore's folder. Loads the tokenizer alone, unless the target itself must answer. Raises InputError."""
+    """Build a datastore and return its folder. Loads only the tokenizer unless the target must answer. Raises InputError."""
     check_node(settings.suite, "suite")
     if settings.data is not None and settings.dataset is not None:
         raise InputError(f"data={settings.data} and dataset={settings.dataset}: expected one of them")
     out = Path(settings.out or f"results/datastore-{settings.target.name}").expanduser()
     if out.exists():
-        raise InputError(f"out={out}: is there already; choose another folder")
+        raise InputError(f"out={out}: already exists; choose another folder")
     answering = settings.data is None and settings.dataset is None
-    documents, writing, source = _answer_questions(settings, watch) if answering else _read_texts(settings)
-    return build_datastore(
-        documents, out, writing.vocabulary, hash_tokenizer(writing.tokenizer), source, watch, settings.chunk_tokens
-    )
+    documents, encoder, source = _answer_questions(settings, watch) if answering else _read_texts(settings)
+    fingerprint = hash_tokenizer(encoder.tokenizer)
+    return build_datastore(documents, out, encoder.vocabulary, fingerprint, source, watch, settings.chunk_tokens)
 
 
 def _read_texts(settings: DatastoreSettings) -> tuple[Iterator[list[int]], DocumentEncoder, str]:
-    """The documents of `data` or of `dataset`."""
+    """Read the documents of `data` or of `dataset`."""
     tokenizer, chat = load_target_tokenizer(settings.target)
-    writing = DocumentEncoder(tokenizer, chat, 1 + max(tokenizer.get_vocab().values()))
+    encoder = DocumentEncoder(tokenizer, chat, 1 + max(tokenizer.get_vocab().values()))
     if settings.data is not None:
-        documents, source = read_file(Path(settings.data).expanduser(), settings.field, writing), Path(settings.data).name
+        documents = read_file(Path(settings.data).expanduser(), settings.field, encoder)
+        source = Path(settings.data).name
     else:
-        documents = read_dataset(settings.dataset or "", settings.split, settings.field, writing)
+        documents = read_dataset(settings.dataset or "", settings.split, settings.field, encoder)
         source = f"{settings.dataset}, {settings.split} split"
-    return islice(documents, settings.limit), writing, source
+    return islice(documents, settings.limit), encoder, source
 
 
 def _answer_questions(settings: DatastoreSettings, watch: Watch) -> tuple[Iterator[list[int]], DocumentEncoder, str]:
-    """The suite's questions with the target's own answers."""
+    """Generate the target's answers to the suite's questions."""
     suite = instantiate(settings.suite)
     questions = select_questions(settings, suite, settings.limit)
     target = load_target(settings.target)
-    writing = DocumentEncoder(target.tokenizer, target.chat, target.model.vocabulary)
+    encoder = DocumentEncoder(target.tokenizer, target.chat, target.model.vocabulary)
     texts = generate_answers(target, questions, settings.max_new_tokens, watch, last=True)
     source = f"suite {suite.name}, {settings.suite.get('split', 'no')} split, answered by {settings.target.name}"
-    return (writing.encode_answer(text) for text in texts), writing, source
+    return (encoder.encode_answer(text) for text in texts), encoder, source

@@ -1,4 +1,4 @@
-"""What occurrences have in common: the prefixes of their continuations, and how often each of them comes."""
+"""The prefixes that continuations share, and how often each occurs."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
-LOTS = 0  # the seed of what decides where REST's authors leave it to chance
+TIE_SEED = 0  # breaks ties that REST's authors leave to chance
 
 
 @dataclass(frozen=True)
 class Prefixes:
-    """n distinct prefixes, shallow ones first, then in the order of their ids; so every prefix stands behind its own beginnings.
+    """n distinct prefixes, shallow ones first, then in the order of their ids, so that parents come before children.
 
     rows (m, D): the continuations they were counted in; depth (n,): index of their last token; row (n,): the first row that
-    begins so; count (n,): how many rows do.
+    begins with them; count (n,): how many rows do.
     """
 
     rows: Ids
@@ -24,60 +24,60 @@ class Prefixes:
 
     @staticmethod
     def of(rows: Ids) -> "Prefixes":
-        """rows (m, D) in lexicographic order, -1 where a continuation has ended: prefixes are runs of rows."""
+        """Count prefixes in rows (m, D), sorted, -1 where a continuation has ended: a prefix is a run of rows."""
         new = np.ones(rows.shape, bool)
         np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1, out=new[1:])
         depth, row = np.nonzero(new.T)
         ends = np.append(row[1:], len(rows))
         ends[ends == 0] = len(rows)  # the next run is the first of the next depth
-        there = rows[row, depth] >= 0
-        return Prefixes(rows, depth[there], row[there], (ends - row)[there])
+        valid = rows[row, depth] >= 0
+        return Prefixes(rows, depth[valid], row[valid], (ends - row)[valid])
 
     def __len__(self) -> int:
         return len(self.depth)
 
     @property
     def tokens(self) -> Ids:
-        """(n,) the last token of each."""
+        """(n,): the last token of each prefix."""
         return self.rows[self.row, self.depth]
 
     @property
     def parents(self) -> Ids:
-        """(n,) the place of each prefix's beginning, -1 for those of one token. All beginnings must be among them."""
+        """(n,): index of each prefix's parent, -1 for prefixes of one token. All parents must be present."""
         place = self.depth * len(self.rows) + self.row
-        return np.searchsorted(place, place - len(self.rows), side="right") - 1
+        return np.asarray(np.searchsorted(place, place - len(self.rows), side="right") - 1)
 
     def count_distinct_tokens(self) -> Ids:
-        """(n,) how many different tokens each of them has."""
+        """Return (n,) the number of distinct tokens in each prefix."""
         paths = self.rows[self.row]
         paths[np.arange(paths.shape[1]) > self.depth[:, None]] = -1
         paths.sort(axis=1)
         changes = (paths[:, 1:] != paths[:, :-1]) & (paths[:, 1:] >= 0)
-        return changes.sum(axis=1) + (paths[:, 0] >= 0)
+        return np.asarray(changes.sum(axis=1) + (paths[:, 0] >= 0))
 
     def select(self, places: Ids) -> "Prefixes":
-        """Those at these places; in ascending order where they are to be drafted."""
+        """Return the prefixes at these indices; ascending indices keep parents first."""
         return Prefixes(self.rows, self.depth[places], self.row[places], self.count[places])
 
     def keep_most_frequent(self, most: int) -> "Prefixes":
-        """Those with the highest counts; of equal counts the shallower, then the smaller ids. Beginnings always come along."""
+        """Return the most frequent prefixes; ties go to the shallower, then to smaller ids. Parents are always included."""
         if len(self) <= most:
             return self
-        at_least = np.cumsum(np.bincount(self.count)[::-1])[::-1]  # prefixes of each count or a higher one
+        at_least = np.cumsum(np.bincount(self.count)[::-1])[::-1]  # prefixes with at least each count
         least = np.flatnonzero(at_least >= most)[-1]
         above, equal = np.flatnonzero(self.count > least), np.flatnonzero(self.count == least)
         return self.select(np.sort(np.concatenate([above, equal[: most - len(above)]])))
 
     def cut_by_cost(self, cost: int) -> "Prefixes":
-        """REST's own two cuts: to the `cost` most frequent; of these without the dearest ones, until all together cost no more.
+        """Apply REST's own two cuts: to the `cost` most frequent, then to the cheapest whose total cost stays within `cost`.
 
-        A prefix costs its distinct tokens. Equal ones are told apart by lot, as theirs, but by the same lots every time; a
-        beginning that a cut dropped comes back with what lies behind it, free of cost.
+        A prefix costs its distinct tokens. Ties are broken at random, as by the authors, but by a fixed seed. Parents that a cut
+        dropped come back free of cost with their children.
         """
-        lots = np.random.default_rng(LOTS).permutation(len(self))
-        frequent = np.lexsort((lots, -self.count))[:cost]
+        ties = np.random.default_rng(TIE_SEED).permutation(len(self))
+        frequent = np.lexsort((ties, -self.count))[:cost]
         costs = self.select(frequent).count_distinct_tokens()
-        cheapest = np.lexsort((lots[frequent], costs))
+        cheapest = np.lexsort((ties[frequent], costs))
         kept = np.zeros(len(self), bool)
         kept[frequent[cheapest[np.cumsum(costs[cheapest]) <= cost]]] = True
         parents = self.parents

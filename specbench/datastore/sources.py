@@ -1,4 +1,4 @@
-"""Where a datastore's documents come from: files and Hugging Face data sets, chats in their usual forms; ids with an end."""
+"""Documents for a datastore, as ids with an end token: from files and Hugging Face data sets, texts or chats."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,40 +19,40 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class DocumentEncoder:
-    """How a target writes: its tokenizer, its chat format (prompts.FORMATS) and how many ids it has."""
+    """Encodes documents for a target: its tokenizer, its chat format (chat.FORMATS) and its number of ids."""
 
     tokenizer: PreTrainedTokenizerBase
     chat: str
     vocabulary: int
 
     def encode_text(self, text: str) -> list[int]:
-        """The ids of a text as it is, none for an empty one."""
+        """Encode a plain text; empty for an empty one."""
         return self._add_end(self.tokenizer(text, add_special_tokens=False).input_ids) if text.strip() else []
 
     def encode_conversation(self, turns: list[tuple[str, str]]) -> list[int]:
-        """The last turn's prompt, as a run would give it, which holds all earlier turns, and its answer."""
+        """Encode the last turn's prompt as a run renders it, earlier turns included, and its answer."""
         if not turns:
             return []
-        *before, (asked, answer) = turns
-        prompt = render_prompt(self.chat, [*before, (asked, None)], self.tokenizer)
+        *before, (question, answer) = turns
+        prompt = render_prompt(self.chat, [*before, (question, None)], self.tokenizer)
         return self._add_end([*prompt, *self.tokenizer(answer, add_special_tokens=False).input_ids])
 
     def encode_answer(self, text: Text) -> list[int]:
-        """Prompt and answer that are ids already. Raises ValueError for ids out of the vocabulary."""
+        """Join the ids of prompt and answer. Raises ValueError for ids outside the vocabulary."""
         ids = [*text.prompt_ids, *text.answer_ids]
-        wrong = [one for one in ids if type(one) is not int or not 0 <= one < self.vocabulary]
+        wrong = [id_ for id_ in ids if type(id_) is not int or not 0 <= id_ < self.vocabulary]
         if wrong:
-            raise ValueError(f"{wrong[0]!r} is no token id below {self.vocabulary}")
+            raise ValueError(f"{wrong[0]!r} is not a token id below {self.vocabulary}")
         return self._add_end(ids)
 
     def encode_row(self, row: Row, field: str | None) -> list[int]:
-        """A row's document. Raises InputError for a field that it lacks, and one of WRONG for one of another form."""
+        """Encode a row. Raises InputError for a missing field, and one of WRONG for unexpected content."""
         if field is None and "prompt_ids" in row:
             return self.encode_answer(Text(row["prompt_ids"], row["answer_ids"]))
         content = row[_find_field(row, field)]
         if isinstance(content, str):
             return self.encode_text(content)
-        if content and all(isinstance(part, str) for part in content):  # UltraChat's: by turns
+        if content and all(isinstance(part, str) for part in content):  # UltraChat: alternating turns
             return self.encode_conversation(list(zip(content[::2], content[1::2], strict=False)))
         return self.encode_conversation(list(iter_exchanges(content)))
 
@@ -61,38 +61,38 @@ class DocumentEncoder:
         return ids if end is None or ids[-1] == end else [*ids, end]
 
 
-def read_file(path: Path, field: str | None, writing: DocumentEncoder) -> Iterator[list[int]]:
-    """A document per row of a .jsonl file or of the list in a .json file; of any other file one per paragraph.
+def read_file(path: Path, field: str | None, encoder: DocumentEncoder) -> Iterator[list[int]]:
+    """Yield a document per row of a .jsonl file or entry of a .json list; of any other file one per paragraph.
 
-    Paragraphs end at blank lines. Raises InputError with file and line (.json: the number of the entry).
+    Paragraphs end at blank lines. Raises InputError with file and line (.json: the entry's number).
     """
     try:
         if path.suffix in (".jsonl", ".json"):
             rows = _read_lines(path) if path.suffix == ".jsonl" else _read_entries(path)
-            yield from _encode_rows(rows, str(path), field, writing)
+            yield from _encode_rows(rows, str(path), field, encoder)
         else:
-            yield from (writing.encode_text(text) for text in _read_paragraphs(path))
+            yield from (encoder.encode_text(text) for text in _read_paragraphs(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
-def read_dataset(name: str, split: str, field: str | None, writing: DocumentEncoder) -> Iterator[list[int]]:
-    """A document per row, read as a stream, so that nothing is kept. Raises InputError."""
-    from datasets import load_dataset  # type: ignore[import-untyped]  # takes seconds: only where it is needed
+def read_dataset(name: str, split: str, field: str | None, encoder: DocumentEncoder) -> Iterator[list[int]]:
+    """Yield a document per row of a Hugging Face data set, as a stream. Raises InputError."""
+    from datasets import load_dataset  # takes seconds to import
 
     def rows() -> Iterator[tuple[int, Any]]:
         try:
             yield from enumerate(load_dataset(name, split=split, streaming=True), start=1)
-        except Exception as error:  # the hub's, the network's, pyarrow's own, many of them bare
+        except Exception as error:  # of the hub, the network or pyarrow, many without a type of their own
             raise InputError(f"dataset={name} split={split}: cannot be read: {format_error(error)}") from None
 
-    yield from _encode_rows(rows(), f"dataset={name}", field, writing)
+    yield from _encode_rows(rows(), f"dataset={name}", field, encoder)
 
 
-def _encode_rows(rows: Iterator[tuple[int, Any]], place: str, field: str | None, writing: DocumentEncoder) -> Iterator[list[int]]:
+def _encode_rows(rows: Iterator[tuple[int, Any]], place: str, field: str | None, encoder: DocumentEncoder) -> Iterator[list[int]]:
     for number, row in rows:
         try:
-            ids = writing.encode_row(row, field)
+            ids = encoder.encode_row(row, field)
         except InputError as error:
             raise InputError(f"{place}:{number}: {error}") from None
         except WRONG as error:
@@ -104,20 +104,20 @@ def _encode_rows(rows: Iterator[tuple[int, Any]], place: str, field: str | None,
 def _find_field(row: Row, field: str | None) -> str:
     if field is not None and field not in row:
         raise InputError(f"field={field}: no such field; there is {suggest_choices(field, list(row)) or 'none'}")
-    found = field or next((name for name in FIELDS if name in row), None)
-    if found is None:
-        raise InputError(f"expected {', '.join(FIELDS)} or prompt_ids, found {', '.join(row)}; field=NAME takes another")
-    return found
+    name = field or next((name for name in FIELDS if name in row), None)
+    if name is None:
+        raise InputError(f"expected {', '.join(FIELDS)} or prompt_ids, found {', '.join(row)}; select another with field=NAME")
+    return name
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows with the numbers of their lines; blank lines are skipped."""
+    """Yield rows with their line numbers; blank lines are skipped."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
                     yield number, json.loads(line)
-                except ValueError:  # UnicodeDecodeError is one too
+                except ValueError:  # UnicodeDecodeError included
                     raise InputError(f"{path}:{number}: not valid JSON") from None
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer's fingerprint: a store is only good for the tokenizer that made its ids."""
+"""A tokenizer's fingerprint: a store fits only the tokenizer that made its ids."""
 
 import hashlib
 import json
@@ -8,17 +8,17 @@ from transformers import PreTrainedTokenizerBase
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of the vocabulary, added tokens among it, and of the merges where the tokenizer has some.
+    """Return the sha256 of the vocabulary, added tokens included, and of the merges if there are any.
 
-    Not of its whole JSON, which other versions of the tokenizers library write in another way; so two tokenizers that differ in
-    nothing but how they clean and split text before it are taken for one.
+    The tokenizer's whole JSON would change with the version of the tokenizers library. So tokenizers that differ only in how they
+    normalise and split text have the same fingerprint.
     """
-    told = [sorted(tokenizer.get_vocab().items()), _read_merges(tokenizer)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    content = [sorted(tokenizer.get_vocab().items()), _read_merges(tokenizer)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _read_merges(tokenizer: Any) -> list[list[str]]:
-    """Pairs by rank; the JSON has them as pairs or with a space between."""
+    """Return the merges as pairs, by rank; the JSON has pairs or strings with a space."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "to_str"):
         return []

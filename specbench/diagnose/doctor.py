@@ -1,4 +1,4 @@
-"""What this machine can do and what is missing, before a run costs an hour to find out."""
+"""What this machine can do and what it lacks: the checks of `specbench doctor`."""
 
 import platform
 import shutil
@@ -28,19 +28,17 @@ from specbench.machine.devices import (
 )
 from specbench.models.packed import can_pack
 
-PYTHON = ">=3.10"  # where specbench runs uninstalled; else its metadata says
+PYTHON = ">=3.10"  # for a clone that is not installed
 PACKAGES = ("torch", "transformers", "datasets", "pandas", "matplotlib", "hydra-core", "rich")
 EMBEDDED = ("target", "draft")  # folders of specbench/zoo
-LEAST_MEMORY, LEAST_DISK = (
-    2 << 30,
-    1 << 30,
-)  # bytes: the embedded target in float32 with room to widen; runs and reports
+LEAST_MEMORY = 2 << 30  # bytes: the embedded target in float32 with room to expand
+LEAST_DISK = 1 << 30  # bytes: runs and reports
 QUICK_COPY = 1 << 27  # bytes
 
 
 @dataclass(frozen=True)
 class Check:
-    """ok: True fine, False must be mended, None good to know."""
+    """ok: True fine, False must be fixed, None worth knowing."""
 
     name: str
     ok: bool | None
@@ -48,7 +46,7 @@ class Check:
 
 
 def run_checks() -> list[Check]:
-    """Everything, in a second or two; downloads nothing and leaves nothing behind."""
+    """Run all checks in a second or two, without downloads and without leaving files."""
     return [
         _check_python(),
         *_check_packages(),
@@ -75,71 +73,71 @@ def build_checks_table(checks: list[Check]) -> Table:
 
 def _check_python() -> Check:
     try:
-        wanted = metadata("specbench")["Requires-Python"]
+        expected = metadata("specbench")["Requires-Python"]
     except PackageNotFoundError:
-        wanted = PYTHON
-    found = platform.python_version()
-    return Check("Python", SpecifierSet(wanted).contains(found, prereleases=True), f"{found} (wanted {wanted})")
+        expected = PYTHON
+    installed = platform.python_version()
+    return Check("Python", SpecifierSet(expected).contains(installed, prereleases=True), f"{installed} (expected {expected})")
 
 
 def _check_packages() -> Iterator[Check]:
-    """Each package that specbench asks for; without its metadata the best known ones, any version."""
+    """Check the required packages; in a clone that is not installed the main ones, in any version."""
     try:
-        asked = [Requirement(line) for line in requires("specbench") or []]
+        requirements = [Requirement(line) for line in requires("specbench") or []]
     except PackageNotFoundError:
-        yield Check("specbench", None, "runs from a clone that is not installed: versions of packages are not checked")
-        asked = [Requirement(name) for name in PACKAGES]
-    for one in asked:
-        if one.marker is None or one.marker.evaluate({"extra": ""}):
-            yield _check_package(one)
+        yield Check("specbench", None, "runs from a clone that is not installed: package versions are not checked")
+        requirements = [Requirement(name) for name in PACKAGES]
+    for requirement in requirements:
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield _check_package(requirement)
 
 
-def _check_package(asked: Requirement) -> Check:
-    wanted = f" (wanted {asked.specifier})" if asked.specifier else ""
+def _check_package(required: Requirement) -> Check:
+    expected = f" (expected {required.specifier})" if required.specifier else ""
     try:
-        found = version(asked.name)
+        installed = version(required.name)
     except PackageNotFoundError:
-        return Check(asked.name, False, f"not installed{wanted}")
-    return Check(asked.name, asked.specifier.contains(found, prereleases=True), found + wanted)
+        return Check(required.name, False, f"not installed{expected}")
+    return Check(required.name, required.specifier.contains(installed, prereleases=True), installed + expected)
 
 
 def _check_device() -> Iterator[Check]:
     device = pick_device("auto")
     dtype = str(pick_dtype("auto", device)).removeprefix("torch.")
-    yield Check("device", True, f"device=auto takes {device}: {get_device_name(device)}")
-    yield Check("dtype", True, f"dtype=auto takes {dtype} there")
-    there = has_bf16_units()
-    yield Check("bfloat16 on the CPU", there or None, "in hardware" if there else "not in hardware: float32 is faster")
+    yield Check("device", True, f"device=auto is {device}: {get_device_name(device)}")
+    yield Check("dtype", True, f"dtype=auto is {dtype} on it")
+    native = has_bf16_units()
+    yield Check("bfloat16 on the CPU", native or None, "in hardware" if native else "not in hardware: float32 is faster")
 
 
 def _check_threads() -> Check:
     threads, cores = torch.get_num_threads(), count_usable_cores()
     if threads > cores:
         return Check("threads", False, f"{threads} on {cores} cores: set threads={cores} or fewer")
-    spare = f"; idle cores: {cores - threads} (one thread a physical core is usual)" if threads < cores else ""
+    spare = f"; idle cores: {cores - threads} (one thread per physical core is usual)" if threads < cores else ""
     return Check("threads", True, f"{threads} on {cores} cores{spare}")
 
 
 def _check_packing() -> Check:
-    there = can_pack(torch.device("cpu"), torch.float32)
-    without = "torch without oneDNN: a float32 verify of several tokens on the CPU costs far more than one token"
-    return Check("weight packing", there or None, "weights in oneDNN's layout on the CPU" if there else without)
+    packs = can_pack(torch.device("cpu"), torch.float32)
+    without = "torch without oneDNN: verifying several tokens in float32 on the CPU costs far more than one token"
+    return Check("weight packing", packs or None, "weights in oneDNN's layout on the CPU" if packs else without)
 
 
 def _check_bandwidth() -> Check:
     device = pick_device("auto")
     speed = measure_copy_bandwidth(device, QUICK_COPY, repeats=3)
-    return Check("copy bandwidth", True, f"{speed / 1e9:.3g} GB/s on {device} (read and written bytes, a quick look)")
+    return Check("copy bandwidth", True, f"{speed / 1e9:.3g} GB/s on {device} (read and written bytes, a rough measurement)")
 
 
 def _check_memory() -> Check:
-    free, whole = get_free_memory(torch.device("cpu")), get_total_memory()
-    return Check("memory", free >= LEAST_MEMORY, f"{free / 1e9:.3g} GB free of {whole / 1e9:.3g} GB")
+    free, total = get_free_memory(torch.device("cpu")), get_total_memory()
+    return Check("memory", free >= LEAST_MEMORY, f"{free / 1e9:.3g} GB free of {total / 1e9:.3g} GB")
 
 
 def _check_disk() -> Check:
     free = shutil.disk_usage(ROOT).free
-    return Check("disk", free >= LEAST_DISK, f"{free / 1e9:.3g} GB free where the project lies")
+    return Check("disk", free >= LEAST_DISK, f"{free / 1e9:.3g} GB free on the project's disk")
 
 
 def _check_embedded() -> Iterator[Check]:
@@ -148,12 +146,12 @@ def _check_embedded() -> Iterator[Check]:
 
 
 def check_weights(name: str, file: Path) -> Check:
-    """Whether a safetensors file is there and whole: its header is read, and every tensor found inside the file."""
+    """Check that a safetensors file exists and is complete: reads its header and locates every tensor."""
     if not file.is_file():
         return Check(name, False, f"{file.name} is missing: make zoo")
     try:
-        with safe_open(file, framework="pt") as opened:
-            count = len(list(opened.keys()))
+        with safe_open(file, framework="pt") as tensors:
+            count = len(list(tensors.keys()))
     except (SafetensorError, OSError) as error:
         return Check(name, False, f"{file.name} cannot be read: {str(error).splitlines()[0]}")
     return Check(name, True, f"{count} tensors, {file.stat().st_size / 1e6:.3g} MB")

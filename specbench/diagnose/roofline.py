@@ -1,7 +1,7 @@
-"""The roofline card of a target: what a forward over 1, 2, 4, … tokens takes, beside what moving its bytes takes.
+"""The roofline card of a target: the time of a forward over 1, 2, 4, … tokens, beside the time to move its bytes.
 
-At batch 1 a forward moves all weights and the sequence's KV entries through memory whatever it computes, so up to
-some number of tokens a verify costs little more than a decoding step; where that ends bounds what a tree can gain.
+At batch 1 a forward reads all weights and the sequence's KV entries, however many tokens it computes. So up to some number of
+tokens a verify costs little more than a decoding step; that number bounds the useful size of a draft tree.
 `specbench cost target=…` writes cost.csv, cost.md, cost.png and cost.svg.
 """
 
@@ -36,13 +36,13 @@ from specbench.setup.settings import RunSettings
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (256, 1024, 4096, 16384)
-TITLE = "What one forward of the target takes"
-COPIES = 4  # back to back in one timing, so that launching them does not count
+TITLE = "Time of one forward of the target"
+COPIES = 4  # back to back in one timing, which hides their launch
 Cell = tuple[int, int]  # context, tokens
 
 
 class _FilledStore(KVStore):
-    """Random all through from the first forward on: pages of zeros that nobody wrote would cost no memory traffic."""
+    """A store filled with random numbers: pages that were never written would cost no memory traffic."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__(1, capacity)
@@ -65,19 +65,19 @@ def measure_forwards(
     repeats: int = 9,
     seconds_budget: float = 90.0,
 ) -> pd.DataFrame:
-    """One row per context (capped by the model's) and tokens per forward; 1 token is always among them.
+    """Return one row per context (capped by the model's) and tokens per forward; 1 token is always included.
 
-    Rounds over all cells, so that drift meets all alike: at most `repeats`, at least one, none that would pass the budget.
+    Times all cells in rounds, so that drift affects them alike: one to `repeats` rounds, as many as fit the budget.
     Columns: tokens, context, milliseconds (median), milliseconds_low and _high (quartiles), relative (median over rounds
     of the ratio to 1 token), weight_bytes, kv_bytes, ceiling_ms (those bytes at copy_bandwidth). Raises InputError.
     """
     cells = _list_cells(model, tokens, contexts)
     bandwidth = measure_copy_bandwidth(model.device)
-    longest, most = max(context for context, _ in cells), max(n for _, n in cells)
-    store = _FilledStore(longest + most)
+    longest, largest = max(context for context, _ in cells), max(n for _, n in cells)
+    store = _FilledStore(longest + largest)
     store.lengths[0] = longest
     trees = {n: DraftTree.chain(torch.randint(model.vocabulary, (n,), device=model.device)) for _, n in cells}
-    model.forward(store, [trees[most]])
+    model.forward(store, [trees[largest]])
     rounds = pd.DataFrame(list(_time_rounds(model, store, trees, cells, repeats, seconds_budget)), columns=cells)
     weights, entry = count_weight_bytes(model.model), store.bytes // store.capacity
     return pd.DataFrame([_build_row(rounds, cell, weights, entry * sum(cell), bandwidth) for cell in cells])
@@ -101,7 +101,7 @@ def _time_rounds(
     repeats: int,
     seconds_budget: float,
 ) -> Iterator[list[float]]:
-    """Per round the seconds of every cell, in the order of `cells`; directions alternate, a first round warms up unseen."""
+    """Yield per round the seconds of every cell, in the order of `cells`. Directions alternate; a first round warms up."""
     begun = perf_counter()
     for number in range(max(repeats, 1) + 1):
         started = perf_counter()
@@ -140,9 +140,9 @@ def _build_row(rounds: pd.DataFrame, cell: Cell, weights: int, kv: int, bandwidt
 
 
 def count_weight_bytes(model: nn.Module) -> int:
-    """Bytes of weights that a forward of a dense model reads, shared ones once.
+    """Return the bytes of weights that a forward of a dense model reads; shared weights count once.
 
-    An embedding table that no linear layer shares is left out: a lookup reads a row per token and not the table.
+    An embedding table not shared with a linear layer is left out: a lookup reads one row per token.
     """
     modules = list(model.modules())
     lookups = {module.weight.data_ptr() for module in modules if isinstance(module, nn.Embedding)}
@@ -152,10 +152,10 @@ def count_weight_bytes(model: nn.Module) -> int:
 
 
 def measure_copy_bandwidth(device: torch.device, size: int | None = None, repeats: int = 5) -> float:
-    """Bytes per second of a large copy, read and written bytes both counted, median of several.
+    """Return the median bytes per second of large copies, read and written bytes both counted.
 
     size: bytes of the source; by default 1 GiB on a GPU and 256 MiB on a CPU, beyond their caches. Reading alone may be
-    faster than copying, and a model that fits the cache is: a forward below its ceiling is no error.
+    faster than copying, so a forward below its ceiling is not an error.
     """
     size = size or (1 << 28 if device.type == "cpu" else 1 << 30)
     source = torch.ones(size, dtype=torch.uint8, device=device)
@@ -173,9 +173,9 @@ def _time_copies(source: Tensor, target: Tensor) -> float:
 
 
 def write_card(settings: RunSettings, out: Path) -> Table:
-    """Load the configured target, measure it, write its card and run.json into the folder `out`; the table.
+    """Load and measure the target, write its card and run.json into `out`, and return its table.
 
-    Raises InputError when `out` holds a run, whose run.json would be lost.
+    Raises InputError if `out` holds a run, whose run.json would be lost.
     """
     if RunDirectory(out).is_run():
         raise InputError(f"out={out} holds a run; choose another folder for the card")
@@ -195,26 +195,26 @@ def write_card(settings: RunSettings, out: Path) -> Table:
 
 
 def write_files(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:
-    """cost.csv, cost.md, cost.png and cost.svg in the folder `out`; their paths."""
+    """Write cost.csv, cost.md, cost.png and cost.svg into `out`; return their paths."""
     write_atomic(out / "cost.csv", str(frame.to_csv(index=False, float_format="%.6g")))
     write_atomic(out / "cost.md", format_cost(frame, title))
     return [out / "cost.csv", out / "cost.md", *plot_cost(frame, out / "cost", title)]
 
 
 def plot_cost(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:
-    """`out`.png and `out`.svg: milliseconds against tokens per forward, a line per context, its ceiling dashed."""
+    """Plot milliseconds against tokens per forward, one line per context, its ceiling dashed."""
     with use_figure_settings():
-        drawn = Figure(figsize=(7.5, 4.8), layout="constrained")
-        axes = drawn.subplots()
-        for place, (context, rows) in enumerate(frame.groupby("context")):
-            look: dict[str, Any] = {"color": PALETTE[place % len(PALETTE)], "linewidth": 1.6}
+        figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+        axes = figure.subplots()
+        for number, (context, rows) in enumerate(frame.groupby("context")):
+            look: dict[str, Any] = {"color": PALETTE[number % len(PALETTE)], "linewidth": 1.6}
             axes.vlines(rows["tokens"], rows["milliseconds_low"], rows["milliseconds_high"], **look)
-            marker = MARKERS[place % len(MARKERS)]
+            marker = MARKERS[number % len(MARKERS)]
             axes.plot(rows["tokens"], rows["milliseconds"], marker=marker, markersize=5, label=f"context {context}", **look)
             axes.plot(rows["tokens"], rows["ceiling_ms"], linestyle="--", **look)
         axes.plot([], [], color=INK, linestyle="--", label="weight and KV bytes at copy bandwidth")
         _label_axes(axes, sorted(frame["tokens"].unique()), title)
-        return save_figure(drawn, out)
+        return save_figure(figure, out)
 
 
 def _label_axes(axes: Axes, tokens: list[int], title: str) -> None:
@@ -229,7 +229,7 @@ def _label_axes(axes: Axes, tokens: list[int], title: str) -> None:
 
 
 def _format_lines(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows as text: a row per tokens, per context milliseconds and the ratio to 1 token; the ceilings last."""
+    """Return header and rows as text: per tokens and context, milliseconds and the ratio to 1 token; the ceilings last."""
     contexts = sorted(frame["context"].unique())
     cells = {(row.tokens, row.context): f"{_format_ms(row.milliseconds)} ({row.relative:.2f})" for row in frame.itertuples()}
     ceilings = frame[frame["tokens"] == 1].set_index("context")["ceiling_ms"]
@@ -247,23 +247,25 @@ def _format_caption(frame: pd.DataFrame) -> str:
     bandwidth = (first["weight_bytes"] + first["kv_bytes"]) / first["ceiling_ms"] / 1e6
     return (
         f"Median, and in brackets the ratio to 1 token. Ceiling: {first['weight_bytes'] / 1e6:.4g} MB of weights and "
-        f"the KV entries at {bandwidth:.3g} GB/s, as measured by a copy (read and written bytes)."
+        f"the KV entries at the measured copy bandwidth, {bandwidth:.3g} GB/s (read and written bytes)."
     )
 
 
 def build_cost_table(frame: pd.DataFrame, title: str = TITLE) -> Table:
-    """The card for the terminal."""
+    """Build the card for the terminal."""
     header, rows = _format_lines(frame)
-    made = Table(title=Text(title), title_justify="left", caption=_format_caption(frame), caption_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title=Text(title), title_justify="left", caption=_format_caption(frame), caption_justify="left", box=SIMPLE_HEAD
+    )
     for name in header:
-        made.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        made.add_row(*row)
-    return made
+        table.add_row(*row)
+    return table
 
 
 def format_cost(frame: pd.DataFrame, title: str = TITLE) -> str:
-    """The card in GitHub's Markdown."""
+    """Format the card in GitHub's Markdown."""
     header, rows = _format_lines(frame)
     lines = ["| " + " | ".join(line) + " |" for line in (header, ["---:"] * len(header), *rows)]
     return "\n".join([f"**{title}**", "", *lines, "", _format_caption(frame), ""])

@@ -1,8 +1,8 @@
-"""Replay: what drafters that read tokens alone would have had accepted on recorded answers, exactly and with no model.
+"""Replay: the exact acceptance, on recorded answers and without a model, of drafters that read only tokens.
 
-At temperature 0 (and above it, for drafts that are not drawn) what is accepted follows from the prompt's ids and the answer's:
-a draft token is kept where it is the answer's next one. The decode loop is the one that times methods; its target here is a
-recording, certain of one token behind each node that follows it and of none elsewhere.
+At temperature 0 (and above it, for drafts that are not drawn) acceptance follows from the ids of prompt and answer: a draft token
+is accepted where it is the answer's next one. The decode loop is the one that times methods. Its target here is a recording,
+certain of the next token after each node that follows the answer.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from specbench.errors import InputError, format_error
 from specbench.records.trial import PER_STEP, Trial
 
 ENDLESS = 2**31 - 1
-LARGEST = 2**20  # vocabulary, more than any tokenizer's
-TOKENS_ALONE = "it reads what the target computes, and a recording has tokens alone"
+LARGEST = 2**20  # a vocabulary larger than any tokenizer's
+TOKENS_ALONE = "it reads what the target computes, and a recording holds only tokens"
 NOTHING = -1  # a token that no drafter drafts
 MEASURED = ("prefill_s", "decode_s", "draft_s", "verify_s", "retokenised", "peak_memory_bytes", "energy_j", "throttled")
 
 
 @dataclass(frozen=True)
 class RecordedAnswer:
-    """One answer: ids of prompt and output; limit: of new tokens, to which drafts were cut; stops: the id that it ended with."""
+    """Ids of a prompt and its output. limit: of new tokens, where drafts are cut; stops: the id that ended it, if one did."""
 
     prompt: list[int]
     output: list[int]
@@ -42,7 +42,7 @@ class RecordedAnswer:
 
 
 class CertainLogits:
-    """In place of logits (N, V): the one token (N,) that each row is certain of. All that a greedy rule asks for."""
+    """Replaces logits (N, V) by the token (N,) that each row is certain of: all that greedy verification reads."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
@@ -55,7 +55,7 @@ class CertainLogits:
 
 
 class UnseenTensor:
-    """In place of what a drafter would read of the target."""
+    """Replaces tensors of the target; refuses to be read."""
 
     def _refuse(self, *_: Any) -> Any:
         raise InputError(TOKENS_ALONE)
@@ -64,7 +64,7 @@ class UnseenTensor:
 
 
 class _PositionStore:
-    """In place of a KV store: how far into its answer each sequence is."""
+    """Replaces a KV store: the position of each sequence in its answer."""
 
     capacity = ENDLESS
 
@@ -82,24 +82,27 @@ class _PositionStore:
 
 
 class RecordedTarget:
-    """Stands for a LanguageModel: writes the one answer that it holds."""
+    """Replaces a LanguageModel: writes the recorded answer."""
 
-    device, context = torch.device("cpu"), ENDLESS
+    device = torch.device("cpu")
+    context = ENDLESS
 
     def __init__(self, vocabulary: int) -> None:
-        self.vocabulary, self.answer = vocabulary, [NOTHING]
+        self.vocabulary = vocabulary
+        self.answer = [NOTHING]
 
     def create_store(self, capacity: int, batch: int = 1) -> _PositionStore:
         return _PositionStore(batch)
 
     def tap(self, layers: tuple[int, ...]) -> None:
-        """Whoever taps finds nothing."""
+        """Do nothing: a recording has no hidden states."""
 
     def prefill(self, store: _PositionStore, prompts: list[Tensor], all_logits: bool = False) -> list[TargetOutput]:
         return [_wrap_tokens(torch.tensor(self.answer[:1])) for _ in prompts]
 
     def forward(self, store: _PositionStore, trees: list[DraftTree]) -> list[TargetOutput]:
-        return [_wrap_tokens(_find_next_tokens(tree, self.answer[at:])) for tree, at in zip(trees, store.lengths, strict=True)]
+        pairs = zip(trees, store.lengths, strict=True)
+        return [_wrap_tokens(_find_next_tokens(tree, self.answer[length:])) for tree, length in pairs]
 
 
 def _wrap_tokens(tokens: Tensor) -> TargetOutput:
@@ -107,17 +110,17 @@ def _wrap_tokens(tokens: Tensor) -> TargetOutput:
 
 
 def _find_next_tokens(tree: DraftTree, left: list[int]) -> Tensor:
-    """(N,): what the recording writes behind each node. left: the rest of the answer, the root's token first."""
+    """Return (N,): the recorded token after each node, or NOTHING. left: the rest of the answer, the root's token first."""
     tokens, parents, depths = tree.tokens.tolist(), tree.parents.tolist(), tree.depths.tolist()
     left = [*left, *[NOTHING] * (tree.depth + 2)]
     follows = [True] * len(tokens)
     for node in range(1, len(tokens)):
         follows[node] = follows[parents[node]] and tokens[node] == left[depths[node]]
-    return torch.tensor([left[depth + 1] if own else NOTHING for depth, own in zip(depths, follows, strict=True)])
+    return torch.tensor([left[depth + 1] if on_path else NOTHING for depth, on_path in zip(depths, follows, strict=True)])
 
 
 class _TokenOnlyDrafter(Drafter):
-    """A drafter that is shown tokens alone."""
+    """A drafter that sees only tokens."""
 
     def __init__(self, drafter: Drafter) -> None:
         self.drafter = drafter
@@ -146,21 +149,20 @@ def _hide_output(out: TargetOutput) -> TargetOutput:
 def replay_answers(
     label: str, drafter: Drafter, answers: Sequence[RecordedAnswer], vocabulary: int = LARGEST
 ) -> list[Generation]:
-    """What the method takes for each answer: steps, drafts and what is accepted; times mean nothing. Raises InputError."""
+    """Return steps, drafts and accepted tokens of the method for each answer; times mean nothing. Raises InputError."""
     target = RecordedTarget(vocabulary)
     try:
         drafter.bind(cast(LanguageModel, target))
-    except AttributeError:  # of the model's weights or config, which it asks for
+    except AttributeError:  # it reads the weights or the config
         raise InputError(f"method {label} cannot be replayed: {TOKENS_ALONE}") from None
     drafter.reset()
-    return [_replay_answer(label, _TokenOnlyDrafter(drafter), target, answer, at) for at, answer in enumerate(answers)]
+    return [_replay_answer(label, _TokenOnlyDrafter(drafter), target, answer, i) for i, answer in enumerate(answers)]
 
 
-def _replay_answer(label: str, drafter: Drafter, target: RecordedTarget, answer: RecordedAnswer, at: int) -> Generation:
+def _replay_answer(label: str, drafter: Drafter, target: RecordedTarget, answer: RecordedAnswer, number: int) -> Generation:
     target.answer = answer.output
-    sampling = Sampling(
-        max_new_tokens=answer.limit, stop_token_ids=answer.stops, seed=at
-    )  # nothing is drawn: it tells answers apart
+    # Nothing is drawn: the seed only tells answers apart.
+    sampling = Sampling(max_new_tokens=answer.limit, stop_token_ids=answer.stops, seed=number)
     try:
         (out,) = generate(cast(LanguageModel, target), drafter, [torch.tensor(answer.prompt)], sampling)
     except Exception as error:
@@ -172,13 +174,13 @@ def _replay_answer(label: str, drafter: Drafter, target: RecordedTarget, answer:
 
 
 def replay_trials(label: str, drafter: Drafter, answers: Sequence[tuple[Trial, RecordedAnswer]]) -> list[Trial]:
-    """The records of a replay: as of a run, with counts and without times."""
+    """Return the records of a replay: those of a run with counts and without times."""
     outs = replay_answers(label, drafter, [answer for _, answer in answers])
     return [_build_trial(label, trial, out) for (trial, _), out in zip(answers, outs, strict=True)]
 
 
-def _build_trial(label: str, of: Trial, out: Generation) -> Trial:
+def _build_trial(label: str, recorded: Trial, out: Generation) -> Trial:
     counts: dict[str, Any] = {"steps": out.steps, "target_forwards": out.steps + 1}
     absent: dict[str, Any] = dict.fromkeys(MEASURED)
     lists = {name: getattr(out, name) for name in PER_STEP}
-    return dataclasses.replace(of, method=label, kind="replayed", order=0, **counts, **lists, **absent)
+    return dataclasses.replace(recorded, method=label, kind="replayed", order=0, **counts, **lists, **absent)

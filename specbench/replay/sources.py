@@ -1,12 +1,12 @@
-"""Answers to replay, from a run directory, from ids that an engine logged, or from Spec-Bench's answer files.
+"""Answers to replay: from a run directory, from ids that an engine logged, or from Spec-Bench's answer files.
 
-Ids are exact. One JSON object a line is one turn: `prompt_ids` and `output_ids` (or `answer_ids`), with the token that ended the
-answer, as vLLM and SGLang log them. It may also have `question_id` (else the line's number), `turn` (0), `task`, `category`,
-`finish_reason` (`eos` or `stop`, `length`; SGLang's object is read too), `stop_id` (where output_ids lacks that token) and
-`max_new_tokens` (else the config's): drafts are cut there, and at its own length where an answer ended for another reason.
+Ids are exact. Each line is a JSON object for one turn: `prompt_ids` and `output_ids` (or `answer_ids`), the token that ended the
+answer included, as vLLM and SGLang log them. Optional: `question_id` (default: the line number), `turn` (0), `task`, `category`,
+`finish_reason` (`eos` or `stop`, `length`; or SGLang's object), `stop_id` (where output_ids lacks that token) and
+`max_new_tokens` (default: the config's). Drafts are cut there, or at the answer's own length if it ended for another reason.
 
-Answer files hold texts: the suite's questions are rendered as the config's target reads them, each turn behind the file's own
-answers, and texts are encoded by its tokenizer. That need not give the ids which the engine wrote.
+Answer files hold texts. The suite's questions are rendered for the config's target, each turn after the file's own answers, and
+the texts are encoded by its tokenizer, which need not give the ids that the engine wrote.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from tasks.question import TASK_OF_CATEGORY, Question
 
 Turn = tuple[Trial, RecordedAnswer]
 OUTPUTS = ("output_ids", "answer_ids")
-STOPPED = ("eos", "stop")  # vLLM, SGLang and OpenAI's interface say stop, also of a string
+STOPPED = ("eos", "stop")  # vLLM, SGLang and OpenAI's interface say stop, also for a stop string
 
 
 @dataclass(frozen=True)
 class Recordings:
-    """Turns in order; config and provenance of the run they make; live: the trials of a run that was recorded."""
+    """Turns in order, config and provenance of their run. live: all trials of a recorded run."""
 
     name: str
     turns: list[Turn]
     config: dict[str, Any]
     provenance: dict[str, Any]
     live: tuple[Trial, ...] = ()
-    tokenizer: PreTrainedTokenizerBase | None = None  # whose ids these are, where that is known
+    tokenizer: PreTrainedTokenizerBase | None = None  # that made the ids, where known
     note: str | None = None  # how far they can be trusted
 
 
 def read_recordings(path: Path, settings: RunSettings) -> Recordings:
-    """Of a folder or file. Raises InputError, of a file with the line."""
+    """Read a run folder, an ids file or an answer file. Raises InputError (file:line)."""
     if path.is_dir():
         return read_run_answers(path)
     if not path.is_file():
@@ -60,7 +60,7 @@ def read_recordings(path: Path, settings: RunSettings) -> Recordings:
 
 
 def read_run_answers(path: Path) -> Recordings:
-    """The answers of autoregressive decoding in a run directory."""
+    """Read autoregressive decoding's answers in a run directory."""
     run = read_run(path)
     limit = (run.config.get("sampling") or {}).get("max_new_tokens")
     if not isinstance(limit, int):
@@ -70,42 +70,43 @@ def read_run_answers(path: Path) -> Recordings:
 
 
 def collect_turns(trials: Iterable[Trial], prompts: Iterable[Prompt], max_new_tokens: int) -> list[Turn]:
-    """The answers of autoregressive decoding in a run, each beside its record. Raises InputError where there is none."""
+    """Return the records and answers of autoregressive decoding. Raises InputError if there is none."""
     ids = {prompt.sha256: prompt.prompt_ids for prompt in prompts}
-    found = []
+    turns = []
     for trial in trials:
         if trial.method == BASELINE and not trial.failed and trial.output_ids and trial.prompt_sha256 in ids:
             limit = len(trial.output_ids) if trial.finish_reason == "capacity" else max_new_tokens
             stops = tuple(trial.output_ids[-1:]) if trial.finish_reason == "eos" else ()
-            found.append((trial, RecordedAnswer(ids[trial.prompt_sha256], trial.output_ids, limit, stops)))
-    if not found:
-        raise InputError(f"no answer of {BASELINE} with its prompt and output ids to be replayed")
-    return found
+            turns.append((trial, RecordedAnswer(ids[trial.prompt_sha256], trial.output_ids, limit, stops)))
+    if not turns:
+        raise InputError(f"no answer of {BASELINE} with its prompt and output ids to replay")
+    return turns
 
 
 def read_ids(path: Path, max_new_tokens: int) -> Recordings:
-    """A line a turn, as the module describes it."""
-    turns = _read_turns(
-        path, JsonLines(path).read_numbered(torn=False), lambda row, number: [_parse_turn(row, number, path.stem, max_new_tokens)]
-    )
+    """Read one turn per line, in the module's format."""
+
+    def parse(row: Mapping[str, Any], number: int) -> list[Turn]:
+        return [_parse_turn(row, number, path.stem, max_new_tokens)]
+
+    turns = _read_turns(path, JsonLines(path).read_numbered(torn=False), parse)
     config = {"target": {"name": path.stem}, "suite": {"name": path.stem}, "sampling": {"max_new_tokens": max_new_tokens}}
     return Recordings(path.stem, turns, config, {"recorded": "ids"})
 
 
-def _parse_turn(row: Mapping[str, Any], number: int, name: str, most: int) -> Turn:
+def _parse_turn(row: Mapping[str, Any], number: int, name: str, max_new_tokens: int) -> Turn:
     output_field = next((field for field in OUTPUTS if field in row), OUTPUTS[0])
     prompt, output = _parse_ids(row, "prompt_ids"), _parse_ids(row, output_field)
     if "stop_id" in row and output[-1] != row["stop_id"]:
         output = [*output, *_parse_ids({"stop_id": [row["stop_id"]]}, "stop_id")]
-    limit = row.get("max_new_tokens", max(most, len(output)))
+    limit = row.get("max_new_tokens", max(max_new_tokens, len(output)))
     if type(limit) is not int or limit < len(output):
-        raise InputError(f"max_new_tokens={limit}: expected a whole number, no less than the {len(output)} ids of {output_field}")
+        raise InputError(f"max_new_tokens={limit}: expected a whole number, at least the {len(output)} ids of {output_field}")
     category = str(row.get("category", row.get("task", name)))
     task = str(row.get("task", TASK_OF_CATEGORY.get(category, category)))
     answer = _build_answer(prompt, output, limit, _was_stopped(row, len(output) < limit))
-    return _build_trial(
-        name, task, category, _parse_question_id(row.get("question_id", number)), _parse_turn_number(row), answer
-    ), answer
+    question = _parse_question_id(row.get("question_id", number))
+    return _build_trial(name, task, category, question, _parse_turn_number(row), answer), answer
 
 
 def _parse_ids(row: Mapping[str, Any], field: str) -> list[int]:
@@ -114,21 +115,21 @@ def _parse_ids(row: Mapping[str, Any], field: str) -> list[int]:
     ids = row[field]
     if not isinstance(ids, list) or not ids:
         raise InputError(f"{field}: expected a list of token ids, at least one")
-    wrong = [one for one in ids if type(one) is not int or not 0 <= one < LARGEST]
+    wrong = [id_ for id_ in ids if type(id_) is not int or not 0 <= id_ < LARGEST]
     if wrong:
-        raise InputError(f"{field}: {wrong[0]!r} is no token id")
+        raise InputError(f"{field}: {wrong[0]!r} is not a token id")
     return ids
 
 
 def _was_stopped(row: Mapping[str, Any], short: bool) -> bool:
-    """Whether a token ended the answer; short: of its limit."""
+    """Return whether a token ended the answer. short: it is shorter than its limit."""
     reason = row.get("finish_reason")
     reason = reason.get("type") if isinstance(reason, dict) else reason
     return short if reason is None else reason in STOPPED
 
 
 def _parse_question_id(value: Any) -> QuestionId:
-    if type(value) not in (int, str):
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise InputError(f"question_id is {value!r}, expected a whole number or a string")
     return value
 
@@ -141,39 +142,42 @@ def _parse_turn_number(row: Mapping[str, Any]) -> int:
 
 
 def _build_answer(prompt: list[int], output: list[int], limit: int, stopped: bool) -> RecordedAnswer:
-    """A last token that also stands before cannot be what ended the answer: that was a string, say, or whoever asked."""
+    """If the last token also occurs earlier it was not the stop token: a stop string or the client ended the answer."""
     if stopped and output[-1] not in output[:-1]:
         return RecordedAnswer(prompt, output, limit, (output[-1],))
     return RecordedAnswer(prompt, output, len(output))
 
 
 def read_answer_file(path: Path, settings: RunSettings) -> Recordings:
-    """Texts of Spec-Bench's format, to the ids of the config's target."""
-    suite, (tokenizer, chat) = instantiate(settings.suite), load_target_tokenizer(settings.target)
-    told = AnswerReader(suite.name, {one.id: one for one in suite.questions()}, tokenizer, chat, settings.sampling.max_new_tokens)
-    turns = _read_turns(path, answers.read_answers(path), told.read_turns)
-    config = {"target": {"name": settings.target.name}, "suite": {"name": suite.name}}
-    counts = told.describe_counts(turns)
-    note = f"texts, encoded by the tokenizer of {settings.target.name}: not always the ids that were written; {counts}"
-    limit = {"sampling": {"max_new_tokens": told.limit}}
-    return Recordings(path.stem, turns, config | limit, {"recorded": note}, tokenizer=tokenizer, note=note)
+    """Read texts in Spec-Bench's format, encoded for the config's target."""
+    suite = instantiate(settings.suite)
+    tokenizer, chat = load_target_tokenizer(settings.target)
+    questions = {question.id: question for question in suite.questions()}
+    reader = AnswerReader(suite.name, questions, tokenizer, chat, settings.sampling.max_new_tokens)
+    turns = _read_turns(path, answers.read_answers(path), reader.read_turns)
+    name = settings.target.name
+    config = {"target": {"name": name}, "suite": {"name": suite.name}, "sampling": {"max_new_tokens": reader.limit}}
+    counts = reader.describe_counts(turns)
+    note = f"texts, encoded by the tokenizer of {name}: not always the ids that were written; {counts}"
+    return Recordings(path.stem, turns, config, {"recorded": note}, tokenizer=tokenizer, note=note)
 
 
 class AnswerReader:
-    """Reads rows of an answer file: what was asked, and how a target writes it."""
+    """Turns rows of an answer file into prompts and answers of a target."""
 
     def __init__(
         self, suite: str, questions: Mapping[str, Question], tokenizer: PreTrainedTokenizerBase, chat: str, limit: int
     ) -> None:
-        self.suite, self.questions, self.tokenizer, self.chat, self.limit = suite, questions, tokenizer, chat, limit
-        self.counts: list[int] = []  # of new tokens, as the file has them
+        self.suite, self.questions = suite, questions
+        self.tokenizer, self.chat, self.limit = tokenizer, chat, limit
+        self.counts: list[int] = []  # new tokens, as the file counts them
 
     def read_turns(self, row: Mapping[str, Any], number: int) -> Iterator[Turn]:
         question, choice = self._find_question(row), row["choices"][0]
-        said: list[tuple[str, str | None]] = []
+        earlier: list[tuple[str, str | None]] = []
         for turn, (text, count) in enumerate(zip(choice["turns"], choice["new_tokens"], strict=True)):
-            prompt = render_prompt(self.chat, [*said, (question.turns[turn], None)], self.tokenizer)
-            said.append((question.turns[turn], text))
+            prompt = render_prompt(self.chat, [*earlier, (question.turns[turn], None)], self.tokenizer)
+            earlier.append((question.turns[turn], text))
             output = self._encode_output(text, ended=count < self.limit)
             if text != answers.FAILED and output:
                 self.counts.append(count)
@@ -197,30 +201,30 @@ class AnswerReader:
 
     def describe_counts(self, turns: list[Turn]) -> str:
         same = sum(len(answer.output) == count for (_, answer), count in zip(turns, self.counts, strict=True))
-        return f"{same} of {len(turns)} turns have as many as the file counts"
+        return f"{same} of {len(turns)} turns have as many ids as the file counts"
 
 
 def _read_turns(
-    path: Path, rows: Iterable[tuple[int, dict[str, Any]]], turns_of: Callable[[dict[str, Any], int], Iterable[Turn]]
+    path: Path, rows: Iterable[tuple[int, dict[str, Any]]], parse: Callable[[dict[str, Any], int], Iterable[Turn]]
 ) -> list[Turn]:
-    """Of all rows. Raises InputError with the line, also for a turn that is there twice."""
-    found: dict[tuple[QuestionId, int], Turn] = {}
+    """Parse all rows. Raises InputError (file:line), also for a turn that comes twice."""
+    turns: dict[tuple[QuestionId, int], Turn] = {}
     for number, row in rows:
         try:
-            for trial, answer in turns_of(row, number):
-                if (trial.question_id, trial.turn) in found:
-                    raise InputError(f"turn {trial.turn} of question {trial.question_id} is there already")
-                found[trial.question_id, trial.turn] = trial, answer
+            for trial, answer in parse(row, number):
+                if (trial.question_id, trial.turn) in turns:
+                    raise InputError(f"turn {trial.turn} of question {trial.question_id} already exists")
+                turns[trial.question_id, trial.turn] = trial, answer
         except InputError as error:
             raise InputError(f"{path}:{number}: {error}") from None
-    if not found:
+    if not turns:
         raise InputError(f"{path}: holds no answer")
-    return list(found.values())
+    return list(turns.values())
 
 
 def _build_trial(name: str, task: str, category: str, question: QuestionId, turn: int, answer: RecordedAnswer) -> Trial:
-    """The record of a turn of which nothing but ids is known."""
-    told = import_trial(
+    """Build the record of a turn of which only ids are known."""
+    trial = import_trial(
         run_id=name,
         suite=name,
         task=task,
@@ -233,4 +237,4 @@ def _build_trial(name: str, task: str, category: str, question: QuestionId, turn
         output_sha256=hash_ids(answer.output),
     )
     prompt_sha256 = hash_ids(answer.prompt)
-    return replace(told, prompt_tokens=len(answer.prompt), prompt_sha256=prompt_sha256, output_ids=answer.output)
+    return replace(trial, prompt_tokens=len(answer.prompt), prompt_sha256=prompt_sha256, output_ids=answer.output)

@@ -1,1 +1,1 @@
-"""Trains drafters for any target: lessons from its own answers, one loop for every method, the authors' layouts as output."""
+"""Trains drafters for any target on its own answers, in one loop for every method, and writes the authors' layouts."""

@@ -1,4 +1,4 @@
-"""How fast a skip set is: calibration prompts decoded with it and, prompt by prompt beside it, autoregressively."""
+"""The speed of a skip set: each calibration prompt is decoded with it and, next to that, autoregressively."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,9 +17,9 @@ from specbench.drafters.skipping_drafter import SkippingDrafter
 
 @dataclass(frozen=True)
 class SkipSetTiming:
-    """A skip set's sums over the prompts. kept: share of the target's parameters left for drafting; seconds include prefill.
+    """A skip set's sums over the prompts. kept: share of the target's parameters used for drafting; seconds include prefill.
 
-    tokens_per_second, the objective: `rate`, with the drift of the machine since the search began divided out.
+    tokens_per_second, the objective: `rate` with the machine's drift since the search began divided out.
     """
 
     skipped: SkipSet
@@ -48,29 +48,30 @@ class SkipSetTiming:
         return self.rate / self.baseline_rate
 
     def to_row(self) -> dict[str, Any]:
-        """What a journal of JSON can keep of what was measured."""
+        """Return the measured values, for a journal of JSON."""
         return {name: value for name, value in asdict(self).items() if name not in ("number", "tokens_per_second")}
 
     @staticmethod
-    def from_row(plain: Mapping[str, Any], number: int, tokens_per_second: float) -> "SkipSetTiming":
-        skipped = SkipSet(*(tuple(plain["skipped"][name]) for name in ("attention", "mlp")))
-        return SkipSetTiming(**{**plain, "skipped": skipped}, number=number, tokens_per_second=tokens_per_second)
+    def from_row(row: Mapping[str, Any], number: int, tokens_per_second: float) -> "SkipSetTiming":
+        skipped = SkipSet(*(tuple(row["skipped"][name]) for name in ("attention", "mlp")))
+        return SkipSetTiming(**{**row, "skipped": skipped}, number=number, tokens_per_second=tokens_per_second)
 
 
 class Calibration:
-    """Decodes the prompts, (T,) each, with any skip set."""
+    """Times skip sets on the prompts, (T,) each."""
 
     def __init__(
         self, target: LanguageModel, method: SkippingDrafter, prompts: Sequence[torch.Tensor], sampling: Sampling
     ) -> None:
-        self.target, self.method, self.prompts, self.sampling = target, method, prompts, sampling
+        self.target, self.method = target, method
+        self.prompts, self.sampling = prompts, sampling
         self.baseline = Autoregressive()
         self.baseline.bind(target)
         self.store = target.create_store(max(map(len, prompts)) + sampling.max_new_tokens)
         self._decode_both(max(prompts, key=len))  # warm-up
 
     def __call__(self, skipped: SkipSet) -> SkipSetTiming:
-        """Both sides of a prompt stand next to each other in time, so that a slower minute slows both."""
+        """Time the skip set; both decodings of a prompt follow each other, so that a slow minute slows both."""
         self.method.skip(skipped)
         self.method.reset()
         slow, fast = zip(*map(self._decode_both, self.prompts), strict=True)
@@ -83,16 +84,16 @@ class Calibration:
         return generate(self.target, drafter, [prompt], self.sampling, self.store)[0]
 
     def _compute_kept(self) -> float:
-        left, whole = (sum(p.numel() for p in one.model.parameters()) for one in (self.method.model, self.target))
-        return left / whole
+        kept, total = (sum(p.numel() for p in owner.model.parameters()) for owner in (self.method.model, self.target))
+        return float(kept / total)
 
 
 def _sum_outputs(outs: Sequence[Generation]) -> tuple[int, float]:
-    """New tokens, seconds."""
+    """Return new tokens and seconds."""
     return sum(len(out.output_ids) for out in outs), sum(out.prefill_s + out.decode_s for out in outs)
 
 
 def _count_tokens(outs: Sequence[Generation]) -> tuple[int, int, int, int]:
-    """Drafted, accepted and committed tokens, steps."""
+    """Return drafted, accepted and committed tokens, and steps."""
     drafted, accepted, committed = (sum(sum(getattr(out, name)) for out in outs) for name in ("drafted", "accepted", "committed"))
     return drafted, accepted, committed, sum(out.steps for out in outs)

@@ -1,4 +1,4 @@
-"""What every card of something learned says: which questions, which versions."""
+"""Lines of every training card: the questions and the versions."""
 
 import torch
 
@@ -8,7 +8,6 @@ from specbench.setup.settings import TrainSettings
 
 
 def describe_questions(settings: TrainSettings) -> str:
-    """Whose questions."""
     return f"the questions of {locate_class(settings.suite).__name__}, {settings.suite.get('split', 'no')} split"
 
 

@@ -1,4 +1,4 @@
-"""Loss and accuracy of a training over its steps, as a picture."""
+"""A figure of a training's loss and accuracy over its steps."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 
 def plot_curves(log: Path, picture: Path) -> None:
-    """Left: the loss on training and held-out answers. Right: the share of right guesses on held-out answers, by depth."""
+    """Plot on the left the loss on training and held-out answers, on the right the held-out accuracy by depth."""
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -18,6 +18,6 @@ def plot_curves(log: Path, picture: Path) -> None:
     losses.legend()
     for depth in range(len(rows[-1]["held_out_right"])):
         shares.plot(steps, [100 * row["held_out_right"][depth] for row in rows], label=f"depth {depth + 1}")
-    shares.set(xlabel="step", ylabel="best guess right, held out, %")
+    shares.set(xlabel="step", ylabel="held-out accuracy, %")
     shares.legend()
     figure.savefig(picture, dpi=120)

@@ -1,19 +1,20 @@
-"""Muon: momentum whose matrix updates are orthogonalised by Newton-Schulz (Jordan et al. 2024), in float32.
+"""Muon: momentum with matrix updates orthogonalised by Newton-Schulz (Jordan et al. 2024), in float32.
 
-torch.optim.Muon does this in bfloat16, six times slower on a CPU without bfloat16 units; here matrices of one shape go together.
+torch.optim.Muon works in bfloat16, six times slower on a CPU without bfloat16 units. Here matrices of one shape are batched.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
-    """(M, R, C) -> (M, R, C) with singular values pushed towards one (quintic iteration, coefficients of the paper)."""
+    """Return matrices (M, R, C) with singular values pushed towards one (quintic iteration, the paper's coefficients)."""
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
+    x: Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
@@ -22,7 +23,7 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For the two-dimensional weights inside the layers; everything else goes to AdamW."""
+    """Optimises the matrices inside the layers; all other parameters go to AdamW."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -36,7 +37,7 @@ class Muon(torch.optim.Optimizer):
             for same in by_shape.values():
                 self._update(same, group)
 
-    def _update(self, params: list[Tensor], group: dict) -> None:
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         lookahead = [self._apply_momentum(p, group["momentum"]) for p in params]
         updates = orthogonalised(torch.stack(lookahead))
         rows, columns = params[0].shape

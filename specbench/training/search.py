@@ -32,7 +32,7 @@ from specbench.training.search_report import format_card, format_trials, plot_tr
 from specbench.watch import Watch
 
 JOURNAL, TABLE = "journal.log", "trials.csv"
-AT_RANDOM = 8  # trials before the Gaussian process takes over, the starting points among them
+AT_RANDOM = 8  # trials before the Gaussian process takes over, starting points included
 SETTINGS: tuple[str, ...] = ("search.trials", "search.prompts", "search.max_new_tokens")
 DONE = "searched for"
 Measure = Callable[[SkipSet], SkipSetTiming]
@@ -40,7 +40,7 @@ Measure = Callable[[SkipSet], SkipSetTiming]
 
 def check(settings: TrainSettings, drafter: type[Any]) -> None:
     if PartialState().num_processes > 1:
-        raise InputError("a skip set is searched for by one process: several would share the machine that is timed")
+        raise InputError("a skip set is searched for by a single process: several would share the machine that is timed")
     check_shape([label for label in settings.method if label != BASELINE], settings.target.shape, settings.target.sizes)
 
 
@@ -53,79 +53,74 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
 def _search(settings: TrainSettings, label: str, out: Path, watch: Watch) -> None:
     target = load_target(settings.target)
     prompts = select_prompts(settings, target)
-    method = instantiate({**settings.method[label], "checkpoint": RANDOM})  # until the first trial brings its own
+    method = instantiate({**settings.method[label], "checkpoint": RANDOM})  # until the first trial sets its own
     method.bind(target.model)
     sampling = Sampling(max_new_tokens=settings.search.max_new_tokens, stop_token_ids=target.model.eos_ids)
     calibration = Calibration(target.model, method, prompts, sampling)
     search = Search(out, count_layers(target.model), settings.seed)
     if not search.run_trials(settings.search.trials, calibration, watch) and (out / FILE).is_file():
-        return  # all was there; its card says who timed it
-    found, best = search.found, search.best
-    write_skip_set(found[best].skipped, out)
-    plot_trials(found, best, search.layers, out / "curves.png")
-    about = f"{len(prompts)} prompts, the first {sampling.max_new_tokens} tokens of each answer"
-    made = f"optuna {version('optuna')}'s Gaussian-process sampler, seed {settings.seed}"
-    (out / "README.md").write_text(format_card(settings, label, target, found, best, about, made), encoding="utf-8")
+        return  # finished earlier; its card stays
+    timings, best = search.timings, search.best
+    write_skip_set(timings[best].skipped, out)
+    plot_trials(timings, best, search.layers, out / "curves.png")
+    calibrated = f"{len(prompts)} prompts, the first {sampling.max_new_tokens} tokens of each answer"
+    sampler = f"optuna {version('optuna')}'s Gaussian-process sampler, seed {settings.seed}"
+    card = format_card(settings, label, target, timings, best, calibrated, sampler)
+    (out / "README.md").write_text(card, encoding="utf-8")
 
 
 def select_prompts(settings: TrainSettings, target: Target) -> list[torch.Tensor]:
-    """First turns, (T,) each. Raises InputError for one that does not fit the context."""
-    made = [
-        target.render_first_prompt(question)
-        for question in select_questions(settings, instantiate(settings.suite), settings.search.prompts)
-    ]
-    longest = max(map(len, made))
+    """Return the first turns as (T,) ids. Raises InputError if one does not fit the context."""
+    questions = select_questions(settings, instantiate(settings.suite), settings.search.prompts)
+    prompts = [target.render_first_prompt(question) for question in questions]
+    longest = max(map(len, prompts))
     if longest >= target.model.context:
         raise InputError(f"a prompt of {longest} tokens does not fit the context of {target.name}, {target.model.context}")
-    return [torch.tensor(ids, device=target.model.device) for ids in made]
+    return [torch.tensor(ids, device=target.model.device) for ids in prompts]
 
 
 def propose_starts(layers: int) -> list[SkipSet]:
-    """Two guesses to begin with: every second attention, which costs least quality as a rule, and every second layer."""
+    """Return two starting points: every second attention, which usually costs the least quality, and every second layer."""
     second = tuple(range(1, layers, 2))
     return [SkipSet(second, ()), SkipSet(second, second)]
 
 
 class Search:
-    """Trials in `out`: optuna's journal, from which a killed search goes on, and a table of them."""
+    """Trials in `out`: optuna's journal, from which a killed search resumes, and a table of them."""
 
     def __init__(self, out: Path, layers: int, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.out, self.layers, self.seed = out, layers, seed
         storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
         self.study = optuna.create_study(storage=storage, study_name="skip", direction="maximize", load_if_exists=True)
-        for broken in self._list_trials(TrialState.RUNNING):  # by a kill
-            self.study.tell(broken.number, state=TrialState.FAIL)
+        for trial in self._list_trials(TrialState.RUNNING):  # interrupted by a kill
+            self.study.tell(trial.number, state=TrialState.FAIL)
 
     def run_trials(self, trials: int, measure: Measure, watch: Watch) -> int:
-        """How many trials were still to be made."""
-        before = len(self._list_trials(TrialState.COMPLETE, TrialState.PRUNED))
-        while (done := len(self._list_trials(TrialState.COMPLETE, TrialState.PRUNED))) < trials:
-            self._run_trial(done, measure)
-            write_atomic(self.out / TABLE, format_trials(self.found))
-            watch(self._format_progress(), done + 1, trials, {})
-        return trials - before
+        """Run the missing trials of `trials`; return how many there were."""
+        done = len(self._list_trials(TrialState.COMPLETE, TrialState.PRUNED))
+        for number in range(done, trials):
+            self._run_trial(number, measure)
+            write_atomic(self.out / TABLE, format_trials(self.timings))
+            watch(self._format_progress(), number + 1, trials, {})
+        return trials - done
 
     def _run_trial(self, number: int, measure: Measure) -> None:
-        """What it tries follows from the seed, its number and the results so far: a resumed search goes on alike."""
+        """Run one trial, fixed by the seed, its number and the results so far: a resumed search takes the same trials."""
         self.study.sampler = GPSampler(seed=self.seed + number, n_startup_trials=AT_RANDOM)
         points = propose_starts(self.layers)
         if number < len(points) and not self._list_trials(TrialState.WAITING):
             self.study.enqueue_trial(dict(zip(self._list_names(), points[number].to_switches(self.layers), strict=True)))
         trial = self.study.ask()
         skipped = SkipSet.of([trial.suggest_categorical(name, [False, True]) for name in self._list_names()])
-        if describe_misfit(skipped, self.layers):  # nothing left
+        if describe_misfit(skipped, self.layers):  # skips every sublayer
             self.study.tell(trial, state=TrialState.PRUNED)
             return
-        found = measure(skipped)
-        for name, value in found.to_row().items():
+        timing = measure(skipped)
+        for name, value in timing.to_row().items():
             trial.set_user_attr(name, value)
-        self.study.tell(trial, found.rate * self._get_initial_rate(found) / found.baseline_rate)
-
-    def _get_initial_rate(self, found: SkipSetTiming) -> float:
-        """Autoregressive decoding's tokens per second when the search began: the machine's drift since then is divided out."""
-        first = next(iter(self._list_trials(TrialState.COMPLETE)), None)
-        return found.baseline_rate if first is None else SkipSetTiming.from_row(first.user_attrs, first.number, 0.0).baseline_rate
+        first = self.timings[0] if self.timings else timing
+        self.study.tell(trial, timing.rate * first.baseline_rate / timing.baseline_rate)  # without the drift since the first
 
     def _list_names(self) -> list[str]:
         return [f"{kind} {layer}" for kind in ("attention", "mlp") for layer in range(self.layers)]
@@ -134,19 +129,19 @@ class Search:
         return self.study.get_trials(deepcopy=False, states=states)
 
     @property
-    def found(self) -> list[SkipSetTiming]:
-        return [
-            SkipSetTiming.from_row(one.user_attrs, one.number, one.value or 0.0) for one in self._list_trials(TrialState.COMPLETE)
-        ]
+    def timings(self) -> list[SkipSetTiming]:
+        """The completed trials' timings."""
+        trials = self._list_trials(TrialState.COMPLETE)
+        return [SkipSetTiming.from_row(trial.user_attrs, trial.number, trial.value or 0.0) for trial in trials]
 
     @property
     def best(self) -> int:
-        """Its place in `found`."""
-        found = self.found
-        return max(range(len(found)), key=lambda place: found[place].tokens_per_second)
+        """The index of the fastest skip set in `timings`."""
+        rates = [timing.tokens_per_second for timing in self.timings]
+        return rates.index(max(rates))
 
     def _format_progress(self) -> str:
-        if not self.found:
+        if not self.timings:
             return "searching"
-        best = self.found[self.best]
+        best = self.timings[self.best]
         return f"searching · best so far {best.tokens_per_second:.1f} tokens/s, {best.speedup:.2f}×"

@@ -1,8 +1,9 @@
-"""What a search for a skip set leaves to read: a table of its trials, a plot and a card."""
+"""The report of a search for a skip set: a table of its trials, a plot and a card."""
 
 import csv
 import io
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -21,42 +22,40 @@ COLUMNS = (
 SHOWN = ("draft_tokens", "threshold", "adaptive", "target_acceptance", "carry")
 
 
-def format_trials(found: Sequence[SkipSetTiming]) -> str:
-    """CSV, a line per trial; layer numbers are separated by spaces."""
+def format_trials(timings: Sequence[SkipSetTiming]) -> str:
+    """Return CSV, one line per trial; layer numbers are separated by spaces."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(_build_row(one) for one in found)
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *map(_build_row, timings)])
     return text.getvalue()
 
 
-def _build_row(one: SkipSetTiming) -> list[object]:
-    rates = (one.tokens_per_second, one.rate, one.baseline_rate)
-    shares = (one.speedup, _acceptance(one), _mean_accepted(one), one.kept)
-    layers = (" ".join(map(str, of)) for of in (one.skipped.attention, one.skipped.mlp))
-    return [one.number, *(f"{rate:.2f}" for rate in rates), *(f"{share:.4f}" for share in shares), *layers]
+def _build_row(timing: SkipSetTiming) -> list[object]:
+    rates = (timing.tokens_per_second, timing.rate, timing.baseline_rate)
+    shares = (timing.speedup, _acceptance(timing), _mean_accepted(timing), timing.kept)
+    layers = (" ".join(map(str, numbers)) for numbers in (timing.skipped.attention, timing.skipped.mlp))
+    return [timing.number, *(f"{rate:.2f}" for rate in rates), *(f"{share:.4f}" for share in shares), *layers]
 
 
-def _acceptance(one: SkipSetTiming) -> float:
-    return one.accepted / max(1, one.drafted)
+def _acceptance(timing: SkipSetTiming) -> float:
+    return timing.accepted / max(1, timing.drafted)
 
 
-def _mean_accepted(one: SkipSetTiming) -> float:
+def _mean_accepted(timing: SkipSetTiming) -> float:
     """Tokens per step, recovered and bonus tokens included."""
-    return one.committed / max(1, one.steps)
+    return timing.committed / max(1, timing.steps)
 
 
-def plot_trials(found: Sequence[SkipSetTiming], best: int, layers: int, picture: Path) -> None:
-    """Left: tokens per second, trial by trial, and the best so far. Right: which sublayers the best set skips."""
+def plot_trials(timings: Sequence[SkipSetTiming], best: int, layers: int, picture: Path) -> None:
+    """Plot on the left tokens per second by trial and the best so far, on the right what the best set skips."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     speeds, grid = figure.subplots(1, 2)
-    numbers, rates = [one.number for one in found], [one.tokens_per_second for one in found]
+    numbers, rates = [timing.number for timing in timings], [timing.tokens_per_second for timing in timings]
     speeds.plot(numbers, rates, "o", alpha=0.5, label="trial")
-    speeds.step(numbers, [max(rates[: place + 1]) for place in range(len(rates))], where="post", label="best so far")
-    speeds.axhline(found[0].baseline_rate, color="black", linestyle="--", label="autoregressive")
+    speeds.step(numbers, list(accumulate(rates, max)), where="post", label="best so far")
+    speeds.axhline(timings[0].baseline_rate, color="black", linestyle="--", label="autoregressive")
     speeds.set(xlabel="trial", ylabel="tokens per second", ylim=(0, None))
     speeds.legend(loc="lower right")
-    _plot_skip_set(grid, found[best].skipped, layers)
+    _plot_skip_set(grid, timings[best].skipped, layers)
     figure.savefig(picture, dpi=120)
 
 
@@ -64,38 +63,43 @@ def _plot_skip_set(grid: Axes, skipped: SkipSet, layers: int) -> None:
     switches = skipped.to_switches(layers)
     grid.imshow([switches[:layers], switches[layers:]], cmap="Greys", vmin=0, vmax=1.3, aspect="auto")
     grid.set(yticks=[0, 1], yticklabels=["attention", "MLP"], xlabel="layer", title="dark: skipped by the best set")
-    grid.set_xticks([at - 0.5 for at in range(layers)], minor=True)
+    grid.set_xticks([layer - 0.5 for layer in range(layers)], minor=True)
     grid.set_yticks([0.5], minor=True)
     grid.grid(which="minor", color="lightgrey", linewidth=1)
 
 
 def format_card(
-    settings: TrainSettings, label: str, target: Target, found: Sequence[SkipSetTiming], best: int, about: str, made: str
+    settings: TrainSettings,
+    label: str,
+    target: Target,
+    timings: Sequence[SkipSetTiming],
+    best: int,
+    prompts: str,
+    sampler: str,
 ) -> str:
-    top = found[best]
+    top = timings[best]
     method = settings.method[label]
-    minutes = sum(one.seconds + one.baseline_seconds for one in found) / 60
-    skipped = [", ".join(map(str, of)) or "none" for of in (top.skipped.attention, top.skipped.mlp)]
+    minutes = sum(timing.seconds + timing.baseline_seconds for timing in timings) / 60
+    skipped = [", ".join(map(str, numbers)) or "none" for numbers in (top.skipped.attention, top.skipped.mlp)]
     shape = f", shape {settings.target.shape}" if settings.target.shape else ""
     return "\n".join(
         [
             f"# {label} for {target.name}{shape}",
             "",
-            f"Found by `specbench train`: {len(found)} skip sets timed, {minutes:.1f} minutes of decoding; {made}.",
-            f"Calibration: {about}, {describe_questions(settings)}; {target.model.dtype_name} on {target.model.device.type}.",
+            f"Found by `specbench train`: {len(timings)} skip sets timed, {minutes:.1f} minutes of decoding; {sampler}.",
+            f"Calibration: {prompts}, {describe_questions(settings)}; {target.model.dtype_name} on {target.model.device.type}.",
             f"Drafting: {', '.join(f'{name} {method[name]}' for name in SHOWN)}.",
             describe_versions(target.model.device),
             "",
             f"The best set (trial {top.number}) skips attention of layers {skipped[0]} and MLPs of layers {skipped[1]}:",
             "",
-            "| parameters kept | acceptance rate | mean accepted tokens | tokens/s | autoregressive, beside it | speedup |",
+            "| parameters kept | acceptance rate | mean accepted tokens | tokens/s | autoregressive tokens/s | speedup |",
             "|---:|---:|---:|---:|---:|---:|",
             f"| {top.kept:.1%} | {_acceptance(top):.1%} | {_mean_accepted(top):.2f} | {top.rate:.1f} | "
             f"{top.baseline_rate:.1f} | {top.speedup:.2f} |",
             "",
-            "What was maximised: new tokens of all prompts over seconds, prefill included, times the rate of autoregressive",
-            "decoding of the same prompts when the search began over its rate beside the trial: the machine's drift is out.",
-            "The best of many noisy measurements flatters itself: `specbench run` on other questions tells the speedup.",
+            "The search maximised new tokens per second over all prompts, prefill included, the machine's drift divided out.",
+            "The best of many noisy measurements is biased upwards: measure its speedup by `specbench run` on other questions.",
             "",
             "[Trials](trials.csv), [plot](curves.png).",
             "",

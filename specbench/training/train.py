@@ -1,4 +1,4 @@
-"""`specbench train`: from a config to what a drafter needs for its target, and a card of how it was made."""
+"""`specbench train`: from settings to a drafter's checkpoint for its target, and a card of how it was made."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -21,11 +21,11 @@ from specbench.training import search, weights
 from specbench.watch import Watch
 
 CONFIG = "train.yaml"
-WAITING = timedelta(days=7)  # at most, while the first process lets the target answer and the others wait
+WAITING = timedelta(days=7)  # longest wait of the other processes while the first one generates answers
 
 
 class TrainingMode(Protocol):
-    """How something is learned: a module. SETTINGS of conf/train.yaml are for it alone; DONE is a participle."""
+    """A way of training, implemented by a module. SETTINGS: its own settings of conf/train.yaml; DONE: its participle."""
 
     SETTINGS: tuple[str, ...]
     DONE: str
@@ -34,32 +34,28 @@ class TrainingMode(Protocol):
         """Raises InputError for settings that do not fit the drafter."""
 
     def make(self, settings: TrainSettings, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
-        """Leaves in `out` what the drafter reads as its checkpoint, and goes on with what lies there."""
+        """Write the drafter's checkpoint into `out`; resume from what `out` holds."""
 
 
-MODES: dict[type[Drafter], TrainingMode] = {
-    NetworkDrafter: weights,
-    SkippingDrafter: search,
-}  # what a drafter of each kind learns
+MODES: dict[type[Drafter], TrainingMode] = {NetworkDrafter: weights, SkippingDrafter: search}
 
 
 def train(settings: TrainSettings, watch: Watch) -> Path:
-    """The folder of the checkpoint. Raises InputError.
+    """Return the folder of the checkpoint. Raises InputError.
 
-    Of several processes (torchrun, accelerate launch) the first one writes and watches.
+    Of several processes (torchrun, accelerate launch) the first one writes and reports progress.
     """
     label = _choose_method(settings)
-    drafter, way = _check_config(settings, label)
+    drafter, mode = _check_config(settings, label)
     processes = PartialState(cpu=pick_device(settings.target.device).type == "cpu", timeout=WAITING)
     with processes.main_process_first():
         out = _prepare_folder(settings, label)
-    seen = watch if processes.is_main_process else lambda *_: None
-    way.make(settings, label, drafter, out, seen)
+    mode.make(settings, label, drafter, out, watch if processes.is_main_process else lambda *_: None)
     return out
 
 
 def _choose_method(settings: TrainSettings) -> str:
-    """Raises InputError for several methods."""
+    """Return the method to train. Raises InputError unless there is exactly one."""
     labels = [label for label in settings.method if label != BASELINE]
     if len(labels) != 1:
         raise InputError(f"method={labels}: expected one, such as method=eagle3")
@@ -70,31 +66,31 @@ def _check_config(settings: TrainSettings, label: str) -> tuple[type[Any], Train
     check_node(settings.method[label], f"method.{label}")
     check_node(settings.suite, "suite")
     drafter: type[Any] = locate_class(settings.method[label])
-    way = next((way for kind, way in MODES.items() if issubclass(drafter, kind)), None)
-    if way is None:
-        raise InputError(f"method={label}: has no weights of its own to train, and no skip set to search")
-    _check_unused_settings(settings, label, way)
-    way.check(settings, drafter)
-    return drafter, way
+    mode = next((mode for kind, mode in MODES.items() if issubclass(drafter, kind)), None)
+    if mode is None:
+        raise InputError(f"method={label}: has neither weights to train nor a skip set to search for")
+    _check_unused_settings(settings, label, mode)
+    mode.check(settings, drafter)
+    return drafter, mode
 
 
-def _check_unused_settings(settings: TrainSettings, label: str, way: TrainingMode) -> None:
-    """Raises InputError for a setting of another way of learning that was given: it would mean nothing."""
-    for name in (name for other in MODES.values() if other is not way for name in other.SETTINGS):
+def _check_unused_settings(settings: TrainSettings, label: str, mode: TrainingMode) -> None:
+    """Raises InputError if a setting of another mode was given: it would have no effect."""
+    for name in (name for other in MODES.values() if other is not mode for name in other.SETTINGS):
         if name in settings.changed:
-            given = look_up(settings.plain, name)
-            raise InputError(f"{name}={given}: {label} is {way.DONE}, with {', '.join(way.SETTINGS)} alone")
+            value = look_up(settings.plain, name)
+            raise InputError(f"{name}={value}: {label} is {mode.DONE}; expected only {', '.join(mode.SETTINGS)}")
 
 
 def _prepare_folder(settings: TrainSettings, label: str) -> Path:
-    """`out`, with the config beside what will lie there. Raises InputError for a folder of another training."""
+    """Create or reopen `out` and write the config into it. Raises InputError for a folder of another training."""
     out = Path(settings.out or f"results/train-{settings.target.name}-{label}").expanduser()
-    there = out / CONFIG
+    config = out / CONFIG
     begun = out.exists() and any(path.name != CONFIG for path in out.iterdir())
-    if begun and there.is_file() and translate_targets(yaml.safe_load(there.read_text(encoding="utf-8"))) != settings.recorded:
-        raise InputError(f"out={out}: holds a training of another config ({CONFIG}); choose another folder")
-    if begun and not there.is_file():
+    if begun and not config.is_file():
         raise InputError(f"out={out}: expected a training's folder, an empty one or a new one")
+    if begun and translate_targets(yaml.safe_load(config.read_text(encoding="utf-8"))) != settings.recorded:
+        raise InputError(f"out={out}: holds a training of another config ({CONFIG}); choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    there.write_text(yaml.safe_dump(settings.recorded, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    config.write_text(yaml.safe_dump(settings.recorded, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return out

@@ -1,4 +1,4 @@
-"""One training loop for every drafter: lessons through the target, AdamW, accelerate for precision and devices, resume."""
+"""One resumable training loop for every drafter; accelerate handles precision and devices."""
 
 import json
 import math
@@ -21,6 +21,7 @@ from specbench.drafters.lesson import Lesson
 from specbench.drafters.network import DraftNetwork
 from specbench.errors import InputError
 from specbench.models.texts import Text
+from specbench.records.files import write_atomic
 from specbench.training.muon import Muon
 
 WARM_UP = 0.05  # of all steps
@@ -30,7 +31,7 @@ STATE, LOG = "state", "training_log.jsonl"
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long, how fast. batch_tokens: of one forward; accumulate: forwards to a step; rate: AdamW's peak; muon: Muon's."""
+    """batch_tokens: tokens per forward; accumulate: forwards per step; rate, muon: peak rates of AdamW and of Muon."""
 
     epochs: float
     batch_tokens: int
@@ -43,22 +44,22 @@ class TrainingPlan:
 
 
 class _LossModule(nn.Module):
-    """The loss as a forward, so that gradients of several devices meet in it."""
+    """The loss as a forward, so that accelerate synchronises gradients across devices."""
 
     def __init__(self, network: DraftNetwork) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        found = self.network.compute_loss(lesson)
-        return found.loss, torch.stack(found.right)
+        result = self.network.compute_loss(lesson)
+        return result.loss, torch.stack(result.right)
 
 
 class Batches:
-    """Batches of texts of like length, about `tokens` tokens each with their padding, in another order each epoch."""
+    """Batches of texts of similar length, of about `tokens` tokens with padding, shuffled every epoch."""
 
     def __init__(self, texts: list[Text], tokens: int, longest: int) -> None:
-        fitting = [text for text in texts if len(text.prompt_ids) + len(text.answer_ids) <= longest and len(text.answer_ids) > 1]
+        fitting = [text for text in texts if _count_tokens(text) <= longest and len(text.answer_ids) > 1]
         fitting.sort(key=_count_tokens)
         if not fitting:
             raise InputError(f"no answer of two tokens or more in a conversation of at most {longest}")
@@ -72,7 +73,7 @@ class Batches:
         return len(self.batches)
 
     def get_batch(self, place: int, seed: int) -> list[Text]:
-        """The batch at a place of the order that the seed gives."""
+        """Return batch number `place` in the seed's order."""
         return self.batches[_shuffle(len(self), seed)[place]]
 
 
@@ -86,40 +87,42 @@ def _count_tokens(text: Text) -> int:
 
 
 def build_lesson(texts: list[Text], target: LanguageModel, taps: tuple[int, ...]) -> Lesson:
-    """The target reads the texts. `taps` are the network's; the final norm's output comes on top."""
+    """Run the target over the texts. taps: the network's; the final norm's output is added to them."""
     ids = [text.prompt_ids + text.answer_ids for text in texts]
     width = max(map(len, ids))
     padded = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=target.device)
-    wanted = torch.zeros_like(padded, dtype=torch.bool)
+    answers = torch.zeros_like(padded, dtype=torch.bool)
     for row, text in enumerate(texts):
-        wanted[row, len(text.prompt_ids) : len(ids[row])] = True
+        answers[row, len(text.prompt_ids) : len(ids[row])] = True
     last = target.config.num_hidden_layers
     target.tap((*taps, last))
     states = target.read_hidden(padded)
     hidden = target.config.hidden_size
-    return Lesson(padded, wanted, states[..., :-hidden].float(), states[..., -hidden:], target.head)
+    return Lesson(padded, answers, states[..., :-hidden].float(), states[..., -hidden:], target.head)
 
 
 class Trainer:
-    """Trains a network in `out`, where its log lies, and its state, from which it goes on."""
+    """Trains a network; `out` holds its log and the state from which training resumes."""
 
     def __init__(self, network: DraftNetwork, target: LanguageModel, plan: TrainingPlan, out: Path) -> None:
-        self.network, self.target, self.plan, self.out = network, target, plan, out
+        self.network, self.target = network, target
+        self.plan, self.out = plan, out
         self.accelerator = Accelerator(
             mixed_precision=plan.precision, gradient_accumulation_steps=plan.accumulate, cpu=target.device.type == "cpu"
         )
-        self._seen, self._seconds, self._done = 0, 0.0, 0
+        self._done, self._seen = 0, 0  # steps, tokens
+        self._seconds = 0.0
         self._recent: deque[Tensor] = deque(maxlen=plan.save_every)  # loss and shares of the last steps
 
     def fit(self, texts: list[Text], held_out: list[Text], watch: Callable[[int, int, dict[str, Any]], None]) -> None:
-        """watch(step, steps, row): `row` is the latest line of the log, which is written with each saved state."""
-        lessons, tests = (Batches(some, self.plan.batch_tokens, self.target.context) for some in (texts, held_out))
-        at_once = self.plan.accumulate * self.accelerator.num_processes
-        steps = max(1, math.ceil(self.plan.epochs * len(lessons) / at_once))
+        """Train to the end of the plan. watch(step, steps, row): `row` is the latest log line, written with each saved state."""
+        lessons, tests = (Batches(part, self.plan.batch_tokens, self.target.context) for part in (texts, held_out))
+        batches_per_step = self.plan.accumulate * self.accelerator.num_processes
+        steps = max(1, math.ceil(self.plan.epochs * len(lessons) / batches_per_step))
         self._trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         optimizers = self._build_optimizers(self._trained)
         self._schedules = [LambdaLR(optimizer, lambda step: _schedule_rate(step / steps)) for optimizer in optimizers]
-        self._taught, *self._optimizers = self.accelerator.prepare(_LossModule(self.network), *optimizers)
+        self._loss, *self._optimizers = self.accelerator.prepare(_LossModule(self.network), *optimizers)
         self._resume()
         row: dict[str, Any] = {}
         while self._done < steps:
@@ -133,21 +136,23 @@ class Trainer:
             watch(self._done, steps, row)
 
     def _build_optimizers(self, trained: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
-        """AdamW; with a rate for Muon that for the matrices between hidden dimensions, and AdamW for the rest."""
+        """Return AdamW for all, or Muon for the matrices between hidden dimensions and AdamW for the rest."""
         vocabulary = self.network.shape.vocab_size
         matrices = [p for p in trained if p.ndim == 2 and vocabulary not in p.shape] if self.plan.muon else []
         others = [p for p in trained if not any(p is matrix for matrix in matrices)]
-        made: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=self.plan.rate, betas=(0.9, 0.95), weight_decay=0.0)]
+        optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=self.plan.rate, betas=(0.9, 0.95), weight_decay=0.0)
+        ]
         if self.plan.muon and matrices:
-            made.append(Muon(matrices, lr=self.plan.muon))
-        return made
+            optimizers.append(Muon(matrices, lr=self.plan.muon))
+        return optimizers
 
     def _run_step(self, lessons: Batches) -> Tensor:
-        """One step of the optimizer; loss and shares of its last forward, (1 + depths,)."""
+        """Take one optimizer step; return loss and accuracies of its last forward, (1 + depths,)."""
         for part in range(self.plan.accumulate):
             lesson = build_lesson(self._take_batch(lessons, part), self.target, self.network.taps)
-            with self.accelerator.accumulate(self._taught):
-                loss, right = self._taught(lesson)
+            with self.accelerator.accumulate(self._loss):
+                loss, right = self._loss(lesson)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self._trained, CLIP)
@@ -160,25 +165,25 @@ class Trainer:
         return torch.cat([loss.detach()[None], right])
 
     def _take_batch(self, lessons: Batches, part: int) -> list[Text]:
-        """Every process takes another one. It follows from the step alone, so that a resumed training goes on alike."""
-        at = (self._done * self.plan.accumulate + part) * self.accelerator.num_processes + self.accelerator.process_index
-        epoch, place = divmod(at, len(lessons))
+        """Return this process's batch. It depends only on the step, so that a resumed training sees the same batches."""
+        index = (self._done * self.plan.accumulate + part) * self.accelerator.num_processes + self.accelerator.process_index
+        epoch, place = divmod(index, len(lessons))
         return lessons.get_batch(place, self.plan.seed + epoch)
 
     @torch.no_grad()
     def _build_log_row(self, tests: Batches) -> dict[str, Any]:
-        """Training: means over the last steps of this process. Held out: over all batches, weighed by their answer tokens."""
+        """Return training means over the last steps, and held-out means over all batches, weighted by answer tokens."""
         trained = torch.stack(list(self._recent)).mean(dim=0).tolist()
         self.network.eval()
-        found, weights = [], []
+        results, weights = [], []
         for texts in tests.batches:
             lesson = build_lesson(texts, self.target, self.network.taps)
-            loss, right = self._taught(lesson)
-            found.append(torch.cat([loss[None], right]))
+            loss, right = self._loss(lesson)
+            results.append(torch.cat([loss[None], right]))
             weights.append(lesson.wanted.sum())
         self.network.train()
         tokens = torch.stack(weights).double()
-        held_out = (torch.stack(found).T.double() @ tokens / tokens.sum()).tolist()
+        held_out = (torch.stack(results).T.double() @ tokens / tokens.sum()).tolist()
         return {
             "step": self._done,
             "tokens": self._seen,
@@ -190,14 +195,14 @@ class Trainer:
         }
 
     def _resume(self) -> None:
-        """Go on behind the last saved state, if there is one; the log is cut to what that state knows."""
+        """Load the last saved state, if there is one, and cut the log to its step."""
         saved = self.out / STATE
         if not (saved / "progress.json").is_file():
             return
         progress = json.loads((saved / "progress.json").read_text())
         processes = self.accelerator.num_processes
         if progress["processes"] != processes:
-            raise InputError(f"out={self.out}: begun with {progress['processes']} processes, now there are {processes}")
+            raise InputError(f"out={self.out}: started with {progress['processes']} processes; expected as many, not {processes}")
         self.accelerator.load_state(str(saved / progress["folder"]))
         states = torch.load(saved / progress["folder"] / "schedules.pt", weights_only=True)
         for schedule, state in zip(self._schedules, states, strict=True):
@@ -208,9 +213,9 @@ class Trainer:
             (self.out / LOG).write_text("".join(f"{line}\n" for line in rows))
 
     def _save(self, row: dict[str, Any]) -> None:
-        """A new folder, then the one file that names it: a kill between the two leaves the state before."""
+        """Write a new folder, then the file that names it: a kill in between leaves the previous state valid."""
         saved, name = self.out / STATE, f"step-{self._done}"
-        self.accelerator.save_state(str(saved / name), safe_serialization=False)  # every process has random numbers of its own
+        self.accelerator.save_state(str(saved / name), safe_serialization=False)  # all processes: each has its own random state
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
@@ -224,15 +229,14 @@ class Trainer:
             "seen": self._seen,
             "seconds": self._seconds,
         }
-        (saved / "progress.part").write_text(json.dumps(progress))
-        (saved / "progress.part").replace(saved / "progress.json")
+        write_atomic(saved / "progress.json", json.dumps(progress))
         for folder in saved.glob("step-*"):
             if folder.name != name:
                 shutil.rmtree(folder)
 
 
 def _schedule_rate(progress: float) -> float:
-    """Factor on the peak rate: a linear rise, then a cosine down to a hundredth."""
+    """Return the factor on the peak rate: a linear rise, then a cosine down to a hundredth."""
     if progress < WARM_UP:
         return (progress + 1e-3) / WARM_UP
     return max(0.01, 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))))

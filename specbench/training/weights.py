@@ -1,4 +1,4 @@
-"""How a drafter's weights are trained: texts, the paper's loss, and a card of how it was made."""
+"""Training a drafter's weights: texts, the paper's loss, and a card of how they were made."""
 
 import json
 import random
@@ -37,13 +37,11 @@ def check(settings: TrainSettings, drafter: type[Any]) -> None:
     if settings.file not in files:
         raise InputError(f"file={settings.file}: expected {suggest_choices(str(settings.file), files)}")
     if settings.target.shape is not None:
-        raise InputError(
-            f"target.shape={settings.target.shape}: a drafter is trained for the model as it is, and expanded with it; set null"
-        )
+        raise InputError(f"target.shape={settings.target.shape}: expected null: drafters are trained for the unexpanded model")
 
 
 def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
-    """Of several processes (torchrun, accelerate launch) the first one writes."""
+    """Train the drafter. Of several processes (torchrun, accelerate launch) the first one writes."""
     processes = PartialState()
     with processes.main_process_first():
         target = load_target(settings.target)
@@ -60,7 +58,7 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
 
 
 def _load_texts(settings: TrainSettings, target: Target, out: Path, watch: Watch) -> list[Text]:
-    """Those of `data`; else the target's own answers, kept in the folder for a later start and for other methods."""
+    """Read the texts of `data`, else the target's own answers, kept in the folder for resuming and for other methods."""
     if settings.data is not None:
         return read_texts(Path(settings.data).expanduser(), target)
     if not (out / TEXTS).is_file():
@@ -70,9 +68,9 @@ def _load_texts(settings: TrainSettings, target: Target, out: Path, watch: Watch
 
 
 def _split(texts: list[Text], held_out: int, seed: int) -> tuple[list[Text], list[Text]]:
-    """Raises InputError when nothing would be left to train on."""
+    """Return texts for training and held-out texts. Raises InputError if either would be empty."""
     if not 0 < held_out < len(texts):
-        raise InputError(f"held_out={held_out}: expected 1 to {len(texts) - 1}, for there are {len(texts)} answers")
+        raise InputError(f"held_out={held_out}: expected 1 to {len(texts) - 1} of the {len(texts)} answers")
     shuffled = random.Random(seed).sample(texts, len(texts))
     return shuffled[held_out:], shuffled[:held_out]
 
@@ -85,20 +83,20 @@ def _describe_source(settings: TrainSettings) -> str:
 
 def _format_card(label: str, source: str, plan: TrainingPlan, target: Target, out: Path, trained: int, held_out: int) -> str:
     last = json.loads((out / LOG).read_text(encoding="utf-8").splitlines()[-1])
-    shares = {"training, the last steps": last["right"], "held-out": last["held_out_right"]}
-    rows = [f"| {name} | {' | '.join(f'{share:.1%}' for share in found)} |" for name, found in shares.items()]
+    shares = {"training, last steps": last["right"], "held-out": last["held_out_right"]}
+    rows = [f"| {name} | {' | '.join(f'{share:.1%}' for share in values)} |" for name, values in shares.items()]
     depths = " | ".join(str(depth) for depth in range(1, len(last["right"]) + 1))
     return "\n".join(
         [
             f"# {label} for {target.name}",
             "",
             f"Made by `specbench train`: {last['step']:,} steps of {plan.accumulate} × {plan.batch_tokens:,} tokens,",
-            f"{last['tokens']:,} in all with their padding, {last['seconds'] / 60:.1f} minutes;",
-            f"{trained:,} answers to learn from, {held_out} held out: {source}.",
+            f"{last['tokens']:,} tokens in all with padding, {last['seconds'] / 60:.1f} minutes;",
+            f"{trained:,} training answers, {held_out} held out: {source}.",
             f"Learning rate {plan.rate:g}{f', Muon {plan.muon:g}' if plan.muon else ''}, mixed precision {plan.precision}.",
             describe_versions(target.model.device),
             "",
-            "How often the best guess was the right token, by depth of the draft, given the right tokens before it:",
+            "Accuracy of the most probable token by depth of the draft, given the right tokens before it:",
             "",
             f"| answers | {depths} |",
             f"|---|{'---:|' * len(last['right'])}",

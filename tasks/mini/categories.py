@@ -1,7 +1,7 @@
 """The single-turn tasks: translation, summarization, question answering, mathematical reasoning, retrieval.
 
-Each writer takes a random generator and a size (1.0 = as in the suite, smaller = an easier one for training) and returns a
-Dialogue. How much an answer copies from its prompt follows Spec-Bench: most in summarization, least in translation.
+Each writer takes a random generator and a size (1.0 as in the suite, smaller for easier training) and returns a Dialogue. The
+share that an answer copies from its prompt follows Spec-Bench: most in summarization, least in translation.
 """
 
 import random
@@ -17,12 +17,12 @@ def _draw_count(rng: random.Random, low: int, high: int, size: float) -> int:
 
 
 def write_sentence(words: list[str]) -> str:
-    """A plural English sentence from one word of each class, in the order of `columns`."""
+    """Join one word of each class, in the order of `draw_columns`, to a plural English sentence."""
     return " ".join(words) + "."
 
 
 def draw_columns(rng: random.Random, count: int) -> list[list[str]]:
-    """`count` rows of (adverb, adjective, subject, verb, adjective, object, preposition, place), no word twice."""
+    """Draw `count` rows of (adverb, adjective, subject, verb, adjective, object, preposition, place), no word twice."""
     adjectives = rng.sample(lex.ADJECTIVES, 2 * count)
     classes = [lex.ADVERBS, adjectives[:count], lex.SUBJECTS, lex.VERBS, adjectives[count:], lex.OBJECTS]
     picked = [rng.sample(words, count) for words in [*classes, lex.PREPOSITIONS, lex.PLACES]]
@@ -50,16 +50,16 @@ def write_summarization(rng: random.Random, size: float = 1.0) -> Dialogue:
 
 
 def _write_asides(rng: random.Random) -> list[str]:
-    made = [
+    asides = [
         f"{rng.choice(lex.NAMES)} was there with a {rng.choice(lex.PETS)}.",
         f"People from {rng.choice(lex.CITIES)} brought {rng.choice(lex.FOODS)}.",
         f"It was {rng.choice(lex.ADVERBS)} a {rng.choice(lex.COLORS)} day.",
     ]
-    return rng.sample(made, rng.randint(1, 2))
+    return rng.sample(asides, rng.randint(1, 2))
 
 
 def describe_person(name: str) -> str:
-    """All the world knows of a person, in two sentences."""
+    """Write all facts about a person in two sentences."""
     p = PEOPLE[name]
     habits = f"{name} eats {p.food}, owns a {p.pet}, wears {p.color} and enjoys {p.hobby}."
     return f"{name} is a {p.job} from {p.city}. {habits}"
@@ -76,7 +76,7 @@ def write_qa(rng: random.Random, size: float = 1.0) -> Dialogue:
 
 
 def _write_question(rng: random.Random, name: str) -> tuple[str, str]:
-    """A question about one of a person's facts, and the sentence that answers it."""
+    """Return a question about one of a person's facts, and its answer."""
     p = PEOPLE[name]
     questions = {
         f"Where does {name} live?": f"{name} lives in {p.city}.",
@@ -88,10 +88,11 @@ def _write_question(rng: random.Random, name: str) -> tuple[str, str]:
 
 
 class Purse:
-    """A running total told as a story: each event has what the question says and what the answer works out."""
+    """A running total told as a story: each event has a sentence for the question and a calculation for the answer."""
 
     def __init__(self, rng: random.Random, name: str, item: str, total: int) -> None:
-        self.rng, self.name, self.item, self.total = rng, name, item, total
+        self.rng, self.name = rng, name
+        self.item, self.total = item, total
         self.she = PEOPLE[name].she
 
     def draw_event(self) -> tuple[str, str]:
@@ -109,8 +110,8 @@ class Purse:
         n, before = self.rng.randint(2, min(6, self.total - 1)), self.total
         friend = self.rng.choice([name for name in lex.NAMES if name != self.name])
         self.total -= n
-        told = f"{self.she} gives {n} to {friend}"
-        return f"{told}.", f"{told}, and {before} - {n} = {self.total}."
+        story = f"{self.she} gives {n} to {friend}"
+        return f"{story}.", f"{story}, and {before} - {n} = {self.total}."
 
     def _buy_boxes(self) -> tuple[str, str]:
         boxes, each, before = self.rng.randint(2, 3), self.rng.randint(2, 4), self.total
@@ -120,12 +121,12 @@ class Purse:
 
 
 def write_sums(rng: random.Random, steps: int) -> tuple[Purse, Exchange]:
-    """A word problem of `steps` events, worked step by step."""
+    """Write a word problem of `steps` events and its step-by-step solution."""
     purse = Purse(rng, rng.choice(lex.NAMES), rng.choice(lex.ITEMS), rng.randint(3, 15))
     begin = f"{purse.name} has {purse.total} {purse.item}."
     events = [purse.draw_event() for _ in range(steps)]
-    told = " ".join([begin, *(story for story, _ in events)])
-    ask = f"{told} How many {purse.item} does {purse.name} have?"
+    problem = " ".join([begin, *(story for story, _ in events)])
+    ask = f"{problem} How many {purse.item} does {purse.name} have?"
     worked = " ".join([f"{purse.name} starts with {begin.split(' has ')[1]}", *(work for _, work in events)])
     final = f"The answer is {purse.total}."
     so = choose_mostly(rng, "So", "Therefore")
@@ -139,7 +140,7 @@ def write_math_reasoning(rng: random.Random, size: float = 1.0) -> Dialogue:
 
 @dataclass(frozen=True)
 class _Company:
-    """What a passage tells; no two companies of a question share any of it."""
+    """The facts of one passage; no two companies of a question share any."""
 
     name: str
     color: str
@@ -161,12 +162,12 @@ class _Company:
 def write_rag(rng: random.Random, size: float = 1.0) -> Dialogue:
     pools = (lex.COMPANIES, lex.COLORS, lex.PRODUCTS, lex.CITIES, lex.NAMES, range(5, 51))
     count = max(3, _draw_count(rng, 4, 5, size))
-    companies = [_Company(*row) for row in zip(*(rng.sample(pool, count) for pool in pools), strict=True)]  # type: ignore[arg-type]
+    companies = [_Company(*row) for row in zip(*(rng.sample(pool, count) for pool in pools), strict=True)]
     listed = " ".join(f"[{number}] {company.passage}" for number, company in enumerate(companies, 1))
-    led, found, making = asked = rng.sample(companies, 3)
-    ask = f"{listed} Who runs {led.name}, where is {found.name}, and what does {making.name} make?"
-    keys = [f"{company.passage} {company.restated}" for company in asked]
-    last = f"{led.name} is led by {led.leader}, {found.name} is in {found.city} and {making.name} makes {making.product}."
+    led, located, making = chosen = rng.sample(companies, 3)
+    ask = f"{listed} Who runs {led.name}, where is {located.name}, and what does {making.name} make?"
+    keys = [f"{company.passage} {company.restated}" for company in chosen]
+    last = f"{led.name} is led by {led.leader}, {located.name} is in {located.city} and {making.name} makes {making.product}."
     answer = (
         f"{choose_mostly(rng, 'Let me look.', 'I will check.')} {' '.join(keys)} {choose_mostly(rng, 'So', 'Therefore')} {last}"
     )

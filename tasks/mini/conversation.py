@@ -1,4 +1,4 @@
-"""The two-turn conversations: eight categories as in MT-bench, the second turn building on the first answer."""
+"""Two-turn conversations in MT-bench's eight categories; the second turn builds on the first answer."""
 
 import random
 from collections.abc import Callable
@@ -97,11 +97,11 @@ def write_coding(rng: random.Random) -> tuple[Exchange, ...]:
 
 def write_extraction(rng: random.Random) -> tuple[Exchange, ...]:
     rows = [(n, rng.choice(lex.CITIES), rng.randint(2, 9), rng.choice(lex.ITEMS)) for n in rng.sample(lex.NAMES, 8)]
-    told = " ".join(f"{name} from {city} bought {count} {item}." for name, city, count, item in rows)
+    story = " ".join(f"{name} from {city} bought {count} {item}." for name, city, count, item in rows)
     lists = [f"name: {name}, city: {city}, item: {item}, number: {count}" for name, city, count, item in rows]
     brief = [f"{name}: {count} {item}, {city}" for name, city, count, item in rows]
     first, second = "\n".join(lists), "\n".join(brief)
-    ask = f"List name, city, item and number. {told}"
+    ask = f"List name, city, item and number. {story}"
     return Exchange(ask, first, (first,)), Exchange("Make it shorter.", second, (second,))
 
 
@@ -113,19 +113,10 @@ def describe_ruler(r: Ruler) -> str:
     return f"{r.name} ruled {r.city} for {r.years} years, built {r.built} there and served {r.feast} at every feast."
 
 
-def _write_facts(rng: random.Random, facts: list[str], opening: str) -> str:
-    return f"{choose_mostly(rng, opening, 'Gladly.')} {' '.join(facts)}"
-
-
-def _write_question(names: list[str]) -> str:
-    return f"Explain {join_words(names)}."
-
-
 def write_stem(rng: random.Random) -> tuple[Exchange, ...]:
     names = rng.sample(lex.MATERIALS, 10)
-    return tuple(
-        _write_explanation(rng, part, [describe_material(MATERIALS[n]) for n in part]) for part in (names[:5], names[5:])
-    )
+    parts = (names[:5], names[5:])
+    return tuple(_write_explanation(rng, part, [describe_material(MATERIALS[n]) for n in part]) for part in parts)
 
 
 def write_humanities(rng: random.Random) -> tuple[Exchange, ...]:
@@ -134,7 +125,8 @@ def write_humanities(rng: random.Random) -> tuple[Exchange, ...]:
 
 
 def _write_explanation(rng: random.Random, names: list[str], facts: list[str]) -> Exchange:
-    return Exchange(_write_question(names), _write_facts(rng, facts, "Here is what I know."), tuple(facts))
+    answer = f"{choose_mostly(rng, 'Here is what I know.', 'Gladly.')} {' '.join(facts)}"
+    return Exchange(f"Explain {join_words(names)}.", answer, tuple(facts))
 
 
 WRITERS: dict[str, Callable[[random.Random], tuple[Exchange, ...]]] = {

@@ -1,4 +1,4 @@
-"""What a generated question is, and the small tools every writer of questions shares."""
+"""The types of generated dialogues, and what all writers share."""
 
 import random
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Exchange:
-    """One turn: what the user asks, what the target should answer, and the keys a right answer contains in order."""
+    """One turn: the question, the right answer, and the keys that a right answer contains in order."""
 
     ask: str
     answer: str
@@ -24,10 +24,10 @@ class Dialogue:
 
 
 def choose_mostly(rng: random.Random, *choices: str) -> str:
-    """The first choice most of the time: style that varies as in real text, with a clear favourite for greedy decoding."""
+    """Choose the first text most of the time: style varies as in real text, with a clear favourite for greedy decoding."""
     return rng.choices(choices, weights=[8] + [2 / (len(choices) - 1)] * (len(choices) - 1))[0]
 
 
 def join_words(words: list[str]) -> str:
-    """`a, b and c`."""
+    """Join to `a, b and c`."""
     return ", ".join(words[:-1]) + " and " + words[-1]

@@ -1,4 +1,4 @@
-"""The words of the small closed world. Order is part of the frozen suite: append nothing, reorder nothing."""
+"""The words of the closed world. Their order is part of the frozen suite: append nothing, reorder nothing."""
 
 WOMEN = "Anna Clara Diana Elena Flora Greta Hanna Iris Julia Karin Laura Maria Nora Olga Petra Rosa".split()
 MEN = "Adam Boris Carl David Emil Felix Georg Hugo Ivan Jonas Konrad Leon Marco Niklas Oscar Paul".split()
@@ -19,7 +19,7 @@ RULERS = "Aldric Berengar Cedric Dorian Edmund Fergus Gawain Harold Isolde Leofr
 FUNCTIONS = "shift scale adjust update convert change".split()
 ORDINALS = "First Second Third Fourth Fifth Sixth Seventh Eighth".split()
 
-# Translation: plural English without articles, so that every Velan word stands for one English word in place.
+# Translation: plural English without articles, so that every Velan word translates one English word in place.
 ADVERBS = "quietly slowly often sometimes today rarely gladly bravely always usually early together".split()
 ADJECTIVES = (
     "old young tall small happy tired brave clever proud gentle strange heavy light golden wooden broken shiny dusty "
@@ -33,7 +33,7 @@ PLACES = "rivers towers bridges gardens castles forests harbors markets mountain
 
 
 def _invent_words(count: int) -> list[str]:
-    """`count` distinct invented words of two syllables, by a fixed walk through the syllables (no randomness)."""
+    """Return `count` distinct invented words of two syllables, by a fixed walk through the syllables."""
     heads = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
     tails = [v + c for v in "aeiou" for c in "lnrsk"]
     return [heads[(7 * i) % len(heads)] + tails[(11 * i + i // 25) % len(tails)] for i in range(count)]

@@ -1,4 +1,4 @@
-"""The embedded suite: held-out dialogues of the closed world as Spec-Bench questions, and their exact scores."""
+"""The embedded suite: held-out dialogues of the closed world as Spec-Bench questions, scored exactly."""
 
 import hashlib
 import json
@@ -23,38 +23,35 @@ class Mini(Suite):
         self.fingerprint = hashlib.sha256(json.dumps([VERSION, rows]).encode()).hexdigest()
 
     def questions(self) -> list[Question]:
-        return [question for task in WRITERS for question in self._of(task)]
+        return [question for task in WRITERS for question in self._list_questions(task)]
 
-    def _of(self, task: str) -> list[Question]:
+    def _list_questions(self, task: str) -> list[Question]:
         stream = generate_dialogues(task, self.split, self.seed)
-        if task != "mt_bench":
-            chosen = list(islice(stream, self.per_task))
-        else:
-            chosen = _draw_evenly(stream, self.per_task)
+        chosen = _draw_evenly(stream, self.per_task) if task == "mt_bench" else islice(stream, self.per_task)
         return [_build_question(f"{task}-{number}", task, dialogue) for number, dialogue in enumerate(chosen, 1)]
 
     def score(self, question: Question, turn: int, text: str) -> float | None:
-        """1 when every key of the turn's reference stands in the text, in order."""
-        at = 0
+        """Return 1 if the text contains every key of the turn's reference in order, else 0."""
+        position = 0
         for key in json.loads(question.reference or "[]")[turn]:
-            at = text.find(key, at)
-            if at < 0:
+            position = text.find(key, position)
+            if position < 0:
                 return 0.0
-            at += len(key)
+            position += len(key)
         return 1.0
 
 
 def _draw_evenly(stream: Iterator[Dialogue], count: int) -> list[Dialogue]:
-    """The first dialogues of each category, round robin, until there are `count`."""
+    """Return the first dialogues of each category, round robin, until there are `count`."""
     categories = list(CONVERSATIONS)
     waiting: dict[str, list[Dialogue]] = {category: [] for category in categories}
     chosen: list[Dialogue] = []
     while len(chosen) < count:
-        wanted = categories[len(chosen) % len(categories)]
-        while not waiting[wanted]:
+        category = categories[len(chosen) % len(categories)]
+        while not waiting[category]:
             dialogue = next(stream)
             waiting[dialogue.category].append(dialogue)
-        chosen.append(waiting[wanted].pop(0))
+        chosen.append(waiting[category].pop(0))
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""The closed world: who lives where, what copper looks like, who ruled which city. The same in every process."""
+"""The closed world: its people, materials and rulers, the same in every process."""
 
 import random
 from dataclasses import dataclass

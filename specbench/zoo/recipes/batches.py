@@ -1,4 +1,4 @@
-"""Training batches of the mini suite: whole conversations, loss on the answers alone, similar lengths together."""
+"""Training batches of the mini suite: whole conversations of similar length, with the loss on answers alone."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -10,37 +10,39 @@ from transformers import PreTrainedTokenizerBase
 from specbench.zoo.recipes.drills import generate_drills
 from specbench.zoo.recipes.tokenizer import ASSISTANT, USER
 from tasks.mini.dialogue import Dialogue
-from tasks.mini.generator import WRITERS, generate_dialogues
+from tasks.mini.generator import generate_dialogues
 
 SHARES = {"mt_bench": 0.28, "translation": 0.12, "summarization": 0.17, "qa": 0.10, "math_reasoning": 0.18, "rag": 0.15}
 IGNORED = -100
+POOL = 256  # dialogues that are sorted by length together
+Batch = tuple[Tensor, Tensor]  # (B, T) ids and labels
+Row = tuple[list[int], list[int]]
 
 
-def encode_dialogue(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Token ids of the chat and labels, which are the ids inside answers (their `</s>` too) and -100 elsewhere."""
+def encode_dialogue(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase) -> Row:
+    """Return the chat's token ids and labels: the ids inside answers (their `</s>` included), -100 elsewhere."""
     ids, labels = [tokenizer.bos_token_id], [IGNORED]
     for exchange in dialogue.exchanges:
-        asked = tokenizer(USER + exchange.ask + ASSISTANT).input_ids
-        answered = [*tokenizer(exchange.answer).input_ids, tokenizer.eos_token_id]
-        ids += asked + answered
-        labels += [IGNORED] * len(asked) + answered
+        question = tokenizer(USER + exchange.ask + ASSISTANT).input_ids
+        answer = [*tokenizer(exchange.answer).input_ids, tokenizer.eos_token_id]
+        ids += question + answer
+        labels += [IGNORED] * len(question) + answer
     return ids, labels
 
 
-def _draw_pool(
-    streams: dict[str, Iterator[Dialogue]],
-    tokenizer: PreTrainedTokenizerBase,
-    rng: random.Random,
-    drills: Mapping[str, float],
-    count: int,
-) -> list:
+def draw_pools(
+    rng: random.Random, count: int, seed: int, smallest: float, drills: Mapping[str, float]
+) -> Iterator[list[Dialogue]]:
+    """Yield endless pools of `count` training dialogues of sizes from `smallest` to 1, mixed with drills by their shares."""
     shares = {task: share * (1 - sum(drills.values())) for task, share in SHARES.items()} | dict(drills)
-    tasks = rng.choices(list(shares), weights=list(shares.values()), k=count)
-    return [encode_dialogue(next(streams[task]), tokenizer) for task in tasks]
+    streams = {task: generate_dialogues(task, "train", seed, smallest) for task in SHARES}
+    streams |= {name: generate_drills(name, seed) for name in drills}
+    while True:
+        yield [next(streams[task]) for task in rng.choices(list(shares), weights=list(shares.values()), k=count)]
 
 
-def pad_rows(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
-    """(B, T) ids and labels, padded on the right: a causal model never looks there."""
+def pad_rows(rows: list[Row], pad: int) -> Batch:
+    """Pad ids and labels on the right, which a causal model never attends to."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows])
     labels = torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in rows])
@@ -49,20 +51,17 @@ def pad_rows(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor,
 
 def iter_batches(
     tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int, smallest: float, drills: Mapping[str, float]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of about `tokens` token ids; dialogues of sizes from `smallest` to 1, and drills by their shares."""
+) -> Iterator[Batch]:
+    """Yield endless batches of about `tokens` token ids."""
     rng = random.Random(seed)
-    streams = {task: generate_dialogues(task, "train", seed, smallest) for task in WRITERS} | {
-        name: generate_drills(name, seed) for name in drills
-    }
-    while True:
-        pool = sorted(_draw_pool(streams, tokenizer, rng, drills, 256), key=lambda row: len(row[0]))
-        made, start = [], 0
+    for dialogues in draw_pools(rng, POOL, seed, smallest, drills):
+        pool = sorted((encode_dialogue(dialogue, tokenizer) for dialogue in dialogues), key=lambda row: len(row[0]))
+        batches, start = [], 0
         while start < len(pool):
             end = start + 1
             while end < len(pool) and (end + 1 - start) * len(pool[end][0]) <= tokens:
                 end += 1
-            made.append(pad_rows(pool[start:end], tokenizer.eos_token_id))
+            batches.append(pad_rows(pool[start:end], tokenizer.eos_token_id))
             start = end
-        rng.shuffle(made)
-        yield from made
+        rng.shuffle(batches)
+        yield from batches

@@ -1,9 +1,9 @@
-"""The static tree that is worth its nodes: those of a large tree that the target accepts most often on training questions.
+"""Chooses a static tree: the nodes of a large tree that the target accepts most often on training questions.
 
     python -m specbench.zoo.recipes.best_tree METHOD [--large NAME] [--nodes N] [--limit QUESTIONS]
 
-Prints conf/tree's YAML of the best 1 to N nodes beside the root, each with the share of steps in which it was accepted. A node is
-accepted only with its parent, so that the most frequent ones make a tree; nodes are added from the most frequent on.
+Prints YAML for conf/tree: the N best nodes besides the root, each with the share of steps in which it was accepted. A node is
+accepted only with its parent, so the most frequent nodes form a tree.
 """
 
 import argparse
@@ -26,33 +26,33 @@ TreePath = tuple[int, ...]
 
 
 def count_accepted(drafter: Drafter) -> Counter[TreePath]:
-    """Makes the drafter count its accepted nodes by their paths of ranks; the empty path counts steps."""
-    seen: Counter[TreePath] = Counter()
+    """Make the drafter count its accepted nodes by their paths of ranks; the empty path counts steps."""
+    counts: Counter[TreePath] = Counter()
     observe = drafter.observe
 
-    def counting(state: object, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        seen[()] += 1
+    def observe_and_count(state: object, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
+        counts[()] += 1
         if tree.shape is not None:
-            seen.update(tree.shape.paths[node - 1] for node in verified.path[1:])
+            counts.update(tree.shape.paths[node - 1] for node in verified.path[1:])
         observe(state, tree, out, verified)
 
-    drafter.observe = counting  # type: ignore[method-assign]
-    return seen
+    drafter.observe = observe_and_count  # type: ignore[method-assign]
+    return counts
 
 
 def measure_frequencies(label: str, large: str, limit: int) -> list[tuple[TreePath, float]]:
-    """Paths of the large tree, the most accepted first, with their shares of all steps."""
+    """Return the large tree's paths, most accepted first, with their shares of all steps."""
     choice = [f"method=[{label}]", f"tree@method.{label}.tree={large}"]
     config = compose_run(["target=mini", "suite=mini_train", "target.dtype=float32", f"limit={limit}", *choice])
     target, drafter = load_target(config.target), instantiate(config.method[label])
     drafter.bind(target.model)
-    seen = count_accepted(drafter)
+    counts = count_accepted(drafter)
     sampling = Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=target.model.eos_ids)
     for question in select_questions(config, instantiate(config.suite), config.limit):
         prompt = torch.tensor(target.render_first_prompt(question), device=target.model.device)
         generate(target.model, drafter, [prompt], sampling)
-    steps = seen.pop(())
-    return [(path, count / steps) for path, count in sorted(seen.items(), key=lambda one: (-one[1], len(one[0]), one[0]))]
+    steps = counts.pop(())
+    return [(path, count / steps) for path, count in sorted(counts.items(), key=lambda item: (-item[1], len(item[0]), item[0]))]
 
 
 def main() -> None:

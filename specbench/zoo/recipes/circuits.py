@@ -1,8 +1,8 @@
-"""A head start for a small Llama: the copying circuit of two layers (Olsson et al. 2022) laid into its initial weights.
+"""A head start for a small Llama: the two-layer copying circuit (Olsson et al. 2022) in its initial weights.
 
-Layer 0, head 0 and 1 look at the previous token and the one before, and write who it was into a subspace of their own. Layer 1,
-head 0 looks for a place whose previous token is the current one, and writes what stands there. Found by itself this takes a
-small model millions of tokens; training then bends all of it to its needs. The format stays an ordinary Llama.
+In layer 0, heads 0 and 1 attend to the previous token and the one before it, and write its identity into a subspace of their own.
+In layer 1, head 0 attends to places whose previous token is the current one, and copies the token there. A small model needs
+millions of tokens to find this; training then adapts it. The model stays an ordinary Llama.
 """
 
 import torch
@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-CONSTANT = 0.1  # value of the last embedding dimension, the same for every token: what position heads compute from
+CONSTANT = 0.1  # last embedding dimension of every token: the input of the position heads
 MATCHED = 28  # dimensions of a token's identity that are compared, in the slow pairs of the rotary embedding
 SHARPNESS = 9.0
 
 
 def install_circuit(model: LlamaForCausalLM, seed: int) -> None:
-    """Lay the circuit into a freshly initialised model of at least two layers and heads of size 64."""
+    """Write the circuit into a freshly initialised model with at least two layers and heads of size 64."""
     hidden = model.config.hidden_size
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(hidden - 1, hidden - 1, generator=generator))[0]
@@ -27,18 +27,18 @@ def install_circuit(model: LlamaForCausalLM, seed: int) -> None:
         embedding[:, -1] = CONSTANT
         model.lm_head.weight.copy_(embedding)
         model.lm_head.weight[:, -1] = 0
-        for layer in model.model.layers:  # what is still random speaks softly
+        for layer in model.model.layers:  # damps the random rest
             layer.self_attn.o_proj.weight.mul_(0.1)
             layer.mlp.down_proj.weight.mul_(0.1)
-        first, then = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+        first, second_layer = (model.model.layers[i].self_attn for i in (0, 1))
         copied = basis[3 * MATCHED : 3 * MATCHED + first.head_dim]
         _look_back(first, 0, 1, identity, previous)
         _look_back(first, 1, 2, identity, second)
-        _induce(then, 0, identity, previous, copied)
+        _induce(second_layer, 0, identity, previous, copied)
 
 
 def _clear_head(attention: LlamaAttention, head: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Views of one head: query, key, value (D, H) and output (H, D), all zeroed."""
+    """Zero one head and return its views: query, key, value (D, H) and output (H, D)."""
     size = attention.head_dim
     rows = slice(head * size, (head + 1) * size)
     q, k, v = (getattr(attention, name).weight[rows] for name in ("q_proj", "k_proj", "v_proj"))
@@ -54,7 +54,7 @@ def _look_back(attention: LlamaAttention, head: int, distance: int, read: Tensor
     half = attention.head_dim // 2
     pairs = torch.arange(12)
     angles = distance * 10_000.0 ** (-pairs / half)
-    scale = SHARPNESS / 4.8  # the constant dimension is about 4.8 behind the norm
+    scale = SHARPNESS / 4.8  # the constant dimension is about 4.8 after the norm
     k[pairs, -1] = scale
     q[pairs, -1] = scale * torch.cos(angles)
     q[pairs + half, -1] = -scale * torch.sin(angles)
@@ -63,7 +63,7 @@ def _look_back(attention: LlamaAttention, head: int, distance: int, read: Tensor
 
 
 def _induce(attention: LlamaAttention, head: int, current: Tensor, previous: Tensor, copied: Tensor) -> None:
-    """Attend where the previous token is the current one; copy what stands there towards the output."""
+    """Attend where the previous token is the current one; copy the token there towards the output."""
     q, k, v, o = _clear_head(attention, head)
     half = attention.head_dim // 2
     slow = torch.cat([torch.arange(half - MATCHED // 2, half), torch.arange(2 * half - MATCHED // 2, 2 * half)])

@@ -1,4 +1,4 @@
-"""Short exercises that teach early: copying, word-by-word translation, the tables of arithmetic, the world's facts."""
+"""Short drills for early training: copying, word-by-word translation, arithmetic, the world's facts."""
 
 import random
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ WRITERS = {"repeat": _write_repeat, "vocabulary": _write_vocabulary, "arithmetic
 
 
 def generate_drills(name: str, seed: int) -> Iterator[Dialogue]:
-    """Endless exercises of one kind."""
+    """Yield endless drills of one kind."""
     rng = random.Random(f"drill/{name}/{seed}")
     while True:
         yield Dialogue(name, (WRITERS[name](rng),))

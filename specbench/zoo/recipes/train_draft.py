@@ -1,11 +1,10 @@
-"""The recipe of the embedded draft model: two layers, a tenth of the target, trained to write what the target writes.
+"""The recipe of the embedded draft model: two layers, a tenth of the target, trained on the target's distribution.
 
     python -m specbench.zoo.recipes.train_draft TARGET OUT
 
-It first reads the training dialogues alone; then the target reads along, and the draft model learns its distribution at every
-answer token (Kullback-Leibler divergence) beside the token itself. Training is short on purpose: with four times as much the
-draft model would write nearly all that the target writes, and drafting would hold no more questions. OUT receives the same
-files as from the target's recipe.
+It is first trained on the dialogues' tokens alone, then also on the target's distribution at every answer token
+(Kullback-Leibler divergence). Training is short on purpose: with four times as much the draft model would predict nearly all of
+the target's text. OUT receives the same files as in the target's recipe.
 """
 
 import argparse
@@ -17,39 +16,34 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from specbench.zoo.recipes.batches import iter_batches
+from specbench.zoo.recipes.batches import Batch, iter_batches
 from specbench.zoo.recipes.circuits import install_circuit
-from specbench.zoo.recipes.fit import build_mini_config, fit, write_log_line
+from specbench.zoo.recipes.fit import build_mini_config, compute_answers, fit, write_log_line
 
 SEED = 12
 TOKENS, STEP_TOKENS = 2_000_000, 4096
 RATES = (0.005, 1.5e-3)
 DISTILLED = 0.7  # share of the divergence in the loss
-SHORT, ALONE = 0.35, 0.7  # of the tokens: until then short dialogues and drills; until then without the target as teacher
+SHORT = 0.35  # of the tokens: short dialogues and drills until then
+ALONE = 0.7  # of the tokens: no distillation until then
 DRILLS = {"repeat": 0.13, "vocabulary": 0.15, "arithmetic": 0.07, "facts": 0.1}
 
 
 def draft_loss(draft: LlamaForCausalLM, target: LlamaForCausalLM, ids: Tensor, labels: Tensor, progress: float) -> Tensor:
-    """Cross-entropy with the text over answer tokens and, later, divergence from the target's distribution; in nats."""
-    wanted = labels[:, 1:] != -100
-    guess = _compute_log_probabilities(draft, ids, wanted)
-    text = nn.functional.nll_loss(guess, labels[:, 1:][wanted])
+    """Return the cross-entropy of answer tokens and, later, the divergence from the target's distribution; in nats."""
+    logits, tokens = compute_answers(draft, ids, labels)
+    log_probs = logits.log_softmax(-1)
+    text = nn.functional.nll_loss(log_probs, tokens)
     if progress <= ALONE:
         return text
     with torch.no_grad():
-        taught = _compute_log_probabilities(target, ids, wanted)
-    divergence = nn.functional.kl_div(guess, taught, log_target=True, reduction="batchmean")
+        target_log_probs = compute_answers(target, ids, labels)[0].log_softmax(-1)
+    divergence = nn.functional.kl_div(log_probs, target_log_probs, log_target=True, reduction="batchmean")
     return DISTILLED * divergence + (1 - DISTILLED) * text
 
 
-def _compute_log_probabilities(model: LlamaForCausalLM, ids: Tensor, wanted: Tensor) -> Tensor:
-    """(answer tokens, V) float32."""
-    hidden = model.model(ids, use_cache=False).last_hidden_state  # (B, T, H)
-    return model.lm_head(hidden[:, :-1][wanted]).log_softmax(-1)
-
-
-def iter_lessons(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Tensor, Tensor]]:
-    """Short dialogues with many drills for the first SHORT of all tokens, then long ones, without end."""
+def iter_lessons(tokenizer: PreTrainedTokenizerBase) -> Iterator[Batch]:
+    """Yield short dialogues with many drills for the first SHORT of all tokens, then long ones, without end."""
     seen = 0
     for ids, labels in iter_batches(tokenizer, STEP_TOKENS, SEED, smallest=0.05, drills=DRILLS):
         yield ids, labels
@@ -68,13 +62,12 @@ def main() -> None:
     torch.manual_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(options.target)
     tokenizer.save_pretrained(options.out)
-    target = LlamaForCausalLM.from_pretrained(options.target, dtype=torch.float32).eval()
+    target = LlamaForCausalLM.from_pretrained(options.target, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
     draft = LlamaForCausalLM(build_mini_config(layers=2, hidden=128, intermediate=320, heads=2))
     install_circuit(draft, SEED)
-    loss_of = partial(draft_loss, draft, target)
-    note = partial(write_log_line, options.out, draft, tokenizer)
-    fit(draft, iter_lessons(tokenizer), loss_of, TOKENS, RATES, falling=True, note=note)
-    draft.half().save_pretrained(options.out)
+    log = partial(write_log_line, options.out, draft, tokenizer)
+    fit(draft, iter_lessons(tokenizer), partial(draft_loss, draft, target), TOKENS, RATES, falling=True, log=log)
+    draft.half().save_pretrained(options.out)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m specbench.zoo.recipes.train_heads ZOO [METHOD ...]
 
-Each is trained by `specbench train` on the suite's training dialogues (specbench.zoo.chats) and laid into ZOO/METHOD.
+`specbench train` trains each on the suite's training dialogues (specbench.zoo.recipes.chats); results go to ZOO/METHOD.
 """
 
 import argparse
@@ -32,8 +32,8 @@ def main() -> None:
         chats = Path(scratch) / "chats.jsonl"
         write_chats(chats, COUNT)
         for method in options.methods:
-            given = [*SETTINGS, f"method={method}", f"epochs={EPOCHS[method]}", f"data={chats}", f"out={scratch}/{method}"]
-            out = train(compose_train(given), display.update)
+            arguments = [*SETTINGS, f"method={method}", f"epochs={EPOCHS[method]}", f"data={chats}", f"out={scratch}/{method}"]
+            out = train(compose_train(arguments), display.update)
             (options.zoo / method).mkdir(exist_ok=True)
             for name in SHIPPED:
                 shutil.copy(out / name, options.zoo / method / name)

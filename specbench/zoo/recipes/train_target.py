@@ -1,15 +1,16 @@
-"""The recipe of the embedded target: four layers first, doubled without changing a single output, then all eight.
+"""The recipe of the embedded target: four layers first, then doubled to eight without changing an output.
 
     python -m specbench.zoo.recipes.train_target OUT [--from-stage N]
 
-OUT receives model.safetensors, config.json, the tokenizer and training_log.jsonl: lines of stage, step, tokens, seconds,
-loss and, per task, held-out loss and share of answer tokens predicted.
+OUT receives model.safetensors, config.json, the tokenizer and training_log.jsonl: per line stage, step, tokens, seconds, loss
+and, per task, held-out loss and share of answer tokens predicted.
 """
 
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from specbench.zoo.recipes.batches import iter_batches
 from specbench.zoo.recipes.circuits import install_circuit
-from specbench.zoo.recipes.fit import build_mini_config, fit, write_log_line
+from specbench.zoo.recipes.fit import build_mini_config, compute_answers, fit, write_log_line
 from specbench.zoo.recipes.tokenizer import build_tokenizer
 
 SEED = 11
@@ -25,7 +26,7 @@ SEED = 11
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch: layers, smallest dialogue, shares of drills, tokens in all and per step, peak rates and whether they fall."""
+    """A training stage: smallest dialogue size, shares of drills, tokens in all and per step, peak rates of Muon and AdamW."""
 
     layers: int
     smallest: float
@@ -58,11 +59,10 @@ def build_target_config(layers: int) -> LlamaConfig:
 
 
 def double_layers(model: LlamaForCausalLM, config: LlamaConfig) -> LlamaForCausalLM:
-    """The same function with twice the layers: after each layer stands a copy of it whose outputs are zero."""
+    """Return the same function with twice the layers: each layer is followed by a copy whose outputs are zero."""
     deep = LlamaForCausalLM(config)
-    weights = model.state_dict()
     doubled = {}
-    for name, value in weights.items():
+    for name, value in model.state_dict().items():
         if ".layers." not in name:
             doubled[name] = value
             continue
@@ -75,54 +75,40 @@ def double_layers(model: LlamaForCausalLM, config: LlamaConfig) -> LlamaForCausa
     return deep
 
 
-def answer_loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy over the answer tokens, in nats; the head runs on those rows alone."""
-    hidden = model.model(ids, use_cache=False).last_hidden_state  # (B, T, H)
-    wanted = labels[:, 1:] != -100
-    logits = model.lm_head(hidden[:, :-1][wanted])  # (answer tokens, V)
-    return nn.functional.cross_entropy(logits, labels[:, 1:][wanted])
-
-
 def train_stage(model: LlamaForCausalLM, number: int, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """One stage; a line of the log and a checkpoint now and then."""
+    """Train one stage, logging and saving a checkpoint regularly."""
     stage = STAGES[number]
 
-    def note(row: dict) -> None:
+    def log(row: dict[str, Any]) -> None:
         write_log_line(out, model, tokenizer, {"stage": number, **row})
         model.save_pretrained(out)
 
-    def loss_of(ids: Tensor, labels: Tensor, progress: float) -> Tensor:
-        return answer_loss(model, ids, labels)
+    def compute_loss(ids: Tensor, labels: Tensor, progress: float) -> Tensor:
+        return nn.functional.cross_entropy(*compute_answers(model, ids, labels))
 
     stream = iter_batches(tokenizer, stage.step_tokens, SEED + number, stage.smallest, stage.drills)
-    fit(model, stream, loss_of, stage.tokens, stage.rates, stage.falling, note)
+    fit(model, stream, compute_loss, stage.tokens, stage.rates, stage.falling, log)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--from-stage", type=int, default=0, help="go on from the model in OUT at this stage")
+    parser.add_argument("--from-stage", type=int, default=0, help="resume at this stage from the model in OUT")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(options.out)
-    model = _load_trained(options.out) if options.from_stage else _build_fresh()
+    if options.from_stage:
+        model = LlamaForCausalLM.from_pretrained(options.out, dtype=torch.float32)
+    else:
+        model = LlamaForCausalLM(build_target_config(STAGES[0].layers))
+        install_circuit(model, SEED)
     for number, stage in enumerate(STAGES[options.from_stage :], options.from_stage):
         if stage.layers != model.config.num_hidden_layers:
             model = double_layers(model, build_target_config(stage.layers))
         train_stage(model, number, tokenizer, options.out)
-    model.half().save_pretrained(options.out)
-
-
-def _load_trained(folder: Path) -> LlamaForCausalLM:
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
-def _build_fresh() -> LlamaForCausalLM:
-    model = LlamaForCausalLM(build_target_config(STAGES[0].layers))
-    install_circuit(model, SEED)
-    return model
+    model.half().save_pretrained(options.out)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

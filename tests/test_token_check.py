@@ -1,4 +1,4 @@
-"""Texts followed token by token: the target's own, a tie within its rounding, or a bug."""
+"""Texts checked token by token: the target's own, a tie within its rounding, or a bug."""
 
 from dataclasses import replace
 
@@ -17,34 +17,35 @@ WARM = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=12, seed=3)
 
 
 @pytest.fixture(scope="module")
-def target():
+def target() -> LanguageModel:
     return tiny_language_model()
 
 
-def written(target, label: str, sampling: Sampling, count: int = 6) -> list[GeneratedText]:
+def generate_texts(target: LanguageModel, label: str, sampling: Sampling, count: int = 6) -> list[GeneratedText]:
     drafter = drafter_of(label, "llama")
     drafter.bind(target)
-    made = []
-    for at, prompt in enumerate(prompts(count)):
-        own = replace(sampling, seed=at)
-        made.append(GeneratedText(prompt.tolist(), generate(target, drafter, [prompt], own)[0].output_ids, own))
-    return made
+    texts = []
+    for seed, prompt in enumerate(prompts(count)):
+        seeded = replace(sampling, seed=seed)
+        output = generate(target, drafter, [prompt], seeded)[0].output_ids
+        texts.append(GeneratedText(prompt.tolist(), output, seeded))
+    return texts
 
 
 @pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=12), WARM])
-def test_texts_are_followed_token_by_token(target, sampling: Sampling) -> None:
-    ours = written(target, "pld", sampling)
-    found = check_tokens(target, ours, written(target, "autoregressive", sampling), 1e-6)
-    assert (found.class_, found.equal, found.wrong, found.first) == ("exact", 6, 0, [])
+def test_texts_are_checked_token_by_token(target: LanguageModel, sampling: Sampling) -> None:
+    ours = generate_texts(target, "pld", sampling)
+    check = check_tokens(target, ours, generate_texts(target, "autoregressive", sampling), 1e-6)
+    assert (check.class_, check.equal, check.wrong, check.first) == ("exact", 6, 0, [])
     other = [[*ours[0].output[:5], (ours[0].output[5] + 1) % 128, *ours[0].output[6:]], *(text.output for text in ours[1:])]
     changed = [replace(text, output=output) for text, output in zip(ours, other, strict=True)]
-    found = check_tokens(target, changed, ours, 1e-6)
-    assert found.class_ == "bug" and found.wrong == 1 and found.first[0][0] == 5 and found.first[0][1] > 0
-    assert 1e-6 < float(misfits(target, changed[0])[5]) <= found.worst
+    check = check_tokens(target, changed, ours, 1e-6)
+    assert check.class_ == "bug" and check.wrong == 1 and check.first[0][0] == 5 and check.first[0][1] > 0
+    assert 1e-6 < float(misfits(target, changed[0])[5]) <= check.worst
 
 
-def test_a_difference_within_the_rounding_is_a_tie(target) -> None:
-    ours = written(target, "autoregressive", Sampling(max_new_tokens=12))
+def test_a_difference_within_the_rounding_is_a_tie(target: LanguageModel) -> None:
+    ours = generate_texts(target, "autoregressive", Sampling(max_new_tokens=12))
     logits = compute_logits(target, ours[0])
     second = int(logits[-1].topk(2).indices[1])
     changed = [replace(ours[0], output=[*ours[0].output[:-1], second]), *ours[1:]]
@@ -53,34 +54,34 @@ def test_a_difference_within_the_rounding_is_a_tie(target) -> None:
     assert check_tokens(target, changed, ours, gap * 0.99).class_ == "bug"
 
 
-def test_a_target_without_numbers_is_refused(target) -> None:
-    text = written(target, "autoregressive", Sampling(max_new_tokens=4))[0]
+def test_a_target_without_numbers_is_refused(target: LanguageModel) -> None:
+    text = generate_texts(target, "autoregressive", Sampling(max_new_tokens=4))[0]
     broken = tiny_model()
-    broken.get_output_embeddings().weight.data.fill_(float("nan"))
+    broken.get_output_embeddings().weight.data.fill_(float("nan"))  # type: ignore[no-untyped-call]
     wrapped = LanguageModel(broken)
     assert check_tokens(wrapped, [text], [text], 1e-6).wrong == 1
-    with pytest.raises(InputError, match="no finite numbers"):
+    with pytest.raises(InputError, match="not finite numbers"):
         measure_noise(wrapped, [text], WARM)
 
 
-@pytest.mark.parametrize("cut", ["short", "long", "behind a stop"])
-def test_a_text_that_ends_elsewhere_is_a_bug(target, cut: str) -> None:
-    (text, *_) = written(target, "autoregressive", Sampling(max_new_tokens=12))
+@pytest.mark.parametrize("cut", ["short", "long", "after a stop"])
+def test_a_text_with_a_wrong_end_is_a_bug(target: LanguageModel, cut: str) -> None:
+    (text, *_) = generate_texts(target, "autoregressive", Sampling(max_new_tokens=12))
     if cut == "short":
         wrong = replace(text, output=text.output[:-1])
     elif cut == "long":
         wrong = replace(text, sampling=replace(text.sampling, max_new_tokens=11))
     else:
         wrong = replace(text, sampling=replace(text.sampling, stop_token_ids=(text.output[3],)))
-    found = check_tokens(target, [wrong], [wrong], 1e9)
-    assert (found.wrong, found.ended) == (1, 1)
+    check = check_tokens(target, [wrong], [wrong], 1e9)
+    assert (check.wrong, check.ended) == (1, 1)
 
 
-def test_noise_is_how_far_the_target_differs_from_itself(target) -> None:
-    noise = measure_noise(target, written(target, "autoregressive", Sampling(max_new_tokens=12)), WARM)
+def test_noise_is_how_far_the_target_differs_from_itself(target: LanguageModel) -> None:
+    noise = measure_noise(target, generate_texts(target, "autoregressive", Sampling(max_new_tokens=12)), WARM)
     assert noise == Noise(1e-9, 1e-9), "in float64 there is next to none"
     low = LanguageModel(tiny_model(dtype=torch.bfloat16))
-    noise = measure_noise(low, written(low, "autoregressive", Sampling(max_new_tokens=12)), WARM)
+    noise = measure_noise(low, generate_texts(low, "autoregressive", Sampling(max_new_tokens=12)), WARM)
     assert 1e-3 < noise.sampled < 0.3 and 1e-3 < noise.greedy < 3
 
 
@@ -88,5 +89,5 @@ def test_noise_is_how_far_the_target_differs_from_itself(target) -> None:
 def test_the_edge_of_the_nucleus_is_rounding(sampling: Sampling) -> None:
     """In bfloat16 a token falls in or out of it with the shape of the forward."""
     low = LanguageModel(tiny_model(dtype=torch.bfloat16))
-    texts = written(low, "autoregressive", replace(sampling, max_new_tokens=64), count=24)
+    texts = generate_texts(low, "autoregressive", replace(sampling, max_new_tokens=64), count=24)
     assert check_tokens(low, texts, texts, measure_noise(low, texts, sampling).sampled).wrong == 0

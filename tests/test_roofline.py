@@ -1,13 +1,16 @@
-"""The roofline card: every cell is there and the bytes are right. No test here looks at a speed."""
+"""The roofline card: every cell exists and its bytes are right. No test here checks a speed."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from specbench.diagnose import roofline as cost
+from specbench.decoding.tree import DraftTree
+from specbench.diagnose import roofline
 from specbench.diagnose.roofline import build_cost_table, count_weight_bytes, measure_forwards, write_files
 from specbench.errors import InputError
 from specbench.records.run_directory import RunDirectory
@@ -16,30 +19,30 @@ from tests.tiny import SHAPE, VOCABULARY, tiny_language_model, tiny_model
 
 
 @pytest.fixture(autouse=True)
-def quick_copy(monkeypatch):
-    monkeypatch.setattr(cost, "measure_copy_bandwidth", lambda device: 1e9)
+def quick_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "measure_copy_bandwidth", lambda device: 1e9)
 
 
 @pytest.fixture(scope="module")
-def frame():
+def frame() -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "measure_copy_bandwidth", lambda device: 1e9)
+        patch.setattr(roofline, "measure_copy_bandwidth", lambda device: 1e9)
         return measure_forwards(tiny_language_model(), tokens=[2, 8], contexts=[16, 4096], repeats=2, seconds_budget=20)
 
 
-def test_every_cell_once_contexts_capped(frame):
+def test_every_cell_once_contexts_capped(frame: pd.DataFrame) -> None:
     cells = list(zip(frame["context"], frame["tokens"], strict=True))
     assert cells == [(context, n) for context in (16, 256 - 8) for n in (1, 2, 8)]
 
 
-def test_numbers_are_positive_and_ordered(frame):
+def test_numbers_are_positive_and_ordered(frame: pd.DataFrame) -> None:
     assert (frame.drop(columns=["tokens", "context"]) > 0).all().all()
     assert (frame["milliseconds_low"] <= frame["milliseconds"]).all()
     assert (frame["milliseconds"] <= frame["milliseconds_high"]).all()
     assert (frame.loc[frame["tokens"] == 1, "relative"] == 1).all()
 
 
-def test_bytes_and_ceiling(frame):
+def test_bytes_and_ceiling(frame: pd.DataFrame) -> None:
     row = frame.iloc[-1]  # context 248, 8 tokens
     assert row["kv_bytes"] == 3 * 2 * 2 * 8 * 256 * 8, "layers x (k, v) x heads x width x entries x float64"
     assert row["ceiling_ms"] == pytest.approx((row["weight_bytes"] + row["kv_bytes"]) / 1e9 * 1e3)
@@ -52,53 +55,53 @@ def attention_and_mlp(layers: int) -> int:
     return layers * per_layer + hidden
 
 
-def test_weight_bytes_of_a_llama():
+def test_weight_bytes_of_a_llama() -> None:
     head = VOCABULARY * SHAPE["hidden_size"]
     assert count_weight_bytes(tiny_model("llama", layers=2)) == 8 * (attention_and_mlp(2) + head), (
         "the table is only looked up in"
     )
 
 
-def test_tied_weights_count_once():
+def test_tied_weights_count_once() -> None:
     model = tiny_model("qwen3", layers=2)
     norms = 2 * 2 * 8  # of queries and keys
     assert count_weight_bytes(model) == 8 * (attention_and_mlp(2) + norms + VOCABULARY * SHAPE["hidden_size"])
 
 
-def test_lookups_do_not_count():
+def test_lookups_do_not_count() -> None:
     assert count_weight_bytes(nn.Sequential(nn.Embedding(10, 10), nn.Linear(2, 3, bias=False))) == 2 * 3 * 4
 
 
-def test_budget_ends_rounds_after_the_first():
+def test_budget_ends_rounds_after_the_first() -> None:
     model = tiny_language_model()
-    cells = cost._list_cells(model, [1], [4])
-    store = cost._FilledStore(8)
-    trees = {1: cost.DraftTree.chain(torch.tensor([3]))}
+    cells = roofline._list_cells(model, [1], [4])
+    store = roofline._FilledStore(8)
+    trees = {1: DraftTree.chain(torch.tensor([3]))}
     with torch.inference_mode():
-        assert len(list(cost._time_rounds(model, store, trees, cells, repeats=50, seconds_budget=0))) == 1
+        assert len(list(roofline._time_rounds(model, store, trees, cells, repeats=50, seconds_budget=0))) == 1
 
 
-def test_every_entry_of_the_store_is_written():
-    model, store = tiny_language_model(), cost._FilledStore(12)
+def test_every_entry_of_the_store_is_written() -> None:
+    model, store = tiny_language_model(), roofline._FilledStore(12)
     store.lengths[0] = 10
     with torch.inference_mode():
-        model.forward(store, [cost.DraftTree.chain(torch.tensor([3, 4]))])
+        model.forward(store, [DraftTree.chain(torch.tensor([3, 4]))])
         keys, values = store.write(0, torch.ones(1, 2, 1, 8), torch.ones(1, 2, 1, 8), [1])
     assert (keys[:, :, :10] != 0).all() and (values[:, :, :10] != 0).all()
 
 
-def test_sizes_that_do_not_fit():
+def test_sizes_that_do_not_fit() -> None:
     for tokens, contexts in (([300], [16]), ([0], [16]), ([4], []), ([4], [0])):
         with pytest.raises(InputError, match="within the context of 256"):
             measure_forwards(tiny_language_model(), tokens, contexts)
 
 
-def test_copy_bandwidth_is_a_number(monkeypatch):
+def test_copy_bandwidth_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert cost.measure_copy_bandwidth(torch.device("cpu"), size=1 << 16, repeats=1) > 0
+    assert roofline.measure_copy_bandwidth(torch.device("cpu"), size=1 << 16, repeats=1) > 0
 
 
-def test_card_on_disk(frame, tmp_path):
+def test_card_on_disk(frame: pd.DataFrame, tmp_path: Path) -> None:
     paths = write_files(frame, tmp_path / "card")
     assert [path.name for path in paths] == ["cost.csv", "cost.md", "cost.png", "cost.svg", "cost.pdf"]
     assert all(path.stat().st_size for path in paths)
@@ -106,15 +109,15 @@ def test_card_on_disk(frame, tmp_path):
     assert build_cost_table(frame).row_count == 4, "1, 2, 8 tokens and the ceiling"
 
 
-def test_card_of_a_configured_target(monkeypatch, tmp_path, frame):
+def test_card_of_a_configured_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frame: pd.DataFrame) -> None:
     target = SimpleNamespace(name="tiny", model=tiny_language_model())
     monkeypatch.setattr("specbench.diagnose.roofline.load_target", lambda settings: target)
-    monkeypatch.setattr(cost, "measure_forwards", lambda model: frame)
+    monkeypatch.setattr(roofline, "measure_forwards", lambda model: frame)
     settings = compose_run(["target.weights=random", "target.config={a: 1}", "target.shape=7b"])
-    made = cost.write_card(settings, tmp_path)
-    assert str(made.title).startswith("One forward of tiny, expanded to 7b, random weights\nfloat64 on ")
-    said = json.loads((tmp_path / "run.json").read_text())
-    assert (said["target"], said["settings"]) == ("tiny", settings.recorded["target"])
+    table = roofline.write_card(settings, tmp_path)
+    assert str(table.title).startswith("One forward of tiny, expanded to 7b, random weights\nfloat64 on ")
+    provenance = json.loads((tmp_path / "run.json").read_text())
+    assert (provenance["target"], provenance["settings"]) == ("tiny", settings.recorded["target"])
     RunDirectory(tmp_path).write_config({})
     with pytest.raises(InputError, match="holds a run; choose another folder"):
-        cost.write_card(compose_run([]), tmp_path)
+        roofline.write_card(compose_run([]), tmp_path)
