@@ -237,7 +237,7 @@ def test_the_program_itself_leaves_with_the_status_and_one_line(tmp_path: Path) 
     command = [sys.executable, "-m", "specbench", "run", "method=pdl", f"out={tmp_path / 'run'}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("specbench: method=pdl: no such method; there is pld, ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("specbench: method=pdl: no such method; expected pld, ") and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

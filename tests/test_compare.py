@@ -280,7 +280,7 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     assert cli("compare", "old", "nowhere").status == 2
     status, out, err = cli("export", "github", "old", "--out", "charts")
     assert status == 0 and (tmp_path / "charts" / "bigger.json").exists()
-    assert "no such format; there is github" in cli("export", "gihub", "old").err
+    assert "no such format; expected github" in cli("export", "gihub", "old").err
     status, out, err = cli("plan", "--pilot", "old", *tiny.overrides("task=[qa]", "method=[pld]", "limit=4"))
     assert status == 0 and "Questions for a difference of 5%" in out and "lacks" not in out, err
     wider = cli("plan", "--pilot", "old", *tiny.overrides("task=[qa]", "method=[pld]", "engine=[native,hf]")).out
@@ -300,7 +300,7 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
 
 def test_what_the_other_checkout_lacks_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     other = Checkout(str(ROOT), ["method=[of_tomorrow]"], config_dir=None, threads=1)
-    with pytest.raises(InputError, match=f"the other checkout, {ROOT}: method=of_tomorrow: no such method; there is "):
+    with pytest.raises(InputError, match=f"the other checkout, {ROOT}: method=of_tomorrow: no such method; expected "):
         other.has("of_tomorrow")
     assert capfd.readouterr() == ("", "")
 

@@ -83,7 +83,7 @@ def test_a_card_that_counts_nothing_or_only_later(driver: Driver) -> None:
 def test_a_card_without_a_uuid_goes_by_its_index(driver: Driver) -> None:
     del driver.answers["nvmlDeviceGetHandleByUUID"]
     driver.answers["nvmlDeviceGetHandleByIndex"] = {3: "the fourth"}.get
-    assert nvml.find_card(torch.device("cuda", 3)) == "the fourth"
+    assert nvml.find_gpu(torch.device("cuda", 3)) == "the fourth"
 
 
 @pytest.mark.parametrize("fault", ["no package", "no driver", "an old package"])

@@ -176,7 +176,7 @@ def export(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("exports"), metavar="FOLDER", help="default: exports")
     options = parser.parse_args(argv)
     if options.format not in formats:
-        raise InputError(f"{options.format}: no such format; there is {suggest_choices(options.format, list(formats))}")
+        raise InputError(f"{options.format}: no such format; expected {suggest_choices(options.format, list(formats))}")
     for path in formats[options.format](read_run(options.run), options.out):
         console.print(path, markup=False, highlight=False, soft_wrap=True)
     return 0

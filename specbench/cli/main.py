@@ -69,9 +69,9 @@ def cost(argv: list[str]) -> int:
     from specbench.machine.devices import list_timed_devices
     from specbench.machine.locks import WAITING, lock_devices
     from specbench.running.sweep import check_single_run
-    from specbench.setup.objects import check_values
+    from specbench.setup.objects import check_nodes
 
-    check_values(settings)
+    check_nodes(settings)
     check_single_run(settings, options.overrides, "cost")
     target = settings.target
     named = "-".join(filter(None, ("cost", target.name, target.shape)))
@@ -139,7 +139,7 @@ def datastore(argv: list[str]) -> int:
 
 def _explain_datastore(argv: list[str]) -> int:
     if argv and argv[0] not in ("-h", "--help"):
-        raise InputError(f"datastore {argv[0]}: no such command; there is build")
+        raise InputError(f"datastore {argv[0]}: no such command; expected build")
     print("usage: specbench datastore build [KEY=VALUE …]; its settings: specbench datastore build --help")
     return 0
 
@@ -215,7 +215,7 @@ def _call_command(argv: list[str]) -> int:
         print(_format_usage())
         return 0
     if name not in COMMANDS:
-        raise InputError(f"{name}: no such command; there is {suggest_choices(name, list(COMMANDS))}")
+        raise InputError(f"{name}: no such command; expected {suggest_choices(name, list(COMMANDS))}")
     return COMMANDS[name](argv[1:])
 
 

@@ -19,7 +19,7 @@ from specbench.replay.recorded_target import replay_trials
 from specbench.replay.sources import Recordings, read_recordings
 from specbench.running.resume import stamp_path
 from specbench.setup.instantiate import instantiate
-from specbench.setup.objects import check_values
+from specbench.setup.objects import check_nodes
 from specbench.setup.settings import Node, RunSettings
 
 DRAFT_MODEL = "specbench.models.load.load_draft"
@@ -38,7 +38,7 @@ class MethodReplay:
 
 def replay_run(of: Path, settings: RunSettings) -> tuple[Path, list[MethodReplay], str | None]:
     """The new run directory (config.out, or results/replay-...), what is in it, and what is to be said. Raises InputError."""
-    check_values(settings)
+    check_nodes(settings)
     found = read_recordings(of, settings)
     out = RunDirectory(Path(settings.out).expanduser() if settings.out else stamp_path(Path("results"), f"replay-{found.name}"))
     if not out.is_new():

@@ -1,6 +1,7 @@
 """Is the run's autoregressive decoding the best baseline of its device? Timed beside other dtypes and transformers' generate."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from specbench.decoding.autoregressive import Autoregressive
@@ -13,7 +14,7 @@ from specbench.machine.devices import DTYPES, get_free_memory
 from specbench.models.load import estimate_memory
 from specbench.models.target import Target
 from specbench.records.trial import BASELINE
-from specbench.setup.objects import load_in_dtype
+from specbench.setup.objects import load_target_model
 from specbench.setup.settings import RunSettings
 from tasks.question import Question
 
@@ -62,7 +63,7 @@ def measure_baselines(settings: RunSettings, target: Target, questions: list[Que
     models = {own: target.model}
     if settings.target.device_map is None:
         for other in list_other_dtypes(target.model, own):
-            models[other] = load_in_dtype(settings.target, other)
+            models[other] = load_target_model(replace(settings.target, dtype=other))
     shortest = min(map(target.render_first_prompt, questions), key=len)
     there = open_engines(models)
     return measure_rates({(first, own): there.pop((first, own)), **there}, shortest) if (first, own) in there else []

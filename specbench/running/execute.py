@@ -26,7 +26,7 @@ from specbench.running.resume import choose_run_directory, open_run
 from specbench.running.schedule import Schedule, build_arms
 from specbench.setup.instantiate import instantiate
 from specbench.setup.objects import (
-    check_values,
+    check_nodes,
     collect_fingerprints,
     instantiate_methods,
     load_target,
@@ -47,7 +47,7 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
     Waits for the device before anything is loaded: two processes would share its memory as well as its time.
     """
     silence_libraries()
-    check_values(settings)
+    check_nodes(settings)
     run = choose_run_directory(settings.out, settings.target.name, settings.recorded)
     suite: Suite = instantiate(settings.suite)
     questions = select_questions(settings, suite, settings.limit)
@@ -98,7 +98,7 @@ def _collect_run_info(
 
 def outline_run(settings: RunSettings) -> tuple[dict[str, int], list[str], int]:
     """Questions by task, methods (as METHOD@ENGINE too) and repeats of a run, without loading a model. Raises InputError."""
-    check_values(settings)
+    check_nodes(settings)
     counts = Counter(question.task for question in select_questions(settings, instantiate(settings.suite), settings.limit))
     return (
         dict(counts),

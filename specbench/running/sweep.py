@@ -18,7 +18,7 @@ from rich.console import Console
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
 from specbench.records.run_directory import find_runs
-from specbench.setup.compose import CONF, add_import_path, compose_run, read_job, translate_errors
+from specbench.setup.compose import CONF, add_import_path, compose_run, parse_job, translate_errors
 from specbench.setup.settings import RunSettings
 
 MARK = "multirun.yaml"  # that Hydra leaves in a sweep's folder
@@ -46,11 +46,11 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> SweepResult:
     jobs = [compose_run(job, config_dir) for job in _list_jobs(parsed)]  # before torch is imported, which takes seconds
     if swept := expand_sweep(jobs[0].sweep, overrides):
         return sweep([*overrides, *swept], config_dir)
-    from specbench.setup.objects import check_values
+    from specbench.setup.objects import check_nodes
 
     launcher = next((one.get_value_string() for one in parsed if one.key_or_group == LAUNCHER), "basic")
     for job in jobs:
-        check_values(job, here=launcher in HERE)
+        check_nodes(job, here=launcher in HERE)
     folder = _choose_folder(parsed)
     if folder.exists() and not (folder.is_dir() and ((folder / MARK).exists() or not any(folder.iterdir()))):
         raise InputError(f"out={folder}: expected a sweep's folder, an empty one or a new one")
@@ -121,7 +121,7 @@ def _run_job(config: Any) -> None:
     out = runtime.output_dir
     try:
         with ProgressDisplay(Console()) as display:
-            execute(read_job(config, out), display)
+            execute(parse_job(config, out), display)
     except (InputError, OSError) as error:
         write_atomic(Path(out) / NOTE, " ".join(str(error).split()))
 
