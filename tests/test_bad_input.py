@@ -52,7 +52,10 @@ from tests.fake_engine import Quiet
         (["certify", "seed=1,2"], "seed=1,2: expected one value"),
         (["certify", "samples=32"], "samples: no such setting of specbench certify"),
         (["certify", "repeats=3"], "repeats: no such setting of specbench certify"),
-        (["run", "limit=1", "method=[]", "out=/proc/nowhere"], "/proc/nowhere: No such file or directory; out=FOLDER says"),
+        (
+            ["run", "limit=1", "method=[]", "out=/proc/nowhere"],
+            "/proc/nowhere: No such file or directory; choose another folder",
+        ),
         (["run", "-m", "limt=1,2"], "limt: no such setting; the nearest is limit"),
         (["run", "-m", "method=[pld,sps"], "method=[pld,sps: not an override"),
         (["run", "-m", "limit=1,2", "out=a,b"], "out=a,b: expected one folder; each job of -m gets its own inside"),

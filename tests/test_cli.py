@@ -146,7 +146,7 @@ def test_a_method_from_elsewhere_needs_no_edit_here(cli: Cli, tiny: Tiny, tmp_pa
     for run, method in zip(runs, ("mine", "pld"), strict=True):
         assert {trial.method for trial in RunDirectory(run).read_trials()} == {"autoregressive", method}
     again = cli("run", "-m", "method=mine,pld", *tiny.overrides(*chosen, "out=results/sweep"))
-    assert again.status == 0 and again.out.count("2 of them are there") == 2, "a sweep goes on like a run"
+    assert again.status == 0 and again.out.count("2 of them done") == 2, "a sweep goes on like a run"
 
 
 def test_jobs_that_cannot_run_end_their_sweep_with_one_line(cli: Cli, tiny: Tiny, no_report: list[list[Path]]) -> None:
@@ -212,7 +212,7 @@ def test_ctrl_c_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("specbench.running.execute.execute", stopped)
     status, _, err = cli("run")
-    assert status == 130 and err == "specbench: stopped; the same command with out=results/x goes on from here\n"
+    assert status == 130 and err == "specbench: stopped; run the same command with out=results/x to resume\n"
 
 
 def test_ctrl_c_before_anything_was_written_promises_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +259,7 @@ def test_a_sweep_that_is_stopped_says_how_it_goes_on(cli: Cli, monkeypatch: pyte
     monkeypatch.setattr("specbench.running.sweep._run_job", stopped)
     monkeypatch.setattr(sys, "argv", [])
     status, _, err = cli("run", "sweep.limit=[1,2]", "out=results/sweep")
-    assert status == 130 and "the same command with out=results/sweep goes on from here" in err
+    assert status == 130 and "run the same command with out=results/sweep to resume" in err
 
 
 def test_what_the_command_line_gives_is_not_swept() -> None:

@@ -286,7 +286,7 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     wider = cli("plan", "--pilot", "old", *tiny.overrides("task=[qa]", "method=[pld]", "engine=[native,hf]")).out
     assert "minutes in all, without autoregressive@hf, pld@hf, which the pilot lacks" in " ".join(wider.split())
     assert "expected more than 0.01" in cli("plan", "--pilot", "old", "--effect", "0.01").err
-    assert "its times say nothing of that" in cli("plan", "--pilot", "old", "target.shape=100m").err
+    assert "its timings do not transfer" in cli("plan", "--pilot", "old", "target.shape=100m").err
     files = {name: f"first.{name}" for name in ("json", "junit", "markdown")}
     status, out, err = cli("compare", "rolling", "old", "--add", *(f"--{name}={file}" for name, file in files.items()))
     assert status == 0 and "old: first reference" in out, err
@@ -322,7 +322,7 @@ def test_an_unfinished_run_is_no_reference(refuse: Refuse, tmp_path: Path) -> No
     run.write_config(CONFIG | {"repeats": 2, "method": {"pld": {}, "rest": {}}})
     assert read_run(run.path).missing == {"rest": 48, "sps": 1}
     assert refuse("compare", "rolling", "broken", "--add") == (
-        "--add: broken is not finished: 49 turns are still to be run; the same command goes on"
+        "--add: broken is not finished: 49 turns are missing; run the same command again to resume"
     )
 
 
@@ -349,5 +349,5 @@ def test_a_comparison_that_is_ended_leaves_no_checkout_and_no_process(tiny: Tiny
         (worker,) = [child for child in psutil.Process(process.pid).children() if WORKER in child.cmdline()]
         process.terminate()
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err == "specbench: stopped; the same command with out=both goes on from here\n"
+    assert process.returncode == 130 and err == "specbench: stopped; run the same command with out=both to resume\n"
     assert not worker.is_running() and not list((ROOT / "build").glob("reference-*/"))

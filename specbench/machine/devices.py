@@ -13,12 +13,7 @@ import torch
 
 from specbench.errors import InputError, suggest_choices
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 
 
 def list_devices() -> list[str]:

@@ -14,14 +14,7 @@ from typing import Any
 import torch
 
 from specbench import ROOT
-from specbench.machine.devices import (
-    count_usable_cores,
-    get_cpu_capabilities,
-    get_cpu_name,
-    get_device_name,
-    get_total_memory,
-    has_bf16_units,
-)
+from specbench.machine import devices
 from specbench.machine.nvml import GRAPHICS, MEMORY, SM, ask, find_gpu
 from specbench.setup.fingerprints import hash_shared_code
 
@@ -61,21 +54,21 @@ def _get_version(package: str) -> str | None:
 
 
 def _describe_machine() -> dict[str, Any]:
-    capabilities = {name: value for name, value in get_cpu_capabilities().items() if isinstance(value, bool)}
+    capabilities = {name: value for name, value in devices.get_cpu_capabilities().items() if isinstance(value, bool)}
     return {
         "os": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
-        "cpu": get_cpu_name(),
-        "cores": count_usable_cores(),
+        "cpu": devices.get_cpu_name(),
+        "cores": devices.count_usable_cores(),
         "threads": torch.get_num_threads(),
-        "bf16_units": has_bf16_units(),
+        "bf16_units": devices.has_bf16_units(),
         "instructions": sorted(name for name, supported in capabilities.items() if supported),
-        "memory_bytes": get_total_memory(),
+        "memory_bytes": devices.get_total_memory(),
     }
 
 
 def _describe_device(device: torch.device) -> dict[str, Any]:
-    facts: dict[str, Any] = {"kind": device.type, "name": get_device_name(device)}
+    facts: dict[str, Any] = {"kind": device.type, "name": devices.get_device_name(device)}
     if device.type != "cuda":
         return facts
     gpu = torch.cuda.get_device_properties(device)
