@@ -183,15 +183,11 @@ def _print_stop(folder: Path | None) -> int:
     return 130
 
 
-def _format_usage() -> str:
-    lines = [f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()]
-    return "usage: specbench COMMAND …\n\n" + "\n".join(lines)
-
-
 def _call_command(argv: list[str]) -> int:
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
-        print(_format_usage())
+        lines = [f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()]
+        print("usage: specbench COMMAND …\n", *lines, sep="\n")
         return 0
     if name not in COMMANDS:
         raise InputError(f"{name}: no such command; expected {suggest_choices(name, list(COMMANDS))}")

@@ -96,10 +96,8 @@ def get_device_name(device: torch.device) -> str:
 
 def get_cpu_name() -> str:
     """Return the processor's model, from the system or else from torch."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else str(get_cpu_capabilities().get("cpu_name") or "unknown")
 

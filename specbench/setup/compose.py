@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -211,15 +212,7 @@ def _explain_unknown_key(given: str, overrides: Sequence[str], config_dir: Path 
     keys = [override.split("=")[0] for override in overrides]
     choices = [override for override, key in zip(overrides, keys, strict=True) if key in GROUPS and key != given]
     command = "" if root == RUN else f" of specbench {root}"
-    known = _list_keys(_run_hydra(choices, config_dir, root))
+    plain: Any = OmegaConf.to_container(_run_hydra(choices, config_dir, root))
+    names = [name.split(".") for name, _ in flatten(plain)]
+    known = [prefix for name in names for prefix in accumulate(name, "{}.{}".format) if not prefix.endswith("_target_")]
     return f"{given}: no such setting{command}; the nearest is {find_closest(given, known)}"
-
-
-def _list_keys(config: DictConfig, prefix: str = "") -> list[str]:
-    keys = []
-    for key in (str(key) for key in config if key != "_target_"):
-        node = config._get_node(key)
-        keys.append(f"{prefix}{key}")
-        if isinstance(node, DictConfig):
-            keys += _list_keys(node, f"{prefix}{key}.")
-    return keys

@@ -50,14 +50,10 @@ def hash_method_code(settings: Mapping[str, Any]) -> str:
 
 def hash_code(files: Iterable[Path]) -> str:
     """Return the sha256 of all definitions in these files, whatever their order and whichever file holds them."""
-    digests = sorted(digest for file in files for digest in _hash_definitions(file.read_text(encoding="utf-8")))
+    statements = (statement for file in files for statement in ast.parse(file.read_text(encoding="utf-8")).body)
+    definitions = (repr(_canonicalise(statement)) for statement in statements if not _is_silent(statement))
+    digests = sorted(hashlib.sha256(definition.encode()).hexdigest() for definition in definitions)
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _hash_definitions(source: str) -> Iterator[str]:
-    for statement in ast.parse(source).body:
-        if not _is_silent(statement):
-            yield hashlib.sha256(repr(_canonicalise(statement)).encode()).hexdigest()
 
 
 def _canonicalise(value: Any) -> Any:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from specbench.errors import InputError, suggest_choices
 from specbench.setup.instantiate import check_types
 from specbench.setup.rules import check_rules
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 Node = dict[str, Any]  # a YAML mapping of `_target_`, the class, and its arguments
 
@@ -154,8 +151,7 @@ class DatastoreSettings(Settings):
 
 
 S = TypeVar("S", bound=Settings)
-D = TypeVar("D", bound="DataclassInstance")
-SECTIONS: dict[str, type[DataclassInstance]] = {"target": TargetSettings, "sampling": SamplingSettings, "search": SearchSettings}
+SECTIONS: dict[str, type] = {"target": TargetSettings, "sampling": SamplingSettings, "search": SearchSettings}
 
 
 def parse_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[str]) -> S:
@@ -163,10 +159,11 @@ def parse_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[s
     check_rules(plain, kind.root)
     sections = {name: _construct(section, plain[name], name) for name, section in SECTIONS.items() if name in plain}
     tasks = [task["name"] for task in plain["task"].values()]
-    return _construct(kind, {**plain, **sections, "tasks": tasks, "plain": plain, "changed": changed}, "")
+    settings: S = _construct(kind, {**plain, **sections, "tasks": tasks, "plain": plain, "changed": changed}, "")
+    return settings
 
 
-def _construct(kind: type[D], plain: Mapping[str, Any], place: str) -> D:
+def _construct(kind: type[Any], plain: Mapping[str, Any], place: str) -> Any:
     values = {field.name: plain[field.name] for field in fields(kind) if field.name in plain}
     check_types(kind, values, place)
     return kind(**values)
