@@ -1,7 +1,7 @@
 """Run a command's config in forked children of one process and kill some of them. torch is imported only once.
 
 python -m tests.mortal_run PLAN.json: a list of {"overrides": […], "kill": null or [trials, seconds]}, one child after another.
-A child is killed (SIGKILL) the given seconds after it has written the given number of trials. Prints one line per child: its exit status.
+A child is killed (SIGKILL) that many seconds after it has written that many trials. Prints the exit status of each child.
 """
 
 from __future__ import annotations

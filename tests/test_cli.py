@@ -30,10 +30,15 @@ class Mine(PromptLookup):
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> list[list[Path]]:
-    """Runs to be reported, instead of their reports."""
-    asked: list[list[Path]] = []
-    monkeypatch.setattr("specbench.cli.main._report", lambda runs, out: len(asked.append(runs) or ""))
-    return asked
+    """The runs that would be reported; no report is rendered."""
+    reported: list[list[Path]] = []
+
+    def record(runs: list[Path], out: Path) -> int:
+        reported.append(runs)
+        return 0
+
+    monkeypatch.setattr("specbench.cli.main._report", record)
+    return reported
 
 
 def test_alone_it_says_which_commands_there_are(cli: Cli) -> None:

@@ -118,7 +118,7 @@ def test_auto_takes_what_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "expected"),
+    ("capabilities", "expected"),
     [
         ({"avx512_f": True, "avx512_vnni": True, "amx_bf16": False, "avx512_bf16": False}, torch.float32),
         ({"avx512_f": True, "avx512_bf16": True}, torch.bfloat16),
@@ -128,9 +128,9 @@ def test_auto_takes_what_is_there() -> None:
     ],
 )
 def test_bfloat16_on_a_cpu_only_in_hardware(
-    monkeypatch: pytest.MonkeyPatch, there: dict[str, bool], expected: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: torch.dtype
 ) -> None:
-    monkeypatch.setattr("specbench.machine.devices.get_cpu_capabilities", lambda: there)
+    monkeypatch.setattr("specbench.machine.devices.get_cpu_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert pick_dtype("auto", CPU) == expected
 
