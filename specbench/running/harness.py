@@ -75,8 +75,7 @@ class Harness:
         longest: dict[str, list[int]] = {}
         for question in self.questions:
             ids = self._render_prompt(question, 0, BASELINE)
-            if len(ids) > len(longest.get(question.task, [])):
-                longest[question.task] = ids
+            longest[question.task] = max(longest.get(question.task, []), ids, key=len)
         sampling = self.schedule.sampling
         longest_prompt = self._bound_prompt()
         short = replace(sampling, max_new_tokens=min(WARM_UP_TOKENS, sampling.max_new_tokens))

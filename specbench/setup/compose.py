@@ -19,66 +19,57 @@ from omegaconf.errors import OmegaConfBaseException
 
 from specbench import ROOT
 from specbench.errors import InputError, find_closest, suggest_choices
+from specbench.setup import settings
 from specbench.setup.rules import look_up
-from specbench.setup.settings import (
-    CertifySettings,
-    DatastoreSettings,
-    RunSettings,
-    S,
-    Settings,
-    TargetSettings,
-    TrainSettings,
-    parse_settings,
-)
 
 CONF = ROOT / "conf"
 GROUPS = ("target", "method", "task", "suite", "engine", "experiment")
 LISTS = {"method": "_target_", "task": "name", "engine": "_target_"}  # groups of several choices: the key that each choice needs
-RUN = RunSettings.root
-TARGET = [field.name for field in fields(TargetSettings) if field.default is MISSING]  # the keys that every target's YAML needs
+RUN = settings.RunSettings.root
+TARGET = [field.name for field in fields(settings.TargetSettings) if field.default is MISSING]  # what its YAML must have
 
 
-def compose_run(overrides: Sequence[str], config_dir: Path | None = None) -> RunSettings:
+def compose_run(overrides: Sequence[str], config_dir: Path | None = None) -> settings.RunSettings:
     """Compose the settings of `specbench run`. config_dir: a further folder like conf/. Raises InputError."""
-    return _compose(RunSettings, overrides, config_dir)
+    return _compose(settings.RunSettings, overrides, config_dir)
 
 
-def compose_certify(overrides: Sequence[str], config_dir: Path | None = None) -> CertifySettings:
+def compose_certify(overrides: Sequence[str], config_dir: Path | None = None) -> settings.CertifySettings:
     """Compose the settings of `specbench certify`, as `compose_run` does."""
-    return _compose(CertifySettings, overrides, config_dir)
+    return _compose(settings.CertifySettings, overrides, config_dir)
 
 
-def compose_train(overrides: Sequence[str], config_dir: Path | None = None) -> TrainSettings:
+def compose_train(overrides: Sequence[str], config_dir: Path | None = None) -> settings.TrainSettings:
     """Compose the settings of `specbench train`, as `compose_run` does."""
-    return _compose(TrainSettings, overrides, config_dir)
+    return _compose(settings.TrainSettings, overrides, config_dir)
 
 
-def compose_datastore(overrides: Sequence[str], config_dir: Path | None = None) -> DatastoreSettings:
+def compose_datastore(overrides: Sequence[str], config_dir: Path | None = None) -> settings.DatastoreSettings:
     """Compose the settings of `specbench datastore build`, as `compose_run` does."""
-    return _compose(DatastoreSettings, overrides, config_dir)
+    return _compose(settings.DatastoreSettings, overrides, config_dir)
 
 
-def _compose(kind: type[S], overrides: Sequence[str], config_dir: Path | None) -> S:
+def _compose(kind: type[settings.S], overrides: Sequence[str], config_dir: Path | None) -> settings.S:
     with translate_errors(overrides, config_dir, kind.root):
         check_folder(config_dir)
         _check_overrides(overrides, config_dir)
         return _parse_config(kind, _run_hydra(overrides, config_dir, kind.root))
 
 
-def parse_job(config: DictConfig, out: str) -> RunSettings:
+def parse_job(config: DictConfig, out: str) -> settings.RunSettings:
     """Return the settings of a sweep's job, whose config Hydra has composed. Raises InputError."""
     config.out = out
     with translate_errors():
-        return _parse_config(RunSettings, config)
+        return _parse_config(settings.RunSettings, config)
 
 
-def _parse_config(kind: type[S], config: DictConfig) -> S:
+def _parse_config(kind: type[settings.S], config: DictConfig) -> settings.S:
     own: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{kind.root}.yaml"))
     del own["defaults"]
     _check_structure(kind, OmegaConf.to_container(config), own)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     changed = frozenset(name for name, default in flatten(own) if look_up(plain, name) != default)
-    return parse_settings(kind, plain, changed)
+    return settings.parse_settings(kind, plain, changed)
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -162,7 +153,7 @@ def _unknown_choice(group: str, given: str, options: Sequence[str], more: str = 
     return InputError(f"{group}={given}: no such {group}; expected {suggest_choices(given, options) or 'none'}{more}")
 
 
-def _check_structure(kind: type[Settings], plain: Any, own: Mapping[str, Any]) -> None:
+def _check_structure(kind: type[settings.Settings], plain: Any, own: Mapping[str, Any]) -> None:
     """Raise InputError for an unknown setting and for a missing mapping or key. own: the root config's YAML."""
     _check_known(plain, [*GROUPS, *own])
     needed = {"task", *(field.name for field in fields(kind))}

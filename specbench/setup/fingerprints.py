@@ -107,10 +107,9 @@ def hash_path(path: str | Path, revision: str | None = None) -> str | None:
 
 
 def _find_place(path: str, revision: str | None) -> Path | None:
-    if (folder := find_local_folder(path)) is not None:
-        return folder
-    if (file := next((file for file in (ROOT / path, Path(path).expanduser()) if file.is_file()), None)) is not None:
-        return file
+    files = (file for file in (ROOT / path, Path(path).expanduser()) if file.is_file())
+    if local := find_local_folder(path) or next(files, None):
+        return local
     try:
         cached = try_to_load_from_cache(path, "config.json", revision=revision)
     except HFValidationError:  # no hub id either

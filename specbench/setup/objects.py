@@ -88,25 +88,23 @@ def load_target_model(settings: TargetSettings) -> LanguageModel:
 
 
 def load_target_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, str]:
-    """Load the target's tokenizer and chat format, and try them out. Raises InputError."""
+    """Load the target's tokenizer and chat format, and try them out. Raises InputError.
+
+    Random weights have none of their own and take those of the embedded target.
+    """
     silence_libraries()
-    tokenizer, chat = _choose_tokenizer(settings)
-    try:
-        render_prompt(chat, [("Hello", None)], tokenizer)
-    except TemplateError as error:
-        raise InputError(f"the chat template of {settings.path}: {format_error(error)}") from None
-    return tokenizer, chat
-
-
-def _choose_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, str]:
-    """Random weights have no tokenizer and chat format of their own and take the embedded target's."""
     if settings.weights == "random":
         if settings.config is None:
             raise InputError("target.weights=random needs target.config, the model's architecture")
         return load_tokenizer(EMBEDDED, None, False), "template"
     if settings.path is None:
         raise InputError("target.path=null: expected a hub id or a folder")
-    return load_tokenizer(settings.path, settings.revision, settings.trust_remote_code), settings.format
+    tokenizer = load_tokenizer(settings.path, settings.revision, settings.trust_remote_code)
+    try:
+        render_prompt(settings.format, [("Hello", None)], tokenizer)
+    except TemplateError as error:
+        raise InputError(f"the chat template of {settings.path}: {format_error(error)}") from None
+    return tokenizer, settings.format
 
 
 def collect_fingerprints(
