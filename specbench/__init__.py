@@ -1,6 +1,6 @@
-"""specbench: the benchmark of speculative decoding."""
+"""specbench: a benchmark of speculative decoding."""
 
 from pathlib import Path
 
 __version__ = "0.1.0"
-ROOT = Path(__file__).parent.parent  # of the checkout: conf/, results/ and the embedded models lie under it
+ROOT = Path(__file__).parent.parent  # the checkout, with conf/, results/ and the embedded models

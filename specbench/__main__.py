@@ -1,4 +1,4 @@
-"""python -m specbench: the command line."""
+"""The command line, as python -m specbench."""
 
 from specbench.cli.main import main
 

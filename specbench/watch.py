@@ -1,4 +1,4 @@
-"""Who looks on while a job goes: the protocols that progress displays implement."""
+"""Protocols of those who watch a job: what progress displays implement."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,22 +9,22 @@ if TYPE_CHECKING:
 
 
 class Watcher(Protocol):
-    """Who looks on while a run goes: the progress display."""
+    """Watches a run."""
 
     def set_run(self, run: Path) -> None:
         """The run directory is known, and locked for this process."""
 
     def show_status(self, what: str, long: bool = False) -> None:
-        """Something else than trials; long: more than a few seconds."""
+        """Something other than a trial is running; long: it takes more than a few seconds."""
 
     def begin(self, run: Path, total: int, done: int) -> None:
-        """`total` turns are wanted, `done` of them are there."""
+        """The run has `total` turns; `done` of them are on disk."""
 
     def add_trial(self, trial: "Trial") -> None:
         """One more turn is on disk."""
 
 
 class Watch(Protocol):
-    """Told how far a long job is. of: None where nobody knows; row: the latest line of its log, where there is one."""
+    """Called with the progress of a long job. of: None if the total is unknown; row: the latest line of the job's log."""
 
     def __call__(self, what: str, done: int, of: int | None, row: Mapping[str, Any] | None = None, /) -> None: ...

@@ -23,7 +23,7 @@ from specbench.machine import nvml
 from specbench.models.load import load_tokenizer
 from specbench.setup.objects import EMBEDDED
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests at once as there are cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per core
     torch.set_num_threads(1)
 tempfile.tempdir = tempfile.mkdtemp(prefix="specbench-tests-")  # of this process: its runs wait for no other's device lock
 atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
@@ -35,7 +35,7 @@ def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Driver:
-    """pynvml with one card, which answers what is in `answers`; asked for what pynvml has not, it fails the test."""
+    """A fake pynvml with one GPU, which gives the answers in `answers`; an unknown function or argument fails the test."""
 
     NVMLError = RuntimeError
     __spec__ = None
@@ -48,20 +48,20 @@ class Driver:
             signature(getattr(pynvml, question)).bind(*about)
             if question not in self.answers:
                 raise self.NVMLError("Not Supported")
-            found = self.answers[question]
-            return found(*about) if callable(found) else found
+            result = self.answers[question]
+            return result(*about) if callable(result) else result
 
         return answer
 
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
-    """NVIDIA's driver with one card, cuda:0."""
-    made = Driver()
-    monkeypatch.setitem(sys.modules, "pynvml", made)
+    """A fake NVIDIA driver with one GPU, cuda:0."""
+    fake = Driver()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a"))
     nvml._load_library.cache_clear()
-    yield made
+    yield fake
     nvml._load_library.cache_clear()
 
 
@@ -87,7 +87,7 @@ class Tiny(NamedTuple):
         return [*paths, "check_baseline=false", "suite.per_task=2", "sampling.max_new_tokens=8", *more]
 
     def model(self, folder: Path, layers: int = 1, **changes: int) -> Path:
-        """Another saved model beside the same tokenizer."""
+        """Save another model with the same tokenizer."""
         config = {
             "vocab_size": 1024,
             "hidden_size": 32,
@@ -109,15 +109,15 @@ class Tiny(NamedTuple):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     root = tmp_path_factory.mktemp("tiny")
-    made = Tiny(root / "target", root / "draft", load_tokenizer(EMBEDDED, None, False))
-    made.model(made.target, layers=2)
-    made.model(made.draft, layers=1)
-    return made
+    saved = Tiny(root / "target", root / "draft", load_tokenizer(EMBEDDED, None, False))
+    saved.model(saved.target, layers=2)
+    saved.model(saved.draft, layers=1)
+    return saved
 
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """cli("run", "limit=3"): exit status and what was printed; relative paths lie in tmp_path."""
+    """cli("run", "limit=3") returns exit status and output; relative paths are in tmp_path."""
     from specbench.cli.main import main
 
     monkeypatch.chdir(tmp_path)
@@ -126,8 +126,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         monkeypatch.setattr(sys, "argv", ["specbench", *argv])
         with pytest.raises(SystemExit) as exit_:
             main()
-        said = capfd.readouterr()
-        return Outcome(int(exit_.value.code or 0), said.out, said.err)
+        printed = capfd.readouterr()
+        return Outcome(int(exit_.value.code or 0), printed.out, printed.err)
 
     return call
 
@@ -138,7 +138,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 @pytest.fixture
 def refuse(cli: Cli, tmp_path: Path) -> Refuse:
-    """The one line that a command is refused with; that nothing was changed is checked as well."""
+    """Return the one line that refuses a command, after checking that no file was changed."""
 
     def call(*argv: str) -> str:
         before = contents(tmp_path)
@@ -151,7 +151,7 @@ def refuse(cli: Cli, tmp_path: Path) -> Refuse:
     return call
 
 
-def tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     weights = load_file(folder / "model.safetensors")
     change(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

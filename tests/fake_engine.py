@@ -1,4 +1,4 @@
-"""An engine that says what it was told to, a tokenizer of bytes and a suite that scores: the harness without a model."""
+"""A harness without a model: an engine with given answers, a tokenizer of bytes, and a suite that scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Answers = Callable[[str, list[int]], str]
 
 
 class ByteTokenizer:
-    """One token a byte; nothing is special."""
+    """One token per byte, no special tokens."""
 
     bos_token_id = None
 
@@ -36,7 +36,7 @@ class ByteTokenizer:
 
 
 class FakeEngine(Engine):
-    """answers: (method, prompt) -> text, or raises. `log` keeps what was asked, prompts as text, warm-ups apart."""
+    """answers: (method, prompt) -> text, or raises. `log` holds methods and prompts as text, without warm-ups."""
 
     def __init__(self, answers: Answers, warm: Sequence[str] = ()) -> None:
         self.answers, self.warm = answers, warm
@@ -81,7 +81,7 @@ class FakeSuite(Suite):
 
 
 class Quiet:
-    """A watcher that counts."""
+    """A watcher that only records its calls."""
 
     def __init__(self) -> None:
         self.began: list[tuple[int, int]] = []
@@ -117,7 +117,7 @@ def harness(
     seed: int = 0,
     context: str = "reference",
 ) -> Harness:
-    """A harness over the fake engine; the run directory is there already."""
+    """A harness on the fake engine, with an existing run directory."""
     run = RunDirectory(folder)
     if not run.is_run():
         run.write_config({})

@@ -1,7 +1,7 @@
-"""Runs a command's config in forked children of one process, some of them killed: a kill costs no second import of torch.
+"""Run a command's config in forked children of one process and kill some of them. torch is imported only once.
 
 python -m tests.mortal_run PLAN.json: a list of {"overrides": […], "kill": null or [trials, seconds]}, one child after another.
-A child is killed (SIGKILL) so many seconds after it has written so many trials. Prints one line a child: its exit status.
+A child is killed (SIGKILL) that many seconds after it has written that many trials. Prints the exit status of each child.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from specbench.errors import InputError, refuse
 from specbench.running.execute import execute
@@ -20,7 +21,7 @@ from specbench.setup.compose import compose_run
 from tests.fake_engine import Quiet
 
 
-def main(plan: list[dict]) -> None:
+def main(plan: list[dict[str, Any]]) -> None:
     for step in plan:
         child = os.fork()
         if child == 0:
@@ -35,14 +36,14 @@ def _run(overrides: list[str]) -> int:
         execute(compose_run(overrides), Quiet())
     except InputError as error:
         return refuse(error)
-    except Exception:  # a child must not go on as its parent
+    except Exception:  # a child must not continue as its parent
         traceback.print_exc()
         return 70
     return 0
 
 
 def _kill(child: int, trials: Path, more: int, seconds: float) -> None:
-    """The child is not waited for before, so its number cannot have gone to another process."""
+    """The child has not been waited for, so its process id cannot have been reused."""
     begun = _lines(trials)
     while _lines(trials) < begun + more and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(0.001)

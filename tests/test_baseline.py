@@ -1,22 +1,23 @@
-"""The run's baseline beside the other ways to decode autoregressively."""
+"""The run's baseline and the other ways to decode autoregressively."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from specbench.report.alarms import describe_rivals, find_faster
 from specbench.running.baseline import ROUNDS, list_other_dtypes
+from tests.conftest import Cli, Tiny
 from tests.tiny import tiny_language_model
 
 
-def test_a_run_times_its_baseline_beside_the_other_ways(tiny, cli, tmp_path):
-    assert (
-        cli("run", *tiny.overrides("check_baseline=true", "task=[qa]", "method=[]", "limit=1", "repeats=1", "out=run")).status
-        == 0
-    )
+def test_a_run_times_its_baseline_and_the_other_ways(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:
+    chosen = ["check_baseline=true", "task=[qa]", "method=[]", "limit=1", "repeats=1", "out=run"]
+    assert cli("run", *tiny.overrides(*chosen)).status == 0
     rates = json.loads((tmp_path / "run" / "run.json").read_text())["baseline"]
     ways = [(way["engine"], way["dtype"]) for way in rates]
     assert ways[0] == ("native", "float32"), "the run's own way comes first"
@@ -24,7 +25,7 @@ def test_a_run_times_its_baseline_beside_the_other_ways(tiny, cli, tmp_path):
     assert all(len(way["tokens_per_second"]) == ROUNDS and min(way["tokens_per_second"]) > 0 for way in rates)
 
 
-def test_another_engine_first_makes_its_own_way_the_measure(tiny, cli, tmp_path):
+def test_another_engine_first_makes_its_own_way_the_measure(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:
     chosen = ["check_baseline=true", "engine=[hf]", "task=[qa]", "method=[]", "limit=1", "repeats=1", "out=run"]
     assert cli("run", *tiny.overrides(*chosen)).status == 0
     first, *_ = json.loads((tmp_path / "run" / "run.json").read_text())["baseline"]
@@ -32,20 +33,22 @@ def test_another_engine_first_makes_its_own_way_the_measure(tiny, cli, tmp_path)
 
 
 @pytest.mark.parametrize(("free", "expected"), [(10**9, ["float32", "bfloat16"]), (10, [])])
-def test_other_dtypes_are_those_of_the_device_that_fit_its_memory(monkeypatch, free, expected):
+def test_other_dtypes_are_those_of_the_device_that_fit_its_memory(
+    monkeypatch: pytest.MonkeyPatch, free: int, expected: list[str]
+) -> None:
     monkeypatch.setattr("specbench.running.baseline.get_free_memory", lambda device: free)
     assert list_other_dtypes(tiny_language_model("llama", layers=1), "float64") == expected
 
 
-def test_packed_float32_weights_count_twice(monkeypatch):
+def test_packed_float32_weights_count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_language_model("llama", layers=1)
     weights = sum(p.numel() for p in model.model.parameters())
     monkeypatch.setattr("specbench.models.load.can_pack", lambda device, dtype: dtype == torch.float32)
     monkeypatch.setattr("specbench.running.baseline.get_free_memory", lambda device: 6 * weights)
-    assert list_other_dtypes(model, "float64") == ["bfloat16"], "0.7 * 6 = 4.2 bytes a weight: 2 fit, 4 + 4 do not"
+    assert list_other_dtypes(model, "float64") == ["bfloat16"], "0.7 * 6 = 4.2 bytes per weight: 2 fit, 4 + 4 do not"
 
 
-def way(engine: str, dtype: str, *rates: float) -> dict:
+def way(engine: str, dtype: str, *rates: float) -> dict[str, Any]:
     return {"engine": engine, "dtype": dtype, "tokens_per_second": list(rates)}
 
 
@@ -53,12 +56,12 @@ def way(engine: str, dtype: str, *rates: float) -> dict:
     ("rival", "found"),
     [((11.0, 22.0), {"hf float32": 1.1}), ((11.0, 20.5), {}), ((9.0, 18.0), {})],
 )
-def test_only_a_way_that_is_faster_in_every_round_counts(rival, found):
+def test_only_a_way_that_is_faster_in_every_round_counts(rival: tuple[float, ...], found: dict[str, float]) -> None:
     own = way("native", "float32", 10.0, 20.0)
     assert find_faster([own, way("hf", "float32", *rival)]) == pytest.approx(found)
     assert find_faster([own]) == find_faster([]) == {}
 
 
-def test_ratios_are_told_by_name():
+def test_ratios_are_reported_by_name() -> None:
     rates = [way("native", "float32", 10.0, 20.0, 30.0), way("native", "bfloat16", 8.0, 16.0, 30.0)]
     assert describe_rivals(rates) == "native bfloat16 0.80×" and describe_rivals([]) == ""

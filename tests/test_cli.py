@@ -11,6 +11,7 @@ import pytest
 
 from specbench import ROOT
 from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import QuestionId
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay
 from specbench.running.sweep import expand_sweep, sweep
@@ -29,10 +30,15 @@ class Mine(PromptLookup):
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> list[list[Path]]:
-    """Runs to be reported, instead of their reports."""
-    asked: list[list[Path]] = []
-    monkeypatch.setattr("specbench.cli.main._report", lambda runs, out: asked.append(runs) or 0)
-    return asked
+    """The runs that would be reported; no report is rendered."""
+    reported: list[list[Path]] = []
+
+    def record(runs: list[Path], out: Path) -> int:
+        reported.append(runs)
+        return 0
+
+    monkeypatch.setattr("specbench.cli.main._report", record)
+    return reported
 
 
 def test_alone_it_says_which_commands_there_are(cli: Cli) -> None:
@@ -77,7 +83,7 @@ def test_a_run_prints_its_table_and_leaves_its_files(cli: Cli, tiny: Tiny, tmp_p
 
 
 def test_limit_and_seed_draw_the_questions(tiny: Tiny, tmp_path: Path) -> None:
-    def asked(name: str, *overrides: str) -> dict[str, set]:
+    def asked(name: str, *overrides: str) -> dict[str, set[QuestionId]]:
         command = tiny.overrides("task=[mt_bench,qa]", "method=[]", "repeats=1", "suite.per_task=16", "sampling.max_new_tokens=1")
         execute(compose_run([*command, *overrides, f"out={tmp_path / name}"]), Quiet())
         trials = RunDirectory(tmp_path / name).read_trials()
@@ -98,13 +104,13 @@ def test_a_run_in_which_everything_fails_ends_with_its_error_rows(
     monkeypatch.setattr("specbench.engine.native.Native.generate", broken)
     status, out, err = cli("run", *tiny.overrides("task=[qa,mt_bench]", "repeats=1", "limit=1", "out=results/broken"))
     assert status == 0 and err == ""
-    assert out.count(" failed on question ") == 3, "once a method"
+    assert out.count(" failed on question ") == 3, "once per method"
     trials = RunDirectory(tmp_path / "results" / "broken").read_trials()
     assert len(trials) == 9 and all(trial.failed for trial in trials)
 
 
 def test_random_weights_speak_with_the_embedded_tokenizer(tmp_path: Path) -> None:
-    """Their vocabulary is the larger one, and ids beyond the tokenizer's have no text; two turns go through all the same."""
+    """Their vocabulary is larger, and ids beyond the tokenizer's have no text; two turns work nevertheless."""
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, **heads}
     sizes = [f"target{draft}.config.{key}={value}" for key, value in small.items() for draft in ("", ".draft")]
@@ -128,7 +134,7 @@ def test_without_out_no_two_runs_share_a_folder(
 
 
 def test_a_method_from_elsewhere_needs_no_edit_here(cli: Cli, tiny: Tiny, tmp_path: Path, no_report: list[list[Path]]) -> None:
-    """Its YAML names its class, whose file may lie beside: --config-dir can be imported from."""
+    """Its YAML names its class, whose file may be in the same folder: Python imports from --config-dir."""
     outside = tmp_path / "outside"
     (outside / "method").mkdir(parents=True)
     (outside / "elsewhere.py").write_text(MINE)
@@ -146,11 +152,11 @@ def test_a_method_from_elsewhere_needs_no_edit_here(cli: Cli, tiny: Tiny, tmp_pa
     for run, method in zip(runs, ("mine", "pld"), strict=True):
         assert {trial.method for trial in RunDirectory(run).read_trials()} == {"autoregressive", method}
     again = cli("run", "-m", "method=mine,pld", *tiny.overrides(*chosen, "out=results/sweep"))
-    assert again.status == 0 and again.out.count("2 of them are there") == 2, "a sweep goes on like a run"
+    assert again.status == 0 and again.out.count("2 of them done") == 2, "a sweep resumes like a run"
 
 
 def test_jobs_that_cannot_run_end_their_sweep_with_one_line(cli: Cli, tiny: Tiny, no_report: list[list[Path]]) -> None:
-    """Found only when the job has begun, so Hydra stands between; another kind of error keeps its traceback."""
+    """The error appears only when the job has started, inside Hydra."""
     command = ["run", "-m", "limit=1,2", *tiny.overrides("task=qa", "method=[]", "target.path=/nowhere/at/all", "out=sweep")]
     status, _, err = cli(*command)
     assert status == 2 and err.startswith("specbench: out=sweep: limit=1: no model at ") and err.count("\n") == 1
@@ -159,7 +165,7 @@ def test_jobs_that_cannot_run_end_their_sweep_with_one_line(cli: Cli, tiny: Tiny
 
 
 def test_a_datastore_from_the_target_s_own_answers_and_a_run_with_it(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
-    """Both turns of a conversation in one document; what the store holds of the questions stands in run.json and the report."""
+    """Both turns of a conversation in one document; run.json and the report say what the store holds of the questions."""
     target = [f"target.path={tiny.target}", "target.dtype=float32"]
     asked = ["suite=mini", "suite.per_task=2", "task=[qa,mt_bench]", "limit=1", "max_new_tokens=8"]
     status, out, err = cli("datastore", "build", *target, *asked, "out=store")
@@ -178,7 +184,7 @@ def test_a_datastore_from_the_target_s_own_answers_and_a_run_with_it(cli: Cli, t
     assert set(RunDirectory(tmp_path / "results/leaky").read_provenance()["leakage"]) == {"rest", "rest_spec_bench"}
 
 
-def test_a_run_does_not_go_on_with_another_skip_set_in_the_same_place(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
+def test_a_run_does_not_resume_with_another_skip_set_in_the_same_place(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "skip.yaml").write_text("attention: [1]\nmlp: []\n")
     checkpoint = f"method.self_speculative.checkpoint={tmp_path / 'skip.yaml'}"
     run = tiny.overrides("method=[self_speculative]", checkpoint, "task=[qa]", "limit=1", "repeats=1", "out=results/skips")
@@ -205,14 +211,14 @@ def test_datastore_alone_explains_itself(cli: Cli) -> None:
     assert status == 0 and all(f"{setting}:" in out for setting in ("data", "dataset", "field", "limit", "chunk_tokens", "out"))
 
 
-def test_ctrl_c_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_says_how_to_resume(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(_: object, watcher: ProgressDisplay) -> None:
         watcher.set_run(Path("results/x"))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("specbench.running.execute.execute", stopped)
     status, _, err = cli("run")
-    assert status == 130 and err == "specbench: stopped; the same command with out=results/x goes on from here\n"
+    assert status == 130 and err == "specbench: stopped; run the same command with out=results/x to resume\n"
 
 
 def test_ctrl_c_before_anything_was_written_promises_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +243,7 @@ def test_the_program_itself_leaves_with_the_status_and_one_line(tmp_path: Path) 
     command = [sys.executable, "-m", "specbench", "run", "method=pdl", f"out={tmp_path / 'run'}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("specbench: method=pdl: no such method; there is pld, ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("specbench: method=pdl: no such method; expected pld, ") and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -252,14 +258,14 @@ def test_an_experiments_sweep_becomes_a_run_for_each_value(cli: Cli, tiny: Tiny,
     assert status == 2 and "sweep.limit=3: expected a list of values" in err
 
 
-def test_a_sweep_that_is_stopped_says_how_it_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_that_is_stopped_says_how_to_resume(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped() -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("specbench.running.sweep._run_job", stopped)
     monkeypatch.setattr(sys, "argv", [])
     status, _, err = cli("run", "sweep.limit=[1,2]", "out=results/sweep")
-    assert status == 130 and "the same command with out=results/sweep goes on from here" in err
+    assert status == 130 and "run the same command with out=results/sweep to resume" in err
 
 
 def test_what_the_command_line_gives_is_not_swept() -> None:

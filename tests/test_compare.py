@@ -280,13 +280,13 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     assert cli("compare", "old", "nowhere").status == 2
     status, out, err = cli("export", "github", "old", "--out", "charts")
     assert status == 0 and (tmp_path / "charts" / "bigger.json").exists()
-    assert "no such format; there is github" in cli("export", "gihub", "old").err
+    assert "no such format; expected github" in cli("export", "gihub", "old").err
     status, out, err = cli("plan", "--pilot", "old", *tiny.overrides("task=[qa]", "method=[pld]", "limit=4"))
     assert status == 0 and "Questions for a difference of 5%" in out and "lacks" not in out, err
     wider = cli("plan", "--pilot", "old", *tiny.overrides("task=[qa]", "method=[pld]", "engine=[native,hf]")).out
     assert "minutes in all, without autoregressive@hf, pld@hf, which the pilot lacks" in " ".join(wider.split())
     assert "expected more than 0.01" in cli("plan", "--pilot", "old", "--effect", "0.01").err
-    assert "its times say nothing of that" in cli("plan", "--pilot", "old", "target.shape=100m").err
+    assert "its timings do not transfer" in cli("plan", "--pilot", "old", "target.shape=100m").err
     files = {name: f"first.{name}" for name in ("json", "junit", "markdown")}
     status, out, err = cli("compare", "rolling", "old", "--add", *(f"--{name}={file}" for name, file in files.items()))
     assert status == 0 and "old: first reference" in out, err
@@ -300,7 +300,7 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
 
 def test_what_the_other_checkout_lacks_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     other = Checkout(str(ROOT), ["method=[of_tomorrow]"], config_dir=None, threads=1)
-    with pytest.raises(InputError, match=f"the other checkout, {ROOT}: method=of_tomorrow: no such method; there is "):
+    with pytest.raises(InputError, match=f"the other checkout, {ROOT}: method=of_tomorrow: no such method; expected "):
         other.has("of_tomorrow")
     assert capfd.readouterr() == ("", "")
 
@@ -322,7 +322,7 @@ def test_an_unfinished_run_is_no_reference(refuse: Refuse, tmp_path: Path) -> No
     run.write_config(CONFIG | {"repeats": 2, "method": {"pld": {}, "rest": {}}})
     assert read_run(run.path).missing == {"rest": 48, "sps": 1}
     assert refuse("compare", "rolling", "broken", "--add") == (
-        "--add: broken is not finished: 49 turns are still to be run; the same command goes on"
+        "--add: broken is not finished: 49 turns are missing; run the same command again to resume"
     )
 
 
@@ -349,5 +349,5 @@ def test_a_comparison_that_is_ended_leaves_no_checkout_and_no_process(tiny: Tiny
         (worker,) = [child for child in psutil.Process(process.pid).children() if WORKER in child.cmdline()]
         process.terminate()
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err == "specbench: stopped; the same command with out=both goes on from here\n"
+    assert process.returncode == 130 and err == "specbench: stopped; run the same command with out=both to resume\n"
     assert not worker.is_running() and not list((ROOT / "build").glob("reference-*/"))

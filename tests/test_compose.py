@@ -13,12 +13,12 @@ from specbench import ROOT
 from specbench.errors import InputError
 from specbench.setup.compose import GROUPS, LISTS, compose_run, list_options
 from specbench.setup.instantiate import check_node, instantiate
-from specbench.setup.objects import check_values
+from specbench.setup.objects import check_nodes
 
 
 def refusal(*overrides: str, config_dir: Path | None = None) -> str:
     with pytest.raises(InputError) as error:
-        check_values(compose_run(overrides, config_dir))
+        check_nodes(compose_run(overrides, config_dir))
     return " ".join(str(error.value).split())
 
 
@@ -26,7 +26,7 @@ def test_the_default_is_the_embedded_target_on_all_tasks() -> None:
     config = compose_run([])
     assert config.target.name == "mini" and config.suite["_target_"].endswith("Mini")
     assert list(config.method) == ["autoregressive", "pld", "sps"] and len(config.tasks) == 6
-    check_values(config)
+    check_nodes(config)
 
 
 @pytest.mark.parametrize(
@@ -46,26 +46,26 @@ def test_interpolations_are_filled_in() -> None:
 def test_every_choice_there_is_can_be_composed(group: str) -> None:
     choices = [f"[{','.join(list_options(group))}]"] if group in LISTS else list_options(group)
     for choice in choices:
-        check_values(compose_run([f"{group}={choice}"]))
+        check_nodes(compose_run([f"{group}={choice}"]))
 
 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("target=mimi", "target=mimi: no such target; there is mini, "),
-        ("method=[pld,spss]", "method=spss: no such method; there is sps, "),
-        ("method=pdl", "method=pdl: no such method; there is pld, "),
-        ("task=[ragg]", "task=ragg: no such task; there is rag, "),
-        ("suite=spec-bench", "suite=spec-bench: no such suite; there is spec_bench, "),
-        ("engine=natvie", "engine=natvie: no such engine; there is native, hf or reference"),
+        ("target=mimi", "target=mimi: no such target; expected mini, "),
+        ("method=[pld,spss]", "method=spss: no such method; expected sps, "),
+        ("method=pdl", "method=pdl: no such method; expected pld, "),
+        ("task=[ragg]", "task=ragg: no such task; expected rag, "),
+        ("suite=spec-bench", "suite=spec-bench: no such suite; expected spec_bench, "),
+        ("engine=natvie", "engine=natvie: no such engine; expected native, hf or reference"),
         ("experiment=foo", "experiment=foo: no such experiment"),
-        ("hydra/launcher=slrum", "hydra/launcher=slrum: no such hydra/launcher; there is "),
-        ("target=[mini,vicuna_7b]", "no such target; there is "),
-        ("target=null", "target=null: no such target; there is "),
-        ("method=null", "method=null: no such method; there is "),
-        ("task=[]", "task is empty or no mapping; expected math_reasoning, "),
-        ("engine=[]", "engine is empty or no mapping; expected hf, native or reference"),
-        ("sampling=3", "sampling is empty or no mapping"),
+        ("hydra/launcher=slrum", "hydra/launcher=slrum: no such hydra/launcher; expected "),
+        ("target=[mini,vicuna_7b]", "no such target; expected "),
+        ("target=null", "target=null: no such target; expected "),
+        ("method=null", "method=null: no such method; expected "),
+        ("task=[]", "task is empty or not a mapping; expected math_reasoning, "),
+        ("engine=[]", "engine is empty or not a mapping; expected hf, native or reference"),
+        ("sampling=3", "sampling is empty or not a mapping"),
         ("method.pld=3", "method.pld: expected a mapping with _target_"),
         ("limt=3", "limt: no such setting; the nearest is limit"),
         ("+limt=3", "limt: no such setting; the nearest is limit"),
@@ -75,8 +75,8 @@ def test_every_choice_there_is_can_be_composed(group: str) -> None:
         ("suite.pertask=4", "suite.pertask: no such setting; the nearest is suite.per_task"),
         ("method=[pld", "method=[pld: not an override"),
         ("out=a=b", "out=a=b: not an override"),
-        ("method=pld,sps", "method=pld,sps: expected method=[pld,sps] for one run with all of them, or -m for a run of each"),
-        ("limit=1,2", "limit=1,2: expected one value, or -m for a run of each"),
+        ("method=pld,sps", "method=pld,sps: expected method=[pld,sps] for one run with all of them, or -m for one run each"),
+        ("limit=1,2", "limit=1,2: expected one value, or -m for one run each"),
         ("out=${nothing}", "out: Interpolation key 'nothing' not found"),
         ("~target.draft", "target: its YAML has no draft"),
         ("limit=0", "limit=0: expected a number of questions per task, at least 1, or null for all"),
@@ -122,7 +122,7 @@ PLD = "_target_: methods.pld.PromptLookup\nmax_ngram: 3\nmin_ngram: 1\nmatch: la
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("# @package method.brought\n_target_: [x\ny: z\n", "brought.yaml:3: not YAML: "),
+        ("# @package method.brought\n_target_: [x\ny: z\n", "brought.yaml:3: invalid YAML: "),
         ("# @package method.brought\n- a\n", "method.brought: expected a mapping with _target_"),
         ("# @package method.brought\nlength: 4\n", "method.brought: expected a mapping with _target_"),
         (f"{PLD}length: 4\n", "brought.yaml: expected the first line '# @package method.brought', found none"),
@@ -162,7 +162,7 @@ def test_a_broken_yaml_that_nobody_chose_does_no_harm(tmp_path: Path) -> None:
 def test_a_target_brought_along_must_be_complete(tmp_path: Path) -> None:
     write(tmp_path, "target/small.yaml", "name: small\npath: x\n")
     assert "target: its YAML has no revision; expected name, path, revision, " in refusal("target=small", config_dir=tmp_path)
-    assert "target=smal: no such target; there is small, " in refusal("target=smal", config_dir=tmp_path)
+    assert "target=smal: no such target; expected small, " in refusal("target=smal", config_dir=tmp_path)
     assert "--config-dir nowhere: no such folder" in refusal(config_dir=Path("nowhere"))
 
 
@@ -214,7 +214,7 @@ def test_what_a_constructor_says_comes_out_as_one_line() -> None:
 def test_a_yaml_brought_along_may_not_have_a_name_of_ours(tmp_path: Path) -> None:
     """Hydra would take ours and say nothing."""
     write(tmp_path, "method/pld.yaml", f"# @package method.pld\n{PLD}length: 2\n")
-    assert "method=pld is specbench's own and would win" in refusal("method=pld", config_dir=tmp_path)
+    assert "method=pld already exists in conf/; choose another name" in refusal("method=pld", config_dir=tmp_path)
 
 
 def test_an_experiment_has_the_last_word_but_for_the_command_line() -> None:

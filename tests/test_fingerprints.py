@@ -1,5 +1,7 @@
 """What a fingerprint follows, and what leaves it as it is."""
 
+from __future__ import annotations
+
 import shutil
 import sys
 from pathlib import Path
@@ -47,7 +49,7 @@ def _digest(folder: Path, *sources: str) -> str:
         ("LIMIT = 3\n", "\n\nLIMIT = (\n    3\n)\n"),
     ],
 )
-def test_words_imports_and_layout_leave_a_codes_fingerprint_as_it_is(tmp_path, old, new):
+def test_words_imports_and_layout_leave_a_codes_fingerprint_as_it_is(tmp_path: Path, old: str, new: str) -> None:
     assert old in CODE
     assert _digest(tmp_path / "code", CODE) == _digest(tmp_path / "code", CODE.replace(old, new))
 
@@ -55,30 +57,30 @@ def test_words_imports_and_layout_leave_a_codes_fingerprint_as_it_is(tmp_path, o
 @pytest.mark.parametrize(
     ("old", "new"), [("LIMIT = 3", "LIMIT = 4"), ("radius**2", "radius**3"), ("sides", "faces"), ("math.pi", "math.e")]
 )
-def test_a_codes_fingerprint_follows_what_it_does(tmp_path, old, new):
+def test_a_codes_fingerprint_follows_what_it_does(tmp_path: Path, old: str, new: str) -> None:
     assert _digest(tmp_path / "code", CODE) != _digest(tmp_path / "code", CODE.replace(old, new))
 
 
-def test_a_move_to_another_file_leaves_a_codes_fingerprint_as_it_is(tmp_path):
+def test_a_move_to_another_file_leaves_a_codes_fingerprint_as_it_is(tmp_path: Path) -> None:
     head, box = CODE.split("class Box")
     assert _digest(tmp_path / "code", CODE) == _digest(tmp_path / "code", f"class Box{box}", head)
     assert _digest(tmp_path / "code", CODE) != _digest(tmp_path / "code", head), "a definition is missing"
 
 
-def test_fingerprint_follows_names_and_contents_alone(tmp_path):
+def test_fingerprint_follows_names_and_contents_alone(tmp_path: Path) -> None:
     def folder(name: str, **files: str) -> Path:
         (tmp_path / name).mkdir()
         for file, content in files.items():
             (tmp_path / name / file.replace("_", ".")).write_text(content)
         return tmp_path / name
 
-    one = hash_path(folder("one", config_json="{}", model_safetensors="weights"))
-    assert one == hash_path(folder("two", model_safetensors="weights", config_json="{}", notes_md="read me"))
-    assert one != hash_path(folder("three", config_json="{}", model_safetensors="others"))
-    assert one != hash_path(folder("four", settings_json="{}", model_safetensors="weights"))
+    first = hash_path(folder("one", config_json="{}", model_safetensors="weights"))
+    assert first == hash_path(folder("two", model_safetensors="weights", config_json="{}", notes_md="read me"))
+    assert first != hash_path(folder("three", config_json="{}", model_safetensors="others"))
+    assert first != hash_path(folder("four", settings_json="{}", model_safetensors="weights"))
 
 
-def test_fingerprint_of_a_hub_snapshot_is_that_of_its_contents(tmp_path):
+def test_fingerprint_of_a_hub_snapshot_is_that_of_its_contents(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "model.safetensors").write_bytes(b"weights")
     blob = tmp_path / "blobs" / fingerprints._hash_content(tmp_path / "plain" / "model.safetensors")
@@ -89,7 +91,7 @@ def test_fingerprint_of_a_hub_snapshot_is_that_of_its_contents(tmp_path):
     assert hash_path(tmp_path / "snapshot") == hash_path(tmp_path / "plain")
 
 
-def test_a_methods_code_is_that_of_its_classes_and_of_what_they_import(tmp_path, monkeypatch):
+def test_a_methods_code_is_that_of_its_classes_and_of_what_they_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     eagle, pld = {"_target_": "methods.eagle.Eagle"}, {"_target_": "methods.pld.PromptLookup"}
     both = {"_target_": "methods.fallback.Fallback", "first": pld, "then": {"deeper": eagle}}
     assert len({fingerprints.hash_method_code(one) for one in (eagle, pld, both, both | {"then": pld})}) == 4
@@ -115,6 +117,6 @@ def test_a_methods_code_is_that_of_its_classes_and_of_what_they_import(tmp_path,
     assert first != code()
 
 
-def test_nothing_there_has_no_fingerprint(tmp_path):
+def test_nothing_there_has_no_fingerprint(tmp_path: Path) -> None:
     assert hash_path(tmp_path / "nothing") is None
     assert hash_path("nobody/has-this-model") is None

@@ -119,21 +119,21 @@ def config_readers(root: Path) -> list[str]:
     ]
 
 
-def test_every_import_runs_downwards():
+def test_every_import_runs_downwards() -> None:
     assert wrong_imports(ROOT) == []
 
 
-def test_every_room_has_a_floor():
+def test_every_room_has_a_floor() -> None:
     rooms = {file.parent.name for file in (ROOT / "specbench").glob("*/*.py")}
     assert rooms == {room for floor in FLOORS for room in floor} - {"errors", "watch", "__main__"}
 
 
-def test_few_modules_stand_in_no_room():
+def test_few_modules_stand_in_no_room() -> None:
     loose = [file.name for file in (ROOT / "specbench").glob("*.py") if file.name != "__init__.py"]
     assert len(loose) <= LOOSE, loose
 
 
-def test_setup_alone_reads_config():
+def test_setup_alone_reads_config() -> None:
     assert config_readers(ROOT) == []
 
 
@@ -151,21 +151,21 @@ PLANTED = [
 
 
 @pytest.mark.parametrize(("file", "line", "said"), PLANTED)
-def test_a_planted_import_is_named(tmp_path, file, line, said):
+def test_a_planted_import_is_named(tmp_path: Path, file: str, line: str, said: str) -> None:
     planted = tmp_path / file
     planted.parent.mkdir(parents=True)
     planted.write_text(f"import torch\n{line}\n")
     assert [one.partition(": ")[2] for one in wrong_imports(tmp_path)] == [said]
 
 
-def test_what_only_a_type_checker_sees_does_not_count(tmp_path):
+def test_what_only_a_type_checker_sees_does_not_count(tmp_path: Path) -> None:
     planted = tmp_path / "specbench" / "records" / "files.py"
     planted.parent.mkdir(parents=True)
     planted.write_text("if TYPE_CHECKING:\n    from specbench.cli.main import main\n")
     assert wrong_imports(tmp_path) == []
 
 
-def test_a_planted_config_object_is_named(tmp_path):
+def test_a_planted_config_object_is_named(tmp_path: Path) -> None:
     for room in ("setup", "running"):
         planted = tmp_path / "specbench" / room / "mine.py"
         planted.parent.mkdir(parents=True)

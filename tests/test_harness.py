@@ -1,4 +1,4 @@
-"""The harness over a fake engine: every block complete and in drawn order, contexts, error rows, warm arms."""
+"""The harness on a fake engine: every block is complete and in random order; contexts, error rows, warm arms."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from tests.fake_engine import METHODS, QUESTIONS, FakeEngine, Quiet, harness
 
 @pytest.fixture(autouse=True)
 def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of lines are written here; waiting for the disk after each would take longer than all else."""
+    """These tests write thousands of lines; an fsync after each would take most of the time."""
     monkeypatch.setattr("specbench.records.files.os.fsync", lambda _: None)
 
 
@@ -66,10 +67,10 @@ def test_the_order_does_not_depend_on_how_the_methods_were_listed() -> None:
 
 
 def test_engines_of_a_method_follow_one_another_in_either_order() -> None:
-    arms = [Arm(f"{method}{at}", method, FakeEngine(named)) for method in METHODS for at in ("", "@a", "@b")]
+    arms = [Arm(f"{method}{suffix}", method, FakeEngine(named)) for method in METHODS for suffix in ("", "@a", "@b")]
     asked = [Question(str(number), "qa", "qa", ("?",)) for number in range(60)]
     orders_ = [tuple(block.order) for block in schedule_blocks(asked, arms, 0, seed=0)]
-    assert all(order[at].method == order[at + 1].method == order[at + 2].method for order in orders_ for at in (0, 3, 6))
+    assert all(order[i].method == order[i + 1].method == order[i + 2].method for order in orders_ for i in (0, 3, 6))
     firsts = Counter(order[0].label for order in orders_)
     assert set(firsts) == {arm.label for arm in arms}, f"each of nine arms comes first in about 7 of 60 blocks: {firsts}"
 
@@ -86,9 +87,9 @@ def test_above_temperature_zero_every_repeat_draws_with_a_seed_of_its_own() -> N
 
 
 def test_each_arm_runs_each_turn_of_each_repeat_once(tmp_path: Path) -> None:
-    made = harness(tmp_path, FakeEngine(named))
-    made.run_schedule()
-    trials = made.run.read_trials()
+    tested = harness(tmp_path, FakeEngine(named))
+    tested.run_schedule()
+    trials = tested.run.read_trials()
     expected = {(method, repeat, *turn) for method in METHODS for repeat in range(2) for turn in TURNS}
     assert {trial.key for trial in trials} == expected and len(trials) == len(expected) == 24
     lines = (tmp_path / "trials.jsonl").read_text().splitlines()
@@ -96,9 +97,9 @@ def test_each_arm_runs_each_turn_of_each_repeat_once(tmp_path: Path) -> None:
 
 
 def test_a_block_is_complete_before_the_next_begins_and_its_order_is_recorded(tmp_path: Path) -> None:
-    made = harness(tmp_path, FakeEngine(named))
-    made.run_schedule()
-    trials = made.run.read_trials()
+    tested = harness(tmp_path, FakeEngine(named))
+    tested.run_schedule()
+    trials = tested.run.read_trials()
     for start, (repeat, turn) in zip(range(0, 24, 3), [(repeat, turn) for repeat in range(2) for turn in TURNS], strict=True):
         block = trials[start : start + 3]
         assert {(trial.repeat, trial.question_id, trial.turn) for trial in block} == {(repeat, *turn)}
@@ -107,15 +108,15 @@ def test_a_block_is_complete_before_the_next_begins_and_its_order_is_recorded(tm
 
 
 def test_the_record_holds_what_the_engine_said(tmp_path: Path) -> None:
-    made = harness(tmp_path, FakeEngine(named), seed=7)
-    made.run_schedule()
-    first, second = (next(t for t in made.run.read_trials() if t.key == ("pld", repeat, "q2", 0)) for repeat in range(2))
+    tested = harness(tmp_path, FakeEngine(named), seed=7)
+    tested.run_schedule()
+    first, second = (next(t for t in tested.run.read_trials() if t.key == ("pld", repeat, "q2", 0)) for repeat in range(2))
     assert (first.new_tokens, first.steps, first.target_forwards) == (4, 3, 4)
     assert (first.prefill_s, first.decode_s, first.finish_reason) == (0.25, 0.5, "eos")
     assert first.output_ids == list(b"pld!") and second.output_ids is None, "ids are kept of repeat 0 alone"
     assert first.output_sha256 == second.output_sha256 == hash_ids(b"pld!")
     assert (first.run_id, first.suite, first.task, first.seed, first.state) == (tmp_path.name, "fake-suite", "qa", 7, "cold")
-    counts = {trial.method: trial.retokenised for trial in made.run.read_trials()}
+    counts = {trial.method: trial.retokenised for trial in tested.run.read_trials()}
     assert counts == {"autoregressive": len("autoregressive!") - 1, "pld": None, "sps": None}
 
 
@@ -128,12 +129,12 @@ def test_turn_two_continues_from_autoregressives_answer(tmp_path: Path) -> None:
 
 def test_or_from_each_arms_own(tmp_path: Path) -> None:
     engine = FakeEngine(named)
-    made = harness(tmp_path, engine, context="own")
-    made.run_schedule()
+    tested = harness(tmp_path, engine, context="own")
+    tested.run_schedule()
     assert {(label, text) for label, text in engine.log if "second?" in text} == {
         (method, f"first?\n{method}!\nsecond?\n") for method in METHODS
     }
-    noted = [(prompt.question_id, prompt.turn, prompt.method) for prompt in made.run.read_prompts()]
+    noted = [(prompt.question_id, prompt.turn, prompt.method) for prompt in tested.run.read_prompts()]
     assert sorted(noted, key=str) == sorted(
         [(*turn, None) for turn in TURNS if turn[1] == 0] + [("q1", 1, m) for m in METHODS], key=str
     )
@@ -147,48 +148,48 @@ def test_turn_two_of_later_repeats_continues_from_repeat_0(tmp_path: Path) -> No
         return f"{label}{said[label]:03}"
 
     engine = FakeEngine(drifting)
-    made = harness(tmp_path, engine, repeats=3)
-    made.run_schedule()
-    answer = bytes(next(t for t in made.run.read_trials() if t.key == ("autoregressive", 0, "q1", 0)).output_ids or []).decode()
+    tested = harness(tmp_path, engine, repeats=3)
+    tested.run_schedule()
+    answer = bytes(next(t for t in tested.run.read_trials() if t.key == ("autoregressive", 0, "q1", 0)).output_ids or []).decode()
     assert {text for _, text in engine.log if "second?" in text} == {f"first?\n{answer}\nsecond?\n"}
 
 
 def test_prompts_are_written_once_and_trials_point_at_them(tmp_path: Path) -> None:
-    made = harness(tmp_path, FakeEngine(named))
-    made.run_schedule()
-    prompts = {(prompt.question_id, prompt.turn): prompt for prompt in made.run.read_prompts()}
-    assert len(made.run.read_prompts()) == len(prompts) == len(TURNS)
-    for trial in made.run.read_trials():
+    tested = harness(tmp_path, FakeEngine(named))
+    tested.run_schedule()
+    prompts = {(prompt.question_id, prompt.turn): prompt for prompt in tested.run.read_prompts()}
+    assert len(tested.run.read_prompts()) == len(prompts) == len(TURNS)
+    for trial in tested.run.read_trials():
         prompt = prompts[(trial.question_id, trial.turn)]
         assert (trial.prompt_sha256, trial.prompt_tokens) == (prompt.sha256, len(prompt.prompt_ids))
         assert prompt.sha256 == hash_ids(prompt.prompt_ids)
 
 
 def test_texts_of_repeat_0_are_scored(tmp_path: Path) -> None:
-    made = harness(tmp_path, FakeEngine(named))
-    made.run_schedule()
-    scores = {(row["method"], row["text"], row["score"]) for row in made.run.read_texts()}
+    tested = harness(tmp_path, FakeEngine(named))
+    tested.run_schedule()
+    scores = {(row["method"], row["text"], row["score"]) for row in tested.run.read_texts()}
     assert scores == {("autoregressive", "autoregressive!", 1.0), ("pld", "pld!", 0.0), ("sps", "sps!", 0.0)}
-    assert len(made.run.read_texts()) == len(TURNS) * len(METHODS)
+    assert len(tested.run.read_texts()) == len(TURNS) * len(METHODS)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of\nmemory"), KeyError("x"), AssertionError(), CapacityError("no room")])
-def test_a_failing_turn_is_a_row_and_the_run_goes_on(tmp_path: Path, error: Exception) -> None:
-    made = harness(tmp_path, FakeEngine(failing("pld", lambda text: text.startswith("only?"), error)))
-    made.run_schedule()
-    failed = [trial for trial in made.run.read_trials() if trial.failed]
+def test_a_failing_turn_is_an_error_row_and_the_run_continues(tmp_path: Path, error: Exception) -> None:
+    tested = harness(tmp_path, FakeEngine(failing("pld", lambda text: text.startswith("only?"), error)))
+    tested.run_schedule()
+    failed = [trial for trial in tested.run.read_trials() if trial.failed]
     assert [trial.key for trial in failed] == [("pld", 0, "q2", 0), ("pld", 1, "q2", 0)]
     assert {trial.finish_reason for trial in failed} == {"capacity" if isinstance(error, CapacityError) else "error"}
     assert all(trial.decode_s is None and trial.new_tokens == 0 and trial.output_ids is None for trial in failed), "never a speed"
     assert failed[0].prompt_tokens == len("only?\n") and "\n" not in (failed[0].error or "\n")
-    assert len(made.run.read_trials()) == 24
+    assert len(tested.run.read_trials()) == 24
 
 
 def test_an_error_row_says_where_without_this_machines_folders(tmp_path: Path) -> None:
     broken = RuntimeError(f"cannot open {Path.home()}/secret")
-    made = harness(tmp_path, FakeEngine(failing("pld", lambda text: True, broken)))
-    made.run_schedule()
-    said = next(trial.error or "" for trial in made.run.read_trials() if trial.failed)
+    tested = harness(tmp_path, FakeEngine(failing("pld", lambda text: True, broken)))
+    tested.run_schedule()
+    said = next(trial.error or "" for trial in tested.run.read_trials() if trial.failed)
     assert said.startswith("RuntimeError: cannot open ~/secret (test_harness.py:") and str(Path.home()) not in said
 
 
@@ -197,24 +198,24 @@ def test_turn_two_after_a_failed_turn_one_is_an_error_row(tmp_path: Path, contex
     """A failing autoregressive turn takes the others' second turn with it only where they continue from its answer."""
     broken = failing("autoregressive", lambda text: text == "first?\n", RuntimeError("no"))
     engine = FakeEngine(broken)
-    made = harness(tmp_path, engine, context=context)
-    made.run_schedule()
+    tested = harness(tmp_path, engine, context=context)
+    tested.run_schedule()
     second = {
-        trial.method: trial for trial in made.run.read_trials() if (trial.question_id, trial.turn, trial.repeat) == ("q1", 1, 0)
+        trial.method: trial for trial in tested.run.read_trials() if (trial.question_id, trial.turn, trial.repeat) == ("q1", 1, 0)
     }
     lost = set(METHODS) if context == "reference" else {"autoregressive"}
     assert {method for method, trial in second.items() if trial.failed} == lost
     assert second["autoregressive"].error == "turn 1 of autoregressive failed, so turn 2 has no context"
     assert second["autoregressive"].prompt_tokens == 0 and second["autoregressive"].finish_reason == "error"
-    assert len(made.run.read_trials()) == 24, "the run goes on"
+    assert len(tested.run.read_trials()) == 24, "the run continues"
     asked = {label for label, text in engine.log if "second?" in text}
-    assert asked == set(METHODS) - lost, "nobody is asked without a context"
+    assert asked == set(METHODS) - lost, "no arm runs without a context"
 
 
 def test_a_failing_warm_up_is_left_to_the_trial(tmp_path: Path) -> None:
-    made = harness(tmp_path, FakeEngine(failing("sps", lambda text: True, ValueError("vocabulary"))))
-    made.run_schedule()
-    assert {trial.method for trial in made.run.read_trials() if trial.failed} == {"sps"}
+    tested = harness(tmp_path, FakeEngine(failing("sps", lambda text: True, ValueError("vocabulary"))))
+    tested.run_schedule()
+    assert {trial.method for trial in tested.run.read_trials() if trial.failed} == {"sps"}
 
 
 def test_every_arm_is_warmed_up_with_each_tasks_longest_prompt(tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ def test_arms_are_reset_at_the_start_of_each_repeat_and_never_inside(tmp_path: P
 
 
 def stopping(engine: FakeEngine, after: int) -> FakeEngine:
-    """The process dies behind so many turns."""
+    """Let the process die after so many turns."""
     answers, left = engine.answers, [after]
 
     def mortal(label: str, prompt: list[int]) -> str:
@@ -254,20 +255,20 @@ def begun(folder: Path, after: int, **settings: object) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 5, 11, 23])
-def test_a_broken_run_goes_on_where_it_stopped(tmp_path: Path, after: int) -> None:
+def test_a_broken_run_resumes_where_it_stopped(tmp_path: Path, after: int) -> None:
     whole = harness(tmp_path / "whole", FakeEngine(named))
     whole.run_schedule()
     begun(tmp_path / "broken", after)
     engine = FakeEngine(named)
-    made = harness(tmp_path / "broken", engine)
-    made.run_schedule()
+    tested = harness(tmp_path / "broken", engine)
+    tested.run_schedule()
     assert len([text for _, text in engine.log if text != "RESET"]) == 24 - after, "nothing is run twice, nothing is lost"
 
-    def told(lines: str) -> list[dict]:
+    def parse(lines: str) -> list[dict[str, Any]]:
         return [{**json.loads(line), "run_id": None, "peak_memory_bytes": None} for line in lines.splitlines()]
 
     for file in ("trials.jsonl", "prompts.jsonl"):
-        assert told((tmp_path / "broken" / file).read_text()) == told((tmp_path / "whole" / file).read_text()), file
+        assert parse((tmp_path / "broken" / file).read_text()) == parse((tmp_path / "whole" / file).read_text()), file
 
 
 def test_a_finished_run_warms_up_nothing(tmp_path: Path) -> None:
@@ -284,20 +285,20 @@ def test_a_warm_arms_broken_repeat_is_run_again_whole(tmp_path: Path) -> None:
     kept = Counter((trial.method, trial.repeat) for trial in harness(tmp_path, FakeEngine(named)).run.read_trials())
     assert kept == {**{(method, 0): 4 for method in METHODS}, **{(method, 1): 2 for method in METHODS}}
     engine = FakeEngine(named, warm=["sps"])
-    made = harness(tmp_path, engine)
-    made.run_schedule()
+    tested = harness(tmp_path, engine)
+    tested.run_schedule()
     assert Counter(label for label, text in engine.log if text != "RESET") == {"autoregressive": 2, "pld": 2, "sps": 4}
-    trials = made.run.read_trials()
+    trials = tested.run.read_trials()
     assert len(trials) == 24 and {t.method: t.state for t in trials} == {"autoregressive": "cold", "pld": "cold", "sps": "warm"}
 
 
 def test_more_repeats_and_more_methods_add_only_what_is_new(tmp_path: Path) -> None:
     harness(tmp_path, FakeEngine(named), methods=METHODS[:2]).run_schedule()
     engine = FakeEngine(named)
-    made = harness(tmp_path, engine, repeats=3)
-    made.run_schedule()
+    tested = harness(tmp_path, engine, repeats=3)
+    tested.run_schedule()
     assert Counter(label for label, text in engine.log if text != "RESET") == {"autoregressive": 4, "pld": 4, "sps": 12}
-    assert len(made.run.read_trials()) == 36 and len(made.run.read_prompts()) == len(TURNS)
+    assert len(tested.run.read_trials()) == 36 and len(tested.run.read_prompts()) == len(TURNS)
     assert {text for label, text in engine.log if "second?" in text} == {"first?\nautoregressive!\nsecond?\n"}
 
 
@@ -315,7 +316,7 @@ class Peer(FakeEngine):
         return label == "autoregressive"
 
 
-def test_arms_stand_on_the_first_engine_and_beside_it_on_those_that_have_them() -> None:
+def test_every_method_has_an_arm_on_the_first_engine_and_on_further_ones_that_know_it() -> None:
     first, second = FakeEngine(named), Peer(named)
     labels = [arm.label for arm in build_arms({"native": first, "hf": second}, METHODS)]
     assert labels == [*METHODS, "autoregressive@hf"]

@@ -1,4 +1,4 @@
-"""One process a device at a time: real processes, since the system keeps these locks."""
+"""One process per device at a time, tested with real processes because the system keeps these locks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ Start = Callable[..., "subprocess.Popen[str]"]
 NOBODY = 65534
 HOLDER = """
 import sys
-from specbench.machine.devices import list_timed_devices
 from specbench.machine.locks import lock_devices
 with lock_devices(sys.argv[1:], lambda: print("waits", flush=True)):
     print("times", flush=True)
@@ -45,7 +44,7 @@ with lock_run(Path(sys.argv[1])):
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the lock of the CPU lies, in a temporary folder as all users share it."""
+    """The path of the CPU's lock, in a temporary folder shared by all users."""
     tmp_path.chmod(0o1777)
     monkeypatch.chdir(tmp_path)  # another user may not look into the folders above
     monkeypatch.setattr("tempfile.tempdir", ".")
@@ -54,19 +53,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """start("cpu"): a process that times on the CPU until its standard input ends."""
+    """start("cpu") starts a process that times on the CPU until its standard input ends."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with ExitStack() as started:
 
-        def one(*given: str, script: str = HOLDER) -> subprocess.Popen[str]:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            process = subprocess.Popen([sys.executable, "-c", script, *given], cwd=ROOT, **pipes)
+        def start_one(*given: str, script: str = HOLDER) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", script, *given]
+            process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             started.enter_context(process)
             started.callback(process.kill)
             return process
 
-        yield one
+        yield start_one
 
 
 def says(process: subprocess.Popen[str]) -> str:
@@ -76,7 +75,7 @@ def says(process: subprocess.Popen[str]) -> str:
 
 @contextmanager
 def another_user() -> Iterator[None]:
-    """This process as a user who owns nothing; as it is where only root could change that."""
+    """Run as a user who owns nothing, if this process is root; else as the same user."""
     if os.geteuid():
         yield
         return
@@ -93,7 +92,7 @@ def time_on_the_cpu() -> None:
 
 
 def test_a_second_process_says_that_it_waits_and_times_afterwards(start: Start) -> None:
-    first, second = start("cpu"), None
+    first = start("cpu")
     assert says(first) == "times"
     second = start("cpu")
     assert says(second) == "waits"
@@ -152,7 +151,7 @@ def test_users_of_one_machine_share_a_device_s_lock(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lay", "said"),
+    ("put", "message"),
     [
         (os.mkfifo, "not a file"),
         (os.mkdir, "not a file"),
@@ -161,16 +160,16 @@ def test_users_of_one_machine_share_a_device_s_lock(place: Path) -> None:
         (lambda path: path.touch(mode=0), "cannot be opened: Permission denied"),
     ],
 )
-def test_what_is_no_lock_is_refused_by_its_path(place: Path, lay: Callable[[Path], None], said: str) -> None:
-    lay(place)
-    with another_user(), pytest.raises(InputError, match=rf"^{place.name}: {said}.*; remove it, or set TMPDIR"):
+def test_what_is_no_lock_is_refused_by_its_path(place: Path, put: Callable[[Path], object], message: str) -> None:
+    put(place)
+    with another_user(), pytest.raises(InputError, match=rf"^{place.name}: {message}.*; remove it, or set TMPDIR"):
         time_on_the_cpu()
     run = RunDirectory("run")
     run.path.mkdir()
-    lay(run.path / ".lock")
+    put(run.path / ".lock")
     with (
         another_user(),
-        pytest.raises(InputError, match=rf"^run/.lock: {said}.*; remove it, or choose another out"),
+        pytest.raises(InputError, match=rf"^run/.lock: {message}.*; remove it, or choose another out"),
         lock_run(run.path),
     ):
         pass
@@ -180,7 +179,7 @@ def test_a_folder_that_may_not_be_written_is_said(place: Path) -> None:
     place.parent.chmod(0o555)
     with (
         another_user(),
-        pytest.raises(InputError, match=f"^{place.name}: no lock can be made there: Permission denied; set TMPDIR"),
+        pytest.raises(InputError, match=f"^{place.name}: the lock cannot be created: Permission denied; set TMPDIR"),
     ):
         time_on_the_cpu()
 
@@ -193,8 +192,8 @@ def test_a_file_system_without_locks_stops_nothing_but_is_said(
 
     monkeypatch.setattr("specbench.machine.locks.lock_descriptor", no_locks)
     time_on_the_cpu()
-    said = capsys.readouterr().err
-    assert said.startswith(f"specbench: {place.name}: cannot be locked") and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"specbench: {place.name}: cannot be locked") and message.count("\n") == 1
 
 
 def test_a_card_goes_by_its_uuid_and_a_device_map_may_take_any(monkeypatch: pytest.MonkeyPatch) -> None:

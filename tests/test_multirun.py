@@ -22,7 +22,12 @@ def test_jobs_of_a_launcher_take_turns_on_the_device_and_one_that_fails_keeps_no
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # locks of this test alone
     reported: list[list[Path]] = []
-    monkeypatch.setattr("specbench.cli.main._report", lambda runs, out: reported.append(runs) or 0)
+
+    def record(runs: list[Path], out: Path) -> int:
+        reported.append(runs)
+        return 0
+
+    monkeypatch.setattr("specbench.cli.main._report", record)
     chosen = ["task=[qa]", "limit=1", "repeats=1", "target.datastore=/no/where", "out=results/sweep"]
     status, _, err = cli("run", "-m", "method=pld,sps,rest", "hydra/launcher=submitit_local", *tiny.overrides(*chosen))
     assert status == 2 and err.startswith("specbench: out=results/sweep: method=rest: no datastore at /no/where")

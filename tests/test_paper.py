@@ -128,6 +128,6 @@ def test_the_command(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_the_survey_s_experiments_compose(experiment: str, jobs: int) -> None:
     config = compose_run([f"experiment={experiment}"])
     assert config.suite["_target_"] == "tasks.spec_bench.SpecBench"
-    assert config.target.dtype == ("auto" if experiment == "survey_precision" else "float16")
+    assert config.target.dtype == "float16"
     swept = expand_sweep(config.sweep, [f"experiment={experiment}"])
     assert sum(len(one.split("=")[1].split(",")) for one in swept) == (jobs if jobs > 1 else 0)

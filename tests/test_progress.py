@@ -27,7 +27,7 @@ def shown(terminal: bool, every: float = 30.0) -> str:
 def test_a_log_gets_whole_lines_at_the_start_and_at_the_end() -> None:
     lines = shown(terminal=False).splitlines()
     assert lines == [
-        "results/a-run-with-a-name-that-is-longer-than-a-line-of-the-terminal-would-be: 8 turns, 2 of them are there",
+        "results/a-run-with-a-name-that-is-longer-than-a-line-of-the-terminal-would-be: 8 turns, 2 of them done",
         "sps failed on question 0: out of memory",
         "8/8 turns · repeat 1 · qa · pld 2.00×  sps: 2 failed",
     ]

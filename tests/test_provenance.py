@@ -1,14 +1,17 @@
 """What run.json says: enough to find the place again, nothing about the person."""
 
+from __future__ import annotations
+
 import getpass
 import json
 import platform
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
+from specbench import ROOT
 from specbench.errors import InputError
 from specbench.machine.devices import (
     DTYPES,
@@ -24,40 +27,41 @@ from specbench.machine.devices import (
 )
 from specbench.setup import provenance as module
 from specbench.setup.provenance import collect_provenance
+from tests.conftest import Driver
 
 CPU = torch.device("cpu")
 
 
-def test_says_versions_machine_and_time():
-    said = collect_provenance(CPU)
-    assert said["versions"]["torch"] == torch.__version__
-    assert said["versions"]["python"] == platform.python_version()
-    assert said["device"]["kind"] == "cpu" and said["device"]["name"]
-    assert said["machine"]["threads"] == torch.get_num_threads()
-    assert said["machine"]["cores"] >= 1 and said["machine"]["bf16_units"] == has_bf16_units()
-    assert datetime.fromisoformat(said["started"].replace("Z", "+00:00")).utcoffset().total_seconds() == 0
+def test_says_versions_machine_and_time() -> None:
+    info = collect_provenance(CPU)
+    assert info["versions"]["torch"] == torch.__version__
+    assert info["versions"]["python"] == platform.python_version()
+    assert info["device"]["kind"] == "cpu" and info["device"]["name"]
+    assert info["machine"]["threads"] == torch.get_num_threads()
+    assert info["machine"]["cores"] >= 1 and info["machine"]["bf16_units"] == has_bf16_units()
+    assert datetime.fromisoformat(info["started"].replace("Z", "+00:00")).utcoffset() == timedelta(0)
 
 
-def test_names_no_user_host_or_folder():
-    said = collect_provenance(CPU)
-    text = json.dumps(said)
-    for secret in (str(Path.home()), str(module.ROOT), str(Path.cwd())):
+def test_names_no_user_host_or_folder() -> None:
+    info = collect_provenance(CPU)
+    text = json.dumps(info)
+    for secret in (str(Path.home()), str(ROOT), str(Path.cwd())):
         assert len(secret) < 4 or secret not in text, f"{secret} is in run.json"
-    values = {value for part in said.values() if isinstance(part, dict) for value in map(str, part.values())}
+    values = {value for part in info.values() if isinstance(part, dict) for value in map(str, part.values())}
     assert not {getpass.getuser(), platform.node()} & values
 
 
-def test_without_git(monkeypatch):
+def test_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert collect_provenance(CPU)["git"] is None
 
 
-def test_a_checkout_around_the_project_is_not_its_own(monkeypatch, tmp_path):
+def test_a_checkout_around_the_project_is_not_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "_run_command", lambda command: str(tmp_path))
     assert module._describe_git() is None
 
 
-def test_a_card_s_driver_clocks_and_limits(driver):
+def test_a_card_s_driver_clocks_and_limits(driver: Driver) -> None:
     driver.answers |= {
         "nvmlSystemGetDriverVersion": "550.1",
         "nvmlDeviceGetClockInfo": lambda card, kind: {("the card", 1): 345, ("the card", 2): 2619}[card, kind],
@@ -67,8 +71,8 @@ def test_a_card_s_driver_clocks_and_limits(driver):
         "nvmlDeviceGetPersistenceMode": 1,
         "nvmlDeviceGetMigMode": [0, 1],
     }
-    said = module._query_nvidia(torch.device("cuda", 0))
-    assert json.loads(json.dumps(said)) == {
+    info = module._query_nvidia(torch.device("cuda", 0))
+    assert json.loads(json.dumps(info)) == {
         "driver": "550.1",
         "clocks": {
             "clocks.sm": 345,
@@ -84,17 +88,17 @@ def test_a_card_s_driver_clocks_and_limits(driver):
     }
 
 
-def test_a_card_without_nvidia_s_driver(driver):
+def test_a_card_without_nvidia_s_driver(driver: Driver) -> None:
     driver.answers.clear()
     assert module._query_nvidia(torch.device("cuda", 0)) == {}
 
 
-def test_peak_memory_is_that_of_a_process():
+def test_peak_memory_is_that_of_a_process() -> None:
     reset_peak_memory(CPU)
-    assert 10_000_000 < get_peak_memory(CPU) < 1_000_000_000_000
+    assert 10_000_000 < (get_peak_memory(CPU) or 0) < 1_000_000_000_000
 
 
-def test_cores_are_those_that_this_process_may_run_on(monkeypatch):
+def test_cores_are_those_that_this_process_may_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psutil.cpu_count", lambda: 8)
     monkeypatch.setattr("psutil.Process.cpu_affinity", lambda process: [3, 5], raising=False)
     assert count_usable_cores() == 2
@@ -102,11 +106,11 @@ def test_cores_are_those_that_this_process_may_run_on(monkeypatch):
     assert count_usable_cores() == 8
 
 
-def test_free_memory_is_a_part_of_the_machine_s():
+def test_free_memory_is_a_part_of_the_machine_s() -> None:
     assert 0 < get_free_memory(CPU) < get_total_memory()
 
 
-def test_auto_takes_what_is_there():
+def test_auto_takes_what_is_there() -> None:
     assert pick_device("auto").type == list_devices()[0]
     assert pick_device("cpu") == CPU
     assert pick_dtype("auto", CPU) == (torch.bfloat16 if has_bf16_units() else torch.float32)
@@ -114,7 +118,7 @@ def test_auto_takes_what_is_there():
 
 
 @pytest.mark.parametrize(
-    ("there", "expected"),
+    ("capabilities", "expected"),
     [
         ({"avx512_f": True, "avx512_vnni": True, "amx_bf16": False, "avx512_bf16": False}, torch.float32),
         ({"avx512_f": True, "avx512_bf16": True}, torch.bfloat16),
@@ -123,13 +127,15 @@ def test_auto_takes_what_is_there():
         ({"neon": True}, torch.float32),
     ],
 )
-def test_bfloat16_on_a_cpu_only_in_hardware(monkeypatch, there, expected):
-    monkeypatch.setattr("specbench.machine.devices.get_cpu_capabilities", lambda: there)
+def test_bfloat16_on_a_cpu_only_in_hardware(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: torch.dtype
+) -> None:
+    monkeypatch.setattr("specbench.machine.devices.get_cpu_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert pick_dtype("auto", CPU) == expected
 
 
-def test_mistakes_are_told_what_is_there():
+def test_mistakes_are_told_what_is_there() -> None:
     with pytest.raises(InputError, match=r"device=cuda:99: .*auto.* cpu"):
         pick_device("cuda:99")
     with pytest.raises(InputError, match=r"dtype=float23: on cpu expected float32"):

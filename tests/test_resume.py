@@ -1,4 +1,4 @@
-"""kill -9 at any moment, then the same command again: no trial is lost and none is run twice."""
+"""kill -9 at any moment, then the same command again: no trial is lost and none runs twice."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,11 +22,12 @@ from specbench.setup.compose import compose_run
 from tests.conftest import Tiny
 from tests.fake_engine import Quiet
 
+Row = dict[str, Any]
 COUNTS = ["method", "task", "questions", "repeats", "mean_accepted_tokens", "acceptance_rate", "identical", "drafted", "errors"]
 KILLS = 4
 
 
-def run_all(plan: list[dict], folder: Path) -> list[int]:
+def run_all(plan: list[dict[str, Any]], folder: Path) -> list[int]:
     """The exit status of each step; -9 is killed."""
     (folder / "plan.json").write_text(json.dumps(plan))
     command = [sys.executable, "-m", "tests.mortal_run", str(folder / "plan.json")]
@@ -38,18 +40,18 @@ def counts(run: Path) -> pd.DataFrame:
     return pd.read_csv(run / "summary.csv")[[*COUNTS, "unpaired", "tokens_per_forward"]]
 
 
-def rows(run: Path) -> list[dict]:
+def rows(run: Path) -> list[Row]:
     return [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
 
 
-def key(row: dict) -> tuple:
+def key(row: Row) -> tuple[Any, ...]:
     return (row["method"], row["repeat"], row["question_id"], row["turn"])
 
 
-def told(row: dict) -> dict:
-    """What does not depend on the machine's mood."""
-    own = ("run_id", "prefill_s", "decode_s", "peak_memory_bytes")
-    return {name: value for name, value in row.items() if name not in own}
+def without_measures(row: Row) -> Row:
+    """A trial without its seconds and bytes, which differ from run to run."""
+    varying = ("run_id", "prefill_s", "decode_s", "peak_memory_bytes")
+    return {name: value for name, value in row.items() if name not in varying}
 
 
 @pytest.mark.skipif(not hasattr(os, "waitid"), reason="needs fork and waitid")
@@ -66,8 +68,8 @@ def test_killed_again_and_again_a_run_ends_as_if_it_had_not_been(tiny: Tiny, tmp
 
     lines = rows(tmp_path / "broken")
     assert Counter(map(key, lines)) == Counter(map(key, rows(tmp_path / "whole"))), f"lost or twice, killed at {kills}"
-    by_key = {key(row): told(row) for row in rows(tmp_path / "whole")}
-    assert all(told(row) == by_key[key(row)] for row in lines)
+    by_key = {key(row): without_measures(row) for row in rows(tmp_path / "whole")}
+    assert all(without_measures(row) == by_key[key(row)] for row in lines)
     pd.testing.assert_frame_equal(counts(tmp_path / "broken"), counts(tmp_path / "whole"))
     prompts = [RunDirectory(tmp_path / name).read_prompts() for name in ("broken", "whole")]
     assert sorted(map(str, prompts[0])) == sorted(map(str, prompts[1]))
@@ -88,11 +90,11 @@ def test_a_torn_last_line_is_run_again(tiny: Tiny, tmp_path: Path) -> None:
     watcher = Quiet()
     execute(compose_run(command), watcher)
     assert watcher.began == [(6, 5)] and len(watcher.trials) == 1
-    assert [told(row) for row in rows(tmp_path / "run")] == [told(row) for row in before]
+    assert [without_measures(row) for row in rows(tmp_path / "run")] == [without_measures(row) for row in before]
     assert len(RunDirectory(tmp_path / "run").read_prompts()) == 3
 
 
-def test_a_run_killed_between_its_first_files_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_run_killed_between_its_first_files_resumes(tiny: Tiny, tmp_path: Path) -> None:
     command = short(tiny, "repeats=1", f"out={tmp_path / 'run'}")
     execute(compose_run(command), Quiet())
     (tmp_path / "run" / "run.json").unlink()

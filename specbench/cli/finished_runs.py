@@ -1,11 +1,11 @@
-"""The commands that look at finished runs: compare, plan, replay, paper, export, import."""
+"""The commands about finished runs: compare, plan, replay, paper, export, import."""
 
 import argparse
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specbench.cli.parser import Parser, build_parser, console, parse_options, widen_console
+from specbench.cli.parser import Parser, build_parser, console, parse_options, print_lines, widen_console
 from specbench.errors import InputError, suggest_choices
 
 if TYPE_CHECKING:
@@ -13,18 +13,16 @@ if TYPE_CHECKING:
 
 
 def compare(argv: list[str]) -> int:
-    """Whether a run does what a reference did, as fast (exit status 1 where it does not)."""
+    """Check that a run gives the texts and the speed of a reference (exit status 1 if not)."""
     if "--against" in argv or any(word.startswith("--against=") for word in argv):
         return _compare_against(argv)
     parser = Parser(prog="specbench compare", description=compare.__doc__, epilog="--against GIT-REF [KEY=VALUE ...] runs both.")
-    parser.add_argument("reference", type=Path, metavar="REFERENCE", help="a run, or a folder of runs, whose latest ten count")
+    parser.add_argument("reference", type=Path, metavar="REFERENCE", help="a run, or a folder of runs: the latest ten count")
     parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument(
-        "--factor", action="append", default=[], metavar="NAME", help="a setting that may differ, such as threads"
-    )
-    parser.add_argument(
-        "--add", action="store_true", help="copy a run that has not failed into the folder REFERENCE, also as its first"
-    )
+    differing = "a setting that may differ, such as threads"
+    parser.add_argument("--factor", action="append", default=[], metavar="NAME", help=differing)
+    added = "copy a run that has not failed into the folder REFERENCE, also the first one"
+    parser.add_argument("--add", action="store_true", help=added)
     _add_outputs(parser)
     options = parser.parse_args(argv)
     from specbench.compare.comparison import accept_first_reference, compare_runs
@@ -32,17 +30,17 @@ def compare(argv: list[str]) -> int:
     if options.add:
         _check_folder(options.reference, options.run)
     if options.add and not any(options.reference.glob("*/config.yaml")):
-        found = accept_first_reference(options.run)
+        result = accept_first_reference(options.run)
     else:
-        found = compare_runs(options.reference, options.run, options.factor)
-    status = _print_result(found, options)
-    if options.add and not found.failed:
+        result = compare_runs(options.reference, options.run, options.factor)
+    status = _print_result(result, options)
+    if options.add and not result.failed:
         shutil.copytree(options.run, options.reference / options.run.resolve().name)
     return status
 
 
 def _compare_against(argv: list[str]) -> int:
-    parser = build_parser("compare", "This checkout and another one in turns, in one run.")
+    parser = build_parser("compare", "Compare this checkout with another one, in turns and in one run.")
     parser.add_argument("--against", required=True, metavar="GIT-REF", help="a commit, branch or tag of this repository")
     _add_outputs(parser)
     options = parse_options(parser, argv)
@@ -53,52 +51,44 @@ def _compare_against(argv: list[str]) -> int:
 
 
 def _add_outputs(parser: Parser) -> None:
-    for name, what in (("json", "all figures"), ("junit", "a test a ratio, JUnit"), ("markdown", "for the summary of a job")):
+    for name, what in (("json", "all figures"), ("junit", "one test per ratio"), ("markdown", "for a job's summary")):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=what)
 
 
-def _print_result(found: "Comparison", options: argparse.Namespace) -> int:
-    """Prints and writes what is asked for; the exit status."""
-    from specbench.compare.comparison import (
-        build_comparison_table,
-        format_comparison,
-        format_notes,
-        format_title,
-        write_json,
-        write_junit,
-    )
+def _print_result(result: "Comparison", options: argparse.Namespace) -> int:
+    """Print a comparison, write the files that the options name, and return the exit status."""
+    from specbench.compare import comparison
     from specbench.records.files import write_atomic
 
     widen_console()
-    console.print(build_comparison_table(found) if found.reference else format_title(found))
-    for line in format_notes(found):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(comparison.build_comparison_table(result) if result.reference else comparison.format_title(result))
+    print_lines(*comparison.format_notes(result))
     if options.json:
-        write_json(found, options.json)
+        comparison.write_json(result, options.json)
     if options.junit:
-        write_junit(found, options.junit)
+        comparison.write_junit(result, options.junit)
     if options.markdown:
-        write_atomic(options.markdown, format_comparison(found))
-    return int(found.failed)
+        write_atomic(options.markdown, comparison.format_comparison(result))
+    return int(result.failed)
 
 
 def _check_folder(folder: Path, run: Path) -> None:
-    """Raises InputError where a run cannot be added."""
+    """Raise InputError for a run that cannot be added to a folder of references."""
     from specbench.analysis.loaded_run import read_run
 
-    missing, name = sum(read_run(run).missing.values()), run.resolve().name
-    if missing:
-        raise InputError(f"--add: {run} is not finished: {missing} turns are still to be run; the same command goes on")
+    if missing := sum(read_run(run).missing.values()):
+        raise InputError(f"--add: {run} is not finished: {missing} turns are missing; run the same command again to resume")
+    name = run.resolve().name
     if (folder / name).exists() or (folder / "config.yaml").exists():
-        raise InputError(f"--add: {folder} is a run itself, or holds one called {name} already")
+        raise InputError(f"--add: {folder} is a run itself, or already holds one called {name}")
 
 
 def plan(argv: list[str]) -> int:
-    """How many questions a wanted difference takes, how many minutes and how much memory, from a pilot run."""
+    """Estimate from a pilot run how many questions, minutes and bytes it takes to detect a difference."""
     parser = build_parser("plan", plan.__doc__)
-    parser.add_argument("--pilot", type=Path, required=True, metavar="RUN", help="two questions a task and two repeats at least")
-    parser.add_argument("--effect", type=float, default=0.05, help="of a speedup, as a share; default: 0.05")
-    parser.add_argument("--power", type=float, default=0.95, help="chance to find it; default: 0.95")
+    parser.add_argument("--pilot", type=Path, required=True, metavar="RUN", help="two questions per task and two repeats or more")
+    parser.add_argument("--effect", type=float, default=0.05, help="relative change of a speedup; default: 0.05")
+    parser.add_argument("--power", type=float, default=0.95, help="probability of detecting it; default: 0.95")
     options = parse_options(parser, argv)
     if not 0 < options.effect < 1 or not 0 < options.power < 1:
         raise InputError(f"--effect {options.effect} --power {options.power}: expected shares, above 0 and below 1")
@@ -112,15 +102,15 @@ def plan(argv: list[str]) -> int:
     from specbench.running.sweep import check_single_run
 
     if options.effect <= 1 - FAILS_BELOW:
-        raise InputError(f"--effect {options.effect}: expected more than {1 - FAILS_BELOW:g}; compare lets less pass")
+        raise InputError(f"--effect {options.effect}: expected more than {1 - FAILS_BELOW:g}; compare ignores smaller changes")
     check_single_run(settings, options.overrides, "plan")
     pilot = read_run(options.pilot)
     for key in ("name", "shape", "dtype"):
-        was, wanted = (pilot.config.get("target") or {}).get(key), getattr(settings.target, key)
-        if was != wanted:
-            raise InputError(
-                f"--pilot {options.pilot} ran target.{key}={was}, planned is {wanted}: its times say nothing of that"
-            )
+        used = (pilot.config.get("target") or {}).get(key)
+        planned = getattr(settings.target, key)
+        if used != planned:
+            change = f"target.{key}={used} but the plan uses {planned}"
+            raise InputError(f"--pilot {options.pilot} used {change}: its timings do not transfer")
     widen_console()
     questions, methods, repeats = outline_run(settings)
     console.print(build_methods_table(plan_methods(pilot, methods, options.effect, options.power), options.effect, options.power))
@@ -129,10 +119,10 @@ def plan(argv: list[str]) -> int:
 
 
 def replay(argv: list[str]) -> int:
-    """What drafters that read tokens alone would have had accepted on recorded answers; no model is loaded."""
+    """Replay drafters that need only tokens on recorded answers: what would be accepted. Loads no model."""
     parser = build_parser("replay", replay.__doc__)
-    recorded = "a run directory, a JSONL of prompt_ids and output_ids, or an answer file of Spec-Bench; see docs/replay.md"
-    parser.add_argument("--of", type=Path, required=True, metavar="PATH", help=recorded)
+    recordings = "a run directory, a JSONL of prompt_ids and output_ids, or an answer file of Spec-Bench; see docs/replay.md"
+    parser.add_argument("--of", type=Path, required=True, metavar="PATH", help=recordings)
     options = parse_options(parser, argv)
     from specbench.setup.compose import compose_run
 
@@ -141,17 +131,15 @@ def replay(argv: list[str]) -> int:
     from specbench.running.sweep import check_single_run
 
     check_single_run(settings, options.overrides, "replay")
-    folder, found, note = replay_run(options.of, settings)
+    folder, replayed, note = replay_run(options.of, settings)
     widen_console()
-    console.print(build_replay_table(found))
-    if note:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"replay: {folder}", markup=False, soft_wrap=True)
+    console.print(build_replay_table(replayed))
+    print_lines(*filter(None, [note]), f"replay: {folder}")
     return 0
 
 
 def paper(argv: list[str]) -> int:
-    """The survey's tables and figures, the leaderboards and their drift, with measured runs beside what they match."""
+    """Render the survey's tables and figures and the leaderboards, with the measured runs that match them."""
     parser = Parser(prog="specbench paper", description=paper.__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="or a folder of runs, such as a sweep's")
     parser.add_argument("--out", type=Path, default=Path("reports/paper"), help="default: reports/paper")
@@ -159,49 +147,45 @@ def paper(argv: list[str]) -> int:
     from specbench.paper.render import render_paper
     from specbench.records.run_directory import expand_paths
 
-    console.print(f"page: {render_paper(expand_paths(options.runs), options.out)}", markup=False, soft_wrap=True)
+    print_lines(f"page: {render_paper(expand_paths(options.runs), options.out)}")
     return 0
 
 
 def export(argv: list[str]) -> int:
-    """A run in another tool's format: spec_bench, github, bencher, asv."""
+    """Export a run in another tool's format: spec_bench, github, bencher, asv."""
     from specbench.analysis.loaded_run import read_run
-    from specbench.exchange.spec_bench import export_answers as spec_bench
+    from specbench.exchange.spec_bench import export_answers
     from specbench.exchange.trackers import FORMATS
 
-    formats = {"spec_bench": spec_bench, **FORMATS}
+    formats = {"spec_bench": export_answers, **FORMATS}
     parser = Parser(prog="specbench export", description=export.__doc__)
     parser.add_argument("format", metavar="FORMAT", help=", ".join(formats))
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path("exports"), metavar="FOLDER", help="default: exports")
     options = parser.parse_args(argv)
     if options.format not in formats:
-        raise InputError(f"{options.format}: no such format; there is {suggest_choices(options.format, list(formats))}")
-    for path in formats[options.format](read_run(options.run), options.out):
-        console.print(path, markup=False, highlight=False, soft_wrap=True)
+        raise InputError(f"{options.format}: no such format; expected {suggest_choices(options.format, list(formats))}")
+    print_lines(*formats[options.format](read_run(options.run), options.out))
     return 0
 
 
 def import_(argv: list[str]) -> int:
-    """Spec-Bench's answer files as a run, for report and replay."""
+    """Import Spec-Bench's answer files as a run, for report and replay."""
     parser = Parser(prog="specbench import", description=import_.__doc__)
-    several = "several of one name, such as model_answer_run_*/pld.jsonl, are its repeats"
-    parser.add_argument(
-        "files", nargs="*", type=Path, metavar="FILE", help=f"answers of a method, called after the file; {several}"
-    )
-    parser.add_argument(
-        "--baseline", nargs="+", type=Path, required=True, metavar="FILE", help="answers of autoregressive decoding, as many"
-    )
-    parser.add_argument("--tokenizer", metavar="PATH", help="to count the baseline's tokens as Spec-Bench does")
+    answers = "answers of a method, named like the file; files of one name (model_answer_run_*/pld.jsonl) are its repeats"
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=answers)
+    baseline = "answers of autoregressive decoding, one file per repeat"
+    parser.add_argument("--baseline", nargs="+", type=Path, required=True, metavar="FILE", help=baseline)
+    parser.add_argument("--tokenizer", metavar="PATH", help="counts the baseline's tokens as Spec-Bench does")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(argv)
-    from specbench.exchange.spec_bench import import_answers as imported
+    from specbench.exchange.spec_bench import import_answers
     from specbench.models.load import load_tokenizer
     from specbench.records.run_directory import RunDirectory
 
     tokenizer = load_tokenizer(options.tokenizer, None, False) if options.tokenizer else None
     if options.out.exists():
-        raise InputError(f"--out {options.out}: is there already; choose another folder")
-    imported(options.files, options.baseline, tokenizer, RunDirectory(options.out))
-    console.print(f"run: {options.out}; specbench report {options.out}", markup=False, soft_wrap=True)
+        raise InputError(f"--out {options.out}: already exists; choose another folder")
+    import_answers(options.files, options.baseline, tokenizer, RunDirectory(options.out))
+    print_lines(f"run: {options.out}; specbench report {options.out}")
     return 0

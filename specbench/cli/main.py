@@ -1,4 +1,4 @@
-"""specbench: the one entry point. Exit status: 0 fine, 1 the answer is no, 2 unusable input."""
+"""The entry point of specbench. Exit status: 0 success, 1 a check failed, 2 bad input, 130 stopped."""
 
 import argparse
 import sys
@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from specbench.cli import finished_runs as commands
-from specbench.cli.parser import Parser, build_parser, console, parse_options, widen_console
+from specbench.cli.parser import Parser, build_parser, console, parse_options, print_lines, widen_console
 from specbench.errors import InputError, abbreviate, refuse, suggest_choices
 
 
 def run(argv: list[str]) -> int:
     """Time methods against autoregressive decoding."""
     parser = build_parser("run", run.__doc__)
-    parser.add_argument("-m", "--multirun", action="store_true", help="one run for each of the values that a comma separates")
+    parser.add_argument("-m", "--multirun", action="store_true", help="one run for each comma-separated value")
     options = parse_options(parser, argv)
     if options.multirun:
         return _sweep(options)
@@ -40,16 +40,16 @@ def run(argv: list[str]) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from specbench.running.sweep import sweep
 
-    swept = sweep(options.overrides, options.config_dir)
-    if swept.runs:
-        _report(swept.runs, Path("reports") / swept.folder.resolve().name)
-    if swept.failed:
-        raise InputError(f"out={swept.folder}: {abbreviate(swept.failed)}")
+    result = sweep(options.overrides, options.config_dir)
+    if result.runs:
+        _report(result.runs, Path("reports") / result.folder.resolve().name)
+    if result.failed:
+        raise InputError(f"out={result.folder}: {abbreviate(result.failed)}")
     return 0
 
 
 def report(argv: list[str]) -> int:
-    """Tables, figures and the page of finished runs."""
+    """Print the tables of finished runs, and render their page with figures."""
     parser = Parser(prog="specbench report", description=report.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="or a folder of runs, such as a sweep's")
     parser.add_argument("--out", type=Path, help="default: reports/<name of the first RUN>")
@@ -60,7 +60,7 @@ def report(argv: list[str]) -> int:
 
 
 def cost(argv: list[str]) -> int:
-    """The roofline card of a target (weights=random: nothing is downloaded)."""
+    """Write the roofline card of a target (with weights=random nothing is downloaded)."""
     options = parse_options(build_parser("cost", cost.__doc__), argv)
     from specbench.setup.compose import compose_run
 
@@ -69,14 +69,14 @@ def cost(argv: list[str]) -> int:
     from specbench.machine.devices import list_timed_devices
     from specbench.machine.locks import WAITING, lock_devices
     from specbench.running.sweep import check_single_run
-    from specbench.setup.objects import check_values
+    from specbench.setup.objects import check_nodes
 
-    check_values(settings)
+    check_nodes(settings)
     check_single_run(settings, options.overrides, "cost")
     target = settings.target
-    named = "-".join(filter(None, ("cost", target.name, target.shape)))
-    with lock_devices(list_timed_devices(target.device, target.device_map), partial(console.print, WAITING)):
-        console.print(write_card(settings, Path(settings.out or f"reports/{named}").expanduser()))
+    name = "-".join(filter(None, ("cost", target.name, target.shape)))
+    with lock_devices(list_timed_devices(target.device, target.device_map), partial(print_lines, WAITING)):
+        console.print(write_card(settings, Path(settings.out or f"reports/{name}").expanduser()))
     return 0
 
 
@@ -89,41 +89,41 @@ def train(argv: list[str]) -> int:
     from accelerate import PartialState
 
     from specbench.running.progress import TrainingDisplay
-    from specbench.training.train import train as go
+    from specbench.training import train as training
 
     with TrainingDisplay(console) as display:
-        out = go(settings, display.update)
+        out = training.train(settings, display.update)
     if PartialState().is_main_process:
-        console.print(f"checkpoint: {out}; its card: {out}/README.md", markup=False, soft_wrap=True)
+        print_lines(f"checkpoint: {out}; its card: {out}/README.md")
     return 0
 
 
 def certify(argv: list[str]) -> int:
-    """Prove that the text of methods is the target's own, or find where it is not (exit status 1)."""
+    """Certify that methods produce the target's own text (exit status 1 if one does not)."""
     options = parse_options(build_parser("certify", certify.__doc__, "certify"), argv)
     from specbench.setup.compose import compose_certify
 
     settings = compose_certify(options.overrides, options.config_dir)
-    from specbench.certify.certify import certify as go
+    from specbench.certify import certify as certification
     from specbench.certify.tables import build_certificate_table
     from specbench.running.progress import TrainingDisplay
 
     with TrainingDisplay(console) as display:
-        made, out = go(settings, display.update)
+        certificate, out = certification.certify(settings, display.update)
     widen_console()
-    console.print(build_certificate_table(made))
-    console.print(
-        f"certificate {'passed' if made.passed else 'failed'}: {out / 'certificate.json'}", markup=False, soft_wrap=True
-    )
+    console.print(build_certificate_table(certificate))
+    print_lines(f"certificate {'passed' if certificate.passed else 'failed'}: {out / 'certificate.json'}")
     if out.resolve().parent.name != "certificates":
-        console.print("reports look for certificates in a folder `certificates` beside the run", markup=False)
-    return 0 if made.passed else 1
+        print_lines("reports look for certificates in the folder `certificates` next to the run")
+    return 0 if certificate.passed else 1
 
 
 def datastore(argv: list[str]) -> int:
     """Build a store of texts that REST drafts from (specbench datastore build)."""
-    if argv[:1] != ["build"]:
-        return _explain_datastore(argv)
+    if argv[:1] in ([], ["-h"], ["--help"]):
+        argv = ["build", "--help"]
+    if argv[0] != "build":
+        raise InputError(f"datastore {argv[0]}: no such command; expected build")
     options = parse_options(build_parser("datastore build", datastore.__doc__, "datastore"), argv[1:])
     from specbench.setup.compose import compose_datastore
 
@@ -133,29 +133,22 @@ def datastore(argv: list[str]) -> int:
 
     with TrainingDisplay(console) as display:
         out = build_from_config(settings, display.update)
-    console.print(f"datastore: {out}; specbench run method=[rest] target.datastore={out}", markup=False, soft_wrap=True)
-    return 0
-
-
-def _explain_datastore(argv: list[str]) -> int:
-    if argv and argv[0] not in ("-h", "--help"):
-        raise InputError(f"datastore {argv[0]}: no such command; there is build")
-    print("usage: specbench datastore build [KEY=VALUE …]; its settings: specbench datastore build --help")
+    print_lines(f"datastore: {out}; specbench run method=[rest] target.datastore={out}")
     return 0
 
 
 def doctor(argv: list[str]) -> int:
-    """What this machine can do, and what is missing."""
+    """Check what this machine can do, and what is missing."""
     Parser(prog="specbench doctor", description=doctor.__doc__).parse_args(argv)
     from specbench.diagnose.doctor import build_checks_table, run_checks
 
-    found = run_checks()
-    console.print(build_checks_table(found))
-    return int(any(check.ok is False for check in found))
+    checks = run_checks()
+    console.print(build_checks_table(checks))
+    return int(any(check.ok is False for check in checks))
 
 
 def list_(argv: list[str]) -> int:
-    """What may be chosen: targets, methods, tasks, suites, engines."""
+    """List the choices: targets, methods, tasks, suites, engines, experiments."""
     parser = Parser(prog="specbench list", description=list_.__doc__)
     parser.add_argument("--config-dir", type=Path, metavar="DIR")
     folder = parser.parse_args(argv).config_dir
@@ -167,21 +160,9 @@ def list_(argv: list[str]) -> int:
     return 0
 
 
+FINISHED = (commands.compare, commands.plan, commands.replay, commands.paper, commands.export, commands.import_)
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "run": run,
-    "report": report,
-    "compare": commands.compare,
-    "plan": commands.plan,
-    "replay": commands.replay,
-    "paper": commands.paper,
-    "export": commands.export,
-    "import": commands.import_,
-    "certify": certify,
-    "train": train,
-    "datastore": datastore,
-    "cost": cost,
-    "doctor": doctor,
-    "list": list_,
+    command.__name__.rstrip("_"): command for command in (run, report, *FINISHED, certify, train, datastore, cost, doctor, list_)
 }
 
 
@@ -192,46 +173,37 @@ def _report(runs: list[Path], out: Path) -> int:
     widen_console()
     for table in files.terminal:
         console.print(table)
-    for alarm in files.alarms:
-        console.print(alarm, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"page: {files.page}", markup=False, soft_wrap=True)
+    print_lines(*files.alarms, f"page: {files.page}")
     return 0
 
 
 def _print_stop(folder: Path | None) -> int:
-    """Say how what was stopped goes on, if it had begun."""
-    print("specbench: stopped" + (f"; the same command with out={folder} goes on from here" if folder else ""), file=sys.stderr)
+    """Print how to resume, if anything was written, and return the exit status."""
+    print("specbench: stopped" + (f"; run the same command with out={folder} to resume" if folder else ""), file=sys.stderr)
     return 130
-
-
-def _format_usage() -> str:
-    lines = [f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()]
-    return "usage: specbench COMMAND …\n\n" + "\n".join(lines)
 
 
 def _call_command(argv: list[str]) -> int:
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
-        print(_format_usage())
+        lines = [f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()]
+        print("usage: specbench COMMAND …\n", *lines, sep="\n")
         return 0
     if name not in COMMANDS:
-        raise InputError(f"{name}: no such command; there is {suggest_choices(name, list(COMMANDS))}")
+        raise InputError(f"{name}: no such command; expected {suggest_choices(name, list(COMMANDS))}")
     return COMMANDS[name](argv[1:])
 
 
 def main() -> None:
+    """Run the command of sys.argv and exit with its status."""
     warnings.filterwarnings("ignore")
     try:
         status = _call_command(sys.argv[1:])
     except InputError as error:
         status = refuse(error)
     except OSError as error:  # a full disk, a folder that may not be written
-        told = f"{error.filename}: {error.strerror}; out=FOLDER says where to write" if error.filename else str(error)
-        status = refuse(InputError(told))
+        message = f"{error.filename}: {error.strerror}; choose another folder with out=FOLDER" if error.filename else str(error)
+        status = refuse(InputError(message))
     except KeyboardInterrupt as stop:
         status = _print_stop(next(iter(stop.args), None))
     sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()

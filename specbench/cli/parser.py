@@ -1,4 +1,4 @@
-"""What the commands share: the terminal, and a parser whose errors are one line."""
+"""What the commands share: the console, and a parser whose errors are one line."""
 
 import argparse
 from pathlib import Path
@@ -9,34 +9,34 @@ from rich.console import Console
 from specbench.errors import InputError
 
 console = Console()
-LOG_WIDTH = 140  # of tables outside a terminal, where rich would squeeze them into 80 columns
+LOG_WIDTH = 140  # columns for tables outside a terminal, where rich would use 80
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours: one line."""
+    """An ArgumentParser that raises InputError."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def build_parser(command: str, description: str | None, root: str = "config") -> Parser:
-    """The parser of a command that takes KEY=VALUE, settings of a root config."""
+    """Return the parser of a command that takes KEY=VALUE settings of a root config."""
     from specbench.setup.compose import CONF
 
     settings = (CONF / f"{root}.yaml").read_text(encoding="utf-8").split("\nhydra:")[0]
     parser = Parser(
         prog=f"specbench {command}",
         description=description,
-        epilog=f"The settings and their defaults; specbench list says what may be chosen.\n\n{settings}",
+        epilog=f"The settings and their defaults (specbench list: the choices)\n\n{settings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as method=[pld,sps] limit=10 out=results/my-run")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a further folder of method/, task/, target/ YAMLs")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a further folder of YAMLs, like conf/")
     return parser
 
 
 def parse_options(parser: Parser, argv: list[str]) -> argparse.Namespace:
-    """Raises InputError for what is no KEY=VALUE."""
+    """Parse a command line into options and overrides. Raises InputError for anything but KEY=VALUE."""
     options = parser.parse_intermixed_args(argv)
     options.overrides = [f"++{given}" if given.startswith("sweep.") else given for given in options.overrides]
     for given in options.overrides:
@@ -47,7 +47,7 @@ def parse_options(parser: Parser, argv: list[str]) -> argparse.Namespace:
 
 
 def _suggest_override(given: str, config_dir: Path | None) -> str:
-    """The override that a bare word may have been meant as."""
+    """Return the override that a bare word may stand for."""
     from specbench.setup.compose import GROUPS, LISTS, list_options
 
     for group in GROUPS:
@@ -57,6 +57,12 @@ def _suggest_override(given: str, config_dir: Path | None) -> str:
 
 
 def widen_console() -> None:
-    """Before a wide table is printed."""
+    """Make room for wide tables outside a terminal."""
     if not console.is_terminal:
         console.width = max(console.width, LOG_WIDTH)
+
+
+def print_lines(*lines: object) -> None:
+    """Print each line as it is: no markup, no colours, no wrapping."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Devices and dtypes: which are there, which `auto` takes, and what the CPU has for bfloat16."""
+"""Devices and dtypes: which exist here, which one `auto` picks, and whether the CPU multiplies bfloat16 in hardware."""
 
 import gc
 import os
@@ -13,46 +13,41 @@ import torch
 
 from specbench.errors import InputError, suggest_choices
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 
 
 def list_devices() -> list[str]:
-    """What a device may be called on this machine, the one that `auto` takes first."""
+    """Return the names of this machine's devices, the one that `auto` picks first."""
     cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     mps = ["mps"] if torch.backends.mps.is_available() else []
     return [*(["cuda"] if cuda else []), *cuda, *mps, "cpu"]
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: CUDA, else MPS, else the CPU; cuda is the first card, or that of this process's LOCAL_RANK where several train.
+    """auto: CUDA, else MPS, else the CPU. cuda: the first GPU, or in distributed training the one of LOCAL_RANK.
 
-    Raises InputError for a device that is not there.
+    Raises InputError for a device that this machine does not have.
     """
-    there = list_devices()
-    if name not in ("auto", *there):
-        raise InputError(f"device={name}: not on this machine; expected {suggest_choices(name, ['auto', *there])}")
-    chosen = there[0] if name == "auto" else name
+    devices = list_devices()
+    if name not in ("auto", *devices):
+        raise InputError(f"device={name}: not on this machine; expected {suggest_choices(name, ['auto', *devices])}")
+    chosen = devices[0] if name == "auto" else name
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if chosen == "cuda" else chosen)
 
 
 def list_timed_devices(name: str, device_map: object) -> list[str]:
-    """What a model keeps busy. A card goes by its UUID: CUDA_VISIBLE_DEVICES gives every process numbers of its own."""
+    """Return the devices that a model keeps busy. GPUs go by UUID, since CUDA_VISIBLE_DEVICES renumbers them per process."""
     device = pick_device(name)
     if device.type != "cuda":
         return [device.type]
-    cards = [device.index] if device_map is None else range(torch.cuda.device_count())
-    return [str(torch.cuda.get_device_properties(card).uuid) for card in cards]
+    gpus = [device.index] if device_map is None else range(torch.cuda.device_count())
+    return [str(torch.cuda.get_device_properties(gpu).uuid) for gpu in gpus]
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the device multiplies it in hardware, else float16 on a GPU and float32 on a CPU.
+    """auto: bfloat16 if the device multiplies it in hardware, else float16 on a GPU and float32 on a CPU.
 
-    Raises InputError for another name and for float64 on MPS, which lacks it.
+    Raises InputError for an unknown name, and for float64 on MPS, which lacks it.
     """
     if name == "auto":
         return _pick_fastest_dtype(device)
@@ -72,27 +67,26 @@ def _pick_fastest_dtype(device: torch.device) -> torch.dtype:
 
 
 def has_bf16_units() -> bool:
-    """Whether this CPU has instructions that multiply bfloat16 and a torch that uses them.
+    """Whether this CPU has instructions that multiply bfloat16, and torch uses them.
 
-    Not asked of oneDNN: it also calls bfloat16 supported where plain AVX-512 emulates it, slower than float32.
+    oneDNN's own check is no help: it also accepts plain AVX-512, which emulates bfloat16 and is slower than float32.
     """
-    there = get_cpu_capabilities()
-    x86 = there.get("amx_bf16") or there.get("avx512_bf16")
-    arm = there.get("bf16") or there.get("sve_bf16")
-    return bool((x86 or arm) and torch.backends.mkldnn.is_available())
+    capabilities = get_cpu_capabilities()
+    units = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
+    return units and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def get_cpu_capabilities() -> Mapping[str, Any]:
-    """Instruction sets by torch's names: avx512_f, avx512_vnni, avx512_bf16, amx_bf16; on ARM bf16, i8mm, sve."""
+    """Return instruction sets by torch's names: avx512_f, avx512_vnni, avx512_bf16, amx_bf16; on ARM bf16, i8mm, sve."""
     if hasattr(torch.cpu, "get_capabilities"):
         return torch.cpu.get_capabilities()
-    asked = {name: getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "avx512", "avx2")}
-    known = {name: bool(ask()) for name, ask in asked.items() if ask}
+    checks = {name: getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "avx512", "avx2")}
+    known = {name: bool(check()) for name, check in checks.items() if check}
     return {**known, "amx_bf16": torch.cpu._is_amx_tile_supported()}
 
 
 def get_device_name(device: torch.device) -> str:
-    """What the maker calls it."""
+    """Return the product name of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
@@ -101,17 +95,15 @@ def get_device_name(device: torch.device) -> str:
 
 
 def get_cpu_name() -> str:
-    """The processor's model as the system gives it, else as torch does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
+    """Return the processor's model, from the system or else from torch."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else str(get_cpu_capabilities().get("cpu_name") or "unknown")
 
 
 def get_free_memory(device: torch.device) -> int:
-    """What can still be had: of a CUDA card, with what torch holds of it unused, else of main memory without swapping."""
+    """Return the free bytes: of a CUDA device including what torch caches unused, else of main memory without swapping."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
@@ -119,7 +111,7 @@ def get_free_memory(device: torch.device) -> int:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -127,27 +119,27 @@ def synchronize(device: torch.device) -> None:
 
 
 def count_usable_cores() -> int:
-    """Logical cores that this process may run on."""
+    """Return the number of logical cores that this process may run on."""
     process = psutil.Process()
     return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
 
 
 def get_total_memory() -> int:
-    """Main memory of the machine."""
+    """Return the bytes of main memory."""
     return psutil.virtual_memory().total
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Forget the peak so far, where the system lets us: CUDA, and Linux for main memory."""
+    """Reset the peak, where the system allows it: on CUDA, and for main memory on Linux."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak alone (man 5 proc)
+        Path("/proc/self/clear_refs").write_text("5")  # resets only the peak (man 5 proc)
 
 
 def get_peak_memory(device: torch.device) -> int | None:
-    """CUDA: most that torch had allocated since the reset. Else the process's largest resident size, weights included."""
+    """Return the most bytes that torch allocated since the reset (CUDA), else the process's largest resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -159,7 +151,7 @@ def get_peak_memory(device: torch.device) -> int | None:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what was freed: allocators keep it, and it would be counted as what comes next."""
+    """Return freed memory to the system. Allocators keep it, and the next job's peak would include it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
-"""Energy and throttling during a turn, as the machine itself counts them.
+"""Energy and throttling during a turn, from the machine's own counters.
 
-NVIDIA cards count the energy of the card since the driver was loaded and say why their clocks are held down (NVML); processors
-of Intel and AMD count that of a package where the kernel lets users read it (RAPL), and how often heat held a core down.
+An NVIDIA GPU counts its energy since the driver was loaded and reports why its clocks are reduced (NVML). A processor of Intel or
+AMD counts the energy of each package, where the kernel lets users read it (RAPL), and how often heat throttled a core.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from specbench.machine.nvml import ask, find_card
+from specbench.machine.nvml import ask, find_gpu
 
 PACKAGES = Path("/sys/class/powercap")
 CORES = Path("/sys/devices/system/cpu")
@@ -25,30 +25,30 @@ REASONS = {  # bits of NVML's current clocks event reasons
 
 @dataclass(frozen=True)
 class Reading:
-    """energy_j: joules of the whole card or processor; None where nobody counts. throttled: why clocks were held down."""
+    """energy_j: joules of the whole GPU or processor. throttled: why clocks were reduced. None: not counted here."""
 
     energy_j: float | None
     throttled: list[str] | None
 
 
 class Meters:
-    """Of one device, between `start` and `stop`."""
+    """Meters of one device: `stop` returns what was counted since `start`."""
 
     def __init__(self, device: torch.device) -> None:
-        self._energy, self._throttled = _build_card_meters(device) if device.type == "cuda" else _build_processor_meters()
+        self._energy, self._throttled = _build_gpu_meters(device) if device.type == "cuda" else _build_processor_meters()
 
     def start(self) -> None:
         self._spent, _ = self._energy(), self._throttled()
 
     def stop(self) -> Reading:
         now = self._energy()
-        pairs = list(zip(self._spent, now, strict=False))  # a card that fell silent has none
+        pairs = list(zip(self._spent, now, strict=False))  # empty if the GPU stopped answering
         joules = sum((after - before) % wraps for (before, wraps), (after, _) in pairs) / 1e6 if pairs else None
         return Reading(joules, self._throttled())
 
 
-Energy = Callable[[], list[tuple[int, int]]]  # microjoules so far, and where the counter starts again, of each package
-Throttled = Callable[[], list[str] | None]  # since it was last asked, or now
+Energy = Callable[[], list[tuple[int, int]]]  # of each package: microjoules so far, and where the counter wraps
+Throttled = Callable[[], list[str] | None]  # why, since the last call (processor) or now (GPU)
 
 
 def _build_processor_meters() -> tuple[Energy, Throttled]:
@@ -74,15 +74,15 @@ def _read_number(file: Path) -> int | None:
         return None
 
 
-def _build_card_meters(device: torch.device) -> tuple[Energy, Throttled]:
-    card = find_card(device)
+def _build_gpu_meters(device: torch.device) -> tuple[Energy, Throttled]:
+    gpu = find_gpu(device)
 
     def energy() -> list[tuple[int, int]]:
-        millijoules = ask("nvmlDeviceGetTotalEnergyConsumption", card)
+        millijoules = ask("nvmlDeviceGetTotalEnergyConsumption", gpu)
         return [] if millijoules is None else [(1_000 * millijoules, 2**62)]
 
     def throttled() -> list[str] | None:
-        reasons = ask("nvmlDeviceGetCurrentClocksThrottleReasons", card)
+        reasons = ask("nvmlDeviceGetCurrentClocksThrottleReasons", gpu)
         return None if reasons is None else sorted({name for bit, name in REASONS.items() if reasons & bit})
 
     return energy, throttled

@@ -1,4 +1,4 @@
-"""Locks on a run directory and on a timed device. The system frees them when their process ends, however that comes about."""
+"""Locks on a run directory and on a timed device. The system frees them when their process ends, even if it is killed."""
 
 import os
 import re
@@ -13,12 +13,12 @@ from filelock import lock_descriptor  # FileLock refuses another user's file in 
 from specbench.errors import InputError, warn
 
 WAITING = "waiting for another run on this device"
-SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # whatever comes to lie there meanwhile
+SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # in case the file is replaced meanwhile
 
 
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Raises InputError while another process writes into the folder, a run's or a certificate's."""
+    """Lock the folder of a run or a certificate. Raises InputError while another process writes there."""
 
     def refuse() -> None:
         raise InputError(f"out={folder}: another process is writing there; wait for it, or choose another out")
@@ -29,34 +29,33 @@ def lock_run(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lock_devices(devices: Iterable[str], waiting: Callable[[], None]) -> Iterator[None]:
-    """Waits, after saying so, while another process of this machine times on one of them: two would measure each other."""
+def lock_devices(devices: Iterable[str], on_wait: Callable[[], None]) -> Iterator[None]:
+    """Lock devices for timing. While another process of this machine times on one of them, calls `on_wait` and waits."""
     with ExitStack() as held:
-        for device in sorted(set(devices)):  # in one order, so that no two processes wait for each other
+        for device in sorted(set(devices)):  # in a fixed order, so that no two processes wait for each other
             path = Path(tempfile.gettempdir()) / f"specbench-{re.sub(r'[^A-Za-z0-9]+', '-', device)}.lock"
-            held.enter_context(hold_lock(path, waiting, "set TMPDIR to another folder", shared=True))
+            held.enter_context(hold_lock(path, on_wait, "set TMPDIR to another folder", shared=True))
         yield
 
 
 @contextmanager
-def hold_lock(path: Path, taken: Callable[[], None], elsewhere: str, shared: bool = False) -> Iterator[None]:
-    """A file, made where there is none and left there. Waits while another process holds it, unless `taken` raises.
+def hold_lock(path: Path, on_wait: Callable[[], None], remedy: str, shared: bool = False) -> Iterator[None]:
+    """Lock a file, created if it does not exist. While another process holds it, calls `on_wait` and, unless that raises, waits.
 
-    elsewhere: what to do, in words, where the file cannot be had. shared: other users lock it too.
+    remedy: what to do, in words, if the file cannot be used. shared: other users lock it too.
     """
-    _make_file(path, elsewhere, shared)
-    file = _open_file(path, elsewhere)
+    _create_file(path, remedy, shared)
+    file = _open_file(path, remedy)
     try:
         if not _acquire(path, file):
-            taken()
+            on_wait()
             lock_descriptor(file)
         yield
     finally:
         os.close(file)
 
 
-def _make_file(path: Path, elsewhere: str, shared: bool) -> None:
-    """Leaves alone what is there."""
+def _create_file(path: Path, remedy: str, shared: bool) -> None:
     try:
         with path.open("x") as file, suppress(AttributeError, OSError):  # Windows, and file systems without modes
             if shared:
@@ -64,24 +63,24 @@ def _make_file(path: Path, elsewhere: str, shared: bool) -> None:
     except FileExistsError:
         return
     except OSError as error:
-        raise InputError(f"{path}: no lock can be made there: {error.strerror}; {elsewhere}") from None
+        raise InputError(f"{path}: the lock cannot be created: {error.strerror}; {remedy}") from None
 
 
-def _open_file(path: Path, elsewhere: str) -> int:
-    """Raises InputError for what is no file, such as a pipe or a link, and for what may not be opened."""
+def _open_file(path: Path, remedy: str) -> int:
+    """Raise InputError for anything but a file, such as a pipe or a link, and if it may not be opened."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise InputError(f"{path}: not a file, so it cannot be a lock; remove it, or {elsewhere}")
-        flags = os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY  # another user's can be locked all the same
+            raise InputError(f"{path}: not a file, so it cannot be a lock; remove it, or {remedy}")
+        flags = os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY  # another user's file can be locked too
         return os.open(path, flags | SAFELY)
     except OSError as error:
-        raise InputError(f"{path}: cannot be opened: {error.strerror}; remove it, or {elsewhere}") from None
+        raise InputError(f"{path}: cannot be opened: {error.strerror}; remove it, or {remedy}") from None
 
 
 def _acquire(path: Path, file: int) -> bool:
-    """Whether it is ours now. A file system without locks lets everyone go on, who then is told of it."""
+    """Whether the lock is ours now. On a file system without locks it always is, with a warning."""
     try:
         return lock_descriptor(file, blocking=False)
     except OSError as error:
-        warn(f"{path}: cannot be locked ({error.strerror}): nothing keeps another process away")
+        warn(f"{path}: cannot be locked ({error.strerror}): other processes are not kept away")
         return True

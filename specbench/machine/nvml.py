@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of a card (NVML); nothing where there is no such driver."""
+"""Questions to NVIDIA's driver about a GPU (NVML). Without the driver, every answer is None."""
 
 from functools import cache
 from types import ModuleType
@@ -6,22 +6,22 @@ from typing import Any
 
 import torch
 
-GRAPHICS, SM, MEMORY = range(3)  # NVML's kinds of clocks
+GRAPHICS, SM, MEMORY = range(3)  # NVML's clock types
 
 
 def ask(question: str, *about: Any) -> Any:
-    """What NVML's function of that name answers; None where it does not know, or nobody is there to ask."""
+    """Return what NVML's function of that name answers; None if it fails or the driver is missing."""
     library = _load_library()
     if library is None:
         return None
     try:
         return getattr(library, question)(*about)
-    except (library.NVMLError, AttributeError):  # a card, a driver or a package that lacks it
+    except (library.NVMLError, AttributeError):  # the GPU, the driver or the package lacks it
         return None
 
 
-def find_card(device: torch.device) -> Any:
-    """The card that torch calls so, for questions about it; None where no driver knows it."""
+def find_gpu(device: torch.device) -> Any:
+    """Return NVML's handle of a torch device, for questions about it; None if the driver does not know it."""
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     return ask("nvmlDeviceGetHandleByUUID", f"GPU-{uuid}") or ask("nvmlDeviceGetHandleByIndex", device.index or 0)
 
@@ -32,6 +32,6 @@ def _load_library() -> ModuleType | None:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # whatever is wrong with it, runs need none
+    except Exception:  # runs do not need it, whatever the reason
         return None
-    return pynvml
+    return pynvml  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ from specbench.replay.recorded_target import replay_trials
 from specbench.replay.sources import Recordings, read_recordings
 from specbench.running.resume import stamp_path
 from specbench.setup.instantiate import instantiate
-from specbench.setup.objects import check_values
+from specbench.setup.objects import check_nodes
 from specbench.setup.settings import Node, RunSettings
 
 DRAFT_MODEL = "specbench.models.load.load_draft"
@@ -38,7 +38,7 @@ class MethodReplay:
 
 def replay_run(of: Path, settings: RunSettings) -> tuple[Path, list[MethodReplay], str | None]:
     """Return the new run directory (`out`, or results/replay-...), its methods, and a note for the user. Raises InputError."""
-    check_values(settings)
+    check_nodes(settings)
     recordings = read_recordings(of, settings)
     default = stamp_path(Path("results"), f"replay-{recordings.name}")
     out = RunDirectory(Path(settings.out).expanduser() if settings.out else default)

@@ -1,1 +1,1 @@
-"""A run: its schedule, its timing, its files."""
+"""Execute a run: its schedule, its timing, its files."""

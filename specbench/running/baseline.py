@@ -1,6 +1,7 @@
-"""Is the run's autoregressive decoding the best baseline of its device? Timed beside other dtypes and transformers' generate."""
+"""Check the baseline: time autoregressive decoding in other dtypes and by transformers' generate too."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from specbench.decoding.autoregressive import Autoregressive
@@ -13,56 +14,59 @@ from specbench.machine.devices import DTYPES, get_free_memory
 from specbench.models.load import estimate_memory
 from specbench.models.target import Target
 from specbench.records.trial import BASELINE
-from specbench.setup.objects import load_in_dtype
+from specbench.setup.objects import load_target_model
 from specbench.setup.settings import RunSettings
 from tasks.question import Question
 
-ROUNDS, TOKENS = 5, 24
-ROOM = 0.7  # of the free memory may go to one copy
+ROUNDS = 5
+TOKENS = 24
+ROOM = 0.7  # share of the free memory that one copy of the weights may take
 ALTERNATIVES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float16"), "mps": ("bfloat16", "float16")}
 
-Rates = list[dict[str, Any]]  # of run.json: engine, dtype, tokens_per_second of each round; the run's own way first
+Rates = list[dict[str, Any]]  # as in run.json: engine, dtype, tokens_per_second of each round; the run's own pair first
 
 
 def list_other_dtypes(model: LanguageModel, dtype: str) -> list[str]:
-    """What else targets are run in on the model's device, where its memory holds a copy of such weights beside the model."""
-    weights, free = sum(p.numel() for p in model.model.parameters()), get_free_memory(model.device)
-    there = [other for other in ALTERNATIVES.get(model.device.type, ()) if other != dtype]
-    return [other for other in there if estimate_memory(weights, DTYPES[other], model.device) < ROOM * free]
+    """Return the device's other usual dtypes, if its memory holds a copy of the weights in them beside the model."""
+    weights = sum(p.numel() for p in model.model.parameters())
+    room = ROOM * get_free_memory(model.device)
+    others = [other for other in ALTERNATIVES.get(model.device.type, ()) if other != dtype]
+    return [other for other in others if estimate_memory(weights, DTYPES[other], model.device) < room]
 
 
 def open_engines(models: Mapping[str, LanguageModel]) -> dict[tuple[str, str], Engine]:
-    """Both engines on each of the models, which are named by dtype."""
-    made: dict[tuple[str, str], Engine] = {}
+    """Open both engines on each model. models: by dtype; the engines come by (engine, dtype)."""
+    engines: dict[tuple[str, str], Engine] = {}
     for dtype, model in models.items():
         plain = TransformersGenerate({BASELINE: {}}, draft=None, device="auto", weights="pretrained")
         for name, engine in {"native": Native(profile=False), "hf": plain}.items():
             engine.open(model, {BASELINE: Autoregressive()})
-            made[name, dtype] = engine
-    return made
+            engines[name, dtype] = engine
+    return engines
 
 
-def measure_rates(ways: Mapping[tuple[str, str], Engine], prompt: list[int]) -> Rates:
-    """Plain decoding of TOKENS tokens by each way, (engine, dtype), in turn, ROUNDS times after a warm-up."""
-    found: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+def measure_rates(engines: Mapping[tuple[str, str], Engine], prompt: list[int]) -> Rates:
+    """Time plain decoding of TOKENS tokens by each (engine, dtype) in turn, ROUNDS times after a warm-up."""
+    measured: dict[tuple[str, str], list[float]] = {pair: [] for pair in engines}
     for number in range(ROUNDS + 1):
-        for way, engine in ways.items():
+        for pair, engine in engines.items():
             out = engine.generate(BASELINE, prompt, Sampling(max_new_tokens=TOKENS))
             if number:
-                found[way].append(len(out.output_ids) / (out.prefill_s + out.decode_s))
+                measured[pair].append(len(out.output_ids) / (out.prefill_s + out.decode_s))
     return [
         {"engine": engine, "dtype": dtype, "tokens_per_second": [round(rate, 3) for rate in rates]}
-        for (engine, dtype), rates in found.items()
+        for (engine, dtype), rates in measured.items()
     ]
 
 
 def measure_baselines(settings: RunSettings, target: Target, questions: list[Question]) -> Rates:
-    """Autoregressive decoding by the run's own way, and by the others that this device and its memory allow."""
-    own, first = target.model.dtype_name, next(iter(settings.engine))
-    models = {own: target.model}
+    """Time autoregressive decoding on the run's own engine and dtype, and on the others that device and memory allow."""
+    dtype = target.model.dtype_name
+    models = {dtype: target.model}
     if settings.target.device_map is None:
-        for other in list_other_dtypes(target.model, own):
-            models[other] = load_in_dtype(settings.target, other)
+        for other in list_other_dtypes(target.model, dtype):
+            models[other] = load_target_model(replace(settings.target, dtype=other))
     shortest = min(map(target.render_first_prompt, questions), key=len)
-    there = open_engines(models)
-    return measure_rates({(first, own): there.pop((first, own)), **there}, shortest) if (first, own) in there else []
+    engines = open_engines(models)
+    own = next(iter(settings.engine)), dtype
+    return measure_rates({own: engines.pop(own), **engines}, shortest) if own in engines else []

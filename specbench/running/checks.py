@@ -1,4 +1,4 @@
-"""Whether methods, questions and target go together, before a run spends time on them."""
+"""Check that methods, questions and target go together, before a run spends time on them."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from tasks.question import Question
 
 
 def check_drafters(drafters: Mapping[str, Drafter], target: TargetSettings, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises InputError for a method that does not go with this target's tokenizer or shape; before weights are loaded."""
+    """Raise InputError for a method that does not go with the target's tokenizer or shape. Needs no weights."""
     check_tokenizers(drafters, tokenizer)
     skipping = [
         label for label, drafter in drafters.items() if any(isinstance(part, SkippingDrafter) for part in drafter.iter_family())
@@ -24,7 +24,7 @@ def check_drafters(drafters: Mapping[str, Drafter], target: TargetSettings, toke
 
 
 def check_prompts(questions: list[Question], target: Target) -> None:
-    """Raises InputError for another model's tokenizer and for a task none of whose first prompts fits the context."""
+    """Raise InputError for another model's tokenizer, and for a task without any first prompt that fits the context."""
     shortest: dict[str, int] = {}
     for question in questions:
         ids = target.render_first_prompt(question)

@@ -1,4 +1,4 @@
-"""One job: settings become a suite, a target, methods and engines, and a run directory fills."""
+"""Execute one job: instantiate what its settings name, and fill a run directory."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -24,16 +24,8 @@ from specbench.running.checks import check_drafters, check_prompts
 from specbench.running.harness import Harness
 from specbench.running.resume import choose_run_directory, open_run
 from specbench.running.schedule import Schedule, build_arms
+from specbench.setup import objects
 from specbench.setup.instantiate import instantiate
-from specbench.setup.objects import (
-    check_values,
-    collect_fingerprints,
-    instantiate_methods,
-    load_target,
-    load_target_tokenizer,
-    select_questions,
-    silence_libraries,
-)
 from specbench.setup.provenance import collect_provenance
 from specbench.setup.settings import RunSettings, hide_home
 from specbench.watch import Watcher
@@ -42,26 +34,26 @@ from tasks.suite import Suite
 
 
 def execute(settings: RunSettings, watcher: Watcher) -> Path:
-    """One job: check everything cheap, load, run what is missing; the run directory. Raises InputError.
+    """Check what is cheap to check, load, run the missing trials, and return the run directory. Raises InputError.
 
-    Waits for the device before anything is loaded: two processes would share its memory as well as its time.
+    Waits for the device before it loads anything: two processes would share its memory as well as its time.
     """
-    silence_libraries()
-    check_values(settings)
+    objects.silence_libraries()
+    objects.check_nodes(settings)
     run = choose_run_directory(settings.out, settings.target.name, settings.recorded)
     suite: Suite = instantiate(settings.suite)
-    questions = select_questions(settings, suite, settings.limit)
+    questions = objects.select_questions(settings, suite, settings.limit)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     engines = _instantiate_engines(settings)
-    tokenizer, _ = load_target_tokenizer(settings.target)
-    waiting = partial(watcher.show_status, WAITING, long=True)
-    with lock_devices(list_timed_devices(settings.target.device, settings.target.device_map), waiting):
-        release_memory(pick_device(settings.target.device))  # of a job before
+    tokenizer, _ = objects.load_target_tokenizer(settings.target)
+    on_wait = partial(watcher.show_status, WAITING, long=True)
+    with lock_devices(list_timed_devices(settings.target.device, settings.target.device_map), on_wait):
+        release_memory(pick_device(settings.target.device))  # of the previous job
         arms = build_arms(engines, _list_labels(settings))
-        drafters = instantiate_methods(settings.method)
+        drafters = objects.instantiate_methods(settings.method)
         check_drafters(drafters, settings.target, tokenizer)
-        target = load_target(settings.target)
+        target = objects.load_target(settings.target)
         check_prompts(questions, target)
         for engine in engines.values():
             engine.open(target.model, drafters)
@@ -84,27 +76,26 @@ def _collect_run_info(
     drafters: Mapping[str, Drafter],
     watcher: Watcher,
 ) -> dict[str, Any]:
-    """What run.json says, the baseline's other ways timed with it."""
+    """Return what run.json says, including the rates of other baselines."""
     turns = sum(len(question.turns) for question in questions)
-    about = collect_provenance(target.model.device) | collect_fingerprints(settings, target, suite, drafters) | {"turns": turns}
-    watcher.show_status("looking for the questions in datastores")
-    about["leakage"] = hide_home(measure_leakage(drafters, questions, target.tokenizer))
+    info = collect_provenance(target.model.device) | {"turns": turns}
+    info |= objects.collect_fingerprints(settings, target, suite, drafters)
+    watcher.show_status("searching the datastores for the questions")
+    info["leakage"] = hide_home(measure_leakage(drafters, questions, target.tokenizer))
     if settings.check_baseline and not run.is_run():
-        watcher.show_status("timing the baseline in other ways", long=True)
-        about["baseline"] = measure_baselines(settings, target, questions)
+        watcher.show_status("timing other baselines", long=True)
+        info["baseline"] = measure_baselines(settings, target, questions)
         release_memory(target.model.device)
-    return about
+    return info
 
 
 def outline_run(settings: RunSettings) -> tuple[dict[str, int], list[str], int]:
-    """Questions by task, methods (as METHOD@ENGINE too) and repeats of a run, without loading a model. Raises InputError."""
-    check_values(settings)
-    counts = Counter(question.task for question in select_questions(settings, instantiate(settings.suite), settings.limit))
-    return (
-        dict(counts),
-        [arm.label for arm in build_arms(_instantiate_engines(settings), _list_labels(settings))],
-        settings.repeats,
-    )
+    """Return a run's questions per task, labels and repeats, without loading a model. Raises InputError."""
+    objects.check_nodes(settings)
+    questions = objects.select_questions(settings, instantiate(settings.suite), settings.limit)
+    counts = Counter(question.task for question in questions)
+    arms = build_arms(_instantiate_engines(settings), _list_labels(settings))
+    return dict(counts), [arm.label for arm in arms], settings.repeats
 
 
 def _instantiate_engines(settings: RunSettings) -> dict[str, Engine]:

@@ -1,4 +1,4 @@
-"""Runs a schedule: warm-up, repeats, resume, records to disk. Knows no method and no task by name."""
+"""Run a schedule: warm-up, repeats, resuming, records to disk. Knows no method and no task by name."""
 
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -26,6 +26,8 @@ class NoContextError(Exception):
 
 @dataclass
 class Harness:
+    """Runs the missing trials of a schedule into a run directory. `finished` holds the trials on disk."""
+
     run: RunDirectory
     target: Target
     suite: Suite
@@ -35,18 +37,18 @@ class Harness:
     watcher: Watcher
     finished: dict[TrialKey, Trial] = field(default_factory=dict, init=False)
     _prompts: dict[tuple[QuestionId, int, str], list[int]] = field(default_factory=dict, init=False)  # question, turn, source
-    _noted: set[tuple[QuestionId, int, str]] = field(default_factory=set, init=False)  # in prompts.jsonl: question, turn, sha256
+    _recorded: set[tuple[QuestionId, int, str]] = field(default_factory=set, init=False)  # question, turn, sha256
 
     def __post_init__(self) -> None:
         self._meters = Meters(self.target.model.device)
 
     def run_schedule(self) -> None:
-        """Run what is missing: trials already in the run directory are kept, except those of a warm arm's broken repeat."""
-        wanted = len(self._list_turns()) * self.schedule.repeats * len(self.arms)
+        """Run the missing trials. Keeps those on disk, except the trials of a warm arm's unfinished repeat."""
+        total = len(self._list_turns()) * self.schedule.repeats * len(self.arms)
         self.finished = self._read_finished()
-        self._noted = {(prompt.question_id, prompt.turn, prompt.sha256) for prompt in self.run.read_prompts()}
-        self.watcher.begin(self.run.path, wanted, len(self.finished))
-        if len(self.finished) < wanted:
+        self._recorded = {(prompt.question_id, prompt.turn, prompt.sha256) for prompt in self.run.read_prompts()}
+        self.watcher.begin(self.run.path, total, len(self.finished))
+        if len(self.finished) < total:
             self._warm_up()
         for repeat in range(self.schedule.repeats):
             for arm in self.arms:
@@ -55,43 +57,43 @@ class Harness:
                 self._run_block(block)
 
     def _read_finished(self) -> dict[TrialKey, Trial]:
-        """What is on disk and belongs to this schedule. A warm arm's repeat must have gone through in one process."""
+        """Return the trials on disk that belong to this schedule. A warm arm needs all of a repeat, run by one process."""
         done = {trial.key: trial for trial in self.run.read_trials()}
         kept: dict[TrialKey, Trial] = {}
         for arm, repeat in product(self.arms, range(self.schedule.repeats)):
             keys: list[TrialKey] = [(arm.label, repeat, question, turn) for question, turn in self._list_turns()]
-            there = {key: done[key] for key in keys if key in done}
-            if arm.state == "cold" or len(there) == len(keys):
-                kept |= there
+            existing = {key: done[key] for key in keys if key in done}
+            if arm.state == "cold" or len(existing) == len(keys):
+                kept |= existing
         return kept
 
     def _list_turns(self) -> list[tuple[QuestionId, int]]:
         return [(question.id, turn) for question in self.questions for turn in range(len(question.turns))]
 
     def _warm_up(self) -> None:
-        """Each task's longest first prompt through every arm, a few tokens each: the shapes and the memory of the run."""
+        """Run each task's longest first prompt through every arm, for a few tokens: the run's shapes and its memory."""
         longest: dict[str, list[int]] = {}
         for question in self.questions:
             ids = self._render_prompt(question, 0, BASELINE)
-            if len(ids) > len(longest.get(question.task, [])):
-                longest[question.task] = ids
-        sampling, most = self.schedule.sampling, self._bound_prompt()
+            longest[question.task] = max(longest.get(question.task, []), ids, key=len)
+        sampling = self.schedule.sampling
+        longest_prompt = self._bound_prompt()
         short = replace(sampling, max_new_tokens=min(WARM_UP_TOKENS, sampling.max_new_tokens))
         for arm in self.arms:
             self.watcher.show_status(f"warming up {arm.label}")
             for ids in longest.values():
                 try:
-                    arm.engine.reserve(most, sampling)
+                    arm.engine.reserve(longest_prompt, sampling)
                     arm.engine.generate(arm.method, ids, short)
-                except (Exception, SystemExit):  # its own trial will say so
+                except (Exception, SystemExit):  # its trial will report the error
                     continue
 
     def _bound_prompt(self) -> int:
-        """Tokens of the longest prompt that may come: whole conversations whose answers take all they may."""
+        """Return an upper bound of prompt tokens: whole conversations in which every answer has its maximum length."""
         longest = 0
         for question in self.questions:
-            asked = sum(len(render_prompt(self.target.chat, [(turn, None)], self.target.tokenizer)) for turn in question.turns)
-            longest = max(longest, asked + (len(question.turns) - 1) * self.schedule.sampling.max_new_tokens)
+            turns = [render_prompt(self.target.chat, [(turn, None)], self.target.tokenizer) for turn in question.turns]
+            longest = max(longest, sum(map(len, turns)) + (len(question.turns) - 1) * self.schedule.sampling.max_new_tokens)
         return min(longest, self.target.model.context - 1)
 
     def _run_block(self, block: Block) -> None:
@@ -109,14 +111,10 @@ class Harness:
             reset_peak_memory(self.target.model.device)
             self._meters.start()
             out = arm.engine.generate(arm.method, ids, self.schedule.get_sampling(block))
-            found = asdict(self._meters.stop()) | self._collect_results(arm, block, out)
-        except CapacityError as error:
-            found = {"new_tokens": 0, "finish_reason": "capacity", "error": str(error)}
-        except NoContextError as error:
-            found = {"new_tokens": 0, "finish_reason": "error", "error": str(error)}
-        except (Exception, SystemExit) as error:  # whatever a method does wrong is an error row, and the run goes on
-            found = {"new_tokens": 0, "finish_reason": "error", "error": format_error(error)}
-        return Trial(**self._describe_trial(arm, block, place), prompt_tokens=len(ids), prompt_sha256=hash_ids(ids), **found)
+            results = asdict(self._meters.stop()) | self._collect_results(arm, block, out)
+        except (Exception, SystemExit) as error:  # any failure of a method becomes an error row, and the run continues
+            results = _describe_failure(error)
+        return Trial(**self._describe_trial(arm, block, place), prompt_tokens=len(ids), prompt_sha256=hash_ids(ids), **results)
 
     def _describe_trial(self, arm: Arm, block: Block, place: int) -> dict[str, Any]:
         return {
@@ -136,7 +134,7 @@ class Harness:
         }
 
     def _get_prompt(self, arm: Arm, block: Block) -> list[int]:
-        """Prompt ids (T,), noted in prompts.jsonl when they are new. Raises NoContextError."""
+        """Return prompt ids (T,), recorded in prompts.jsonl the first time. Raises NoContextError."""
         own = self.schedule.context == "own" and block.turn > 0
         source = arm.label if own else BASELINE
         key = (block.question.id, block.turn, source)
@@ -146,22 +144,22 @@ class Harness:
         return self._prompts[key]
 
     def _render_prompt(self, question: Question, turn: int, source: str) -> list[int]:
-        said: list[tuple[str, str | None]] = []
-        for before in range(turn):
-            answered = self.finished[(source, 0, question.id, before)]
-            if answered.output_ids is None:
-                raise NoContextError(f"turn {before + 1} of {source} failed, so turn {turn + 1} has no context")
-            said.append((question.turns[before], decode_answer(self.target.chat, self.target.tokenizer, answered.output_ids)))
-        return render_prompt(self.target.chat, [*said, (question.turns[turn], None)], self.target.tokenizer)
+        conversation: list[tuple[str, str | None]] = []
+        for earlier in range(turn):
+            ids = self.finished[(source, 0, question.id, earlier)].output_ids
+            if ids is None:
+                raise NoContextError(f"turn {earlier + 1} of {source} failed, so turn {turn + 1} has no context")
+            conversation.append((question.turns[earlier], decode_answer(self.target.chat, self.target.tokenizer, ids)))
+        return render_prompt(self.target.chat, [*conversation, (question.turns[turn], None)], self.target.tokenizer)
 
     def _record_prompt(self, question: QuestionId, turn: int, ids: list[int], method: str | None) -> None:
         sha256 = hash_ids(ids)
-        if (question, turn, sha256) not in self._noted:
-            self._noted.add((question, turn, sha256))
+        if (question, turn, sha256) not in self._recorded:
+            self._recorded.add((question, turn, sha256))
             self.run.append_prompt(Prompt(question_id=question, turn=turn, prompt_ids=ids, sha256=sha256, method=method))
 
     def _collect_results(self, arm: Arm, block: Block, out: Generation) -> dict[str, Any]:
-        """Counts, seconds and ids; of repeat 0 also the answer's text and score, in texts.jsonl."""
+        """Return counts, seconds and ids; in repeat 0 also write the answer's text and score to texts.jsonl."""
         text = decode_answer(self.target.chat, self.target.tokenizer, out.output_ids)
         if block.repeat == 0:
             score = self.suite.score(block.question, block.turn, text)
@@ -170,12 +168,20 @@ class Harness:
             "new_tokens": len(out.output_ids),
             "finish_reason": out.finish_reason,
             **(_collect_steps(out) if out.sees_steps else {}),
-            **{"decode_s": out.decode_s, "draft_s": out.draft_s, "verify_s": out.verify_s},
+            "decode_s": out.decode_s,
+            "draft_s": out.draft_s,
+            "verify_s": out.verify_s,
             "output_ids": out.output_ids if block.repeat == 0 else None,
             "output_sha256": hash_ids(out.output_ids),
             "retokenised": count_retokenised(self.target.tokenizer, text) if arm.label == BASELINE else None,
             "peak_memory_bytes": get_peak_memory(self.target.model.device) if arm.engine.in_process else None,
         }
+
+
+def _describe_failure(error: BaseException) -> dict[str, Any]:
+    reason = "capacity" if isinstance(error, CapacityError) else "error"
+    text = str(error) if isinstance(error, (CapacityError, NoContextError)) else format_error(error)
+    return {"new_tokens": 0, "finish_reason": reason, "error": text}
 
 
 def _collect_steps(out: Generation) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""A new run directory, or one that may be gone on with.
+"""Create a run directory, or check that an existing one may be resumed.
 
-A run is resumed, or extended by more methods, further engines or more repeats; never by another config.
+A run may be extended by methods, further engines and repeats, but never continued with another config.
 """
 
 import time
@@ -12,17 +12,13 @@ from typing import Any
 from specbench.errors import InputError
 from specbench.records.run_directory import RunDirectory
 
-RECORDED = ("versions", "git", "machine", "code_kind", "code_sha256")  # what may change when a run goes on, and is then noted
-SAME = ("dtype", "suite_sha256", "target_sha256", "draft_sha256")  # of run.json: what every trial of a run has in common
-PER_METHOD = {
-    "leakage": "datastore",
-    "checkpoints": "checkpoint",
-    "codes": "code",
-}  # of run.json: what is said of each method, and in a word
+RECORDED = ("versions", "git", "machine", "code_kind", "code_sha256")  # may differ when a run is resumed, and is then recorded
+SAME = ("dtype", "suite_sha256", "target_sha256", "draft_sha256")  # of run.json: the same for every trial of a run
+PER_METHOD = {"leakage": "datastore", "checkpoints": "checkpoint", "codes": "code"}  # keys of run.json by method, in words
 
 
 def choose_run_directory(out: str | None, name: str, config: Mapping[str, Any]) -> RunDirectory:
-    """The folder `out`, by default results/<name>-<time>. Raises InputError when something else lies there."""
+    """Return the run directory `out`, by default results/<name>-<time>. Raises InputError if it holds something else."""
     run = RunDirectory(Path(out).expanduser() if out else stamp_path(Path("results"), name))
     if run.is_run():
         _check_config(run, config)
@@ -31,29 +27,32 @@ def choose_run_directory(out: str | None, name: str, config: Mapping[str, Any]) 
     return run
 
 
-def open_run(run: RunDirectory, config: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """config.yaml and run.json (`about`), on disk before the first trial. Raises InputError when the run began elsewhere."""
+def open_run(run: RunDirectory, config: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    """Write config.yaml and run.json (`info`). Raises InputError if the run began with another device, model or method."""
     started = (run.path / "run.json").is_file()
     if started:
-        _check_place(run, about)
-        _check_methods(run, about)
-        run.write_provenance(_add_methods(_drop_incomparable(_record_changes(run.read_provenance(), about), about), about))
+        before = run.read_provenance()
+        comparable = _drop_incomparable(before, info)
+        _check_place(run, before, info)
+        _check_methods(run, comparable, info)
+        merged = {key: (comparable.get(key) or {}) | (info.get(key) or {}) for key in PER_METHOD if key in info}
+        run.write_provenance(comparable | _record_changes(before, info) | merged)
     run.repair()
     run.write_config(_merge_configs(run.read_config(), config) if run.is_run() else config)
     if not started:
-        run.write_provenance(about)
+        run.write_provenance(info)
 
 
 def _record_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """run.json with a further entry under `continued` where something differs from all that is noted already."""
-    seen = [before, *before.get("continued", [])]
-    differs = [key for key in RECORDED if now.get(key) not in [one.get(key) for one in seen]]
+    """Return `continued` of run.json with one more entry, if something differs from all that is recorded; else nothing."""
+    entries = before.get("continued", [])
+    differs = [key for key in RECORDED if now.get(key) not in [entry.get(key) for entry in (before, *entries)]]
     entry = {"started": now.get("started"), "differs": differs, **{key: now.get(key) for key in RECORDED}}
-    return {**before, "continued": [*before.get("continued", []), entry]} if differs else dict(before)
+    return {"continued": [*entries, entry]} if differs else {}
 
 
 def stamp_path(folder: Path, name: str) -> Path:
-    """folder/<name>-<time>, which does not exist yet."""
+    """Return folder/<name>-<time>, numbered if that already exists."""
     stamp = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     numbered = (folder / (f"{stamp}-{number}" if number > 1 else stamp) for number in count(1))
     return next(path for path in numbered if not path.exists())
@@ -61,9 +60,9 @@ def stamp_path(folder: Path, name: str) -> Path:
 
 def _check_config(run: RunDirectory, new: Mapping[str, Any]) -> None:
     old = run.read_config()
-    first, now_first = (next(iter(config.get("engine") or {}), None) for config in (old, new))
-    if first != now_first:  # it gives the methods without @engine their name
-        raise _build_error(run, "first engine", first, now_first)
+    first, first_now = (next(iter(config.get("engine") or {}), None) for config in (old, new))
+    if first != first_now:  # its methods are the ones without @engine
+        raise _build_error(run, "first engine", first, first_now)
     for key in sorted((old.keys() | new.keys()) - {"repeats"}):
         before, now = old.get(key), new.get(key)
         if key in ("method", "engine") and isinstance(before, dict) and isinstance(now, dict):
@@ -74,49 +73,41 @@ def _check_config(run: RunDirectory, new: Mapping[str, Any]) -> None:
 
 
 def _find_difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
-    """The first setting inside that differs: its dotted name and both values."""
+    """Return the first setting inside that differs: its dotted name and both values."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return key, before, now
     inner = next(name for name in [*before, *now] if before.get(name) != now.get(name))
     return _find_difference(f"{key}.{inner}", before.get(inner), now.get(inner))
 
 
-def _check_place(run: RunDirectory, now: Mapping[str, Any]) -> None:
-    """Trials on two devices, or of two sets of weights, cannot stand in one table."""
-    before = run.read_provenance()
+def _check_place(run: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Trials on two devices, or with two sets of weights, do not belong in one table."""
     for key in SAME:
         if before.get(key) not in (None, now[key]):
             raise _build_error(run, key, before.get(key), now[key])
-    device, device_now = ((about.get("device") or {}).get("name") for about in (before, now))
+    device, device_now = ((info.get("device") or {}).get("name") for info in (before, now))
     if device != device_now:
         raise _build_error(run, "device", device, device_now)
 
 
-def _check_methods(run: RunDirectory, now: Mapping[str, Any]) -> None:
-    """Trials of one method with two datastores, or two sets of weights, cannot stand in one row."""
-    about = _drop_incomparable(run.read_provenance(), now)
+def _check_methods(run: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Trials of one method with two datastores, or two sets of weights, do not belong in one row."""
     for key, what in PER_METHOD.items():
-        before, here = about.get(key) or {}, now.get(key) or {}
-        for label in before.keys() & here.keys():
-            was, is_now = _format_fingerprints(before[label]), _format_fingerprints(here[label])
-            if was != is_now:
+        old, new = before.get(key) or {}, now.get(key) or {}
+        for label in old.keys() & new.keys():
+            if (was := _format_fingerprints(old[label])) != (is_now := _format_fingerprints(new[label])):
                 raise _build_error(run, f"{what} of {label}", was, is_now)
 
 
 def _drop_incomparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """run.json without fingerprints of code of another kind than today's: those say nothing of a difference."""
+    """Return run.json without fingerprints of code of another kind, which cannot be compared."""
     same = before.get("code_kind") == now.get("code_kind")
     return dict(before) if same else {**before, "codes": {}, "code_kind": now.get("code_kind")}
 
 
-def _format_fingerprints(found: str | list[dict[str, Any]]) -> str:
-    """Fingerprints of a method's checkpoints, or of its datastores."""
-    return found if isinstance(found, str) else ", ".join(str(store.get("sha256")) for store in found)
-
-
-def _add_methods(about: dict[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """run.json with what is said of the methods that the run is extended by."""
-    return about | {key: (about.get(key) or {}) | (now.get(key) or {}) for key in PER_METHOD if key in now}
+def _format_fingerprints(value: str | list[dict[str, Any]]) -> str:
+    """Format the fingerprints of a method's checkpoints or code, or those of its datastores."""
+    return value if isinstance(value, str) else ", ".join(str(store.get("sha256")) for store in value)
 
 
 def _build_error(run: RunDirectory, what: str, before: Any, now: Any) -> InputError:
@@ -125,6 +116,6 @@ def _build_error(run: RunDirectory, what: str, before: Any, now: Any) -> InputEr
 
 
 def _merge_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.yaml says after an extension: every method and engine that ever ran here, the most repeats."""
+    """Return the config of an extended run: every method and engine that ever ran in it, and the most repeats."""
     wider = {key: {**old.get(key, {}), **new[key]} for key in ("method", "engine")}
     return {**new, **wider, "repeats": max(old["repeats"], new["repeats"])}

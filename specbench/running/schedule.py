@@ -1,7 +1,7 @@
-"""Who runs, and in which order: arms and randomised blocks. Pure: nothing is timed, read or written here.
+"""What runs, and in which order: arms and randomised blocks. Pure: nothing is timed, read or written here.
 
-A block is one (repeat, question, turn): every arm runs it once, in an order drawn from the seed. A method's engines follow one
-another in it: on a shared machine turns next to each other differ by a few per cent, those some seconds apart by twenty.
+A block is one (repeat, question, turn). Every arm runs it once, in an order drawn from the seed. The engines of one method follow
+each other: on a shared machine, adjacent turns differ by a few per cent, turns some seconds apart by twenty.
 """
 
 import random
@@ -16,7 +16,7 @@ from tasks.question import Question
 
 @dataclass(frozen=True)
 class Arm:
-    """A method on an engine: `label` is its name in the run, `method` its name on that engine."""
+    """A method on an engine. label: its name in the run; method: its name on that engine."""
 
     label: str
     method: str
@@ -24,12 +24,12 @@ class Arm:
 
     @property
     def state(self) -> str:
-        """warm: what the method learns outlives a turn."""
+        """warm if what the method learns is kept after a turn, else cold."""
         return "warm" if self.engine.is_warm(self.method) else "cold"
 
     @property
     def kind(self) -> str:
-        """measured, or synthetic: a yardstick that knows the answer."""
+        """measured, or synthetic for a method that is given the answer."""
         return self.engine.get_kind(self.method)
 
 
@@ -41,11 +41,11 @@ class Schedule:
     sampling: Sampling
 
     def get_seed(self, repeat: int) -> int:
-        """Above temperature 0 every repeat has a seed of its own; below it nothing is drawn but the order of the arms."""
+        """Return a seed of the repeat's own above temperature 0; at 0, only the order of the arms is random."""
         return self.seed + repeat if self.sampling.temperature > 0 else self.seed
 
     def get_sampling(self, block: "Block") -> Sampling:
-        """With random numbers for this turn of this question, the same for every arm."""
+        """Return the sampling of a block, with a seed for its turn that all arms share."""
         if self.sampling.temperature == 0:
             return self.sampling
         place = f"{self.get_seed(block.repeat)}/{block.question.id}/{block.turn}"
@@ -61,25 +61,25 @@ class Block:
 
 
 def schedule_blocks(questions: Sequence[Question], arms: Sequence[Arm], repeat: int, seed: int) -> Iterator[Block]:
-    """One repeat: every turn of every question, turns in their order; the same arms and seed give the same order."""
+    """Yield one repeat: every turn of every question, turns in order. The same arms and seed give the same order."""
     by_label = sorted(arms, key=lambda arm: arm.label)
     methods = [[arm for arm in by_label if arm.method == method] for method in dict.fromkeys(arm.method for arm in by_label)]
     for question in questions:
         for turn in range(len(question.turns)):
             draw = random.Random(f"{seed}/{repeat}/{question.id}/{turn}")
-            drawn = draw.sample(methods, len(methods))
-            yield Block(repeat, question, turn, tuple(arm for own in drawn for arm in draw.sample(own, len(own))))
+            shuffled = draw.sample(methods, len(methods))
+            yield Block(repeat, question, turn, tuple(arm for group in shuffled for arm in draw.sample(group, len(group))))
 
 
 def build_arms(engines: Mapping[str, Engine], labels: Sequence[str]) -> list[Arm]:
-    """Every method on the first engine, and beside it (`method@engine`) on each further engine that has it.
+    """Put every method on the first engine, and as `method@engine` on each further engine that has it.
 
-    Raises InputError when the first engine lacks a method.
+    Raises InputError if the first engine lacks a method.
     """
     first, *others = engines
-    there = [label for label in labels if engines[first].has(label)]
-    if missing := [label for label in labels if label not in there]:
-        raise InputError(f"engine {first} has no method {', '.join(missing)}; of the chosen ones it has {', '.join(there)}")
+    known = [label for label in labels if engines[first].has(label)]
+    if missing := [label for label in labels if label not in known]:
+        raise InputError(f"engine {first} has no method {', '.join(missing)}; of the chosen ones it has {', '.join(known)}")
     arms = [Arm(label, label, engines[first]) for label in labels]
-    beside = [Arm(f"{label}@{name}", label, engines[name]) for name in others for label in labels if engines[name].has(label)]
-    return arms + beside
+    further = [Arm(f"{label}@{name}", label, engines[name]) for name in others for label in labels if engines[name].has(label)]
+    return arms + further

@@ -1,9 +1,11 @@
-"""Overrides to settings, by Hydra; what Hydra, OmegaConf or a YAML parser says of a mistake becomes one line."""
+"""Compose overrides and the YAMLs of conf/ into settings, with Hydra. Every mistake becomes an InputError of one line."""
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,97 +19,83 @@ from omegaconf.errors import OmegaConfBaseException
 
 from specbench import ROOT
 from specbench.errors import InputError, find_closest, suggest_choices
+from specbench.setup import settings
 from specbench.setup.rules import look_up
-from specbench.setup.settings import CertifySettings, DatastoreSettings, RunSettings, S, TrainSettings, read_settings
 
 CONF = ROOT / "conf"
 GROUPS = ("target", "method", "task", "suite", "engine", "experiment")
-LISTS = {"method": "_target_", "task": "name", "engine": "_target_"}  # groups of several choices: what each of them must have
-RUN = RunSettings.root
-ROOTS = {  # the mappings that a root config must have
-    RUN: ("target", "method", "task", "suite", "engine", "sampling"),
-    "train": ("target", "method", "task", "suite"),
-    "datastore": ("target", "task", "suite"),
-    "certify": ("target", "method", "task", "suite", "sampling"),
-}
-TARGET = (  # what every target's YAML must have
-    *("name", "path", "revision", "format", "dtype", "device", "device_map"),
-    *("trust_remote_code", "weights", "config", "shape", "draft"),
-)
+LISTS = {"method": "_target_", "task": "name", "engine": "_target_"}  # groups of several choices: the key that each choice needs
+RUN = settings.RunSettings.root
+TARGET = [field.name for field in fields(settings.TargetSettings) if field.default is MISSING]  # what its YAML must have
 
 
-def compose_run(overrides: Sequence[str], config_dir: Path | None = None) -> RunSettings:
-    """config_dir: a further folder of method/, task/, target/ YAMLs. Raises InputError."""
-    return _compose(RunSettings, overrides, config_dir)
+def compose_run(overrides: Sequence[str], config_dir: Path | None = None) -> settings.RunSettings:
+    """Compose the settings of `specbench run`. config_dir: a further folder like conf/. Raises InputError."""
+    return _compose(settings.RunSettings, overrides, config_dir)
 
 
-def compose_certify(overrides: Sequence[str], config_dir: Path | None = None) -> CertifySettings:
-    """As `compose_run`, of conf/certify.yaml."""
-    return _compose(CertifySettings, overrides, config_dir)
+def compose_certify(overrides: Sequence[str], config_dir: Path | None = None) -> settings.CertifySettings:
+    """Compose the settings of `specbench certify`, as `compose_run` does."""
+    return _compose(settings.CertifySettings, overrides, config_dir)
 
 
-def compose_train(overrides: Sequence[str], config_dir: Path | None = None) -> TrainSettings:
-    """As `compose_run`, of conf/train.yaml."""
-    return _compose(TrainSettings, overrides, config_dir)
+def compose_train(overrides: Sequence[str], config_dir: Path | None = None) -> settings.TrainSettings:
+    """Compose the settings of `specbench train`, as `compose_run` does."""
+    return _compose(settings.TrainSettings, overrides, config_dir)
 
 
-def compose_datastore(overrides: Sequence[str], config_dir: Path | None = None) -> DatastoreSettings:
-    """As `compose_run`, of conf/datastore.yaml."""
-    return _compose(DatastoreSettings, overrides, config_dir)
+def compose_datastore(overrides: Sequence[str], config_dir: Path | None = None) -> settings.DatastoreSettings:
+    """Compose the settings of `specbench datastore build`, as `compose_run` does."""
+    return _compose(settings.DatastoreSettings, overrides, config_dir)
 
 
-def _compose(kind: type[S], overrides: Sequence[str], config_dir: Path | None) -> S:
+def _compose(kind: type[settings.S], overrides: Sequence[str], config_dir: Path | None) -> settings.S:
     with translate_errors(overrides, config_dir, kind.root):
         check_folder(config_dir)
         _check_overrides(overrides, config_dir)
-        return _read_config(kind, _run_hydra(overrides, config_dir, kind.root))
+        return _parse_config(kind, _run_hydra(overrides, config_dir, kind.root))
 
 
-def read_job(config: Any, out: str) -> RunSettings:
-    """Of a job's config that Hydra itself has composed, as in a sweep. Raises InputError."""
+def parse_job(config: DictConfig, out: str) -> settings.RunSettings:
+    """Return the settings of a sweep's job, whose config Hydra has composed. Raises InputError."""
     config.out = out
     with translate_errors():
-        return _read_config(RunSettings, config)
+        return _parse_config(settings.RunSettings, config)
 
 
-def _read_config(kind: type[S], config: DictConfig) -> S:
-    _check_structure(config, kind.root)
+def _parse_config(kind: type[settings.S], config: DictConfig) -> settings.S:
+    own: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{kind.root}.yaml"))
+    del own["defaults"]
+    _check_structure(kind, OmegaConf.to_container(config), own)
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return read_settings(kind, plain, frozenset(_iter_changed(plain, kind.root)))
+    changed = frozenset(name for name, default in flatten(own) if look_up(plain, name) != default)
+    return settings.parse_settings(kind, plain, changed)
 
 
-def _iter_changed(plain: Any, root: str) -> Iterator[str]:
-    """Dotted names of the root config's own settings that are not as in its YAML."""
-    own = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
-    assert isinstance(own, dict)
-    for name, default in _flatten(own):
-        if look_up(plain, name) != default:
-            yield name
-
-
-def _flatten(plain: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in plain.items():
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of every setting inside; an empty mapping is a value."""
+    for key, value in nested.items():
         if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{above}{key}.")
-        elif f"{above}{key}" != "defaults":
-            yield f"{above}{key}", value
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def add_import_path(folder: Path) -> None:
-    """A --config-dir may hold the Python files that its YAMLs name."""
-    if str(folder.resolve()) not in sys.path:
-        sys.path.append(str(folder.resolve()))
+    """Let Python import from a --config-dir: it may hold the files of the classes that its YAMLs name."""
+    if (path := str(folder.resolve())) not in sys.path:
+        sys.path.append(path)
 
 
 def list_options(group: str, config_dir: Path | None = None) -> list[str]:
-    """What may be chosen for a config group."""
+    """Return the choices of a config group, sorted."""
     folders = [CONF, config_dir] if config_dir else [CONF]
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 @contextmanager
 def translate_errors(overrides: Sequence[str] = (), config_dir: Path | None = None, root: str = RUN) -> Iterator[None]:
-    """Whatever is wrong with a config comes out as an InputError of one line."""
+    """Turn what Hydra, OmegaConf and the YAML parser raise inside into an InputError of one line."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -120,12 +108,15 @@ def _run_hydra(overrides: Sequence[str], config_dir: Path | None, root: str) -> 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             return compose(root, overrides=[*overrides, *extra])
-        except ValueError as error:  # Hydra's own, of a header or a value
+        except ValueError as error:  # Hydra raises it for some headers and values
             raise HydraException(str(error)) from None
 
 
 def check_folder(config_dir: Path | None) -> None:
-    """A YAML of a list group must put itself under its own name: without that, two of them would silently become one."""
+    """Raise InputError for a YAML that cannot be read, shares its name with one of conf/, or lacks its @package line.
+
+    Without that line, two choices of a list group would silently become one.
+    """
     if config_dir is None:
         return
     if not config_dir.is_dir():
@@ -137,66 +128,70 @@ def check_folder(config_dir: Path | None) -> None:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read: {error}") from None
         if (CONF / path.parent.name / path.name).is_file():
-            raise InputError(f"{path}: {path.parent.name}={path.stem} is specbench's own and would win; expected another name")
+            raise InputError(f"{path}: {path.parent.name}={path.stem} already exists in conf/; choose another name")
         package = re.search(r"^#\s*@package\s+(\S+)", text, re.MULTILINE)
-        wanted, found = f"{path.parent.name}.{path.stem}", package[1] if package else None
-        if path.parent.name in LISTS and found != wanted:
-            raise InputError(f"{path}: expected the first line '# @package {wanted}', found {found or 'none'}")
+        expected = f"{path.parent.name}.{path.stem}"
+        given = package[1] if package else "none"
+        if path.parent.name in LISTS and given != expected:
+            raise InputError(f"{path}: expected the first line '# @package {expected}', found {given}")
 
 
 def _check_overrides(overrides: Sequence[str], config_dir: Path | None) -> None:
-    """Choices that are not there, among them what Hydra would take or refuse without saying of what: null, two targets."""
+    """Raise InputError for an unknown choice, also where Hydra would accept it or not name it: null, or two targets."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         group = override.key_or_group
         if group not in GROUPS or override.is_delete() or override.is_sweep_override():
             continue
-        value, there = override.value(), list_options(group, config_dir)
+        value = override.value()
+        options = list_options(group, config_dir)
         for name in value if group in LISTS and isinstance(value, list) else [value]:
-            if name not in there:
-                given = "null" if name is None else name
-                raise InputError(f"{group}={given}: no such {group}; there is {suggest_choices(str(given), there) or 'none'}")
+            if name not in options:
+                raise _unknown_choice(group, "null" if name is None else str(name), options)
 
 
-def _check_structure(config: DictConfig, root: str) -> None:
-    settings = OmegaConf.load(CONF / f"{root}.yaml")
-    assert isinstance(settings, DictConfig)
-    known = [*GROUPS, *(str(key) for key in settings if key != "defaults")]
-    for key in map(str, config):
-        if key not in known:
-            raise InputError(f"{key}: no such setting; the nearest is {find_closest(key, known)}")
-    for key in ROOTS[root]:
-        if not isinstance(config.get(key), DictConfig) or not config[key]:
-            raise InputError(
-                f"{key} is empty or no mapping; expected {suggest_choices('', list_options(key)) or f'{key}.KEY=VALUE'}"
-            )
-    for key in map(str, config.get("sampling", {})):
-        if key not in settings.sampling:
-            raise InputError(f"sampling.{key}: no such setting; the nearest is {find_closest(key, list(settings.sampling))}")
+def _unknown_choice(group: str, given: str, options: Sequence[str], more: str = "") -> InputError:
+    return InputError(f"{group}={given}: no such {group}; expected {suggest_choices(given, options) or 'none'}{more}")
+
+
+def _check_structure(kind: type[settings.Settings], plain: Any, own: Mapping[str, Any]) -> None:
+    """Raise InputError for an unknown setting and for a missing mapping or key. own: the root config's YAML."""
+    _check_known(plain, [*GROUPS, *own])
+    needed = {"task", *(field.name for field in fields(kind))}
+    for key in (key for key in (*GROUPS, "sampling", "search") if key in needed):
+        if not isinstance(plain.get(key), dict) or not plain[key]:
+            expected = suggest_choices("", list_options(key)) or f"{key}.KEY=VALUE"
+            raise InputError(f"{key} is empty or not a mapping; expected {expected}")
+    for section in ("sampling", "search"):
+        _check_known(plain.get(section, {}), list(own.get(section, {})), f"{section}.")
     for key in TARGET:
-        if key not in config.target:
+        if key not in plain["target"]:
             raise InputError(f"target: its YAML has no {key}; expected {', '.join(TARGET)}")
-    for group in (group for group in LISTS if group in ROOTS[root]):
-        needed = LISTS[group]
-        for name in map(str, config[group]):
-            child = config[group]._get_node(name)
-            if not isinstance(child, DictConfig) or needed not in child:
-                raise InputError(f"{group}.{name}: expected a mapping with {needed}")
+    for group in (group for group in LISTS if group in needed):
+        for name, node in plain[group].items():
+            if not isinstance(node, dict) or LISTS[group] not in node:
+                raise InputError(f"{group}.{name}: expected a mapping with {LISTS[group]}")
+
+
+def _check_known(given: Iterable[object], known: Sequence[str], prefix: str = "") -> None:
+    for key in map(str, given):
+        if key not in known:
+            raise InputError(f"{prefix}{key}: no such setting; the nearest is {find_closest(key, known)}")
 
 
 def _explain_error(error: Exception, overrides: Sequence[str], config_dir: Path | None, root: str) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        more = "; more come with pip install -e '.[submitit]', [joblib] or [ray]" if group == "hydra/launcher" else ""
-        return f"{group}={name}: no such {group}; there is {suggest_choices(name, error.options or []) or 'none'}{more}"
+        extras = "; pip install -e '.[submitit]', [joblib] or [ray] adds more"
+        return str(_unknown_choice(group, name, error.options or [], extras if group == "hydra/launcher" else ""))
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not an override ({str(error).splitlines()[0]}); a value with special characters needs quotes"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: not YAML: {error.problem}"
+        return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: invalid YAML: {error.problem}"
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'", text):
         key, value = ambiguous.groups()
-        once = f"{key}=[{value}] for one run with all of them" if key in LISTS else "one value"
-        return f"{key}={value}: expected {once}" + ", or -m for a run of each" * (root == RUN)
+        expected = f"{key}=[{value}] for one run with all of them" if key in LISTS else "one value"
+        return f"{key}={value}: expected {expected}" + ", or -m for one run each" * (root == RUN)
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return _explain_unknown_key(unknown[1], overrides, config_dir, root)
     place = getattr(error, "full_key", None)
@@ -204,19 +199,11 @@ def _explain_error(error: Exception, overrides: Sequence[str], config_dir: Path 
 
 
 def _explain_unknown_key(given: str, overrides: Sequence[str], config_dir: Path | None, root: str) -> str:
-    """Names the nearest key among those of the chosen target, methods and so on."""
+    """Name the nearest key, among those of the chosen target, methods and so on."""
     keys = [override.split("=")[0] for override in overrides]
     choices = [override for override, key in zip(overrides, keys, strict=True) if key in GROUPS and key != given]
-    whose = "" if root == RUN else f" of specbench {root}"
-    known = _list_keys(_run_hydra(choices, config_dir, root))
-    return f"{given}: no such setting{whose}; the nearest is {find_closest(given, known)}"
-
-
-def _list_keys(config: DictConfig, prefix: str = "") -> list[str]:
-    found = []
-    for key in (str(key) for key in config if key != "_target_"):
-        node = config._get_node(key)
-        found.append(f"{prefix}{key}")
-        if isinstance(node, DictConfig):
-            found += _list_keys(node, f"{prefix}{key}.")
-    return found
+    command = "" if root == RUN else f" of specbench {root}"
+    plain: Any = OmegaConf.to_container(_run_hydra(choices, config_dir, root))
+    names = [name.split(".") for name, _ in flatten(plain)]
+    known = [prefix for name in names for prefix in accumulate(name, "{}.{}".format) if not prefix.endswith("_target_")]
+    return f"{given}: no such setting{command}; the nearest is {find_closest(given, known)}"

@@ -1,69 +1,63 @@
-"""Fingerprints: of the code that writes a method's texts, and of the files that a model or a suite is read from.
+"""Fingerprints of the code that decides a method's texts, and of the files that a model or a suite is read from.
 
-A code's fingerprint is made of the syntax trees of its definitions, without docstrings, comments, imports and places. A comment,
-a new line or a move of a function to another file leaves it alone; another constant or another name does not.
+The fingerprint of code covers the syntax trees of its definitions, without docstrings, comments, imports and positions. A new
+comment or line, or moving a function to another file, does not change it; another constant or name does.
 """
 
 import ast
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.util import resolve_name
+from importlib import util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from hydra.utils import get_object
 
 from specbench import ROOT
 from specbench.models.load import find_local_folder
+from specbench.setup.instantiate import locate_class
 
-CODE_KIND = "definitions"  # what code fingerprints are made of; those of another kind cannot be compared
+CODE_KIND = "definitions"  # what fingerprints of code cover; those of different kinds cannot be compared
 CONTENT = (".safetensors", ".bin", ".pt", ".json", ".jsonl", ".yaml", ".txt", ".model", ".jinja", ".tiktoken")
-SHARED_CODE = (  # files and folders that the texts of every method depend on
-    *("specbench/decoding", "specbench/drafters", "specbench/models", "specbench/engine/native.py"),
-)
+SHARED_CODE = ("specbench/decoding", "specbench/drafters", "specbench/models", "specbench/engine/native.py")
 
 
 def hash_shared_code() -> str:
-    """sha256 of the code that the texts of every method depend on."""
+    """Return the sha256 of the code that the texts of every method depend on."""
     places = [ROOT / place for place in SHARED_CODE]
     return hash_code(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
 
 
 def hash_method_code(settings: Mapping[str, Any]) -> str:
-    """sha256 of one method's own code: the modules of its YAML's classes, and those of methods/ that they import.
+    """Return the sha256 of one method's own code: the modules of its YAML's classes, and those of methods/ that they import.
 
-    A class from outside the repository counts with the modules of its own package.
+    For a class from outside the repository, the modules of its own package count too.
     """
-    waiting = [get_object(target).__module__ for target in _iter_targets(settings)]
-    own = {"methods", *(name.partition(".")[0] for name in waiting)} - {"specbench"}
-    found: dict[str, Path] = {}
+    waiting = [locate_class(node).__module__ for node in _iter_nodes(settings)]
+    packages = {"methods", *(name.partition(".")[0] for name in waiting)} - {"specbench"}
+    files: dict[str, Path] = {}
     while waiting:
         name = waiting.pop()
         module = sys.modules.get(name)
-        if name not in found and name.partition(".")[0] in own and module is not None and module.__file__:
-            found[name] = Path(module.__file__)
-            waiting += _iter_imports(module, found[name])
-    return hash_code(found.values())
+        if name not in files and name.partition(".")[0] in packages and module is not None and module.__file__:
+            files[name] = Path(module.__file__)
+            waiting += _iter_imports(module, files[name])
+    return hash_code(files.values())
 
 
 def hash_code(files: Iterable[Path]) -> str:
-    """sha256 of all definitions in these files, whatever their order and whichever file they are in."""
-    digests = sorted(digest for file in files for digest in _hash_definitions(file.read_text(encoding="utf-8")))
+    """Return the sha256 of all definitions in these files, whatever their order and whichever file holds them."""
+    statements = (statement for file in files for statement in ast.parse(file.read_text(encoding="utf-8")).body)
+    definitions = (repr(_canonicalise(statement)) for statement in statements if not _is_silent(statement))
+    digests = sorted(hashlib.sha256(definition.encode()).hexdigest() for definition in definitions)
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _hash_definitions(source: str) -> Iterator[str]:
-    for statement in ast.parse(source).body:
-        if not _is_silent(statement):
-            yield hashlib.sha256(repr(_canonicalise(statement)).encode()).hexdigest()
-
-
 def _canonicalise(value: Any) -> Any:
-    """A syntax tree as plain tuples; ast.dump differs from one version of Python to the next."""
+    """Return a syntax tree as plain tuples; the output of ast.dump depends on the version of Python."""
     if isinstance(value, ast.AST):
         fields = ((name, _canonicalise(inner)) for name, inner in ast.iter_fields(value))
         return type(value).__name__, tuple((name, inner) for name, inner in fields if inner not in (None, ()))
@@ -73,50 +67,49 @@ def _canonicalise(value: Any) -> Any:
 
 
 def _is_silent(statement: Any) -> bool:
-    """Whether it is an import or a docstring: what neither computes anything nor survives a move."""
+    """Whether it is an import or a docstring, which a fingerprint leaves out."""
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
     return isinstance(statement, (ast.Import, ast.ImportFrom))
 
 
-def _iter_targets(settings: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in settings.items():
+def _iter_nodes(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if "_target_" in settings:
+        yield settings
+    for value in settings.values():
         if isinstance(value, Mapping):
-            yield from _iter_targets(value)
-        elif key == "_target_":
-            yield value
+            yield from _iter_nodes(value)
 
 
 def _iter_imports(module: ModuleType, file: Path) -> Iterator[str]:
-    """Names of the modules that a module's source imports, and of things in them that may be modules too."""
+    """Yield the modules that a module's source imports, and the names imported from them, which may be modules too."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            name = resolve_name("." * node.level + (node.module or ""), module.__package__)
+            name = util.resolve_name("." * node.level + (node.module or ""), module.__package__)
             yield from (name, *(f"{name}.{alias.name}" for alias in node.names))
 
 
 def hash_path(path: str | Path, revision: str | None = None) -> str | None:
-    """sha256 over the sorted names and contents of a folder, a file or a hub id's downloaded snapshot; None: not there.
+    """Return the sha256 of the names and contents of a folder, a file or a hub id's local snapshot; None if it does not exist.
 
-    Of a folder: weights, configs and tokenizer files.
+    In a folder, only weights, configs, texts and tokenizer files count.
     """
     place = _find_place(str(path), revision)
     if place is None:
         return None
-    files = [place] if place.is_file() else _list_contents(place)
-    found = hashlib.sha256()
+    files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file() and file.suffix in CONTENT]
+    digest = hashlib.sha256()
     for name, file in sorted((file.relative_to(place).as_posix(), file) for file in files):
-        found.update(f"{name}\0{_hash_content(file)}\n".encode())
-    return found.hexdigest()
+        digest.update(f"{name}\0{_hash_content(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _find_place(path: str, revision: str | None) -> Path | None:
-    if (folder := find_local_folder(path)) is not None:
-        return folder
-    if (file := next((file for file in (ROOT / path, Path(path).expanduser()) if file.is_file()), None)) is not None:
-        return file
+    files = (file for file in (ROOT / path, Path(path).expanduser()) if file.is_file())
+    if local := find_local_folder(path) or next(files, None):
+        return local
     try:
         cached = try_to_load_from_cache(path, "config.json", revision=revision)
     except HFValidationError:  # no hub id either
@@ -124,17 +117,13 @@ def _find_place(path: str, revision: str | None) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def _list_contents(place: Path) -> list[Path]:
-    return [file for file in place.rglob("*") if file.is_file() and file.suffix in CONTENT]
-
-
 def _hash_content(file: Path) -> str:
-    """Of the bytes; the hub's cache already names large files by it, which spares reading them."""
+    """Return the sha256 of a file's bytes. The hub's cache names large files by it, so that they need not be read."""
     blob = file.resolve()
     if blob.parent.name == "blobs" and len(blob.name) == 64:
         return blob.name
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(1 << 20):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()

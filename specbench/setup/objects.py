@@ -1,11 +1,11 @@
-"""Settings become objects: the suite's questions, the target and its tokenizer."""
+"""Build the objects that settings describe: the target and its tokenizer, the methods, the suite's questions."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-import huggingface_hub.utils as hub
 import transformers.utils.logging as transformers_logging
+from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils.tqdm import enable_progress_bars
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -27,18 +27,15 @@ EMBEDDED = "specbench/zoo/target"
 
 
 def silence_libraries() -> None:
-    """Only what specbench itself has to say reaches the terminal; of the libraries' bars only downloads'."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    hub.logging.set_verbosity_error()
-    hub.enable_progress_bars()
+    """Keep the messages and progress bars of the libraries off the terminal, but for the bars of downloads."""
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    enable_progress_bars()
 
 
-def check_values(settings: RunSettings, here: bool = True) -> None:
-    """Raises InputError for a device that is not there, and for a YAML that does not fit its class.
-
-    here: this machine is to run it, so that its device must be there.
-    """
+def check_nodes(settings: RunSettings, here: bool = True) -> None:
+    """Raise InputError for a YAML that does not fit its class. here: also for a device that this machine does not have."""
     if here:
         pick_dtype(settings.target.dtype, pick_device(settings.target.device))
     check_node(settings.suite, "suite")
@@ -48,39 +45,35 @@ def check_values(settings: RunSettings, here: bool = True) -> None:
 
 
 def check_methods(nodes: Mapping[str, Node]) -> None:
-    """Raises InputError for a method's YAML that does not fit its class."""
+    """Raise InputError for a method's YAML that does not fit its class."""
     for label, node in nodes.items():
         check_node(node, f"method.{label}")
 
 
 def instantiate_methods(nodes: Mapping[str, Node]) -> dict[str, Drafter]:
-    """Methods by label, of checked nodes."""
+    """Return the methods of checked nodes, by label."""
     return {label: instantiate(node) for label, node in nodes.items()}
 
 
 def select_questions(settings: Settings, suite: Suite, limit: int | None) -> list[Question]:
-    """The suite's questions of the chosen tasks, at most `limit` of each. Raises InputError when there are none."""
-    there, tasks = suite.questions(), settings.tasks
-    chosen = [question for question in there if question.task in tasks]
+    """Return the suite's questions of the chosen tasks, at most `limit` of each. Raises InputError if there are none."""
+    questions = suite.questions()
+    chosen = [question for question in questions if question.task in settings.tasks]
     if not chosen:
-        has = suggest_choices(tasks[0], list(dict.fromkeys(question.task for question in there)))
-        raise InputError(f"suite {suite.name} has no question of task {', '.join(tasks)}; it has {has or 'none at all'}")
+        tasks = suggest_choices(settings.tasks[0], list(dict.fromkeys(question.task for question in questions)))
+        given = ", ".join(settings.tasks)
+        raise InputError(f"suite {suite.name} has no question of task {given}; it has {tasks or 'none at all'}")
     return subsample(chosen, limit, settings.seed)
 
 
 def load_target(settings: TargetSettings) -> Target:
-    """Load the model and tokenizer that conf/target describes; what is cheap to refuse, before the weights."""
-    shape = settings.sizes
+    """Load the target's tokenizer and then its model."""
     tokenizer, chat = load_target_tokenizer(settings)
-    return Target(settings.name, _load(settings, shape), tokenizer, chat)
+    return Target(settings.name, load_target_model(settings), tokenizer, chat)
 
 
-def load_in_dtype(settings: TargetSettings, dtype: str) -> LanguageModel:
-    """The same weights in another dtype."""
-    return _load(replace(settings, dtype=dtype), settings.sizes)
-
-
-def _load(settings: TargetSettings, shape: Mapping[str, int] | None) -> LanguageModel:
+def load_target_model(settings: TargetSettings) -> LanguageModel:
+    """Load the target's weights, expanded to its shape. Raises InputError."""
     return load_model(
         path=settings.path,
         revision=settings.revision,
@@ -90,48 +83,46 @@ def _load(settings: TargetSettings, shape: Mapping[str, int] | None) -> Language
         device=settings.device,
         device_map=settings.device_map,
         trust_remote_code=settings.trust_remote_code,
-        shape=shape,
+        shape=settings.sizes,
     )
 
 
 def load_target_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, str]:
-    """The target's tokenizer and chat format, tried out. Raises InputError."""
+    """Load the target's tokenizer and chat format, and try them out. Raises InputError.
+
+    Random weights have none of their own and take those of the embedded target.
+    """
     silence_libraries()
-    tokenizer, chat = _choose_tokenizer(settings)
-    try:
-        render_prompt(chat, [("Hello", None)], tokenizer)
-    except TemplateError as error:
-        raise InputError(f"the chat template of {settings.path}: {format_error(error)}") from None
-    return tokenizer, chat
-
-
-def _choose_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, str]:
-    """Tokenizer and chat format; random weights have none of their own and take the embedded ones."""
     if settings.weights == "random":
         if settings.config is None:
             raise InputError("target.weights=random needs target.config, the model's architecture")
         return load_tokenizer(EMBEDDED, None, False), "template"
     if settings.path is None:
         raise InputError("target.path=null: expected a hub id or a folder")
-    return load_tokenizer(settings.path, settings.revision, settings.trust_remote_code), settings.format
+    tokenizer = load_tokenizer(settings.path, settings.revision, settings.trust_remote_code)
+    try:
+        render_prompt(settings.format, [("Hello", None)], tokenizer)
+    except TemplateError as error:
+        raise InputError(f"the chat template of {settings.path}: {format_error(error)}") from None
+    return tokenizer, settings.format
 
 
 def collect_fingerprints(
     settings: RunSettings | CertifySettings, target: Target, suite: Suite, drafters: Mapping[str, Drafter]
 ) -> dict[str, Any]:
-    """What run.json adds to its provenance: the dtype and the fingerprints of data, weights and, by method, of its code."""
+    """Return what run.json adds to its provenance: the dtype; fingerprints of questions, weights and each method's code."""
     return {
         "dtype": target.model.dtype_name,
         "suite_sha256": suite.fingerprint,
-        **_weights(settings.target),
+        **_hash_weights(settings.target),
         "code_kind": CODE_KIND,
         "codes": {label: hash_method_code(node) for label, node in settings.method.items()},
         "checkpoints": _hash_checkpoints(drafters),
     }
 
 
-def _weights(settings: TargetSettings) -> dict[str, str | None]:
-    """Fingerprints of the target's and the draft model's files; None where there are none."""
+def _hash_weights(settings: TargetSettings) -> dict[str, str | None]:
+    """Return fingerprints of the target's and the draft model's files; None where there are none."""
     draft = settings.draft or {}
     places = {"target_sha256": (settings.path, settings.revision), "draft_sha256": (draft.get("path"), draft.get("revision"))}
     trained = settings.weights != "random"
@@ -139,12 +130,12 @@ def _weights(settings: TargetSettings) -> dict[str, str | None]:
 
 
 def _hash_checkpoints(drafters: Mapping[str, Drafter]) -> dict[str, str]:
-    """By method, the fingerprints of what it loads besides draft models, such as trained heads or a skip set."""
-    found: dict[str, list[str | None]] = {}
+    """Return, by method, the fingerprints of what it loads besides a draft model, such as trained heads or a skip set."""
+    hashes: dict[str, list[str | None]] = {}
     for label, drafter in drafters.items():
         for part in drafter.iter_family():
             checkpoint = getattr(part, "checkpoint", None)
             if checkpoint not in (None, RANDOM):
                 place, _, revision = checkpoint.partition("@")
-                found.setdefault(label, []).append(hash_path(place, revision or None))
-    return {label: ", ".join(map(str, prints)) for label, prints in found.items()}
+                hashes.setdefault(label, []).append(hash_path(place, revision or None))
+    return {label: ", ".join(map(str, several)) for label, several in hashes.items()}

@@ -1,6 +1,6 @@
-"""Where numbers come from: versions, machine, device, commit and fingerprints, for run.json.
+"""Where numbers come from, for run.json: versions, machine, device, commit and the hash of the code.
 
-No user, host or folder of this machine enters: only names of products, versions, sizes and hashes.
+It holds names of products, versions, sizes and hashes, but no name of a user, a host or a folder.
 """
 
 import platform
@@ -14,15 +14,8 @@ from typing import Any
 import torch
 
 from specbench import ROOT
-from specbench.machine.devices import (
-    count_usable_cores,
-    get_cpu_capabilities,
-    get_cpu_name,
-    get_device_name,
-    get_total_memory,
-    has_bf16_units,
-)
-from specbench.machine.nvml import GRAPHICS, MEMORY, SM, ask, find_card
+from specbench.machine import devices
+from specbench.machine.nvml import GRAPHICS, MEMORY, SM, ask, find_gpu
 from specbench.setup.fingerprints import hash_shared_code
 
 PACKAGES = ("specbench", "torch", "transformers", "datasets", "numpy")
@@ -41,7 +34,7 @@ CLOCKS: dict[str, tuple[str, Sequence[int], Callable[[Any], Any]]] = {  # by nvi
 
 
 def collect_provenance(device: torch.device) -> dict[str, Any]:
-    """What run.json says of the place and the time, JSON-able; settings and fingerprints are the caller's to add."""
+    """Return what run.json says about place and time; the caller adds settings and fingerprints."""
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "device": _describe_device(device),
@@ -53,7 +46,7 @@ def collect_provenance(device: torch.device) -> dict[str, Any]:
 
 
 def _get_version(package: str) -> str | None:
-    """The installed version; specbench itself, run from a clone that is not installed, has none."""
+    """Return the installed version; None for specbench itself in a clone that is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -61,29 +54,29 @@ def _get_version(package: str) -> str | None:
 
 
 def _describe_machine() -> dict[str, Any]:
-    capabilities = {name: value for name, value in get_cpu_capabilities().items() if isinstance(value, bool)}
+    capabilities = {name: value for name, value in devices.get_cpu_capabilities().items() if isinstance(value, bool)}
     return {
         "os": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
-        "cpu": get_cpu_name(),
-        "cores": count_usable_cores(),
+        "cpu": devices.get_cpu_name(),
+        "cores": devices.count_usable_cores(),
         "threads": torch.get_num_threads(),
-        "bf16_units": has_bf16_units(),
-        "instructions": sorted(name for name, there in capabilities.items() if there),
-        "memory_bytes": get_total_memory(),
+        "bf16_units": devices.has_bf16_units(),
+        "instructions": sorted(name for name, supported in capabilities.items() if supported),
+        "memory_bytes": devices.get_total_memory(),
     }
 
 
 def _describe_device(device: torch.device) -> dict[str, Any]:
-    about: dict[str, Any] = {"kind": device.type, "name": get_device_name(device)}
+    facts: dict[str, Any] = {"kind": device.type, "name": devices.get_device_name(device)}
     if device.type != "cuda":
-        return about
-    card = torch.cuda.get_device_properties(device)
-    return about | {
+        return facts
+    gpu = torch.cuda.get_device_properties(device)
+    return facts | {
         "count": torch.cuda.device_count(),
-        "memory_bytes": card.total_memory,
-        "multiprocessors": card.multi_processor_count,
-        "capability": f"{card.major}.{card.minor}",
+        "memory_bytes": gpu.total_memory,
+        "multiprocessors": gpu.multi_processor_count,
+        "capability": f"{gpu.major}.{gpu.minor}",
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         **_query_nvidia(device),
@@ -91,21 +84,17 @@ def _describe_device(device: torch.device) -> dict[str, Any]:
 
 
 def _query_nvidia(device: torch.device) -> dict[str, Any]:
-    """Driver, clocks and power limits of one card, None what it does not know; empty without NVIDIA's driver."""
-    card = find_card(device)
-    if card is None:
+    """Return a GPU's driver, clocks and power limits, None for what it does not report; empty without NVIDIA's driver."""
+    gpu = find_gpu(device)
+    if gpu is None:
         return {}
-    clocks = {name: _ask_setting(card, *asked) for name, asked in CLOCKS.items()}
+    answers = {name: (ask(question, gpu, *kinds), convert) for name, (question, kinds, convert) in CLOCKS.items()}
+    clocks = {name: None if answer is None else convert(answer) for name, (answer, convert) in answers.items()}
     return {"driver": ask("nvmlSystemGetDriverVersion"), "clocks": clocks}
 
 
-def _ask_setting(card: Any, question: str, kinds: Sequence[int], converted: Callable[[Any], Any]) -> Any:
-    answer = ask(question, card, *kinds)
-    return None if answer is None else converted(answer)
-
-
 def _describe_git() -> dict[str, Any] | None:
-    """Commit and whether anything differs from it; None where the code is no checkout of its own."""
+    """Return the commit and whether anything differs from it; None if the code is not a checkout of its own."""
     git = ["git", "--no-optional-locks", "-C", str(ROOT)]
     top = _run_command([*git, "rev-parse", "--show-toplevel"])
     if top is None or Path(top).resolve() != ROOT.resolve():
@@ -117,7 +106,7 @@ def _describe_git() -> dict[str, Any] | None:
 
 
 def _run_command(command: Sequence[str]) -> str | None:
-    """What a command prints, stripped; None when it is not there or fails."""
+    """Return what a command prints, stripped; None if it does not exist or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""What the values of settings may be, beyond their types; a broken rule is an InputError of one line. Imports no torch."""
+"""The values that settings may have, beyond their types. Imports no torch."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,12 +6,13 @@ from typing import Any
 
 from specbench.errors import InputError
 
-Rule = tuple[Callable[[Any], bool], str]  # whether a setting's value will do, and what would
+Test = Callable[[Any], bool]
+Rule = tuple[Test, str]  # whether a value is allowed, and the values that are, in words
 Rules = dict[str, Rule]  # by the setting's dotted name
 
 
-def is_whole(value: Any) -> bool:
-    return type(value) is int and value >= 1
+def is_whole(value: Any, least: int = 1) -> bool:
+    return type(value) is int and value >= least
 
 
 def is_number(value: Any) -> bool:
@@ -23,17 +24,20 @@ def is_positive(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value != "")
+    return isinstance(value, str) and value != ""
+
+
+def or_null(test: Test) -> Test:
+    return lambda value: value is None or test(value)
 
 
 WHOLE: Rule = (is_whole, "a whole number, at least 1")
 POSITIVE: Rule = (is_positive, "a number above 0")
-LEAST_LEVEL = 0.0001  # far below, the p-value of a G-test is no good approximation
+LEAST_LEVEL = 0.0001  # far below, the p-value of a G-test is a poor approximation
 SHARED: Rules = {
-    "limit": (lambda value: value is None or is_whole(value), "a number of questions per task, at least 1, or null for all"),
-    "seed": (lambda value: type(value) is int, "a whole number"),
-    "out": (is_text, "a folder, or null"),
-    "target.shape": (lambda value: value is None or isinstance(value, str), "the name of a shape, or null"),
+    "limit": (or_null(is_whole), "a number of questions per task, at least 1, or null for all"),
+    "out": (or_null(is_text), "a folder, or null"),
+    "target.shape": (or_null(is_text), "the name of a shape, or null"),
 }
 SAMPLING: Rules = {
     "sampling.max_new_tokens": WHOLE,
@@ -42,11 +46,11 @@ SAMPLING: Rules = {
         "0 (greedy), or a number from 0.001 to 1000",
     ),
     "sampling.top_p": (lambda value: is_number(value) and 0 < value <= 1, "a number above 0, at most 1 (all tokens)"),
-    "sampling.top_k": (lambda value: type(value) is int and value >= 0, "a whole number, at least 0 (all tokens)"),
+    "sampling.top_k": (lambda value: is_whole(value, 0), "a whole number, at least 0 (all tokens)"),
 }
 RUN: Rules = {
     "repeats": WHOLE,
-    "threads": (lambda value: value is None or is_whole(value), "a whole number, at least 1, or null for torch's choice"),
+    "threads": (or_null(is_whole), "a whole number, at least 1, or null for torch's choice"),
 }
 CERTIFY: Rules = {
     "sampling.temperature": (lambda value: is_number(value) and 0.01 <= value <= 10, "a number from 0.01 to 10"),
@@ -54,21 +58,21 @@ CERTIFY: Rules = {
         lambda value: type(value) is float and LEAST_LEVEL <= value < 1,
         f"a probability, at least {LEAST_LEVEL} and below 1",
     ),
-    "draws": (lambda value: type(value) is int and value >= 256, "a whole number, at least 256"),
+    "draws": (lambda value: is_whole(value, 256), "a whole number, at least 256"),
 }
 TRAIN: Rules = (
     dict.fromkeys(("batch_tokens", "accumulate", "save_every", "max_new_tokens", "held_out"), WHOLE)
     | dict.fromkeys(("search.trials", "search.prompts", "search.max_new_tokens"), WHOLE)
     | dict.fromkeys(("epochs", "rate"), POSITIVE)
-    | {"muon": (lambda value: value is None or is_positive(value), "a number above 0, or null")}
+    | {"muon": (or_null(is_positive), "a number above 0, or null")}
 )
 DATASTORE: Rules = {
     "max_new_tokens": WHOLE,
-    "chunk_tokens": (lambda value: value is None or is_whole(value), "a number of tokens, at least 1, or null"),
-    "data": (is_text, "a file, or null"),
-    "dataset": (is_text, "a data set's hub id, or null"),
-    "field": (is_text, "the name of a field, or null"),
-    "limit": (lambda value: value is None or is_whole(value), "a number of documents (of a suite, questions per task), or null"),
+    "chunk_tokens": (or_null(is_whole), "a number of tokens, at least 1, or null"),
+    "data": (or_null(is_text), "a file, or null"),
+    "dataset": (or_null(is_text), "a data set's hub id, or null"),
+    "field": (or_null(is_text), "the name of a field, or null"),
+    "limit": (or_null(is_whole), "a number of documents (of a suite, questions per task), or null"),
 }
 RULES: dict[str, Rules] = {  # by root config
     "config": SHARED | SAMPLING | RUN,
@@ -79,7 +83,7 @@ RULES: dict[str, Rules] = {  # by root config
 
 
 def check_rules(plain: Mapping[str, Any], root: str) -> None:
-    """Raises InputError for the first setting of a root config whose rule does not hold."""
+    """Raise InputError for the first setting of a root config whose rule does not hold."""
     for name, (holds, expected) in RULES[root].items():
         value = look_up(plain, name)
         if not holds(value):
@@ -88,7 +92,7 @@ def check_rules(plain: Mapping[str, Any], root: str) -> None:
 
 
 def look_up(plain: Any, name: str) -> Any:
-    """The value under a dotted name; None where there is none."""
+    """Return the value of a dotted name; None if it has none."""
     for key in name.split("."):
         plain = plain.get(key) if isinstance(plain, Mapping) else None
     return plain

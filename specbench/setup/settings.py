@@ -1,4 +1,4 @@
-"""The settings of every command, typed: what the other rooms see of a config. Made by `compose`; imports no torch."""
+"""The typed settings of every command: all that the other rooms see of a config. Composed by `compose`; imports no torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from specbench.errors import InputError, suggest_choices
 from specbench.setup.instantiate import check_types
 from specbench.setup.rules import check_rules
 
-Node = dict[str, Any]  # of a YAML: `_target_`, the class, and its arguments
+Node = dict[str, Any]  # a YAML mapping of `_target_`, the class, and its arguments
 
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """conf/target; further keys of its YAML are there for methods' YAMLs to refer to."""
+    """The target, as conf/target describes it. Further keys of its YAML are for the methods' YAMLs to refer to."""
 
     name: str
     path: str | None
@@ -34,7 +34,7 @@ class TargetSettings:
 
     @property
     def sizes(self) -> Any:
-        """Of the chosen shape; None without one. Raises InputError where the target has no such shape."""
+        """The sizes of the chosen shape; None without one. Raises InputError if the target has no such shape."""
         if self.shape is None:
             return None
         shapes = self.shapes or {}
@@ -49,7 +49,7 @@ class TargetSettings:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How tokens are drawn, as in decoding.sampling."""
+    """How tokens are chosen; see decoding.sampling."""
 
     temperature: float
     top_p: float
@@ -59,7 +59,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Of the search for a skip set."""
+    """The search for a skip set."""
 
     trials: int
     prompts: int
@@ -68,7 +68,7 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all commands have. plain: the whole resolved config; changed: the settings that differ from the command's defaults."""
+    """What all commands share. plain: the whole resolved config; changed: dotted names of settings that are not the default."""
 
     root: ClassVar[str]
 
@@ -83,13 +83,13 @@ class Settings:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What config.yaml holds: everything but the place it is in; the home folder is written ~."""
+        """The config as config.yaml records it: without `out`, and with ~ for the home folder."""
         return {key: hide_home(value) for key, value in self.plain.items() if key != "out"}
 
 
 @dataclass(frozen=True)
 class RunSettings(Settings):
-    """Of `specbench run`, and of the commands that take a run's settings."""
+    """The settings of `specbench run`, and of the commands about one run: plan, replay, cost, compare --against."""
 
     root = "config"
 
@@ -104,7 +104,7 @@ class RunSettings(Settings):
     sweep: Mapping[str, Any]
 
     def with_engine(self, name: str, **changes: Any) -> RunSettings:
-        """The same with other arguments of an engine."""
+        """Return a copy with other arguments for one engine."""
         engines = {**self.engine, name: {**self.engine[name], **changes}}
         return replace(self, engine=engines, plain={**self.plain, "engine": engines})
 
@@ -154,30 +154,23 @@ S = TypeVar("S", bound=Settings)
 SECTIONS: dict[str, type] = {"target": TargetSettings, "sampling": SamplingSettings, "search": SearchSettings}
 
 
-def read_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[str]) -> S:
-    """A resolved config of kind's root as its settings. Raises InputError for a value of another type or range."""
+def parse_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[str]) -> S:
+    """Return a resolved config as settings. Raises InputError for a value of the wrong type or out of range."""
     check_rules(plain, kind.root)
-    given = {name: plain[name] for name in _list_fields(kind) if name in plain}
-    for name, section in SECTIONS.items():
-        if name in given:
-            given[name] = _read_section(section, plain[name], name)
-    given |= {"plain": plain, "changed": changed, "tasks": [task["name"] for task in plain["task"].values()]}
-    check_types(kind, given, "")
-    return kind(**given)
+    sections = {name: _construct(section, plain[name], name) for name, section in SECTIONS.items() if name in plain}
+    tasks = [task["name"] for task in plain["task"].values()]
+    settings: S = _construct(kind, {**plain, **sections, "tasks": tasks, "plain": plain, "changed": changed}, "")
+    return settings
 
 
-def _read_section(section: type, plain: Mapping[str, Any], name: str) -> Any:
-    given = {key: plain[key] for key in _list_fields(section) if key in plain}
-    check_types(section, given, name)
-    return section(**given)
-
-
-def _list_fields(kind: type) -> list[str]:
-    return [field.name for field in fields(kind)]
+def _construct(kind: type[Any], plain: Mapping[str, Any], place: str) -> Any:
+    values = {field.name: plain[field.name] for field in fields(kind) if field.name in plain}
+    check_types(kind, values, place)
+    return kind(**values)
 
 
 def hide_home(value: Any) -> Any:
-    """Of a setting's value, the home folder written ~."""
+    """Return a setting's value with ~ for the home folder."""
     if isinstance(value, dict):
         return {key: hide_home(inner) for key, inner in value.items()}
     if isinstance(value, list):
