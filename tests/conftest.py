@@ -28,7 +28,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests at once as there are co
 
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specbench.report.figures.DPI", 30)
+    monkeypatch.setattr("specbench.report.canvas.DPI", 30)
 
 
 class Driver:

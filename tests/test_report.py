@@ -18,7 +18,8 @@ from specbench.analysis.summary import summarise, write_summary
 from specbench.errors import InputError
 from specbench.records.certificates import Certification
 from specbench.report import tables
-from specbench.report.figures import add_legend, create_canvas, fold_label, plot_task_speedups, use_figure_settings
+from specbench.report.canvas import add_legend, create_canvas, fold_label, use_figure_settings
+from specbench.report.figures import plot_task_speedups
 from specbench.report.palette import GREY, KNOWN, assign_looks
 from specbench.report.render import render_report
 from tests.fake_run import CONFIG, failed, made_up_trials, trial, write_run

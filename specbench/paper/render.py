@@ -14,7 +14,7 @@ from specbench.paper import draw, drift
 from specbench.paper.items import LEADERBOARDS, SURVEY_ITEMS, Item, list_other_tables
 from specbench.paper.matching import collect_measured, match_rows
 from specbench.records.files import write_atomic
-from specbench.report.figures import inline_svg, render_svg, save_figure, use_figure_settings
+from specbench.report.canvas import inline_svg, render_svg, save_figure, use_figure_settings
 from specbench.report.page import build_environment
 from specbench.report.palette import Style
 
