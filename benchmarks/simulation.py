@@ -23,7 +23,7 @@ from specbench.analysis.loaded_run import read_run
 from specbench.analysis.statistics import Array, mean_interval, rank_methods
 from specbench.analysis.summary import format_csv
 from specbench.cli.parser import console
-from specbench.compare.gate import BESIDE_SD, RUN_SD, estimate_change, estimate_paired_change, plan_paired_size, plan_size
+from specbench.compare.gate import PAIRED_SD, RUN_SD, estimate_change, estimate_paired_change, plan_paired_size, plan_size
 from specbench.records.files import write_atomic
 from specbench.records.trial import BASELINE
 
@@ -125,7 +125,7 @@ def _plan(rng: np.random.Generator, noise: float) -> tuple[int, int]:
 
 def _plan_paired(rng: np.random.Generator, noise: float) -> int:
     needed = plan_paired_size(_measure_noise(rng, noise), RATIOS, TASKS, SLOWED, POWER)
-    assert needed is not None, f"{SLOWED:.0%} is far beyond {BESIDE_SD}"
+    assert needed is not None, f"{SLOWED:.0%} is far beyond {PAIRED_SD}"
     return needed // TASKS
 
 
@@ -147,7 +147,7 @@ def _fails(rng: np.random.Generator, noise: float, questions: int, runs: int, sl
 def _fails_paired(rng: np.random.Generator, noise: float, questions: int, slower: float, times: float = 1) -> bool:
     """times: the true scatter between two processes, over the assumed one."""
     index = pd.MultiIndex.from_product([range(TASKS), range(questions)], names=["task", "question_id"])
-    moved = -slower + rng.normal(0, times * BESIDE_SD) + rng.normal(0, noise, len(index))
+    moved = -slower + rng.normal(0, times * PAIRED_SD) + rng.normal(0, noise, len(index))
     return estimate_paired_change("a ratio", pd.Series(moved, index=index), RATIOS).verdict == "fail"
 
 

@@ -31,7 +31,7 @@ atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specbench.report.figures.DPI", 30)
+    monkeypatch.setattr("specbench.report.canvas.DPI", 30)
 
 
 class Driver:

@@ -27,7 +27,7 @@ def test_a_datastore_that_holds_questions_is_alarmed_and_told(tmp_path):
     loaded = read_run(directory.path)
     found = [one for one in find_alarms(loaded, summarise(loaded)) if "datastore" in one.message]
     assert [(one.level, one.method) for one in found] == [("alarm", "rest")]
-    assert found[0].message.startswith("its datastore <store> holds 3 of the 480 questions")
+    assert found[0].message.startswith("its datastore <store> contains 3 of the 480 questions")
     html = render_report([directory.path], tmp_path / "out").page.read_text()
     assert "rest: &lt;store&gt;, 1,200,000 tokens, holds 3 of 480 questions; other: " in html
 
@@ -47,8 +47,8 @@ def test_a_run_says_what_is_missing_and_that_its_code_changed(tmp_path):
     continued = [{"started": "2026-01-02", "differs": ["git", "versions"]}]
     directory.write_provenance({**directory.read_provenance(), "turns": 2, "continued": continued})
     said = [str(alarm) for alarm in find_alarms(read_run(tmp_path), summarise(read_run(tmp_path)))]
-    assert "notice: pld: 5 of 6 turns are still to be run; the same command goes on" in said
-    assert "notice: the run: continued on 2026-01-02 under another git, versions" in said
+    assert "notice: pld: 5 of 6 turns are still to be run; run the same command again to resume" in said
+    assert "notice: the run: resumed on 2026-01-02 with another git, versions" in said
 
 
 def test_a_profiled_run_is_no_headline(tmp_path):
@@ -97,7 +97,7 @@ def in_blocks(change):
 
 @pytest.mark.parametrize(("change", "alarmed"), [(1.0, False), (1.03, True)])
 def test_a_drift_inside_blocks_is_alarmed(tmp_path, change, alarmed):
-    found = [one for one in raised(in_blocks(change), tmp_path) if "the last of a block" in one[3]]
+    found = [one for one in raised(in_blocks(change), tmp_path) if "the last turn of a block" in one[3]]
     assert bool(found) == alarmed
     assert not alarmed or "takes +6." in found[0][3], "1.03 squared is 1.061"
 

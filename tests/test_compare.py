@@ -74,7 +74,7 @@ def test_a_turn_that_is_counted_otherwise_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change_", "told"),
     [
-        ({"config": {"seed": 1}}, "seed is 1, not None; --factor seed compares over it"),
+        ({"config": {"seed": 1}}, "seed is 1, not None; --factor seed allows it to differ"),
         ({"about": {"dtype": "float32"}}, "dtype is float32, not bfloat16"),
         ({"about": {"machine": {"cpu": "another"}}}, "machine.cpu is another"),
         ({"about": {"versions": {"torch": "0.1", "transformers": "0.0"}}}, "versions.torch is 0.1"),
@@ -137,7 +137,7 @@ def test_another_datastore_is_another_run(tmp_path: Path) -> None:
 def test_a_version_that_stopped_is_nothing_to_compare_with(tmp_path: Path) -> None:
     trials = made_up_trials({"pld": 0.4}, ["qa"], questions=4)
     beside = [replace(one, method=f"{one.method}@reference", finish_reason="error", error="gone") for one in trials]
-    with pytest.raises(InputError, match="stopped, so that there is nothing to compare with: gone"):
+    with pytest.raises(InputError, match="stopped, so there is nothing to compare with: gone"):
         compare_checkouts(write_run(tmp_path / "both", [*trials, *beside]).path)
 
 
@@ -176,7 +176,7 @@ def test_two_versions_in_one_run(tmp_path: Path) -> None:
     verdicts = {one.what: one.verdict for one in found.changes}
     assert found.failed and verdicts["autoregressive over autoregressive@reference"] == "fail"
     assert compare_checkouts(tmp_path / "slow", exchanged=True).changes[0].ratio.estimate > 1
-    with pytest.raises(InputError, match="no method of it ran on engine reference"):
+    with pytest.raises(InputError, match="none of its methods also ran on engine reference"):
         compare_checkouts(write_run(tmp_path / "alone", trials).path)
 
 
@@ -306,7 +306,7 @@ def test_what_the_other_checkout_lacks_is_one_line(capfd: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("PROTOCOL = 99\n", "speaks protocol 99"), ("import torch\n", "older than any"), (None, "older than any")]
+    ("text", "said"), [("PROTOCOL = 99\n", "uses protocol 99"), ("import torch\n", "older than any"), (None, "older than any")]
 )
 def test_a_checkout_of_another_protocol_is_refused_in_a_line(tmp_path: Path, text: str | None, said: str) -> None:
     (tmp_path / "specbench" / "compare").mkdir(parents=True)

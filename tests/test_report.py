@@ -18,7 +18,8 @@ from specbench.analysis.summary import summarise, write_summary
 from specbench.errors import InputError
 from specbench.records.certificates import Certification
 from specbench.report import tables
-from specbench.report.figures import add_legend, create_canvas, fold_label, plot_task_speedups, use_figure_settings
+from specbench.report.canvas import add_legend, create_canvas, fold_label, use_figure_settings
+from specbench.report.figures import plot_task_speedups
 from specbench.report.palette import GREY, KNOWN, assign_looks
 from specbench.report.render import render_report
 from tests.fake_run import CONFIG, failed, made_up_trials, trial, write_run
@@ -273,13 +274,13 @@ def test_the_page_says_what_a_certificate_followed(run, tmp_path, monkeypatch):
     report = render_report([run.path], tmp_path / "out")
     html = report.page.read_text()
     assert "14 texts of at most 40 tokens, 2026-11-22" in html and "14 texts, ≤&nbsp;40&nbsp;tokens" in html
-    assert "notice: the run: answers of up to 61 tokens; the certificates followed texts of at most 40" in map(str, report.alarms)
+    assert "notice: the run: answers of up to 61 tokens; the certificates checked texts of at most 40" in map(str, report.alarms)
 
 
 def test_a_headline_names_those_that_may_be_the_fastest_too(tmp_path):
     trials = made_up_trials({"pld": 0.1, "sps": 0.7, "sps_again": 0.7}, TASKS)
     html = render_report([write_run(tmp_path / "run", trials).path], tmp_path / "out").page.read_text()
-    assert re.search(r"Fastest: sps.* times autoregressive decoding. Not told apart from the fastest: sps[_again]*\.", html)
+    assert re.search(r"Fastest: sps.* times autoregressive decoding. Not significantly slower: sps[_again]*\.", html)
 
 
 def test_no_legend_is_wider_than_its_figure():

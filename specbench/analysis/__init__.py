@@ -1,1 +1,1 @@
-"""Records to numbers. Pure: no model, no torch."""
+"""Numbers from records. Pure: no model, no torch."""

@@ -1,9 +1,10 @@
 """Mean accepted tokens and acceptance rates by every convention in use, from the same steps.
 
-A step drafts a chain or tree of some depth, `accepted` of it is kept, and `committed` tokens enter the text: accepted + 1, or as
-many as accepted where the last of those ends the text. Conventions differ in which steps count, how turns weigh, and whether
-prefill's token does. `micro` is what Spec-Bench's speed.py makes of an export, and EAGLE's τ. vLLM's own counters also hold what
-it accepts behind a stop token, and it drafts past the limit; neither is in a record, so its figures differ in a turn's last step.
+A step drafts a chain or a tree and accepts `accepted` of its tokens. `committed` tokens enter the text: accepted + 1, or just
+accepted if the last of them ends the text. Conventions differ in which steps count, how turns are weighted, and whether the
+token of prefill counts. `micro` is what Spec-Bench's speed.py computes from an export, and EAGLE's τ. vLLM's own counters include
+tokens accepted after a stop token and drafts past the length limit. A record holds neither, so vLLM's figures differ in a turn's
+last step.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from specbench.records.trial import Trial
 
 @dataclass(frozen=True)
 class Steps:
-    """Of one turn, per step: depth of the deepest draft, draft nodes, accepted tokens, committed tokens."""
+    """The steps of one turn: depth of the deepest draft, draft nodes, accepted tokens and committed tokens of each."""
 
     depth: list[int]
     drafted: list[int]
@@ -27,35 +28,35 @@ class Steps:
 
 
 def collect_steps(trials: Sequence[Trial]) -> list[Steps]:
-    """Of the turns that have steps: finished ones of an engine that can see them."""
-    found = []
+    """Return the steps of every finished turn of an engine that reports steps."""
+    turns = []
     for trial in trials:
         if not trial.failed and trial.committed and trial.depth is not None:
             assert trial.drafted is not None and trial.accepted is not None
-            found.append(Steps(trial.depth, trial.drafted, trial.accepted, trial.committed))
-    return found
+            turns.append(Steps(trial.depth, trial.drafted, trial.accepted, trial.committed))
+    return turns
 
 
 def micro(turns: Sequence[Steps], prefill: bool = False) -> float:
-    """Committed tokens per step over all turns together; with `prefill`, its token and its forward count as a step."""
+    """Return committed tokens per step over all turns; with `prefill`, prefill and its token count as one more step per turn."""
     extra = len(turns) * prefill
     steps = sum(len(turn.committed) for turn in turns) + extra
     return (sum(sum(turn.committed) for turn in turns) + extra) / steps if steps else float("nan")
 
 
 def macro(turns: Sequence[Steps], prefill: bool = False) -> float:
-    """Mean over turns of each turn's own."""
+    """Return the mean over turns of each turn's own `micro`; with `prefill`, SPEED-Bench's Average_AL."""
     return float(np.mean([micro([turn], prefill) for turn in turns])) if turns else float("nan")
 
 
 def rate(turns: Sequence[Steps]) -> float:
-    """Accepted tokens per draft node."""
+    """Return accepted tokens per draft node."""
     return _share(sum(sum(turn.accepted) for turn in turns), sum(sum(turn.drafted) for turn in turns))
 
 
 @dataclass(frozen=True)
 class Position:
-    """Counts of steps at draft position k, from 1: all; those that draft so deep; accept all before it; that accept it."""
+    """Counts at draft position k, from 1. offered: steps that draft so deep; reached: and accept all before k."""
 
     k: int
     steps: int
@@ -65,27 +66,29 @@ class Position:
 
     @property
     def joint(self) -> float:
-        """Of all steps; 1 + the sum over k is mean accepted tokens where nothing is cut off."""
+        """Share of all steps that accept it; 1 + the sum over k is the mean accepted tokens of turns that are not cut off."""
         return _share(self.accepted, self.steps)
 
     @property
     def conditional(self) -> float:
+        """Share of the steps that reach it."""
         return _share(self.accepted, self.reached)
 
 
 def positions(turns: Sequence[Steps]) -> list[Position]:
+    """Return the counts at every draft position of the turns."""
     depth, accepted = _flatten(turns)
-    found = []
+    places = []
     for k in range(1, 1 + int(depth.max(initial=0))):
         offered = depth >= k
         reached = offered & (accepted >= k - 1)
-        found.append(Position(k, len(depth), int(offered.sum()), int(reached.sum()), int((accepted >= k).sum())))
-    return found
+        places.append(Position(k, len(depth), int(offered.sum()), int(reached.sum()), int((accepted >= k).sum())))
+    return places
 
 
 @dataclass(frozen=True)
 class VllmCounters:
-    """vLLM (vllm:spec_decode_num_*): counters over steps that draft; of a tree, all its nodes are draft tokens."""
+    """vLLM's counters (vllm:spec_decode_num_*) over steps that draft; every node of a tree is a draft token."""
 
     drafts: int
     draft_tokens: int
@@ -106,6 +109,7 @@ class VllmCounters:
 
 
 def count_vllm(turns: Sequence[Steps]) -> VllmCounters:
+    """Return the counters that vLLM would report."""
     depth, accepted = _flatten(turns)
     tokens = sum(sum(turn.drafted) for turn in turns)
     return VllmCounters(int((depth > 0).sum()), tokens, int(accepted.sum()), [place.accepted for place in positions(turns)])
@@ -113,11 +117,11 @@ def count_vllm(turns: Sequence[Steps]) -> VllmCounters:
 
 @dataclass(frozen=True)
 class SGLangCounters:
-    """SGLang's meta_info, over requests: prefill's token is one of the completion tokens, but no verification."""
+    """SGLang's meta_info over requests: the token of prefill is a completion token, but prefill is no verification."""
 
     completion_tokens: int
     verifications: int
-    proposed_drafts: int  # draft nodes; a chain's block size times verifications
+    proposed_drafts: int  # draft nodes; for chains, block size times verifications
     correct_drafts: int
 
     @property
@@ -130,18 +134,14 @@ class SGLangCounters:
 
 
 def count_sglang(turns: Sequence[Steps]) -> SGLangCounters:
+    """Return the counters that SGLang would report."""
     depth, accepted = _flatten(turns)
     completed = len(turns) + sum(sum(turn.committed) for turn in turns)
     return SGLangCounters(completed, len(depth), sum(sum(turn.drafted) for turn in turns), int(accepted.sum()))
 
 
-def compute_speed_bench(turns: Sequence[Steps]) -> float:
-    """SPEED-Bench's Average_AL: mean over requests of tokens per chunk, the first chunk being prefill's token."""
-    return macro(turns, prefill=True)
-
-
 def _flatten(turns: Sequence[Steps]) -> tuple[np.ndarray, np.ndarray]:
-    """(S,) int of all turns' steps: depths, and accepted tokens."""
+    """Return the depths and the accepted tokens of all steps, each of shape (S,)."""
     depth = np.array([value for turn in turns for value in turn.depth], dtype=int)
     return depth, np.array([value for turn in turns for value in turn.accepted], dtype=int)
 

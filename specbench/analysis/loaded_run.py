@@ -1,4 +1,4 @@
-"""A run directory read once, for everything in the report."""
+"""A run directory, read once for everything in the report."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from specbench.records.certificates import Certification, find_certifications, l
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, Trial
 
-EPOCH = "1970-01-01T00:00:00Z"  # of a run that does not say when it began, such as an imported one
+EPOCH = "1970-01-01T00:00:00Z"  # of a run that does not record its start, such as an imported one
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """One run: its name, settings, trials and, where there are any, decoded outputs."""
+    """One run: its name, settings, trials and decoded outputs, if there are any."""
 
     name: str
     config: dict[str, Any]
     provenance: dict[str, Any]
     trials: list[Trial]
-    frame: pd.DataFrame  # metrics.trial_frame(trials)
+    frame: pd.DataFrame  # build_trial_frame(trials)
     texts: list[dict[str, Any]]
     certified: dict[str, Certification]  # by method
 
     @property
     def missing(self) -> dict[str, int]:
-        """By method, turns that the run has still to make, where it says how many it wants."""
-        wanted = (self.provenance.get("turns") or 0) * (self.config.get("repeats") or 0)
-        made = Counter(trial.method for trial in self.trials)
-        methods = sorted({*made, *(self.config.get("method") or {})})
-        return {method: wanted - made[method] for method in methods if made[method] < wanted}
+        """Turns that are still to be run, by method; empty if the run does not record how many it needs."""
+        needed = (self.provenance.get("turns") or 0) * (self.config.get("repeats") or 0)
+        finished = Counter(trial.method for trial in self.trials)
+        methods = sorted({*finished, *(self.config.get("method") or {})})
+        return {method: needed - finished[method] for method in methods if finished[method] < needed}
 
     @property
     def started(self) -> float:
-        """Seconds since 1970."""
+        """Start of the run, in seconds since 1970."""
         return datetime.fromisoformat(str(self.provenance.get("started") or EPOCH).replace("Z", "+00:00")).timestamp()
 
 
 def read_run(path: Path, certificates: Sequence[Path] | None = None) -> LoadedRun:
-    """certificates: folders of those that count; by default this checkout's and those beside the run.
+    """Read a run. certificates: folders to search; by default this checkout's, and `certificates` next to the run.
 
     Raises InputError when the directory is not a run, cannot be read, or holds no trial yet.
     """
@@ -61,7 +61,7 @@ def read_run(path: Path, certificates: Sequence[Path] | None = None) -> LoadedRu
 
 
 def look_up(mapping: Mapping[str, Any], path: str) -> Any:
-    """The value under a dotted path, "" where there is none."""
+    """Return the value under a dotted path, "" if there is none."""
     value: Any = mapping
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -69,24 +69,24 @@ def look_up(mapping: Mapping[str, Any], path: str) -> Any:
 
 
 def find_first(mapping: Mapping[str, Any], *paths: str) -> Any:
-    """The first scalar found under the dotted paths, "" where there is none."""
-    found = (look_up(mapping, path) for path in paths)
-    return next((value for value in found if value != "" and not isinstance(value, (Mapping, list))), "")
+    """Return the first scalar under one of the dotted paths, "" if there is none."""
+    values = (look_up(mapping, path) for path in paths)
+    return next((value for value in values if value != "" and not isinstance(value, (Mapping, list))), "")
 
 
 def order_methods(runs: Sequence[LoadedRun]) -> list[str]:
-    """Autoregressive first, then by label: the order of rows and colours, whatever a run's own order."""
+    """Return the methods in the order of rows and colours: autoregressive first, then by label."""
     labels = {trial.method for run in runs for trial in run.trials}
     return sorted(labels, key=lambda label: (label != BASELINE, label))
 
 
 def pick_trial(runs: Sequence[LoadedRun], method: str) -> dict[str, Any]:
-    """Any one of a method's records: what they all say is in it, such as whether the method is warm."""
+    """Return one of a method's records, for facts that they share, such as whether the method is warm."""
     return next(trial.to_row() for run in runs for trial in run.trials if trial.method == method)
 
 
 def order_tasks(run: LoadedRun) -> list[str]:
-    """The order of the config's task.*.name, then by name."""
+    """Return the tasks in the order of the config's task.*.name, then by name."""
     tasks = run.config.get("task")
     values = tasks.values() if isinstance(tasks, Mapping) else []
     configured = [value["name"] for value in values if isinstance(value, Mapping) and "name" in value]

@@ -1,10 +1,10 @@
-"""Trials to numbers. Counts are pooled and divided at the end; an error row never becomes a speed.
+"""Compute speeds and acceptance from trials. Counts are pooled and divided at the end; an error row never becomes a speed.
 
-    trial_frame -> question_frame -> pair -> question_ratios, pooled, spec_bench
+    build_trial_frame -> build_question_frame -> pair_with_baseline -> compute_question_ratios, pool_counts, compute_spec_bench
 
-Every method is paired with autoregressive decoding on the same question and repeat. A question on which
-either of the two failed, or which one of them has not finished, is left out of both sides (complete cases)
-and counted in `errors` or `unpaired`. The rows of task = overall hold the questions of all tasks.
+Every method is paired with autoregressive decoding on the same question and repeat. A question on which either of the two failed,
+or which one of them has not finished, is left out of both sides (complete cases) and counted in `errors` or `unpaired`. The rows
+of task = overall hold the questions of all tasks.
 """
 
 from __future__ import annotations
@@ -22,28 +22,17 @@ CELL = ["method", "task"]
 QUESTION = ["method", "task", "question_id"]
 
 _COUNTS = ["new_tokens", "seconds", "decode_tokens", "decode_seconds", "steps", "forwards", "retokenised", "energy_j"]
+_OPTIONAL = ["steps", "prefill_s", "decode_s", "draft_s", "verify_s", "retokenised", "peak_memory_bytes", "energy_j", *PER_STEP]
 
 
 def build_trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
-    """One row per turn: the record with per-step lists summed, `failed`, and `seconds` = prefill + decode."""
-    fields = list(Trial.__dataclass_fields__)
+    """Return one row per turn: the record with per-step lists summed, `failed`, and `seconds` = prefill + decode."""
     rows = [{**trial.to_row(), **_sum_steps(trial), "failed": trial.failed} for trial in trials]
-    frame = pd.DataFrame(rows, columns=[*fields, "failed"])
-    for name in (
-        "steps",
-        "prefill_s",
-        "decode_s",
-        "draft_s",
-        "verify_s",
-        "retokenised",
-        "peak_memory_bytes",
-        "energy_j",
-        *PER_STEP,
-    ):
-        frame[name] = pd.to_numeric(frame[name])
+    frame = pd.DataFrame(rows, columns=[*Trial.__dataclass_fields__, "failed"])
+    frame[_OPTIONAL] = frame[_OPTIONAL].apply(pd.to_numeric)
     frame["seconds"] = frame["prefill_s"].fillna(0) + frame["decode_s"]
     frame["decode_seconds"] = frame["decode_s"].where(frame["prefill_s"].notna())
-    frame["decode_tokens"] = frame["new_tokens"] - 1  # the first token is prefill's
+    frame["decode_tokens"] = frame["new_tokens"] - 1  # the first token is from prefill
     frame["forwards"] = frame["steps"] + 1
     return frame
 
@@ -54,7 +43,7 @@ def _sum_steps(trial: Trial) -> dict[str, int | None]:
 
 
 def build_question_frame(trials: pd.DataFrame) -> pd.DataFrame:
-    """One row per method, task, question and repeat: sums over turns, nan where a turn has no such number."""
+    """Return one row per method, task, question and repeat: sums over turns, nan where a turn lacks the number."""
     groups = trials.groupby([*QUESTION, "repeat"], sort=False)
     counts = groups[[*_COUNTS, *PER_STEP]]
     sums = counts.sum().where(counts.count().eq(groups.size(), axis=0))
@@ -64,18 +53,18 @@ def build_question_frame(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def pair_with_baseline(questions: pd.DataFrame) -> pd.DataFrame:
-    """Complete cases: each row beside autoregressive's (suffix _baseline), same question and repeat."""
+    """Join each complete row with autoregressive's of the same question and repeat (columns with suffix _baseline)."""
     ever_failed = questions.groupby(QUESTION, sort=False)["failed"].transform("any").astype(bool)
-    whole = questions[~ever_failed]
-    baseline = whole[whole["method"] == BASELINE].drop(columns=["method", "failed"])
-    pairs = whole.merge(baseline, on=["task", "question_id", "repeat"], suffixes=("", "_baseline"))
+    complete = questions[~ever_failed]
+    baseline = complete[complete["method"] == BASELINE].drop(columns=["method", "failed"])
+    pairs = complete.merge(baseline, on=["task", "question_id", "repeat"], suffixes=("", "_baseline"))
     return pairs[pairs["turns"] == pairs["turns_baseline"]]
 
 
 def compute_question_ratios(pairs: pd.DataFrame) -> pd.DataFrame:
-    """One row per method, task and question, repeats averaged first: log ratios, natural logarithms.
+    """Return one row per method, task and question, repeats averaged first: natural logarithms of ratios.
 
-    log_speedup and log_speedup_decode are of rates, log_conversion of speedup / tokens per forward.
+    log_speedup and log_speedup_decode are ratios of rates, log_conversion is speedup / tokens per forward.
     """
     sums = pairs.drop(columns=["repeat", "failed"]).groupby(QUESTION, sort=False).sum(min_count=1)
     ratio = _rate(sums, "") / _rate(sums, "_baseline")
@@ -86,7 +75,7 @@ def compute_question_ratios(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def compute_question_latencies(pairs: pd.DataFrame) -> pd.DataFrame:
-    """One row per method, task and question: ms_per_token over all repeats, prefill included; new_tokens, mean of a repeat."""
+    """Return ms_per_token (all repeats, prefill included) and mean new_tokens by method, task and question."""
     groups = pairs.groupby(QUESTION, sort=False)
     sums = groups[["seconds", "new_tokens"]].sum(min_count=1)
     rows = pd.DataFrame({"ms_per_token": 1e3 * sums["seconds"] / sums["new_tokens"], "new_tokens": groups["new_tokens"].mean()})
@@ -103,12 +92,12 @@ def _decode_rate(sums: pd.DataFrame, side: str) -> pd.Series:
 
 
 def add_overall(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows, and once more under task = overall."""
+    """Return the rows twice, the second time under task = overall."""
     return pd.concat([rows, rows.assign(task=OVERALL)], ignore_index=True)
 
 
 def pool_counts(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Ratios of pooled counts, indexed by (method, task), overall included.
+    """Return ratios of pooled counts, indexed by (method, task), overall included.
 
     mean_accepted_tokens = committed / steps; acceptance_rate = accepted / depth offered; tokens_per_forward =
     new tokens / (steps + 1 per turn); speedup_pooled = ratio of all tokens per all seconds.
@@ -132,39 +121,41 @@ def pool_counts(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def compute_seed_spread(pairs: pd.DataFrame) -> pd.DataFrame:
-    """By (method, task): standard deviation over repeats of the speedup and of mean accepted tokens, where each has its own seed.
+    """Return, by (method, task), the standard deviation over repeats of speedup and mean accepted tokens; nan with one repeat.
 
-    Of each repeat the geometric mean over questions, for overall that of the tasks' means; nan with one repeat.
+    The speedup of a repeat is the geometric mean over questions; overall, over the tasks' means.
     """
     logs = np.log(_rate(pairs, "") / _rate(pairs, "_baseline"))
     speedups = pairs.assign(log=logs).groupby([*CELL, "repeat"])["log"].mean().reset_index()
-    whole = speedups.groupby(["method", "repeat"])["log"].mean().reset_index().assign(task=OVERALL)
-    every = pd.concat([speedups, whole])
+    overall = speedups.groupby(["method", "repeat"])["log"].mean().reset_index().assign(task=OVERALL)
+    both = pd.concat([speedups, overall])
     sums = add_overall(pairs).groupby([*CELL, "repeat"])[["committed", "steps"]].sum(min_count=1)
     accepted = (sums["committed"] / sums["steps"]).groupby(CELL).std()
-    spread = every.assign(speedup=np.exp(every["log"])).groupby(CELL)["speedup"].std()
+    spread = both.assign(speedup=np.exp(both["log"])).groupby(CELL)["speedup"].std()
     return pd.DataFrame({"speedup_seed_sd": spread, "mean_accepted_tokens_seed_sd": accepted})
 
 
 def compute_spec_bench(pairs: pd.DataFrame) -> pd.Series:
-    """Spec-Bench's estimator (its evaluation/speed.py), by (method, task); for published tables only.
+    """Return Spec-Bench's estimator (its evaluation/speed.py) by (method, task); for published tables only.
 
-    Mean over questions of the method's tokens/s over the mean of autoregressive's re-tokenised tokens/s;
-    repeat i against repeat i, then the mean over repeats.
+    It is the mean over questions of the method's tokens/s, divided by the mean of autoregressive's re-tokenised tokens/s, repeat
+    by repeat, averaged over repeats.
     """
     recount = pairs["retokenised_baseline"].fillna(pairs["new_tokens_baseline"])
-    own = pairs["new_tokens"].where(pairs["method"] != BASELINE, recount)
-    rates = pairs.assign(own=own / pairs["seconds"], reference=recount / pairs["seconds_baseline"])
-    means = add_overall(rates).groupby([*CELL, "repeat"], sort=False)[["own", "reference"]].mean()
-    speedups: pd.Series = (means["own"] / means["reference"]).groupby(CELL, sort=False).mean()
+    tokens = pairs["new_tokens"].where(pairs["method"] != BASELINE, recount)
+    rates = pairs.assign(rate=tokens / pairs["seconds"], baseline=recount / pairs["seconds_baseline"])
+    means = add_overall(rates).groupby([*CELL, "repeat"], sort=False)[["rate", "baseline"]].mean()
+    speedups: pd.Series = (means["rate"] / means["baseline"]).groupby(CELL, sort=False).mean()
     return speedups.rename("speedup_spec_bench")
 
 
 def residuals(trials: pd.DataFrame) -> pd.DataFrame:
-    """Of finished turns of several repeats: log seconds and the position in block, each less its mean over the repeats."""
-    whole = trials[~trials["failed"].astype(bool) & (trials["seconds"] > 0)]
+    """Return log seconds and the position in the block of repeated turns, each less its mean over the repeats."""
+    finished = trials[~trials["failed"].astype(bool) & (trials["seconds"] > 0)]
     turn = [*QUESTION, "turn"]
-    rows = whole[[*turn, "repeat", "order"]].assign(residual=np.log(whole["seconds"]), place=whole["order"].astype(float))
+    rows = finished[[*turn, "repeat", "order"]].assign(
+        residual=np.log(finished["seconds"]), place=finished["order"].astype(float)
+    )
     groups = rows.groupby(turn)
     rows[["residual", "place"]] -= groups[["residual", "place"]].transform("mean")
     rows["repeats"] = groups["order"].transform("size")
@@ -172,7 +163,7 @@ def residuals(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def compute_repeat_spread(trials: pd.DataFrame) -> pd.Series:
-    """By method: standard deviation over repeats of a turn's log seconds, so 0.01 is about one per cent."""
+    """Return, by method, the standard deviation over repeats of a turn's log seconds; 0.01 is about one per cent."""
     rows = residuals(trials)
     freedom = (1 - 1 / rows["repeats"]).groupby(rows["method"]).sum()
     squares = (rows["residual"] ** 2).groupby(rows["method"]).sum()
@@ -180,14 +171,14 @@ def compute_repeat_spread(trials: pd.DataFrame) -> pd.Series:
 
 
 def compute_identical_share(trials: pd.DataFrame) -> pd.Series:
-    """Share of turns, over all repeats, whose output ids equal autoregressive's, by (method, task).
+    """Return, by (method, task), the share of turns over all repeats whose output ids equal autoregressive's.
 
-    A turn counts only where both had the same prompt: all with context = reference, some with context = own.
+    A turn counts only if both had the same prompt: all with context = reference, some with context = own.
     """
-    whole = trials[~trials["failed"].astype(bool) & trials["output_sha256"].notna()]
+    finished = trials[~trials["failed"].astype(bool) & trials["output_sha256"].notna()]
     turn = ["task", "question_id", "turn", "repeat"]
-    baseline = whole.loc[whole["method"] == BASELINE, [*turn, "prompt_sha256", "output_sha256"]]
-    both = whole.merge(baseline, on=turn, suffixes=("", "_baseline"))
+    baseline = finished.loc[finished["method"] == BASELINE, [*turn, "prompt_sha256", "output_sha256"]]
+    both = finished.merge(baseline, on=turn, suffixes=("", "_baseline"))
     both = both[(both["context"] == "reference") | (both["prompt_sha256"] == both["prompt_sha256_baseline"])]
     same = both.assign(identical=(both["output_sha256"] == both["output_sha256_baseline"]).astype(float))
     shares: pd.Series = add_overall(same).groupby(CELL, sort=False)["identical"].mean()
@@ -195,14 +186,13 @@ def compute_identical_share(trials: pd.DataFrame) -> pd.Series:
 
 
 def split_step_time(trials: pd.DataFrame) -> pd.DataFrame:
-    """Of a profiled run, by method: what a step costs in steps of autoregressive decoding, and of that its parts.
+    """Return, by method of a profiled run, the cost of a step in steps of autoregressive decoding, and the parts of that cost.
 
-    step = draft + verify + rest, where verify is the target's forward and the choice, rest the bookkeeping of loop and
-    drafter; step_ms in milliseconds; mean_accepted_tokens is what it yields. Over all finished turns of each method, not pairs.
-    Empty without a profiled turn.
+    step = draft + verify + rest. verify is the target's forward and the choice of tokens, rest the bookkeeping of loop and
+    drafter. step_ms is in milliseconds. Taken over all finished turns of each method, not pairs; empty without a profiled turn.
     """
-    whole = trials[~trials["failed"].astype(bool) & trials["draft_s"].notna()]
-    sums = whole.groupby("method")[["steps", "decode_s", "draft_s", "verify_s", "committed"]].sum()
+    finished = trials[~trials["failed"].astype(bool) & trials["draft_s"].notna()]
+    sums = finished.groupby("method")[["steps", "decode_s", "draft_s", "verify_s", "committed"]].sum()
     if BASELINE not in sums.index:
         sums = sums.iloc[:0]
     per_step = sums.div(sums["steps"], axis=0)
@@ -221,18 +211,19 @@ def split_step_time(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise_trials(trials: pd.DataFrame) -> pd.DataFrame:
-    """By (method, task), of every trial: `errors` (failed turns), `peak_memory_mb` (10^6 bytes), `state`, `kind`."""
+    """Return, by (method, task) of all trials, `errors` (failed turns), `peak_memory_mb` (10^6 bytes), `state` and `kind`."""
     groups = add_overall(trials).groupby(CELL, sort=False)
     columns = {
         "errors": groups["failed"].sum().astype(int),
         "state": groups["state"].max(),  # warm beats cold
         "kind": groups["kind"].max(),  # synthetic beats measured
+        "peak_memory_mb": groups["peak_memory_bytes"].max() / 1e6,
     }
-    return pd.DataFrame({**columns, "peak_memory_mb": groups["peak_memory_bytes"].max() / 1e6})
+    return pd.DataFrame(columns)
 
 
 def find_failed_questions(questions: pd.DataFrame) -> pd.DataFrame:
-    """The (method, task, question_id) a method failed on in any repeat and autoregressive in none."""
+    """Return (method, task, question_id) of questions on which a method failed in some repeat and autoregressive in none."""
     failed = questions.loc[questions["failed"].astype(bool), QUESTION].drop_duplicates()
     baseline = failed.loc[failed["method"] == BASELINE, QUESTION[1:]].assign(known=True)
     both = failed.merge(baseline, on=QUESTION[1:], how="left")
@@ -240,7 +231,7 @@ def find_failed_questions(questions: pd.DataFrame) -> pd.DataFrame:
 
 
 def count_unpaired(questions: pd.DataFrame, pairs: pd.DataFrame) -> dict[tuple[str, str], int]:
-    """By (method, task): questions without a pair that failed for nobody: the run is not finished."""
+    """Return, by (method, task), the number of questions that have no pair yet although no method failed on them."""
     failed = questions[questions["failed"].astype(bool)]
     open_questions = _collect_question_keys(questions) - _collect_question_keys(failed)
     done = set(pairs[QUESTION].itertuples(index=False, name=None))
@@ -258,18 +249,18 @@ def _collect_question_keys(questions: pd.DataFrame) -> set[tuple[str, int | str]
 
 
 def tabulate_positions(trials: Iterable[Trial]) -> pd.DataFrame:
-    """How far drafts are accepted, by (method, position k from 1): counts over steps, and shares; see acceptance."""
-    names = ["method", "position", "steps", "offered", "reached", "accepted", "joint", "conditional", "vllm_acceptance_rate"]
+    """Return counts of steps and shares by method and draft position k, from 1; see acceptance.Position."""
+    counts = ["steps", "offered", "reached", "accepted", "joint", "conditional"]
     rows = [
-        (method, place.k, place.steps, place.offered, place.reached, place.accepted, place.joint, place.conditional, of_vllm)
+        (method, place.k, *(getattr(place, name) for name in counts), vllm_rate)
         for method, turns in _group_by_method(trials).items()
-        for place, of_vllm in zip(acceptance.positions(turns), acceptance.count_vllm(turns).per_position, strict=True)
+        for place, vllm_rate in zip(acceptance.positions(turns), acceptance.count_vllm(turns).per_position, strict=True)
     ]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=["method", "position", *counts, "vllm_acceptance_rate"])
 
 
 def tabulate_conventions(trials: Iterable[Trial]) -> pd.DataFrame:
-    """By method, mean accepted tokens and acceptance rates as everybody counts them (see acceptance); Spec-Bench's is micro."""
+    """Return, by method, mean accepted tokens and acceptance rates by every convention in acceptance; Spec-Bench's is micro."""
     rows = []
     for method, turns in _group_by_method(trials).items():
         vllm, sglang = acceptance.count_vllm(turns), acceptance.count_sglang(turns)
@@ -284,15 +275,15 @@ def tabulate_conventions(trials: Iterable[Trial]) -> pd.DataFrame:
                 "vllm_acceptance_rate": vllm.acceptance_rate,
                 "sglang_accept_length": sglang.accept_length,
                 "sglang_accept_rate": sglang.accept_rate,
-                "speed_bench_average_al": acceptance.compute_speed_bench(turns),
+                "speed_bench_average_al": acceptance.macro(turns, prefill=True),
             }
         )
     return pd.DataFrame(rows)
 
 
 def _group_by_method(trials: Iterable[Trial]) -> dict[str, list[acceptance.Steps]]:
-    """The turns that have steps."""
-    own: dict[str, list[Trial]] = {}
+    """Return the turns that have steps."""
+    by_method: dict[str, list[Trial]] = {}
     for trial in trials:
-        own.setdefault(trial.method, []).append(trial)
-    return {method: turns for method, these in own.items() if (turns := acceptance.collect_steps(these))}
+        by_method.setdefault(trial.method, []).append(trial)
+    return {method: turns for method, rows in by_method.items() if (turns := acceptance.collect_steps(rows))}

@@ -1,7 +1,7 @@
-"""Numbers to intervals. A speedup is a geometric mean over questions, so everything here works on logarithms.
+"""Confidence intervals and ranks. A speedup is a geometric mean over questions, so everything here works on logarithms.
 
-Questions are what varies (SD of the log speedup 0.2 to 0.45 over questions, 0.004 to 0.02 over repeats), so
-questions are what is resampled; repeats are averaged before.
+The log speedup varies over questions (SD 0.2 to 0.45) far more than over repeats (0.004 to 0.02). Repeats are therefore averaged
+first, and questions are resampled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy.typing as npt
 from scipy import stats
 
 RESAMPLES = 2_000
-LEAST_FREEDOM, LEAST_STRATUM = 5, 4  # of the bootstrap: questions less one, all together; questions of each stratum
+LEAST_FREEDOM = 5  # degrees of freedom of all strata together; the bootstrap needs as many
+LEAST_STRATUM = 4  # questions per stratum; the bootstrap needs as many
 
 Array = npt.NDArray[np.float64]
 
@@ -30,11 +31,10 @@ class Interval:
 
 
 def speedup(strata: Sequence[Sequence[float] | Array], seed: int = 0, level: float = 0.95) -> Interval:
-    """Geometric mean of ratios with a studentised bootstrap interval, both back on the scale of ratios.
+    """Return the geometric mean of ratios and its studentised bootstrap interval, on the scale of ratios.
 
-    `strata` holds arrays of log(rate of the method / rate of autoregressive decoding), one entry a
-    question: one array for a task's own row; one per task for task = overall, where every task weighs the
-    same.
+    strata: arrays of log(rate of the method / rate of autoregressive decoding), one entry per question: one array for a single
+    task, one per task for task = overall, where every task weighs the same.
     """
     log = mean_interval(strata, seed=seed, level=level)
     return Interval(*(float(np.exp(value)) for value in (log.estimate, log.low, log.high)))
@@ -43,13 +43,13 @@ def speedup(strata: Sequence[Sequence[float] | Array], seed: int = 0, level: flo
 def mean_interval(
     strata: Sequence[Sequence[float] | Array], seed: int = 0, level: float = 0.95, resamples: int = RESAMPLES
 ) -> Interval:
-    """Mean of the strata's means with a bootstrap-t interval (Efron & Tibshirani 1993, section 12.5).
+    """Return the mean of the strata's means with a bootstrap-t interval (Efron & Tibshirani 1993, section 12.5).
 
-    [m - q(1-a/2) se, m - q(a/2) se], q the quantiles of t* = (m* - m)/se*, se = sqrt(sum_k s_k^2/n_k)/K;
-    resampled within strata (Davison & Hinkley 1997, section 3.2). No limits where a stratum has one
-    question. Below six questions, or four a stratum, Student's t with Welch-Satterthwaite degrees of freedom:
-    it covers 88 % (skewness 2) to 98 % (two questions a stratum) there, while one bootstrap-t interval in
-    twenty is up to 15 times as wide as the median one (python -m benchmarks.simulation).
+    [m - q(1-a/2) se, m - q(a/2) se], q the quantiles of t* = (m* - m)/se*, se = sqrt(sum_k s_k^2/n_k)/K; resampled within
+    strata (Davison & Hinkley 1997, section 3.2). There are no limits where a stratum has one question. Below six questions, or
+    four per stratum, the interval is Student's t with Welch-Satterthwaite degrees of freedom. It covers 88 % (skewness 2) to
+    98 % (two questions per stratum) there, while one bootstrap-t interval in twenty is up to 15 times as wide as the median one
+    (python -m benchmarks.simulation).
     """
     groups = [np.asarray(values, dtype=np.float64) for values in strata if len(values)]
     estimate, variance, freedom = stratified_mean(groups)
@@ -67,23 +67,23 @@ def mean_interval(
 
 
 def _bootstrap_t(groups: Sequence[Array], resamples: int, seed: int) -> Array:
-    """t* of every resample whose standard error is not zero, (R,)."""
+    """Return t* of every resample whose standard error is not zero, shape (R,)."""
     rng = np.random.default_rng(seed)
     deviation = np.zeros(resamples)
     variance = np.zeros(resamples)
     for group in groups:
-        drawn = group[rng.integers(0, len(group), (resamples, len(group)))]  # (R, n)
-        deviation += (drawn.mean(axis=1) - group.mean()) / len(groups)
-        variance += drawn.var(axis=1, ddof=1) / len(group) / len(groups) ** 2
+        samples = group[rng.integers(0, len(group), (resamples, len(group)))]  # (R, n)
+        deviation += (samples.mean(axis=1) - group.mean()) / len(groups)
+        variance += samples.var(axis=1, ddof=1) / len(group) / len(groups) ** 2
     varied = variance > 1e-24  # a resample of one question drawn n times has no t
     t_star: Array = deviation[varied] / np.sqrt(variance[varied])
     return t_star
 
 
 def stratified_mean(strata: Sequence[Array]) -> tuple[float, float, float]:
-    """Mean of the strata's means, its variance, and the degrees of freedom of that (Welch-Satterthwaite).
+    """Return the mean of the strata's means, its variance and the variance's degrees of freedom (Welch-Satterthwaite).
 
-    The last two are nan where a stratum has one value, all three where there is none.
+    The last two are nan where a stratum has one value; all three are nan without strata.
     """
     if not strata:
         return np.nan, np.nan, np.nan
@@ -92,23 +92,24 @@ def stratified_mean(strata: Sequence[Array]) -> tuple[float, float, float]:
         return mean, np.nan, np.nan
     variances = np.array([values.var(ddof=1) / len(values) for values in strata])
     freedom = np.array([len(values) - 1 for values in strata])
-    whole = float(variances.sum())
-    return mean, whole / len(strata) ** 2, whole**2 / float((variances**2 / freedom).sum()) if whole else float(freedom.sum())
+    total = float(variances.sum())
+    pooled = total**2 / float((variances**2 / freedom).sum()) if total else float(freedom.sum())
+    return mean, total / len(strata) ** 2, pooled
 
 
 def rank_methods(strata: Mapping[str, Sequence[Array]], level: float = 0.05) -> dict[str, tuple[int, int]]:
-    """By method, the best and the worst rank that it may have, 1 the fastest: equal where it is told apart from all others.
+    """Return the best and the worst rank that each method may have, 1 the fastest; both are equal if it differs from all others.
 
-    `strata` holds each method's log speedups, for every method of the same questions in the same order, nan where it has none.
-    Two methods are told apart by a paired t-test of their differences, questions within strata, strata weighing the same. Holm's
-    procedure (1979) over all pairs: all ranks hold together with a confidence of 1 - level.
+    strata: each method's log speedups of the same questions in the same order, nan where it has none. Two methods differ by a
+    paired t-test over questions within strata, strata weighing the same. Holm's procedure (1979) over all pairs makes all ranks
+    hold together with a confidence of 1 - level.
     """
     pairs = list(combinations(strata, 2))
     tests = [_test_difference([a - b for a, b in zip(strata[one], strata[other], strict=True)]) for one, other in pairs]
-    apart = holm([p_value for _, p_value in tests], level)
+    rejected = holm([p_value for _, p_value in tests], level)
     best, worst = dict.fromkeys(strata, 1), dict.fromkeys(strata, len(strata))
-    for (one, other), (gain, _), told in zip(pairs, tests, apart, strict=True):
-        if told:
+    for (one, other), (gain, _), differs in zip(pairs, tests, rejected, strict=True):
+        if differs:
             faster, slower = (one, other) if gain > 0 else (other, one)
             best[slower] += 1
             worst[faster] -= 1
@@ -116,7 +117,7 @@ def rank_methods(strata: Mapping[str, Sequence[Array]], level: float = 0.05) -> 
 
 
 def _test_difference(strata: Sequence[Array]) -> tuple[float, float]:
-    """Mean of the strata's means, and the p-value of its being zero; 1 where a stratum has too few questions."""
+    """Return the mean of the strata's means and the p-value of the hypothesis that it is zero; 1 with too few questions."""
     groups = [group[~np.isnan(group)] for group in strata]
     if any(len(group) < 2 for group in groups):
         return 0.0, 1.0
@@ -127,27 +128,22 @@ def _test_difference(strata: Sequence[Array]) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which hypotheses fall, so that with a chance of at most `level` any true one does (Holm 1979)."""
-    falls = [False] * len(p_values)
-    for left, at in zip(range(len(p_values), 0, -1), np.argsort(p_values), strict=True):
-        if p_values[at] > level / left:
+    """Return which hypotheses are rejected; the chance that any true one is among them is at most `level` (Holm 1979)."""
+    rejected = [False] * len(p_values)
+    for left, index in zip(range(len(p_values), 0, -1), np.argsort(p_values), strict=True):
+        if p_values[index] > level / left:
             break
-        falls[at] = True
-    return falls
+        rejected[index] = True
+    return rejected
 
 
 def quantile(values: Sequence[float] | Array, share: float, level: float = 0.95) -> Interval:
-    """A quantile with limits that are order statistics (David & Nagaraja 2003, section 7.1); nan where there are too few values.
-
-    The chance that the quantile lies between the k-th and the m-th of n values is P(k <= B < m), B binomial with n and `share`.
-    """
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    count = len(ordered)
-    if not count:
+    """Return a quantile with limits that are order statistics (David & Nagaraja 2003, section 7.1); nan with too few values."""
+    sample = np.asarray(values, dtype=np.float64)
+    if not len(sample):
         return Interval(np.nan, np.nan, np.nan)
-    estimate = float(np.quantile(ordered, share))
-    tail = (1 - level) / 2
-    low, high = int(stats.binom.ppf(tail, count, share)), int(stats.binom.ppf(1 - tail, count, share)) + 1
-    if low < 1 or high > count:
+    estimate = float(np.quantile(sample, share))
+    limits = stats.quantile_test(sample, p=share).confidence_interval(level)
+    if np.isnan(limits.low) or np.isnan(limits.high):
         return Interval(estimate, np.nan, np.nan)
-    return Interval(estimate, float(ordered[low - 1]), float(ordered[high - 1]))
+    return Interval(estimate, float(limits.low), float(limits.high))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -21,73 +22,45 @@ LATENCIES = [f"ms_per_token_{name}{side}" for name in PERCENTILES for side in ("
 SEEDS = ["speedup_seed_sd", "mean_accepted_tokens_seed_sd"]
 UNKNOWN = "not certified"
 COLUMNS = [
-    "run",
-    "target",
-    "shape",
-    "engine",
-    "dtype",
-    "device",
-    "temperature",
-    "method",
-    "task",
-    "questions",
-    "repeats",
-    "tokens_per_second",
-    "speedup",
-    "speedup_low",
-    "speedup_high",
-    "speedup_spec_bench",
-    "mean_accepted_tokens",
-    "acceptance_rate",
-    "conversion",
-    "identical",
-    "lossless",
-    "peak_memory_mb",
-    "kind",
-    "state",
-    "speedup_pooled",
-    "speedup_decode",
-    "speedup_with_failures",
-    "speedup_median",
-    "rank_best",
-    "rank_worst",
-    *LATENCIES,
-    "decode_tokens_per_second",
-    "accuracy",
-    "tokens_per_forward",
-    "conversion_low",
-    "conversion_high",
-    "joules_per_token",
-    "drafted",
-    "errors",
-    "unpaired",
-    *SEEDS,
-]
+    "run", "target", "shape", "engine", "dtype", "device", "temperature", "method", "task", "questions", "repeats",
+    "tokens_per_second", "speedup", "speedup_low", "speedup_high", "speedup_spec_bench", "mean_accepted_tokens",
+    "acceptance_rate", "conversion", "identical", "lossless", "peak_memory_mb", "kind", "state",
+    "speedup_pooled", "speedup_decode", "speedup_with_failures", "speedup_median", "rank_best", "rank_worst", *LATENCIES,
+    "decode_tokens_per_second", "accuracy", "tokens_per_forward", "conversion_low", "conversion_high", "joules_per_token",
+    "drafted", "errors", "unpaired", *SEEDS,
+]  # fmt: skip
 
 
 def summarise(run: LoadedRun) -> pd.DataFrame:
-    """The rows of summary.csv; every method × task that was tried has one, nan where it has no number."""
+    """Return the rows of summary.csv: one for every method and task that was run, nan where it has no number."""
     questions = metrics.build_question_frame(run.frame)
     pairs = metrics.pair_with_baseline(questions)
-    cells = metrics.summarise_trials(run.frame).join(metrics.pool_counts(pairs)).join(metrics.compute_spec_bench(pairs))
-    cells = cells.join(metrics.compute_identical_share(run.frame)).join(compute_intervals(questions, pairs))
-    cells = cells.join(compute_accuracy(run)).join(metrics.compute_seed_spread(pairs)).join(compute_latency_percentiles(pairs))
-    cells = cells.join(
-        compute_ranks(metrics.compute_question_ratios(pairs), yardsticks=cells.index[cells["kind"] == "synthetic"])
+    cells = metrics.summarise_trials(run.frame)
+    columns = (
+        metrics.pool_counts(pairs),
+        metrics.compute_spec_bench(pairs),
+        metrics.compute_identical_share(run.frame),
+        compute_intervals(questions, pairs),
+        compute_accuracy(run),
+        metrics.compute_seed_spread(pairs),
+        compute_latency_percentiles(pairs),
+        compute_ranks(metrics.compute_question_ratios(pairs), yardsticks=cells.index[cells["kind"] == "synthetic"]),
     )
+    for more in columns:
+        cells = cells.join(more)
     cells["unpaired"] = pd.Series(metrics.count_unpaired(questions, pairs), dtype=float).reindex(cells.index)
     rows = cells.reset_index().assign(**identify_run(run))
     rows["lossless"] = [str(run.certified.get(method, UNKNOWN)) for method in rows["method"]]
     rows["engine"] = [find_engine(run, method) for method in rows["method"]]
-    drawn = is_sampled(rows["temperature"].iloc[0])  # else repeats are of the very same text
-    rows.loc[(rows["method"] == BASELINE) | (not drawn), SEEDS] = np.nan
-    whole = ["questions", "repeats", "errors", "unpaired"]
-    rows[whole] = rows[whole].fillna(0).astype(int)
+    sampled = is_sampled(rows["temperature"].iloc[0])  # greedy repeats all have the same text
+    rows.loc[(rows["method"] == BASELINE) | (not sampled), SEEDS] = np.nan
+    counts = ["questions", "repeats", "errors", "unpaired"]
+    rows[counts] = rows[counts].fillna(0).astype(int)
     return _sort_rows(rows, run)[COLUMNS]
 
 
 def identify_run(run: LoadedRun) -> dict[str, Any]:
-    """The columns that say which run a row comes from; "" where config.yaml and run.json do not say."""
+    """Return the columns that identify the run of a row; "" where config.yaml and run.json do not say."""
     config, provenance = run.config, run.provenance
     return {
         "run": run.name,
@@ -100,14 +73,14 @@ def identify_run(run: LoadedRun) -> dict[str, Any]:
 
 
 def find_engine(run: LoadedRun, label: str) -> str:
-    """method@engine names its engine; a bare label ran on the config's first one, "" if it does not say."""
+    """Return the engine named in method@engine, else the first engine of the config, "" if it has none."""
     engines = run.config.get("engine")
     names = list(engines) if isinstance(engines, dict) else [engines or ""]
     return label.partition("@")[2] or str(next(iter(names), ""))
 
 
 def compute_accuracy(run: LoadedRun) -> pd.Series:
-    """By (method, task): mean score of the answers of the first repeat, where the suite could score them."""
+    """Return, by (method, task), the mean score of the first repeat's answers that the suite could score."""
     tasks: dict[Any, str] = {trial.question_id: trial.task for trial in run.trials}
     scores = {tuple(map(row.get, ("method", "question_id", "turn"))): row.get("score") for row in run.texts}
     rows = [(method, tasks.get(question), score) for (method, question, _), score in scores.items()]
@@ -117,64 +90,56 @@ def compute_accuracy(run: LoadedRun) -> pd.Series:
 
 
 def compute_intervals(questions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """By (method, task): geometric means over questions, with limits; overall weighs all tasks the same."""
+    """Return geometric means over questions with limits, by (method, task); overall weighs all tasks the same."""
     ratios = metrics.compute_question_ratios(pairs)
     failed = metrics.find_failed_questions(questions).assign(log_speedup=0.0)
     done = metrics.add_overall(ratios)[CELL].drop_duplicates()
     cells = [(str(method), str(task)) for method, task in done.itertuples(index=False)]
     values = [_build_interval_row(_select_cell(ratios, *cell), _select_cell(failed, *cell)) for cell in cells]
-    index = pd.MultiIndex.from_frame(done)
-    names = ["speedup", "speedup_low", "speedup_high", "conversion", "conversion_low", "conversion_high"]
-    columns = [*names, "speedup_decode", "speedup_with_failures", "speedup_median"]
-    return pd.DataFrame(values, index=index, columns=columns, dtype=float)
+    columns = [f"{name}{side}" for name in ("speedup", "conversion") for side in ("", "_low", "_high")]
+    columns += ["speedup_decode", "speedup_with_failures", "speedup_median"]
+    return pd.DataFrame(values, index=pd.MultiIndex.from_frame(done), columns=columns, dtype=float)
 
 
 def compute_latency_percentiles(pairs: pd.DataFrame) -> pd.DataFrame:
-    """By (method, task): percentiles over questions of milliseconds per token, with limits that are order statistics."""
+    """Return percentiles over questions of milliseconds per token by (method, task), with order statistics as limits."""
     groups = metrics.add_overall(metrics.compute_question_latencies(pairs)).groupby(CELL)["ms_per_token"]
     rows = {
-        cell: [statistics.quantile(values.dropna().to_numpy(dtype=float), share) for share in PERCENTILES.values()]
+        cell: [
+            value
+            for share in PERCENTILES.values()
+            for value in astuple(statistics.quantile(values.dropna().to_numpy(dtype=float), share))
+        ]
         for cell, values in groups
     }
-    limits = [[limit for found in row for limit in (found.estimate, found.low, found.high)] for row in rows.values()]
-    return pd.DataFrame(limits, index=pd.MultiIndex.from_tuples(rows, names=CELL), columns=LATENCIES, dtype=float)
+    return pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows, names=CELL), columns=LATENCIES, dtype=float)
 
 
 def compute_ranks(ratios: pd.DataFrame, yardsticks: pd.Index) -> pd.DataFrame:
-    """By (method, task) with a speedup: the best and the worst rank that it may have; yardsticks, (method, task), have none."""
+    """Return the best and the worst possible rank by (method, task) with a speedup; yardsticks, (method, task), have no rank."""
     barred = {method for method, _ in yardsticks}
     wide = ratios[~ratios["method"].isin(barred)].pivot(index=QUESTION[1:], columns="method", values="log_speedup")
     tasks = {str(task): rows for task, rows in wide.groupby(level="task", sort=False)}
-    found: dict[tuple[str, str], tuple[int, int]] = {}
+    ranks: dict[tuple[str, str], tuple[int, int]] = {}
     for name, parts in {**{task: [rows] for task, rows in tasks.items()}, OVERALL: list(tasks.values())}.items():
         timed = [method for method in wide.columns if any(rows[method].notna().any() for rows in parts)]
         strata = {str(method): [rows[method].to_numpy(dtype=float) for rows in parts] for method in timed}
-        found |= {(method, name): limits for method, limits in statistics.rank_methods(strata).items()}
-    index = pd.MultiIndex.from_tuples(found, names=CELL)
-    return pd.DataFrame(found.values(), index=index, columns=["rank_best", "rank_worst"], dtype=float)
+        ranks |= {(method, name): limits for method, limits in statistics.rank_methods(strata).items()}
+    index = pd.MultiIndex.from_tuples(ranks, names=CELL)
+    return pd.DataFrame(ranks.values(), index=index, columns=["rank_best", "rank_worst"], dtype=float)
 
 
 def _select_cell(rows: pd.DataFrame, method: str, task: str) -> pd.DataFrame:
-    own = rows["method"] == method
-    return rows[own if task == OVERALL else own & (rows["task"] == task)]
+    return rows[(rows["method"] == method) & ((rows["task"] == task) | (task == OVERALL))]
 
 
 def _build_interval_row(ratios: pd.DataFrame, failed: pd.DataFrame) -> list[float]:
     speedup = statistics.speedup(_split_strata(ratios, "log_speedup"))
     conversion = statistics.speedup(_split_strata(ratios, "log_conversion"))
     decode = _geometric_mean(_split_strata(ratios, "log_speedup_decode"))
-    everything = pd.concat([ratios, failed]) if len(failed) else ratios
-    with_failures = _geometric_mean(_split_strata(everything, "log_speedup"))
-    limits = [
-        speedup.estimate,
-        speedup.low,
-        speedup.high,
-        conversion.estimate,
-        conversion.low,
-        conversion.high,
-    ]
+    with_failures = _geometric_mean(_split_strata(pd.concat([ratios, failed]) if len(failed) else ratios, "log_speedup"))
     medians = [np.median(values, keepdims=True) for values in _split_strata(ratios, "log_speedup")]
-    return [*limits, decode, with_failures, _geometric_mean(medians)]
+    return [*astuple(speedup), *astuple(conversion), decode, with_failures, _geometric_mean(medians)]
 
 
 def _split_strata(rows: pd.DataFrame, column: str) -> list[statistics.Array]:
@@ -186,6 +151,7 @@ def _geometric_mean(strata: Sequence[statistics.Array]) -> float:
 
 
 def is_sampled(temperature: Any) -> bool:
+    """Whether the temperature is a number above 0."""
     return isinstance(temperature, Real) and float(temperature) > 0
 
 
@@ -196,12 +162,12 @@ def _sort_rows(rows: pd.DataFrame, run: LoadedRun) -> pd.DataFrame:
 
 
 def write_summary(run_dir: Path) -> pd.DataFrame:
-    """Writes the run directory's own summary.csv and gives its rows; InputError when it is not a run."""
+    """Write the run directory's own summary.csv and return its rows. Raises InputError when it is not a run."""
     summary = summarise(read_run(run_dir))
     RunDirectory(run_dir).write_summary(format_csv(summary))
     return summary
 
 
 def format_csv(summary: pd.DataFrame) -> str:
-    """summary.csv: six significant digits, empty where there is no number."""
+    """Return rows as CSV: six significant digits, empty where there is no number."""
     return str(summary.to_csv(index=False, float_format="%.6g"))

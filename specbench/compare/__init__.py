@@ -1,1 +1,1 @@
-"""Regression tracking: whether a run does what a reference did, as fast."""
+"""Regression tracking: whether a run gives the same results as a reference, as fast."""

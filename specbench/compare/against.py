@@ -1,4 +1,4 @@
-"""A run of this checkout and of another commit of it, whose turns alternate."""
+"""One run with this checkout and another commit of it, whose turns alternate."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ from specbench.setup.compose import compose_run
 
 
 def run_both(ref: str, overrides: Sequence[str], config_dir: Path | None, console: Console) -> Path:
-    """The run directory. Methods of the other commit are called METHOD@reference. Raises InputError for no such ref."""
+    """Run both; the other commit's methods are METHOD@reference. Raises InputError for an unknown ref."""
     settings = compose_run([*overrides, f"engine=[native,{REFERENCE_ENGINE}]"], config_dir)
     check_single_run(settings, overrides, "compare --against")
     with _check_out(ref, console) as root:
@@ -36,16 +36,16 @@ def run_both(ref: str, overrides: Sequence[str], config_dir: Path | None, consol
 
 @contextmanager
 def _check_out(ref: str, console: Console) -> Iterator[Path]:
-    """A folder with the files of a commit, gone afterwards; below ROOT, and called after the commit, so that a run can go on."""
+    """Check out a commit for a while, below ROOT and named after the commit, so that a run can be resumed."""
     commit = _run_git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
     if commit is None:
         raise InputError(f"--against {ref}: no commit, branch or tag of specbench's repository")
     root = Path("build") / f"reference-{commit[:12]}"
     (ROOT / "build").mkdir(exist_ok=True)
-    waiting = partial(console.print, "waiting for another comparison with this commit")
-    with hold_lock(ROOT / f"{root}.lock", waiting, "compare in another clone"), _catch_sigterm():
+    on_wait = partial(console.print, "waiting for another comparison with this commit")
+    with hold_lock(ROOT / f"{root}.lock", on_wait, "compare in another clone"), _catch_sigterm():
         try:
-            _run_git("worktree", "remove", "--force", str(root))  # of a run that was killed
+            _run_git("worktree", "remove", "--force", str(root))  # left by a killed run
             if _run_git("worktree", "add", "--force", "--detach", str(root), commit) is None:
                 raise InputError(f"--against {ref}: git cannot check it out into {ROOT / root}")
             yield root
@@ -55,7 +55,7 @@ def _check_out(ref: str, console: Console) -> Iterator[Path]:
 
 @contextmanager
 def _catch_sigterm() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C, so that what is to be done at the end is done."""
+    """Treat SIGTERM like Ctrl-C, so that the cleanup runs."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -64,6 +64,6 @@ def _catch_sigterm() -> Iterator[None]:
 
 
 def _run_git(*words: str) -> str | None:
-    """What it prints; None where it fails."""
-    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
-    return None if done.returncode else done.stdout.strip()
+    """Return the output of git, None if it fails."""
+    process = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+    return None if process.returncode else process.stdout.strip()

@@ -1,4 +1,4 @@
-"""An engine that is another checkout of specbench, in a process of its own: two versions take turns in one run."""
+"""An engine that runs another checkout of specbench in a separate process, so that two versions take turns in one run."""
 
 import json
 import re
@@ -20,22 +20,17 @@ from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
 from specbench.errors import InputError
 
-WORKER = "specbench.compare.worker"  # of every checkout: this name and its protocol stay
+WORKER = "specbench.compare.worker"  # the same in every checkout, as is its protocol
 
 
 class Checkout(Engine):
-    """root: the checkout's folder, below ROOT or anywhere; overrides: of its own configs, which say what it loads.
-
-    config_dir: a further folder of configs, the same for both versions.
-    """
+    """root: folder of the checkout; overrides: of its own configs; config_dir: a further folder of configs for both versions."""
 
     in_process = False
 
     def __init__(self, root: str | None, overrides: Sequence[str], config_dir: str | None, threads: int | None) -> None:
         if root is None:
-            raise InputError(
-                "engine.reference.root=null: expected a checkout of specbench; specbench compare --against makes one"
-            )
+            raise InputError("engine.reference.root=null: expected a checkout of specbench, as specbench compare --against makes")
         self.root = ROOT / root
         self.overrides = list(overrides)
         self.config_dir = config_dir
@@ -44,7 +39,7 @@ class Checkout(Engine):
 
     @cached_property
     def _worker(self) -> subprocess.Popen[str]:
-        """It ends with the pipe that it reads from, and that with this engine."""
+        """The process; it ends when this engine is deleted."""
         command = [sys.executable, "-m", WORKER]
         worker = subprocess.Popen(command, cwd=self.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         weakref.finalize(self, _end_worker, worker)
@@ -65,16 +60,16 @@ class Checkout(Engine):
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise InputError(f"the checkout in {self.root} stopped; what it said stands above")
-        found = json.loads(answer)
-        if isinstance(found, dict) and "error" in found:
-            if found["kind"] == InputError.__name__:
-                raise InputError(f"the other checkout, {self.root}: {found['error']}")
-            raise (CapacityError if found["kind"] == CapacityError.__name__ else RuntimeError)(found["error"])
-        return found
+            raise InputError(f"the checkout in {self.root} stopped; its output is above")
+        result = json.loads(answer)
+        if isinstance(result, dict) and "error" in result:
+            if result["kind"] == InputError.__name__:
+                raise InputError(f"the other checkout, {self.root}: {result['error']}")
+            raise (CapacityError if result["kind"] == CapacityError.__name__ else RuntimeError)(result["error"])
+        return result
 
     def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
-        """It has loaded its own."""
+        """Do nothing: the checkout loads its own target and drafters."""
 
     def has(self, label: str) -> bool:
         return label in self._methods
@@ -97,12 +92,12 @@ class Checkout(Engine):
 
 
 def check_protocol(root: Path) -> None:
-    """Raises InputError for a checkout whose worker speaks another protocol, or that has none."""
+    """Raise InputError if the checkout's worker uses another protocol, or if it has no worker."""
     path = root.joinpath(*WORKER.split(".")).with_suffix(".py")
-    spoken = re.search(r"^PROTOCOL = (\d+)", path.read_text(encoding="utf-8"), re.MULTILINE) if path.is_file() else None
-    if spoken is None or int(spoken[1]) != PROTOCOL:
-        which = f"speaks protocol {spoken[1]}" if spoken else "is older than any protocol"
-        raise InputError(f"the checkout in {root} {which} of compare --against; this one speaks {PROTOCOL}: take another commit")
+    match = re.search(r"^PROTOCOL = (\d+)", path.read_text(encoding="utf-8"), re.MULTILINE) if path.is_file() else None
+    if match is None or int(match[1]) != PROTOCOL:
+        what = f"uses protocol {match[1]}" if match else "is older than any protocol"
+        raise InputError(f"the checkout in {root} {what} of compare --against; this one uses {PROTOCOL}: choose another commit")
 
 
 def _end_worker(worker: subprocess.Popen[str]) -> None:

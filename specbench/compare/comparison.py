@@ -1,4 +1,4 @@
-"""`specbench compare`: two runs, or two checkouts that took turns in one run, to a list of changes and one answer."""
+"""`specbench compare`: compare two runs, or two checkouts that took turns in one run."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from specbench.compare.runs import (
 )
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
+from specbench.records.markdown import format_markdown_table
 from specbench.records.trial import BASELINE
 
 REFERENCE_ENGINE = "reference"  # the engine that runs the other checkout
@@ -33,9 +34,9 @@ REFERENCE_ENGINE = "reference"  # the engine that runs the other checkout
 
 @dataclass(frozen=True)
 class Comparison:
-    """counted: turns whose counters differ, by method; changes: of speed; absolute: of autoregressive's own rate, advisory.
+    """counted: turns whose counters differ, by method; changes: of speed; absolute: of autoregressive's rate, advisory.
 
-    reference: None of the first run, which is one itself.
+    reference: None for a first run, which becomes the reference.
     """
 
     reference: str | None
@@ -46,11 +47,12 @@ class Comparison:
 
     @property
     def failed(self) -> bool:
-        return any(one.differing for one in self.counted) or any(one.verdict == "fail" for one in self.changes)
+        """Whether any counter differs or any ratio fails."""
+        return any(row.differing for row in self.counted) or any(change.verdict == "fail" for change in self.changes)
 
 
 def compare_runs(reference: Path, new: Path, factors: Sequence[str] = ()) -> Comparison:
-    """A run against a run, or against the latest of a folder of runs. Raises InputError for runs that are not comparable."""
+    """Compare a run with a run, or with the latest runs of a folder. Raises InputError for runs that are not comparable."""
     fresh = read_side(new)
     olds = [run for run in read_side(reference) if _identify_run(run) not in map(_identify_run, fresh)]
     if not olds:
@@ -65,12 +67,12 @@ def compare_runs(reference: Path, new: Path, factors: Sequence[str] = ()) -> Com
 
 
 def accept_first_reference(new: Path) -> Comparison:
-    """Of a run with nothing to compare it with."""
+    """Return the comparison of a run that becomes the first reference."""
     return Comparison(None, read_run(new).name, [], [], None)
 
 
 def _identify_run(run: LoadedRun) -> tuple[str, str]:
-    """Equal for a run and a copy of it."""
+    """Return what is equal for a run and a copy of it."""
     return run.name, str(run.provenance.get("started"))
 
 
@@ -82,97 +84,98 @@ def _compare_stored(olds: Sequence[LoadedRun], fresh: Sequence[LoadedRun], metho
 
 
 def compare_checkouts(path: Path, exchanged: bool = False) -> Comparison:
-    """This checkout against the one that took turns with it in a run, as METHOD@reference; exchanged: that against this."""
+    """Compare this checkout with the one whose turns are METHOD@reference in the same run. exchanged: the other way round."""
     run = read_run(path)
     labels = order_methods([run])
     methods = [label for label in labels if f"{label}@{REFERENCE_ENGINE}" in labels]
     if not methods:
-        raise InputError(f"{path}: no method of it ran on engine {REFERENCE_ENGINE} too")
-    broken = next(
-        (one for one in run.trials if one.method.endswith(f"@{REFERENCE_ENGINE}") and one.finish_reason == "error"), None
-    )
-    if broken:
-        raise InputError(f"{path}: {broken.method} stopped, so that there is nothing to compare with: {broken.error}")
+        raise InputError(f"{path}: none of its methods also ran on engine {REFERENCE_ENGINE}")
+    for trial in run.trials:
+        if trial.method.endswith(f"@{REFERENCE_ENGINE}") and trial.finish_reason == "error":
+            raise InputError(f"{path}: {trial.method} stopped, so there is nothing to compare with: {trial.error}")
     sides = [(method, f"{method}@{REFERENCE_ENGINE}")[:: -1 if exchanged else 1] for method in methods]
     changes = []
     for new, old in sides:
-        moved = compute_log_ratios(run, new, old)
-        if moved.empty:
+        ratios = compute_log_ratios(run, new, old)
+        if ratios.empty:
             raise InputError(f"{path}: no question that both {new} and {old} have finished")
-        changes.append(estimate_paired_change(f"{new} over {old}", moved, len(sides)))
-    return Comparison(
-        f"{run.name}@{REFERENCE_ENGINE}", run.name, compare_paired_counters(run, methods, REFERENCE_ENGINE), changes, None
-    )
+        changes.append(estimate_paired_change(f"{new} over {old}", ratios, len(sides)))
+    counters = compare_paired_counters(run, methods, REFERENCE_ENGINE)
+    return Comparison(f"{run.name}@{REFERENCE_ENGINE}", run.name, counters, changes, None)
 
 
 def _compare_absolute(old: LoadedRun, new: LoadedRun) -> float | None:
-    """New over old rate of autoregressive decoding."""
+    """Return the new over the old rate of autoregressive decoding."""
     rates = [run.frame[(run.frame["method"] == BASELINE) & ~run.frame["failed"].astype(bool)] for run in (old, new)]
     speeds = [float(rows["new_tokens"].sum() / rows["seconds"].sum()) for rows in rates if len(rows)]
     return speeds[1] / speeds[0] if len(speeds) == 2 else None
 
 
-def build_comparison_table(found: Comparison) -> Table:
-    shown = Table("ratio", "new / reference", f"{LEVEL:.0%} interval, all together", "verdict", title=format_title(found))
-    for one in found.changes:
-        style = {"fail": "bold red", "undecided": "yellow"}.get(one.verdict, "")
-        shown.add_row(*_format_cells(one), style=style)
-    return shown
+def build_comparison_table(comparison: Comparison) -> Table:
+    """Return the table for the terminal."""
+    table = Table("ratio", "new / reference", f"{LEVEL:.0%} interval, all together", "verdict", title=format_title(comparison))
+    for change in comparison.changes:
+        style = {"fail": "bold red", "undecided": "yellow"}.get(change.verdict, "")
+        table.add_row(*_format_cells(change), style=style)
+    return table
 
 
-def format_notes(found: Comparison) -> list[str]:
-    """What stands beside the table, worst first."""
+def format_notes(comparison: Comparison) -> list[str]:
+    """Return the notes below the table, worst first."""
     lines = [
-        f"{one.method}: {count} of {one.turns} turns have another {name}"
-        for one in found.counted
-        for name, count in one.differing.items()
+        f"{row.method}: {count} of {row.turns} turns have another {name}"
+        for row in comparison.counted
+        for name, count in row.differing.items()
     ]
-    lines += [f"{one.what}: undecided; {_format_needed(one)}" for one in found.changes if one.verdict == "undecided"]
-    if found.absolute is not None:
-        lines.append(f"autoregressive's own rate is {found.absolute:.3f} of the reference's; it drifts, and decides nothing")
+    undecided = [change for change in comparison.changes if change.verdict == "undecided"]
+    lines += [f"{change.what}: undecided; {_format_needed(change)}" for change in undecided]
+    if comparison.absolute is not None:
+        lines.append(f"autoregressive's own rate is {comparison.absolute:.3f} of the reference's; it drifts and decides nothing")
     return lines
 
 
-def _format_needed(one: Change) -> str:
-    if one.needed is None:
-        return "one question a task has no interval" if isnan(one.ratio.low) else "too near to a limit for one run to decide"
-    runs = f" and {one.needed.runs} runs of each side" if one.needed.runs > 1 else ""
-    return f"{one.needed.questions} questions{runs} would decide, of {one.questions} now"
+def _format_needed(change: Change) -> str:
+    if change.needed is None:
+        no_interval = isnan(change.ratio.low)
+        return "one question per task gives no interval" if no_interval else "too close to a limit for one run to decide"
+    runs = f" and {change.needed.runs} runs of each side" if change.needed.runs > 1 else ""
+    return f"{change.needed.questions} questions{runs} would decide, {change.questions} now"
 
 
-def format_title(found: Comparison) -> str:
-    if found.reference is None:
-        return f"{found.new}: first reference, compared with nothing"
-    undecided = any(one.verdict == "undecided" for one in found.changes)
-    verdict = "FAILED" if found.failed else "undecided" if undecided else "passed"
-    return f"{found.new} against {found.reference}: {verdict}"
+def format_title(comparison: Comparison) -> str:
+    """Return the names of both runs and the result."""
+    if comparison.reference is None:
+        return f"{comparison.new}: first reference, compared with nothing"
+    undecided = any(change.verdict == "undecided" for change in comparison.changes)
+    verdict = "FAILED" if comparison.failed else "undecided" if undecided else "passed"
+    return f"{comparison.new} against {comparison.reference}: {verdict}"
 
 
-def _format_cells(one: Change) -> tuple[str, str, str, str]:
-    interval = f"{one.ratio.low:.3f} to {one.ratio.high:.3f}"
-    return one.what, f"{one.ratio.estimate:.3f}", interval, one.verdict
+def _format_cells(change: Change) -> tuple[str, str, str, str]:
+    interval = f"{change.ratio.low:.3f} to {change.ratio.high:.3f}"
+    return change.what, f"{change.ratio.estimate:.3f}", interval, change.verdict
 
 
-def format_comparison(found: Comparison) -> str:
-    """For the summary of a job."""
-    if found.reference is None:
-        return f"### {format_title(found)}\n"
+def format_comparison(comparison: Comparison) -> str:
+    """Return the comparison in Markdown, for the summary of a CI job."""
+    title = f"### {format_title(comparison)}\n"
+    if comparison.reference is None:
+        return title
     header = ("ratio", "new / reference", "interval", "verdict")
-    lines = [f"### {format_title(found)}", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(_format_cells(one)) + " |" for one in found.changes]
-    rule = f"Fails when the whole interval lies below {FAILS_BELOW}, passes when its lower limit exceeds {PASSES_ABOVE}."
-    return "\n".join([*lines, "", *(f"- {line}" for line in format_notes(found)), "", rule]) + "\n"
+    table = format_markdown_table(header, [_format_cells(change) for change in comparison.changes])
+    criterion = f"Fails if the whole interval is below {FAILS_BELOW}, passes if its lower limit exceeds {PASSES_ABOVE}."
+    return "\n".join([title, *table, "", *(f"- {line}" for line in format_notes(comparison)), "", criterion]) + "\n"
 
 
-def write_json(found: Comparison, path: Path) -> None:
-    plain = {**asdict(found), "failed": found.failed}
-    for row, one in zip(plain["changes"], found.changes, strict=True):
-        row["verdict"] = one.verdict
+def write_json(comparison: Comparison, path: Path) -> None:
+    """Write the comparison as JSON, with null for nan and infinity."""
+    plain = {**asdict(comparison), "failed": comparison.failed}
+    for row, change in zip(plain["changes"], comparison.changes, strict=True):
+        row["verdict"] = change.verdict
     write_atomic(path, json.dumps(_replace_nonfinite(plain), indent=1, allow_nan=False) + "\n")
 
 
 def _replace_nonfinite(value: Any) -> Any:
-    """With null for what is no number: JSON has none."""
     if isinstance(value, dict):
         return {key: _replace_nonfinite(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -180,23 +183,23 @@ def _replace_nonfinite(value: Any) -> Any:
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
-def write_junit(found: Comparison, path: Path) -> None:
-    """A test a ratio, and one a method for its counters; undecided ones are skipped, as is the one of a first reference."""
-    suite = ElementTree.Element("testsuite", name="specbench compare")
-    if found.reference is None:
-        case = ElementTree.SubElement(suite, "testcase", classname="reference", name=found.new)
-        ElementTree.SubElement(case, "skipped", message=format_title(found))
-    for counters in found.counted:
-        case = ElementTree.SubElement(suite, "testcase", classname="counters", name=counters.method)
-        if counters.differing:
-            told = ", ".join(f"{name}: {count} of {counters.turns} turns" for name, count in counters.differing.items())
-            ElementTree.SubElement(case, "failure", message=told)
-    for one in found.changes:
-        case = ElementTree.SubElement(suite, "testcase", classname="speed", name=one.what)
-        told = f"{one.ratio.estimate:.3f} [{one.ratio.low:.3f}, {one.ratio.high:.3f}]"
-        if one.verdict != "pass":
-            ElementTree.SubElement(case, "failure" if one.verdict == "fail" else "skipped", message=told)
-    suite.set("tests", str(len(suite.findall("testcase"))))
-    suite.set("failures", str(len(suite.findall("testcase/failure"))))
-    suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
+def write_junit(comparison: Comparison, path: Path) -> None:
+    """Write one test per ratio and one per method for its counters; undecided ones and a first reference are skipped."""
+    cases: list[tuple[str, str, str, str]] = []  # classname, name, outcome (failure, skipped or empty), message
+    if comparison.reference is None:
+        cases.append(("reference", comparison.new, "skipped", format_title(comparison)))
+    for row in comparison.counted:
+        message = ", ".join(f"{name}: {count} of {row.turns} turns" for name, count in row.differing.items())
+        cases.append(("counters", row.method, "failure" if message else "", message))
+    for change in comparison.changes:
+        message = f"{change.ratio.estimate:.3f} [{change.ratio.low:.3f}, {change.ratio.high:.3f}]"
+        outcome = {"pass": "", "fail": "failure", "undecided": "skipped"}[change.verdict]
+        cases.append(("speed", change.what, outcome, message))
+    outcomes = [outcome for _, _, outcome, _ in cases]
+    counts = {"tests": len(cases), "failures": outcomes.count("failure"), "skipped": outcomes.count("skipped")}
+    suite = ElementTree.Element("testsuite", name="specbench compare", **{name: str(count) for name, count in counts.items()})
+    for class_, name, outcome, message in cases:
+        case = ElementTree.SubElement(suite, "testcase", classname=class_, name=name)
+        if outcome:
+            ElementTree.SubElement(case, outcome, message=message)
     write_atomic(path, ElementTree.tostring(suite, encoding="unicode", xml_declaration=True))

@@ -1,4 +1,4 @@
-"""`specbench plan`: how many questions a wanted effect takes, how long that is and how much memory; from a pilot run."""
+"""`specbench plan`: the questions needed to find an effect, and the time and memory of the run, from a pilot run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from specbench.compare.gate import SampleSize, plan_paired_size, plan_size
 from specbench.compare.runs import compute_log_ratios, list_ratios
 from specbench.errors import InputError, abbreviate
 from specbench.records.trial import BASELINE
+from specbench.report.tables import format_number
 
 
 @dataclass(frozen=True)
 class MethodPlan:
-    """Of one method. deviation: SD over questions of its log speedup; effect: what its questions find now.
+    """The plan of one method. deviation: SD over questions of its log speedup; effect: smallest one that the pilot's size finds.
 
-    needed: questions for the wanted effect; stored, beside: what `specbench compare` takes to find a slowdown of that
-    size against a stored run, and against another commit in the same run.
+    needed: questions for the planned effect; stored, paired: what `specbench compare` needs to find a slowdown of that size
+    against a stored run, and against another commit in the same run.
     """
 
     method: str
@@ -33,46 +34,46 @@ class MethodPlan:
     effect: float
     needed: int
     stored: SampleSize
-    beside: int | None
+    paired: int | None
 
 
 def plan_methods(pilot: LoadedRun, methods: Sequence[str], effect: float, power: float, level: float = 0.05) -> list[MethodPlan]:
-    """Of the planned methods that the pilot has. Raises InputError for one of one repeat or without two questions a task."""
+    """Plan the methods that the pilot has. Raises InputError without two repeats and two questions per task."""
     ratios = [(method, over) for method, over in list_ratios(pilot) if {method, over} <= {*methods}]
-    versions = 1 + sum(over == BASELINE for _, over in ratios)  # that are compared with themselves, the baseline too
-    found = []
+    versions = 1 + sum(over == BASELINE for _, over in ratios)  # compared with themselves, the baseline included
+    plans = []
     for method, over in ratios:
         logs = compute_log_ratios(pilot, method, over, by_repeat=True)
         deviation, noise = _deviation(logs), _noise(logs)
         count = logs.groupby(["task", "question_id"]).ngroups
         if np.isnan(deviation) or np.isnan(noise) or logs.groupby(["task", "repeat"]).size().min() < 2:
-            raise InputError(f"{pilot.name} is no pilot: two questions a task and two repeats are the least")
+            raise InputError(f"{pilot.name} is too small for a pilot: expected at least two questions per task and two repeats")
         reach = float(stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power))
         needed = max(2, int(np.ceil((reach * deviation / np.log1p(effect)) ** 2)))
         now = float(np.expm1(reach * deviation / np.sqrt(count)))
         tasks = logs.index.get_level_values("task").nunique()
         name = method if over == BASELINE else f"{method} over {over}"
         stored = plan_size(np.sqrt(2) * noise, len(ratios), tasks, effect, power)
-        beside = plan_paired_size(noise, versions, tasks, effect, power)
-        found.append(MethodPlan(name, count, deviation, now, needed, stored, beside))
-    return found
+        paired = plan_paired_size(noise, versions, tasks, effect, power)
+        plans.append(MethodPlan(name, count, deviation, now, needed, stored, paired))
+    return plans
 
 
 def _deviation(logs: pd.Series) -> float:
-    """SD over questions inside tasks, repeats averaged."""
+    """Return the SD over questions inside tasks, repeats averaged."""
     means = logs.groupby(["task", "question_id"]).mean()
     return float(np.sqrt(means.groupby("task").var().mean()))
 
 
 def _noise(logs: pd.Series) -> float:
-    """SD of a question's mean over its repeats, as they vary; the fastest of them, which counts, varies less as a rule."""
+    """Return the SD of a question's mean over its repeats; compare uses the fastest repeat, which usually varies less."""
     groups = logs.groupby(["task", "question_id"])
     return float(np.sqrt((groups.var() / groups.size()).mean()))
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The planned run. questions: by task; minutes: by method and task, nan of what the pilot lacks; memory_mb: by method."""
+    """The planned run. questions: by task; minutes: by method and task, nan if the pilot lacks them; memory_mb: by method."""
 
     questions: Mapping[str, int]
     minutes: dict[str, dict[str, float]]
@@ -80,20 +81,21 @@ class RunPlan:
 
     @property
     def total(self) -> float:
+        """Minutes of everything that the pilot has."""
         return float(np.nansum([list(row.values()) for row in self.minutes.values()]))
 
     @property
     def lacking(self) -> list[str]:
-        """What the total is without: methods, tasks, and methods on a task."""
-        there = {(method, task) for method, row in self.minutes.items() for task, took in row.items() if not np.isnan(took)}
-        methods, tasks = {method for method, _ in there}, {task for _, task in there}
-        whole = [*(name for name in self.minutes if name not in methods), *(name for name in self.questions if name not in tasks)]
-        cells = [(method, task) for method in self.minutes for task in self.questions if method in methods and task in tasks]
-        return whole + [f"{method} on {task}" for method, task in cells if (method, task) not in there]
+        """What the pilot lacks: methods, tasks, and methods on a task."""
+        minutes = pd.DataFrame(self.minutes, index=list(self.questions)).T  # methods × tasks
+        methods, tasks = minutes.isna().all(axis=1), minutes.isna().all(axis=0)
+        cells = minutes.loc[~methods, ~tasks].stack(future_stack=True)
+        pairs = [f"{method} on {task}" for method, task in cells.index[cells.isna()]]
+        return [*minutes.index[methods], *minutes.columns[tasks], *pairs]
 
 
 def plan_run(pilot: LoadedRun, questions: Mapping[str, int], methods: Sequence[str], repeats: int) -> RunPlan:
-    """One turn after the other, as long as the pilot's of that method and task."""
+    """Plan a run whose turns take as long as the pilot's of the same method and task."""
     frame = pilot.frame[~pilot.frame["failed"].astype(bool)]
     seconds = frame.groupby([*QUESTION, "repeat"])["seconds"].sum().groupby(CELL).mean()
     memory = frame.groupby("method")["peak_memory_bytes"].max() / 1e6
@@ -104,32 +106,28 @@ def plan_run(pilot: LoadedRun, questions: Mapping[str, int], methods: Sequence[s
     return RunPlan(questions, minutes, {method: memory.get(method, np.nan) for method in methods})
 
 
-def build_run_table(found: RunPlan) -> Table:
-    shown = Table(title="Minutes of the run as planned, by task and its questions", box=SIMPLE_HEAD, padding=0, pad_edge=False)
-    shown.add_column("method", no_wrap=True)
-    for name in (*(f"{task.replace('_', ' ')}\n{count}" for task, count in found.questions.items()), "all", "peak MB"):
-        shown.add_column(name, justify="right", overflow="fold", min_width=4)
-    for method, minutes in found.minutes.items():
-        times = [_format_number(took, 1) for took in (*minutes.values(), sum(minutes.values()))]
-        shown.add_row(method, *times, _format_number(found.memory_mb[method], 0))
-    without = f", without {abbreviate(found.lacking)}, which the pilot lacks" if found.lacking else ""
-    shown.caption = f"{found.total:.1f} minutes in all{without}"
-    return shown
+def build_run_table(plan: RunPlan) -> Table:
+    """Return the table of minutes for the terminal."""
+    table = Table(title="Minutes of the planned run, by task and its questions", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for name in (*(f"{task.replace('_', ' ')}\n{count}" for task, count in plan.questions.items()), "all", "peak MB"):
+        table.add_column(name, justify="right", overflow="fold", min_width=4)
+    for method, minutes in plan.minutes.items():
+        times = [format_number(value, 1) for value in (*minutes.values(), sum(minutes.values()))]
+        table.add_row(method, *times, format_number(plan.memory_mb[method], 0))
+    without = f", without {abbreviate(plan.lacking)}, which the pilot lacks" if plan.lacking else ""
+    table.caption = f"{plan.total:.1f} minutes in all{without}"
+    return table
 
 
-def _format_number(value: float, places: int) -> str:
-    return "–" if np.isnan(value) else f"{value:.{places}f}"
-
-
-def build_methods_table(found: Sequence[MethodPlan], effect: float, power: float) -> Table:
+def build_methods_table(plans: Sequence[MethodPlan], effect: float, power: float) -> Table:
+    """Return the table of questions for the terminal."""
     names = ("method", "questions", "SD of log speedup", "finds now", f"for {effect:.0%}", "compare", "compare --against")
-    shown = Table(*names, title=f"Questions for a difference of {effect:.0%} with a power of {power:.0%}")
-    for row in found:
-        wanted = [str(row.needed), _format_size(row.stored), "not in one run" if row.beside is None else str(row.beside)]
-        shown.add_row(row.method, str(row.questions), f"{row.deviation:.3f}", f"{row.effect:.1%}", *wanted)
-    shown.caption = "compare: questions of a run, and runs of each side, with which a slowdown of that size fails"
-    return shown
-
-
-def _format_size(needed: SampleSize) -> str:
-    return str(needed.questions) + f", {needed.runs} runs" * (needed.runs > 1)
+    table = Table(*names, title=f"Questions for a difference of {effect:.0%} with a power of {power:.0%}")
+    for plan in plans:
+        stored = f"{plan.stored.questions}" + f", {plan.stored.runs} runs" * (plan.stored.runs > 1)
+        paired = "not in one run" if plan.paired is None else str(plan.paired)
+        cells = (f"{plan.questions}", f"{plan.deviation:.3f}", f"{plan.effect:.1%}", f"{plan.needed}", stored, paired)
+        table.add_row(plan.method, *cells)
+    table.caption = "compare: questions per run, and runs per side, with which a slowdown of that size fails"
+    return table

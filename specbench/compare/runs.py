@@ -1,4 +1,4 @@
-"""Two sides of a comparison, read from run directories: what must be equal in them, what is counted, what is timed."""
+"""Both sides of a comparison, read from run directories: facts that must be equal, counters and time ratios."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from specbench.records.trial import BASELINE, PER_STEP, Trial
 PLACE = ("dtype", "device.name", "machine.cpu", "machine.cores", "machine.threads", "machine.architecture")
 DATA = ("suite_sha256", "target_sha256", "draft_sha256", "turns")
 SOFTWARE = ("versions.python", "versions.torch", "versions.transformers", "versions.numpy")
-GROWS = ("method", "engine")  # of a config: a run may have more of them than its reference
+GROWS = ("method", "engine")  # parts of a config that may have more entries than the reference's
 COUNTERS = (
     *("prompt_sha256", "new_tokens", "finish_reason", "output_sha256", "steps", "target_forwards", "draft_forwards"),
     *PER_STEP,
 )
-LATEST = 10  # runs of a folder that a new one is held against
+LATEST = 10  # runs of a folder that a new run is compared with
 
 
 @dataclass(frozen=True)
 class CounterDifference:
-    """Turns of a method that are not the reference's, by counter."""
+    """Number of turns of a method that differ from the reference, by counter."""
 
     method: str
     turns: int
@@ -37,7 +37,7 @@ class CounterDifference:
 
 
 def read_side(path: Path) -> list[LoadedRun]:
-    """A run, or the latest runs of a folder of runs. Raises InputError."""
+    """Read a run, or the latest runs of a folder of runs. Raises InputError if the path is neither."""
     if RunDirectory(path).is_run():
         return [read_run(path)]
     folders = sorted(run.parent for run in path.glob("*/config.yaml"))
@@ -48,17 +48,15 @@ def read_side(path: Path) -> list[LoadedRun]:
 
 
 def check_comparable(runs: Sequence[LoadedRun], factors: Sequence[str]) -> None:
-    """Raises InputError for the first thing but the factors in which a run differs from the first one, its reference."""
+    """Raise InputError for the first fact, apart from the factors, in which a run differs from the first one, its reference."""
     first, *others = (dict(_iter_facts(run)) for run in runs)
     _check_factors(factors, sorted(first.keys() | set().union(*others)))
     for run, other in zip(runs[1:], others, strict=True):
         for name in sorted(first.keys() | other.keys()):
             if first.get(name) != other.get(name) and not _is_under(name, factors) and not _is_added(name, first, other):
-                was, now = (f"{facts.get(name)!s:.60}" for facts in (first, other))
-                raise InputError(
-                    f"{run.name} is not comparable with {runs[0].name}: {name} is {now}, not {was}; "
-                    f"--factor {name} compares over it"
-                )
+                old, new = (f"{facts.get(name)!s:.60}" for facts in (first, other))
+                difference = f"{run.name} is not comparable with {runs[0].name}: {name} is {new}, not {old}"
+                raise InputError(f"{difference}; --factor {name} allows it to differ")
 
 
 def _check_factors(factors: Sequence[str], known: Sequence[str]) -> None:
@@ -68,10 +66,10 @@ def _check_factors(factors: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _is_added(name: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """A method or engine that the reference lacks as a whole."""
+    """Whether the name belongs to a method or engine that the reference does not have at all."""
     group, _, label = name.partition(".")
-    own = f"{group}.{label.partition('.')[0]}"
-    return group in GROWS and not any(_is_under(known, (own,)) for known in first)
+    entry = f"{group}.{label.partition('.')[0]}"
+    return group in GROWS and not any(_is_under(known, (entry,)) for known in first)
 
 
 def _is_under(name: str, factors: Sequence[str]) -> bool:
@@ -79,7 +77,7 @@ def _is_under(name: str, factors: Sequence[str]) -> bool:
 
 
 def _iter_facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
-    """Dotted names: all settings, and what run.json says of place, data and software."""
+    """Yield dotted names and values: all settings, and the place, data and software in run.json."""
     yield from _flatten({key: value for key, value in run.config.items() if key != "check_baseline"})
     about = dict(_flatten(run.provenance))
     for name in (*PLACE, *DATA, *SOFTWARE):
@@ -98,29 +96,29 @@ def _flatten(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def compare_counters(reference: LoadedRun, new: LoadedRun) -> list[CounterDifference]:
-    """Every method of the reference, turn by turn. Raises InputError for a method or a turn that the new run lacks."""
-    there = {trial.key: trial for trial in new.trials}
+    """Compare every method of the reference, turn by turn. Raises InputError for a method or turn that the new run lacks."""
+    trials = {trial.key: trial for trial in new.trials}
     missing = sorted({trial.method for trial in reference.trials} - {trial.method for trial in new.trials})
     if missing:
         raise InputError(f"{new.name} has no method {abbreviate(missing)}, which {reference.name} has")
-    lacking = [trial for trial in reference.trials if trial.key not in there]
+    lacking = [trial for trial in reference.trials if trial.key not in trials]
     if lacking:
         raise InputError(f"{new.name} lacks {len(lacking)} of the {len(reference.trials)} turns of {reference.name}")
     by_method: dict[str, list[tuple[Trial, Trial]]] = {}
     for trial in reference.trials:
-        by_method.setdefault(trial.method, []).append((trial, there[trial.key]))
+        by_method.setdefault(trial.method, []).append((trial, trials[trial.key]))
     return [_count_differences(method, pairs) for method, pairs in by_method.items()]
 
 
 def compare_paired_counters(run: LoadedRun, methods: Sequence[str], engine: str) -> list[CounterDifference]:
-    """Every method against itself on another engine of the same run."""
+    """Compare every method with itself on another engine of the same run."""
     trials = {trial.key: trial for trial in run.trials}
-    found = []
+    differences = []
     for method in methods:
-        own = [trial for trial in run.trials if trial.method == method]
-        pairs = [(trials.get((f"{method}@{engine}", *trial.key[1:])), trial) for trial in own]
-        found.append(_count_differences(method, [(old, new) for old, new in pairs if old is not None]))
-    return found
+        rows = [trial for trial in run.trials if trial.method == method]
+        pairs = [(trials.get((f"{method}@{engine}", *trial.key[1:])), trial) for trial in rows]
+        differences.append(_count_differences(method, [(old, new) for old, new in pairs if old is not None]))
+    return differences
 
 
 def _count_differences(method: str, pairs: Sequence[tuple[Trial, Trial]]) -> CounterDifference:
@@ -129,16 +127,15 @@ def _count_differences(method: str, pairs: Sequence[tuple[Trial, Trial]]) -> Cou
 
 
 def compute_log_ratios(run: LoadedRun, method: str, over: str, by_repeat: bool = False) -> pd.Series:
-    """By (task, question_id), and by repeat if asked: log of a method's rate over another's in the same run.
+    """Return, by (task, question_id) and optionally repeat, the log of a method's rate over another's in the same run.
 
-    Of a turn's repeats of one text the fastest counts: what disturbs a machine only adds time. Questions with a failed turn have
-    none.
+    The fastest of a turn's repeats of one text counts, as disturbances only add time. Questions with a failed turn are left out.
     """
     keys = [*QUESTION[1:], *(["repeat"] if by_repeat else [])]
     failed = run.frame.groupby(QUESTION)["failed"].transform("any").astype(bool)
-    own, other = (_compute_log_rates(run.frame[~failed & (run.frame["method"] == label)], keys) for label in (method, over))
-    both: pd.Series = (own - other).dropna()
-    return both
+    new, old = (_compute_log_rates(run.frame[~failed & (run.frame["method"] == label)], keys) for label in (method, over))
+    ratios: pd.Series = (new - old).dropna()
+    return ratios
 
 
 def _compute_log_rates(turns: pd.DataFrame, keys: list[str]) -> pd.Series:
@@ -148,14 +145,12 @@ def _compute_log_rates(turns: pd.DataFrame, keys: list[str]) -> pd.Series:
 
 
 def align_log_ratios(runs: Sequence[LoadedRun], method: str, over: str) -> pd.DataFrame:
-    """Log ratios by (task, question_id), a column a run that has both."""
+    """Return log ratios by (task, question_id), one column per run that has both methods."""
     return pd.DataFrame({run.name: compute_log_ratios(run, method, over) for run in runs}).dropna(axis="columns", how="all")
 
 
 def list_ratios(run: LoadedRun) -> list[tuple[str, str]]:
-    """The ratios that a run has: each method over autoregressive decoding, and that over other engines' own."""
+    """Return the ratios of a run: each method over autoregressive decoding, and this over that of other engines."""
     labels = list(dict.fromkeys(trial.method for trial in run.trials if trial.kind == "measured"))
-    peers = [label for label in labels if label.startswith(f"{BASELINE}@")]
-    return [(label, BASELINE) for label in labels if label != BASELINE and "@" not in label] + [
-        (BASELINE, peer) for peer in peers
-    ]
+    methods = [(label, BASELINE) for label in labels if label != BASELINE and "@" not in label]
+    return methods + [(BASELINE, label) for label in labels if label.startswith(f"{BASELINE}@")]

@@ -1,9 +1,9 @@
-"""python -m specbench.compare.worker: generates for another checkout of specbench, which asks over pipes (compare.checkout).
+"""python -m specbench.compare.worker: generate texts for another checkout of specbench, over pipes (see compare.checkout).
 
-Each checkout runs its own worker, so only this module's name and what goes over the pipes is fixed. Protocol 1, one JSON object
-per line. The first call has `protocol, overrides, config_dir, threads`; its answer has `protocol, methods`, of each method `warm`
-and `kind`. Each further call has `do` (generate, reserve or reset) and its arguments; its answer is a mapping or null, or has
-`error` and `kind`.
+Each checkout runs its own worker, so only the name of this module and the protocol are fixed. Protocol 1: one JSON object per
+line. The first call has `protocol, overrides, config_dir, threads`; its answer has `protocol` and `methods`, with `warm` and
+`kind` of each. Every further call has `do` (generate, reserve or reset) and its arguments; its answer is a mapping or null, or
+has `error` and `kind`.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -22,11 +22,11 @@ from specbench.errors import InputError
 from specbench.setup.compose import compose_run
 from specbench.setup.objects import instantiate_methods, load_target
 
-PROTOCOL = 1  # also read from this file's text by compare.checkout, before it is run
+PROTOCOL = 1  # compare.checkout reads it from the text of this file
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the calling process
     out = _claim_stdout()
     first = json.loads(sys.stdin.readline())
     try:
@@ -39,8 +39,8 @@ def main() -> None:
         _send(out, _answer(engine, json.loads(line)))
 
 
-def _claim_stdout() -> Any:
-    """The pipe to the process that asks; whatever else prints goes to stderr."""
+def _claim_stdout() -> TextIO:
+    """Return the pipe to the calling process; everything else that prints goes to stderr."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return out
@@ -61,17 +61,17 @@ def _answer(engine: Native, call: dict[str, Any]) -> Any:
     if "sampling" in call:
         call["sampling"] = Sampling(**{**call["sampling"], "stop_token_ids": engine.target.eos_ids})
     try:
-        found = getattr(engine, name)(**call)
+        result = getattr(engine, name)(**call)
     except Exception as error:
         return _describe_failure(error)
-    return dataclasses.asdict(found) if name == "generate" else None
+    return dataclasses.asdict(result) if name == "generate" else None
 
 
 def _describe_failure(error: Exception) -> dict[str, str]:
     return {"error": str(error), "kind": type(error).__name__}
 
 
-def _send(out: Any, answer: object) -> None:
+def _send(out: TextIO, answer: object) -> None:
     print(json.dumps(answer), file=out, flush=True)
 
 

@@ -28,7 +28,7 @@ from specbench.errors import InputError
 from specbench.machine.devices import get_device_name, synchronize
 from specbench.records.files import write_atomic
 from specbench.records.run_directory import RunDirectory
-from specbench.report.figures import save_figure, use_figure_settings
+from specbench.report.canvas import save_figure, use_figure_settings
 from specbench.report.palette import INK, MARKERS, PALETTE
 from specbench.setup.objects import load_target
 from specbench.setup.provenance import collect_provenance

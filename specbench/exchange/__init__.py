@@ -1,1 +1,1 @@
-"""Foreign formats, in and out."""
+"""Import and export of other tools' formats."""

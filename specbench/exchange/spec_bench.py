@@ -1,7 +1,7 @@
-"""Spec-Bench's answer files: a run as its scripts read it, and its files as a run.
+"""Spec-Bench's answer files: export a run for its scripts, and import its files as a run.
 
-One line a question: question_id, category, answer_id, model_id, choices [{index, turns (texts), decoding_steps, new_tokens and
-wall_time (s) by turn, accept_lengths (of all turns, one after the other)}], tstamp. Its speed.py pairs folders, one a repeat.
+One line per question: question_id, category, answer_id, model_id, choices [{index, turns (texts), decoding_steps, new_tokens and
+wall_time (s) by turn, accept_lengths (of all turns, one after the other)}], tstamp. Its speed.py pairs folders, one per repeat.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from specbench.errors import InputError
 from specbench.models.chat import count_retokenised
 from specbench.records.files import JsonLines, write_atomic
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE, QuestionId, Trial, import_trial
+from specbench.records.trial import BASELINE, IMPORTED, QuestionId, Trial
 from tasks.question import TASK_OF_CATEGORY
 
 if TYPE_CHECKING:
@@ -36,51 +35,41 @@ FAILED = "ERROR"  # the text of a turn that failed
 
 
 def export_answers(run: LoadedRun, out: Path) -> list[Path]:
-    """One file a method and repeat, of the questions that every method has whole in that repeat and that failed in none.
+    """Write one file per method and repeat, with the questions that every method completed in that repeat and none failed.
 
-    Raises InputError where nothing of that has a text.
+    Raises InputError if none of them has stored text.
     """
     texts = {(row["method"], row["question_id"], row["turn"]): row["text"] for row in run.texts}
-    turns = sorted((trial for trial in run.trials), key=lambda trial: (trial.method, trial.repeat, str(trial.question_id)))
-    whole = _find_complete(run.trials)
     first = {(trial.method, trial.question_id, trial.turn): trial.output_sha256 for trial in run.trials if trial.repeat == 0}
+    complete = _find_complete(run.trials)
+    trials = [trial for trial in run.trials if (trial.repeat, trial.question_id) in complete]
+    trials.sort(key=lambda trial: (trial.method, trial.repeat, str(trial.question_id), trial.turn))
     written = []
-    for (method, repeat), trials in groupby(turns, key=lambda trial: (trial.method, trial.repeat)):
-        of_question = groupby(trials, key=lambda trial: trial.question_id)
-        questions = [sorted(rows, key=lambda trial: trial.turn) for question, rows in of_question if (repeat, question) in whole]
-        told = [trial for rows in questions for trial in rows]
-        keys = [(trial.method, trial.question_id, trial.turn) for trial in told]
-        if not told or any(
-            key not in texts or trial.output_sha256 != first.get(key) for key, trial in zip(keys, told, strict=True)
-        ):
-            continue  # nothing whole, or another seed's text, which is not kept
-        rows = [
-            _build_row(run.name, rows, [texts[method, trial.question_id, trial.turn] for trial in rows], run.started)
-            for rows in questions
-        ]
+    for (method, repeat), group in groupby(trials, key=lambda trial: (trial.method, trial.repeat)):
+        turns = [(trial, (method, trial.question_id, trial.turn)) for trial in group]
+        if any(key not in texts or trial.output_sha256 != first.get(key) for trial, key in turns):
+            continue  # the text of another seed, which is not stored
+        questions = [list(rows) for _, rows in groupby(turns, key=lambda turn: turn[0].question_id)]
+        rows = [_build_row(run, [trial for trial, _ in rows], [texts[key] for _, key in rows]) for rows in questions]
         path = out / FOLDER.format(repeat + 1) / f"{method}.jsonl"
         write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         written.append(path)
     if not written:
-        raise InputError(f"{run.name} holds no texts of questions that every method has whole")
+        raise InputError(f"{run.name} holds no texts of questions that every method completed")
     return written
 
 
 def _find_complete(trials: Sequence[Trial]) -> set[tuple[int, QuestionId]]:
-    """Repeats and questions of which every method has every turn, but for questions of which any turn failed."""
+    """Return (repeat, question) of which every method has every turn, without questions of which any turn failed."""
     failed = {trial.question_id for trial in trials if trial.failed}
     methods = {trial.method for trial in trials}
     turns = Counter(question for question, _ in {(trial.question_id, trial.turn) for trial in trials})
-    made = Counter((trial.repeat, trial.question_id) for trial in trials)
-    return {
-        (repeat, question)
-        for (repeat, question), count in made.items()
-        if question not in failed and count == len(methods) * turns[question]
-    }
+    counts = Counter((trial.repeat, trial.question_id) for trial in trials if trial.question_id not in failed)
+    return {key for key, count in counts.items() if count == len(methods) * turns[key[1]]}
 
 
-def _build_row(run: str, turns: Sequence[Trial], texts: Sequence[str], started: float) -> dict[str, Any]:
-    whole = {
+def _build_row(run: LoadedRun, turns: Sequence[Trial], texts: Sequence[str]) -> dict[str, Any]:
+    choice = {
         "index": 0,
         "turns": list(texts),
         "decoding_steps": [trial.steps for trial in turns],
@@ -88,42 +77,37 @@ def _build_row(run: str, turns: Sequence[Trial], texts: Sequence[str], started: 
         "wall_time": [(trial.prefill_s or 0.0) + (trial.decode_s or 0.0) for trial in turns],
         "accept_lengths": [count for trial in turns for count in trial.committed or []],
     }
-    name = f"{run}/{turns[0].method}/{turns[0].repeat}/{turns[0].question_id}"
+    name = f"{run.name}/{turns[0].method}/{turns[0].repeat}/{turns[0].question_id}"
     return {
         "question_id": turns[0].question_id,
         "category": turns[0].category,
         "answer_id": hashlib.sha256(name.encode()).hexdigest()[:22],
         "model_id": turns[0].method,
-        "choices": [whole],
-        "tstamp": started,
+        "choices": [choice],
+        "tstamp": run.started,
     }
 
 
 def import_answers(files: Sequence[Path], baselines: Sequence[Path], tokenizer: Tokenizer | None, run: RunDirectory) -> None:
-    """A run of answer files, methods called after them; the i-th file of a name is repeat i, as the i-th baseline is.
+    """Write answer files as a run. Methods are named after the files; the i-th file of a name is repeat i, as for the baseline.
 
-    tokenizer: for Spec-Bench's count of the baseline's tokens. Times are wall time of whole turns, texts are compared as texts.
-    Raises InputError for a file that is none, naming its line, and for a method of more or fewer files than the baseline.
+    tokenizer: for Spec-Bench's count of the baseline's tokens. Times are wall times of whole turns; texts are compared as texts.
+    Raises InputError for a file with other content, naming its line, and for a method with more or fewer files than the baseline.
     """
     labelled = [*((BASELINE, path) for path in baselines), *((path.stem, path) for path in files if path not in baselines)]
-    for method, count in Counter(label for label, _ in labelled).items():
+    labels = [label for label, _ in labelled]
+    for method, count in Counter(labels).items():
         if count != len(baselines):
             raise InputError(f"--baseline: {len(baselines)} files, {method} has {count}")
-    repeats = _number_repeats([label for label, _ in labelled])
-    rows = [
+    trials = [
         trial
-        for (label, path), repeat in zip(labelled, repeats, strict=True)
-        for trial in _read_trials(path, label, repeat, tokenizer)
+        for index, (label, path) in enumerate(labelled)
+        for trial in _read_trials(path, label, labels[:index].count(label), tokenizer)
     ]
     run.write_config({"target": {"name": baselines[0].stem}, "suite": {"name": "spec_bench"}, "sampling": {}, "method": {}})
     run.write_provenance({"imported": [f"{path.parent.name}/{path.name}" for _, path in labelled]})
-    for trial in rows:
+    for trial in trials:
         run.append_trial(trial)
-
-
-def _number_repeats(labels: Sequence[str]) -> list[int]:
-    """How often each was there before."""
-    return [labels[:at].count(label) for at, label in enumerate(labels)]
 
 
 def _read_trials(path: Path, label: str, repeat: int, tokenizer: Tokenizer | None) -> Iterator[Trial]:
@@ -133,45 +117,44 @@ def _read_trials(path: Path, label: str, repeat: int, tokenizer: Tokenizer | Non
 
 
 def read_answers(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and rows of an answer file. Raises InputError, with the line."""
+    """Yield line numbers and rows of an answer file. Raises InputError with the line."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     for number, row in JsonLines(path).read_numbered(torn=False):
-        if wrong := _find_error(row):
-            raise InputError(f"{path}:{number}: not an answer of Spec-Bench: {wrong}")
+        if error := _find_error(row):
+            raise InputError(f"{path}:{number}: not an answer of Spec-Bench: {error}")
         yield number, row
 
 
 def _find_error(row: dict[str, Any]) -> str | None:
-    """What keeps a row from being an answer."""
+    """Return what is wrong with a row, or None."""
     choices = row.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     missing = [*(name for name in FIELDS if name not in row), *(name for name in CHOICE if name not in choice)]
     if missing:
         return f"it has no {', '.join(missing)}"
     if type(row["question_id"]) not in (int, str):
-        return "question_id is not a whole number or a text"
+        return "question_id is not an integer or a text"
     if not isinstance(row["category"], str):
         return "category is not a text"
     for name, kind in BY_TURN.items():
         values = choice[name]
-        if (
-            not isinstance(values, list)
-            or len(values) != len(choice["turns"])
-            or not all(isinstance(one, kind) for one in values)
-        ):
-            return f"{name} is not a list of {'texts' if kind is str else 'numbers'}, one a turn"
+        if not _is_list_of(values, kind) or len(values) != len(choice["turns"]):
+            return f"{name} is not a list of {'texts' if kind is str else 'numbers'}, one per turn"
     if not all(0 < wall < math.inf or text == FAILED for wall, text in zip(choice["wall_time"], choice["turns"], strict=True)):
         return f"wall_time is not above 0 in a turn whose text is not {FAILED}"
-    lengths = choice["accept_lengths"]
-    if not isinstance(lengths, list) or not all(type(one) is int for one in lengths):
-        return "accept_lengths is not a list of whole numbers"
+    if not _is_list_of(choice["accept_lengths"], int):
+        return "accept_lengths is not a list of integers"
     negative = [name for name in COUNTS if any(count < 0 for count in choice[name])]
     return f"{negative[0]} is below 0" if negative else None
 
 
+def _is_list_of(values: object, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+
+
 def _split_by_turn(choice: dict[str, Any]) -> list[list[int]]:
-    """The accepted lengths of each turn; where the steps of the turns do not add up to them, all with the first."""
+    """Return the accepted lengths of each turn; if the steps do not add up to them, all belong to the first turn."""
     lengths, steps = choice["accept_lengths"], choice["decoding_steps"]
     if sum(steps) != len(lengths):
         return [lengths if turn == 0 else [] for turn in range(len(steps))]
@@ -184,7 +167,8 @@ def _build_trial(
 ) -> Trial:
     choice, category = row["choices"][0], row["category"]
     text = choice["turns"][turn]
-    answer = import_trial(
+    return Trial(
+        **IMPORTED,
         run_id=label,
         suite="spec_bench",
         task=TASK_OF_CATEGORY.get(category, category),
@@ -195,10 +179,9 @@ def _build_trial(
         new_tokens=choice["new_tokens"][turn],
         finish_reason="error" if text == FAILED else "length",
         output_sha256=hashlib.sha256(text.encode()).hexdigest(),
-    )
-    return replace(
-        answer,
         repeat=repeat,
+        prompt_tokens=0,
+        prompt_sha256="",
         steps=len(committed),
         accepted=[max(0, count - 1) for count in committed],
         committed=committed,

@@ -1,4 +1,4 @@
-"""A run for other tools that keep track of numbers: github-action-benchmark, Bencher, asv."""
+"""Export a run for tools that track benchmark results: github-action-benchmark, Bencher, asv."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from specbench.analysis.summary import summarise
 from specbench.records.files import write_atomic
 from specbench.records.trial import BASELINE
 
-BIGGER = {"speedup": "×", "mean_accepted_tokens": "tokens", "tokens_per_second": "tokens/s"}  # columns of the summary, and units
+BIGGER = {"speedup": "×", "mean_accepted_tokens": "tokens", "tokens_per_second": "tokens/s"}  # summary columns and units
 SMALLER = {"ms_per_token_p50": "ms", "ms_per_token_p90": "ms", "peak_memory_mb": "MB"}
 MEASURES = {  # Bencher's slugs
     "speedup": "speedup",
@@ -27,12 +27,12 @@ MEASURES = {  # Bencher's slugs
     "ms_per_token_p50": "ms-per-token",
 }
 ASV = 2  # version of its formats
-# Where our 95 % interval goes: the first two say whether asv compare sees a difference, half of the last two stands behind its ±.
+# asv fields that get our 95 % interval: the first two decide whether asv compare sees a difference, the last two give its ±.
 ASV_LIMITS = {"stats_ci_99_a": "low", "stats_ci_99_b": "high", "stats_q_25": "low", "stats_q_75": "high"}
 
 
 def export_github(run: LoadedRun, out: Path) -> list[Path]:
-    """Two files, since that action knows one direction a file: bigger.json, smaller.json. range: half of the 95 % interval."""
+    """Write bigger.json and smaller.json, as the action needs one file per direction. range: half of the 95 % interval."""
     rows = summarise(run)
     return [
         _write_json(out / "bigger.json", _build_points(rows, BIGGER)),
@@ -41,7 +41,7 @@ def export_github(run: LoadedRun, out: Path) -> list[Path]:
 
 
 def _build_points(rows: pd.DataFrame, columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    found = []
+    points = []
     for row in rows.to_dict("records"):
         for column, unit in columns.items():
             if not _is_finite(row[column]):
@@ -50,18 +50,18 @@ def _build_points(rows: pd.DataFrame, columns: Mapping[str, str]) -> list[dict[s
             low, high = (float(row.get(f"{column}_{side}", math.nan)) for side in ("low", "high"))
             if _is_finite(low) and _is_finite(high) and row["method"] != BASELINE:
                 point |= {"range": f"± {(high - low) / 2:.3g}", "extra": f"95 % interval {low:.3g} to {high:.3g}"}
-            found.append(point)
-    return found
+            points.append(point)
+    return points
 
 
 def export_bencher(run: LoadedRun, out: Path) -> list[Path]:
-    """Bencher Metric Format, with the limits of the intervals."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    """Write Bencher Metric Format with the limits of the intervals."""
+    benchmarks: dict[str, dict[str, dict[str, float]]] = {}
     for row in summarise(run).to_dict("records"):
         measures = {slug: _build_metric(row, column) for column, slug in MEASURES.items() if _is_finite(row[column])}
         if measures:
-            found[f"{_name_target(row)}/{row['method']}/{row['task']}"] = measures
-    return [_write_json(out / "bencher.json", found)]
+            benchmarks[f"{_name_target(row)}/{row['method']}/{row['task']}"] = measures
+    return [_write_json(out / "bencher.json", benchmarks)]
 
 
 def _build_metric(row: Mapping[Any, Any], column: str) -> dict[str, float]:
@@ -70,7 +70,7 @@ def _build_metric(row: Mapping[Any, Any], column: str) -> dict[str, float]:
 
 
 def export_asv(run: LoadedRun, out: Path) -> list[Path]:
-    """A results folder of airspeed velocity: milliseconds per token by method and task, smaller is better."""
+    """Write a results folder of airspeed velocity: milliseconds per token by method and task."""
     rows = summarise(run)
     machine, benchmark = _describe_machine(run), _build_benchmark(run, rows)
     result = _build_result(run, rows, machine, benchmark)
@@ -98,7 +98,7 @@ def _build_benchmark(run: LoadedRun, rows: pd.DataFrame) -> dict[str, Any]:
         "timeout": 60.0,
         "type": "track",
         "unit": "ms",
-        "version": _hash_questions(run),  # asv shows no result of another version, so it must not follow the code
+        "version": _hash_questions(run),  # not the code's: asv hides results of other versions
     }
 
 
@@ -110,7 +110,7 @@ def _build_result(run: LoadedRun, rows: pd.DataFrame, machine: dict[str, Any], b
         "commit_hash": str(git.get("commit") or "0" * 40),
         "env_name": target,
         "date": milliseconds,
-        "params": {**machine, "target": target},  # a curve for each
+        "params": {**machine, "target": target},  # one curve each
         "python": versions.get("python"),
         "requirements": {key: value for key, value in versions.items() if key != "python"},
         "env_vars": {},
@@ -122,15 +122,15 @@ def _build_result(run: LoadedRun, rows: pd.DataFrame, machine: dict[str, Any], b
 
 
 def _collect_times(rows: pd.DataFrame) -> list[list[float | None]]:
-    """The medians and each of ASV_LIMITS, of every method on every task in turn."""
+    """Return the medians and each of ASV_LIMITS, for every method on every task."""
     cells = {(row["method"], row["task"]): row for row in rows.to_dict("records")}
-    wanted = [cells.get(cell) for cell in product(rows["method"].unique(), rows["task"].unique())]
+    ordered = [cells.get(cell) for cell in product(rows["method"].unique(), rows["task"].unique())]
     columns = ["ms_per_token_p50", *(f"ms_per_token_p50_{side}" for side in ASV_LIMITS.values())]
-    return [[_get_value(row, column) for row in wanted] for column in columns]
+    return [[_get_value(row, column) for row in ordered] for column in columns]
 
 
 def _hash_questions(run: LoadedRun) -> str:
-    """A fingerprint of the questions and of the settings that they were asked with."""
+    """Return a fingerprint of the questions and the settings of the run."""
     settings = [run.config.get(key) for key in ("suite", "task", "limit", "seed", "context", "threads", "profile", "sampling")]
     return sha256(json.dumps([settings, run.provenance.get("suite_sha256")], sort_keys=True).encode()).hexdigest()
 

@@ -1,1 +1,1 @@
-"""What was published: tables and figures of the survey, leaderboards and the methods' papers; measured runs beside them."""
+"""Published tables and figures of the survey, the leaderboards and the methods' papers, next to measured runs."""

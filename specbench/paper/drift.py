@@ -1,6 +1,6 @@
-"""How published speedups of one method moved over time, and how measured ones differ: the part of acceptance, the part of cost.
+"""How published speedups of a method changed over time, and how measured ones differ from them.
 
-speedup = mean accepted tokens × conversion, so that on the scale of logarithms a difference splits into the two.
+speedup = mean accepted tokens × conversion, so the logarithm of a ratio of speedups is the sum of acceptance and cost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ KEY = ["device", "target", "method"]
 
 
 def tabulate_by_day() -> pd.DataFrame:
-    """Overall speedups by device, target and method, a column a day: the survey's of February 2024, then the leaderboard's."""
+    """Return overall speedups by device, target and method, one column per day: the survey's, then the leaderboard's."""
     rows = read_published()
     rows = rows[rows["source"].str.startswith((LEADERBOARD, SURVEY)) & (rows["task"] == OVERALL) & (rows["metric"] == "speedup")]
     rows = rows[(rows["temperature"] == 0) & (rows["dtype"] == "float16")]
@@ -27,24 +27,23 @@ def tabulate_by_day() -> pd.DataFrame:
 
 
 def collect_acceptance() -> pd.Series:
-    """By (target, method): mean accepted tokens overall, the most that were published; greedy, so the device is no matter."""
+    """Return the largest published overall mean accepted tokens by (target, method); greedy, so the device does not matter."""
     rows = read_published()
-    rows = rows[
-        rows["source"].str.startswith(LEADERBOARD) & (rows["task"] == OVERALL) & (rows["metric"] == "mean_accepted_tokens")
-    ]
-    most: pd.Series = rows.groupby(["target", "method"])["value"].max()
-    return most
+    overall = rows["source"].str.startswith(LEADERBOARD) & (rows["task"] == OVERALL)
+    rows = rows[overall & (rows["metric"] == "mean_accepted_tokens")]
+    largest: pd.Series = rows.groupby(["target", "method"])["value"].max()
+    return largest
 
 
 def find_too_fast(speedups: pd.DataFrame) -> pd.DataFrame:
-    """Published overall speedups above their mean accepted tokens: there the baseline ran slower code than the method."""
+    """Return published speedups above their mean accepted tokens, where the baseline ran slower code than the method."""
     tokens = collect_acceptance().rename("mean_accepted_tokens")
     long = speedups.reset_index().melt(KEY, var_name="day", value_name="speedup").dropna().join(tokens, on=["target", "method"])
     return long[long["speedup"] > long["mean_accepted_tokens"]].reset_index(drop=True)
 
 
 def split_difference(published_rows: pd.DataFrame, measured_rows: pd.DataFrame) -> pd.DataFrame:
-    """By target, method and task: both speedups, and what the difference comes from, as factors: acceptance × cost = all."""
+    """Return both speedups by target, method and task, and their ratio as factors: whole = acceptance × cost."""
     keys = ["target", "method", "task"]
     columns = [*keys, "device", "speedup", "mean_accepted_tokens"]
     both = published_rows[columns].merge(measured_rows[columns], on=keys, suffixes=("_published", "_measured"))

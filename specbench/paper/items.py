@@ -1,6 +1,6 @@
-"""What is drawn again: the survey's Spec-Bench figures and tables, the leaderboards, and every other published table as it is.
+"""The survey's Spec-Bench figures and tables, the leaderboards, and every other published table.
 
-Each item is a choice of published rows and the column that its groups are apart by.
+Each item selects published rows and the column that separates its groups of bars.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ SHORT = {"3090": "RTX 3090", "A100": "A100 80GB", "A6000": "RTX A6000", "H100": 
 
 @dataclass(frozen=True)
 class Item:
-    """name: of its files; across: the column whose values are the groups, in the order of `values` where that is given."""
+    """One figure. name: of its files; across: the column whose values are the groups."""
 
     name: str
     title: str
     across: str
     rows: Callable[[], pd.DataFrame]
     note: str = ""
-    values: tuple[str, ...] = ()
 
 
 def shorten_device(name: str) -> str:
+    """Return the short name of a GPU, or the name itself."""
     return next((short for part, short in SHORT.items() if part in name), name)
 
 
 def _select_survey(*items: str, overall: bool = False, target: str | None = None) -> pd.DataFrame:
-    """Speedups with their standard deviations over three runs (column `sd`)."""
+    """Return speedups with their standard deviations over three runs (column `sd`)."""
     rows = read_published()
     rows = rows[rows["source"].str.startswith(SURVEY) & rows["item"].isin(items)]
     if overall:
@@ -44,31 +44,30 @@ def _select_survey(*items: str, overall: bool = False, target: str | None = None
         rows = rows[rows["target"] == target]
     keys = ["source", "device", "target", "method", "task", "temperature", "dtype"]
     spread = rows[rows["metric"] == "speedup_std_over_3_runs"].set_index(keys)["value"].rename("sd")
-    found = rows[rows["metric"] == "speedup"].join(spread, on=keys)
-    found["device"] = found["device"].map(shorten_device)
-    return found.rename(columns={"value": "speedup"})
+    speedups = rows[rows["metric"] == "speedup"].join(spread, on=keys)
+    return speedups.assign(device=speedups["device"].map(shorten_device)).rename(columns={"value": "speedup"})
 
 
-FIGURE_5, TABLE_5_WARM = "Table 5 (also Fig.5)", "Table 5 (T=1; Fig.6 right end)"
+FIGURE_5, SAMPLED = "Table 5 (also Fig.5)", "Table 5 (T=1; Fig.6 right end)"
 TABLE_6, TABLE_6_LARGE = "Table 6 (also Fig.7,8,9)", "Table 6 (also Fig.9)"
 SEVEN = "Vicuna-7B-v1.3"
 
 
 def _select_figure_6() -> pd.DataFrame:
-    rows = _select_survey(FIGURE_5, TABLE_5_WARM, overall=True)
-    warm = set(rows.loc[rows["temperature"] == 1, "method"])
-    return rows[rows["method"].isin(warm)]
+    rows = _select_survey(FIGURE_5, SAMPLED, overall=True)
+    sampled = set(rows.loc[rows["temperature"] == 1, "method"])
+    return rows[rows["method"].isin(sampled)]
 
 
 SURVEY_ITEMS = (
     Item("survey-figure-5", "Figure 5 and Table 5: RTX 3090, Vicuna-7B, greedy", "task", lambda: _select_survey(FIGURE_5)),
-    Item("survey-table-5-sampled", "Table 5: RTX 3090, Vicuna-7B, temperature 1", "task", lambda: _select_survey(TABLE_5_WARM)),
+    Item("survey-table-5-sampled", "Table 5: RTX 3090, Vicuna-7B, temperature 1", "task", lambda: _select_survey(SAMPLED)),
     Item(
         "survey-figure-6",
         "Figure 6: over temperature, RTX 3090, Vicuna-7B, overall",
         "temperature",
         _select_figure_6,
-        "Both ends, which Table 5 prints; what lies between is a curve without numbers.",
+        "Both ends, as printed in Table 5; the curve between them has no numbers.",
     ),
     Item(
         "survey-figure-7",
@@ -95,7 +94,7 @@ SURVEY_ITEMS = (
         "Figure 10: over precision, A100, Vicuna-7B, overall",
         "dtype",
         lambda: _select_survey(TABLE_6, "Fig.10 (text)", overall=True, target=SEVEN),
-        "In float32 the text of the survey gives two numbers; the others are bars without any.",
+        "For float32 the text of the survey gives two numbers; the other bars have none.",
     ),
 )
 
@@ -106,27 +105,27 @@ def _select_leaderboard(device: str, target: str) -> pd.DataFrame:
     return rows[chosen].assign(device=shorten_device(device), item="Leaderboard.md")
 
 
-def _build_item(device: str, target: str) -> Item:
+def _build_leaderboard(device: str, target: str) -> Item:
     name = f"leaderboard-{device}-{target}".lower().replace(".", "")
     title = f"Leaderboard: {shorten_device(device)}, {target}, greedy, float16 (2025-04-22)"
     return Item(name, title, "task", lambda: _select_leaderboard(device, target))
 
 
 LEADERBOARDS = tuple(
-    _build_item(device, target)
+    _build_leaderboard(device, target)
     for device, target in (("3090", SEVEN), *(("A100", f"Vicuna-{size}-v1.3") for size in ("7B", "13B", "33B")))
 )
 
 
 def list_other_tables() -> list[tuple[str, pd.DataFrame]]:
-    """Everything else that was published, a table an item, rows as they were printed: (title, rows)."""
+    """Return (title, rows) of every other published table, rows as printed."""
     rows = read_published()
-    own = rows["source"].str.startswith(LEADERBOARD) | (
+    plotted = rows["source"].str.startswith(LEADERBOARD) | (
         rows["source"].str.startswith(SURVEY) & rows["metric"].ne("speedup_range")
     )
-    found = []
-    for (source, item), group in rows[~own].groupby(["source", "item"], sort=False):
+    tables = []
+    for (source, item), group in rows[~plotted].groupby(["source", "item"], sort=False):
         columns = [name for name in ("device", "target", "method", "task", "setting") if group[name].nunique() > 1]
         wide = group.pivot_table(index=columns or ["method"], columns="metric", values="text", aggfunc="first", sort=False)
-        found.append((f"{source}, {item}", wide.reset_index()))
-    return found
+        tables.append((f"{source}, {item}", wide.reset_index()))
+    return tables

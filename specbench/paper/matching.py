@@ -1,4 +1,4 @@
-"""Measured runs in the columns of published rows, where target, precision and temperature are the same."""
+"""Measured runs as rows with the columns of published ones, matched by target, precision and temperature."""
 
 from __future__ import annotations
 
@@ -15,38 +15,28 @@ TARGETS = {
     "vicuna_13b": "Vicuna-13B-v1.3",
     "vicuna_33b": "Vicuna-33B-v1.3",
 }
-METHODS = {  # the preset that runs as Spec-Bench does comes first
-    "pld_spec_bench": "PLD",
+NAMES = {
     "pld": "PLD",
-    "sps_spec_bench": "SpS",
     "sps": "SpS",
-    "medusa_spec_bench": "Medusa",
     "medusa": "Medusa",
-    "hydra_heads_spec_bench": "Hydra",
     "hydra_heads": "Hydra",
-    "eagle_spec_bench": "EAGLE",
     "eagle": "EAGLE",
-    "eagle2_spec_bench": "EAGLE-2",
     "eagle2": "EAGLE-2",
-    "eagle3_spec_bench": "EAGLE-3",
     "eagle3": "EAGLE-3",
-    "lookahead_spec_bench": "Lookahead",
     "lookahead": "Lookahead",
-    "rest_spec_bench": "REST",
     "rest": "REST",
-    "token_recycling_spec_bench": "Token Recycling",
-    "token_recycling_warm": "Token Recycling",
     "sam_decoding": "SAM-Decoding",
-    "sam_eagle2_spec_bench": "SAM-Decoding + EAGLE-2",
     "sam_eagle2": "SAM-Decoding + EAGLE-2",
 }
+METHODS = {preset: name for method, name in NAMES.items() for preset in (f"{method}_spec_bench", method)}  # first choice first
+METHODS |= dict.fromkeys(("token_recycling_spec_bench", "token_recycling_warm"), "Token Recycling")
 COLUMNS = ["run", "device", "target", "method", "task", "temperature", "dtype", "speedup", "mean_accepted_tokens", "kind"]
 
 
 def collect_measured(runs: Sequence[LoadedRun]) -> pd.DataFrame:
-    """Rows of runs of a target that was published of. speedup: Spec-Bench's estimator, as in the tables beside it."""
-    found = [_select_rows(run) for run in runs if (run.config.get("target") or {}).get("name") in TARGETS]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
+    """Return rows of runs whose target has published values. speedup: Spec-Bench's estimator, as in the published tables."""
+    rows = [_select_rows(run) for run in runs if (run.config.get("target") or {}).get("name") in TARGETS]
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS)
 
 
 def _select_rows(run: LoadedRun) -> pd.DataFrame:
@@ -59,10 +49,12 @@ def _select_rows(run: LoadedRun) -> pd.DataFrame:
 
 
 def match_rows(item: Item, rows: pd.DataFrame) -> pd.DataFrame:
-    """Those that stand beside an item: equal in all that it does not go across, but the device, which is said."""
-    there = item.rows()
-    fixed = [name for name in ("target", "dtype", "temperature") if name != item.across]
-    found = rows[rows["task"].isin(there["task"])]
-    for name in fixed:
-        found = found[found[name].isin(there[name].unique())]
-    return found
+    """Return the measured rows that match an item in task, target, dtype and temperature, apart from the column it varies.
+
+    The device may differ; the caption names it.
+    """
+    published = item.rows()
+    for name in ("task", "target", "dtype", "temperature"):
+        if name == "task" or name != item.across:
+            rows = rows[rows[name].isin(published[name].unique())]
+    return rows

@@ -1,7 +1,7 @@
-"""Published values as rows, each with its source; numbers only, taken from papers, leaderboards and repositories.
+"""Published values as rows, each with its source, from papers, leaderboards and repositories.
 
-Columns: source, item (table or figure), device, target, method, task, temperature (nan where a row does not say), dtype, batch,
-setting (as printed), metric, value (nan where the text is no number), text, kind (published).
+Columns: source, item (table or figure), device, target, method, task, temperature (nan if not given), dtype, batch,
+setting (as printed), metric, value (nan if the text is not a number), text, kind (published).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 DATA = Path(__file__).with_name("data")
 SURVEY = "arXiv:2401.07851v3"
 LEADERBOARD = "github:hemingkx/Spec-Bench Leaderboard.md"
-METHODS = {  # spellings of one method, as a table is headed here
+METHODS = {  # spellings of a method, and its name here
     "SpS(vicuna-68m)": "SpS",
     "EAGLE1": "EAGLE",
     "EAGLE2": "EAGLE-2",
@@ -37,7 +37,7 @@ DTYPES = {"FP16": "float16", "fp16": "float16", "FP32": "float32", "BF16": "bflo
 
 @cache
 def read_published() -> pd.DataFrame:
-    """All rows of data/published.csv."""
+    """Return all rows of data/published.csv."""
     rows = pd.read_csv(DATA / "published.csv", dtype=str, keep_default_na=False)
     rows = rows.rename(columns={"table_or_figure": "item", "value": "text"})
     settings = rows["setting"]
@@ -51,15 +51,14 @@ def read_published() -> pd.DataFrame:
 
 
 def _parse_temperature(setting: str) -> float:
-    found = re.search(r"T ?= ?(\d+(?:\.\d+)?)", setting)
-    if found:
-        return float(found[1])
+    if match := re.search(r"T ?= ?(\d+(?:\.\d+)?)", setting):
+        return float(match[1])
     return 0.0 if "greedy" in setting.lower() else np.nan
 
 
 @cache
 def read_leaderboard() -> pd.DataFrame:
-    """All rows of data/leaderboard.csv: Spec-Bench's by commit and day, and the READMEs of two methods."""
+    """Return all rows of data/leaderboard.csv: Spec-Bench's by commit and day, and those of two methods' READMEs."""
     rows = pd.read_csv(DATA / "leaderboard.csv", dtype={"source": str, "method": str})
     rows["method"] = rows["method"].replace(METHODS)
     rows["day"] = rows["source"].str.extract(r"\((\d{4}-\d{2}-\d{2})\)")[0]

@@ -1,4 +1,4 @@
-"""`specbench paper`: every item as a figure and a table, and one page of them all."""
+"""`specbench paper`: every item as a figure and a table, and one page with all of them."""
 
 from __future__ import annotations
 
@@ -14,44 +14,35 @@ from specbench.paper import draw, drift
 from specbench.paper.items import LEADERBOARDS, SURVEY_ITEMS, Item, list_other_tables
 from specbench.paper.matching import collect_measured, match_rows
 from specbench.records.files import write_atomic
-from specbench.report.figures import inline_svg, render_svg, save_figure, use_figure_settings
+from specbench.report.canvas import inline_svg, render_svg, save_figure, use_figure_settings
 from specbench.report.page import build_environment
 from specbench.report.palette import Style
 
 TABLE = [
-    "kind",
-    "device",
-    "target",
-    "dtype",
-    "temperature",
-    "method",
-    "task",
-    "speedup",
-    "sd",
-    "mean_accepted_tokens",
-    "source",
-    "item",
+    *("kind", "device", "target", "dtype", "temperature", "method", "task"),
+    *("speedup", "sd", "mean_accepted_tokens", "source", "item"),
 ]
 
 
 def render_paper(run_dirs: Sequence[Path], out: Path) -> Path:
-    """Writes index.html, drift.csv and, of every item, CSV, PNG, SVG and PDF; the page. Raises InputError for what is no run."""
-    beside = collect_measured([read_run(path) for path in run_dirs])
+    """Write index.html, drift.csv, and CSV, PNG, SVG and PDF of every item; return the page. Raises InputError."""
+    measured = collect_measured([read_run(path) for path in run_dirs])
     items = [*SURVEY_ITEMS, *LEADERBOARDS]
     rows = {item.name: item.rows() for item in items}
-    looks = draw.choose_style(pd.concat([*rows.values(), beside]))
-    own = {item.name: match_rows(item, beside) for item in items}
+    looks = draw.choose_style(pd.concat([*rows.values(), measured]))
+    matched = {item.name: match_rows(item, measured) for item in items}
     with use_figure_settings():
-        figures = [_render_item(item, rows[item.name], own[item.name], looks, out) for item in items]
+        figures = [_render_item(item, rows[item.name], matched[item.name], looks, out) for item in items]
         wide = drift.tabulate_by_day()
-        drifting = [
-            _render_days(wide, device, target, looks, out) for device, target in dict.fromkeys(row[:2] for row in wide.index)
-        ]
+        targets = dict.fromkeys(row[:2] for row in wide.index)
+        drifting = [_render_days(wide, device, target, looks, out) for device, target in targets]
     splits = [
-        drift.split_difference(_select_counted(rows[item.name]), own[item.name]) for item in LEADERBOARDS if len(own[item.name])
+        drift.split_difference(rows[item.name].dropna(subset=["mean_accepted_tokens"]), matched[item.name])
+        for item in LEADERBOARDS
+        if len(matched[item.name])
     ]
     page = _render_page(
-        matched=_describe_matches(beside),
+        matched=_describe_matches(measured),
         figures=figures,
         drifting=drifting,
         over_time=wide.reset_index(),
@@ -64,20 +55,15 @@ def render_paper(run_dirs: Sequence[Path], out: Path) -> Path:
     return out / "index.html"
 
 
-def _render_item(item: Item, published: pd.DataFrame, own: pd.DataFrame, looks: Style, out: Path) -> dict[str, Any]:
-    both = pd.concat([published, own]).reindex(columns=TABLE)
+def _render_item(item: Item, published: pd.DataFrame, measured: pd.DataFrame, looks: Style, out: Path) -> dict[str, Any]:
+    both = pd.concat([published, measured]).reindex(columns=TABLE)
     write_atomic(out / f"{item.name}.csv", both.to_csv(index=False))
-    figure = draw.plot_bars(item, published, own, looks)
+    figure = draw.plot_bars(item, published, measured, looks)
     save_figure(figure, out / item.name)
-    source = "; ".join(
-        f"{source}, {place}" for source, place in dict.fromkeys(zip(published["source"], published["item"], strict=True))
-    )
-    runs = ", ".join(f"{run} on {device}" for run, device in dict.fromkeys(zip(own["run"], own["device"], strict=True)))
-    told = f"Measured beside it: {runs}." if runs else "Measured beside it: no run that matches."
-    return {
-        "svg": Markup(inline_svg(render_svg(figure))),
-        "caption": " ".join(filter(None, (f"Source: {source}.", item.note, told))),
-    }
+    sources = (published["source"] + ", " + published["item"]).unique()
+    runs = (measured["run"] + " on " + measured["device"]).unique()
+    parts = (f"Source: {'; '.join(sources)}.", item.note, f"Measured: {', '.join(runs) or 'no matching run'}.")
+    return {"svg": Markup(inline_svg(render_svg(figure))), "caption": " ".join(filter(None, parts))}
 
 
 def _render_days(wide: pd.DataFrame, device: str, target: str, looks: Style, out: Path) -> dict[str, Any]:
@@ -86,22 +72,14 @@ def _render_days(wide: pd.DataFrame, device: str, target: str, looks: Style, out
     return {"svg": Markup(inline_svg(render_svg(figure))), "caption": "Source: the survey, then the leaderboard's history."}
 
 
-def _select_counted(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.dropna(subset=["mean_accepted_tokens"])
-
-
-def _describe_matches(beside: pd.DataFrame) -> str:
-    if beside.empty:
+def _describe_matches(measured: pd.DataFrame) -> str:
+    if measured.empty:
         return "No run of a published target was given: everything here is published."
-    runs = beside[["run", "device", "target", "dtype", "temperature"]].drop_duplicates()
+    runs = measured[["run", "device", "target", "dtype", "temperature"]].drop_duplicates()
     return "Measured: " + "; ".join(" · ".join(map(str, row)) for row in runs.itertuples(index=False)) + "."
-
-
-def _is_textual(column: pd.Series) -> bool:
-    return bool(pd.to_numeric(column, errors="coerce").isna().all())
 
 
 def _render_page(**parts: Any) -> str:
     environment = build_environment(Path(__file__).parent)
-    environment.tests["textual"] = _is_textual
+    environment.tests["textual"] = lambda column: pd.to_numeric(column, errors="coerce").isna().all()
     return environment.get_template("page.html.jinja").render(**parts)

@@ -1,1 +1,1 @@
-"""What lies on disk, typed at the door."""
+"""Files on disk, parsed into types when they are read."""

@@ -1,11 +1,11 @@
-"""A certificate: what was tested of each method on one target, and what follows from it. JSON on disk; no torch in here.
+"""Certificates: the tests and verdicts of methods on one target. JSON on disk; no torch in here.
 
-exact      every text is autoregressive decoding's own, token for token
-tie        where a text differs, the target itself is undecided: the difference is within its own rounding
-sampled    drafts are drawn, so texts differ; no test found another distribution than the target's
-lossy      by design, and says so
-bug        claimed lossless, and is not
-untested   claimed lossless, and stopped while it was tested
+exact      every text equals autoregressive decoding's, token for token
+tie        where a text differs, the target itself is undecided: the difference is within its rounding
+sampled    drafts are sampled, so texts differ; no test found a distribution other than the target's
+lossy      by design, and declared so
+bug        claimed lossless, but is not
+untested   claimed lossless, but stopped while it was tested
 """
 
 from __future__ import annotations
@@ -26,18 +26,25 @@ SCHEMA = 1
 FILE = "certificate.json"
 JOURNAL = "verdicts.jsonl"
 OWN_FOLDERS = (ROOT / "results" / "reference" / "certificates", ROOT / "results" / "certificates")  # of this checkout
-GRAVITY = ("untested", "exact", "sampled", "tie", "lossy", "bug")  # of classes
+GRAVITY = ("untested", "exact", "sampled", "tie", "lossy", "bug")  # classes from the least grave
 KEYS = ("temperature", "top_p", "top_k")
 TARGET = ("name", "shape", "path", "revision", "weights", "config")  # of a run's config
-ENGINE = "specbench.engine.native.Native"  # whose texts are tested
+ENGINE = "specbench.engine.native.Native"  # the engine whose texts are tested
 VERSIONS = ("torch", "transformers")
-WEIGHTS = ("dtype", "target_sha256", "draft_sha256")  # of its run.json
-TESTED = (*WEIGHTS, "suite_sha256", "code_sha256", "codes", "checkpoints", "versions")  # what verdicts are of
+WEIGHTS = ("dtype", "target_sha256", "draft_sha256")  # keys of run.json
+TESTED = (
+    *WEIGHTS,
+    "suite_sha256",
+    "code_sha256",
+    "codes",
+    "checkpoints",
+    "versions",
+)  # what verdicts depend on
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one method at one temperature. tests: the figures behind it, by name; why: what is wrong, or empty."""
+    """The verdict on one method at one temperature. tests: its figures by name; why: what is wrong, or empty."""
 
     method: str
     class_: str
@@ -47,10 +54,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Certificate:
-    """config, about: as in a run's config.yaml and run.json; greedy, sampled: verdicts at temperature 0, and as config says.
+    """config, about: as in a run's config.yaml and run.json; greedy, sampled: verdicts at temperature 0 and at config's.
 
-    level: of the statistical tests together; noise: beyond which a difference is a bug; floor: autoregressive decoding against
-    itself.
+    level: of all statistical tests together; noise: differences above it are bugs; floor: autoregressive decoding against itself.
     """
 
     about: dict[str, Any]
@@ -63,34 +69,34 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether all that is claimed lossless is shown to be."""
+        """Whether every method that claims to be lossless was found to be."""
         return all(verdict.class_ not in ("bug", "untested") for verdict in [*self.greedy, *self.sampled])
 
     def write(self, folder: Path) -> Path:
+        """Write the certificate into the folder and return its path."""
         write_atomic(folder / FILE, json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n")
         return folder / FILE
 
     def find_verdicts(self, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
-        """Classes by label of the methods of a run: those that it has with the same settings on the same target and engine."""
+        """Return, by label, the classes of a run's methods that have the same settings, target and engine here."""
         if _identify_target(config, about) != _identify_target(self.config, self.about) or not _is_native(config):
             return {}
-        asked, tested = config.get("sampling", {}), self.config["sampling"]
-        greedy = asked.get("temperature") == 0
-        if not greedy and any(asked.get(key) != tested[key] for key in KEYS):
+        sampling, tested = config.get("sampling", {}), self.config["sampling"]
+        greedy = sampling.get("temperature") == 0
+        if not greedy and any(sampling.get(key) != tested[key] for key in KEYS):
             return {}
-        found = self.greedy if greedy else self.sampled
         return {
-            one.method: one.class_
-            for one in found
-            if _identify_method(config, about, one.method) == _identify_method(self.config, self.about, one.method)
+            verdict.method: verdict.class_
+            for verdict in (self.greedy if greedy else self.sampled)
+            if _identify_method(config, about, verdict.method) == _identify_method(self.config, self.about, verdict.method)
         }
 
 
 class VerdictJournal:
-    """Verdicts of a certificate in the making, on the disk as they come, so that an interrupted one goes on."""
+    """Verdicts of an unfinished certificate, stored one by one, so that an interrupted one can be resumed."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Raises InputError for another certificate's."""
+        """Open or create the journal. Raises InputError if it belongs to another certificate."""
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / JOURNAL
         self._lines = JsonLines(self._path)
@@ -101,23 +107,25 @@ class VerdictJournal:
         if not rows:
             self._lines.append(head)
         elif rows[0] != json.loads(json.dumps(head)):
-            raise InputError(f"out={folder}: holds verdicts of another target, other settings or code; choose another out")
-        self._found = {(row.pop("greedy"), row["method"]): Verdict(**row) for row in rows[1:]}
+            raise InputError(f"out={folder}: holds verdicts of another target, other settings or other code; choose another out")
+        self._verdicts = {(row.pop("greedy"), row["method"]): Verdict(**row) for row in rows[1:]}
 
     def get_verdict(self, greedy: bool, method: str) -> Verdict | None:
-        return self._found.get((greedy, method))
+        """Return the stored verdict, None if there is none yet."""
+        return self._verdicts.get((greedy, method))
 
     def add(self, greedy: bool, verdict: Verdict) -> None:
-        """What stopped is tried again."""
+        """Store a verdict, unless the test stopped: then it is tried again."""
         if verdict.class_ != "untested":
             self._lines.append({"greedy": greedy, **asdict(verdict)})
 
     def delete(self) -> None:
+        """Delete the journal."""
         self._path.unlink()
 
 
 def _identify_target(config: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What decides on a target's text."""
+    """Return everything that determines a target's text."""
     target = config.get("target")
     named = tuple(target.get(name) for name in TARGET) if isinstance(target, Mapping) else ()
     shape = (target.get("shapes") or {}).get(target.get("shape")) if isinstance(target, Mapping) else None
@@ -127,38 +135,38 @@ def _identify_target(config: Mapping[str, Any], about: Mapping[str, Any]) -> tup
 
 
 def _is_native(config: Mapping[str, Any]) -> bool:
-    """Whether labels without @ are of the engine that is tested."""
+    """Whether labels without @ ran on the engine that certificates test."""
     engine = next(iter((config.get("engine") or {}).values()), None)
     return isinstance(engine, Mapping) and engine.get("_target_") == ENGINE
 
 
 def _collect_versions(about: Mapping[str, Any], label: str) -> set[tuple[Any, ...]]:
-    """Of the code that writes a method's texts; a day's certificate says little of the next day's code."""
+    """Return the versions of the code that generates a method's texts; a certificate holds only for them."""
     code = (about.get("codes") or {}).get(label)
     parts = [about, *about.get("continued", ())]
     return {(code, part.get("code_sha256"), *((part.get("versions") or {}).get(name) for name in VERSIONS)) for part in parts}
 
 
 def _identify_method(config: Mapping[str, Any], about: Mapping[str, Any], label: str) -> tuple[Any, Any]:
-    """Its settings, and the fingerprint of what it loads."""
+    """Return the method's settings and the fingerprint of its checkpoint."""
     return _drop_nulls((config.get("method") or {}).get(label)), (about.get("checkpoints") or {}).get(label)
 
 
 def _drop_nulls(settings: Any) -> Any:
-    """Settings without those that are null, which an older version may not have had."""
+    """Drop settings that are null; an older version may not have had them."""
     if isinstance(settings, Mapping):
         return {key: _drop_nulls(value) for key, value in settings.items() if value is not None}
     return settings
 
 
 def read_certificate(path: Path) -> Certificate:
-    """Raises InputError."""
+    """Read a certificate. Raises InputError if the file is not one."""
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         if plain.pop("schema") != SCHEMA:
             raise ValueError("another schema")
         for part in ("greedy", "sampled"):
-            plain[part] = [Verdict(**one) for one in plain[part]]
+            plain[part] = [Verdict(**row) for row in plain[part]]
         return Certificate(**{**plain, "config": translate_targets(plain["config"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a certificate: {error}") from None
@@ -166,9 +174,9 @@ def read_certificate(path: Path) -> Certificate:
 
 @dataclass(frozen=True)
 class Certification:
-    """What certificates say of a method: those of the same code, torch and transformers, if there are any.
+    """The verdict of certificates on a method; those of the same code, torch and transformers take precedence.
 
-    texts: that were followed, of each method; tokens: that a text had at most.
+    texts: number of texts checked per method; tokens: length of the longest.
     """
 
     class_: str
@@ -179,7 +187,7 @@ class Certification:
 
     @property
     def coverage(self) -> str:
-        """How much was followed, and when."""
+        """What was checked, and when."""
         return f"{self.texts} texts of at most {self.tokens} tokens, {self.day}"
 
     def __str__(self) -> str:
@@ -187,34 +195,34 @@ class Certification:
 
 
 def list_folders(run: Path) -> list[Path]:
-    """Whose certificates count for a run: this checkout's, and those in a folder `certificates` beside the run."""
+    """Return the folders of a run's certificates: this checkout's, and `certificates` next to the run."""
     return list(dict.fromkeys([*OWN_FOLDERS, run.resolve().parent / "certificates"]))
 
 
 def find_certifications(config: Mapping[str, Any], about: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Certification]:
-    """By label of a run's methods that a certificate in one of the folders covers.
+    """Return the certifications of a run's methods by label, from all certificates in the folders.
 
-    The gravest verdict wins, of equal ones the newest; a later, weaker certificate never overrides it. `untested` says nothing of
-    a method that was tested elsewhere.
+    The gravest verdict wins, among equals the newest; a later, weaker certificate never overrides it. `untested` is the weakest.
     """
-    found: dict[str, Certification] = {}
-    for one in sorted(_read_certificates(folders), key=lambda one: str(one.about.get("started"))):
-        for label, class_ in one.find_verdicts(config, about).items():
-            same = _collect_versions(one.about, label) == _collect_versions(about, label)
-            texts, tokens = one.floor["texts"], one.config["sampling"]["max_new_tokens"]
-            new = Certification(class_, str(one.about.get("started"))[:10], texts, tokens, same)
-            found[label] = max(new, found.get(label, new), key=_weigh)  # the first of equals
-    return found
+    certified: dict[str, Certification] = {}
+    for certificate in sorted(_read_certificates(folders), key=lambda certificate: str(certificate.about.get("started"))):
+        day = str(certificate.about.get("started"))[:10]
+        texts, tokens = certificate.floor["texts"], certificate.config["sampling"]["max_new_tokens"]
+        for label, class_ in certificate.find_verdicts(config, about).items():
+            same = _collect_versions(certificate.about, label) == _collect_versions(about, label)
+            new = Certification(class_, day, texts, tokens, same)
+            certified[label] = max(new, certified.get(label, new), key=_rank_gravity)  # the first of equals
+    return certified
 
 
-def _weigh(one: Certification) -> tuple[bool, int]:
-    return one.same_version, GRAVITY.index(one.class_)
+def _rank_gravity(certification: Certification) -> tuple[bool, int]:
+    return certification.same_version, GRAVITY.index(certification.class_)
 
 
 def _read_certificates(folders: Sequence[Path]) -> list[Certificate]:
-    """Those in the folders; what is none, or of another schema, vouches for nothing."""
-    found = []
+    """Return the certificates in the folders, without files that are broken or have another schema."""
+    certificates = []
     for path in (path for folder in folders for path in sorted(folder.glob(f"*/{FILE}"))):
         with suppress(InputError):
-            found.append(read_certificate(path))
-    return found
+            certificates.append(read_certificate(path))
+    return certificates

@@ -1,4 +1,4 @@
-"""Files that survive a kill: written whole, or line by line."""
+"""Files that survive a kill: written as a whole, or line by line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from specbench.errors import InputError
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes the whole file or nothing: a temporary name in the same directory, synced, then renamed."""
+    """Write the whole file or nothing: under a temporary name in the same directory, synced, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -29,13 +29,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 class JsonLines:
-    """A file of one JSON object a line that may be killed while it writes the last one."""
+    """A file with one JSON object per line, whose last line may be torn by a kill."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Writes one line and waits until it is on the disk."""
+        """Write one line and wait until it is on disk."""
         line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
         with self.path.open("ab") as file:
             file.write(line.encode())
@@ -43,7 +43,7 @@ class JsonLines:
             os.fsync(file.fileno())
 
     def read_numbered(self, torn: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yields (line number, row), not blank lines; InputError on a broken line, unless it is the last and may be torn."""
+        """Yield (line number, row), without blank lines. Raises InputError on a broken line, unless it is a torn last one."""
         lines = self._read_lines()
         for number, line in enumerate(lines, start=1):
             row = _parse(line)
@@ -53,7 +53,7 @@ class JsonLines:
                 raise InputError(f"{self.path}:{number}: not a JSON object")
 
     def repair(self) -> None:
-        """Cuts a torn last line off, so that the next append starts on a line of its own."""
+        """Cut off a torn last line, so that the next append starts a new line."""
         lines = self._read_lines()
         if not lines:
             return

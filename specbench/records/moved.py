@@ -1,4 +1,4 @@
-"""Classes that configs name by `_target_`, where they were and where they are: stored configs and others' YAMLs keep working."""
+"""Old and new paths of classes that configs name in `_target_`, so that stored configs and users' YAMLs keep working."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ MOVED = {
 
 
 def translate_targets(config: Any) -> Any:
-    """The same plain config with every `_target_` as it is called today."""
+    """Return the plain config with the current path in every `_target_`."""
     if isinstance(config, Mapping):
         return {key: _current_name(value) if key == "_target_" else translate_targets(value) for key, value in config.items()}
     return [translate_targets(value) for value in config] if isinstance(config, list) else config

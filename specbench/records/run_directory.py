@@ -1,8 +1,7 @@
-"""What a run leaves on disk: the trial record and the run directory.
+"""The run directory: config.yaml, run.json, prompts.jsonl, trials.jsonl, texts.jsonl (decoded answers with scores), summary.csv.
 
-A run directory holds config.yaml, run.json, prompts.jsonl, trials.jsonl, texts.jsonl (the decoded answers and their scores) and
-summary.csv. Whole files are written under a temporary name and renamed; lines are appended and synced one at a time, so a run
-that is killed loses at most the turn it was in. Reading drops a torn last line; `repair()` cuts it off before a run goes on.
+Whole files are written under a temporary name and renamed. Lines are appended and synced one at a time, so a killed run loses at
+most its current turn. Reading drops a torn last line; `repair()` cuts it off before a run is resumed.
 """
 
 from __future__ import annotations
@@ -36,65 +35,65 @@ class RunDirectory:
         return self.path.resolve().name
 
     def is_new(self) -> bool:
-        """True when nothing lies here yet, hidden files aside."""
+        """Whether the directory is missing or empty, apart from hidden files."""
         return not self.path.exists() or (self.path.is_dir() and all(path.name[0] == "." for path in self.path.iterdir()))
 
     def is_run(self) -> bool:
-        """True when a run was started here."""
+        """Whether a run was started here."""
         return (self.path / "config.yaml").is_file()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """The resolved config, plain dicts, lists and scalars."""
+        """Write the resolved config: plain dicts, lists and scalars."""
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         write_atomic(self.path / "config.yaml", text)
 
     def read_config(self) -> dict[str, Any]:
-        """With classes as they are called today. Raises InputError when it is not a run or the file cannot be read."""
+        """Return the config with current class paths. Raises InputError if this is not a run or the file cannot be read."""
         config: dict[str, Any] = translate_targets(_read_mapping(self._find_file("config.yaml"), yaml.safe_load, yaml.YAMLError))
         return config
 
     def write_provenance(self, run: Mapping[str, Any]) -> None:
-        """run.json, written before the first trial."""
+        """Write run.json, before the first trial."""
         write_atomic(self.path / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
 
     def read_provenance(self) -> dict[str, Any]:
-        """Raises InputError when the directory is not a run or the file cannot be read."""
+        """Return run.json. Raises InputError if this is not a run or the file cannot be read."""
         return _read_mapping(self._find_file("run.json"), json.loads, ValueError)
 
     def append_trial(self, trial: Trial) -> None:
-        """One line to trials.jsonl, on the disk when this returns."""
+        """Append one line to trials.jsonl; it is on disk when this returns."""
         self._trials.append(trial.to_row())
 
     def read_trials(self) -> list[Trial]:
-        """All whole trials; of a turn that was run again the last. Raises InputError naming file:line."""
+        """Return all complete trials, the last one of a turn that ran twice. Raises InputError with file:line."""
         self._find_file("config.yaml")
         trials = (self._parse_trial(number, row) for number, row in self._trials.read_numbered())
         return list({trial.key: trial for trial in trials}.values())
 
     def repair(self) -> None:
-        """Cuts torn last lines off before a run goes on."""
+        """Cut off torn last lines before a run is resumed."""
         self._trials.repair()
         self._prompts.repair()
         self._texts.repair()
 
     def append_prompt(self, prompt: Prompt) -> None:
-        """One line to prompts.jsonl."""
+        """Append one line to prompts.jsonl."""
         self._prompts.append(dataclasses.asdict(prompt))
 
     def read_prompts(self) -> list[Prompt]:
-        """All whole prompts. Raises InputError naming file:line."""
+        """Return all complete prompts. Raises InputError with file:line."""
         return [self._parse_prompt(number, row) for number, row in self._prompts.read_numbered()]
 
     def append_text(self, method: str, question_id: QuestionId, turn: int, text: str, score: float | None) -> None:
-        """One line to texts.jsonl: the decoded answer and its task accuracy in [0, 1], where the suite can score it."""
+        """Append one line to texts.jsonl: the decoded answer and its score in [0, 1], if the suite can score it."""
         self._texts.append({"method": method, "question_id": question_id, "turn": turn, "text": text, "score": score})
 
     def read_texts(self) -> list[dict[str, Any]]:
-        """Decoded outputs of the first repeat, rows {method, question_id, turn, text, score}; empty when there are none."""
+        """Return decoded outputs of the first repeat as rows {method, question_id, turn, text, score}."""
         return [row for _, row in self._texts.read_numbered()]
 
     def write_summary(self, csv: str) -> None:
-        """summary.csv, whole."""
+        """Write summary.csv."""
         write_atomic(self.path / "summary.csv", csv)
 
     def _parse_trial(self, number: int, row: dict[str, Any]) -> Trial:
@@ -117,12 +116,12 @@ class RunDirectory:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The finished runs in a folder, such as a sweep's, and the folders in it; a run itself is one."""
+    """Return the finished runs in a folder and its subfolders, such as those of a sweep; the folder may itself be a run."""
     return sorted(path.parent for path in folder.rglob("summary.csv") if RunDirectory(path.parent).is_run())
 
 
 def expand_paths(paths: Sequence[Path]) -> list[Path]:
-    """Of each path the finished runs in it, or else itself."""
+    """Replace each path by the finished runs in it, if there are any."""
     return [run for path in paths for run in find_runs(path) or [path]]
 
 

@@ -12,7 +12,7 @@ the texts are encoded by its tokenizer, which need not give the ids that the eng
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from specbench.exchange import spec_bench as answers
 from specbench.models.chat import render_prompt
 from specbench.records.files import JsonLines
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE, Prompt, QuestionId, Trial, hash_ids, import_trial
+from specbench.records.trial import BASELINE, IMPORTED, Prompt, QuestionId, Trial, hash_ids
 from specbench.replay.recorded_target import LARGEST, RecordedAnswer
 from specbench.setup.instantiate import instantiate
 from specbench.setup.objects import load_target_tokenizer
@@ -224,7 +224,8 @@ def _read_turns(
 
 def _build_trial(name: str, task: str, category: str, question: QuestionId, turn: int, answer: RecordedAnswer) -> Trial:
     """Build the record of a turn of which only ids are known."""
-    trial = import_trial(
+    return Trial(
+        **IMPORTED,
         run_id=name,
         suite=name,
         task=task,
@@ -235,6 +236,8 @@ def _build_trial(name: str, task: str, category: str, question: QuestionId, turn
         new_tokens=len(answer.output),
         finish_reason="eos" if answer.stops else "length",
         output_sha256=hash_ids(answer.output),
+        repeat=0,
+        prompt_tokens=len(answer.prompt),
+        prompt_sha256=hash_ids(answer.prompt),
+        output_ids=answer.output,
     )
-    prompt_sha256 = hash_ids(answer.prompt)
-    return replace(trial, prompt_tokens=len(answer.prompt), prompt_sha256=prompt_sha256, output_ids=answer.output)

@@ -1,1 +1,1 @@
-"""Numbers to tables, figures and pages. Pure: no model, no torch."""
+"""Tables, figures and pages of runs. Pure: no model, no torch."""

@@ -1,4 +1,4 @@
-"""What a reader must know before believing a row."""
+"""Warnings that a reader needs before trusting a row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from specbench.records.trial import BASELINE
 
 @dataclass(frozen=True)
 class Alarm:
-    """One warning. level: "alarm" (do not publish the row as it is) or "notice" (good to know)."""
+    """One warning. level: "alarm" (do not publish the row as it is) or "notice"."""
 
     level: str
     method: str
@@ -33,9 +33,12 @@ class Alarm:
 
 
 SummaryRow = Mapping[Hashable, Any]
-DRIFT_LEVEL, DRIFT = 1e-3, 0.02  # of the test, and the least change of time from the first place in a block to the last
-LEAST_SPREAD = 0.03  # between repeats, below which nobody need care
-APART = 0.05  # of two estimators of one speedup
+Rates = Sequence[Mapping[str, Any]]  # engine, dtype, tokens_per_second of each round
+DRIFT_LEVEL = 1e-3  # significance level of the test for drift inside blocks
+DRIFT = 0.02  # smallest change of time that is reported, from the first place in a block to the last
+LEAST_SPREAD = 0.03  # smallest spread between repeats that is reported
+APART = 0.05  # smallest difference between estimators of a speedup that is reported
+MARGIN = 0.03  # a baseline slower than another engine by more than this raises an alarm
 ESTIMATORS = {
     "geometric": "speedup",
     "pooled": "speedup_pooled",
@@ -45,8 +48,8 @@ ESTIMATORS = {
 
 
 def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
-    """Everything wrong with a run, alarms first; `summary` is summarise(run)."""
-    of_the_run = (
+    """Return everything wrong with a run, alarms first. summary: summarise(run)."""
+    run_checks = (
         _warn_profiled,
         _warn_resumed,
         _warn_missing,
@@ -58,15 +61,15 @@ def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
         _warn_spread,
         _warn_throttling,
     )
-    of_all_rows = (*_warn_estimators(summary), *_warn_unsure_conversion(summary))
-    found = [*_warn_baseline(run, summary), *of_all_rows, *(alarm for look in of_the_run for alarm in look(run))]
+    alarms = [*_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
+    alarms += [alarm for check in run_checks for alarm in check(run)]
     for row in summary.to_dict("records"):
-        found += [*_warn_one_question(row), *_warn_conversion(row), *_warn_no_drafts(row), *_warn_unfinished(row)]
-    return sorted(found, key=lambda alarm: alarm.level)
+        alarms += [*_warn_one_question(row), *_warn_conversion(row), *_warn_no_drafts(row), *_warn_unfinished(row)]
+    return sorted(alarms, key=lambda alarm: alarm.level)
 
 
 def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
-    """The other ways to decode autoregressively, timed before the run or in it (the rows autoregressive@engine)."""
+    """Compare with other autoregressive engines, timed before the run or in it (rows autoregressive@engine)."""
     measured = run.provenance.get("baseline") or []
     overall = summary[summary["task"] == OVERALL].set_index("method")["speedup"]
     rows = overall[overall.index.str.startswith(f"{BASELINE}@")].dropna()
@@ -74,25 +77,26 @@ def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
     for name, ratio in slower_than.items():
         yield Alarm("alarm", BASELINE, OVERALL, f"{1 - 1 / ratio:.1%} slower than {name}: every speedup is too high")
     if not measured and rows.empty:
-        message = "not compared with the other ways to decode autoregressively on this device"
+        message = "not compared with other autoregressive engines on this device"
         yield Alarm("notice", BASELINE, OVERALL, message)
 
 
 def _warn_profiled(run: LoadedRun) -> Iterator[Alarm]:
     if any(trial.draft_s is not None or trial.verify_s is not None for trial in run.trials):
-        yield Alarm("alarm", "the run", OVERALL, "profiled: it synchronises at every step and is no headline")
+        yield Alarm("alarm", "the run", OVERALL, "profiled, which synchronises at every step: its speeds are not comparable")
 
 
 def _warn_resumed(run: LoadedRun) -> Iterator[Alarm]:
     for later in run.provenance.get("continued") or []:
-        message = f"continued on {later.get('started')} under another {', '.join(later.get('differs', ()))}"
+        message = f"resumed on {later.get('started')} with another {', '.join(later.get('differs', ()))}"
         yield Alarm("notice", "the run", OVERALL, message)
 
 
 def _warn_missing(run: LoadedRun) -> Iterator[Alarm]:
     for method, count in run.missing.items():
-        wanted = run.provenance["turns"] * run.config["repeats"]
-        yield Alarm("notice", method, OVERALL, f"{count} of {wanted} turns are still to be run; the same command goes on")
+        needed = run.provenance["turns"] * run.config["repeats"]
+        message = f"{count} of {needed} turns are still to be run; run the same command again to resume"
+        yield Alarm("notice", method, OVERALL, message)
 
 
 def _warn_errors(run: LoadedRun) -> Iterator[Alarm]:
@@ -109,35 +113,34 @@ def _warn_errors(run: LoadedRun) -> Iterator[Alarm]:
 
 
 def _warn_leakage(run: LoadedRun) -> Iterator[Alarm]:
-    """Datastores that hold the questions themselves, and with them perhaps their answers."""
+    """Warn of datastores that contain the questions, and so perhaps their answers."""
     for method, stores in (run.provenance.get("leakage") or {}).items():
         for store in stores:
             if store["leaked"]:
-                message = f"its datastore {store['name']} holds {store['leaked']} of the {store['questions']} questions"
-                yield Alarm("alarm", method, OVERALL, f"{message} (half of their 13-grams or more): answers may be looked up")
+                message = f"its datastore {store['name']} contains {store['leaked']} of the {store['questions']} questions"
+                yield Alarm("alarm", method, OVERALL, f"{message} (at least half of their 13-grams): answers may be looked up")
 
 
 def _warn_bugs(run: LoadedRun) -> Iterator[Alarm]:
     tried = {trial.method for trial in run.trials}
     for method, known in sorted(run.certified.items()):
         if method in tried and known.class_ in ("bug", "untested"):
-            yield Alarm(
-                "alarm", method, OVERALL, f"its certificate of {known.day} says {known}: this may not be the target's own text"
-            )
+            message = f"its certificate of {known.day} says {known}: its text may not be the target's own"
+            yield Alarm("alarm", method, OVERALL, message)
 
 
 def _warn_longer_answers(run: LoadedRun) -> Iterator[Alarm]:
-    """Answers that are longer than any text which a certificate has seen."""
+    """Warn of answers longer than any text that was certified."""
     tried = [(trial.new_tokens, run.certified[trial.method].tokens) for trial in run.trials if trial.method in run.certified]
     beyond = [(longest, seen) for longest, seen in tried if longest > seen]
     if beyond:
         longest, seen = max(beyond)
-        message = f"answers of up to {longest} tokens; the certificates followed texts of at most {seen}"
+        message = f"answers of up to {longest} tokens; the certificates checked texts of at most {seen}"
         yield Alarm("notice", "the run", OVERALL, message)
 
 
 def _warn_drift(run: LoadedRun) -> Iterator[Alarm]:
-    """Turns that come later in their block take another time: the order is random, so speedups are noisier, not biased."""
+    """Warn if the time of a turn depends on its place in the block. The order is random: speedups are noisier, not biased."""
     rows = metrics.residuals(run.frame)
     if rows["place"].nunique() < 2:
         return
@@ -145,7 +148,7 @@ def _warn_drift(run: LoadedRun) -> Iterator[Alarm]:
     slope = stats.linregress(rows["place"], rows["residual"]).slope
     across = float(np.expm1(slope * (rows["order"].max() - rows["order"].min())))
     if p_value < DRIFT_LEVEL and abs(across) > DRIFT:
-        message = f"the last of a block takes {across:+.1%} of the first one's time (rank correlation {rank:.2f})"
+        message = f"the last turn of a block takes {across:+.1%} more time than the first (rank correlation {rank:.2f})"
         yield Alarm("alarm", "the run", OVERALL, message)
 
 
@@ -154,13 +157,13 @@ def _warn_spread(run: LoadedRun) -> Iterator[Alarm]:
     baseline = spreads.get(BASELINE, float("nan"))
     for method, spread in spreads.items():
         if spread > max(2 * baseline, LEAST_SPREAD):
-            message = f"repeats of a turn differ by {spread:.1%} in time, autoregressive's by {baseline:.1%}"
+            message = f"repeats of a turn differ by {spread:.1%} in time, those of autoregressive by {baseline:.1%}"
             yield Alarm("notice", str(method), OVERALL, message)
 
 
 def _warn_one_question(row: SummaryRow) -> Iterator[Alarm]:
     if row["method"] == BASELINE and row["task"] == OVERALL and pd.isna(row["speedup_low"]):
-        yield Alarm("notice", "the run", OVERALL, "a task with one question has no interval, nor has overall")
+        yield Alarm("notice", "the run", OVERALL, "a task has only one question: neither it nor overall has an interval")
 
 
 def _warn_throttling(run: LoadedRun) -> Iterator[Alarm]:
@@ -171,7 +174,7 @@ def _warn_throttling(run: LoadedRun) -> Iterator[Alarm]:
 
 
 def _warn_estimators(summary: pd.DataFrame) -> Iterator[Alarm]:
-    """One for all methods, each with its lowest and its highest estimate."""
+    """Warn once for all methods, with the lowest and the highest estimate of each."""
     apart = []
     for row in summary[summary["task"] == OVERALL].to_dict("records"):
         values = sorted((float(row[column]), name) for name, column in ESTIMATORS.items() if row[column] > 0)
@@ -190,11 +193,11 @@ def _warn_conversion(row: SummaryRow) -> Iterator[Alarm]:
 
 
 def _warn_unsure_conversion(summary: pd.DataFrame) -> Iterator[Alarm]:
-    """One for all rows without an interval."""
+    """Warn once for all rows without an interval."""
     high = summary[(summary["method"] != BASELINE) & (summary["conversion"] > 1.005) & summary["conversion_low"].isna()]
     if len(high):
         rows = ", ".join(f"{row.method} on {row.task} {row.conversion:.2f}" for row in high.itertuples())
-        message = f"conversion is above 1, with too few questions to say whether by chance: {rows}"
+        message = f"conversion is above 1, with too few questions to exclude chance: {rows}"
         yield Alarm("notice", "the run", OVERALL, message)
 
 
@@ -205,29 +208,26 @@ def _warn_no_drafts(row: SummaryRow) -> Iterator[Alarm]:
 
 def _warn_unfinished(row: SummaryRow) -> Iterator[Alarm]:
     if row["unpaired"]:
-        message = f"{row['unpaired']} questions not finished yet by it and autoregressive"
+        message = f"{row['unpaired']} questions are not yet finished by both it and autoregressive"
         yield Alarm("notice", row["method"], row["task"], message)
 
 
-MARGIN = 0.03  # a baseline slower than another way by more than this is alarmed
-
-Rates = Sequence[Mapping[str, Any]]  # engine, dtype, tokens_per_second of each round
-
-
 def _compute_ratios(rates: Rates) -> dict[str, list[float]]:
-    """By the rival's name, its rate over the run's own, round by round."""
+    """Return, by name, each other engine's rate over the run's own, round by round."""
     if not rates:
         return {}
-    own, *rivals = (way["tokens_per_second"] for way in rates)
-    names = [f"{way['engine']} {way['dtype']}" for way in rates[1:]]
-    return {name: [a / b for a, b in zip(rival, own, strict=True)] for name, rival in zip(names, rivals, strict=True)}
+    own = rates[0]["tokens_per_second"]
+    return {
+        f"{rival['engine']} {rival['dtype']}": [a / b for a, b in zip(rival["tokens_per_second"], own, strict=True)]
+        for rival in rates[1:]
+    }
 
 
 def find_faster(rates: Rates) -> dict[str, float]:
-    """Ways that beat the run's own by more than MARGIN in every round, with the median ratio."""
+    """Return the engines that beat the run's own by more than MARGIN in every round, with the median ratio."""
     return {name: statistics.median(values) for name, values in _compute_ratios(rates).items() if min(values) > 1 + MARGIN}
 
 
 def describe_rivals(rates: Rates) -> str:
-    """`native bfloat16 0.79×, hf float32 0.96×`: each rival's rate over the run's own, the median of the rounds."""
+    """Return `native bfloat16 0.79×, hf float32 0.96×`: median rates over the run's own."""
     return ", ".join(f"{name} {statistics.median(values):.2f}×" for name, values in _compute_ratios(rates).items())

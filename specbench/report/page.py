@@ -1,7 +1,6 @@
-"""One self-contained HTML page: alarms, the headline, what was run, figures, losslessness, costs, every row, examples, words.
+"""One self-contained HTML page: alarms, headline, settings, figures, losslessness, costs, every row, examples and terms.
 
-Everything that comes from a run is escaped by the template; only the SVG that figures.py drew goes in as it
-is.
+The template escapes everything that comes from a run, except the SVG of our own figures.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from specbench.analysis.metrics import OVERALL
 from specbench.analysis.summary import is_sampled
 from specbench.records.trial import BASELINE
 from specbench.report.alarms import Alarm, describe_rivals
-from specbench.report.tables import format_interval, format_label, format_rank, format_share, list_shown_tasks
+from specbench.report.tables import format_interval, format_label, format_number, format_rank, format_share, list_shown_tasks
 
 EXAMPLES = 6
-LONGEST = 160  # characters of a method's settings; config.yaml has them all
-COSTS = {"memory": "peak_memory_mb", "energy": "joules_per_token"}  # that a machine may not measure
+LONGEST = 160  # characters of a method's settings; config.yaml has all
+COSTS = {"memory": "peak_memory_mb", "energy": "joules_per_token"}  # not measured on every machine
 WORDS = {
-    "target": "the model whose output is wanted.",
-    "method": "a drafter (what proposes tokens) plus its settings.",
+    "target": "the model whose output is generated.",
+    "method": "a drafter, which proposes tokens, plus its settings.",
     "step": (
-        "one draft and one verify: one target forward over the draft tree, then choosing the accepted "
+        "one draft and one verification: one target forward over the draft tree, then the choice of the accepted "
         "path. Prefill is not a step."
     ),
     "mean accepted tokens": (
@@ -43,49 +42,49 @@ WORDS = {
     "speedup": (
         "rate of the method / rate of autoregressive decoding, paired per question: geometric mean "
         "over questions, repeats averaged first. The interval is a 95 % studentised bootstrap over "
-        "questions, below six of them, or four a task, Student's t; overall weighs every task the same."
+        "questions, or Student's t below six questions or four per task. Overall weighs every task the same."
     ),
-    "pooled speedup": "ratio of all tokens per all seconds: how long the whole job takes.",
+    "pooled speedup": "ratio of all tokens per all seconds: how long the whole workload takes.",
     "median speedup": "median over questions; overall the geometric mean of the tasks' medians.",
     "Spec-Bench speedup": (
-        "Spec-Bench's own estimator, the ratio of mean rates over a re-tokenised baseline. For "
-        "comparison with published tables only."
+        "Spec-Bench's own estimator, the ratio of mean rates over a re-tokenised baseline. Only for "
+        "comparison with published tables."
     ),
     "tokens per forward": "new tokens / (steps + 1): prefill counted, for autoregressive decoding exactly 1.",
     "conversion": (
         "geometric mean over questions of speedup / tokens per forward: how much of the acceptance "
-        "becomes time. Above 1 beyond noise, the baseline ran slower code."
+        "becomes time. If it is above 1 beyond noise, the baseline ran slower code."
     ),
-    "warm": "a method that keeps state from question to question; cleared at the start of each repeat.",
-    "synthetic": "a yardstick: its drafts are made from the answer itself, so its speedup is no method's.",
-    "identical": "share of turns whose output ids equal autoregressive's, which has the same random numbers above temperature 0."
-    " Methods that draw their drafts, typical acceptance and other engines write other samples there.",
-    "rank": "by overall speedup; a range where neighbours cannot be told apart: paired t-tests of all pairs, Holm's procedure, so"
-    " that all ranks hold together with 95 %.",
-    "± behind a number": "standard deviation over seeds, where every repeat drew with one of its own.",
-    "accuracy": "mean score of the answers against the suite's own references, first repeat.",
-    "lossless": "what specbench certify found of this method with these settings on this target. exact: every text is"
-    " autoregressive's, token for token; tie: where one differs, the target itself is undecided within its rounding; sampled:"
-    " drafts are drawn, and no test found another distribution than the target's; lossy: by design; bug: claimed lossless, and"
-    " is not; untested: it stopped. In another version: of our code, torch or transformers. A certificate says nothing of texts"
-    " longer than those it followed.",
-    "ms per token": "milliseconds per token of a question, prefill included: its median over questions and 90th percentile, with"
+    "warm": "a method that keeps state from question to question, until the next repeat starts.",
+    "synthetic": "a yardstick: its drafts are made from the answer itself, so its speedup is not that of a method.",
+    "identical": "share of turns whose output ids equal autoregressive's. Above temperature 0 both use the same random numbers,"
+    " but methods that sample their drafts, typical acceptance and other engines produce other samples.",
+    "rank": "by overall speedup; a range where methods do not differ significantly: paired t-tests of all pairs with Holm's"
+    " procedure, so that all ranks hold together with 95 %.",
+    "± after a number": "standard deviation over seeds, if every repeat had its own seed.",
+    "accuracy": "mean score of the answers against the suite's answer keys, first repeat.",
+    "lossless": "the verdict of specbench certify on this method with these settings on this target. exact: every text is"
+    " autoregressive's, token for token; tie: where a text differs, the target itself is undecided within its rounding; sampled:"
+    " drafts are sampled, and no test found a distribution other than the target's; lossy: by design; bug: claimed lossless, but"
+    " is not; untested: the test stopped. In another version: of specbench, torch or transformers. A certificate says nothing"
+    " about texts longer than those it checked.",
+    "ms per token": "milliseconds per token of a question, prefill included: median and 90th percentile over questions, with"
     " 95 % intervals that are order statistics.",
-    "peak memory": "the most that the process held in any turn of the method, of the accelerator where there is one; 10^6 bytes.",
+    "peak memory": "most memory that the process held in any turn of the method, on the accelerator if there is one; 10^6 bytes.",
     "joules per token": "energy of the whole card or processor over the method's turns / new tokens.",
 }
 
 EXPANDED = (
-    "Expanded: the small target and its drafters are laid into the full shape of a larger model at load, outputs unchanged."
-    " Texts, drafts and accepted tokens, and so mean accepted tokens and accuracy, are the small model's; the time of every"
-    " forward and the memory are the large one's. A speedup is what a method makes of such acceptance at such a cost, and"
-    " says nothing of how well drafters predict a model that was trained at that size."
+    "Expanded: the small target and its drafters are expanded to the full shape of a larger model at load, outputs unchanged."
+    " Texts, drafts, accepted tokens and accuracy are the small model's; the time of every forward and the memory are the large"
+    " one's. A speedup shows what a method gains from this acceptance at this cost. It says nothing about how well drafters"
+    " predict a model that was trained at that size."
 )
 
 
 @dataclass(frozen=True)
 class Section:
-    """One run on the page: `figures` are (caption, inline SVG) made by figures.py."""
+    """One run on the page. figures: (caption, inline SVG)."""
 
     run: LoadedRun
     summary: pd.DataFrame
@@ -94,7 +93,7 @@ class Section:
 
 
 def render_page(sections: Sequence[Section], across: Sequence[tuple[str, str]] = ()) -> str:
-    """The HTML text; it asks the network for nothing. across: (caption, inline SVG) of figures of all runs together."""
+    """Return the HTML text, which fetches nothing. across: (caption, inline SVG) of figures over all runs."""
     environment = build_environment(Path(__file__).parent)
     environment.filters.update(
         share=format_share,
@@ -106,20 +105,20 @@ def render_page(sections: Sequence[Section], across: Sequence[tuple[str, str]] =
     targets = ", ".join(dict.fromkeys(view["target"] for view in views))
     figures = [(caption, Markup(svg)) for caption, svg in across]
     longest = max(len(method["label"]) for view in views for method in view["methods"])
-    told = {"targets": targets, "longest": longest, "words": WORDS}
-    return environment.get_template("page.html.jinja").render(views=views, across=figures, **told)
+    template = environment.get_template("page.html.jinja")
+    return template.render(views=views, across=figures, targets=targets, longest=longest, words=WORDS)
 
 
 def build_environment(*folders: Path) -> Environment:
-    """Templates of these folders, which may include page.css and sort.js, too; what is put in is escaped."""
+    """Return an environment with the templates of these folders, page.css and sort.js; it escapes all values."""
     loader = FileSystemLoader([*folders, Path(__file__).parent])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = _format_number
+    environment.filters["number"] = format_number
     return environment
 
 
 def _break_label(label: str) -> Markup:
-    """A long name breaks behind its underscores."""
+    """Allow line breaks after the underscores of a name."""
     return Markup("_<wbr>").join(str(label).split("_"))
 
 
@@ -145,18 +144,18 @@ def _build_view(section: Section) -> dict[str, Any]:
 
 
 def _format_headline(summary: pd.DataFrame) -> str:
-    """Which method is the fastest, and which others may be."""
+    """Name the fastest method, and those that do not differ from it significantly."""
     rows = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE) & (summary["kind"] != "synthetic")]
     rows = rows.dropna(subset=["speedup"]).sort_values("speedup", ascending=False)
     if rows.empty:
         return ""
     others = ", ".join(format_label(row) for row in rows[1:].to_dict("records") if row["rank_best"] == 1)
-    told = f"Fastest: {format_label(rows.iloc[0])}, {format_interval(rows.iloc[0])} times autoregressive decoding."
-    return told + f" Not told apart from the fastest: {others}." * bool(others)
+    headline = f"Fastest: {format_label(rows.iloc[0])}, {format_interval(rows.iloc[0])} times autoregressive decoding."
+    return headline + f" Not significantly slower: {others}." * bool(others)
 
 
 def _list_methods(run: LoadedRun, summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row a method: its cells by task, what its certificate says, and the tokens of its longest answer."""
+    """Return one row per method: its cells by task, its certification, and the length of its longest answer in tokens."""
     longest = run.frame.groupby("method")["new_tokens"].max()
     methods = []
     for name, rows in summary.groupby("method", sort=False):
@@ -168,17 +167,16 @@ def _list_methods(run: LoadedRun, summary: pd.DataFrame) -> list[dict[str, Any]]
 
 
 def _list_settings(run: LoadedRun, summary: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Of every method its label, its class and its settings in a line."""
+    """Return label, class and settings of every method."""
     methods = run.config.get("method")
     configured = methods if isinstance(methods, Mapping) else {}
-    found = []
+    rows = []
     for label in summary["method"].unique():
-        own = configured.get(label.partition("@")[0])
-        settings = dict(own) if isinstance(own, Mapping) else {}
+        settings = dict(configured.get(label.partition("@")[0]) or {})
         class_ = str(settings.pop("_target_", ""))
         line = ", ".join(f"{name} {value}" for name, value in settings.items())
-        found.append((label, class_, line if len(line) <= LONGEST else line[:LONGEST] + "…"))
-    return found
+        rows.append((label, class_, line if len(line) <= LONGEST else line[:LONGEST] + "…"))
+    return rows
 
 
 def _format_target(row: pd.Series) -> str:
@@ -188,26 +186,24 @@ def _format_target(row: pd.Series) -> str:
 def _collect_facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
     row = summary.iloc[0]
     overall = summary[(summary["method"] == BASELINE) & (summary["task"] == OVERALL)]
-    counted = overall.iloc[0] if len(overall) else row
-    asked = f"{counted['questions']} questions × {counted['repeats']} repeats"
-    most = find_first(run.config, "sampling.max_new_tokens")
-    asked += f", at most {most} tokens a turn" * bool(most)
-    versions = look_up(run.provenance, "versions")
-    named = versions.items() if isinstance(versions, Mapping) else ()
+    counts = overall.iloc[0] if len(overall) else row
+    workload = f"{counts['questions']} questions × {counts['repeats']} repeats"
+    limit = find_first(run.config, "sampling.max_new_tokens")
+    workload += f", at most {limit} tokens per turn" * bool(limit)
+    versions = look_up(run.provenance, "versions") or {}
+    seeds = f", {counts['repeats']} seeds" * is_sampled(row["temperature"])
     facts = {
         "target": _format_target(row),
         "device": row["device"],
         "machine": _format_machine(run),
         "dtype": row["dtype"],
         "engine": row["engine"],
-        "temperature": f"{row['temperature']}, {counted['repeats']} seeds"
-        if is_sampled(row["temperature"])
-        else row["temperature"],
-        "suite": f"{run.trials[0].suite}, {asked}",
+        "temperature": f"{row['temperature']}{seeds}",
+        "suite": f"{run.trials[0].suite}, {workload}",
         "date": find_first(run.provenance, "started"),
-        "versions": ", ".join(f"{name} {version}" for name, version in named if version),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "commit": _format_commit(run),
-        "autoregressive otherwise": describe_rivals(run.provenance.get("baseline") or []),
+        "other autoregressive engines": describe_rivals(run.provenance.get("baseline") or []),
         "numbers": row["kind"],
         "certified": "; ".join(sorted({one.coverage for one in run.certified.values()})),
         "datastores": "; ".join(_list_stores(run)),
@@ -217,9 +213,10 @@ def _collect_facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
 
 def _format_machine(run: LoadedRun) -> str:
     machine = look_up(run.provenance, "machine") or {}
-    counts = [f"{machine[name]} {name}" for name in ("cores", "threads") if machine.get(name)]
-    memory = machine.get("memory_bytes")
-    return ", ".join([*counts, *([f"{memory / 1e9:.0f}\N{NO-BREAK SPACE}GB"] if memory else [])])
+    parts = [f"{machine[name]} {name}" for name in ("cores", "threads") if machine.get(name)]
+    if memory := machine.get("memory_bytes"):
+        parts.append(f"{memory / 1e9:.0f}\N{NO-BREAK SPACE}GB")
+    return ", ".join(parts)
 
 
 def _format_commit(run: LoadedRun) -> str:
@@ -227,7 +224,7 @@ def _format_commit(run: LoadedRun) -> str:
 
 
 def _list_stores(run: LoadedRun) -> list[str]:
-    """What each method looks its drafts up in, and how many of the run's questions stand there."""
+    """Describe the datastores of each method, and how many of the run's questions they contain."""
     return [
         f"{method}: {store['name']}, {store['tokens']:,} tokens, holds {store['leaked']} of {store['questions']} questions"
         for method, stores in (run.provenance.get("leakage") or {}).items()
@@ -236,7 +233,7 @@ def _list_stores(run: LoadedRun) -> list[str]:
 
 
 def select_examples(run: LoadedRun) -> list[dict[str, Any]]:
-    """Up to EXAMPLES turns, different tasks first: {task, question_id, turn, baseline, outputs}."""
+    """Return up to EXAMPLES turns, different tasks first: {task, question_id, turn, baseline, outputs}."""
     tasks = {trial.question_id: trial.task for trial in run.trials}
     turns: dict[tuple[Any, Any], dict[str, str]] = {}
     for row in run.texts:
@@ -257,9 +254,3 @@ def _build_example(task: str, question_id: Any, turn: Any, texts: Mapping[str, s
 def _compare_output(method: str, text: str, baseline: str) -> dict[str, Any]:
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, baseline, strict=False)))
     return {"method": method, "same": text == baseline, "shared": text[:shared], "rest": text[shared:]}
-
-
-def _format_number(value: Any, places: int = 2) -> str:
-    if value is None or value == "" or pd.isna(value):
-        return "–"
-    return f"{value:.{places}f}"

@@ -1,85 +1,85 @@
-"""How methods look: one colour and marker a method, the same in every report and figure."""
+"""One colour and marker per method, the same in every report and figure."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from zlib import crc32
 
 from specbench.records.trial import BASELINE
 
 INK = "#1b1b1a"
 GREY = "#7d7d7d"
-PALETTE = (  # six of Okabe and Ito's, and those farthest from them and each other with either kind of colour blindness, too
+PALETTE = (  # six of Okabe and Ito's, then those farthest from them and each other, for colour-blind readers too
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00",
     "#1a6633", "#b30000", "#6633cc", "#99b380", "#b31a99", "#b366ff", "#664d66",
 )  # fmt: skip
-MARKERS = "osD^PvX<>*hdp"  # of the colour beside it above
-KNOWN = (  # whose colour and marker these are, in every report
+MARKERS = "osD^PvX<>*hdp"
+KNOWN = (  # methods in the order of their colour and marker above
     "eagle", "eagle2", "eagle3", "pld", "medusa", "sps",
     "sam_decoding", "rest", "token_recycling", "lookahead", "sam_eagle2", "hydra_heads", "self_speculative",
 )  # fmt: skip
-VARIANTS = dict.fromkeys(("warm", "static", "confidence", "typical", "paper", "depth7"), ("none", ":")) | {
-    "spec_bench": ("left", "--")
-}  # of a known method: its colour and marker, another fill and line
+STYLES = (("full", "-"), ("none", ":"), ("left", "--"))  # fill and line
+VARIANTS = dict.fromkeys(("warm", "static", "confidence", "typical", "paper", "depth7"), STYLES[1]) | {"spec_bench": STYLES[2]}
+OTHERS = [  # (colour, marker, fill, line) of methods that are not known; no known method has that colour with that marker
+    (colour, MARKERS[(place + shift) % len(MARKERS)], fill, line)
+    for shift, (fill, line) in enumerate(STYLES, start=4)
+    for place, colour in enumerate(PALETTE)
+]
 
 
 @dataclass(frozen=True)
 class Look:
-    """How one method is drawn everywhere."""
+    """How one method is drawn everywhere. fill: of the marker."""
 
     colour: str
     marker: str
     line: str
-    fill: str  # of the marker: full, or another for a variant
+    fill: str
     label: str
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """Arguments of Axes.plot for the markers."""
+        return {"color": self.colour, "marker": self.marker, "fillstyle": self.fill}
 
 
 Style = dict[str, Look]
 
 
 def assign_looks(labels: Mapping[str, str]) -> Style:
-    """The look of every method in the mapping of methods to what they are called in legends.
+    """Return the look of every method; `labels` maps methods to their names in legends.
 
-    Autoregressive is grey. A known method looks the same wherever it is drawn, a variant of it has its colour; any other has a
-    colour by its name, which moves on only where two of these others would share it.
+    Autoregressive decoding is grey. A known method always has its own look, and its variants have its colour and marker. Any
+    other method has the look that its name hashes to, or the next free one where two of them would share it.
     """
-    looks = {name: look for name in labels if (look := _assign_known(name, labels[name]))}
-    looks |= _assign_others({name: labels[name] for name in labels if name not in looks})
+    looks: Style = {}
+    taken: set[int] = set()
+    for name in sorted(labels):
+        if strip_variant(name) in (*KNOWN, BASELINE):
+            looks[name] = _assign_known(name, labels[name])
+            continue
+        places = [(crc32(name.encode()) + step) % len(OTHERS) for step in range(len(OTHERS))]
+        place = next((place for place in places if place not in taken), places[0])
+        taken.add(place)
+        colour, marker, fill, line = OTHERS[place]
+        looks[name] = Look(colour, marker, line, fill, labels[name])
     return {name: looks[name] for name in labels} | {BASELINE: Look(GREY, "o", "-", "full", BASELINE)}
 
 
 def strip_variant(label: str) -> str:
-    """The method that a preset is a variant of, without its engine; the name itself where it is none."""
+    """Return the known method of which the label is a variant, or the label without its engine."""
     name = label.partition("@")[0]
     return next((base for variant in VARIANTS if (base := name.removesuffix(f"_{variant}")) in KNOWN), name)
 
 
-def _assign_known(name: str, label: str) -> Look | None:
+def _assign_known(name: str, label: str) -> Look:
     base, (preset, _, engine) = strip_variant(name), name.partition("@")
-    if base not in (*KNOWN, BASELINE):
-        return None
-    fill, line = VARIANTS.get(preset[len(base) + 1 :], ("full", "-"))
+    fill, line = VARIANTS.get(preset[len(base) + 1 :], STYLES[0])
     if engine:
         fill, line = ("bottom", "-.") if preset == base else ("top", "-.")
     if base == BASELINE:
         return Look(GREY, "o", line, fill, label)
-    return Look(PALETTE[KNOWN.index(base)], MARKERS[KNOWN.index(base)], line, fill, label)
-
-
-def _assign_others(labels: Mapping[str, str]) -> Style:
-    """Never the marker that a known method has in that colour; hollow and dashed when all colours are taken."""
-    colours: Counter[int] = Counter()
-    markers: Counter[int] = Counter()
-    looks, count = {}, len(PALETTE)
-    for name in sorted(labels):
-        start = crc32(name.encode())
-        at = min(((start + step) % count for step in range(count)), key=lambda place: colours[place])
-        shapes = [(start // count + step) % count for step in range(count)]
-        shape = min((shape for shape in shapes if shape != at), key=lambda place: markers[place])
-        fill, line = (("full", "-"), ("none", "--"), ("left", ":"))[colours[at] % 3]
-        looks[name] = Look(PALETTE[at], MARKERS[shape], line, fill, labels[name])
-        colours[at] += 1
-        markers[shape] += 1
-    return looks
+    place = KNOWN.index(base)
+    return Look(PALETTE[place], MARKERS[place], line, fill, label)

@@ -1,4 +1,4 @@
-"""Run directories to tables, figures and one HTML page: pure functions of files, no model and no torch."""
+"""Turn run directories into tables, figures and one HTML page. Pure functions of files, without a model or torch."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from specbench.analysis.loaded_run import LoadedRun, order_methods, pick_trial, 
 from specbench.analysis.summary import format_csv, summarise
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
-from specbench.report import figures, palette, tables
+from specbench.report import canvas, figures, palette, tables, tree_sizes
 from specbench.report.alarms import find_alarms
-from specbench.report.figures import describe_best_size, tabulate_tree_sizes
 from specbench.report.page import Section, render_page
 
-SWEPT = ("temperature", "dtype", "shape", "target", "device")  # columns that may tell the runs of a sweep apart
+SWEPT = ("temperature", "dtype", "shape", "target", "device")  # columns in which the runs of a sweep may differ
 CAPTIONS = {
-    "forest": "Overall speedups, every task weighing the same. Line: 95 % interval; broad band: the range if any one task is left"
-    " out; small points: tasks. A rank is a range where methods cannot be told apart (Holm's procedure over all pairs, 5 %).",
-    "questions": "Boxes from quartile to quartile over questions, whiskers to 1.5 times as far.",
-    "speedup": "Speedup of every method on every task. Bars are 95 % intervals over questions; one with an arrow goes on.",
+    "forest": "Overall speedups, every task weighing the same. Line: 95 % interval; broad band: the range without any one task;"
+    " small points: tasks. A rank is a range where methods do not differ significantly (Holm's procedure over all pairs, 5 %).",
+    "questions": "Boxes span the quartiles over questions, whiskers 1.5 times the interquartile range.",
+    "speedup": "Speedup of every method on every task. Bars are 95 % intervals over questions; an arrow marks a cut one.",
     "conversion": "Speedup against mean accepted tokens. On the line ×0.8, a speedup is 0.8 of the mean"
-    " accepted tokens: conversion; prefill, one more forward a turn, is left out of the lines.",
-    "time": "What a step of every method costs in steps of autoregressive decoding, and the tokens it commits: diamonds right of"
-    " their bar are a speedup. Measured with profiling, which synchronises the device in every step.",
-    "acceptance": f"Acceptance by draft position, all tasks together, where at least {figures.LEAST_REACHED} steps got that far.",
+    " accepted tokens (its conversion). The lines leave out prefill, one more forward per turn.",
+    "time": "What a step of every method costs in steps of autoregressive decoding, and the tokens it commits. A diamond to the"
+    " right of its bar is a speedup. Measured with profiling, which synchronises the device at every step.",
+    "acceptance": f"Acceptance by draft position, all tasks together, where at least {figures.LEAST_REACHED} steps get there.",
 }
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the report is, the files written, and what they say."""
+    """The report's folder, the files in it, and what they say."""
 
     out: Path
     files: list[Path]
@@ -49,15 +48,13 @@ class Report:
 
     @property
     def terminal(self) -> list[Table]:
-        """The headline of every run, to be printed."""
+        """The headline table of every run, for the terminal."""
         groups = list(self.summary.groupby("run", sort=False))
         return [tables.build_headline_table(rows, str(run) if len(groups) > 1 else "") for run, rows in groups]
 
 
 def render_report(run_dirs: Sequence[Path], out: Path) -> Report:
-    """Writes index.html, table.md, table.tex, summary, alarms, acceptance and conventions.csv, and the figures into `out`.
-
-    Of profiled runs time.csv, too.
+    """Write index.html, table.md, table.tex, the CSV files and the figures into `out`; time.csv only for profiled runs.
 
     Raises InputError when a directory is not a run, when none is given, or when two have the same name.
     """
@@ -68,7 +65,7 @@ def render_report(run_dirs: Sequence[Path], out: Path) -> Report:
     drawn = [_build_section(run, style, out, f"{run.name}-" if len(runs) > 1 else "") for run in runs]
     sections = [section for section, _ in drawn]
     summary = pd.concat([section.summary for section in sections], ignore_index=True)
-    positions = pd.concat([_tabulate_positions(run).assign(run=run.name) for run in runs], ignore_index=True)
+    positions = pd.concat([metrics.tabulate_positions(run.trials).assign(run=run.name) for run in runs], ignore_index=True)
     splits = pd.concat([metrics.split_step_time(run.frame).assign(run=run.name) for run in runs], ignore_index=True)
     counted = pd.concat([metrics.tabulate_conventions(run.trials).assign(run=run.name) for run in runs], ignore_index=True)
     warned = [{"run": section.run.name, **asdict(alarm)} for section in sections for alarm in section.alarms]
@@ -92,38 +89,35 @@ def render_report(run_dirs: Sequence[Path], out: Path) -> Report:
 
 
 def _plot_across_runs(summary: pd.DataFrame, style: palette.Style, out: Path) -> tuple[list[tuple[str, str]], list[Path]]:
-    """Of several runs that one setting tells apart, the figure over it: captions with inline SVG, and the files."""
-    apart = [setting for setting in SWEPT if summary.groupby("run")[setting].first().nunique() > 1]
-    if len(apart) != 1 or summary["run"].nunique() != summary[apart[0]].nunique():
+    """Plot runs that differ in exactly one setting over that setting. Returns captions with inline SVG, and the files."""
+    swept = [setting for setting in SWEPT if summary.groupby("run")[setting].first().nunique() > 1]
+    if len(swept) != 1 or summary["run"].nunique() != summary[swept[0]].nunique():
         return [], []
-    with figures.use_figure_settings():
-        figure = figures.plot_setting_speedups(summary, apart[0], style)
-        paths = figures.save_figure(figure, out / apart[0])
-        caption = f"Overall speedup, and mean accepted tokens, over {apart[0]}; every task weighs the same in the speedup."
-        return [(caption, figures.inline_svg(figures.render_svg(figure)))], paths
-
-
-def _tabulate_positions(run: LoadedRun) -> pd.DataFrame:
-    return metrics.tabulate_positions(run.trials)
+    with canvas.use_figure_settings():
+        figure = figures.plot_setting_speedups(summary, swept[0], style)
+        paths = canvas.save_figure(figure, out / swept[0])
+        caption = f"Overall speedup, and mean accepted tokens, over {swept[0]}; every task weighs the same in the speedup."
+        return [(caption, canvas.inline_svg(canvas.render_svg(figure)))], paths
 
 
 def _build_section(run: LoadedRun, style: palette.Style, out: Path, prefix: str) -> tuple[Section, list[Path]]:
     summary = summarise(run)
-    with figures.use_figure_settings():
+    with canvas.use_figure_settings():
         latencies = metrics.compute_question_latencies(metrics.pair_with_baseline(metrics.build_question_frame(run.frame)))
-        made = {
+        plots = {
             "forest": figures.plot_forest(summary, style),
             "speedup": figures.plot_task_speedups(summary, style),
             "conversion": figures.plot_conversion(summary, style),
-            "acceptance": figures.plot_acceptance(_tabulate_positions(run), style),
+            "acceptance": figures.plot_acceptance(metrics.tabulate_positions(run.trials), style),
         }
         if len(latencies):
-            made["questions"] = figures.plot_questions(latencies, style)
+            plots["questions"] = figures.plot_questions(latencies, style)
         captions = dict(CAPTIONS)
         if len(split := metrics.split_step_time(run.frame)) > 1:
-            made["time"] = figures.plot_step_time(split, style)
-        if len(sizes := tabulate_tree_sizes(run, summary)):
-            made["tree_size"], captions["tree_size"] = figures.plot_tree_sizes(sizes), describe_best_size(sizes)
-        paths = [path for name, figure in made.items() for path in figures.save_figure(figure, out / f"{prefix}{name}")]
-        inlined = [(captions[name], figures.inline_svg(figures.render_svg(figure))) for name, figure in made.items()]
+            plots["time"] = figures.plot_step_time(split, style)
+        if len(sizes := tree_sizes.tabulate_tree_sizes(run, summary)):
+            plots["tree_size"] = tree_sizes.plot_tree_sizes(sizes)
+            captions["tree_size"] = tree_sizes.describe_best_size(sizes)
+        paths = [path for name, figure in plots.items() for path in canvas.save_figure(figure, out / f"{prefix}{name}")]
+        inlined = [(captions[name], canvas.inline_svg(canvas.render_svg(figure))) for name, figure in plots.items()]
     return Section(run, summary, find_alarms(run, summary), inlined), paths

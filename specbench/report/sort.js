@@ -1,4 +1,4 @@
-// A click on a heading sorts its table: the largest first, with the next click the smallest; text by the alphabet.
+// A click on a heading sorts its table, numbers from the largest, text from A; the next click reverses the order.
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {

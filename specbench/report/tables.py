@@ -1,4 +1,4 @@
-"""The headline table, methods × tasks, for the terminal, Markdown, LaTeX; and the whole summary as CSV."""
+"""The headline table, methods × tasks, for the terminal, in Markdown and in LaTeX."""
 
 from __future__ import annotations
 
@@ -10,28 +10,19 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from specbench.analysis.metrics import OVERALL
+from specbench.records.markdown import format_markdown_table
 from specbench.records.trial import BASELINE
 
 SummaryRow: TypeAlias = pd.Series
-MARKS = ("warm", "synthetic", "replayed", "imported")  # states and kinds that a label must say
+MARKS = ("warm", "synthetic", "replayed", "imported")  # states and kinds that a label shows
 
 _LATEX = str.maketrans(
-    {
-        "_": r"\_",
-        "&": r"\&",
-        "%": r"\%",
-        "#": r"\#",
-        "$": r"\$",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-    }
-    | {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+    {char: f"\\{char}" for char in "_&%#${}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 )
 
 
 def build_grid(summary: pd.DataFrame, cell: Callable[[SummaryRow], str], missing: str = "–") -> pd.DataFrame:
-    """Strings, a row per run and method; columns run (if several), method, tasks, overall, totals."""
+    """Return strings, one row per run and method; columns: run (if several), method, tasks, overall, totals."""
     tasks = list_shown_tasks(summary)
     several = summary["run"].nunique() > 1
     rows = []
@@ -39,15 +30,15 @@ def build_grid(summary: pd.DataFrame, cell: Callable[[SummaryRow], str], missing
         by_task = {str(row["task"]): row for _, row in cells.iterrows()}
         label = format_label(by_task[OVERALL])
         shape = by_task[OVERALL]["shape"]
-        called = f"{run} (expanded to {shape})" if shape and not pd.isna(shape) else run
-        name = {"run": called, "method": label} if several else {"method": label}
+        run_label = f"{run} (expanded to {shape})" if shape and not pd.isna(shape) else run
+        name = {"run": run_label, "method": label} if several else {"method": label}
         speedups = {task: cell(by_task[task]) if task in by_task else missing for task in tasks}
         rows.append({**name, **speedups, **_format_totals(by_task[OVERALL], missing)})
     return pd.DataFrame(rows)
 
 
 def list_shown_tasks(summary: pd.DataFrame) -> list[str]:
-    """The tasks in their order, overall last and only where there are several."""
+    """Return the tasks in their order; overall comes last, and only with several tasks."""
     tasks = [str(task) for task in summary["task"].unique() if task != OVERALL]
     return [*tasks, OVERALL] if len(tasks) > 1 else tasks
 
@@ -56,44 +47,45 @@ def _format_totals(row: SummaryRow, missing: str) -> dict[str, str]:
     return {
         "rank": format_rank(row, missing),
         "mean accepted tokens": format_spread(row["mean_accepted_tokens"], row["mean_accepted_tokens_seed_sd"], missing),
-        "tokens/s": _format_number(row["tokens_per_second"], 1, missing),
+        "tokens/s": format_number(row["tokens_per_second"], 1, missing),
         "identical": format_share(row["identical"], missing),
         "lossless": str(row["lossless"]),
     }
 
 
 def format_rank(row: SummaryRow | Mapping[Any, Any], missing: str = "–") -> str:
-    """3, or 3–5 where it cannot be told from its neighbours."""
+    """Return 3, or 3–5 where it does not differ significantly from its neighbours."""
     if pd.isna(row["rank_best"]):
         return missing
     best, worst = int(row["rank_best"]), int(row["rank_worst"])
     return str(best) if best == worst else f"{best}–{worst}"
 
 
-def _format_number(value: float, places: int, missing: str) -> str:
-    return missing if pd.isna(value) else f"{value:.{places}f}"
+def format_number(value: Any, places: int = 2, missing: str = "–") -> str:
+    """Return a rounded number, or `missing` for none, nan or an empty text."""
+    return missing if value == "" or pd.isna(value) else f"{value:.{places}f}"
 
 
 def format_spread(value: float, over_seeds: float, missing: str = "–") -> str:
-    """2.31, or 2.31 ± 0.04 where several seeds were drawn: the standard deviation over them."""
-    return _format_number(value, 2, missing) + ("" if pd.isna(over_seeds) else f" ± {over_seeds:.2f}")
+    """Return 2.31, or 2.31 ± 0.04 with the standard deviation over several seeds."""
+    return format_number(value, 2, missing) + ("" if pd.isna(over_seeds) else f" ± {over_seeds:.2f}")
 
 
 def format_share(value: float, missing: str = "–") -> str:
-    """A percentage that says 100% only of everything."""
+    """Return a percentage that is 100% only if the share is 1."""
     if pd.isna(value):
         return missing
     return "100%" if value == 1 else f"{min(value, 0.999):.1%}"
 
 
 def format_label(row: SummaryRow | Mapping[Any, Any]) -> str:
-    """The label, with a mark where the method kept state from question to question, knew the answer, or was not timed here."""
+    """Return the label, marked if the method is warm, knew the answer, or was not timed here."""
     marks = [mark for mark in (row["state"], row["kind"]) if mark in MARKS]
     return " ".join([str(row["method"]), *(f"({mark})" for mark in marks)])
 
 
 def format_interval(row: SummaryRow) -> str:
-    """2.31 [2.20, 2.44]; overall of several seeds 2.31 ± 0.04 [2.20, 2.44]; autoregressive 1.00; – without a number."""
+    """Return 2.31 [2.20, 2.44]; overall with several seeds 2.31 ± 0.04 [2.20, 2.44]; autoregressive 1.00; – without a number."""
     return _format_cell(row, " [{}, {}]")
 
 
@@ -113,7 +105,7 @@ def _format_cell(row: SummaryRow, interval: str, missing: str = "–") -> str:
 
 
 def build_headline_table(summary: pd.DataFrame, run: str = "") -> Table:
-    """The headline for the terminal, the 95 % interval below; eleven columns fit 80. `run` tells it apart from others."""
+    """Return the headline for the terminal, intervals below the speedups; eleven columns fit 80 characters. run: its name."""
     cells = build_grid(summary, _format_terminal_cell)
     title = f"{run}: " * bool(run) + "Speedup over autoregressive decoding, with its 95 % interval"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
@@ -129,17 +121,16 @@ def build_headline_table(summary: pd.DataFrame, run: str = "") -> Table:
 
 
 def format_markdown(summary: pd.DataFrame) -> str:
-    """The headline in GitHub's Markdown, with the limits of the 95 % interval."""
+    """Return the headline in GitHub's Markdown, with the limits of the 95 % interval."""
     cells = build_grid(summary, format_interval)
     header = [name.replace("_", " ") for name in cells.columns]
-    rule = ["---" if name in ("run", "method") else "---:" for name in cells.columns]
-    lines = [header, rule, *cells.itertuples(index=False)]
-    table = "\n".join("| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines) + "\n"
-    return table + f"\n{said}\n" if (said := describe_expansion(summary)) else table
+    left = sum(name in ("run", "method") for name in header)
+    table = "\n".join(format_markdown_table(header, cells.itertuples(index=False), left)) + "\n"
+    return table + f"\n{note}\n" if (note := describe_expansion(summary)) else table
 
 
 def format_latex(summary: pd.DataFrame) -> str:
-    """The headline as a booktabs tabular."""
+    """Return the headline as a booktabs tabular."""
     cells = build_grid(summary, _format_latex_cell, missing="--")
     layout = "".join("l" if name in ("run", "method") else "r" for name in cells.columns)
     names = [name for name in cells.columns if name in ("run", "method")]
@@ -148,12 +139,12 @@ def format_latex(summary: pd.DataFrame) -> str:
     for row in cells.to_dict("records"):
         texts = [text.translate(_LATEX) if name in names else text.replace("%", r"\%") for name, text in row.items()]
         lines.append(" & ".join(text.replace("–", "--").replace("±", r"$\pm$") for text in texts) + r" \\")
-    said = [f"% {describe_expansion(summary)}"] * bool(describe_expansion(summary))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *said, ""])
+    notes = [f"% {describe_expansion(summary)}"] * bool(describe_expansion(summary))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])
 
 
 def describe_expansion(summary: pd.DataFrame) -> str:
-    """What has to be said below a table of an expanded target; empty where there is none."""
+    """Return the note below a table with expanded targets, or an empty text."""
     rows = summary[summary["shape"].fillna("").astype(str) != ""]
     names = [f"{target} expanded to {shape}" for target, shape in rows[["target", "shape"]].drop_duplicates().to_numpy()]
     return f"{', '.join(names)}: acceptance is the small model's, cost the large one's." if names else ""
