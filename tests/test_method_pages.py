@@ -69,7 +69,7 @@ def test_a_pages_network_learns() -> None:
     for _ in range(40):
         loss = network.compute_loss(lesson).loss
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.2 * losses[0], losses
