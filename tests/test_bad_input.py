@@ -1,4 +1,4 @@
-"""What a user's mistake gets: exit status 2, one line on stderr with the nearest valid choice, and nothing written."""
+"""A user's mistake gives exit status 2 and one line on stderr with the nearest valid choice; nothing is written."""
 
 from __future__ import annotations
 
@@ -128,34 +128,34 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["method=[self_speculative]", "method.self_speculative.threshold=2"], "threshold=2: expected a probability, 0 to 1"),
     ],
 )
-def test_what_a_run_is_made_of(refuse: Refuse, tiny: Tiny, overrides: list[str], expected: str) -> None:
+def test_the_parts_of_a_run(refuse: Refuse, tiny: Tiny, overrides: list[str], expected: str) -> None:
     given = ["task=qa", "method=[]", "out=results/x", *tiny.overrides()]
     assert expected in refuse("run", *given, *overrides)
 
 
 def test_a_task_that_never_fits(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
     short = tiny.model(tmp_path / "short", max_position_embeddings=16)
-    said = refuse("run", *tiny.overrides("task=[qa,rag]", "method=[]", f"target.path={short}", "out=results/x"))
-    assert said.startswith("task qa: its shortest prompt has ") and "the context of mini 16; tasks that fit: none" in said
+    line = refuse("run", *tiny.overrides("task=[qa,rag]", "method=[]", f"target.path={short}", "out=results/x"))
+    assert line.startswith("task qa: its shortest prompt has ") and "the context of mini 16; tasks that fit: none" in line
 
 
 def test_a_device_that_is_not_there(refuse: Refuse, tiny: Tiny) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    said = refuse("run", *tiny.overrides("task=qa", "method=[]", "target.device=cuda", "out=results/x"))
-    assert said == "device=cuda: not on this machine; expected auto or cpu" or "mps" in said
+    line = refuse("run", *tiny.overrides("task=qa", "method=[]", "target.device=cuda", "out=results/x"))
+    assert line == "device=cuda: not on this machine; expected auto or cpu" or "mps" in line
 
 
 def test_a_folder_that_is_no_run(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("dear")
     for out in ("letters", "letters/dear.txt"):
-        said = refuse("run", *tiny.overrides("task=qa", "method=[]", f"out={out}"))
-        assert said == f"out={out}: expected a run's folder, an empty one or a new one"
+        line = refuse("run", *tiny.overrides("task=qa", "method=[]", f"out={out}"))
+        assert line == f"out={out}: expected a run's folder, an empty one or a new one"
 
 
 def test_a_folder_that_holds_another_run(refuse: Refuse, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused for every setting that changes what is measured; not a byte of it changes."""
+    """It is refused for every setting that changes what is measured, and not a byte of it changes."""
     monkeypatch.chdir(tmp_path)
     command = tiny.overrides("task=qa", "method=[pld]", "limit=1", "repeats=1", "out=run")
     execute(compose_run(command), Quiet())
@@ -173,11 +173,11 @@ def test_a_folder_that_holds_another_run(refuse: Refuse, tiny: Tiny, tmp_path: P
         "engine=hf": "its first engine is native, here hf",
         "engine=[hf,native]": "its first engine is native, here hf",
     }.items():
-        said = refuse("run", *command, change)
-        assert said.startswith("out=run holds another run: ") and expected in said and said.endswith("; choose another out")
+        line = refuse("run", *command, change)
+        assert line.startswith("out=run holds another run: ") and expected in line and line.endswith("; choose another out")
 
 
-def test_a_run_that_is_still_going_on(refuse: Refuse, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_progress(refuse: Refuse, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = tiny.overrides("task=qa", "method=[]", "limit=1", "repeats=1", "out=run")
     with lock_run(tmp_path / "run"):
@@ -207,7 +207,7 @@ def test_a_run_whose_datastore_was_built_again(
 
 
 def test_a_wrong_class_gets_one_line_in_a_process_of_its_own() -> None:
-    """Where no test runner swallows what libraries log."""
+    """No test runner hides there what libraries log."""
     command = [sys.executable, "-m", "specbench", "run", "method.pld._target_=methods.pld.PromptLookdown", "limit=1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr

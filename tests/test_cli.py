@@ -41,7 +41,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> list[list[Path]]:
     return reported
 
 
-def test_alone_it_says_which_commands_there_are(cli: Cli) -> None:
+def test_without_a_command_it_lists_the_commands(cli: Cli) -> None:
     for argv in ([], ["-h"], ["--help"]):
         status, out, err = cli(*argv)
         assert status == 0 and err == ""
@@ -49,7 +49,7 @@ def test_alone_it_says_which_commands_there_are(cli: Cli) -> None:
             assert f"\n  {command} " in out
 
 
-def test_list_says_what_may_be_chosen(cli: Cli, tmp_path: Path) -> None:
+def test_list_prints_the_choices(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").write_text("# @package method.mine\n")
     status, out, _ = cli("list", "--config-dir", str(tmp_path))
@@ -83,13 +83,15 @@ def test_a_run_prints_its_table_and_leaves_its_files(cli: Cli, tiny: Tiny, tmp_p
 
 
 def test_limit_and_seed_draw_the_questions(tiny: Tiny, tmp_path: Path) -> None:
-    def asked(name: str, *overrides: str) -> dict[str, set[QuestionId]]:
+    def run(name: str, *overrides: str) -> dict[str, set[QuestionId]]:
         command = tiny.overrides("task=[mt_bench,qa]", "method=[]", "repeats=1", "suite.per_task=16", "sampling.max_new_tokens=1")
         execute(compose_run([*command, *overrides, f"out={tmp_path / name}"]), Quiet())
         trials = RunDirectory(tmp_path / name).read_trials()
         return {task: {trial.question_id for trial in trials if trial.task == task} for task in ("mt_bench", "qa")}
 
-    few, more, other = asked("few", "limit=3"), asked("more", "limit=5"), asked("other", "limit=3", "seed=1")
+    few = run("few", "limit=3")
+    more = run("more", "limit=5")
+    other = run("other", "limit=3", "seed=1")
     assert [len(ids) for ids in few.values()] == [3, 3] and [len(ids) for ids in more.values()] == [5, 5]
     assert all(few[task] < more[task] for task in few), "a smaller limit's questions are among a larger one's"
     assert few != other
@@ -133,7 +135,7 @@ def test_without_out_no_two_runs_share_a_folder(
     assert names == ["mini-20261120-120000", "mini-20261120-120000-2"]
 
 
-def test_a_method_from_elsewhere_needs_no_edit_here(cli: Cli, tiny: Tiny, tmp_path: Path, no_report: list[list[Path]]) -> None:
+def test_a_third_party_method_needs_no_edit_here(cli: Cli, tiny: Tiny, tmp_path: Path, no_report: list[list[Path]]) -> None:
     """Its YAML names its class, whose file may be in the same folder: Python imports from --config-dir."""
     outside = tmp_path / "outside"
     (outside / "method").mkdir(parents=True)
@@ -167,8 +169,8 @@ def test_jobs_that_cannot_run_end_their_sweep_with_one_line(cli: Cli, tiny: Tiny
 def test_a_datastore_from_the_target_s_own_answers_and_a_run_with_it(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     """Both turns of a conversation in one document; run.json and the report say what the store holds of the questions."""
     target = [f"target.path={tiny.target}", "target.dtype=float32"]
-    asked = ["suite=mini", "suite.per_task=2", "task=[qa,mt_bench]", "limit=1", "max_new_tokens=8"]
-    status, out, err = cli("datastore", "build", *target, *asked, "out=store")
+    chosen = ["suite=mini", "suite.per_task=2", "task=[qa,mt_bench]", "limit=1", "max_new_tokens=8"]
+    status, out, err = cli("datastore", "build", *target, *chosen, "out=store")
     assert status == 0 and "2/2 · the target answers" in out and "datastore: store;" in out, err
     about = json.loads((tmp_path / "store" / "store.json").read_text())
     assert about["documents"] == 2 and about["source"] == "suite mini, test split, answered by mini"
@@ -176,8 +178,8 @@ def test_a_datastore_from_the_target_s_own_answers_and_a_run_with_it(cli: Cli, t
     run = ["method=[rest,pld]", "target.datastore=store", "task=[qa,mt_bench]", "limit=1", "repeats=1", "out=results/leaky"]
     status, out, err = cli("run", *tiny.overrides(*run))
     assert status == 0, err
-    (told,) = RunDirectory(tmp_path / "results/leaky").read_provenance()["leakage"]["rest"]
-    assert (told["name"], told["questions"], told["leaked"], told["documents"]) == ("store", 2, 2, 2)
+    (leak,) = RunDirectory(tmp_path / "results/leaky").read_provenance()["leakage"]["rest"]
+    assert (leak["name"], leak["questions"], leak["leaked"], leak["documents"]) == ("store", 2, 2, 2)
     assert "alarm: rest: its datastore store holds 2 of the 2 questions" in out
     status, out, err = cli("run", *tiny.overrides(*run, "method=[rest_spec_bench]"))
     assert status == 0, err
@@ -239,7 +241,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(cli: Cli, monkeypatch: pyte
 
 
 def test_the_program_itself_leaves_with_the_status_and_one_line(tmp_path: Path) -> None:
-    """The one test of a real process: nothing that an import or Hydra prints gets past."""
+    """The one test of a real process: nothing that an import or Hydra prints reaches the terminal."""
     command = [sys.executable, "-m", "specbench", "run", "method=pdl", f"out={tmp_path / 'run'}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
@@ -288,7 +290,7 @@ def test_a_sweep_of_one_value_runs_in_a_folder_of_its_own(cli: Cli, tiny: Tiny, 
     status, _, err = cli(
         "run", "experiment=temperature_sweep", "sampling.temperature=0.3", *tiny.overrides(*chosen, "out=results/plain")
     )
-    assert status == 0 and no_report[-1] == [Path("results/plain")], "what the command line gives is not swept"
+    assert status == 0 and no_report[-1] == [Path("results/plain")], "a setting that the command line gives is not swept"
 
 
 @pytest.mark.parametrize("content", ["run.json", "note.txt"])

@@ -293,7 +293,7 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     told = {name: (tmp_path / file).read_text() for name, file in files.items()}
     assert json.loads(told["json"])["reference"] is None and not json.loads(told["json"])["failed"]
     assert "first reference" in told["markdown"] and 'tests="1" failures="0" skipped="1"' in told["junit"]
-    assert "holds one called old already" in cli("compare", "rolling", "old", "--add").err
+    assert "already holds one called old" in cli("compare", "rolling", "old", "--add").err
     status, out, err = cli("compare", "rolling", "new", "--add")
     assert (tmp_path / "rolling" / "new").exists() == (status == 0), err
 

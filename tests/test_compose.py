@@ -1,4 +1,4 @@
-"""Overrides to a config, and every mistake in them to one line; constructors' signatures as the schema of YAMLs."""
+"""Overrides become settings, every mistake becomes one line, and constructors' signatures are the schema of YAMLs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_interpolations_are_filled_in() -> None:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_choice_there_is_can_be_composed(group: str) -> None:
+def test_every_choice_composes(group: str) -> None:
     choices = [f"[{','.join(list_options(group))}]"] if group in LISTS else list_options(group)
     for choice in choices:
         check_nodes(compose_run([f"{group}={choice}"]))
@@ -147,7 +147,7 @@ PLD = "_target_: methods.pld.PromptLookup\nmax_ngram: 3\nmin_ngram: 1\nmatch: la
         (b"# @package method.brought\n\xff\xfe\n", "brought.yaml: cannot be read: 'utf-8' codec can't decode"),
     ],
 )
-def test_a_mistake_in_a_yaml_brought_along_is_named(tmp_path: Path, text: str | bytes, expected: str) -> None:
+def test_a_mistake_in_a_user_s_yaml_is_named(tmp_path: Path, text: str | bytes, expected: str) -> None:
     write(tmp_path, "method/brought.yaml", text)
     write(tmp_path, "brokenmodule.py", "def f(:\n")
     write(tmp_path, "importingmodule.py", "import no_such_package\n")
@@ -159,7 +159,7 @@ def test_a_broken_yaml_that_nobody_chose_does_no_harm(tmp_path: Path) -> None:
     compose_run(["method=pld"], tmp_path)
 
 
-def test_a_target_brought_along_must_be_complete(tmp_path: Path) -> None:
+def test_a_user_s_target_must_be_complete(tmp_path: Path) -> None:
     write(tmp_path, "target/small.yaml", "name: small\npath: x\n")
     assert "target: its YAML has no revision; expected name, path, revision, " in refusal("target=small", config_dir=tmp_path)
     assert "target=smal: no such target; expected small, " in refusal("target=smal", config_dir=tmp_path)
@@ -204,15 +204,15 @@ def test_a_node_that_does_not_is_refused(changes: dict[str, Any], expected: str)
     assert expected in str(error.value)
 
 
-def test_what_a_constructor_says_comes_out_as_one_line() -> None:
+def test_a_constructor_s_error_is_one_line() -> None:
     with pytest.raises(InputError, match=r"^count=6: expected at most 5$"):
         instantiate(node(count=6))
     with pytest.raises(InputError, match=r"^tests.test_compose.Sample: ZeroDivisionError: .* \(test_compose.py:\d+\)$"):
         instantiate(node(count=0))
 
 
-def test_a_yaml_brought_along_may_not_have_a_name_of_ours(tmp_path: Path) -> None:
-    """Hydra would take ours and say nothing."""
+def test_a_user_s_yaml_may_not_have_a_name_of_conf(tmp_path: Path) -> None:
+    """Hydra would silently use the one in conf/."""
     write(tmp_path, "method/pld.yaml", f"# @package method.pld\n{PLD}length: 2\n")
     assert "method=pld already exists in conf/; choose another name" in refusal("method=pld", config_dir=tmp_path)
 
@@ -233,7 +233,7 @@ PUBLISHED = {  # by experiment, the run in results/reference whose tables README
 
 
 def agrees(recorded: Any, settings: Any) -> bool:
-    """Whether every recorded setting has its value still; classes may have moved."""
+    """Whether every recorded setting still has its value; classes may have moved."""
     if not isinstance(recorded, dict):
         return bool(recorded == settings)
     return all(key == "_target_" or (key in settings and agrees(value, settings[key])) for key, value in recorded.items())

@@ -1,4 +1,4 @@
-"""What README, CONTRIBUTING and docs say can be done: links lead somewhere, command lines parse, Python runs."""
+"""README, CONTRIBUTING and docs: links lead to files, command lines parse, Python blocks run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = [ROOT / "README.md", CONTRIBUTING, ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 METHODS = {"mine": "from_tokens", "echo": "reading_target", "onehead": "trained"}  # of the worked pages
-OWN_CONF = "my/conf"  # a reader's folder, in which the pages' methods and launchers lie
+OWN_CONF = "my/conf"  # a reader's folder, with the methods and launchers of the pages
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -61,9 +61,9 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
         if re.match(r"[a-z]+:", link):
             continue
         file, _, anchor = link.partition("#")
-        there = page.parent / file if file else page
-        assert there.exists(), link
-        assert not anchor or anchor in anchors(there), link
+        linked = page.parent / file if file else page
+        assert linked.exists(), link
+        assert not anchor or anchor in anchors(linked), link
 
 
 # Command lines
@@ -77,19 +77,20 @@ class Understood(Exception):
 
 
 def command_lines() -> list[str]:
-    """Of specbench, each once; a command that a sentence only mentions, or that leaves out words, is not one."""
+    """Return every specbench command line once, without commands that are only mentioned or abbreviated."""
     lines = [shlex.split(line, comments=True) for page in PAGES for line in shell_lines(page) if line.startswith("specbench ")]
     whole = [words for words in lines if "…" not in words and words[2:] not in ([], ["build"])]
     return list(dict.fromkeys(map(shlex.join, whole)))
 
 
 def first_of_each(overrides: Sequence[str]) -> list[str]:
-    """One job of a sweep."""
-    found = []
-    for one in OverridesParser.create().parse_overrides(list(overrides)):
-        swept = one.is_discrete_sweep()
-        found.append(f"{one.get_key_element()}={next(one.sweep_string_iterator())}" if swept else str(one.input_line))
-    return found
+    """Return the overrides of a sweep's first job."""
+    first = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        swept = override.is_discrete_sweep()
+        value = f"{override.get_key_element()}={next(override.sweep_string_iterator())}" if swept else override.input_line
+        first.append(str(value))
+    return first
 
 
 def compose_and_stop(parser: Parser, argv: list[str]) -> argparse.Namespace:
@@ -128,7 +129,7 @@ def test_every_command_line_parses_and_its_settings_compose(line: str, tmp_path:
         argv += ["--config-dir", OWN_CONF]
     with pytest.raises((Understood, SystemExit)) as end:
         cli.COMMANDS[command](argv)
-    assert getattr(end.value, "code", 0) == 0, "--help leaves with 0"
+    assert getattr(end.value, "code", 0) == 0, "--help exits with 0"
 
 
 def test_a_launcher_of_ones_own_composes(tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_a_launcher_of_ones_own_composes(tmp_path: Path) -> None:
 
 
 @every_page
-def test_commands_modules_and_make_targets_that_a_page_names_are_there(page: Path) -> None:
+def test_commands_modules_and_make_targets_that_a_page_names_exist(page: Path) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for line in shell_lines(page):
         if command := re.match(r"specbench ([a-z]+)", line):
@@ -151,7 +152,7 @@ def test_commands_modules_and_make_targets_that_a_page_names_are_there(page: Pat
 
 
 def surroundings(log: io.StringIO) -> dict[str, Any]:
-    """What docs/replay.md takes for granted: an engine that answers one prompt, and a file to log to."""
+    """Return the names that docs/replay.md assumes: an engine that answers one prompt, and a file to log to."""
     answer = SimpleNamespace(token_ids=(14, 15, 1), finish_reason="stop")
     out = SimpleNamespace(prompt_token_ids=(11, 12, 13), outputs=[answer])
     engine = SimpleNamespace(generate=lambda prompts, params: [out])
@@ -159,7 +160,7 @@ def surroundings(log: io.StringIO) -> dict[str, Any]:
 
 
 def run_blocks(page: Path, log: io.StringIO | None = None) -> dict[str, Any]:
-    """The names that a page's Python leaves behind."""
+    """Run a page's Python blocks and return the names they define."""
     names = surroundings(log or io.StringIO())
     for code in blocks(page, "python"):
         exec(compile(code, page.name, "exec"), names)

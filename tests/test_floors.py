@@ -36,12 +36,12 @@ PURE = {  # rooms without a model and without torch, and all that they may impor
 }
 METHODS_MAY = ("errors", "decoding", "models", "drafters", "datastore")
 TASKS_MAY = ("errors",)
-LOOSE = 3  # modules that stand in no room
+LOOSE = 3  # modules outside any room
 CONFIG_OBJECTS = ("DictConfig", "ListConfig", "OmegaConf")
 
 
 class Import(NamedTuple):
-    """In `place` (file:line) a module of `importer` imports from `imported`, rooms or top-level packages both."""
+    """At `place` (file:line), a module of `importer` imports from `imported`; both are rooms or top-level packages."""
 
     place: str
     importer: str
@@ -63,7 +63,7 @@ def own_files(root: Path) -> list[Path]:
 
 
 def imports_of(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """All of them but those that only a type checker sees."""
+    """Yield all imports but those that only a type checker sees."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             yield node
@@ -81,37 +81,37 @@ def imported_modules(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
 
 
 def read_imports(root: Path) -> list[Import]:
-    found = []
+    imports = []
     for file in own_files(root):
         module = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         for node in imports_of(ast.parse(file.read_text(encoding="utf-8"))):
             for name in imported_modules(node):
                 if name.partition(".")[0] in ("specbench", "methods", "tasks"):
                     place = f"{file.relative_to(root)}:{node.lineno}"
-                    found.append(Import(place, room_of(module), room_of(name)))
-    return found
+                    imports.append(Import(place, room_of(module), room_of(name)))
+    return imports
 
 
-def is_wrong(one: Import) -> bool:
-    if one.imported == one.importer or one.imported in ("ROOT", "__version__"):
+def is_wrong(item: Import) -> bool:
+    if item.imported == item.importer or item.imported in ("ROOT", "__version__"):
         return False
-    if one.importer == "methods":
-        return one.imported not in METHODS_MAY
-    if one.importer == "tasks":
-        return one.imported not in TASKS_MAY
-    if one.imported in ("methods", "tasks"):
-        return one.imported == "methods" or one.importer == "errors"
-    if one.importer in PURE:
-        return one.imported not in PURE[one.importer]
-    return floor_of(one.imported) >= floor_of(one.importer)
+    if item.importer == "methods":
+        return item.imported not in METHODS_MAY
+    if item.importer == "tasks":
+        return item.imported not in TASKS_MAY
+    if item.imported in ("methods", "tasks"):
+        return item.imported == "methods" or item.importer == "errors"
+    if item.importer in PURE:
+        return item.imported not in PURE[item.importer]
+    return floor_of(item.imported) >= floor_of(item.importer)
 
 
 def wrong_imports(root: Path) -> list[str]:
-    return [f"{one.place}: {one.importer} imports {one.imported}" for one in read_imports(root) if is_wrong(one)]
+    return [f"{item.place}: {item.importer} imports {item.imported}" for item in read_imports(root) if is_wrong(item)]
 
 
 def config_readers(root: Path) -> list[str]:
-    """Modules outside setup that know a config object."""
+    """Return the modules outside setup that use a config object."""
     return [
         str(file.relative_to(root))
         for file in own_files(root)
@@ -128,7 +128,7 @@ def test_every_room_has_a_floor() -> None:
     assert rooms == {room for floor in FLOORS for room in floor} - {"errors", "watch", "__main__"}
 
 
-def test_few_modules_stand_in_no_room() -> None:
+def test_few_modules_are_outside_any_room() -> None:
     loose = [file.name for file in (ROOT / "specbench").glob("*.py") if file.name != "__init__.py"]
     assert len(loose) <= LOOSE, loose
 
@@ -144,18 +144,18 @@ PLANTED = [
     ("specbench/engine/native.py", "from methods.pld import PromptLookup", "engine imports methods"),
     ("specbench/engine/native.py", "from specbench import setup", "engine imports setup"),
     ("specbench/report/page.py", "from specbench.decoding.tree import DraftTree", "report imports decoding"),
-    ("specbench/records/files.py", "from specbench.machine.locks import alone", "records imports machine"),
+    ("specbench/records/files.py", "from specbench.machine.locks import lock_run", "records imports machine"),
     ("methods/pld.py", "from specbench.running.execute import execute", "methods imports running"),
     ("tasks/suite.py", "from specbench.records.trial import Trial", "tasks imports records"),
 ]
 
 
-@pytest.mark.parametrize(("file", "line", "said"), PLANTED)
-def test_a_planted_import_is_named(tmp_path: Path, file: str, line: str, said: str) -> None:
+@pytest.mark.parametrize(("file", "line", "message"), PLANTED)
+def test_a_planted_import_is_named(tmp_path: Path, file: str, line: str, message: str) -> None:
     planted = tmp_path / file
     planted.parent.mkdir(parents=True)
     planted.write_text(f"import torch\n{line}\n")
-    assert [one.partition(": ")[2] for one in wrong_imports(tmp_path)] == [said]
+    assert [line.partition(": ")[2] for line in wrong_imports(tmp_path)] == [message]
 
 
 def test_what_only_a_type_checker_sees_does_not_count(tmp_path: Path) -> None:

@@ -36,22 +36,22 @@ def named(label: str, prompt: list[int]) -> str:
 def failing(label: str, when: Callable[[str], bool], error: Exception) -> Callable[[str, list[int]], str]:
     """One method fails where `when` holds of the prompt; all others, and it elsewhere, answer with their names."""
 
-    def answers(asked: str, prompt: list[int]) -> str:
-        if asked == label and when(bytes(prompt).decode()):
+    def answers(method: str, prompt: list[int]) -> str:
+        if method == label and when(bytes(prompt).decode()):
             raise error
-        return f"{asked}!"
+        return f"{method}!"
 
     return answers
 
 
 def orders(seed: int, questions: int = 40, repeats: int = 2) -> list[tuple[str, ...]]:
     arms = [Arm(method, method, FakeEngine(named)) for method in METHODS]
-    asked = [Question(str(number), "qa", "qa", ("?",)) for number in range(questions)]
-    drawn = [block for repeat in range(repeats) for block in schedule_blocks(asked, arms, repeat, seed)]
+    listed = [Question(str(number), "qa", "qa", ("?",)) for number in range(questions)]
+    drawn = [block for repeat in range(repeats) for block in schedule_blocks(listed, arms, repeat, seed)]
     return [tuple(arm.label for arm in block.order) for block in drawn]
 
 
-def test_orders_are_drawn_from_the_seed() -> None:
+def test_orders_are_listed_the_seed() -> None:
     drawn = orders(seed=0)
     assert all(sorted(order) == sorted(METHODS) for order in drawn)
     assert drawn == orders(seed=0) and drawn != orders(seed=1)
@@ -68,8 +68,8 @@ def test_the_order_does_not_depend_on_how_the_methods_were_listed() -> None:
 
 def test_engines_of_a_method_follow_one_another_in_either_order() -> None:
     arms = [Arm(f"{method}{suffix}", method, FakeEngine(named)) for method in METHODS for suffix in ("", "@a", "@b")]
-    asked = [Question(str(number), "qa", "qa", ("?",)) for number in range(60)]
-    orders_ = [tuple(block.order) for block in schedule_blocks(asked, arms, 0, seed=0)]
+    listed = [Question(str(number), "qa", "qa", ("?",)) for number in range(60)]
+    orders_ = [tuple(block.order) for block in schedule_blocks(listed, arms, 0, seed=0)]
     assert all(order[i].method == order[i + 1].method == order[i + 2].method for order in orders_ for i in (0, 3, 6))
     firsts = Counter(order[0].label for order in orders_)
     assert set(firsts) == {arm.label for arm in arms}, f"each of nine arms comes first in about 7 of 60 blocks: {firsts}"
@@ -123,8 +123,8 @@ def test_the_record_holds_what_the_engine_said(tmp_path: Path) -> None:
 def test_turn_two_continues_from_autoregressives_answer(tmp_path: Path) -> None:
     engine = FakeEngine(named)
     harness(tmp_path, engine).run_schedule()
-    asked = {text for _, text in engine.log if "second?" in text}
-    assert asked == {"first?\nautoregressive!\nsecond?\n"}
+    prompts = {text for _, text in engine.log if "second?" in text}
+    assert prompts == {"first?\nautoregressive!\nsecond?\n"}
 
 
 def test_or_from_each_arms_own(tmp_path: Path) -> None:
@@ -141,11 +141,11 @@ def test_or_from_each_arms_own(tmp_path: Path) -> None:
 
 
 def test_turn_two_of_later_repeats_continues_from_repeat_0(tmp_path: Path) -> None:
-    said = Counter[str]()
+    calls = Counter[str]()
 
     def drifting(label: str, prompt: list[int]) -> str:
-        said[label] += 1
-        return f"{label}{said[label]:03}"
+        calls[label] += 1
+        return f"{label}{calls[label]:03}"
 
     engine = FakeEngine(drifting)
     tested = harness(tmp_path, engine, repeats=3)
@@ -189,8 +189,8 @@ def test_an_error_row_says_where_without_this_machines_folders(tmp_path: Path) -
     broken = RuntimeError(f"cannot open {Path.home()}/secret")
     tested = harness(tmp_path, FakeEngine(failing("pld", lambda text: True, broken)))
     tested.run_schedule()
-    said = next(trial.error or "" for trial in tested.run.read_trials() if trial.failed)
-    assert said.startswith("RuntimeError: cannot open ~/secret (test_harness.py:") and str(Path.home()) not in said
+    message = next(trial.error or "" for trial in tested.run.read_trials() if trial.failed)
+    assert message.startswith("RuntimeError: cannot open ~/secret (test_harness.py:") and str(Path.home()) not in message
 
 
 @pytest.mark.parametrize("context", ["reference", "own"])
@@ -208,8 +208,8 @@ def test_turn_two_after_a_failed_turn_one_is_an_error_row(tmp_path: Path, contex
     assert second["autoregressive"].error == "turn 1 of autoregressive failed, so turn 2 has no context"
     assert second["autoregressive"].prompt_tokens == 0 and second["autoregressive"].finish_reason == "error"
     assert len(tested.run.read_trials()) == 24, "the run continues"
-    asked = {label for label, text in engine.log if "second?" in text}
-    assert asked == set(METHODS) - lost, "no arm runs without a context"
+    labels = {label for label, text in engine.log if "second?" in text}
+    assert labels == set(METHODS) - lost, "no arm runs without a context"
 
 
 def test_a_failing_warm_up_is_left_to_the_trial(tmp_path: Path) -> None:

@@ -64,11 +64,11 @@ def parse_job(config: DictConfig, out: str) -> settings.RunSettings:
 
 
 def _parse_config(kind: type[settings.S], config: DictConfig) -> settings.S:
-    own: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{kind.root}.yaml"))
-    del own["defaults"]
-    _check_structure(kind, OmegaConf.to_container(config), own)
+    defaults: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{kind.root}.yaml"))
+    del defaults["defaults"]
+    _check_structure(kind, OmegaConf.to_container(config), defaults)
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    changed = frozenset(name for name, default in flatten(own) if look_up(plain, name) != default)
+    changed = frozenset(name for name, default in flatten(defaults) if look_up(plain, name) != default)
     return settings.parse_settings(kind, plain, changed)
 
 
@@ -153,16 +153,16 @@ def _unknown_choice(group: str, given: str, options: Sequence[str], more: str = 
     return InputError(f"{group}={given}: no such {group}; expected {suggest_choices(given, options) or 'none'}{more}")
 
 
-def _check_structure(kind: type[settings.Settings], plain: Any, own: Mapping[str, Any]) -> None:
-    """Raise InputError for an unknown setting and for a missing mapping or key. own: the root config's YAML."""
-    _check_known(plain, [*GROUPS, *own])
+def _check_structure(kind: type[settings.Settings], plain: Any, defaults: Mapping[str, Any]) -> None:
+    """Raise InputError for an unknown setting and for a missing mapping or key. defaults: the root config's YAML."""
+    _check_known(plain, [*GROUPS, *defaults])
     needed = {"task", *(field.name for field in fields(kind))}
     for key in (key for key in (*GROUPS, "sampling", "search") if key in needed):
         if not isinstance(plain.get(key), dict) or not plain[key]:
             expected = suggest_choices("", list_options(key)) or f"{key}.KEY=VALUE"
             raise InputError(f"{key} is empty or not a mapping; expected {expected}")
     for section in ("sampling", "search"):
-        _check_known(plain.get(section, {}), list(own.get(section, {})), f"{section}.")
+        _check_known(plain.get(section, {}), list(defaults.get(section, {})), f"{section}.")
     for key in TARGET:
         if key not in plain["target"]:
             raise InputError(f"target: its YAML has no {key}; expected {', '.join(TARGET)}")
