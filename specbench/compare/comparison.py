@@ -197,7 +197,8 @@ def write_junit(comparison: Comparison, path: Path) -> None:
         cases.append(("speed", change.what, outcome, message))
     outcomes = [outcome for _, _, outcome, _ in cases]
     counts = {"tests": len(cases), "failures": outcomes.count("failure"), "skipped": outcomes.count("skipped")}
-    suite = ElementTree.Element("testsuite", name="specbench compare", **{name: str(count) for name, count in counts.items()})
+    attributes = {name: str(count) for name, count in counts.items()}
+    suite = ElementTree.Element("testsuite", {"name": "specbench compare", **attributes})
     for class_, name, outcome, message in cases:
         case = ElementTree.SubElement(suite, "testcase", classname=class_, name=name)
         if outcome:

@@ -148,7 +148,7 @@ def _warn_drift(run: LoadedRun) -> Iterator[Alarm]:
     slope = stats.linregress(rows["place"], rows["residual"]).slope
     across = float(np.expm1(slope * (rows["order"].max() - rows["order"].min())))
     if p_value < DRIFT_LEVEL and abs(across) > DRIFT:
-        message = f"the last turn of a block takes {across:+.1%} more time than the first (rank correlation {rank:.2f})"
+        message = f"time changes by {across:+.1%} from the first place in the block to the last (rank correlation {rank:.2f})"
         yield Alarm("alarm", "the run", OVERALL, message)
 
 

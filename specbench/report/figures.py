@@ -49,8 +49,8 @@ def _compute_top(rows: pd.DataFrame) -> float:
     """Return the end of the axis: above all intervals, unless a very long one would press the points together."""
     if rows.empty:
         return 1.5
-    highest = float(rows[["speedup", "speedup_high"]].max(axis=None))
-    return 1.05 * max(1.0, min(highest, TALLEST * float(rows["speedup"].max())))
+    highest = max(rows["speedup"].max(), rows["speedup_high"].fillna(0).max())
+    return float(1.05 * max(1.0, min(highest, TALLEST * rows["speedup"].max())))
 
 
 def _plot_points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look, top: float) -> None:
