@@ -32,7 +32,8 @@ RUN = [
 
 def cell(frame: pd.DataFrame, *key: object) -> Any:
     """The row under a key of the index."""
-    return frame.loc[key if len(key) > 1 else key[0]]
+    rows: Any = frame.loc
+    return rows[key if len(key) > 1 else key[0]]
 
 
 def pairs_of(trials: Iterable[Trial]) -> pd.DataFrame:

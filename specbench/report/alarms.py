@@ -50,17 +50,9 @@ ESTIMATORS = {
 def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Return everything wrong with a run, alarms first. summary: summarise(run)."""
     run_checks = (
-        _warn_profiled,
-        _warn_resumed,
-        _warn_missing,
-        _warn_errors,
-        _warn_leakage,
-        _warn_bugs,
-        _warn_longer_answers,
-        _warn_drift,
-        _warn_spread,
-        _warn_throttling,
-    )
+        _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_bugs,
+        _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling,
+    )  # fmt: skip
     alarms = [*_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
     alarms += [alarm for check in run_checks for alarm in check(run)]
     for row in summary.to_dict("records"):
