@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,14 @@ from specbench.records.run_directory import RunDirectory
 from tests.conftest import Cli
 from tests.fake_run import made_up_trials, write_run
 
-WORDS = "w"  # a token each
+WORDS = "w"  # one token each
 
 
 def run_with_texts(folder: Path) -> RunDirectory:
     """Texts whose words are the tokens that autoregressive's were counted as."""
     trials = made_up_trials({"pld": 0.4, "sps": 0.7}, ("writing", "qa"), questions=5)
     trials = [replace(trial, task="mt_bench" if trial.task == "writing" else trial.task) for trial in trials]
-    recounted = {trial.key: 50 + trial.question_id % 7 for trial in trials}
+    recounted = {trial.key: 50 + int(trial.question_id) % 7 for trial in trials}
     run = write_run(folder, [replace(t, retokenised=recounted[t.key] if t.method == "autoregressive" else None) for t in trials])
     for trial in trials:
         if trial.repeat == 0:
@@ -118,7 +119,7 @@ def test_lines_that_are_no_answers_are_named(tmp_path: Path) -> None:
         import_answers([], [tmp_path / "a.jsonl"], None, RunDirectory(tmp_path / "back"))
     good = json.loads(by_hand("vicuna", 81, "qa", [1] * 4, 1.0))
 
-    def counting(**changes: list) -> dict:
+    def counting(**changes: list[Any]) -> dict[str, Any]:
         return {"choices": [good["choices"][0] | changes]}
 
     at_once, failed = (counting(turns=[text], wall_time=[0.0]) for text in ("w", "ERROR"))

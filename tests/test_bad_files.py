@@ -87,7 +87,7 @@ def empty(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-BROKEN: Mapping[str, tuple[Callable[[Path], None], str]] = {
+BROKEN: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "renamed": (
         renamed,
         "does not fit its config: missing: model.norm.weight, expected (32,); not in the model: model.norm.wait",

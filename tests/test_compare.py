@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -44,7 +45,7 @@ def noisy(trials: Sequence[Trial], seed: int, slower: dict[str, float] | None = 
     made = []
     for trial in trials:
         factor = math.exp(day + of_run[trial.method] + rng.normal(0, noise)) * (1 + (slower or {}).get(trial.method, 0))
-        made.append(replace(trial, prefill_s=trial.prefill_s * factor, decode_s=trial.decode_s * factor))
+        made.append(replace(trial, prefill_s=(trial.prefill_s or 0) * factor, decode_s=(trial.decode_s or 0) * factor))
     return made
 
 
@@ -80,7 +81,7 @@ def test_a_turn_that_is_counted_otherwise_fails(tmp_path: Path) -> None:
         ({"about": {"versions": {"torch": "0.1", "transformers": "0.0"}}}, "versions.torch is 0.1"),
     ],
 )
-def test_runs_that_differ_in_something_else_are_refused(tmp_path: Path, change_: dict, told: str) -> None:
+def test_runs_that_differ_in_something_else_are_refused(tmp_path: Path, change_: dict[str, dict[str, Any]], told: str) -> None:
     old, new = pair(tmp_path)
     RunDirectory(new).write_config(CONFIG | change_.get("config", {}))
     RunDirectory(new).write_provenance(PROVENANCE | change_.get("about", {}))
@@ -136,9 +137,9 @@ def test_another_datastore_is_another_run(tmp_path: Path) -> None:
 
 def test_a_version_that_stopped_is_nothing_to_compare_with(tmp_path: Path) -> None:
     trials = made_up_trials({"pld": 0.4}, ["qa"], questions=4)
-    beside = [replace(one, method=f"{one.method}@reference", finish_reason="error", error="gone") for one in trials]
+    paired = [replace(one, method=f"{one.method}@reference", finish_reason="error", error="gone") for one in trials]
     with pytest.raises(InputError, match="stopped, so there is nothing to compare with: gone"):
-        compare_checkouts(write_run(tmp_path / "both", [*trials, *beside]).path)
+        compare_checkouts(write_run(tmp_path / "both", [*trials, *paired]).path)
 
 
 def test_what_the_reference_has_must_be_there(tmp_path: Path) -> None:
@@ -168,11 +169,11 @@ def test_a_folder_of_runs_is_a_reference(tmp_path: Path) -> None:
 
 def test_two_versions_in_one_run(tmp_path: Path) -> None:
     trials = made_up_trials(METHODS, TASKS, questions=8)
-    beside = [replace(trial, method=f"{trial.method}@reference") for trial in trials]
-    sound = write_run(tmp_path / "sound", noisy([*trials, *beside], 1)).path
+    paired = [replace(trial, method=f"{trial.method}@reference") for trial in trials]
+    sound = write_run(tmp_path / "sound", noisy([*trials, *paired], 1)).path
     assert not compare_checkouts(sound).failed
     slow_loop = dict.fromkeys(("autoregressive", "pld", "sps"), 0.1)
-    found = compare_checkouts(write_run(tmp_path / "slow", noisy([*trials, *beside], 2, slow_loop)).path)
+    found = compare_checkouts(write_run(tmp_path / "slow", noisy([*trials, *paired], 2, slow_loop)).path)
     verdicts = {one.what: one.verdict for one in found.changes}
     assert found.failed and verdicts["autoregressive over autoregressive@reference"] == "fail"
     assert compare_checkouts(tmp_path / "slow", exchanged=True).changes[0].ratio.estimate > 1
@@ -332,9 +333,9 @@ def test_another_commit_takes_turns_with_this_one(cli: Cli, tiny: Tiny, tmp_path
     status, out, err = cli("compare", "--against", "HEAD", *chosen, "--json", "both.json")
     assert status in (0, 1) and "autoregressive over autoregressive@reference" in out, err  # times are by chance
     trials = RunDirectory(tmp_path / "both").read_trials()
-    beside = {"autoregressive@reference", "pld@reference"}
-    assert {trial.method for trial in trials} == {"autoregressive", "pld", *beside}
-    assert {trial.method for trial in trials if trial.peak_memory_bytes is None} == beside, "its process is another one"
+    paired = {"autoregressive@reference", "pld@reference"}
+    assert {trial.method for trial in trials} == {"autoregressive", "pld", *paired}
+    assert {trial.method for trial in trials if trial.peak_memory_bytes is None} == paired, "its process is another one"
     assert not any(one["differing"] for one in json.loads((tmp_path / "both.json").read_text())["counted"])
     assert cli("compare", "--against", "no-such-branch").err.startswith("specbench: --against no-such-branch: no commit")
 

@@ -57,13 +57,14 @@ def test_a_slowdown_is_found_at_the_size_that_was_planned(noise: float) -> None:
 
 def test_an_undecided_comparison_says_what_would_decide_it() -> None:
     rng = np.random.default_rng(1)
-    found = estimate_change("x", simulated(rng, 12, 0.1, 1), simulated(rng, 12, 0.1, 1), 3)
-    assert found.verdict == "undecided" and found.needed is not None and found.needed.questions > 12
-    more = [
-        estimate_change("x", *(simulated(rng, found.needed.questions, 0.1, found.needed.runs) for _ in range(2)), 3).verdict
-        for _ in range(50)
-    ]
-    assert more.count("undecided") < 25
+    change = estimate_change("x", simulated(rng, 12, 0.1, 1), simulated(rng, 12, 0.1, 1), 3)
+    needed = change.needed
+    assert change.verdict == "undecided" and needed is not None and needed.questions > 12
+    verdicts = []
+    for _ in range(50):
+        old, new = (simulated(rng, needed.questions, 0.1, needed.runs) for _ in range(2))
+        verdicts.append(estimate_change("x", old, new, 3).verdict)
+    assert verdicts.count("undecided") < 25
 
 
 @pytest.mark.parametrize(

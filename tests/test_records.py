@@ -1,6 +1,7 @@
 """Records survive a kill, and a broken file is named."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -51,13 +52,13 @@ DESIGN_FIELDS = [
 ]
 
 
-def test_a_trial_has_the_fields_of_the_format_and_comes_back_equal():
+def test_a_trial_has_the_fields_of_the_format_and_comes_back_equal() -> None:
     one = trial("pld", [2, 3], 0.5, output_ids=[1, 2])
     assert list(one.to_row()) == DESIGN_FIELDS
     assert Trial.from_row(json.loads(json.dumps(one.to_row()))) == one
 
 
-def test_another_schema_an_unknown_and_a_missing_field_are_refused():
+def test_another_schema_an_unknown_and_a_missing_field_are_refused() -> None:
     row = trial("pld", [2], 0.5).to_row()
     with pytest.raises(InputError, match="schema version 2"):
         Trial.from_row({**row, "schema": 2})
@@ -65,7 +66,7 @@ def test_another_schema_an_unknown_and_a_missing_field_are_refused():
         Trial.from_row({key: value for key, value in {**row, "colour": 1}.items() if key != "task"})
 
 
-def test_what_is_finished_is_known_by_its_key(tmp_path):
+def test_what_is_finished_is_known_by_its_key(tmp_path: Path) -> None:
     trials = [
         trial("pld", [2], 0.5),
         trial("pld", [2], 0.5, repeat=1, question_id="a"),
@@ -76,13 +77,13 @@ def test_what_is_finished_is_known_by_its_key(tmp_path):
     assert {trial.key for trial in run.read_trials()} == {("pld", 0, 1, 0), ("pld", 1, "a", 0), ("sps", 0, 1, 1)}
 
 
-def test_a_turn_that_was_run_again_counts_once_with_its_last_record(tmp_path):
+def test_a_turn_that_was_run_again_counts_once_with_its_last_record(tmp_path: Path) -> None:
     run = write_run(tmp_path, [trial("pld", [2], 0.5), trial("pld", [2], 0.4)])
     assert [one.decode_s for one in run.read_trials()] == [0.4]
 
 
 @pytest.mark.parametrize("torn", [b'{"schema": 1, "run_', '{"a": "ü'.encode()[:-1], b"\n", b"[1]\n"])
-def test_a_torn_last_line_is_dropped_and_cut_off_before_the_next(tmp_path, torn):
+def test_a_torn_last_line_is_dropped_and_cut_off_before_the_next(tmp_path: Path, torn: bytes) -> None:
     run = write_run(tmp_path, [trial("pld", [2], 0.5)])
     whole = (tmp_path / "trials.jsonl").read_bytes()
     (tmp_path / "trials.jsonl").write_bytes(whole + torn)
@@ -93,7 +94,7 @@ def test_a_torn_last_line_is_dropped_and_cut_off_before_the_next(tmp_path, torn)
     assert [one.method for one in run.read_trials()] == ["pld", "sps"]
 
 
-def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
+def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
     run = write_run(tmp_path, [trial("pld", [2], 0.5)])
     file = tmp_path / "trials.jsonl"
     file.write_bytes(file.read_bytes().rstrip(b"\n"))
@@ -102,7 +103,7 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
     assert [one.method for one in run.read_trials()] == ["pld", "sps"]
 
 
-def test_a_broken_line_in_the_middle_is_named(tmp_path):
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path, [trial("pld", [2], 0.5)])
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write("{broken\n" + json.dumps(trial("sps", [2], 0.5).to_row()) + "\n")
@@ -110,26 +111,22 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
         run.read_trials()
 
 
-def test_a_wrong_schema_is_named_with_its_line(tmp_path):
+def test_a_wrong_schema_is_named_with_its_line(tmp_path: Path) -> None:
     run = write_run(tmp_path, [trial("pld", [2], 0.5), trial("sps", [2], 0.5, schema=7)])
     with pytest.raises(InputError, match=r"trials\.jsonl:2: schema version 7"):
         run.read_trials()
 
 
-def test_a_directory_that_is_no_run_is_refused(tmp_path):
-    for read in (
-        RunDirectory(tmp_path).read_config,
-        RunDirectory(tmp_path).read_trials,
-        RunDirectory(tmp_path).read_provenance,
-    ):
+def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    for name in ("read_config", "read_trials", "read_provenance"):
         with pytest.raises(InputError, match="not a run directory"):
-            read()
+            getattr(RunDirectory(tmp_path), name)()
     (tmp_path / "config.yaml").write_text("- a list\n")
     with pytest.raises(InputError, match="expected a mapping"):
         RunDirectory(tmp_path).read_config()
 
 
-def test_prompts_come_back(tmp_path):
+def test_prompts_come_back(tmp_path: Path) -> None:
     run = write_run(tmp_path, [])
     prompts = [Prompt(question_id=1, turn=0, prompt_ids=[3, 4], sha256=hash_ids([3, 4]))]
     prompts.append(Prompt(question_id=1, turn=1, prompt_ids=[5], sha256=hash_ids([5]), method="pld"))
@@ -138,10 +135,10 @@ def test_prompts_come_back(tmp_path):
     assert run.read_prompts() == prompts
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_atomic(tmp_path / "run.json", "old")
 
-    def broken(*_):
+    def broken(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("specbench.records.files.os.replace", broken)

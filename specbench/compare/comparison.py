@@ -13,17 +13,8 @@ from xml.etree import ElementTree
 from rich.table import Table
 
 from specbench.analysis.loaded_run import LoadedRun, order_methods, read_run
+from specbench.compare import runs
 from specbench.compare.gate import FAILS_BELOW, LEVEL, PASSES_ABOVE, Change, estimate_change, estimate_paired_change
-from specbench.compare.runs import (
-    CounterDifference,
-    align_log_ratios,
-    check_comparable,
-    compare_counters,
-    compare_paired_counters,
-    compute_log_ratios,
-    list_ratios,
-    read_side,
-)
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
 from specbench.records.markdown import format_markdown_table
@@ -41,7 +32,7 @@ class Comparison:
 
     reference: str | None
     new: str
-    counted: list[CounterDifference]
+    counted: list[runs.CounterDifference]
     changes: list[Change]
     absolute: float | None
 
@@ -53,16 +44,16 @@ class Comparison:
 
 def compare_runs(reference: Path, new: Path, factors: Sequence[str] = ()) -> Comparison:
     """Compare a run with a run, or with the latest runs of a folder. Raises InputError for runs that are not comparable."""
-    fresh = read_side(new)
-    olds = [run for run in read_side(reference) if _identify_run(run) not in map(_identify_run, fresh)]
+    fresh = runs.read_side(new)
+    olds = [run for run in runs.read_side(reference) if _identify_run(run) not in map(_identify_run, fresh)]
     if not olds:
         raise InputError(f"{reference} holds no run but {fresh[-1].name} itself")
-    check_comparable([*olds, *fresh], factors)
-    ratios = [pair for pair in list_ratios(olds[-1]) if pair in list_ratios(fresh[-1])]
+    runs.check_comparable([*olds, *fresh], factors)
+    ratios = [pair for pair in runs.list_ratios(olds[-1]) if pair in runs.list_ratios(fresh[-1])]
     if not ratios:
         raise InputError(f"{fresh[-1].name} and {olds[-1].name} have no timed method in common")
     changes = [_compare_stored(olds, fresh, method, over, len(ratios)) for method, over in ratios]
-    counters = compare_counters(olds[-1], fresh[-1])
+    counters = runs.compare_counters(olds[-1], fresh[-1])
     return Comparison(olds[-1].name, fresh[-1].name, counters, changes, _compare_absolute(olds[-1], fresh[-1]))
 
 
@@ -77,7 +68,7 @@ def _identify_run(run: LoadedRun) -> tuple[str, str]:
 
 
 def _compare_stored(olds: Sequence[LoadedRun], fresh: Sequence[LoadedRun], method: str, over: str, together: int) -> Change:
-    old, new = (align_log_ratios(runs, method, over) for runs in (olds, fresh))
+    old, new = (runs.align_log_ratios(side, method, over) for side in (olds, fresh))
     if old.index.intersection(new.index).empty:
         raise InputError(f"{fresh[-1].name} and {olds[-1].name} have no finished question of {method} and {over} in common")
     return estimate_change(f"{method} over {over}", old, new, together)
@@ -96,11 +87,11 @@ def compare_checkouts(path: Path, exchanged: bool = False) -> Comparison:
     sides = [(method, f"{method}@{REFERENCE_ENGINE}")[:: -1 if exchanged else 1] for method in methods]
     changes = []
     for new, old in sides:
-        ratios = compute_log_ratios(run, new, old)
+        ratios = runs.compute_log_ratios(run, new, old)
         if ratios.empty:
             raise InputError(f"{path}: no question that both {new} and {old} have finished")
         changes.append(estimate_paired_change(f"{new} over {old}", ratios, len(sides)))
-    counters = compare_paired_counters(run, methods, REFERENCE_ENGINE)
+    counters = runs.compare_paired_counters(run, methods, REFERENCE_ENGINE)
     return Comparison(f"{run.name}@{REFERENCE_ENGINE}", run.name, counters, changes, None)
 
 
@@ -138,8 +129,8 @@ def _format_needed(change: Change) -> str:
     if change.needed is None:
         no_interval = isnan(change.ratio.low)
         return "one question per task gives no interval" if no_interval else "too close to a limit for one run to decide"
-    runs = f" and {change.needed.runs} runs of each side" if change.needed.runs > 1 else ""
-    return f"{change.needed.questions} questions{runs} would decide, {change.questions} now"
+    more = f" and {change.needed.runs} runs of each side" if change.needed.runs > 1 else ""
+    return f"{change.needed.questions} questions{more} would decide, {change.questions} now"
 
 
 def format_title(comparison: Comparison) -> str:
@@ -197,7 +188,8 @@ def write_junit(comparison: Comparison, path: Path) -> None:
         cases.append(("speed", change.what, outcome, message))
     outcomes = [outcome for _, _, outcome, _ in cases]
     counts = {"tests": len(cases), "failures": outcomes.count("failure"), "skipped": outcomes.count("skipped")}
-    suite = ElementTree.Element("testsuite", name="specbench compare", **{name: str(count) for name, count in counts.items()})
+    attributes = {name: str(count) for name, count in counts.items()}
+    suite = ElementTree.Element("testsuite", {"name": "specbench compare", **attributes})
     for class_, name, outcome, message in cases:
         case = ElementTree.SubElement(suite, "testcase", classname=class_, name=name)
         if outcome:

@@ -88,10 +88,10 @@ class RunPlan:
     def lacking(self) -> list[str]:
         """What the pilot lacks: methods, tasks, and methods on a task."""
         minutes = pd.DataFrame(self.minutes, index=list(self.questions)).T  # methods × tasks
-        methods, tasks = minutes.isna().all(axis=1), minutes.isna().all(axis=0)
+        methods, tasks = minutes.isna().all(axis="columns"), minutes.isna().all(axis="index")
         cells = minutes.loc[~methods, ~tasks].stack(future_stack=True)
-        pairs = [f"{method} on {task}" for method, task in cells.index[cells.isna()]]
-        return [*minutes.index[methods], *minutes.columns[tasks], *pairs]
+        pairs = [f"{method} on {task}" for (method, task), minute in cells.items() if np.isnan(minute)]
+        return [*methods.index[methods], *tasks.index[tasks], *pairs]
 
 
 def plan_run(pilot: LoadedRun, questions: Mapping[str, int], methods: Sequence[str], repeats: int) -> RunPlan:

@@ -56,9 +56,7 @@ def plot_bars(item: Item, published: pd.DataFrame, measured: pd.DataFrame, style
             axes.errorbar(x, heights, yerr=spread, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.5)
     mark_baseline(axes, zorder=3)
     axes.set_xticks(range(len(groups)), [_format_group(group) for group in groups])
-    axes.set_xlim(-0.5, len(groups) - 0.5)
-    axes.set_ylabel(f"speedup over {BASELINE}")
-    axes.set_title(item.title)
+    axes.set(xlim=(-0.5, len(groups) - 0.5), ylabel=f"speedup over {BASELINE}", title=item.title)
     add_legend(figure, axes)
     return figure
 
@@ -91,8 +89,7 @@ def plot_over_days(wide: pd.DataFrame, device: str, target: str, style: Style) -
         known = ~np.isnan(values)
         axes.plot(days[known], values[known], label=look.label, ls=look.line, **look.marks)
     mark_baseline(axes)
-    axes.set_ylabel(f"speedup over {BASELINE}")
-    axes.set_title(f"Published overall speedups, {device}, {target}, by day")
+    axes.set(ylabel=f"speedup over {BASELINE}", title=f"Published overall speedups, {device}, {target}, by day")
     figure.autofmt_xdate()
     add_legend(figure, axes)
     return figure

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
@@ -59,42 +60,29 @@ def _select_figure_6() -> pd.DataFrame:
     return rows[rows["method"].isin(sampled)]
 
 
+LARGE = {size: partial(_select_survey, TABLE_6_LARGE, target=f"Vicuna-{size}-v1.3") for size in ("13B", "33B")}
 SURVEY_ITEMS = (
-    Item("survey-figure-5", "Figure 5 and Table 5: RTX 3090, Vicuna-7B, greedy", "task", lambda: _select_survey(FIGURE_5)),
-    Item("survey-table-5-sampled", "Table 5: RTX 3090, Vicuna-7B, temperature 1", "task", lambda: _select_survey(SAMPLED)),
+    Item("survey-figure-5", "Figure 5 and Table 5: RTX 3090, Vicuna-7B, greedy", "task", partial(_select_survey, FIGURE_5)),
+    Item("survey-table-5-sampled", "Table 5: RTX 3090, Vicuna-7B, temperature 1", "task", partial(_select_survey, SAMPLED)),
     Item(
-        "survey-figure-6",
-        "Figure 6: over temperature, RTX 3090, Vicuna-7B, overall",
-        "temperature",
-        _select_figure_6,
-        "Both ends, as printed in Table 5; the curve between them has no numbers.",
+        *("survey-figure-6", "Figure 6: over temperature, RTX 3090, Vicuna-7B, overall", "temperature", _select_figure_6),
+        note="Both ends, as printed in Table 5; the curve between them has no numbers.",
     ),
     Item(
-        "survey-figure-7",
-        "Figure 7: over devices, Vicuna-7B, overall",
-        "device",
-        lambda: _select_survey(FIGURE_5, TABLE_6, overall=True, target=SEVEN),
-        "Both devices' values are printed in Tables 5 and 6.",
+        *("survey-figure-7", "Figure 7: over devices, Vicuna-7B, overall", "device"),
+        rows=partial(_select_survey, FIGURE_5, TABLE_6, overall=True, target=SEVEN),
+        note="Both devices' values are printed in Tables 5 and 6.",
     ),
-    Item("survey-figure-8", "Figure 8 and Table 6: A100, Vicuna-7B", "task", lambda: _select_survey(TABLE_6)),
+    Item("survey-figure-8", "Figure 8 and Table 6: A100, Vicuna-7B", "task", partial(_select_survey, TABLE_6)),
     Item(
-        "survey-figure-9",
-        "Figure 9 and Table 6: over the target's size, A100, overall",
-        "target",
-        lambda: _select_survey(TABLE_6, TABLE_6_LARGE, overall=True),
+        *("survey-figure-9", "Figure 9 and Table 6: over the target's size, A100, overall", "target"),
+        rows=partial(_select_survey, TABLE_6, TABLE_6_LARGE, overall=True),
     ),
+    *(Item(f"survey-table-6-{name.lower()}", f"Table 6: A100, Vicuna-{name}", "task", rows) for name, rows in LARGE.items()),
     Item(
-        "survey-table-6-13b", "Table 6: A100, Vicuna-13B", "task", lambda: _select_survey(TABLE_6_LARGE, target="Vicuna-13B-v1.3")
-    ),
-    Item(
-        "survey-table-6-33b", "Table 6: A100, Vicuna-33B", "task", lambda: _select_survey(TABLE_6_LARGE, target="Vicuna-33B-v1.3")
-    ),
-    Item(
-        "survey-figure-10",
-        "Figure 10: over precision, A100, Vicuna-7B, overall",
-        "dtype",
-        lambda: _select_survey(TABLE_6, "Fig.10 (text)", overall=True, target=SEVEN),
-        "For float32 the text of the survey gives two numbers; the other bars have none.",
+        *("survey-figure-10", "Figure 10: over precision, A100, Vicuna-7B, overall", "dtype"),
+        rows=partial(_select_survey, TABLE_6, "Fig.10 (text)", overall=True, target=SEVEN),
+        note="For float32 the text of the survey gives two numbers; the other bars have none.",
     ),
 )
 
@@ -108,7 +96,7 @@ def _select_leaderboard(device: str, target: str) -> pd.DataFrame:
 def _build_leaderboard(device: str, target: str) -> Item:
     name = f"leaderboard-{device}-{target}".lower().replace(".", "")
     title = f"Leaderboard: {shorten_device(device)}, {target}, greedy, float16 (2025-04-22)"
-    return Item(name, title, "task", lambda: _select_leaderboard(device, target))
+    return Item(name, title, "task", partial(_select_leaderboard, device, target))
 
 
 LEADERBOARDS = tuple(

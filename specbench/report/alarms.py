@@ -50,17 +50,9 @@ ESTIMATORS = {
 def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Return everything wrong with a run, alarms first. summary: summarise(run)."""
     run_checks = (
-        _warn_profiled,
-        _warn_resumed,
-        _warn_missing,
-        _warn_errors,
-        _warn_leakage,
-        _warn_bugs,
-        _warn_longer_answers,
-        _warn_drift,
-        _warn_spread,
-        _warn_throttling,
-    )
+        _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_bugs,
+        _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling,
+    )  # fmt: skip
     alarms = [*_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
     alarms += [alarm for check in run_checks for alarm in check(run)]
     for row in summary.to_dict("records"):
@@ -148,7 +140,7 @@ def _warn_drift(run: LoadedRun) -> Iterator[Alarm]:
     slope = stats.linregress(rows["place"], rows["residual"]).slope
     across = float(np.expm1(slope * (rows["order"].max() - rows["order"].min())))
     if p_value < DRIFT_LEVEL and abs(across) > DRIFT:
-        message = f"the last turn of a block takes {across:+.1%} more time than the first (rank correlation {rank:.2f})"
+        message = f"time changes by {across:+.1%} from the first place in the block to the last (rank correlation {rank:.2f})"
         yield Alarm("alarm", "the run", OVERALL, message)
 
 

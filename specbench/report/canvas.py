@@ -110,7 +110,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     png, pdf = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=DPI, facecolor="white")
     figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    contents = {".png": png.getvalue(), ".svg": render_svg(figure), ".pdf": pdf.getvalue()}
+    contents: dict[str, str | bytes] = {".png": png.getvalue(), ".svg": render_svg(figure), ".pdf": pdf.getvalue()}
     for suffix, content in contents.items():
         write_atomic(stem.with_name(stem.name + suffix), content)
     return [stem.with_name(stem.name + suffix) for suffix in contents]

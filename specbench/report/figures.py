@@ -37,9 +37,8 @@ def plot_task_speedups(summary: pd.DataFrame, style: Style) -> Figure:
         axes.axvspan(index - 0.5, index + 0.5, color=INK, alpha=0.04, linewidth=0)
     mark_baseline(axes)
     axes.set_xticks(range(len(tasks)), [task.replace("_", "\n") for task in tasks])
-    axes.set_xlim(-0.5, len(tasks) - 0.5)
-    axes.set_ylim(min(0.5, 0.9 * drafting["speedup_low"].min(), 0.9 * drafting["speedup"].min()) if len(drafting) else 0, top)
-    axes.set_ylabel(f"speedup over {BASELINE}")
+    bottom = min(0.5, 0.9 * drafting["speedup_low"].min(), 0.9 * drafting["speedup"].min()) if len(drafting) else 0
+    axes.set(xlim=(-0.5, len(tasks) - 0.5), ylim=(bottom, top), ylabel=f"speedup over {BASELINE}")
     axes.set_title("Speedup by task, 95 % intervals over questions")
     add_legend(figure, axes)
     return figure
@@ -49,8 +48,8 @@ def _compute_top(rows: pd.DataFrame) -> float:
     """Return the end of the axis: above all intervals, unless a very long one would press the points together."""
     if rows.empty:
         return 1.5
-    highest = float(rows[["speedup", "speedup_high"]].max(axis=None))
-    return 1.05 * max(1.0, min(highest, TALLEST * float(rows["speedup"].max())))
+    highest = max(rows["speedup"].max(), rows["speedup_high"].fillna(0).max())
+    return float(1.05 * max(1.0, min(highest, TALLEST * rows["speedup"].max())))
 
 
 def _plot_points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look, top: float) -> None:
@@ -81,8 +80,7 @@ def plot_forest(summary: pd.DataFrame, style: Style) -> Figure:
         axes.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", size=9.5)
     axes.axvline(1, color=GREY, linewidth=1.4, zorder=1)
     axes.set_yticks(range(len(overall)), labels)
-    axes.set_xlabel(f"speedup over {BASELINE}")
-    axes.set_title("Overall, and how much it owes to single tasks")
+    axes.set(xlabel=f"speedup over {BASELINE}", title="Overall, and how much it owes to single tasks")
     return figure
 
 
@@ -140,10 +138,9 @@ def plot_conversion(summary: pd.DataFrame, style: Style) -> Figure:
         axes.plot(places, overall, **options, markersize=10)
         axes.plot([], [], **options, label=look.label)
     axes.plot(1, 1, ls="", marker="o", color=GREY, markersize=8, label=BASELINE, zorder=3)
-    axes.set_xlim(1 - 0.05 * (right - 1), right)
-    axes.set_ylim(min(0.5, 0.9 * rows["speedup"].min()) if len(rows) else 0.5, top)
-    axes.set_xlabel("mean accepted tokens")
-    axes.set_ylabel(f"speedup over {BASELINE}")
+    bottom = min(0.5, 0.9 * rows["speedup"].min()) if len(rows) else 0.5
+    axes.set(xlim=(1 - 0.05 * (right - 1), right), ylim=(bottom, top))
+    axes.set(xlabel="mean accepted tokens", ylabel=f"speedup over {BASELINE}")
     axes.set_title("How much of the acceptance becomes time (large: overall, small: tasks)", pad=18)
     add_legend(figure, axes)
     return figure
@@ -171,9 +168,8 @@ def plot_step_time(split: pd.DataFrame, style: Style) -> Figure:
         left += width
     axes.plot(rows["mean_accepted_tokens"], names, ls="", marker="D", color=INK, markersize=6, label="tokens that it yields")
     axes.axvline(1, color=GREY, linewidth=1.4, zorder=1, label=f"a step of {BASELINE} = 1")
+    axes.set(xlabel=f"steps of {BASELINE}; tokens", title="Where a step's time goes, and what it yields")
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"steps of {BASELINE}; tokens")
-    axes.set_title("Where a step's time goes, and what it yields")
     add_legend(figure, axes)
     return figure
 
@@ -199,8 +195,7 @@ def plot_acceptance(positions: pd.DataFrame, style: Style) -> Figure:
 
 
 def _label_acceptance_axes(axes: Axes, last: int) -> None:
-    axes.set_ylim(0, 1)
-    axes.set_xlim(0.7, last + 0.3)
+    axes.set(ylim=(0, 1), xlim=(0.7, last + 0.3))
     axes.set_xticks(range(1, last + 1, 1 if last <= 10 else 2))
     axes.set_xlabel("draft position k")
     axes.tick_params(labelleft=True)

@@ -27,59 +27,6 @@ from specbench.report.tables import format_interval, format_label, format_number
 EXAMPLES = 6
 LONGEST = 160  # characters of a method's settings; config.yaml has all
 COSTS = {"memory": "peak_memory_mb", "energy": "joules_per_token"}  # not measured on every machine
-WORDS = {
-    "target": "the model whose output is generated.",
-    "method": "a drafter, which proposes tokens, plus its settings.",
-    "step": (
-        "one draft and one verification: one target forward over the draft tree, then the choice of the accepted "
-        "path. Prefill is not a step."
-    ),
-    "mean accepted tokens": (
-        "tokens committed per step, the recovered or bonus token included; autoregressive decoding "
-        "has 1.00. Also written τ, acceptance length or MAT."
-    ),
-    "acceptance rate": "accepted draft tokens / depth of the draft offered.",
-    "speedup": (
-        "rate of the method / rate of autoregressive decoding, paired per question: geometric mean "
-        "over questions, repeats averaged first. The interval is a 95 % studentised bootstrap over "
-        "questions, or Student's t below six questions or four per task. Overall weighs every task the same."
-    ),
-    "pooled speedup": "ratio of all tokens per all seconds: how long the whole workload takes.",
-    "median speedup": "median over questions; overall the geometric mean of the tasks' medians.",
-    "Spec-Bench speedup": (
-        "Spec-Bench's own estimator, the ratio of mean rates over a re-tokenised baseline. Only for "
-        "comparison with published tables."
-    ),
-    "tokens per forward": "new tokens / (steps + 1): prefill counted, for autoregressive decoding exactly 1.",
-    "conversion": (
-        "geometric mean over questions of speedup / tokens per forward: how much of the acceptance "
-        "becomes time. If it is above 1 beyond noise, the baseline ran slower code."
-    ),
-    "warm": "a method that keeps state from question to question, until the next repeat starts.",
-    "synthetic": "a yardstick: its drafts are made from the answer itself, so its speedup is not that of a method.",
-    "identical": "share of turns whose output ids equal autoregressive's. Above temperature 0 both use the same random numbers,"
-    " but methods that sample their drafts, typical acceptance and other engines produce other samples.",
-    "rank": "by overall speedup; a range where methods do not differ significantly: paired t-tests of all pairs with Holm's"
-    " procedure, so that all ranks hold together with 95 %.",
-    "± after a number": "standard deviation over seeds, if every repeat had its own seed.",
-    "accuracy": "mean score of the answers against the suite's answer keys, first repeat.",
-    "lossless": "the verdict of specbench certify on this method with these settings on this target. exact: every text is"
-    " autoregressive's, token for token; tie: where a text differs, the target itself is undecided within its rounding; sampled:"
-    " drafts are sampled, and no test found a distribution other than the target's; lossy: by design; bug: claimed lossless, but"
-    " is not; untested: the test stopped. In another version: of specbench, torch or transformers. A certificate says nothing"
-    " about texts longer than those it checked.",
-    "ms per token": "milliseconds per token of a question, prefill included: median and 90th percentile over questions, with"
-    " 95 % intervals that are order statistics.",
-    "peak memory": "most memory that the process held in any turn of the method, on the accelerator if there is one; 10^6 bytes.",
-    "joules per token": "energy of the whole card or processor over the method's turns / new tokens.",
-}
-
-EXPANDED = (
-    "Expanded: the small target and its drafters are expanded to the full shape of a larger model at load, outputs unchanged."
-    " Texts, drafts, accepted tokens and accuracy are the small model's; the time of every forward and the memory are the large"
-    " one's. A speedup shows what a method gains from this acceptance at this cost. It says nothing about how well drafters"
-    " predict a model that was trained at that size."
-)
 
 
 @dataclass(frozen=True)
@@ -98,7 +45,7 @@ def render_page(sections: Sequence[Section], across: Sequence[tuple[str, str]] =
     environment.filters.update(
         share=format_share,
         rank=format_rank,
-        breakable=_break_label,
+        breakable=lambda label: Markup("_<wbr>").join(str(label).split("_")),
         seeds=lambda value: "" if value != value else f" ± {value:.2f}",
     )
     views = [_build_view(section) for section in sections]
@@ -106,7 +53,7 @@ def render_page(sections: Sequence[Section], across: Sequence[tuple[str, str]] =
     figures = [(caption, Markup(svg)) for caption, svg in across]
     longest = max(len(method["label"]) for view in views for method in view["methods"])
     template = environment.get_template("page.html.jinja")
-    return template.render(views=views, across=figures, targets=targets, longest=longest, words=WORDS)
+    return template.render(views=views, across=figures, targets=targets, longest=longest)
 
 
 def build_environment(*folders: Path) -> Environment:
@@ -117,17 +64,12 @@ def build_environment(*folders: Path) -> Environment:
     return environment
 
 
-def _break_label(label: str) -> Markup:
-    """Allow line breaks after the underscores of a name."""
-    return Markup("_<wbr>").join(str(label).split("_"))
-
-
 def _build_view(section: Section) -> dict[str, Any]:
     run, summary = section.run, section.summary
     return {
         "name": run.name,
         "target": _format_target(summary.iloc[0]) or run.name,
-        "expanded": EXPANDED if summary["shape"].iloc[0] else "",
+        "expanded": bool(summary["shape"].iloc[0]),
         "headline": _format_headline(summary),
         "facts": _collect_facts(run, summary),
         "tasks": list_shown_tasks(summary),
@@ -191,6 +133,7 @@ def _collect_facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
     limit = find_first(run.config, "sampling.max_new_tokens")
     workload += f", at most {limit} tokens per turn" * bool(limit)
     versions = look_up(run.provenance, "versions") or {}
+    changes = " and changes" * bool(look_up(run.provenance, "git.dirty"))
     seeds = f", {counts['repeats']} seeds" * is_sampled(row["temperature"])
     facts = {
         "target": _format_target(row),
@@ -202,7 +145,7 @@ def _collect_facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
         "suite": f"{run.trials[0].suite}, {workload}",
         "date": find_first(run.provenance, "started"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        "commit": _format_commit(run),
+        "commit": str(find_first(run.provenance, "git.commit"))[:12] + changes,
         "other autoregressive engines": describe_rivals(run.provenance.get("baseline") or []),
         "numbers": row["kind"],
         "certified": "; ".join(sorted({one.coverage for one in run.certified.values()})),
@@ -217,10 +160,6 @@ def _format_machine(run: LoadedRun) -> str:
     if memory := machine.get("memory_bytes"):
         parts.append(f"{memory / 1e9:.0f}\N{NO-BREAK SPACE}GB")
     return ", ".join(parts)
-
-
-def _format_commit(run: LoadedRun) -> str:
-    return str(find_first(run.provenance, "git.commit"))[:12] + " and changes" * bool(look_up(run.provenance, "git.dirty"))
 
 
 def _list_stores(run: LoadedRun) -> list[str]:

@@ -44,9 +44,11 @@ def plot_tree_sizes(sizes: pd.DataFrame) -> Figure:
     ticks = sorted(set(sizes["total_tokens"]))
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("nodes of the draft tree, root included")
-    axes.set_ylabel(f"speedup over {BASELINE}")
-    axes.set_title("Speedup by tree size, all tasks")
+    axes.set(
+        xlabel="nodes of the draft tree, root included",
+        ylabel=f"speedup over {BASELINE}",
+        title="Speedup by tree size, all tasks",
+    )
     add_legend(figure, axes)
     return figure
 
