@@ -81,16 +81,9 @@ class Synthetic(Oracle):
 
     def draft(self, state: OracleState, budget: int) -> DraftTree:
         tree = super().draft(state, budget)
-        right = self._count_right(state.coins, len(tree) - 1)
-        if right == len(tree) - 1:
-            return tree
-        tokens = tree.tokens.clone()
-        tokens[right + 1] = (tokens[right + 1] + 1) % self.target.vocabulary
-        return DraftTree.chain(tokens)
-
-    def _count_right(self, coins: random.Random, drafted: int) -> int:
-        """Draw how many of the first tokens stay right."""
-        for k in range(drafted):
-            if coins.random() >= self.rates[min(k, len(self.rates) - 1)]:
-                return k
-        return drafted
+        for k in range(len(tree) - 1):
+            if state.coins.random() >= self.rates[min(k, len(self.rates) - 1)]:  # the first wrong token
+                tokens = tree.tokens.clone()
+                tokens[k + 1] = (tokens[k + 1] + 1) % self.target.vocabulary
+                return DraftTree.chain(tokens)
+        return tree
