@@ -13,16 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from specbench.decoding.attention import ChainBias
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Verification, Verifier
-from specbench.drafters.keeping import KeepingDrafter
 from specbench.drafters.layers import DraftKV, LayerPass, Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
 from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config, embedding_scale
-from specbench.drafters.network_drafter import NetworkDrafter
+from specbench.drafters.network_drafter import LayerDrafter
 
 NOISE = 0.1  # training adds noise from U(-0.1, 0.1) to the hidden states (EAGLE-1, "Training of the draft models")
 ROOM = 256  # KV entries and positions reserved for the expanded nodes of one tree
@@ -109,17 +107,11 @@ class EagleState:
     tokens: list[int]
 
 
-class EagleDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
+class EagleDrafter(LayerDrafter):
     """What all EAGLE drafters share: reading committed tokens, and drafting a tree level by level."""
 
     network_class: ClassVar[type[Any]] = EagleNetwork
-
-    def bind(self, target: LanguageModel) -> None:
-        super().bind(target)
-        self._bias = ChainBias(self.network.dtype, target.device)
-
-    def create_store(self, capacity: int) -> DraftKV:
-        return DraftKV(capacity + ROOM, self._bias)
+    room = ROOM
 
     def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> EagleState:
         return EagleState(store, context.verifier, out.hidden, prompt[1:])

@@ -50,6 +50,7 @@ class Eagle3Network(DraftNetwork):
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__(config, shape)
+        self.draft_vocabulary: int = config.get("draft_vocab_size") or shape.vocab_size
         self.layer_config = build_layer_config({**config, "num_hidden_layers": 1}, shape)
         hidden = self.layer_config.hidden_size
         self.fc = nn.Linear(3 * self.config.get("target_hidden_size", shape.hidden_size), hidden, bias=False)
@@ -61,11 +62,6 @@ class Eagle3Network(DraftNetwork):
             self.t2d = nn.Buffer(torch.zeros(shape.vocab_size, dtype=torch.bool))
         if self.config.get("own_embeddings"):
             self.embed_tokens = nn.Embedding(shape.vocab_size, hidden)
-
-    @property
-    def draft_vocabulary(self) -> int:
-        size: int | None = self.config.get("draft_vocab_size")
-        return size or self.shape.vocab_size
 
     @property
     def taps(self) -> tuple[int, ...]:

@@ -5,26 +5,25 @@ The published recipe (prefix-mlp) puts one decoder layer between the target's hi
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-from specbench.decoding.attention import ChainBias
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verification
-from specbench.drafters.keeping import KeepingDrafter
 from specbench.drafters.layers import DraftKV, Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
 from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config, embedding_scale
+from specbench.drafters.network_drafter import LayerDrafter
 from specbench.drafters.tree_heads import TreeHeads
 from specbench.errors import InputError, suggest_choices
 
-ARCHITECTURES = ("mlp", "prefix-mlp")
-OTHERS = ("cross-attn", "eagle-attn")  # published as ablations
+ARCHITECTURES = ("mlp", "prefix-mlp")  # not the published ablations cross-attn and eagle-attn
 DECAY = 0.8  # a head's weight in the loss, relative to the head before, as in Medusa
 
 
@@ -82,10 +81,8 @@ class HydraNetwork(DraftNetwork):
             self.layer_config = build_layer_config({}, shape)
             self.prefix_embeding_layer = Prefix(self.layer_config)  # the authors' spelling
         dropout = [nn.Identity()] if self.prefixed else []  # the authors' dropout, before every block and head of prefix-mlp
-        blocks = [_build_blocks(head + 2, hidden, config) for head in heads]
-        self.hydra_mlp = nn.ModuleList(
-            [nn.Sequential(*(module for block in row for module in (*dropout, block))) for row in blocks]
-        )
+        chains = [[(*dropout, block) for block in _build_blocks(head + 2, hidden, config)] for head in heads]
+        self.hydra_mlp = nn.ModuleList([nn.Sequential(*chain.from_iterable(blocks)) for blocks in chains])
         logits = [nn.Linear(hidden, shape.vocab_size) for _ in heads]
         self.hydra_lm_head = nn.ModuleList([nn.Sequential(*dropout, head) if dropout else head for head in logits])
         both = ("linear", "res_connection")
@@ -128,8 +125,7 @@ class HydraNetwork(DraftNetwork):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(...) -> (..., H)."""
-        embedded: Tensor = self._embed(tokens)
-        return embedded.to(self.dtype)
+        return cast(Tensor, self._embed(tokens).to(self.dtype))
 
     def compute_logits(self, head: int, read: Tensor) -> Tensor:
         """read (m, (head + 2) H): a hidden state, then the embeddings of the root and the drafted tokens -> (m, V)."""
@@ -150,8 +146,6 @@ class HydraNetwork(DraftNetwork):
 
 def _check_config(config: Mapping[str, Any]) -> None:
     name = config.get("hydra_head_arch")
-    if name in OTHERS:
-        raise InputError(f"hydra_heads: the architecture {name} is not supported; expected {' or '.join(ARCHITECTURES)}")
     if name not in ARCHITECTURES:
         raise InputError(f"hydra_heads: hydra_head_arch={name}: expected {suggest_choices(str(name), list(ARCHITECTURES))}")
     if not config.get("grounded_heads", True):
@@ -173,17 +167,10 @@ class HydraState:
     root: int
 
 
-class HydraHeads(TreeHeads, KeepingDrafter[DraftKV]):
+class HydraHeads(TreeHeads, LayerDrafter):
     """Drafts each expanded node's children from the path that leads to it."""
 
     network_class: ClassVar = HydraNetwork
-
-    def bind(self, target: LanguageModel) -> None:
-        super().bind(target)
-        self._bias = ChainBias(self.network.dtype, target.device)
-
-    def create_store(self, capacity: int) -> DraftKV:
-        return DraftKV(capacity, self._bias)
 
     def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> HydraState:
         return HydraState(store, out.hidden, prompt[-1])

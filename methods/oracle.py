@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from specbench.decoding.autoregressive import Autoregressive
-from specbench.decoding.drafter import Drafter, SequenceContext
+from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verification
+from specbench.drafters.yardstick import Yardstick
 from specbench.errors import InputError
 
 
@@ -28,10 +29,8 @@ class OracleState:
     coins: random.Random  # used by Synthetic
 
 
-class Oracle(Drafter):
+class Oracle(Yardstick):
     """Perfect drafts of `length` tokens at no cost: the upper bound of all drafters of chains."""
-
-    synthetic = True
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -81,16 +80,9 @@ class Synthetic(Oracle):
 
     def draft(self, state: OracleState, budget: int) -> DraftTree:
         tree = super().draft(state, budget)
-        right = self._count_right(state.coins, len(tree) - 1)
-        if right == len(tree) - 1:
-            return tree
-        tokens = tree.tokens.clone()
-        tokens[right + 1] = (tokens[right + 1] + 1) % self.target.vocabulary
-        return DraftTree.chain(tokens)
-
-    def _count_right(self, coins: random.Random, drafted: int) -> int:
-        """Draw how many of the first tokens stay right."""
-        for k in range(drafted):
-            if coins.random() >= self.rates[min(k, len(self.rates) - 1)]:
-                return k
-        return drafted
+        for k in range(len(tree) - 1):
+            if state.coins.random() >= self.rates[min(k, len(self.rates) - 1)]:  # the first wrong token
+                tokens = tree.tokens.clone()
+                tokens[k + 1] = (tokens[k + 1] + 1) % self.target.vocabulary
+                return DraftTree.chain(tokens)
+        return tree

@@ -59,10 +59,6 @@ class SuffixAutomaton:
         return short
 
     @property
-    def transitions(self) -> int:
-        return sum(map(len, self._next))
-
-    @property
     def match(self) -> SuffixMatch:
         return self._build_match(self._link[self._last])
 

@@ -89,7 +89,7 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["target.weights=random"], "target.weights=random needs target.config, the model's architecture"),
         (
             ["target.shape=100m", "target.shapes={100m: {hidden_size: 8, intermediate_size: 8, num_attention_heads: 1}}"],
-            "shape: hidden_size=8 is smaller than the model's, ",
+            "shape: hidden_size=8 is smaller than the model's ",
         ),
         (["target.shape=x", "+target.shapes.x={head_dim: 12}"], "shape: head_dim=12 is not a multiple of the model's 8"),
         (["target.shape=x", "+target.shapes.x={layers: 12}"], "shape: layers is not a size of a shape; expected hidden_size, "),

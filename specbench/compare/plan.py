@@ -90,7 +90,7 @@ class RunPlan:
         minutes = pd.DataFrame(self.minutes, index=list(self.questions)).T  # methods × tasks
         methods, tasks = minutes.isna().all(axis="columns"), minutes.isna().all(axis="index")
         cells = minutes.loc[~methods, ~tasks].stack(future_stack=True)
-        pairs = [f"{method} on {task}" for (method, task), minute in cells.items() if np.isnan(minute)]
+        pairs = [f"{method} on {task}" for method, task in cells.index[cells.isna()]]
         return [*methods.index[methods], *tasks.index[tasks], *pairs]
 
 

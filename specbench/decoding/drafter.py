@@ -38,7 +38,6 @@ class Drafter:
     draws: bool = False  # above temperature 0, drafts are drawn from the drafter's own distribution, given in the trees
     warm: bool = False  # something learned outlives a turn; `reset` clears it at the start of each repeat
     lossless: bool = True  # the output distribution is the target's
-    synthetic: bool = False  # a yardstick that drafts from the answer itself; results are labelled synthetic
     parts: tuple["Drafter", ...] = ()  # the drafters that this one combines
     draft_forwards: int = 0  # forwards of the drafter's own model in this turn, for the whole batch
 

@@ -56,9 +56,7 @@ class DraftTree:
     @cached_property
     def children(self) -> list[list[int]]:
         """Per node, its children that may be accepted, in order; on the host."""
-        if self.shape is not None:
-            return self.shape.children
-        return _list_children(self.parents, self.scratch)
+        return _list_children(self.parents, self.scratch) if self.shape is None else self.shape.children
 
     @cached_property
     def ancestors(self) -> Tensor:

@@ -4,10 +4,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from specbench.decoding.attention import ChainBias
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.checkpoints import RANDOM, fill_network, find_folder, read_config, read_tensors
 from specbench.drafters.expand import expand_network
+from specbench.drafters.keeping import KeepingDrafter
+from specbench.drafters.layers import DraftKV
 from specbench.drafters.network import Network, TargetShape
 from specbench.errors import InputError
 from specbench.machine.devices import pick_dtype
@@ -22,10 +25,11 @@ def load_network(kind: type[Network], checkpoint: str | None, target: LanguageMo
     """
     base = TargetShape.of_base(target.config)
     if checkpoint is None:
-        raise InputError(
-            "this target names no checkpoint for this method: set method.LABEL.checkpoint to a folder, a hub id or random"
-        )
-    network = _create_random(kind, base) if checkpoint == RANDOM else _read_network(kind, checkpoint, base)
+        raise InputError("this target names no checkpoint: set method.LABEL.checkpoint to a folder, a hub id or random")
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        random = checkpoint == RANDOM
+        network = kind(kind.create_config(base), base) if random else _read_network(kind, checkpoint, base)
     weights_dtype = target.dtype if dtype == "auto" else pick_dtype(dtype, target.device)
     if get_small_sizes(target.config):
         network = expand_network(network, base, TargetShape.of(target.config), weights_dtype, target.device)
@@ -52,6 +56,19 @@ class NetworkDrafter(Drafter):
         self.taps = tuple(map_layer(layer, target.config) for layer in self.network.taps)
 
 
+class LayerDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
+    """A drafter whose network has decoder layers, with a DraftKV per sequence and one mask buffer for all."""
+
+    room: ClassVar[int] = 0  # KV entries besides the sequence's own
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        self._bias = ChainBias(self.network.dtype, target.device)
+
+    def create_store(self, capacity: int) -> DraftKV:
+        return DraftKV(capacity + self.room, self._bias)
+
+
 def create_network(kind: type[Network], target: LanguageModel) -> Network:
     """Create the network that training starts from, float32 on the target's device."""
     shape = TargetShape.of(target.config)
@@ -59,12 +76,6 @@ def create_network(kind: type[Network], target: LanguageModel) -> Network:
     network.init_weights(target)
     network.attach_target(target)
     return network
-
-
-def _create_random(kind: type[Network], shape: TargetShape) -> Network:
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        return kind(kind.create_config(shape), shape)
 
 
 def _read_network(kind: type[Network], checkpoint: str, shape: TargetShape) -> Network:

@@ -9,6 +9,7 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, capacity, generate
 from specbench.decoding.sampling import Sampling
+from specbench.drafters.yardstick import Yardstick
 from specbench.engine.base import Engine
 
 
@@ -45,4 +46,5 @@ class Native(Engine):
         return self.drafters[label].warm
 
     def get_kind(self, label: str) -> str:
-        return "synthetic" if any(part.synthetic for part in self.drafters[label].iter_family()) else "measured"
+        knows_answer = any(isinstance(part, Yardstick) for part in self.drafters[label].iter_family())
+        return "synthetic" if knows_answer else "measured"

@@ -29,16 +29,10 @@ SPREAD = 0.02  # SD of random weights
 NEVER = -1e4  # logit of tokens the small model does not have; representable in float16
 WRITES_HIDDEN = ("o_proj.weight", "down_proj.weight", "embed_tokens.weight")  # rows, or vectors looked up, of H dimensions
 READS_HIDDEN = tuple(f"{name}_proj.weight" for name in ("q", "k", "v", "gate", "up"))
-SIZES = {  # of a shape; missing ones stay the model's, but key-value heads default to the given number of heads
-    "hidden_size": "hidden dimensions",
-    "intermediate_size": "MLP units",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "num_key_value_heads": "key-value heads",
-    "head_dim": "dimensions of a head",
-    "vocab_size": "tokens",
-    "max_position_embeddings": "positions",
-}
+SIZES = (  # of a shape; missing ones stay the model's, but key-value heads default to the given number of heads
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("vocab_size", "max_position_embeddings"),
+)
 
 
 def expand_config(model: PreTrainedModel, shape: Mapping[str, int]) -> LlamaConfig:
@@ -63,7 +57,7 @@ def expand_config(model: PreTrainedModel, shape: Mapping[str, int]) -> LlamaConf
         if type(size) is not int:
             raise InputError(f"shape: {name}={size}: expected a whole number")
         if size < sizes[name]:
-            raise InputError(f"shape: {name}={size} is smaller than the model's, {sizes[name]} {SIZES[name]}")
+            raise InputError(f"shape: {name}={size} is smaller than the model's {sizes[name]}")
     changed = {**sizes, **shape}
     changed["rms_norm_eps"] = old.rms_norm_eps * old.hidden_size / changed["hidden_size"]
     before = {name: getattr(old, name) for name in changed}

@@ -81,5 +81,5 @@ def _describe_matches(measured: pd.DataFrame) -> str:
 
 def _render_page(**parts: Any) -> str:
     environment = build_environment(Path(__file__).parent)
-    environment.tests["textual"] = lambda column: pd.to_numeric(column, errors="coerce").count() == 0
+    environment.tests["textual"] = lambda column: pd.Series(pd.to_numeric(column, errors="coerce")).count() == 0
     return environment.get_template("page.html.jinja").render(**parts)
