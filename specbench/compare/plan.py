@@ -89,8 +89,8 @@ class RunPlan:
         """What the pilot lacks: methods, tasks, and methods on a task."""
         minutes = pd.DataFrame(self.minutes, index=list(self.questions)).T  # methods × tasks
         methods, tasks = minutes.isna().all(axis="columns"), minutes.isna().all(axis="index")
-        cells = minutes.loc[~methods, ~tasks].stack(future_stack=True)
-        pairs = [f"{method} on {task}" for method, task in cells.index[cells.isna()]]
+        cells = minutes.loc[~methods, ~tasks].isna()
+        pairs = [f"{method} on {task}" for method in cells.index for task in cells.columns if cells.at[method, task]]
         return [*methods.index[methods], *tasks.index[tasks], *pairs]
 
 
