@@ -32,6 +32,7 @@ from specbench.decoding.sampling import Sampling, probabilities
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import SamplingVerifier, Verification
 from specbench.records.files import write_atomic
+from specbench.records.markdown import format_markdown_table
 from specbench.setup.compose import compose_run
 
 LEVEL = 0.01 / 25  # of each G-test in a certificate of twenty methods, four of which draw
@@ -247,8 +248,8 @@ def measure_plant(small: Miniature, plant: Plant, times: int) -> Row:
 
 def write_rows(rows: list[Row], draws: int, out: Path) -> None:
     plain = [identify(row.plant, row.of) | {name: getattr(row, name) for name in ("limit", *COUNTS)} for row in rows]
-    lines = [f"# Planted bugs, at {draws} texts where distributions are enumerated", "", "| " + " | ".join(COLUMNS) + " |"]
-    lines += ["|" + " --- |" * len(COLUMNS), *("| " + " | ".join(row.format_cells()) + " |" for row in rows)]
+    table = format_markdown_table(COLUMNS, [row.format_cells() for row in rows])
+    lines = [f"# Planted bugs, at {draws} texts where distributions are enumerated", "", *table]
     write_atomic(out / "planted.json", json.dumps({"draws": draws, "rows": plain}, indent=1) + "\n")
     write_atomic(out / "planted.md", "\n".join(lines) + "\n")
 

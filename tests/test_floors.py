@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -126,6 +127,13 @@ def test_every_import_runs_downwards() -> None:
 def test_every_room_has_a_floor() -> None:
     rooms = {file.parent.name for file in (ROOT / "specbench").glob("*/*.py")}
     assert rooms == {room for floor in FLOORS for room in floor} - {"errors", "watch", "__main__"}
+
+
+def test_the_design_page_shows_these_floors() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", page, re.MULTILINE)
+    shown = {int(number): set(re.findall(r"`(\w+)`", rooms)) for number, rooms in rows}
+    assert shown == {number: set(rooms) - {"__main__"} for number, rooms in enumerate(FLOORS, start=1)}
 
 
 def test_few_modules_are_outside_any_room() -> None:

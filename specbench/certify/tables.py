@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from specbench.records.certificates import Certificate, Verdict
+from specbench.records.markdown import format_markdown_table
 
 COLUMNS = ("method", "temperature 0", "equal texts", "wrong at most", "sampled", "same text", "enumerated")
 
@@ -20,9 +21,8 @@ def build_certificate_table(certificate: Certificate) -> Table:
 
 
 def format_certificate(certificate: Certificate) -> str:
-    lines = [f"# {_format_title(certificate)}", "", "| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells) + " |" for cells, _ in _build_rows(certificate)]
-    return "\n".join(["", *lines, "", *_format_notes(certificate)]).lstrip() + "\n"
+    table = format_markdown_table(COLUMNS, [cells for cells, _ in _build_rows(certificate)])
+    return "\n".join([f"# {_format_title(certificate)}", "", *table, "", *_format_notes(certificate)]) + "\n"
 
 
 def _format_title(certificate: Certificate) -> str:

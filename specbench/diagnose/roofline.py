@@ -27,6 +27,7 @@ from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
 from specbench.machine.devices import get_device_name, synchronize
 from specbench.records.files import write_atomic
+from specbench.records.markdown import format_markdown_table
 from specbench.records.run_directory import RunDirectory
 from specbench.report.canvas import save_figure, use_figure_settings
 from specbench.report.palette import INK, MARKERS, PALETTE
@@ -267,5 +268,5 @@ def build_cost_table(frame: pd.DataFrame, title: str = TITLE) -> Table:
 def format_cost(frame: pd.DataFrame, title: str = TITLE) -> str:
     """Format the card in GitHub's Markdown."""
     header, rows = _format_lines(frame)
-    lines = ["| " + " | ".join(line) + " |" for line in (header, ["---:"] * len(header), *rows)]
-    return "\n".join([f"**{title}**", "", *lines, "", _format_caption(frame), ""])
+    table = format_markdown_table(header, rows, left=0)
+    return "\n".join([f"**{title}**", "", *table, "", _format_caption(frame), ""])
