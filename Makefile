@@ -37,8 +37,8 @@ fast: setup
 test: lint  ## what continuous integration runs, under eight minutes
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: lint  ## all of it, as long as it takes
-	$(BIN)/python -m pytest
+test-slow: lint  ## all of it, eight times as many prompts, as long as it takes
+	LOSSLESS_PROMPTS=100 $(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff check .

@@ -18,6 +18,8 @@ from specbench.setup.compose import compose_run
 from tests.conftest import Refuse, Tiny, tensors
 from tests.fake_engine import Quiet
 
+pytestmark = pytest.mark.full
+
 
 @pytest.mark.parametrize(
     ("argv", "expected"),

@@ -28,6 +28,8 @@ from specbench.report.render import render_report
 from specbench.setup.compose import compose_certify
 from tests.fake_run import CONFIG, PROVENANCE, trial, write_run
 
+pytestmark = pytest.mark.full
+
 SMALL = Miniature(draws=512)
 
 

@@ -15,6 +15,8 @@ from specbench.certify.miniature import build_drafter, build_miniature
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling, probabilities
 
+pytestmark = pytest.mark.full
+
 SMALL = Miniature(draws=512)
 WARM = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=12, seed=3)
 

@@ -19,6 +19,8 @@ from specbench.setup.compose import compose_run
 from tests.conftest import Cli, Tiny
 from tests.fake_engine import Quiet
 
+pytestmark = pytest.mark.full
+
 MINE = """
 from methods.pld import PromptLookup
 
@@ -180,7 +182,7 @@ def test_a_datastore_from_the_target_s_own_answers_and_a_run_with_it(cli: Cli, t
     assert status == 0, err
     (leak,) = RunDirectory(tmp_path / "results/leaky").read_provenance()["leakage"]["rest"]
     assert (leak["name"], leak["questions"], leak["leaked"], leak["documents"]) == ("store", 2, 2, 2)
-    assert "alarm: rest: its datastore store holds 2 of the 2 questions" in out
+    assert "alarm: rest: its datastore store contains 2 of the 2 questions" in out
     status, out, err = cli("run", *tiny.overrides(*run, "method=[rest_spec_bench]"))
     assert status == 0, err
     assert set(RunDirectory(tmp_path / "results/leaky").read_provenance()["leakage"]) == {"rest", "rest_spec_bench"}

@@ -32,6 +32,8 @@ from tests import fake_run
 from tests.conftest import Cli, Refuse, Tiny
 from tests.fake_run import CONFIG, PROVENANCE, made_up_trials, write_run
 
+pytestmark = pytest.mark.full
+
 TASKS = ("qa", "rag", "translation")
 METHODS = {"pld": 0.4, "sps": 0.7}
 POINT = {"name": str, "unit": str, "value": float, "range": str, "extra": str}  # of github-action-benchmark

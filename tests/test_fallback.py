@@ -21,6 +21,8 @@ from specbench.errors import InputError
 from tests.methods_under_test import LABELS, draft_model_of, drafter_of, target_of
 from tests.tiny import NO_CONTEXT, prompts, tiny_model
 
+pytestmark = pytest.mark.full
+
 TREE = {"paths": [[0], [1], [0, 0], [1, 0], [0, 0, 0]]}
 OTHERS: dict[str, Any] = {
     "eagle2": lambda: Eagle2("random", 8, 3, 3, "auto"),

@@ -14,6 +14,8 @@ from specbench.errors import InputError
 from specbench.models.load import load_tokenizer
 from tests.fake_run import failed, trial, write_run
 
+pytestmark = pytest.mark.full
+
 
 def make_plan(folder: Path, limit: int = 1) -> gpu.GpuPlan:
     return gpu.GpuPlan(torch.device("cpu"), limit, "100m", ["100m"], [500], folder / "runs", folder / "reports")

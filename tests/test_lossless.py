@@ -24,7 +24,15 @@ PROMPTS = prompts(int(os.environ.get("LOSSLESS_PROMPTS", "12")))  # 200 for a th
 BATCH, SOME = 3, 6
 SAMPLED = Sampling(temperature=0.9, top_p=0.95, max_new_tokens=20, stop_token_ids=(1, 7), seed=3)
 
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+def on_architectures(tier: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    """The first architecture in every tier of tests, the others from this one on."""
+    first, *others = ARCHITECTURES
+    return pytest.mark.parametrize("architecture", [first, *(pytest.param(other, marks=tier) for other in others)])
+
+
+every_architecture = on_architectures(pytest.mark.full)
+every_architecture_batched = on_architectures(pytest.mark.slow)
 every_method = pytest.mark.parametrize("label", LABELS)
 
 
@@ -80,7 +88,7 @@ def test_one_sequence_at_a_time(architecture: str, label: str) -> None:
 
 
 @every_method
-@every_architecture
+@every_architecture_batched
 def test_three_sequences_side_by_side(architecture: str, label: str) -> None:
     """The same tokens; the same counts too where nothing outlives a turn."""
     drafter, alone = decoded_in_order(label, architecture)

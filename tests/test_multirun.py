@@ -12,6 +12,8 @@ from specbench.records.run_directory import RunDirectory
 from specbench.running.sweep import sweep
 from tests.conftest import Cli, Tiny
 
+pytestmark = pytest.mark.full
+
 submitit = pytest.mark.skipif(find_spec("submitit") is None, reason="needs the extra submitit")
 joblib = pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="needs the extra joblib")
 

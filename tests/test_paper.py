@@ -19,6 +19,8 @@ from specbench.setup.compose import compose_run
 from tests.conftest import Cli
 from tests.fake_run import CONFIG, made_up_trials, write_run
 
+pytestmark = pytest.mark.full
+
 TASKS = ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag"]
 
 

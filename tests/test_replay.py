@@ -19,6 +19,8 @@ from tests.conftest import Cli, Refuse, Tiny
 from tests.methods_under_test import drafter_of, target_of
 from tests.tiny import VOCABULARY, prompts
 
+pytestmark = pytest.mark.full
+
 LIVE = ("pld", "pld_spec_bench", "rest", "rest_spec_bench", "sam_decoding", "sam_decoding_static", "oracle", "synthetic")
 STEPS = ("output_ids", "finish_reason", "drafted", "nodes", "depth", "accepted", "committed")
 

@@ -29,6 +29,8 @@ from specbench.report.palette import GREY, KNOWN, assign_looks
 from specbench.report.render import render_report
 from tests.fake_run import CONFIG, failed, made_up_trials, trial, write_run
 
+pytestmark = pytest.mark.full
+
 DESIGN_COLUMNS = [
     "target",
     "shape",

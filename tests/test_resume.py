@@ -22,6 +22,8 @@ from specbench.setup.compose import compose_run
 from tests.conftest import Tiny
 from tests.fake_engine import Quiet
 
+pytestmark = pytest.mark.full
+
 Row = dict[str, Any]
 COUNTS = ["method", "task", "questions", "repeats", "mean_accepted_tokens", "acceptance_rate", "identical", "drafted", "errors"]
 KILLS = 4

@@ -16,6 +16,8 @@ from specbench.training.search import AT_RANDOM, Search
 from specbench.training.train import train
 from tests.conftest import Cli, Tiny
 
+pytestmark = pytest.mark.full
+
 LAYERS = 6
 TRIALS = AT_RANDOM + 8
 NEEDED = (0, 3)  # attention; the drafts are worthless without them

@@ -34,6 +34,8 @@ from tasks.question import Question
 from tests.conftest import Cli, Tiny
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.full
+
 KINDS: list[type[DraftNetwork]] = [MedusaHeads, HydraNetwork, EagleNetwork, Eagle3Network]
 
 

@@ -20,6 +20,8 @@ from specbench.zoo.recipes.fit import build_mini_config
 from specbench.zoo.recipes.train_target import double_layers
 from tasks.mini.suite import Mini
 
+pytestmark = pytest.mark.full
+
 ZOO = ROOT / "specbench" / "zoo"
 
 
