@@ -1,4 +1,4 @@
-"""Muon: momentum with matrix updates orthogonalised by Newton-Schulz (Jordan et al. 2024), in float32.
+"""Muon: momentum with matrix updates orthogonalise by Newton-Schulz (Jordan et al. 2024), in float32.
 
 torch.optim.Muon works in bfloat16, six times slower on a CPU without bfloat16 units. Here matrices of one shape are batched.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Return matrices (M, R, C) with singular values pushed towards one (quintic iteration, the paper's coefficients)."""
     tall = matrices.shape[1] > matrices.shape[2]
     x: Tensor = matrices.mT if tall else matrices
@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         lookahead = [self._apply_momentum(p, group["momentum"]) for p in params]
-        updates = orthogonalised(torch.stack(lookahead))
+        updates = orthogonalise(torch.stack(lookahead))
         rows, columns = params[0].shape
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
