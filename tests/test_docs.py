@@ -21,7 +21,7 @@ from specbench.cli import finished_runs
 from specbench.cli import main as cli
 from specbench.cli.parser import Parser, parse_options
 from specbench.replay.sources import read_ids
-from specbench.setup.compose import compose_certify, compose_datastore, compose_run, compose_train
+from specbench.setup.compose import CONF, compose_certify, compose_datastore, compose_run, compose_train
 
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = [ROOT / "README.md", CONTRIBUTING, ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,6 +110,8 @@ def write_own_conf(folder: Path) -> Path:
     """The YAMLs of the worked methods and of docs/machines.md's launcher."""
     pages = {f"method/{method}": f"method_{kind}.md" for method, kind in METHODS.items()}
     for name, page in {**pages, "hydra/launcher/cluster": "machines.md"}.items():
+        if (CONF / f"{name}.yaml").is_file():
+            continue  # a reader has followed the page in this very checkout
         (text,) = blocks(ROOT / "docs" / page, "yaml")
         path = folder / OWN_CONF / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)

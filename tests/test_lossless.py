@@ -14,6 +14,8 @@ import torch
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.verify import SamplingVerifier
 from specbench.drafters.yardstick import Yardstick
 from specbench.setup.compose import compose_run
 from tests.methods_under_test import LABELS, drafter_of, target_of
@@ -82,6 +84,7 @@ def test_one_sequence_at_a_time(architecture: str, label: str) -> None:
         assert out.output_ids == tokens, f"{label} behind {prompt.tolist()}"
         assert out.finish_reason == ("eos" if tokens[-1] in SAMPLING.stop_token_ids else "length")
     accepted, drafted = sum(sum(out.accepted) for out in outs), sum(sum(out.drafted) for out in outs)
+    assert drafted or label == "autoregressive", "a method that drafts nothing shows nothing"
     if drafted:
         some = accepted < drafted or isinstance(drafter, Yardstick)
         assert accepted > 0 and some, f"{accepted} of {drafted} drafted tokens: only partial acceptance shows errors"
@@ -120,6 +123,38 @@ def test_sampled_text_is_the_same_with_the_same_random_numbers(architecture: str
     if not drafter.draws:
         assert [out.output_ids for out in outs] == drawn_autoregressively(architecture)
     assert drafter.draws == any(told), "Drafter.draws says whether trees have the probabilities they were drawn from"
+
+
+@every_method
+def test_a_tree_tells_the_distributions_that_its_tokens_were_drawn_from(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speculative sampling is lossless only for that q: the rows of `probs` are those that the verifier drew from, in order."""
+    drafter = drafter_of(label, "llama")
+    drafter.bind(target_of("llama"))
+    drawn: list[torch.Tensor] = []
+    for name in ("pick", "rank"):
+        monkeypatch.setattr(SamplingVerifier, name, remember(getattr(SamplingVerifier, name), drawn))
+    propose = drafter.propose
+
+    def check(states: list[Any], budgets: list[int]) -> list[DraftTree]:
+        drawn.clear()
+        trees = propose(states, budgets)
+        rows = torch.cat([tree.probs for tree in trees if tree.probs is not None] or [torch.empty(0)])
+        assert torch.equal(rows, torch.cat(drawn or [torch.empty(0)])[: len(rows)])
+        return trees
+
+    drafter.propose = check  # type: ignore[method-assign]
+    decoded(drafter, PROMPTS[:SOME], sampling=SAMPLED)
+
+
+def remember(choose: Any, drawn: list[torch.Tensor]) -> Any:
+    """Keep the probabilities that a choice was made by."""
+
+    def choose_and_remember(self: SamplingVerifier, *given: Any) -> Any:
+        tokens, probabilities = choose(self, *given)
+        drawn.append(probabilities)
+        return tokens, probabilities
+
+    return choose_and_remember
 
 
 @every_method

@@ -369,8 +369,18 @@ def test_a_directory_without_trials_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_report_loads_no_model() -> None:
-    code = "import specbench.report, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    """Nor does composing settings: a mistake is told before torch is imported, which takes seconds."""
+    rooms = [f"specbench.{room}" for room in ("records", "analysis", "report", "paper")]
+    code = f"""
+import importlib, pkgutil, sys
+for name in {rooms}:
+    room = importlib.import_module(name)
+    for module in pkgutil.iter_modules(room.__path__):
+        importlib.import_module(f"{{name}}.{{module.name}}")
+import specbench.setup.compose, specbench.setup.rules, specbench.setup.settings
+sys.exit("torch" in sys.modules or "transformers" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_sizes_of_one_methods_tree_make_a_figure_and_name_the_best(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,12 @@ def count_usable_cores() -> int:
     """Return the number of logical cores that this process may run on."""
     process = psutil.Process()
     return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
+
+
+@cache
+def count_default_threads() -> int:
+    """Return the number of threads that torch chose in this process, as the first call finds it."""
+    return torch.get_num_threads()
 
 
 def get_total_memory() -> int:

@@ -14,7 +14,7 @@ from specbench.datastore.leakage import measure_leakage
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
-from specbench.machine.devices import list_timed_devices, pick_device, release_memory
+from specbench.machine.devices import count_default_threads, list_timed_devices, pick_device, release_memory
 from specbench.machine.locks import WAITING, lock_devices, lock_run
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
@@ -43,8 +43,8 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
     run = choose_run_directory(settings.out, settings.target.name, settings.recorded)
     suite: Suite = instantiate(settings.suite)
     questions = objects.select_questions(settings, suite, settings.limit)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    default = count_default_threads()  # known before the first job of a sweep sets another number
+    torch.set_num_threads(settings.threads or default)
     engines = _instantiate_engines(settings)
     tokenizer, _ = objects.load_target_tokenizer(settings.target)
     on_wait = partial(watcher.show_status, WAITING, long=True)
