@@ -57,7 +57,7 @@ zoo: setup  ## train the embedded models again, by their recipes, into build/zoo
 	$(BIN)/python -m specbench.zoo.recipes.chats build/zoo/dialogues.jsonl --count 2400 --whole
 	$(BIN)/specbench datastore build data=build/zoo/dialogues.jsonl out=build/zoo/datastore
 
-gpu:  ## on a machine with a GPU whose Python has the packages; goes on where it was cut, tables last
+gpu:  ## on a machine with a GPU whose Python has the packages; resumes where it stopped, tables last
 	$(PYTHON) -m benchmarks.gpu
 
 clean:
