@@ -77,7 +77,7 @@ def test_a_turn_that_is_counted_otherwise_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change_", "told"),
     [
-        ({"config": {"seed": 1}}, "seed is 1, not None; --factor seed allows it to differ"),
+        ({"config": {"seed": 1}}, "seed is 1, not absent; --factor seed allows it to differ"),
         ({"about": {"dtype": "float32"}}, "dtype is float32, not bfloat16"),
         ({"about": {"machine": {"cpu": "another"}}}, "machine.cpu is another"),
         ({"about": {"versions": {"torch": "0.1", "transformers": "0.0"}}}, "versions.torch is 0.1"),
@@ -125,7 +125,7 @@ def test_a_method_with_another_setting_is_not_a_further_one(tmp_path: Path) -> N
     old, new = pair(tmp_path)
     RunDirectory(old).write_config(CONFIG | {"method": {"pld": {"max_ngram": 3}}})
     RunDirectory(new).write_config(CONFIG | {"method": {"pld": {"max_ngram": 3, "length": 9}, "rest": {"nodes": 3}}})
-    with pytest.raises(InputError, match="method.pld.length is 9, not None"):
+    with pytest.raises(InputError, match="method.pld.length is 9, not absent"):
         compare_runs(old, new)
 
 

@@ -252,7 +252,7 @@ def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> No
         (["precision=bf15"], "precision=bf15: expected"),
         (["epochs=0"], "epochs=0: expected a number above 0"),
         (["file=x.bin"], "file=x.bin: expected"),
-        (["held_out=1000"], "held_out=1000: expected 1 to"),
+        (["held_out=1000"], "held_out=1000: expected fewer than the "),
         (["held_out=0"], "held_out=0: expected a whole number, at least 1"),
         (["accumulate=0.5"], "accumulate=0.5: expected a whole number, at least 1"),
         (["muon=-1"], "muon=-1: expected a number above 0"),
@@ -276,6 +276,7 @@ def test_mistakes_get_one_line(tiny: Tiny, cli: Cli, tmp_path: Path, more: list[
 def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:
     given = [override for override in overrides(tiny, tmp_path / "out") if not override.startswith("suite.")]
     assert cli("train", *given, "data=nowhere.jsonl").status == 2
+    assert cli("train", *overrides(tiny, tmp_path / "out"), "held_out=1000").status == 2
     assert cli("train", *overrides(tiny, tmp_path / "out")).status == 0
 
 

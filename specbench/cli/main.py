@@ -202,7 +202,7 @@ def main() -> None:
     except InputError as error:
         status = refuse(error)
     except OSError as error:  # a full disk, a folder that may not be written
-        message = f"{error.filename}: {error.strerror}; choose another folder with out=FOLDER" if error.filename else str(error)
+        message = f"{error.filename}: {error.strerror}; choose another folder" if error.filename else str(error)
         status = refuse(InputError(message))
     except KeyboardInterrupt as stop:
         status = _print_stop(next(iter(stop.args), None))

@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises InputError."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def build_parser(command: str, description: str | None, root: str = "config") -> Parser:

@@ -48,6 +48,7 @@ def compare_runs(reference: Path, new: Path, factors: Sequence[str] = ()) -> Com
     olds = [run for run in runs.read_side(reference) if _identify_run(run) not in map(_identify_run, fresh)]
     if not olds:
         raise InputError(f"{reference} holds no run but {fresh[-1].name} itself")
+    runs.check_methods(olds[-1], fresh[-1])
     runs.check_comparable([*olds, *fresh], factors)
     ratios = [pair for pair in runs.list_ratios(olds[-1]) if pair in runs.list_ratios(fresh[-1])]
     if not ratios:
@@ -143,7 +144,7 @@ def format_title(comparison: Comparison) -> str:
 
 
 def _format_cells(change: Change) -> tuple[str, str, str, str]:
-    interval = f"{change.ratio.low:.3f} to {change.ratio.high:.3f}"
+    interval = "none" if isnan(change.ratio.low) else f"{change.ratio.low:.3f} to {change.ratio.high:.3f}"
     return change.what, f"{change.ratio.estimate:.3f}", interval, change.verdict
 
 

@@ -54,9 +54,15 @@ def check_comparable(runs: Sequence[LoadedRun], factors: Sequence[str]) -> None:
     for run, other in zip(runs[1:], others, strict=True):
         for name in sorted(first.keys() | other.keys()):
             if first.get(name) != other.get(name) and not _is_under(name, factors) and not _is_added(name, first, other):
-                old, new = (f"{facts.get(name)!s:.60}" for facts in (first, other))
+                old, new = (_show_fact(facts, name) for facts in (first, other))
                 difference = f"{run.name} is not comparable with {runs[0].name}: {name} is {new}, not {old}"
                 raise InputError(f"{difference}; --factor {name} allows it to differ")
+
+
+def _show_fact(facts: Mapping[str, Any], name: str) -> str:
+    if name not in facts:
+        return "absent"
+    return "null" if facts[name] is None else f"{facts[name]!s:.60}"
 
 
 def _check_factors(factors: Sequence[str], known: Sequence[str]) -> None:
@@ -82,7 +88,8 @@ def _iter_facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
     about = dict(_flatten(run.provenance))
     for name in (*PLACE, *DATA, *SOFTWARE):
         yield name, about.get(name)
-    yield from _flatten({"checkpoints": run.provenance.get("checkpoints") or {}})
+    if checkpoints := run.provenance.get("checkpoints"):
+        yield from _flatten({"checkpoints": checkpoints})
     for method, stores in (run.provenance.get("leakage") or {}).items():
         yield f"method.{method}.datastores", tuple(store.get("sha256") for store in stores)
 
@@ -95,12 +102,16 @@ def _flatten(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
         yield above.removesuffix("."), value
 
 
-def compare_counters(reference: LoadedRun, new: LoadedRun) -> list[CounterDifference]:
-    """Compare every method of the reference, turn by turn. Raises InputError for a method or turn that the new run lacks."""
-    trials = {trial.key: trial for trial in new.trials}
+def check_methods(reference: LoadedRun, new: LoadedRun) -> None:
+    """Raise InputError for a method of the reference that the new run lacks."""
     missing = sorted({trial.method for trial in reference.trials} - {trial.method for trial in new.trials})
     if missing:
         raise InputError(f"{new.name} has no method {abbreviate(missing)}, which {reference.name} has")
+
+
+def compare_counters(reference: LoadedRun, new: LoadedRun) -> list[CounterDifference]:
+    """Compare every method of the reference, turn by turn. Raises InputError for a turn that the new run lacks."""
+    trials = {trial.key: trial for trial in new.trials}
     lacking = [trial for trial in reference.trials if trial.key not in trials]
     if lacking:
         raise InputError(f"{new.name} lacks {len(lacking)} of the {len(reference.trials)} turns of {reference.name}")

@@ -37,6 +37,12 @@ Rates = Sequence[Mapping[str, Any]]  # engine, dtype, tokens_per_second of each 
 DRIFT_LEVEL = 1e-3  # significance level of the test for drift inside blocks
 DRIFT = 0.02  # smallest change of time that is reported, from the first place in a block to the last
 LEAST_SPREAD = 0.03  # smallest spread between repeats that is reported
+CHANGED = {  # names of run.json, in words
+    "versions": "package versions",
+    "git": "commit",
+    "code_kind": "way of hashing the code",
+    "code_sha256": "code",
+}
 APART = 0.05  # smallest difference between estimators of a speedup that is reported
 MARGIN = 0.03  # a baseline slower than another engine by more than this raises an alarm
 ESTIMATORS = {
@@ -80,14 +86,15 @@ def _warn_profiled(run: LoadedRun) -> Iterator[Alarm]:
 
 def _warn_resumed(run: LoadedRun) -> Iterator[Alarm]:
     for later in run.provenance.get("continued") or []:
-        message = f"resumed on {later.get('started')} with another {', '.join(later.get('differs', ()))}"
+        differs = ", ".join(CHANGED.get(key, key) for key in later.get("differs", ()))
+        message = f"resumed on {later.get('started')} with another {differs}"
         yield Alarm("notice", "the run", OVERALL, message)
 
 
 def _warn_missing(run: LoadedRun) -> Iterator[Alarm]:
     for method, count in run.missing.items():
         needed = run.provenance["turns"] * run.config["repeats"]
-        message = f"{count} of {needed} turns are still to be run; run the same command again to resume"
+        message = f"{count} of {needed} turns still to be run; run the same command again to resume"
         yield Alarm("notice", method, OVERALL, message)
 
 

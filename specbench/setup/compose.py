@@ -137,9 +137,11 @@ def check_folder(config_dir: Path | None) -> None:
 
 
 def _check_overrides(overrides: Sequence[str], config_dir: Path | None) -> None:
-    """Raise InputError for an unknown choice, also where Hydra would accept it or not name it: null, or two targets."""
+    """Raise InputError for a deletion and for an unknown choice, also where Hydra would accept it or not name it (null)."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         group = override.key_or_group
+        if override.is_delete() and "." not in group:
+            raise InputError(f"~{group}: a setting can be changed, but not deleted")
         if group not in GROUPS or override.is_delete() or override.is_sweep_override():
             continue
         value = override.value()

@@ -45,7 +45,10 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
     processes = PartialState()
     with processes.main_process_first():
         target = load_target(settings.target)
-        texts, held_out = _split(_load_texts(settings, target, out, watch), settings.held_out, settings.seed)
+        texts = _load_texts(settings, target, out, watch)
+        _check_held_out(settings.held_out, len(texts))
+        shuffled = random.Random(settings.seed).sample(texts, len(texts))
+        texts, held_out = shuffled[settings.held_out :], shuffled[: settings.held_out]
     torch.manual_seed(settings.seed)
     network = create_network(drafter.network_class, target.model)
     plan = TrainingPlan(**{field.name: getattr(settings, field.name) for field in fields(TrainingPlan)})
@@ -63,16 +66,15 @@ def _load_texts(settings: TrainSettings, target: Target, out: Path, watch: Watch
         return read_texts(Path(settings.data).expanduser(), target)
     if not (out / TEXTS).is_file():
         questions = select_questions(settings, instantiate(settings.suite), settings.limit)
+        _check_held_out(settings.held_out, sum(len(question.turns) for question in questions))
         write_texts(out / TEXTS, generate_answers(target, questions, settings.max_new_tokens, watch))
     return read_texts(out / TEXTS, target)
 
 
-def _split(texts: list[Text], held_out: int, seed: int) -> tuple[list[Text], list[Text]]:
-    """Return texts for training and held-out texts. Raises InputError if either would be empty."""
-    if not 0 < held_out < len(texts):
-        raise InputError(f"held_out={held_out}: expected 1 to {len(texts) - 1} of the {len(texts)} answers")
-    shuffled = random.Random(seed).sample(texts, len(texts))
-    return shuffled[held_out:], shuffled[:held_out]
+def _check_held_out(held_out: int, answers: int) -> None:
+    """Raise InputError if no answer would be left to train on."""
+    if held_out >= answers:
+        raise InputError(f"held_out={held_out}: expected fewer than the {answers} answers, so that some are left to train on")
 
 
 def _describe_source(settings: TrainSettings) -> str:
