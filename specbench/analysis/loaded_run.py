@@ -14,6 +14,7 @@ import pandas as pd
 from specbench.analysis.metrics import build_trial_frame
 from specbench.errors import InputError
 from specbench.records.certificates import Certification, find_certifications, list_folders
+from specbench.records.nested import look_up
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, Trial
 
@@ -60,18 +61,10 @@ def read_run(path: Path, certificates: Sequence[Path] | None = None) -> LoadedRu
     return LoadedRun(directory.name, config, provenance, trials, build_trial_frame(trials), directory.read_texts(), certified)
 
 
-def look_up(mapping: Mapping[str, Any], path: str) -> Any:
-    """Return the value under a dotted path, "" if there is none."""
-    value: Any = mapping
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return "" if value is None else value
-
-
 def find_first(mapping: Mapping[str, Any], *paths: str) -> Any:
     """Return the first scalar under one of the dotted paths, "" if there is none."""
     values = (look_up(mapping, path) for path in paths)
-    return next((value for value in values if value != "" and not isinstance(value, (Mapping, list))), "")
+    return next((value for value in values if value not in (None, "") and not isinstance(value, (Mapping, list))), "")
 
 
 def order_methods(runs: Sequence[LoadedRun]) -> list[str]:

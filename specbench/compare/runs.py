@@ -13,6 +13,7 @@ import pandas as pd
 from specbench.analysis.loaded_run import LoadedRun, read_run
 from specbench.analysis.metrics import QUESTION
 from specbench.errors import InputError, abbreviate, find_closest
+from specbench.records.nested import flatten
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, PER_STEP, Trial
 
@@ -84,22 +85,14 @@ def _is_under(name: str, factors: Sequence[str]) -> bool:
 
 def _iter_facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
     """Yield dotted names and values: all settings, and the place, data and software in run.json."""
-    yield from _flatten({key: value for key, value in run.config.items() if key != "check_baseline"})
-    about = dict(_flatten(run.provenance))
+    yield from flatten({key: value for key, value in run.config.items() if key != "check_baseline"})
+    about = dict(flatten(run.provenance))
     for name in (*PLACE, *DATA, *SOFTWARE):
         yield name, about.get(name)
     if checkpoints := run.provenance.get("checkpoints"):
-        yield from _flatten({"checkpoints": checkpoints})
+        yield from flatten({"checkpoints": checkpoints})
     for method, stores in (run.provenance.get("leakage") or {}).items():
         yield f"method.{method}.datastores", tuple(store.get("sha256") for store in stores)
-
-
-def _flatten(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flatten(inner, f"{above}{key}.")
-    else:
-        yield above.removesuffix("."), value
 
 
 def check_methods(reference: LoadedRun, new: LoadedRun) -> None:

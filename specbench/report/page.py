@@ -17,9 +17,10 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from specbench.analysis.loaded_run import LoadedRun, find_first, look_up
+from specbench.analysis.loaded_run import LoadedRun, find_first
 from specbench.analysis.metrics import OVERALL
 from specbench.analysis.summary import is_sampled
+from specbench.records.nested import look_up
 from specbench.records.trial import BASELINE
 from specbench.report.alarms import Alarm, describe_rivals
 from specbench.report.tables import format_interval, format_label, format_number, format_rank, format_share, list_shown_tasks

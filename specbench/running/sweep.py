@@ -17,8 +17,9 @@ from rich.console import Console
 
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
+from specbench.records.nested import flatten
 from specbench.records.run_directory import find_runs
-from specbench.setup.compose import CONF, add_import_path, compose_run, flatten, parse_job, translate_errors
+from specbench.setup.compose import CONF, add_import_path, compose_run, parse_job, translate_errors
 from specbench.setup.settings import RunSettings
 
 MARK = "multirun.yaml"  # written by Hydra into a sweep's folder

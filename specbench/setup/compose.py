@@ -19,8 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from specbench import ROOT
 from specbench.errors import InputError, find_closest, suggest_choices
+from specbench.records.nested import flatten, look_up
 from specbench.setup import settings
-from specbench.setup.rules import look_up
 
 CONF = ROOT / "conf"
 GROUPS = ("target", "method", "task", "suite", "engine", "experiment")
@@ -70,15 +70,6 @@ def _parse_config(kind: type[settings.S], config: DictConfig) -> settings.S:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     changed = frozenset(name for name, default in flatten(defaults) if look_up(plain, name) != default)
     return settings.parse_settings(kind, plain, changed)
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and the value of every setting inside; an empty mapping is a value."""
-    for key, value in nested.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def add_import_path(folder: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from specbench.errors import InputError
+from specbench.records.nested import look_up
 
 Test = Callable[[Any], bool]
 Rule = tuple[Test, str]  # whether a value is allowed, and the values that are, in words
@@ -89,10 +90,3 @@ def check_rules(plain: Mapping[str, Any], root: str) -> None:
         if not holds(value):
             given = "null" if value is None else value
             raise InputError(f"{name}={given}: expected {expected}")
-
-
-def look_up(plain: Any, name: str) -> Any:
-    """Return the value of a dotted name; None if it has none."""
-    for key in name.split("."):
-        plain = plain.get(key) if isinstance(plain, Mapping) else None
-    return plain

@@ -13,9 +13,9 @@ from specbench.drafters.skipping_drafter import SkippingDrafter
 from specbench.errors import InputError
 from specbench.machine.devices import pick_device
 from specbench.records.moved import translate_targets
+from specbench.records.nested import look_up
 from specbench.records.trial import BASELINE
 from specbench.setup.instantiate import check_node, locate_class
-from specbench.setup.rules import look_up
 from specbench.setup.settings import TrainSettings
 from specbench.training import search, weights
 from specbench.watch import Watch
