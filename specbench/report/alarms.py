@@ -219,6 +219,8 @@ def _warn_conversion(row: SummaryRow) -> Iterator[Alarm]:
 def _warn_unsure_conversion(summary: pd.DataFrame) -> Iterator[Alarm]:
     """Warn once for all rows without an interval."""
     high = summary[(summary["method"] != BASELINE) & (summary["conversion"] > 1.005) & summary["conversion_low"].isna()]
+    if summary["task"].nunique() == 2:  # one task: overall says the same
+        high = high[high["task"] == OVERALL]
     if len(high):
         rows = ", ".join(f"{row.method} on {row.task} {row.conversion:.2f}" for row in high.itertuples())
         message = f"conversion is above 1, with too few questions to exclude chance: {rows}"
