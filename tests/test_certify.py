@@ -220,8 +220,9 @@ def test_a_certificate_is_not_written_over(tmp_path: Path) -> None:
         certify(compose_certify(overrides(tmp_path)), lambda *_: None)
 
 
-def test_a_bug_of_the_engine_itself_is_no_rounding(tmp_path: Path) -> None:
-    """The reference for texts must not come from the code that wrote them."""
+def test_a_bug_of_the_engine_itself_is_no_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference for texts must not come from the code that wrote them. Here the self-test at load has found nothing."""
+    monkeypatch.setattr("specbench.models.load.check_forward", lambda model, least: {})
     config = compose_certify(overrides(tmp_path / "shifted", "method=[pld]", "limit=2", "sampling.max_new_tokens=48"))
     with shift_positions():
         result, _ = certify(config, lambda *_: None)

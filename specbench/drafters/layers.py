@@ -17,7 +17,7 @@ class LayerPass:
         self.first = first
         self._mask = mask
 
-    def get_mask(self, window: int | None) -> Tensor | None:
+    def get_mask(self, layer: int, window: int | None) -> Tensor | None:
         return self._mask
 
 

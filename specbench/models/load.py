@@ -20,11 +20,13 @@ from transformers import (
 )
 
 from specbench import ROOT
+from specbench.decoding.finite import check_weights
 from specbench.decoding.language_model import LanguageModel
 from specbench.errors import InputError, abbreviate
 from specbench.machine.devices import get_free_memory, pick_device, pick_dtype
 from specbench.models.expand import expand_config, expand_model
 from specbench.models.packed import can_pack, pack
+from specbench.models.self_test import LEAST_AFTER_FLOAT32, check_float32_copy, check_forward
 
 
 def load_model(
@@ -41,7 +43,8 @@ def load_model(
 ) -> LanguageModel:
     """Load a model. weights: pretrained, or random from `config` alone. shape: expand to it, outputs unchanged.
 
-    packed: pack linear layers in oneDNN's layout where `can_pack` allows. Raises InputError if the model cannot be loaded.
+    packed: pack linear layers in oneDNN's layout where `can_pack` allows. Raises InputError if the model cannot be loaded, if a
+    weight is not a finite number, or if our forward does not compute what transformers' own does.
     """
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
@@ -54,6 +57,7 @@ def load_model(
             model = _build_random(config, kind, where)
         else:
             model = _load_pretrained(path, revision, kind, device_map, trust_remote_code)
+        check_weights(model, f"the checkpoint at {path}" if path else "the model")
         if shape is not None:
             with torch.device("meta"):
                 check_room(_build_model(expand_config(model, shape)), kind, where, packed)
@@ -62,10 +66,11 @@ def load_model(
             model = model.to(where)  # type: ignore[arg-type]
     except torch.OutOfMemoryError:
         raise InputError(f"{path} does not fit the memory of {where}; try another device, dtype or device_map") from None
+    in_float32 = check_float32_copy(model) if device_map is None else None
     if packed and can_pack(where, kind):
         pack(model)
     loaded = LanguageModel(model)
-    loaded.check_attention()
+    loaded.self_test = check_forward(loaded, LEAST_AFTER_FLOAT32 if in_float32 else None) | {"in_float32": in_float32}
     return loaded
 
 

@@ -115,10 +115,21 @@ def collect_fingerprints(
         "dtype": target.model.dtype_name,
         "suite_sha256": suite.fingerprint,
         **_hash_weights(settings.target),
+        "self_test": _collect_self_tests(target, drafters),
         "code_kind": CODE_KIND,
         "codes": {label: hash_method_code(node) for label, node in settings.method.items()},
         "checkpoints": _hash_checkpoints(drafters),
     }
+
+
+def _collect_self_tests(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
+    """Return what the self-tests at load found: of the target, and by method of its draft model."""
+    tests = {"target": target.model.self_test}
+    for label, drafter in drafters.items():
+        for held in (value for part in drafter.iter_family() for value in vars(part).values()):
+            if isinstance(held, LanguageModel) and held is not target.model and held.self_test:
+                tests[label] = held.self_test
+    return tests
 
 
 def _hash_weights(settings: TargetSettings) -> dict[str, str | None]:
