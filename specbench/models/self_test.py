@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ def check_float32_copy(model: PreTrainedModel) -> dict[str, Any] | None:
     plain = all(weight.dtype in SIXTEEN_BITS for weight in weights)
     if not plain or needed > get_free_memory(model.device) / 2:
         return None
-    return check_forward(LanguageModel(copy.deepcopy(model).to(torch.float32)))
+    return check_forward(LanguageModel(cast(Any, copy.deepcopy(model)).float()))
 
 
 @torch.inference_mode()
