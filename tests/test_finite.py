@@ -32,10 +32,11 @@ def test_what_is_fine() -> None:
 
 
 def test_of_a_module_shared_weights_are_named_once_and_buffers_too() -> None:
-    module = nn.ModuleDict({"one": nn.Linear(2, 2, bias=False), "two": nn.Linear(2, 2, bias=False), "norm": nn.BatchNorm1d(2)})
-    module["two"].weight = module["one"].weight
-    module["one"].weight.data[0, 0] = float("nan")
-    module["norm"].running_mean[1] = float("inf")  # type: ignore[index, operator]
+    one, two, norm = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2)
+    assert norm.running_mean is not None
+    one.weight.data[0, 0], norm.running_mean[1] = float("nan"), float("inf")
+    two.weight = one.weight
+    module = nn.ModuleDict({"one": one, "two": two, "norm": norm})
     with pytest.raises(InputError, match=re.escape("weights: one.weight (1 of 4), norm.running_mean (1 of 2)")):
         check_weights(module, "the model")
 
