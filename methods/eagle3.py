@@ -60,7 +60,7 @@ def _check_map(offsets: Tensor | None, vocabulary: int) -> None:
     if offsets is None or offsets.ndim != 1 or offsets.is_floating_point():
         return  # refused by its shape or type
     tokens = torch.arange(len(offsets)) + offsets
-    if not ((tokens >= 0) & (tokens < vocabulary)).all() or len(tokens.unique()) < len(tokens):
+    if not ((tokens >= 0) & (tokens < vocabulary)).all() or len(set(tokens.tolist())) < len(tokens):
         raise InputError(
             f"d2t maps to other tokens than the target's {vocabulary}, or several to one; expected offsets to distinct ids"
         )

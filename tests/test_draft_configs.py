@@ -185,7 +185,8 @@ def test_scaled_frequencies_are_those_of_transformers(scaling: dict[str, Any], t
     config = LlamaConfig(hidden_size=256, num_attention_heads=4, max_position_embeddings=8192, rope_parameters=settings)
     expected = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(300)[None])
     for spelling in ("rope_scaling", "rope_parameters"):
-        network = load("eagle3", tmp_path / spelling, rope_theta=5e4, **{spelling: scaling})
+        changes: dict[str, Any] = {spelling: scaling}
+        network = load("eagle3", tmp_path / spelling, rope_theta=5e4, **changes)
         assert torch.equal(network.rotary.cos[:300], expected[0][0]) and torch.equal(network.rotary.sin[:300], expected[1][0])
     plain = load("eagle3", tmp_path / "plain", rope_theta=5e4)
     assert not torch.allclose(plain.rotary.cos[:300], expected[0][0], atol=1e-2)

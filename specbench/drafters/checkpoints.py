@@ -1,6 +1,7 @@
 """Read, check and write weights of trained drafters, in the layouts their authors publish."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,6 +17,7 @@ from specbench.decoding.finite import check_weights
 from specbench.drafters.network import DraftNetwork
 from specbench.errors import InputError, abbreviate
 from specbench.models.load import find_local_folder
+from specbench.models.refusals import read_mapping
 
 OURS = "model.safetensors"
 INDEX = ".index.json"  # after the name of a weight file that is split into shards
@@ -82,7 +84,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         tensors: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        if "Unsupported" in str(error) or "not an allowed global" in str(error):
+        if re.search("global|reduce|class", str(error).rpartition("WeightsUnpickler error")[2], re.IGNORECASE):
             raise InputError(f"{path}: holds more than plain tensors, which is never executed") from None
         raise InputError(f"{path}: cannot be read: it is no file of torch.save") from None
     except Exception as error:  # of any type: bytes that are no such file
@@ -94,7 +96,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """Read every file that an index names, all of them beside it."""
-    files = read_config(index).get("weight_map")
+    files = read_mapping(index).get("weight_map")
     names = sorted(set(files.values())) if isinstance(files, dict) and all(map(_is_name, files.values())) else []
     if not names:
         raise InputError(f'{index}: expected {{"weight_map": {{tensor: file beside this one, …}}}}')
@@ -119,19 +121,6 @@ def find_folder(checkpoint: str) -> Path:
         return Path(snapshot_download(name, revision=revision or None))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(f"no checkpoint at {checkpoint}: no such folder, and {str(error).splitlines()[0]}") from None
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object. Raises InputError."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected a mapping of settings, {{…}}")
-    return config
 
 
 def write_checkpoint(network: DraftNetwork, folder: Path, file: str = OURS) -> None:

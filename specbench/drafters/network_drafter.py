@@ -8,7 +8,7 @@ from torch import nn
 from specbench.decoding.attention import ChainBias
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
-from specbench.drafters.checkpoints import RANDOM, fill_network, find_folder, read_config, read_tensors
+from specbench.drafters.checkpoints import RANDOM, fill_network, find_folder, read_tensors
 from specbench.drafters.config_keys import check_config
 from specbench.drafters.expand import expand_network
 from specbench.drafters.keeping import KeepingDrafter
@@ -18,6 +18,7 @@ from specbench.errors import InputError, format_error
 from specbench.machine.devices import pick_dtype
 from specbench.models.expand import SEED, get_small_sizes, map_layer
 from specbench.models.packed import can_pack, pack
+from specbench.models.refusals import read_mapping
 
 
 def load_network(kind: type[Network], checkpoint: str | None, target: LanguageModel, dtype: str = "auto") -> Network:
@@ -85,7 +86,7 @@ def create_network(kind: type[Network], target: LanguageModel) -> Network:
 
 def _read_network(kind: type[Network], checkpoint: str, shape: TargetShape) -> Network:
     folder, place = find_folder(checkpoint), f"{checkpoint}/config.json"
-    tensors, config = read_tensors(folder, kind.files), read_config(folder / "config.json")
+    tensors, config = read_tensors(folder, kind.files), read_mapping(folder / "config.json")
     try:
         config, tensors = kind.normalise_checkpoint(check_config(config, kind.list_keys(shape)), tensors)
         with torch.device("meta"):
