@@ -22,6 +22,7 @@ from methods.eagle3 import Eagle3Network
 from methods.hydra_heads import HydraNetwork
 from methods.medusa import MedusaHeads
 from specbench import ROOT
+from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.checkpoints import write_checkpoint
 from specbench.drafters.config_keys import WITHOUT_EFFECT
@@ -29,7 +30,7 @@ from specbench.drafters.network import DraftNetwork
 from specbench.drafters.network_drafter import load_network
 from specbench.errors import InputError
 from specbench.models.load import load_model
-from tests.test_trained_drafters import drafter_of, first_draft
+from tests.test_trained_drafters import decoded, drafter_of, first_draft
 from tests.tiny import tiny_model
 
 ZOO = ROOT / "specbench" / "zoo"
@@ -401,3 +402,27 @@ def test_any_config_loads_as_it_says_or_is_refused_in_a_line(name: str, data: st
 @given(data=st.data())
 def test_any_of_thousands_of_configs(name: str, data: st.DataObject) -> None:
     check_mutant(name, *draw_changes(data, name))
+
+
+def other_target(kind: str) -> LanguageModel:
+    """A small random OPT or GPT-2, whose configs name their sizes otherwise."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    ids = {"vocab_size": 128, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, "max_position_embeddings": 256}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **ids, **sizes))  # type: ignore[no-untyped-call]
+    return LanguageModel(model.double().eval())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_opt_target_is_drafted_for(name: str) -> None:
+    expected = [out.output_ids for out in decoded(other_target("opt"), Autoregressive())]
+    assert [out.output_ids for out in decoded(other_target("opt"), drafter_of(NAMES[name], "random"))] == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpt2_target_is_refused_in_a_line(name: str) -> None:
+    with pytest.raises(InputError, match="gpt2: its decoder has no list of `layers`, so no trained drafter can read"):
+        load_network(NAMES[name], "random", other_target("gpt2"))
