@@ -6,13 +6,12 @@ from typing import Any
 import transformers.utils.logging as transformers_logging
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils.tqdm import enable_progress_bars
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.checkpoints import RANDOM
-from specbench.errors import InputError, format_error, suggest_choices
+from specbench.errors import InputError, suggest_choices
 from specbench.machine.devices import pick_device, pick_dtype
 from specbench.models.chat import render_prompt
 from specbench.models.load import load_model, load_tokenizer
@@ -100,10 +99,7 @@ def load_target_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizer
     if settings.path is None:
         raise InputError("target.path=null: expected a hub id or a folder")
     tokenizer = load_tokenizer(settings.path, settings.revision, settings.trust_remote_code)
-    try:
-        render_prompt(settings.format, [("Hello", None)], tokenizer)
-    except TemplateError as error:
-        raise InputError(f"the chat template of {settings.path}: {format_error(error)}") from None
+    render_prompt(settings.format, [("Hello", None)], tokenizer)
     return tokenizer, settings.format
 
 
