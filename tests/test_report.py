@@ -124,13 +124,12 @@ def test_sparse_settings_leave_columns_empty(tmp_path: Path) -> None:
 
 def test_methods_without_times_have_no_rank(tmp_path: Path) -> None:
     trials = made_up_trials({"pld": 0.3, "sps": 0.6, "rest": 0.5}, ["qa"])
-    untimed = [dataclasses.replace(one, prefill_s=None, decode_s=None) if one.method == "rest" else one for one in trials]
+    replayed = [dataclasses.replace(one, prefill_s=None, decode_s=None, kind="replayed") for one in trials]
+    untimed = [other if one.method == "rest" else one for one, other in zip(trials, replayed, strict=True)]
     rows = summarise(read_run(write_run(tmp_path, untimed).path)).set_index("method")
     assert rows.loc["rest", ["rank_best", "rank_worst"]].isna().to_numpy().all()
     assert rows["rank_worst"].max() == 3
-    every = summarise(
-        read_run(write_run(tmp_path / "all", [dataclasses.replace(one, prefill_s=None, decode_s=None) for one in trials]).path)
-    )
+    every = summarise(read_run(write_run(tmp_path / "all", replayed).path))
     assert every["rank_best"].isna().all()
 
 
@@ -188,9 +187,8 @@ def test_the_page_runs_and_fetches_nothing(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     trials = made_up_trials({f"pld{evil}": 0.3}, [f"qa{evil}"], questions=2)
     directory = write_run(tmp_path / "run", trials, note=evil)
-    rows = [{"method": method, "question_id": 0, "turn": 0, "text": f"What is {evil}?{method}"}
-            for method in ("autoregressive", f"pld{evil}")]  # fmt: skip
-    (directory.path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for method in ("autoregressive", f"pld{evil}"):
+        directory.append_text(method, 0, 0, f"What is {evil}?{method}", None)
     html = render_report([directory.path], tmp_path / "out").page.read_text()
     page = _Page()
     page.feed(html)
