@@ -30,14 +30,9 @@ def escape_controls(text: str) -> str:
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def escape_surrogates(text: str) -> str:
-    """Return the text with lone surrogates escaped, so that it can be written as UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def format_error(error: BaseException, longest: int = 500) -> str:
     """Return the error's type, text, file and line, for the author of that code; without folders of this machine."""
-    text = escape_surrogates(" ".join(str(error).split())).replace(str(Path.home()), "~")
+    text = escape_controls(" ".join(str(error).split())).replace(str(Path.home()), "~")
     return f"{type(error).__name__}: {text[:longest]}{_locate_error(error)}"
 
 

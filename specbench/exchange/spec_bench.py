@@ -19,6 +19,7 @@ from specbench.analysis.loaded_run import LoadedRun
 from specbench.errors import InputError
 from specbench.models.chat import count_retokenised
 from specbench.records.files import JsonLines, write_atomic
+from specbench.records.names import make_file_name
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, IMPORTED, QuestionId, Trial
 from tasks.question import TASK_OF_CATEGORY
@@ -51,7 +52,7 @@ def export_answers(run: LoadedRun, out: Path) -> list[Path]:
             continue  # the text of another seed, which is not stored
         questions = [list(rows) for _, rows in groupby(turns, key=lambda turn: turn[0].question_id)]
         rows = [_build_row(run, [trial for trial, _ in rows], [texts[key] for _, key in rows]) for rows in questions]
-        path = out / FOLDER.format(repeat + 1) / f"{method}.jsonl"
+        path = out / FOLDER.format(repeat + 1) / f"{make_file_name(method)}.jsonl"
         write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         written.append(path)
     if not written:

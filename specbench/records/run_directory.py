@@ -14,15 +14,16 @@ from typing import Any, TypeVar
 
 import yaml
 
-from specbench.errors import InputError, escape_surrogates
+from specbench.errors import InputError, escape_controls
 from specbench.records.documents import AnswerText, Config, read_provenance, read_yaml
-from specbench.records.files import JsonLines, write_atomic
+from specbench.records.files import JsonLines, read_bytes, write_atomic
 from specbench.records.moved import translate_targets
 from specbench.records.trial import Prompt, QuestionId, Trial
-from specbench.records.trial_rules import Questions, check_trial
+from specbench.records.trial_rules import Questions, parse_trial
 from specbench.records.typed import check
 
 Row = TypeVar("Row")
+COPIED = ("run.json", "prompts.jsonl", "trials.jsonl", "texts.jsonl", "summary.csv", "config.yaml")
 
 
 class RunDirectory:
@@ -37,7 +38,7 @@ class RunDirectory:
     @property
     def name(self) -> str:
         """The directory's own name."""
-        return escape_surrogates(self.path.resolve().name)
+        return escape_controls(self.path.resolve().name)
 
     def is_new(self) -> bool:
         """Whether the directory is missing or empty, apart from hidden files."""
@@ -75,12 +76,18 @@ class RunDirectory:
         questions = Questions()
 
         def parse(row: dict[str, Any]) -> Trial:
-            trial = Trial.from_row(row)
-            check_trial(trial)
+            trial = parse_trial(row)
             questions.check(trial)
             return trial
 
         return list({trial.key: trial for trial in _parse_rows(self._trials, parse)}.values())
+
+    def copy_to(self, folder: Path) -> None:
+        """Copy the run's own files, never what links in it lead to; config.yaml comes last, so that a torn copy is no run."""
+        for name in COPIED:
+            path = self.path / name
+            if path.is_file() and not path.is_symlink():
+                write_atomic(folder / name, read_bytes(path))
 
     def repair(self) -> None:
         """Cut off torn last lines before a run is resumed."""
@@ -98,7 +105,9 @@ class RunDirectory:
 
     def append_text(self, method: str, question_id: QuestionId, turn: int, text: str, score: float | None) -> None:
         """Append one line to texts.jsonl: the decoded answer and its score in [0, 1], if the suite can score it."""
-        self._texts.append({"method": method, "question_id": question_id, "turn": turn, "text": text, "score": score})
+        value = None if score is None else float(score)
+        row = {"method": method, "question_id": question_id, "turn": turn, "text": text, "score": value}
+        self._texts.append(_parse_text(row))
 
     def read_texts(self) -> list[dict[str, Any]]:
         """Return decoded outputs of the first repeat as rows {method, question_id, turn, text, score}, an AnswerText each.

@@ -6,7 +6,8 @@ times are checked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from specbench.errors import InputError
 from specbench.records.trial import PER_STEP, QuestionId, Trial, hash_ids
@@ -15,6 +16,13 @@ FASTEST = 1e6  # tokens per second: nothing decodes one sequence faster
 RETOKENISED = 100  # tokens that one token's text may be encoded as
 ROUNDING = 1.001
 OVERALL = "overall"  # the tables' name for all tasks together
+
+
+def parse_trial(row: Mapping[str, Any]) -> Trial:
+    """Parse a row into a turn that can have happened. Raises InputError."""
+    trial = Trial.from_row(row)
+    check_trial(trial)
+    return trial
 
 
 def check_trial(trial: Trial) -> None:

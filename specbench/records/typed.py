@@ -148,7 +148,7 @@ def _iter_parts(value: Any, hint: Any, name: str) -> Iterator[tuple[str, Any, An
     for one in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
         if is_typeddict(one) and type(value) is dict:
             hints = list_hints(one)
-            absent = dict.fromkeys(sorted(one.__required_keys__), MISSING)  # type: ignore[attr-defined]
+            absent = dict.fromkeys(sorted(one.__required_keys__), MISSING)
             yield from (
                 (f"{name}.{key}".lstrip("."), inner, hints[key]) for key, inner in (absent | value).items() if key in hints
             )
