@@ -97,9 +97,12 @@ class Questions:
 
     def __init__(self) -> None:
         self._places: dict[QuestionId, tuple[str, str, str]] = {}
+        self._spelled: dict[str, QuestionId] = {}
 
     def check(self, trial: Trial) -> None:
         """Raise InputError if an earlier trial of the same question belongs to another suite, task or category."""
+        if (known := self._spelled.setdefault(str(trial.question_id), trial.question_id)) != trial.question_id:
+            raise InputError(f"question_id is {trial.question_id!a}, but above {known!a}")
         place = (trial.suite, trial.task, trial.category)
         if (before := self._places.setdefault(trial.question_id, place)) != place:
             raise InputError(f"question {trial.question_id} belongs to {'/'.join(place)}, but above to {'/'.join(before)}")
