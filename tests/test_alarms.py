@@ -10,6 +10,7 @@ import pytest
 from specbench.analysis.loaded_run import read_run
 from specbench.analysis.summary import summarise
 from specbench.records.certificates import Certification
+from specbench.records.evidence import Evidence
 from specbench.records.trial import Trial
 from specbench.report.alarms import find_alarms
 from specbench.report.render import render_report
@@ -81,7 +82,7 @@ def test_a_method_without_a_clean_certificate_is_alarmed(
 ) -> None:
     monkeypatch.setattr(
         "specbench.analysis.loaded_run.find_certifications",
-        lambda *_: {"pld": Certification(class_, "2026-11-20", texts=7, tokens=96, same_version=True)},
+        lambda *_: {"pld": Certification(class_, "2026-11-20", Evidence(7, 96), same_version=True)},
     )
     found = raised([trial("autoregressive", [1], 1.0), trial("pld", [2], 0.5)], tmp_path)
     assert any("its certificate of 2026-11-20" in one[3] for one in found) == alarmed

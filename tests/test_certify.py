@@ -24,6 +24,7 @@ from specbench.records.certificates import (
     find_certifications,
     read_certificate,
 )
+from specbench.records.evidence import Evidence
 from specbench.report.render import render_report
 from specbench.setup.compose import compose_certify
 from tests.fake_run import CONFIG, PROVENANCE, trial, write_run
@@ -54,7 +55,7 @@ def certificate(greedy: str = "exact") -> Certificate:
 def test_a_certificate_goes_through_its_file(tmp_path: Path) -> None:
     result = certificate()
     assert read_certificate(result.write(tmp_path)) == result and result.passed and not certificate("bug").passed
-    assert "| pld | exact | 1 of 1 | 95.0 % | sampled |" in format_certificate(result)
+    assert "| pld | exact so far | 1 of 1 | 95.0 % | sampled |" in format_certificate(result)
     assert "- **pld, sampled**: why" in format_certificate(certificate("bug"))
     result.greedy[0].tests["texts"]["first"] = [[6, 0.0123]]
     assert "- pld, greedy: texts first differ at token 7 (gap between the two best logits 0.0123)" in format_certificate(result)
@@ -77,16 +78,19 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
     (tmp_path / "old" / FILE).write_text('{"schema": 0}')
     run = CONFIG | {"method": {"pld": {"length": 10}, "sps": {}}}
     assert find_certifications(run, PROVENANCE, folders) == {
-        "pld": Certification("exact", "2026-11-20", texts=1, tokens=96, same_version=True)
+        "pld": Certification("exact", "2026-11-20", Evidence(1, 96), same_version=True)
     }
-    assert find_certifications(run, PROVENANCE, folders)["pld"].coverage == "1 texts of at most 96 tokens, 2026-11-20"
+    assert (
+        find_certifications(run, PROVENANCE, folders)["pld"].coverage
+        == "1 texts of at most 96 tokens, 2026-11-20: at most 95% are wrong"
+    )
     changes: list[dict[str, object]] = [
         {"code_sha256": "another"},
         {"codes": {"pld": "another"}},
         {"continued": [{"code_sha256": "another"}]},
     ]
     for change in changes:
-        assert str(find_certifications(run, PROVENANCE | change, folders)["pld"]) == "exact, in another version"
+        assert str(find_certifications(run, PROVENANCE | change, folders)["pld"]) == "exact so far, in another version"
     assert find_certifications(run, PROVENANCE | {"codes": {"sps": "another"}}, folders)["pld"].same_version
     for day, class_ in enumerate(("untested", "tie", "bug", "exact")):
         replace(certificate(class_), about=PROVENANCE | {"started": f"2026-11-2{day}"}).write(tmp_path / class_)
@@ -123,7 +127,7 @@ def test_a_report_counts_the_same_certificates_wherever_it_is_made(monkeypatch: 
         pages.append(render_report([run.path], tmp_path / "out").page.read_text())
     assert pages[0] == pages[1] and read_run(run.path).certified == {}
     certificate().write(tmp_path / "results" / "certificates" / "one")
-    assert str(read_run(run.path).certified["pld"]) == "exact"
+    assert str(read_run(run.path).certified["pld"]) == "exact so far"
     assert read_run(run.path, certificates=[]).certified == {}
 
 
@@ -137,10 +141,10 @@ def test_certify_end_to_end(tmp_path: Path) -> None:
     config = compose_certify(overrides(tmp_path / "sound", "method=[pld,sps,medusa_typical]"))
     result, out = certify(config, lambda what, *_: messages.append(what))
     assert result.passed and {v.method: v.class_ for v in result.greedy} == dict.fromkeys(
-        ["autoregressive", "pld", "sps", "medusa_typical"], "exact"
+        ["autoregressive", "pld", "sps", "medusa_typical"], "exact so far"
     )
     classes = {v.method: v.class_ for v in result.sampled}
-    assert classes == {"autoregressive": "exact", "pld": "exact", "sps": "sampled", "medusa_typical": "lossy"}
+    assert classes == {"autoregressive": "exact so far", "pld": "exact so far", "sps": "sampled", "medusa_typical": "lossy"}
     assert json.loads((out / FILE).read_text())["level"] == 0.01 and (out / "certificate.md").exists()
     assert "sps on the miniature target, by text" in messages
 
@@ -184,7 +188,7 @@ def test_a_method_that_stops_gets_no_certificate_and_the_others_are_judged(tmp_p
     config = compose_certify(overrides(tmp_path / "stopped", "method=[pld]"))
     with patch("methods.pld.PromptLookup.propose", side_effect=ValueError("out of ideas")):
         result, out = certify(config, lambda *_: None)
-    assert {v.method: v.class_ for v in result.greedy} == {"autoregressive": "exact", "pld": "untested"}
+    assert {v.method: v.class_ for v in result.greedy} == {"autoregressive": "exact so far", "pld": "untested"}
     assert "stopped: ValueError: out of ideas" in result.greedy[-1].why and not result.passed
     assert "| pld | untested | - | - | untested | - | - |" in (out / "certificate.md").read_text()
 
@@ -199,7 +203,7 @@ def test_an_interrupted_certificate_is_resumed(tmp_path: Path) -> None:
     messages: list[str] = []
     result, _ = certify(compose_certify(arguments), lambda what, *_: messages.append(what))
     assert "pld greedy: text" not in messages and "medusa_typical greedy: text" in messages
-    assert [v.class_ for v in result.greedy] == ["exact"] * 3 and sorted(path.name for path in tmp_path.iterdir()) == [
+    assert [v.class_ for v in result.greedy] == ["exact so far"] * 3 and sorted(path.name for path in tmp_path.iterdir()) == [
         ".lock",
         "certificate.json",
         "certificate.md",
@@ -225,7 +229,7 @@ def test_a_bug_of_the_engine_itself_is_no_rounding(tmp_path: Path) -> None:
     config = compose_certify(overrides(tmp_path / "shifted", "method=[pld]", "limit=2", "sampling.max_new_tokens=48"))
     with shift_positions():
         result, _ = certify(config, lambda *_: None)
-    assert {v.method: v.class_ for v in result.greedy} == {"autoregressive": "exact", "pld": "bug"}
+    assert {v.method: v.class_ for v in result.greedy} == {"autoregressive": "exact so far", "pld": "bug"}
     assert result.noise["greedy"] < 0.01
 
 

@@ -19,6 +19,7 @@ from specbench.analysis.loaded_run import read_run
 from specbench.analysis.summary import summarise, write_summary
 from specbench.errors import InputError
 from specbench.records.certificates import Certification
+from specbench.records.evidence import Evidence
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import Trial
 from specbench.report import tables
@@ -276,7 +277,7 @@ def test_energy_is_shown_beside_autoregressive_s_where_it_is_measured(tmp_path: 
 
 
 def test_the_page_says_what_a_certificate_followed(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = Certification("exact", "2026-11-22", texts=14, tokens=40, same_version=True)
+    seen = Certification("exact", "2026-11-22", Evidence(14, 40), same_version=True)
     monkeypatch.setattr("specbench.analysis.loaded_run.find_certifications", lambda *_: {"pld": seen})
     report = render_report([run.path], tmp_path / "out")
     html = report.page.read_text()

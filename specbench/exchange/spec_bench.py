@@ -149,7 +149,7 @@ def read_answers(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _find_error(row: dict[str, Any]) -> str | None:
     """Return what is wrong with a row, or None."""
-    choices = row.get("choices")
+    choices: Any = row.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     missing = [*(name for name in FIELDS if name not in row), *(name for name in CHOICE if name not in choice)]
     if missing:

@@ -127,8 +127,9 @@ class AnswerText(TypedDict):
 
 def read_provenance(path: Path) -> dict[str, Any]:
     """Return run.json. Raises InputError naming the file."""
-    content = read_json(path, Provenance)
+    text = read_text(path)
     try:
+        content = parse_document(text, Provenance)
         _check_start(content.get("started"))
         _check_rates(content.get("baseline") or [])
     except InputError as problem:
@@ -150,14 +151,9 @@ def _check_rates(baseline: list[Rates]) -> None:
         raise InputError("baseline: expected as many tokens_per_second of every engine, at least one")
 
 
-def read_json(path: Path, kind: Any) -> dict[str, Any]:
-    """Return a JSON file's object, checked against a TypedDict. Raises InputError naming the file."""
-    text = read_text(path)
-    try:
-        content = parse_object(text)
-        return _check_document(content, kind)
-    except InputError as problem:
-        raise InputError(f"{path}: {problem}") from None
+def parse_document(text: str, kind: Any) -> dict[str, Any]:
+    """Return a JSON object, checked against a TypedDict. Raises InputError."""
+    return _check_document(parse_object(text), kind)
 
 
 def read_yaml(path: Path, kind: Any) -> dict[str, Any]:

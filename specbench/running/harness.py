@@ -119,7 +119,7 @@ class Harness:
 
     def _build_trial(self, arm: Arm, block: Block, place: int, ids: list[int], results: dict[str, Any]) -> Trial:
         """Return the record of a turn. Raises InputError if it cannot have happened, or could not be read again."""
-        prompt = {"prompt_tokens": len(ids), "prompt_sha256": hash_ids(ids)}
+        prompt: dict[str, Any] = {"prompt_tokens": len(ids), "prompt_sha256": hash_ids(ids)}
         return parse_trial(Trial(**self._describe_trial(arm, block, place), **prompt, **results).to_row())
 
     def _describe_trial(self, arm: Arm, block: Block, place: int) -> dict[str, Any]:
