@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-ODD = (
+ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, -5, 0.5, 1.0, -0.5, 1e-300, 1e308, 2**31, 2**53, 2**70, 10**400),
     *(float("nan"), float("inf"), float("-inf")),
     *(

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,13 +57,14 @@ def test_a_pipe_on_the_command_line(refuse: Refuse, tmp_path: Path, command: tup
 def test_a_link_in_a_strangers_run_is_not_written_through(stored: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(stored, tmp_path / "run"))
     (tmp_path / "victim").write_text("{")
-    for file, write in (
+    writes: list[tuple[str, Callable[[RunDirectory], object]]] = [
         ("trials.jsonl", lambda run: run.append_trial(trial("pld", [2], 1.0))),
         ("trials.jsonl", lambda run: run.repair()),
         ("texts.jsonl", lambda run: run.append_text("pld", 1, 0, "", None)),
         ("run.json", lambda run: run.write_provenance({})),
         ("summary.csv", lambda run: run.write_summary("")),
-    ):
+    ]
+    for file, write in writes:
         (folder / file).unlink()
         (folder / file).symlink_to(tmp_path / "victim")
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,13 +55,14 @@ def read_everything(folder: Path, reference: Path, out: Path) -> None:
     tables.format_latex(summary)
     tables.build_headline_table(summary)
     collect_measured([run])
-    for attempt in (
+    attempts: list[Callable[[], object]] = [
         lambda: compare_runs(reference, folder, []),
         lambda: plan_methods(run, [one.method for one in run.trials], 0.05, 0.95),
         lambda: read_run_answers(folder),
         lambda: export_answers(run, out),
-        *(lambda form=form: form(run, out) for form in FORMATS.values()),
-    ):
+        *(partial(form, run, out) for form in FORMATS.values()),
+    ]
+    for attempt in attempts:
         try:
             attempt()
         except InputError as refused:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from specbench.errors import InputError
 from specbench.records.documents import Provenance, Share
 from specbench.records.evidence import EXACT, SO_FAR
-from specbench.records.typed import Label, Name, Within
+from specbench.records.typed import Label, Name, Within, list_hints
 
 
 class _GTest(TypedDict):
@@ -109,6 +109,8 @@ def check_verdicts(greedy: Sequence[VerdictFields], sampled: Sequence[VerdictFie
     if methods != [verdict["method"] for verdict in sampled] or len(set(methods)) < len(methods):
         raise InputError("greedy and sampled: expected one verdict each on the same methods")
     for verdict in [*greedy, *sampled]:
+        if unknown := sorted(verdict.keys() - list_hints(VerdictFields).keys()):
+            raise InputError(f"{verdict['method']}: unknown fields {unknown}")
         texts, order = verdict["tests"].get("texts"), verdict["tests"].get("order")
         if texts and texts["equal"] > texts["texts"]:
             raise InputError(f"{verdict['method']}: {texts['equal']} of {texts['texts']} texts are equal")
