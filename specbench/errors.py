@@ -1,10 +1,13 @@
 """The exception for bad input, and the words that error messages share."""
 
 import difflib
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # without tab and newline
 
 
 class InputError(Exception):
@@ -19,12 +22,17 @@ def refuse(error: InputError) -> int:
 
 def warn(message: str) -> None:
     """Print a message in one line on stderr."""
-    print(f"specbench: {' '.join(message.split())}", file=sys.stderr)
+    print(f"specbench: {escape_controls(' '.join(message.split()))}", file=sys.stderr)
+
+
+def escape_controls(text: str) -> str:
+    """Return the text with control characters and lone surrogates escaped: they could command the terminal, or stop the print."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def format_error(error: BaseException, longest: int = 500) -> str:
     """Return the error's type, text, file and line, for the author of that code; without folders of this machine."""
-    text = " ".join(str(error).split()).replace(str(Path.home()), "~")
+    text = escape_controls(" ".join(str(error).split())).replace(str(Path.home()), "~")
     return f"{type(error).__name__}: {text[:longest]}{_locate_error(error)}"
 
 

@@ -11,11 +11,12 @@ import pytest
 from specbench.analysis.loaded_run import read_run
 from specbench.analysis.summary import summarise
 from specbench.records.certificates import Certification
+from specbench.records.evidence import Evidence
 from specbench.records.trial import Trial
 from specbench.report.alarms import find_alarms, find_slower_rows
 from specbench.report.render import render_report
 from specbench.running.baseline import ROW_ROUNDS
-from tests.fake_run import failed, made_up_trials, trial, write_run
+from tests.fake_run import CONFIG, failed, made_up_trials, trial, write_run
 
 TASKS = ["mt_bench", "qa"]
 
@@ -83,7 +84,7 @@ def test_a_method_without_a_clean_certificate_is_alarmed(
 ) -> None:
     monkeypatch.setattr(
         "specbench.analysis.loaded_run.find_certifications",
-        lambda *_: {"pld": Certification(class_, "2026-11-20", texts=7, tokens=96, same_version=True)},
+        lambda *_: {"pld": Certification(class_, "2026-11-20", Evidence(7, 96), same_version=True)},
     )
     found = raised([trial("autoregressive", [1], 1.0), trial("pld", [2], 0.5)], tmp_path)
     assert any("its certificate of 2026-11-20" in one[3] for one in found) == alarmed
@@ -150,6 +151,30 @@ def test_a_baseline_slower_than_what_was_timed_before_the_run_is_alarmed(tmp_pat
     assert [str(alarm) for alarm in find_alarms(run, summarise(run)) if alarm.level == "alarm"] == [
         "alarm: autoregressive: 20.0% slower than hf float32: every speedup is too high"
     ]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "state", "changes", "alarmed"),
+    [
+        (0, "cold", {}, True),
+        (0.0, "cold", {"error": "gone"}, False),
+        (0, "warm", {}, False),
+        (1.0, "cold", {}, False),
+        (0, "cold", {"turn": 1}, False),
+    ],
+)
+def test_counts_of_a_cold_method_that_differ_between_repeats_are_alarmed(
+    tmp_path: Path, temperature: float, state: str, changes: dict[str, Any], alarmed: bool
+) -> None:
+    """The same prompt at temperature 0: only what the drafter remembers can change its steps."""
+    trials = [trial("autoregressive", [1] * 6, 1.0, repeat=repeat) for repeat in range(2)]
+    trials += [trial("pld", [2, 4], 0.5, state=state), trial("pld", [6], 0.5, state=state, repeat=1, **changes)]
+    run = write_run(tmp_path / "run", trials)
+    run.write_config(CONFIG | {"sampling": {"temperature": temperature}})
+    loaded = read_run(run.path)
+    said = [str(alarm) for alarm in find_alarms(loaded, summarise(loaded))]
+    expected = "alarm: pld: 1 of 1 turns took other steps in another repeat, at temperature 0: it remembers earlier prompts,"
+    assert any(line.startswith(expected) for line in said) == alarmed, said
 
 
 def test_what_tasks_and_overall_both_say_is_said_once(tmp_path: Path) -> None:

@@ -83,6 +83,11 @@ def own_code(folder: Path) -> None:
     (folder / "own.py").write_text(f"open({str(folder / 'executed')!r}, 'w')\n")
 
 
+def only_bin(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+
+
 def empty(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
@@ -102,7 +107,53 @@ BROKEN: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "no-config": (lambda folder: (folder / "config.json").unlink(), "Unrecognized model"),
     "unknown-kind": (lambda folder: changed(folder, "config.json", model_type="lama"), "model type `lama`"),
     "tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer at "),
+    "config-list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json: expected a mapping of settings"),
+    "generation": (
+        lambda folder: (folder / "generation_config.json").write_text("[]"),
+        "generation_config.json: expected a mapping of settings",
+    ),
+    "nested": (
+        lambda folder: (folder / "config.json").write_text("[" * 100_000),
+        "config.json: cannot be read: maximum recursion depth",
+    ),
+    "index": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text("[1]"),
+        "model.safetensors.index.json: expected a mapping of settings",
+    ),
+    "empty-bin": (lambda folder: only_bin(folder, b""), "no model at "),
+    "garbage-bin": (lambda folder: only_bin(folder, b"garbage"), "no model at "),
+    "activation": (
+        lambda folder: changed(folder, "config.json", hidden_act="evil"),
+        "transformers knows no hidden_act=evil",
+    ),
+    "rope-type": (
+        lambda folder: changed(folder, "config.json", rope_parameters={"rope_type": "evil", "rope_theta": 1e4}),
+        "transformers knows no rope_parameters.rope_type=evil",
+    ),
+    "quantised": (
+        lambda folder: changed(folder, "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        "optimum",
+    ),
+    "quantised-otherwise": (
+        lambda folder: changed(folder, "config.json", quantization_config={"quant_method": "zzz"}),
+        "transformers does not know quantization_config={'quant_method': 'zzz'}",
+    ),
+    "heads": (
+        lambda folder: changed(folder, "config.json", num_attention_heads=5),
+        "The hidden size (32) is not a multiple of the number of attention heads (5)",
+    ),
+    "encoder": (lambda folder: changed(folder, "config.json", model_type="t5"), "no config of a decoder-only language model"),
     "template": (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), "the chat template of "),
+    "template-empty": (lambda folder: (folder / "chat_template.jinja").write_text(""), "the tokenizer has no chat template"),
+    "template-yields-nothing": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{% if false %}x{% endif %}"),
+        "the prompt of 1 turns has no token",
+    ),
+    "template-divides": (lambda folder: (folder / "chat_template.jinja").write_text("{{ 1/0 }}"), "ZeroDivisionError"),
+    "template-raises": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}"),
+        "TemplateError: no",
+    ),
     "no-template": (lambda folder: (folder / "chat_template.jinja").unlink(), "try target.format=plain"),
 }
 
@@ -115,6 +166,13 @@ def test_checkpoints(refuse: Refuse, tiny: Tiny, tmp_path: Path, name: str) -> N
     said = refuse("run", *tiny.overrides("task=qa", "method=[]", "out=results/x", f"target.path={folder}"))
     assert expected in said and len(said) < 600
     assert not (folder / "executed").exists(), "nothing in a checkpoint is ever executed"
+
+
+def test_a_template_that_fails_at_the_second_turn(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny.target, tmp_path / "one-turn"))
+    (folder / "chat_template.jinja").write_text("hello{{ 1 / 0 if messages|length > 1 }}")
+    overrides = tiny.overrides("task=mt_bench", "method=[]", "out=results/x", f"target.path={folder}")
+    assert refuse("run", *overrides).startswith(f"the chat template of {folder}: ZeroDivisionError")
 
 
 def test_a_bin_of_plain_tensors_is_read(cli: Cli, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

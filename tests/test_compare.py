@@ -27,7 +27,7 @@ from specbench.compare.runs import compute_log_ratios
 from specbench.errors import InputError
 from specbench.exchange.trackers import export_asv, export_bencher, export_github
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import Trial
+from specbench.records.trial import Trial, hash_ids
 from tests import fake_run
 from tests.conftest import Cli, Refuse, Tiny
 from tests.fake_run import CONFIG, PROVENANCE, made_up_trials, write_run
@@ -69,7 +69,7 @@ def test_a_turn_that_is_counted_otherwise_fails(tmp_path: Path) -> None:
     old, new = pair(tmp_path)
     trials = RunDirectory(new).read_trials()
     changed = next(trial for trial in trials if trial.method == "pld")
-    RunDirectory(new).append_trial(replace(changed, output_sha256="another"))
+    RunDirectory(new).append_trial(replace(changed, output_sha256=hash_ids([1])))
     found = compare_runs(old, new)
     assert found.failed and "pld: 1 of 48 turns have another output_sha256" in format_notes(found)
 
@@ -132,7 +132,8 @@ def test_a_method_with_another_setting_is_not_a_further_one(tmp_path: Path) -> N
 def test_another_datastore_is_another_run(tmp_path: Path) -> None:
     old, new = pair(tmp_path)
     for run, print_ in ((old, "a"), (new, "b")):
-        RunDirectory(run).write_provenance(PROVENANCE | {"leakage": {"pld": [{"sha256": print_}]}})
+        store = {"name": "store", "sha256": print_, "tokens": 9, "questions": 4, "leaked": 0}
+        RunDirectory(run).write_provenance(PROVENANCE | {"leakage": {"pld": [store]}})
     with pytest.raises(InputError, match="method.pld.datastores"):
         compare_runs(old, new)
 

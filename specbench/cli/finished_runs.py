@@ -1,7 +1,6 @@
 """The commands about finished runs: compare, plan, replay, paper, export, import."""
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,9 @@ def compare(argv: list[str]) -> int:
     parser.add_argument("--add", action="store_true", help=added)
     _add_outputs(parser)
     options = parser.parse_args(argv)
+    _check_outputs(options)
     from specbench.compare.comparison import accept_first_reference, compare_runs
+    from specbench.records.run_directory import RunDirectory
 
     if options.add:
         _check_folder(options.reference, options.run)
@@ -35,7 +36,7 @@ def compare(argv: list[str]) -> int:
         result = compare_runs(options.reference, options.run, options.factor)
     status = _print_result(result, options)
     if options.add and not result.failed:
-        shutil.copytree(options.run, options.reference / options.run.resolve().name)
+        RunDirectory(options.run).copy_to(options.reference / options.run.resolve().name)
     return status
 
 
@@ -44,6 +45,7 @@ def _compare_against(argv: list[str]) -> int:
     parser.add_argument("--against", required=True, metavar="GIT-REF", help="a commit, branch or tag of this repository")
     _add_outputs(parser)
     options = parse_options(parser, argv)
+    _check_outputs(options)
     from specbench.compare.against import run_both
     from specbench.compare.comparison import compare_checkouts
 
@@ -53,6 +55,14 @@ def _compare_against(argv: list[str]) -> int:
 def _add_outputs(parser: Parser) -> None:
     for name, what in (("json", "all figures"), ("junit", "one test per ratio"), ("markdown", "for a job's summary")):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=what)
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Raise InputError, before anything is compared, for a file that cannot be one."""
+    for name in ("json", "junit", "markdown"):
+        path: Path | None = getattr(options, name)
+        if path and path.exists() and not path.is_file():
+            raise InputError(f"--{name} {path}: expected a file, but this is a folder or something else")
 
 
 def _print_result(result: "Comparison", options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from specbench.cli import finished_runs as commands
-from specbench.cli.parser import Parser, build_parser, console, parse_options, print_lines, widen_console
+from specbench.cli.parser import Parser, accept_any_text, build_parser, console, parse_options, print_lines, widen_console
 from specbench.errors import InputError, abbreviate, refuse, suggest_choices
 
 
@@ -68,13 +68,14 @@ def cost(argv: list[str]) -> int:
     from specbench.diagnose.roofline import write_card
     from specbench.machine.devices import list_timed_devices
     from specbench.machine.locks import WAITING, lock_devices
+    from specbench.records.names import make_file_name
     from specbench.running.sweep import check_single_run
     from specbench.setup.objects import check_nodes
 
     check_nodes(settings)
     check_single_run(settings, options.overrides, "cost")
     target = settings.target
-    name = "-".join(filter(None, ("cost", target.name, target.shape)))
+    name = make_file_name("-".join(filter(None, ("cost", target.name, target.shape))))
     with lock_devices(list_timed_devices(target.device, target.device_map), partial(print_lines, WAITING)):
         console.print(write_card(settings, Path(settings.out or f"reports/{name}").expanduser()))
     return 0
@@ -156,7 +157,8 @@ def list_(argv: list[str]) -> int:
 
     check_folder(folder)
     for group in GROUPS:
-        console.print(f"[bold]{group}[/bold]: {', '.join(list_options(group, folder)) or '-'}", highlight=False, soft_wrap=True)
+        console.print(f"{group}:", style="bold", end=" ")
+        print_lines(", ".join(list_options(group, folder)) or "-")
     return 0
 
 
@@ -196,6 +198,7 @@ def _call_command(argv: list[str]) -> int:
 
 def main() -> None:
     """Run the command of sys.argv and exit with its status."""
+    accept_any_text()
     warnings.filterwarnings("ignore")
     try:
         status = _call_command(sys.argv[1:])

@@ -24,7 +24,8 @@ from specbench.exchange import spec_bench as answers
 from specbench.models.chat import render_prompt
 from specbench.records.files import JsonLines
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE, IMPORTED, Prompt, QuestionId, Trial, hash_ids
+from specbench.records.trial import BASELINE, IMPORTED, LIMITS, Prompt, QuestionId, Trial, hash_ids
+from specbench.records.typed import Label, check
 from specbench.replay.recorded_target import LARGEST, RecordedAnswer
 from specbench.setup.instantiate import instantiate
 from specbench.setup.objects import load_target_tokenizer
@@ -53,7 +54,7 @@ def read_recordings(path: Path, settings: RunSettings) -> Recordings:
     """Read a run folder, an ids file or an answer file. Raises InputError (file:line)."""
     if path.is_dir():
         return read_run_answers(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     _, first = next(JsonLines(path).read_numbered(torn=False), (0, {}))
     return read_answer_file(path, settings) if "choices" in first else read_ids(path, settings.sampling.max_new_tokens)
@@ -102,8 +103,8 @@ def _parse_turn(row: Mapping[str, Any], number: int, name: str, max_new_tokens: 
     limit = row.get("max_new_tokens", max(max_new_tokens, len(output)))
     if type(limit) is not int or limit < len(output):
         raise InputError(f"max_new_tokens={limit}: expected a whole number, at least the {len(output)} ids of {output_field}")
-    category = str(row.get("category", row.get("task", name)))
-    task = str(row.get("task", TASK_OF_CATEGORY.get(category, category)))
+    category = _parse_name(row, "category", row.get("task", name))
+    task = _parse_name(row, "task", TASK_OF_CATEGORY.get(category, category))
     answer = _build_answer(prompt, output, limit, _was_stopped(row, len(output) < limit))
     question = _parse_question_id(row.get("question_id", number))
     return _build_trial(name, task, category, question, _parse_turn_number(row), answer), answer
@@ -121,24 +122,30 @@ def _parse_ids(row: Mapping[str, Any], field: str) -> list[int]:
     return ids
 
 
+def _parse_name(row: Mapping[str, Any], field: str, default: Any) -> str:
+    name = row.get(field, default)
+    check(name, Label, field)
+    return str(name)
+
+
 def _was_stopped(row: Mapping[str, Any], short: bool) -> bool:
     """Return whether a token ended the answer. short: it is shorter than its limit."""
     reason = row.get("finish_reason")
     reason = reason.get("type") if isinstance(reason, dict) else reason
+    check(reason, str | None, "finish_reason")
     return short if reason is None else reason in STOPPED
 
 
 def _parse_question_id(value: Any) -> QuestionId:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise InputError(f"question_id is {value!r}, expected a whole number or a string")
-    return value
+    check(value, LIMITS["question_id"], "question_id")
+    question: QuestionId = value
+    return question
 
 
 def _parse_turn_number(row: Mapping[str, Any]) -> int:
     turn = row.get("turn", 0)
-    if type(turn) is not int or turn < 0:
-        raise InputError(f"turn is {turn!r}, expected a whole number from 0")
-    return turn
+    check(turn, int, "turn")
+    return int(turn)
 
 
 def _build_answer(prompt: list[int], output: list[int], limit: int, stopped: bool) -> RecordedAnswer:

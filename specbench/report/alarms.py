@@ -13,9 +13,9 @@ import pandas as pd
 from scipy import stats
 
 from specbench.analysis import metrics
-from specbench.analysis.loaded_run import LoadedRun
+from specbench.analysis.loaded_run import LoadedRun, find_first
 from specbench.analysis.metrics import OVERALL
-from specbench.records.trial import BASELINE
+from specbench.records.trial import BASELINE, PER_STEP
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ ESTIMATORS = {
 def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Return everything wrong with a run, alarms first. summary: summarise(run)."""
     run_checks = (
-        _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_bugs,
+        _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_bugs, _warn_unsteady,
         _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling, _warn_rows,
     )  # fmt: skip
     alarms = [*_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
@@ -153,13 +153,29 @@ def _warn_bugs(run: LoadedRun) -> Iterator[Alarm]:
             yield Alarm("alarm", method, OVERALL, message)
 
 
+def _warn_unsteady(run: LoadedRun) -> Iterator[Alarm]:
+    """Warn of cold methods whose greedy turns differ from repeat to repeat: nothing but what they remember may change them."""
+    if find_first(run.config, "sampling.temperature") != 0:
+        return
+    counts: dict[str, dict[tuple[Any, int], set[Any]]] = {}
+    for trial in run.trials:
+        if trial.state == "cold" and not trial.failed:
+            seen = counts.setdefault(trial.method, {}).setdefault((trial.question_id, trial.turn), set())
+            seen.add((trial.new_tokens, trial.output_sha256, *(tuple(getattr(trial, name) or ()) for name in PER_STEP)))
+    for method, turns in counts.items():
+        if differing := sum(len(seen) > 1 for seen in turns.values()):
+            message = f"{differing} of {len(turns)} turns took other steps in another repeat, at temperature 0"
+            yield Alarm("alarm", method, OVERALL, f"{message}: it remembers earlier prompts, or its rounding varies")
+
+
 def _warn_longer_answers(run: LoadedRun) -> Iterator[Alarm]:
     """Warn of answers longer than any text that was certified."""
-    tried = [(trial.new_tokens, run.certified[trial.method].tokens) for trial in run.trials if trial.method in run.certified]
-    beyond = [(longest, seen) for longest, seen in tried if longest > seen]
+    seen = {method: known.evidence.tokens for method, known in run.certified.items() if known.evidence.texts}
+    tried = [(trial.new_tokens, seen[trial.method]) for trial in run.trials if trial.method in seen]
+    beyond = [(longest, most) for longest, most in tried if longest > most]
     if beyond:
-        longest, seen = max(beyond)
-        message = f"answers of up to {longest} tokens; the certificates checked texts of at most {seen}"
+        longest, most = max(beyond)
+        message = f"answers of up to {longest} tokens; the certificates checked texts of at most {most}"
         yield Alarm("notice", "the run", OVERALL, message)
 
 

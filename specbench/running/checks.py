@@ -9,6 +9,7 @@ from specbench.decoding.drafter import Drafter
 from specbench.drafters.skip_sets import check_shape
 from specbench.drafters.skipping_drafter import SkippingDrafter
 from specbench.errors import InputError
+from specbench.models.chat import render_prompt
 from specbench.models.target import Target
 from specbench.setup.settings import TargetSettings
 from tasks.question import Question
@@ -24,7 +25,10 @@ def check_drafters(drafters: Mapping[str, Drafter], target: TargetSettings, toke
 
 
 def check_prompts(questions: list[Question], target: Target) -> None:
-    """Raise InputError for another model's tokenizer, and for a task without any first prompt that fits the context."""
+    """Raise InputError for another model's tokenizer, and for a task without any first prompt that fits the context.
+
+    Also for a chat template that fails at a second turn, if a question has one.
+    """
     shortest: dict[str, int] = {}
     for question in questions:
         ids = target.render_first_prompt(question)
@@ -33,6 +37,8 @@ def check_prompts(questions: list[Question], target: Target) -> None:
                 f"the tokenizer gives id {max(ids)}, but {target.name} has a vocabulary of {target.model.vocabulary}"
             )
         shortest[question.task] = min(len(ids), shortest.get(question.task, len(ids)))
+    if longer := next((question for question in questions if len(question.turns) > 1), None):
+        render_prompt(target.chat, [(longer.turns[0], "Yes."), (longer.turns[1], None)], target.tokenizer)
     fitting = [task for task, length in shortest.items() if length < target.model.context]
     for task, length in shortest.items():
         if task not in fitting:

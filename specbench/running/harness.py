@@ -12,6 +12,7 @@ from specbench.models.chat import count_retokenised, decode_answer, render_promp
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, PER_STEP, Prompt, QuestionId, Trial, TrialKey, hash_ids
+from specbench.records.trial_rules import parse_trial
 from specbench.running.schedule import Arm, Block, Schedule, schedule_blocks
 from specbench.watch import Watcher
 from tasks.question import Question
@@ -112,9 +113,14 @@ class Harness:
             self._meters.start()
             out = arm.engine.generate(arm.method, ids, self.schedule.get_sampling(block))
             results = asdict(self._meters.stop()) | self._collect_results(arm, block, out)
+            return self._build_trial(arm, block, place, ids, results)
         except (Exception, SystemExit) as error:  # any failure of a method becomes an error row, and the run continues
-            results = _describe_failure(error)
-        return Trial(**self._describe_trial(arm, block, place), prompt_tokens=len(ids), prompt_sha256=hash_ids(ids), **results)
+            return self._build_trial(arm, block, place, ids, _describe_failure(error))
+
+    def _build_trial(self, arm: Arm, block: Block, place: int, ids: list[int], results: dict[str, Any]) -> Trial:
+        """Return the record of a turn. Raises InputError if it cannot have happened, or could not be read again."""
+        prompt: dict[str, Any] = {"prompt_tokens": len(ids), "prompt_sha256": hash_ids(ids)}
+        return parse_trial(Trial(**self._describe_trial(arm, block, place), **prompt, **results).to_row())
 
     def _describe_trial(self, arm: Arm, block: Block, place: int) -> dict[str, Any]:
         return {

@@ -13,6 +13,7 @@ from specbench.drafters.skipping_drafter import SkippingDrafter
 from specbench.errors import InputError
 from specbench.machine.devices import pick_device
 from specbench.records.moved import translate_targets
+from specbench.records.names import make_file_name
 from specbench.records.nested import look_up
 from specbench.records.trial import BASELINE
 from specbench.setup.instantiate import check_node, locate_class
@@ -84,7 +85,7 @@ def _check_unused_settings(settings: TrainSettings, label: str, mode: TrainingMo
 
 def _prepare_folder(settings: TrainSettings, label: str) -> Path:
     """Create or reopen `out` and write the config into it. Raises InputError for a folder of another training."""
-    out = Path(settings.out or f"results/train-{settings.target.name}-{label}").expanduser()
+    out = Path(settings.out or f"results/{make_file_name(f'train-{settings.target.name}-{label}')}").expanduser()
     config = out / CONFIG
     begun = out.exists() and any(path.name != CONFIG for path in out.iterdir())
     if begun and not config.is_file():
