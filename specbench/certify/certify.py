@@ -17,10 +17,10 @@ from specbench.machine.locks import lock_run
 from specbench.records.certificates import FILE, JOURNAL, Certificate, Verdict, VerdictJournal
 from specbench.records.evidence import read_evidence
 from specbench.records.files import write_atomic
+from specbench.records.names import stamp_path
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
 from specbench.running.checks import check_drafters, check_prompts
-from specbench.running.resume import stamp_path
 from specbench.setup.instantiate import check_node, instantiate
 from specbench.setup.objects import (
     check_methods,
