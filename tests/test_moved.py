@@ -34,7 +34,7 @@ def test_names_are_translated_wherever_they_are_nested() -> None:
 
 
 def test_a_stored_run_and_a_stored_certificate_say_todays_names(tmp_path: Path) -> None:
-    config = {"method": {"autoregressive": {"_target_": OLD}}}
+    config = {"method": {"autoregressive": {"_target_": OLD}}, "sampling": {"max_new_tokens": 8}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     assert RunDirectory(tmp_path).read_config()["method"]["autoregressive"]["_target_"] == MOVED[OLD]
     stored = Certificate({}, config, 0.01, {}, {}, [], []).write(tmp_path)
