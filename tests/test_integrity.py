@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ def describe(folder: Path, **changes: Any) -> None:
     (folder / "store.json").write_text(json.dumps({**json.loads((folder / "store.json").read_text()), **changes}))
 
 
+def put_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "suffixes-filled": (lambda folder: overwrite(folder, "0.suffixes", fill), SUFFIXES),
     "suffixes-zero": (lambda folder: overwrite(folder, "0.suffixes", zero), SUFFIXES),
@@ -72,10 +78,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "info-nested": (lambda folder: (folder / "store.json").write_text("[" * 100_000), "store.json: cannot be read"),
     "info-missing": (lambda folder: (folder / "store.json").unlink(), "is not a datastore"),
     "ids-missing": (lambda folder: (folder / "0.ids").unlink(), "0.ids: cannot be read: No such file"),
-    "ids-fifo": (
-        lambda folder: ((folder / "0.ids").unlink(), os.mkfifo(folder / "0.ids")),
-        "0.ids: cannot be read: No such file",
-    ),
+    "ids-fifo": (lambda folder: put_fifo(folder / "0.ids"), "0.ids"),
 }
 
 
