@@ -84,9 +84,7 @@ def _load_texts(settings: TrainSettings, target: Target, out: Path, watch: Watch
     if not (out / TEXTS).is_file():
         questions = select_questions(settings, instantiate(settings.suite), settings.limit)
         _check_held_out(settings.held_out, sum(len(question.turns) for question in questions))
-        with explain_exhaustion(
-            target.model.device, "data=null", "the target answers many questions at once; expected data=FILE"
-        ):
+        with explain_exhaustion(target.model.device, "data=null", "many questions are answered at once; expected data=FILE"):
             write_texts(out / TEXTS, generate_answers(target, questions, settings.max_new_tokens, watch))
     return read_texts(out / TEXTS, target)
 
