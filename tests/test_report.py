@@ -255,6 +255,36 @@ def test_the_terminal_table_fits_eighty_columns_with_all_its_numbers(tmp_path: P
     assert len(re.findall(r"\d+\.\d+", line)) == 9 and "100%" in line, line
 
 
+def test_intervals_are_written_one_way(run: RunDirectory, tmp_path: Path) -> None:
+    report = render_report([run.path], tmp_path / "out")
+    row = report.summary.set_index(["method", "task"]).loc[("pld", "overall")]
+    low, high = f"{row['speedup_low']:.2f}", f"{row['speedup_high']:.2f}"
+    assert f"[{low}, {high}]" in (report.out / "table.md").read_text()
+    assert f">[{low}, {high}]<" in report.page.read_text()
+    console = Console(width=140)
+    with console.capture() as printed:
+        console.print(report.terminal[0])
+    assert f"[{low}," in printed.get() and f"{high}]" in printed.get()
+    assert f"{low}–" not in printed.get() + report.page.read_text()
+
+
+def test_the_page_writes_settings_in_words(run: RunDirectory, tmp_path: Path) -> None:
+    static = {"_target_": "methods.rest.Rest", "longest": 16, "cut": None}
+    draft = {"_target_": "specbench.models.load.load_draft", "path": "zoo"}
+    settings = {
+        "_target_": "x.Y",
+        "filler": None,
+        "full": False,
+        "tree": {"paths": [[0], [0, 1]]},
+        "static": static,
+        "draft": draft,
+    }
+    run.write_config({**run.read_config(), "method": {"pld": settings}})
+    page = render_report([run.path], tmp_path / "out").page.read_text()
+    line = "filler none, full no, tree (paths 0 0-1), static Rest (longest 16, cut none), draft (path zoo)"
+    assert f'<td class="text">x.Y</td><td class="text settings">{line}</td>' in page
+
+
 def test_a_method_that_keeps_state_is_marked(tmp_path: Path) -> None:
     trials = [trial("autoregressive", [1], 1.0), trial("token_recycling", [1], 1.0, state="warm")]
     report = render_report([write_run(tmp_path / "run", trials).path], tmp_path / "out")

@@ -45,6 +45,8 @@ CHANGED = {  # names of run.json, in words
 }
 APART = 0.05  # smallest difference between estimators of a speedup that is reported
 MARGIN = 0.03  # a baseline slower than another engine by more than this raises an alarm
+ROW_MARGIN = 0.1  # a forward slower than one over more rows by more than this, in every round, raises one
+ROUNDS = 5  # fewer rounds say nothing about rows
 ESTIMATORS = {
     "geometric": "speedup",
     "pooled": "speedup_pooled",
@@ -57,13 +59,25 @@ def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Return everything wrong with a run, alarms first. summary: summarise(run)."""
     run_checks = (
         _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_bugs, _warn_unsteady,
-        _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling,
+        _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling, _warn_rows,
     )  # fmt: skip
     alarms = [*_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
     alarms += [alarm for check in run_checks for alarm in check(run)]
     for row in summary.to_dict("records"):
         alarms += [*_warn_one_question(row), *_warn_conversion(row), *_warn_no_drafts(row), *_warn_unfinished(row)]
-    return sorted(alarms, key=lambda alarm: alarm.level)
+    return sorted(_drop_repeated(alarms, summary["task"].nunique() - 1), key=lambda alarm: alarm.level)
+
+
+def _drop_repeated(alarms: Sequence[Alarm], tasks: int) -> Iterator[Alarm]:
+    """Yield what overall and tasks say in the same words once: under overall if all tasks say so, else under each task."""
+    places: dict[tuple[str, str, str], set[str]] = {}
+    for alarm in alarms:
+        places.setdefault((alarm.level, alarm.method, alarm.message), set()).add(alarm.task)
+    for alarm in alarms:
+        said = places[alarm.level, alarm.method, alarm.message]
+        everywhere = len(said - {OVERALL}) == tasks
+        if OVERALL not in said or len(said) == 1 or everywhere == (alarm.task == OVERALL):
+            yield alarm
 
 
 def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
@@ -77,6 +91,17 @@ def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
     if not measured and rows.empty:
         message = "not compared with other autoregressive engines on this device"
         yield Alarm("notice", BASELINE, OVERALL, message)
+
+
+def _warn_rows(run: LoadedRun) -> Iterator[Alarm]:
+    """Compare forwards over few rows with those over more, timed before the run."""
+    times = {int(rows): values for rows, values in (run.provenance.get("forward_ms") or {}).items()}
+    for few, more, ratio in find_slower_rows(times):
+        slower = f"a forward over {few} {'row' if few == 1 else 'rows'} takes {ratio:.2f} times as long as one over {more}"
+        if few == 1:
+            yield Alarm("alarm", BASELINE, OVERALL, f"{slower}: the baseline runs slower code, every speedup is too high")
+        else:
+            yield Alarm("notice", "the run", OVERALL, f"{slower}: methods that verify {few} run slower code")
 
 
 def _warn_profiled(run: LoadedRun) -> Iterator[Alarm]:
@@ -210,6 +235,8 @@ def _warn_conversion(row: SummaryRow) -> Iterator[Alarm]:
 def _warn_unsure_conversion(summary: pd.DataFrame) -> Iterator[Alarm]:
     """Warn once for all rows without an interval."""
     high = summary[(summary["method"] != BASELINE) & (summary["conversion"] > 1.005) & summary["conversion_low"].isna()]
+    if summary["task"].nunique() == 2:  # one task: overall says the same
+        high = high[high["task"] == OVERALL]
     if len(high):
         rows = ", ".join(f"{row.method} on {row.task} {row.conversion:.2f}" for row in high.itertuples())
         message = f"conversion is above 1, with too few questions to exclude chance: {rows}"
@@ -241,6 +268,23 @@ def _compute_ratios(rates: Rates) -> dict[str, list[float]]:
 def find_faster(rates: Rates) -> dict[str, float]:
     """Return the engines that beat the run's own by more than MARGIN in every round, with the median ratio."""
     return {name: statistics.median(values) for name, values in _compute_ratios(rates).items() if min(values) > 1 + MARGIN}
+
+
+def find_slower_rows(times: Mapping[int, Sequence[float]]) -> Iterator[tuple[int, int, float]]:
+    """Yield numbers of rows that in every round took longer than some larger number by ROW_MARGIN, that number, the median ratio.
+
+    times: milliseconds of a forward by its rows, round by round. Each number of rows comes once, with its fastest superior.
+    """
+    for few in sorted(times):
+        ratios = {more: [a / b for a, b in zip(times[few], times[more], strict=True)] for more in times if more > few}
+        beyond = {
+            more: statistics.median(values)
+            for more, values in ratios.items()
+            if len(values) >= ROUNDS and min(values) > 1 + ROW_MARGIN
+        }
+        if beyond:
+            more = max(beyond, key=lambda rows: beyond[rows])
+            yield few, more, beyond[more]
 
 
 def describe_rivals(rates: Rates) -> str:

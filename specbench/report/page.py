@@ -117,9 +117,26 @@ def _list_settings(run: LoadedRun, summary: pd.DataFrame) -> list[tuple[str, str
     for label in summary["method"].unique():
         settings = dict(configured.get(label.partition("@")[0]) or {})
         class_ = str(settings.pop("_target_", ""))
-        line = ", ".join(f"{name} {value}" for name, value in settings.items())
+        line = _format_settings(settings)
         rows.append((label, class_, line if len(line) <= LONGEST else line[:LONGEST] + "…"))
     return rows
+
+
+def _format_settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_format_setting(value)}" for name, value in settings.items() if name != "_target_")
+
+
+def _format_setting(value: Any) -> str:
+    """Return a setting in words: none, yes, no; a list as 0 1 0-0; what is built of settings as Rest (longest 16, shortest 2)."""
+    if isinstance(value, Mapping):
+        _, _, class_ = str(value.get("_target_", "")).rpartition(".")
+        name = f"{class_} " if class_[:1].isupper() else ""  # a function's says less than what it is given
+        return f"{name}({_format_settings(value)})"
+    if isinstance(value, list):
+        return " ".join("-".join(map(_format_setting, one)) if isinstance(one, list) else _format_setting(one) for one in value)
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)
 
 
 def _format_target(row: pd.Series) -> str:

@@ -103,7 +103,7 @@ def format_interval(row: SummaryRow) -> str:
 
 
 def _format_terminal_cell(row: SummaryRow) -> str:
-    return _format_cell(row, "\n{}–\n{}").replace(" ± ", "\n±")
+    return _format_cell(row, "\n[{},\n{}]").replace(" ± ", "\n±")
 
 
 def _format_latex_cell(row: SummaryRow) -> str:

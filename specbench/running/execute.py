@@ -19,7 +19,7 @@ from specbench.machine.locks import WAITING, lock_devices, lock_run
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
-from specbench.running.baseline import measure_baselines
+from specbench.running.baseline import measure_baselines, measure_rows
 from specbench.running.checks import check_drafters, check_prompts
 from specbench.running.harness import Harness
 from specbench.running.resume import choose_run_directory, open_run
@@ -84,6 +84,7 @@ def _collect_run_info(
     info["leakage"] = hide_home(measure_leakage(drafters, questions, target.tokenizer))
     if settings.check_baseline and not run.is_run():
         watcher.show_status("timing other baselines", long=True)
+        info["forward_ms"] = measure_rows(target, questions)
         info["baseline"] = measure_baselines(settings, target, questions)
         release_memory(target.model.device)
     return info
