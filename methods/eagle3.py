@@ -168,6 +168,9 @@ class Eagle3Network(DraftNetwork):
         """Map ids of the draft vocabulary, of any shape, to ids of the target's."""
         return tokens + self.d2t[tokens] if self.draft_vocabulary < self.shape.vocab_size else tokens
 
+    def count_logits(self) -> int:
+        return 2 * ROUNDS + 3
+
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Training-time test (section 3.2): in each of ROUNDS rounds the network reads its own output, one token further."""
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)

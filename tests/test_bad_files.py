@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from specbench.datastore.build import build_datastore
+from specbench.errors import InputError
+from specbench.models.load import load_model
 from tests.conftest import Cli, Refuse, Tiny, tensors
 
 
@@ -136,7 +138,7 @@ BROKEN: Mapping[str, tuple[Callable[[Path], object], str]] = {
     ),
     "quantised-otherwise": (
         lambda folder: changed(folder, "config.json", quantization_config={"quant_method": "zzz"}),
-        "transformers does not know quantization_config={'quant_method': 'zzz'}",
+        "config.json: quantization_config.quant_method=zzz: expected ",
     ),
     "heads": (
         lambda folder: changed(folder, "config.json", num_attention_heads=5),
@@ -166,6 +168,34 @@ def test_checkpoints(refuse: Refuse, tiny: Tiny, tmp_path: Path, name: str) -> N
     said = refuse("run", *tiny.overrides("task=qa", "method=[]", "out=results/x", f"target.path={folder}"))
     assert expected in said and len(said) < 600
     assert not (folder / "executed").exists(), "nothing in a checkpoint is ever executed"
+
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("bert", "bert is an encoder .is_decoder: false.; expected a decoder-only language model"),
+        ("roberta", "roberta is an encoder"),
+        ("t5", "T5Config is no config of a decoder-only language model"),
+        ("falcon", "falcon: its layers do not run through transformers' attention interface: TypeError"),
+        ("stablelm", "stablelm: its layers do not run through transformers' attention interface: AssertionError"),
+        ("nemotron", "nemotron: its layers do not run through transformers' attention interface: AssertionError"),
+        ("bloom", "bloom: 0 of 2 layers attend through transformers' interface"),
+        ("lama", "Unrecognized model identifier: lama"),
+    ],
+)
+def test_architectures_that_do_not_run(kind: str, said: str) -> None:
+    config = {**SIZES, "model_type": kind, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    with pytest.raises(InputError, match=said) as error:
+        load_model(None, weights="random", config=config, dtype="float32", device="cpu")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_key_that_a_decoder_ignores() -> None:
+    config = {**SIZES, "model_type": "llama", "is_decoder": False}
+    assert load_model(None, weights="random", config=config, dtype="float32", device="cpu").vocabulary == 64
 
 
 def test_a_template_that_fails_at_the_second_turn(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 
 from methods.eagle import EagleNetwork
 from methods.eagle3 import Eagle3Network
@@ -25,13 +19,11 @@ from specbench import ROOT
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.checkpoints import write_checkpoint
-from specbench.drafters.config_keys import WITHOUT_EFFECT
 from specbench.drafters.network import DraftNetwork
 from specbench.drafters.network_drafter import load_network
 from specbench.errors import InputError
 from specbench.models.load import load_model
-from tests.test_trained_drafters import decoded, drafter_of, first_draft
-from tests.tiny import tiny_model
+from tests.test_trained_drafters import decoded, drafter_of
 
 ZOO = ROOT / "specbench" / "zoo"
 NAMES: dict[str, type[DraftNetwork]] = {
@@ -248,160 +240,6 @@ def test_scaling_that_expansion_would_change_is_refused(tmp_path: Path) -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     with pytest.raises(InputError, match="under rope_type=yarn its heads or positions have other frequencies"):
         load_network(Eagle3Network, changed("eagle3", tmp_path, rope_scaling=scaling), wide)
-
-
-@pytest.mark.parametrize(
-    ("name", "tensor", "bad"),
-    [
-        ("eagle3", "fc.weight", float("nan")),
-        ("eagle", "layers.0.mlp.down_proj.weight", float("inf")),
-        ("medusa", "2.1.weight", float("-inf")),
-        ("hydra_heads", "hydra_lm_head.1.1.bias", float("nan")),
-    ],
-)
-def test_weights_that_are_no_numbers_are_refused(name: str, tensor: str, bad: float, tmp_path: Path) -> None:
-    spoil(tmp_path, name, lambda tensors: tensors[tensor].view(-1).__setitem__(0, bad))
-    with pytest.raises(InputError, match=re.escape(f"holds NaN or infinite weights: {tensor} (1 of ")):
-        load_network(NAMES[name], str(tmp_path / "copy"), mini())
-
-
-def spoil(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    changed(name, folder)
-    tensors = load_file(folder / "copy" / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "copy" / "model.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda tensors: tensors.update({"fc.weight": torch.zeros(256, 768, dtype=torch.long)}), "fc.weight is torch.int64"),
-        (
-            lambda tensors: tensors.update({"fc.weight": torch.zeros(256, 768, dtype=torch.complex64)}),
-            "fc.weight is torch.complex64",
-        ),
-    ],
-)
-def test_tensors_of_another_kind(change: Callable[[dict[str, torch.Tensor]], Any], said: str, tmp_path: Path) -> None:
-    spoil(tmp_path, "eagle3", change)
-    with pytest.raises(InputError, match=f"of another kind: {said}, expected torch.float32"):
-        load_network(Eagle3Network, str(tmp_path / "copy"), mini())
-
-
-@pytest.mark.parametrize("offset", [2000, -3, 1])
-def test_a_vocabulary_map_to_no_token_or_one_token_twice(offset: int, tmp_path: Path) -> None:
-    def cut(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["lm_head.weight"] = tensors["lm_head.weight"][:100].clone()
-        tensors["d2t"], tensors["t2d"] = torch.zeros(100, dtype=torch.long), torch.arange(1024) < 100
-        tensors["d2t"][2] = offset
-
-    spoil(tmp_path, "eagle3", cut)
-    config = json.loads((tmp_path / "copy" / "config.json").read_text()) | {"draft_vocab_size": 100}
-    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="d2t maps to other tokens than the target's 1024, or several to one"):
-        load_network(Eagle3Network, str(tmp_path / "copy"), mini())
-
-
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-4, 200) | st.integers() | st.floats() | st.text(max_size=6),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
-    max_leaves=4,
-)
-MORE_KEYS = [
-    *("rope_theta", "rope_scaling", "rope_parameters", "attention_bias", "mlp_bias", "norm_output", "norm_before_residual"),
-    *("norm_before_fc", "fc_norm", "eagle_config", TAPS, "draft_vocab_size", "target_hidden_size", "own_embeddings", "bias"),
-    *("qkv_bias", "head_dim", "hidden_act", "sliding_window", "tie_word_embeddings", "medusa_num_heads", "hydra_num_heads"),
-    *("hidden_state_offset", "grounded_heads", "hydra_head_arch", *sorted(WITHOUT_EFFECT)),
-]
-PLAUSIBLE = st.sampled_from(
-    [False, True, None, 0, 1, 2, 3, 4, 8, 16, 32, 48, 128, 1e-6, 1e6, "silu", "gelu", [0, 1, 2], [2, 1, 0]]
-)
-ROTARY = st.fixed_dictionaries(
-    {},
-    optional={
-        **{key: st.sampled_from(["default", "linear", "llama3", "yarn", "dynamic", 3]) for key in ("rope_type", "type")},
-        **{key: PLAUSIBLE | st.floats() for key in ("factor", "rope_theta", "low_freq_factor", "high_freq_factor", "beta_fast")},
-        "original_max_position_embeddings": PLAUSIBLE,
-    },
-)
-NESTED = st.fixed_dictionaries({}, optional={TAPS: PLAUSIBLE, "use_aux_hidden_state": PLAUSIBLE})
-
-
-@lru_cache
-def tiny_target() -> LanguageModel:
-    return LanguageModel(tiny_model("llama", layers=4))
-
-
-@lru_cache
-def valid(name: str) -> Path:
-    """A checkpoint that fits the tiny target."""
-    folder = Path(mkdtemp(prefix="drafter-"))
-    write_checkpoint(load_network(NAMES[name], "random", tiny_target()).float(), folder)
-    return folder
-
-
-def check_mutant(name: str, removed: list[str], changes: dict[str, Any]) -> None:
-    """It loads and drafts what its config says, or is refused in one line."""
-    folder = valid(name)
-    original = (folder / "config.json").read_text()
-    config = {key: value for key, value in json.loads(original).items() if key not in removed} | changes
-    (folder / "config.json").write_text(json.dumps(config))
-    try:
-        network: Any = load_network(NAMES[name], str(folder), tiny_target())
-    except InputError as error:
-        assert "\n" not in str(error) and len(str(error)) < 700
-        return
-    finally:
-        (folder / "config.json").write_text(original)
-    for key, value in changes.items():
-        harmless = not value or key in WITHOUT_EFFECT or key in ("partial_rotary_factor", "eagle_config", "sliding_window")
-        assert harmless or key in network.config, f"{key}={value} had no effect"
-    if name in ("eagle", "eagle3"):
-        check_layer(network, config)
-    (folder / "config.json").write_text(json.dumps(config))
-    try:
-        tree, logits = first_draft(tiny_target().model, drafter_of(NAMES[name], str(folder)))
-    finally:
-        (folder / "config.json").write_text(original)
-    assert len(tree) > 1 and all(part.isfinite().all() for part in logits)
-
-
-def check_layer(network: Any, config: dict[str, Any]) -> None:
-    """The layer computes by the values of the config."""
-    layer = network.layer_config
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    assert layer.rope_parameters["rope_theta"] == (rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    assert layer.rope_parameters["rope_type"] == (rope.get("rope_type") or rope.get("type") or "default")
-    assert layer.rope_parameters.get("factor") == rope.get("factor")
-    assert layer.hidden_act == (config.get("hidden_act") or "silu")
-    assert layer.rms_norm_eps == (config.get("rms_norm_eps") or 1e-6)
-
-
-def draw_changes(data: st.DataObject, name: str) -> tuple[list[str], dict[str, Any]]:
-    keys = sorted(json.loads((valid(name) / "config.json").read_text()))
-    removed = data.draw(st.lists(st.sampled_from(keys), max_size=2))
-    any_key = st.sampled_from([*keys, *MORE_KEYS]) | st.text(max_size=8)
-    changes = data.draw(st.dictionaries(any_key, PLAUSIBLE | JSON, max_size=2))
-    for key, strategy in (("rope_scaling", ROTARY), ("rope_parameters", ROTARY), ("eagle_config", NESTED)):
-        if key in changes or data.draw(st.integers(0, 7)) == 0:
-            changes[key] = data.draw(strategy | PLAUSIBLE)
-    return removed, changes
-
-
-@pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_any_config_loads_as_it_says_or_is_refused_in_a_line(name: str, data: st.DataObject) -> None:
-    check_mutant(name, *draw_changes(data, name))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_any_of_thousands_of_configs(name: str, data: st.DataObject) -> None:
-    check_mutant(name, *draw_changes(data, name))
 
 
 def other_target(kind: str) -> LanguageModel:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specbench.datastore import integrity
@@ -20,6 +21,7 @@ from specbench.datastore.store import Datastore, encode_ids
 from specbench.errors import InputError
 from tests.conftest import Refuse, Tiny
 from tests.stores import documents
+from tests.test_bad_drafters import replace_by_fifo
 
 SUFFIXES = "0.suffixes is not the suffix array of its ids"
 
@@ -74,7 +76,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "info-missing": (lambda folder: (folder / "store.json").unlink(), "is not a datastore"),
     "ids-missing": (lambda folder: (folder / "0.ids").unlink(), "0.ids: cannot be read: No such file"),
     "ids-fifo": (
-        lambda folder: ((folder / "0.ids").unlink(), os.mkfifo(folder / "0.ids")),
+        lambda folder: replace_by_fifo(folder / "0.ids"),
         "0.ids: cannot be read: No such file",
     ),
 }
@@ -96,6 +98,53 @@ def test_the_case_through_the_command(refuse: Refuse, tiny: Tiny, tmp_path: Path
     overwrite(folder, "0.suffixes", fill)
     said = refuse("run", *tiny.overrides("task=qa", "method=[rest]", "target.datastore=store", "out=results/x"))
     assert said.endswith(f"store: {SUFFIXES}; build the datastore again")
+
+
+@st.composite
+def mutate(draw: st.DrawFn, content: bytes) -> bytes:
+    """The content with some bytes replaced, left out or added."""
+    start = draw(st.integers(0, len(content)))
+    end = draw(st.integers(start, min(len(content), start + 12)))
+    return content[:start] + draw(st.binary(max_size=12)) + content[end:]
+
+
+@lru_cache
+def intact() -> dict[str, bytes]:
+    with TemporaryDirectory() as folder:
+        made = build_datastore(documents(60, 12, 16), Path(folder) / "store", 60, None, "a test", chunk_tokens=100)
+        return {file.name: file.read_bytes() for file in made.iterdir()}
+
+
+def check_mutant(data: st.DataObject) -> None:
+    """It is the same store, or refused in one line."""
+    files = dict(intact())
+    name = data.draw(st.sampled_from(sorted(files)))
+    files[name] = data.draw(mutate(files[name]))
+    with TemporaryDirectory() as folder:
+        for file, content in files.items():
+            (Path(folder) / file).write_bytes(content)
+        try:
+            store = Datastore.open(folder)
+        except InputError as error:
+            assert "\n" not in str(error)
+            return
+    assert [chunk.ids.tobytes() for chunk in store.chunks] == [intact()["0.ids"], intact()["1.ids"]][: len(store.chunks)]
+    assert [chunk.suffixes.tobytes() for chunk in store.chunks] == [intact()["0.suffixes"], intact()["1.suffixes"]][
+        : len(store.chunks)
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_any_damage_is_found(data: st.DataObject) -> None:
+    check_mutant(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=4000, deadline=None)
+@given(data=st.data())
+def test_thousands_of_damages_are_found(data: st.DataObject) -> None:
+    check_mutant(data)
 
 
 @given(ids=st.lists(st.integers(0, 3), min_size=1, max_size=60), block=st.integers(1, 70), data=st.data())

@@ -1,6 +1,7 @@
 """Is a store what its store.json says: the ids by their sha256, each suffix array by one pass over it."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 BLOCK = 1 << 24  # entries looked at together
 
 
-def hash_ids(chunks: list[NDArray[np.unsignedinteger]]) -> str:
+def hash_ids(chunks: Sequence[NDArray[np.unsignedinteger]]) -> str:
     """Return the sha256 of all ids as a store holds them."""
     digest = hashlib.sha256()
     for ids in chunks:
@@ -17,7 +18,7 @@ def hash_ids(chunks: list[NDArray[np.unsignedinteger]]) -> str:
     return digest.hexdigest()
 
 
-def find_largest_id(chunks: list[NDArray[np.unsignedinteger]]) -> int:
+def find_largest_id(chunks: Sequence[NDArray[np.unsignedinteger]]) -> int:
     return max(int(ids[start : start + BLOCK].max()) for ids in chunks for start in range(0, len(ids), BLOCK))
 
 

@@ -137,6 +137,13 @@ class DraftNetwork(nn.Module):
     def init_weights(self, target: LanguageModel) -> None:
         """Set the weights that training starts from, if the paper does not start from random ones."""
 
+    def count_logits(self) -> int:
+        """Return how many float32 matrices (answer tokens, V) the loss and its gradient hold at their peak, about.
+
+        `divergence` keeps two, `cross_entropy` one; computing one of them takes two or three more.
+        """
+        return 5
+
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Compute the paper's training loss on a batch of conversations."""
         raise NotImplementedError

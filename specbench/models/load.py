@@ -27,6 +27,7 @@ from specbench.models.expand import expand_config, expand_model
 from specbench.models.packed import can_pack, pack
 from specbench.models.refusals import (
     check_decoder,
+    check_quantization,
     check_settings,
     describe_failure,
     describe_misfits,
@@ -134,6 +135,7 @@ def _load_pretrained(
         raise InputError("target.path is missing; expected a hub id or a folder")
     place = _resolve_path(path)
     config = read_mapping(Path(place) / "config.json") if (Path(place) / "config.json").is_file() else {}
+    check_quantization(config.get("quantization_config"), place)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
@@ -153,8 +155,6 @@ def _load_pretrained(
     model, info = loaded
     if wrong := describe_misfits(model, info):
         raise InputError(f"the checkpoint at {path} does not fit its config: {wrong}")
-    if (method := config.get("quantization_config")) and getattr(model, "hf_quantizer", None) is None:
-        raise InputError(f"no model at {path}: transformers does not know quantization_config={method}")
     return cast(PreTrainedModel, model)
 
 

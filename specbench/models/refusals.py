@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from specbench.errors import InputError, abbreviate, format_error
+from specbench.errors import InputError, abbreviate, format_error, suggest_choices
 from specbench.records.nested import flatten
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors.index.json")
@@ -61,9 +62,24 @@ def take_message(error: BaseException) -> str:
 def check_decoder(model: PreTrainedModel) -> None:
     """Raises InputError for a model that reads its text in both directions, or with an encoder."""
     config = model.config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", True) is False:
-        kind = "an encoder and a decoder" if getattr(config, "is_encoder_decoder", False) else "an encoder (is_decoder: false)"
-        raise InputError(f"{config.model_type} is {kind}; expected a decoder-only language model")
+    switch = hasattr(type(config), "is_decoder")  # of the kinds that are encoders unless told otherwise; others ignore the key
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"{config.model_type} is an encoder and a decoder; expected a decoder-only language model")
+    if switch and not config.is_decoder:
+        raise InputError(f"{config.model_type} is an encoder (is_decoder: false); expected a decoder-only language model")
+
+
+def check_quantization(given: Any, place: str) -> None:
+    """Raises InputError for a method that transformers would pass over with a warning. given: quantization_config, or None."""
+    if given is None:
+        return
+    if not isinstance(given, dict):
+        raise InputError(f"{place}/config.json: quantization_config={given}: expected a mapping with quant_method")
+    method, known = given.get("quant_method"), ["bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING]
+    if method is not None and method not in known:
+        raise InputError(
+            f"{place}/config.json: quantization_config.quant_method={method}: expected {suggest_choices(method, known)}"
+        )
 
 
 def describe_misfits(model: PreTrainedModel, info: Mapping[str, Any]) -> str:

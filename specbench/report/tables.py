@@ -170,8 +170,10 @@ def describe_rows(summary: pd.DataFrame) -> list[str]:
 def _describe_evidence(summary: pd.DataFrame) -> list[str]:
     """Return what the verdicts in the column `lossless` rest on."""
     seen = summary[EVIDENCE].dropna().drop_duplicates().to_numpy()
-    parts = [f"{texts:.0f} texts of at most {tokens:.0f} tokens exclude more than {wrong:.0%}" for texts, tokens, wrong in seen]
-    return [f"Lossless, share of wrong texts with 95 % confidence: {'; '.join(parts)}."] if parts else []
+    parts = [
+        f"{texts:.0f} texts of at most {tokens:.0f} tokens, at most {wrong:.0%} of all wrong" for texts, tokens, wrong in seen
+    ]
+    return [f"Lossless, with 95 % confidence: {'; '.join(parts)}."] if parts else []
 
 
 def describe_expansion(summary: pd.DataFrame) -> str:

@@ -15,6 +15,7 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
 from specbench.machine.devices import count_default_threads, list_timed_devices, pick_device, release_memory
+from specbench.machine.load import LoadMeter
 from specbench.machine.locks import WAITING, lock_devices, lock_run
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
@@ -78,7 +79,7 @@ def _collect_run_info(
 ) -> dict[str, Any]:
     """Return what run.json says, including the rates of other baselines."""
     turns = sum(len(question.turns) for question in questions)
-    info = collect_provenance(target.model.device) | {"turns": turns}
+    info = collect_provenance(target.model.device) | {"turns": turns, "watched": LoadMeter(target.model.device).watched}
     info |= objects.collect_fingerprints(settings, target, suite, drafters)
     watcher.show_status("searching the datastores for the questions")
     info["leakage"] = hide_home(measure_leakage(drafters, questions, target.tokenizer))
