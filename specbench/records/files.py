@@ -1,15 +1,62 @@
-"""Files that survive a kill: written as a whole, or line by line."""
+"""Files that survive a kill: written as a whole, or line by line. What is read must be a regular file of a bounded size."""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from specbench.errors import InputError
+
+DOCUMENT = 16 * 2**20  # bytes of the largest file that is one document: a run.json, a certificate
+LINES = 4 * 2**30  # bytes of the largest file of lines
+SPECIAL = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
+QUICKLY = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # opening a pipe would wait
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read bytes. Raises InputError for a pipe, a device or a folder, and for a file that is not there."""
+    try:
+        handle = os.open(path, os.O_RDONLY | QUICKLY)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    kind = stat.S_IFMT(os.fstat(handle).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(handle)
+        raise InputError(f"{path}: expected a file, found {SPECIAL.get(kind, 'something else')}")
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: Path, most: int = LINES) -> bytes:
+    """Return a regular file's content. Raises InputError for anything else, and for more than `most` bytes."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise InputError(f"{path}: holds more than {most:,} bytes")
+    return content
+
+
+def read_text(path: Path, most: int = DOCUMENT) -> str:
+    """Return a regular file's text. Raises InputError for what is not UTF-8, a byte order mark included."""
+    try:
+        text = read_bytes(path, most).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    if text.startswith("\N{ZERO WIDTH NO-BREAK SPACE}"):
+        raise InputError(f"{path}: starts with a byte order mark; save it as UTF-8 without one")
+    return text
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -64,7 +111,7 @@ class JsonLines:
                 file.write(b"\n")
 
     def _read_lines(self) -> list[bytes]:
-        return self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        return read_bytes(self.path).splitlines(keepends=True) if self.path.exists() else []
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
