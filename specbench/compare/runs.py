@@ -12,7 +12,7 @@ import pandas as pd
 
 from specbench.analysis.loaded_run import LoadedRun, read_run
 from specbench.analysis.metrics import QUESTION
-from specbench.errors import InputError, abbreviate, find_closest
+from specbench.errors import InputError, abbreviate, suggest_nearest
 from specbench.records.nested import flatten
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, PER_STEP, Trial
@@ -69,7 +69,7 @@ def _show_fact(facts: Mapping[str, Any], name: str) -> str:
 def _check_factors(factors: Sequence[str], known: Sequence[str]) -> None:
     for factor in factors:
         if not any(_is_under(name, (factor,)) for name in known):
-            raise InputError(f"--factor {factor}: the runs have no such fact; the nearest is {find_closest(factor, known)}")
+            raise InputError(f"--factor {factor}: the runs have no such fact{suggest_nearest(factor, known)}")
 
 
 def _is_added(name: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

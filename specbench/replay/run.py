@@ -61,8 +61,7 @@ def _load_drafter(label: str, node: Node) -> Drafter:
     """Raises InputError, before loading it, for a drafter with a language model of its own."""
     if DRAFT_MODEL in str(translate_targets(node)):
         raise InputError(f"method {label} cannot be replayed: it drafts with a model of its own, and no model is loaded")
-    drafter: Drafter = instantiate(node)
-    return drafter
+    return instantiate(node, Drafter, f"method.{label}")
 
 
 def _write_run(out: RunDirectory, recordings: Recordings, replayed: Mapping[str, Sequence[Trial]]) -> None:
