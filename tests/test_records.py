@@ -48,6 +48,9 @@ DESIGN_FIELDS = [
     "peak_memory_bytes",
     "energy_j",
     "throttled",
+    "disturbed",
+    "attempt",
+    "arms",
     "error",
 ]
 

@@ -257,7 +257,7 @@ def test_the_terminal_table_fits_eighty_columns_with_all_its_numbers(tmp_path: P
 
 def test_intervals_are_written_one_way(run: RunDirectory, tmp_path: Path) -> None:
     report = render_report([run.path], tmp_path / "out")
-    row = report.summary.set_index(["method", "task"]).loc[("pld", "overall")]
+    row: Any = report.summary.set_index(["method", "task"]).loc[("pld", "overall")]
     low, high = f"{row['speedup_low']:.2f}", f"{row['speedup_high']:.2f}"
     assert f"[{low}, {high}]" in (report.out / "table.md").read_text()
     assert f">[{low}, {high}]<" in report.page.read_text()

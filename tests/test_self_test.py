@@ -48,7 +48,7 @@ REFUSED: dict[str, str] = {  # and the word that says why
     "bailing_hybrid": "layers attend",
     "bart": "layers attend",
     "bloom": "layers attend",
-    "deepseek_v4": "compressed_attention",
+    "deepseek_v4": "DeepseekV4Attention",
     "diffllama": "DiffLlamaAttention",
     "doge": "attention mask",
     "falcon_h1": "FalconH1Mixer",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench.analysis import metrics, statistics
+from specbench.analysis import disturbance, metrics, statistics
 from specbench.analysis.loaded_run import LoadedRun, find_first, order_methods, order_tasks, read_run
 from specbench.analysis.metrics import CELL, OVERALL, QUESTION
 from specbench.records.run_directory import RunDirectory
@@ -28,7 +28,7 @@ COLUMNS = [
     "acceptance_rate", "conversion", "identical", "lossless", "peak_memory_mb", "kind", "state",
     "speedup_pooled", "speedup_decode", "speedup_with_failures", "speedup_median", "rank_best", "rank_worst", *LATENCIES,
     "decode_tokens_per_second", "accuracy", "tokens_per_forward", "conversion_low", "conversion_high", "joules_per_token",
-    "drafted", "errors", "unpaired", *SEEDS, *EVIDENCE,
+    "drafted", "errors", "unpaired", *SEEDS, *EVIDENCE, *disturbance.COUNTS,
 ]  # fmt: skip
 
 
@@ -45,6 +45,7 @@ def summarise(run: LoadedRun) -> pd.DataFrame:
         compute_accuracy(run),
         metrics.compute_seed_spread(pairs),
         compute_latency_percentiles(pairs),
+        disturbance.count_disturbed(run.attempts, run.trials, run.disturbed),
         compute_ranks(metrics.compute_question_ratios(pairs), yardsticks=cells.index[cells["kind"] == "synthetic"]),
     )
     for more in columns:

@@ -89,6 +89,12 @@ class LanguageModel:
             layers = self.config.num_hidden_layers
             raise InputError(f"{store.layers} of {layers} layers attend through transformers' interface; expected all")
 
+    def check_taps(self, layers: tuple[int, ...]) -> None:
+        """Raises InputError for a layer that the model does not have."""
+        wrong = [layer for layer in layers if not 0 <= layer <= self.config.num_hidden_layers]
+        if wrong:
+            raise InputError(f"taps={list(layers)}: expected layers from 0 to {self.config.num_hidden_layers}")
+
     def tap(self, layers: tuple[int, ...]) -> None:
         """Make `forward` return these hidden states: k < L is the input of layer k, L the final norm's output."""
         if layers == self._taps:

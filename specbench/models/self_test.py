@@ -24,6 +24,7 @@ from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError, format_error
 from specbench.machine.devices import get_free_memory
 from specbench.models.first_difference import describe_first_difference
+from specbench.models.refusals import is_out_of_memory
 
 PROMPT = 24  # random tokens
 CHAIN, CHAIN_KEPT = 6, 4
@@ -73,7 +74,9 @@ def check_float32_copy(model: PreTrainedModel) -> dict[str, Any] | None:
     plain = all(weight.dtype in SIXTEEN_BITS for weight in weights)
     if not plain or needed > get_free_memory(model.device) / 2:
         return None
-    return check_forward(LanguageModel(cast(Any, copy.deepcopy(model)).float()))
+    started = time.perf_counter()
+    figures = check_forward(LanguageModel(cast(Any, copy.deepcopy(model)).float()))
+    return figures | {"seconds": round(time.perf_counter() - started, 3)}
 
 
 @torch.inference_mode()
@@ -84,22 +87,26 @@ def check_forward(model: LanguageModel, least: float | None = None) -> dict[str,
     """
     if model.context <= AFTER_PROMPT:
         return {"tokens": 0}
+    started = time.perf_counter()
     try:
-        model.check_attention()
-        started = time.perf_counter()
-        script = _draw_script(model, min(PROMPT, model.context - AFTER_PROMPT))
-        _read_logits(model, [script.committed], 1)
-        pace = (time.perf_counter() - started) / len(script.committed)  # seconds per token of a forward
-        floor = LEAST.get(model.dtype, LEAST_IN_16_BITS) if least is None else least
-        beyond = {limit: _compare_beyond(model, limit, pace, floor) for limit in _list_limits(model)}
-        return _compare(model, script, floor) | {"beyond": beyond}
-    except torch.OutOfMemoryError:
-        raise
+        figures = _check(model, LEAST.get(model.dtype, LEAST_IN_16_BITS) if least is None else least)
     except InputError as error:
-        reason = str(error)
+        raise InputError(f"{model.config.model_type}: cannot be run: {error}") from None
     except Exception as error:  # from the model's own code, of any type
-        reason = format_error(error)
-    raise InputError(f"{model.config.model_type}: cannot be run: {reason}")
+        if is_out_of_memory(error):
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise InputError(f"{model.config.model_type}: cannot be run: {format_error(error)}") from None
+    return figures | {"seconds": round(time.perf_counter() - started, 3)}
+
+
+def _check(model: LanguageModel, least: float) -> dict[str, Any]:
+    model.check_attention()
+    script = _draw_script(model, min(PROMPT, model.context - AFTER_PROMPT))
+    started = time.perf_counter()
+    _read_logits(model, [script.committed], 1)
+    pace = (time.perf_counter() - started) / len(script.committed)  # seconds per token of a forward
+    figures = _compare(model, script, least)
+    return figures | {"beyond": {limit: _compare_beyond(model, limit, pace, least) for limit in _list_limits(model)}}
 
 
 def _draw_script(model: LanguageModel, prompt: int) -> Script:

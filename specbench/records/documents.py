@@ -110,6 +110,7 @@ class Provenance(Fingerprints, total=False):
     target_sha256: Name | None
     draft_sha256: Name | None
     turns: Annotated[int, Within(0, 1e9)] | None
+    watched: list[Name] | None
     baseline: list[Rates] | None
     leakage: dict[str, list[Store]] | None
     continued: list[Continued] | None

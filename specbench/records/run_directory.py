@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 
 from specbench.errors import InputError, escape_controls
+from specbench.records.attempts import select_counted
 from specbench.records.documents import AnswerText, Config, read_provenance, read_yaml
 from specbench.records.files import JsonLines, read_bytes, write_atomic
 from specbench.records.moved import translate_targets
@@ -71,7 +72,11 @@ class RunDirectory:
         self._trials.append(trial.to_row())
 
     def read_trials(self) -> list[Trial]:
-        """Return all complete trials, the last one of a turn that ran twice. Raises InputError with file:line."""
+        """Return one trial per turn, of its block's last complete attempt. Raises InputError with file:line."""
+        return select_counted(self.read_attempts())
+
+    def read_attempts(self) -> list[Trial]:
+        """Return all complete trials, of a block that was measured again every attempt. Raises InputError with file:line."""
         self._find_file("config.yaml")
         questions = Questions()
 
@@ -80,7 +85,7 @@ class RunDirectory:
             questions.check(trial)
             return trial
 
-        return list({trial.key: trial for trial in _parse_rows(self._trials, parse)}.values())
+        return list(_parse_rows(self._trials, parse))
 
     def copy_to(self, folder: Path) -> None:
         """Copy the run's own files, never what links in it lead to; config.yaml comes last, so that a torn copy is no run."""

@@ -47,9 +47,14 @@ LIMITS: dict[str, Any] = {
     "output_sha256": Sha256 | None,
     "retokenised": Annotated[int, Within(-1, 2**50)] | None,  # Spec-Bench takes one off, also from an empty text
     "sha256": Sha256,
+    "disturbed": list[Name] | None,
+    "attempt": Annotated[int, Within(1, 1e6)],
+    "arms": Annotated[int, Within(1, 1e6)] | None,
 }
 
 TrialKey = tuple[str, int, QuestionId, int]
+
+BlockKey = tuple[int, QuestionId, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +97,25 @@ class Trial:
     peak_memory_bytes: int | None = None
     energy_j: float | None = None  # of the whole card or processor
     throttled: list[str] | None = None  # why clocks were held down during the turn; None: not known
+    disturbed: list[str] | None = None  # `kind: how much` of what used the machine during the turn; None: not known
+    attempt: int = 1  # 2 if its block was disturbed and measured again
+    arms: int | None = None  # of a later attempt: how many turns belong to it
     error: str | None = None
 
     @property
     def key(self) -> TrialKey:
         """The fields that identify a trial in a run."""
         return (self.method, self.repeat, self.question_id, self.turn)
+
+    @property
+    def block(self) -> BlockKey:
+        """The repeat, question and turn that it shares with the other methods."""
+        return (self.repeat, self.question_id, self.turn)
+
+    @property
+    def seconds(self) -> float:
+        """Time from the prompt's ids to the last output id; 0 if it was not timed."""
+        return (self.prefill_s or 0.0) + (self.decode_s or 0.0)
 
     @property
     def failed(self) -> bool:

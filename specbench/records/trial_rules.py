@@ -29,6 +29,8 @@ def check_trial(trial: Trial) -> None:
     """Raise InputError for a turn that cannot have happened."""
     if trial.task == OVERALL:
         raise InputError(f"task is {OVERALL}, which stands for all tasks")
+    if (trial.attempt > 1) != (trial.arms is not None):
+        raise InputError(f"arms is {trial.arms} in attempt {trial.attempt}; expected null in the first, else a number")
     if not trial.failed:
         problem = next((said for rule in (_check_output, _check_steps, _check_times) for said in rule(trial)), None)
         if problem:

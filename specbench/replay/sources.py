@@ -27,8 +27,8 @@ from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, IMPORTED, LIMITS, Prompt, QuestionId, Trial, hash_ids
 from specbench.records.typed import Label, check
 from specbench.replay.recorded_target import LARGEST, RecordedAnswer
-from specbench.setup.instantiate import instantiate
 from specbench.setup.objects import load_target_tokenizer
+from specbench.setup.questions import open_suite
 from specbench.setup.settings import RunSettings
 from tasks.question import TASK_OF_CATEGORY, Question
 
@@ -157,7 +157,7 @@ def _build_answer(prompt: list[int], output: list[int], limit: int, stopped: boo
 
 def read_answer_file(path: Path, settings: RunSettings) -> Recordings:
     """Read texts in Spec-Bench's format, encoded for the config's target."""
-    suite = instantiate(settings.suite)
+    suite = open_suite(settings)
     tokenizer, chat = load_target_tokenizer(settings.target)
     questions = {question.id: question for question in suite.questions()}
     reader = AnswerReader(suite.name, questions, tokenizer, chat, settings.sampling.max_new_tokens)

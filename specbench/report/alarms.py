@@ -16,6 +16,7 @@ from specbench.analysis import metrics
 from specbench.analysis.loaded_run import LoadedRun, find_first
 from specbench.analysis.metrics import OVERALL
 from specbench.records.trial import BASELINE, PER_STEP
+from specbench.report.disturbance import describe_disturbed
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ Rates = Sequence[Mapping[str, Any]]  # engine, dtype, tokens_per_second of each 
 DRIFT_LEVEL = 1e-3  # significance level of the test for drift inside blocks
 DRIFT = 0.02  # smallest change of time that is reported, from the first place in a block to the last
 LEAST_SPREAD = 0.03  # smallest spread between repeats that is reported
+UNSTEADY = 0.1  # smallest spread of autoregressive decoding that is reported: the machine's own pace changes
 CHANGED = {  # names of run.json, in words
     "versions": "package versions",
     "git": "commit",
@@ -56,12 +58,12 @@ ESTIMATORS = {
 
 
 def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
-    """Return everything wrong with a run, alarms first. summary: summarise(run)."""
+    """Return everything wrong with a run: what disturbed it, other alarms, notices. summary: summarise(run)."""
     run_checks = (
         _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_bugs, _warn_unsteady,
         _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling, _warn_rows,
     )  # fmt: skip
-    alarms = [*_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
+    alarms = [*_warn_disturbed(run), *_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
     alarms += [alarm for check in run_checks for alarm in check(run)]
     for row in summary.to_dict("records"):
         alarms += [*_warn_one_question(row), *_warn_conversion(row), *_warn_no_drafts(row), *_warn_unfinished(row)]
@@ -78,6 +80,12 @@ def _drop_repeated(alarms: Sequence[Alarm], tasks: int) -> Iterator[Alarm]:
         everywhere = len(said - {OVERALL}) == tasks
         if OVERALL not in said or len(said) == 1 or everywhere == (alarm.task == OVERALL):
             yield alarm
+
+
+def _warn_disturbed(run: LoadedRun) -> Iterator[Alarm]:
+    if described := describe_disturbed(run):
+        level, message = described
+        yield Alarm(level, "the run", OVERALL, message)
 
 
 def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
@@ -195,6 +203,9 @@ def _warn_drift(run: LoadedRun) -> Iterator[Alarm]:
 def _warn_spread(run: LoadedRun) -> Iterator[Alarm]:
     spreads = metrics.compute_repeat_spread(run.frame)
     baseline = spreads.get(BASELINE, float("nan"))
+    if baseline > UNSTEADY:
+        message = f"repeats of a turn differ by {baseline:.1%} in time: the machine's own pace changed"
+        yield Alarm("notice", BASELINE, OVERALL, message)
     for method, spread in spreads.items():
         if spread > max(2 * baseline, LEAST_SPREAD):
             message = f"repeats of a turn differ by {spread:.1%} in time, those of autoregressive by {baseline:.1%}"

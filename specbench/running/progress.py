@@ -86,6 +86,9 @@ class ProgressDisplay(_Display):
             self._print_line(what)
 
     def add_trial(self, trial: Trial) -> None:
+        if trial.attempt > 1:
+            self._bar.update(self._task, description=f"repeat {trial.repeat + 1} · {trial.task} · again", refresh=True)
+            return
         self._done += 1
         self._update_speeds(trial)
         self._bar.speeds = self._format_speeds()

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from rich.console import Console
 
-from specbench.errors import InputError
+from specbench.errors import InputError, describe_file_error
 from specbench.records.files import write_atomic
 from specbench.records.nested import flatten
 from specbench.records.run_directory import find_runs
@@ -115,7 +115,8 @@ def _run_job(config: Any) -> None:
         with ProgressDisplay(Console(markup=False, emoji=False)) as display:
             execute(parse_job(config, out), display)
     except (InputError, OSError) as error:
-        write_atomic(Path(out) / NOTE, " ".join(str(error).split()))
+        message = str(error) if isinstance(error, InputError) else describe_file_error(error)
+        write_atomic(Path(out) / NOTE, " ".join(message.split()))
 
 
 def _list_jobs(parsed: Sequence[Override]) -> list[list[str]]:

@@ -5,13 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
 from specbench.errors import InputError, suggest_choices
+from specbench.records.nested import look_up
 from specbench.setup.instantiate import check_types
 from specbench.setup.rules import check_rules
 
 Node = dict[str, Any]  # a YAML mapping of `_target_`, the class, and its arguments
+UNTYPED = ("plain", "suite", "method", "engine")  # the whole config, and nodes, which `instantiate` checks
+LAYERS = ("num_hidden_layers", 1024)  # a model of millions would be built for hours
+EXTRA = ("checkpoints", "datastore", "draft_dtypes", "draft_shapes")  # keys of a target's YAML that YAMLs of methods refer to
+
+
+class DraftSettings(TypedDict, total=False):
+    """The draft model, as a target's YAML describes it: arguments of `load_model`."""
+
+    path: str | None
+    revision: str | None
+    dtype: str
+    config: Mapping[str, Any] | None
+    shape: Mapping[str, Any] | None
+    weights: Literal["pretrained", "random"]
+    device_map: str | Mapping[str, Any] | None
+    trust_remote_code: bool
 
 
 @dataclass(frozen=True)
@@ -29,7 +46,7 @@ class TargetSettings:
     weights: Literal["pretrained", "random"]
     config: Mapping[str, Any] | None
     shape: str | None
-    draft: Mapping[str, Any] | None
+    draft: DraftSettings | None
     shapes: Mapping[str, Any] | None = None
 
     @property
@@ -157,15 +174,24 @@ SECTIONS: dict[str, type] = {"target": TargetSettings, "sampling": SamplingSetti
 def parse_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[str]) -> S:
     """Return a resolved config as settings. Raises InputError for a value of the wrong type or out of range."""
     check_rules(plain, kind.root)
+    for place in ("target.config", "target.draft.config", "target.draft.shape", f"target.shapes.{plain['target'].get('shape')}"):
+        _check_layers(look_up(plain, place), place)
     sections = {name: _construct(section, plain[name], name) for name, section in SECTIONS.items() if name in plain}
     tasks = [task["name"] for task in plain["task"].values()]
     settings: S = _construct(kind, {**plain, **sections, "tasks": tasks, "plain": plain, "changed": changed}, "")
     return settings
 
 
+def _check_layers(sizes: Any, place: str) -> None:
+    name, most = LAYERS
+    layers = sizes.get(name, 1) if isinstance(sizes, Mapping) else 1
+    if isinstance(layers, int) and layers > most:
+        raise InputError(f"{place}.{name}={layers}: expected at most {most:,}")
+
+
 def _construct(kind: type[Any], plain: Mapping[str, Any], place: str) -> Any:
     values = {field.name: plain[field.name] for field in fields(kind) if field.name in plain}
-    check_types(kind, values, place)
+    check_types(kind, {name: value for name, value in values.items() if name not in UNTYPED}, place)
     return kind(**values)
 
 

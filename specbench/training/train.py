@@ -20,6 +20,7 @@ from specbench.setup.instantiate import check_node, locate_class
 from specbench.setup.settings import TrainSettings
 from specbench.training import search, weights
 from specbench.watch import Watch
+from tasks.suite import Suite
 
 CONFIG = "train.yaml"
 WAITING = timedelta(days=7)  # longest wait of the other processes while the first one generates answers
@@ -64,8 +65,8 @@ def _choose_method(settings: TrainSettings) -> str:
 
 
 def _check_config(settings: TrainSettings, label: str) -> tuple[type[Any], TrainingMode]:
-    check_node(settings.method[label], f"method.{label}")
-    check_node(settings.suite, "suite")
+    check_node(settings.method[label], f"method.{label}", Drafter)
+    check_node(settings.suite, "suite", Suite)
     drafter: type[Any] = locate_class(settings.method[label])
     mode = next((mode for kind, mode in MODES.items() if issubclass(drafter, kind)), None)
     if mode is None:
