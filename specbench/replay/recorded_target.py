@@ -50,8 +50,9 @@ class CertainLogits:
     def __getitem__(self, row: int) -> CertainLogits:
         return CertainLogits(self.tokens[row])
 
-    def argmax(self, dim: int | None = None) -> Tensor:
-        return self.tokens
+    def max(self, dim: int) -> tuple[Tensor, Tensor]:
+        """Return the values, which are finite, and the tokens."""
+        return torch.ones_like(self.tokens, dtype=torch.float32), self.tokens
 
 
 class UnseenTensor:
