@@ -9,7 +9,7 @@ from pathlib import Path
 
 from specbench.cli import finished_runs as commands
 from specbench.cli.parser import Parser, accept_any_text, build_parser, console, parse_options, print_lines, widen_console
-from specbench.errors import InputError, abbreviate, refuse, suggest_choices
+from specbench.errors import InputError, abbreviate, refuse, suggest_choices, warn
 
 
 def run(argv: list[str]) -> int:
@@ -179,9 +179,10 @@ def _report(runs: list[Path], out: Path) -> int:
     return 0
 
 
-def _print_stop(folder: Path | None) -> int:
-    """Print how to resume, if anything was written, and return the exit status."""
-    print("specbench: stopped" + (f"; run the same command with out={folder} to resume" if folder else ""), file=sys.stderr)
+def _print_stop(folder: Path | None = None, kept: str = "") -> int:
+    """Print what is kept and how to resume, if anything was written, and return the exit status."""
+    resume = f"run the same command with out={folder} to resume" if folder else ""
+    warn("; ".join(filter(None, ["stopped", kept, resume])))
     return 130
 
 
@@ -208,5 +209,5 @@ def main() -> None:
         message = f"{error.filename}: {error.strerror}; choose another folder" if error.filename else str(error)
         status = refuse(InputError(message))
     except KeyboardInterrupt as stop:
-        status = _print_stop(next(iter(stop.args), None))
+        status = _print_stop(*stop.args)
     sys.exit(status)
