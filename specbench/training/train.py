@@ -38,12 +38,15 @@ class TrainingMode(Protocol):
     def make(self, settings: TrainSettings, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
         """Write the drafter's checkpoint into `out`; resume from what `out` holds."""
 
+    def describe_kept(self, out: Path) -> str:
+        """Return what an unfinished training has saved in `out`, in words."""
+
 
 MODES: dict[type[Drafter], TrainingMode] = {NetworkDrafter: weights, SkippingDrafter: search}
 
 
 def train(settings: TrainSettings, watch: Watch) -> Path:
-    """Return the folder of the checkpoint. Raises InputError.
+    """Return the folder of the checkpoint. Raises InputError, and KeyboardInterrupt with the folder and what is kept in it.
 
     Of several processes (torchrun, accelerate launch) the first one writes and reports progress.
     """
@@ -52,7 +55,10 @@ def train(settings: TrainSettings, watch: Watch) -> Path:
     processes = PartialState(cpu=pick_device(settings.target.device).type == "cpu", timeout=WAITING)
     with processes.main_process_first():
         out = _prepare_folder(settings, label)
-    mode.make(settings, label, drafter, out, watch if processes.is_main_process else lambda *_: None)
+    try:
+        mode.make(settings, label, drafter, out, watch if processes.is_main_process else lambda *_: None)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(out, f"kept: {mode.describe_kept(out) or 'nothing yet'}") from None
     return out
 
 

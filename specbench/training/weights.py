@@ -21,7 +21,7 @@ from specbench.setup.settings import TrainSettings
 from specbench.training.card import describe_questions, describe_versions
 from specbench.training.curves import plot_curves
 from specbench.training.memory import LEAST_ANSWERS, check_memory, explain_exhaustion
-from specbench.training.trainer import LOG, Trainer, TrainingPlan
+from specbench.training.trainer import LOG, Trainer, TrainingPlan, count_saved_steps
 from specbench.watch import Watch
 
 TEXTS = "texts.jsonl"
@@ -75,6 +75,13 @@ def _check_room(settings: TrainSettings, kind: type[DraftNetwork], target: Targe
     most = sum(len(question.turns) for question in questions) * 2 * settings.max_new_tokens  # of all texts, about
     tokens = min(settings.batch_tokens, most)
     check_memory(network, target.model.device, tokens, int(LEAST_ANSWERS * tokens), settings.batch_tokens)
+
+
+def describe_kept(out: Path) -> str:
+    """Return what is saved: the target's answers, and the steps up to the last state."""
+    steps = count_saved_steps(out)
+    answers = ["the target's answers"] if (out / TEXTS).is_file() else []
+    return " and ".join([*answers, *([f"{steps:,} steps of training"] if steps else [])])
 
 
 def _load_texts(settings: TrainSettings, target: Target, out: Path, watch: Watch) -> list[Text]:
