@@ -10,7 +10,7 @@ from accelerate import PartialState
 from specbench.decoding.drafter import Drafter
 from specbench.drafters.network_drafter import NetworkDrafter
 from specbench.drafters.skipping_drafter import SkippingDrafter
-from specbench.errors import InputError
+from specbench.errors import InputError, is_out_of_memory
 from specbench.machine.devices import pick_device
 from specbench.records.moved import translate_targets
 from specbench.records.nested import look_up
@@ -51,7 +51,15 @@ def train(settings: TrainSettings, watch: Watch) -> Path:
     processes = PartialState(cpu=pick_device(settings.target.device).type == "cpu", timeout=WAITING)
     with processes.main_process_first():
         out = _prepare_folder(settings, label)
-    mode.make(settings, label, drafter, out, watch if processes.is_main_process else lambda *_: None)
+    try:
+        mode.make(settings, label, drafter, out, watch if processes.is_main_process else lambda *_: None)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        tokens = f"batch_tokens={settings.batch_tokens}"
+        raise InputError(
+            f"{tokens}: a forward of so many does not fit the memory; choose fewer, and more to accumulate"
+        ) from None
     return out
 
 
