@@ -11,6 +11,8 @@ from pathlib import Path
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # without tab and newline
 SHOWN = 80  # characters of a value in a message
 OUTPUT = "standard output"
+FULL = ("No space left on device", "disk is full", "Disk quota exceeded", "file write failed")
+NO_MEMORY = ("OutOfMemoryError", "not enough memory", "t allocate memory", "bad_alloc")
 FEW = 12  # choices that a message can list
 
 
@@ -73,6 +75,26 @@ def _iter_files(error: BaseException) -> Iterator[str | Path]:
             for one in (value, *held):
                 if isinstance(one, Path) or (isinstance(one, IOBase) and isinstance(getattr(one, "name", None), str)):
                     yield one if isinstance(one, Path) else one.name  # type: ignore[attr-defined]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was too small, in main memory or on a device."""
+    return isinstance(error, MemoryError) or _says(error, NO_MEMORY)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a disk was full, also where sqlite, safetensors or torch say so."""
+    return _says(error, FULL)
+
+
+def _says(error: BaseException, words: Sequence[str]) -> bool:
+    """Whether an error, or what caused it, says one of these: libraries have many types for one thing."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return any(word in f"{type(one).__name__}: {one}" for one in chain for word in words)
 
 
 def abbreviate(names: list[str], most: int = 3) -> str:

@@ -6,11 +6,18 @@ import tempfile
 import traceback
 
 from specbench.cli.parser import name_output
-from specbench.errors import InputError, describe_file_error, format_error, mask_home, refuse, warn
+from specbench.errors import (
+    InputError,
+    describe_file_error,
+    format_error,
+    is_full_disk,
+    is_out_of_memory,
+    mask_home,
+    refuse,
+    warn,
+)
 
 MISTAKE, OURS, STOPPED, NO_READER = 2, 70, 130, 141  # 141: as a shell says of a program that SIGPIPE has stopped
-FULL = ("No space left on device", "disk is full", "Disk quota exceeded", "file write failed")  # also as sqlite and torch say it
-NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory", "bad_alloc")
 
 
 def explain(error: BaseException) -> int:
@@ -21,11 +28,11 @@ def explain(error: BaseException) -> int:
         return refuse(error)
     if isinstance(error, KeyboardInterrupt):
         return _say_stopped(*error.args)
-    if isinstance(error, OSError) or _says(error, FULL):
+    if isinstance(error, OSError) or is_full_disk(error):
         warn(describe_file_error(error))
         return MISTAKE
     trace = _write_trace(error)
-    if isinstance(error, MemoryError) or _says(error, NO_MEMORY):
+    if is_out_of_memory(error):
         warn(f"out of memory: {format_error(error, longest=160)}; choose a smaller model, batch or limit; {trace}")
         return MISTAKE
     warn(f"internal error: {format_error(error, longest=300)}; {trace}")
@@ -37,16 +44,6 @@ def _say_stopped(folder: object = None, kept: str = "") -> int:
     resume = f"run the same command with out={folder} to resume" if folder else ""
     warn("; ".join(filter(None, ["stopped", kept, resume])))
     return STOPPED
-
-
-def _says(error: BaseException, words: tuple[str, ...]) -> bool:
-    """Whether an error, or what caused it, says one of these: libraries have many types for one thing."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return any(word in str(one) or word == type(one).__name__ for one in chain for word in words)
 
 
 def _write_trace(error: BaseException) -> str:

@@ -26,6 +26,9 @@ def run(argv: list[str]) -> int:
 
     if expand_sweep(settings.sweep, options.overrides):
         return _sweep(options)
+    from specbench.running.early import check_early
+
+    check_early(settings)
     from specbench.running.execute import execute
     from specbench.running.progress import ProgressDisplay
 
@@ -70,11 +73,12 @@ def cost(argv: list[str]) -> int:
     from specbench.machine.locks import lock_devices
     from specbench.records.names import make_file_name
     from specbench.running.sweep import check_single_run
-    from specbench.setup.objects import check_nodes
+    from specbench.setup.objects import check_models, check_nodes
 
     check_nodes(settings)
     check_single_run(settings, options.overrides, "cost")
     target = settings.target
+    check_models(target, draft=False)
     name = make_file_name("-".join(filter(None, ("cost", target.name, target.shape))))
     with lock_devices(list_timed_devices(target.device, target.device_map), warn):
         console.print(write_card(settings, Path(settings.out or f"reports/{name}").expanduser()))
@@ -105,6 +109,9 @@ def certify(argv: list[str]) -> int:
     from specbench.setup.compose import compose_certify
 
     settings = compose_certify(options.overrides, options.config_dir)
+    from specbench.setup.questions import check_tasks
+
+    check_tasks(settings)  # before torch is imported
     from specbench.certify import certify as certification
     from specbench.certify.tables import build_certificate_table
     from specbench.running.progress import TrainingDisplay

@@ -21,7 +21,7 @@ from transformers import (
 from specbench import ROOT
 from specbench.decoding.finite import check_weights
 from specbench.decoding.language_model import LanguageModel
-from specbench.errors import InputError
+from specbench.errors import InputError, is_out_of_memory
 from specbench.machine.devices import get_free_memory, get_total_memory, pick_device, pick_dtype
 from specbench.models.expand import expand_config, expand_model
 from specbench.models.packed import can_pack, pack
@@ -31,7 +31,6 @@ from specbench.models.refusals import (
     check_settings,
     describe_failure,
     describe_misfits,
-    is_out_of_memory,
     read_mapping,
     take_message,
 )

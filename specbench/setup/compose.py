@@ -216,7 +216,8 @@ def _explain_error(error: Exception, overrides: Sequence[str], config_dir: Path 
         extras = "; pip install -e '.[submitit]', [joblib] or [ray] adds more"
         return str(unknown_choice(group, name, error.options or [], extras if group == "hydra/launcher" else ""))
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: not an override ({str(error).splitlines()[0]}); a value with special characters needs quotes"
+        reason = str(error).splitlines()[0]
+        return f"{show_value(error.override)}: not an override ({reason}); a value with special characters needs quotes"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: invalid YAML: {error.problem}"
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'", text):
@@ -236,6 +237,9 @@ def _explain_unknown_key(given: str, overrides: Sequence[str], config_dir: Path 
     choices = [override for override, key in zip(overrides, keys, strict=True) if key in GROUPS and key != given]
     command = "" if root == RUN else f" of specbench {root}"
     plain: Any = OmegaConf.to_container(_run_hydra(choices, config_dir, root))
-    names = [name.split(".") for name, _ in flatten(plain)]
+    own = given.startswith("hydra")
+    names = [name.split(".") for name, _ in flatten(plain) if name.startswith("hydra.") == own]
     known = [prefix for name in names for prefix in accumulate(name, "{}.{}".format) if not prefix.endswith("_target_")]
+    if given in known:
+        return f"{given}: cannot be set to a mapping with other keys"
     return f"{given}: no such setting{command}{suggest_nearest(given, known)}"

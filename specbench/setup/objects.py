@@ -76,6 +76,8 @@ def check_methods(nodes: Mapping[str, Node]) -> None:
     """Raise InputError for a method's YAML that does not fit its class, and for another baseline than autoregressive decoding."""
     for label, node in nodes.items():
         check_node(node, f"method.{label}", Autoregressive if label == BASELINE else Drafter)
+        if locate_class(node) is Drafter:
+            raise InputError(f"method.{label}: {node['_target_']} drafts nothing; expected a subclass of it")
 
 
 def instantiate_methods(nodes: Mapping[str, Node]) -> dict[str, Drafter]:

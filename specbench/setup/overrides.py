@@ -18,13 +18,23 @@ TARGET_KEYS = (*(field.name for field in fields(TargetSettings)), *EXTRA)
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(overrides))
+    """Parse KEY=VALUE words, one by one so that a number of thousands of digits can be named. Raises InputError."""
+    parser = OverridesParser.create()
+    parsed = []
+    for override in overrides:
+        try:
+            parsed += parser.parse_overrides([override])
+        except ValueError as error:
+            raise InputError(f"{show_value(override)}: not an override ({error})") from None
+    return parsed
 
 
 def check_choices(parsed: Sequence[Override], options: Mapping[str, Sequence[str]]) -> None:
     """Raise InputError for a deletion and for an unknown choice of a group, also null. options: the choices by group."""
     for override in parsed:
         group = override.key_or_group
+        if group == "hydra.searchpath":
+            raise InputError(f"{group}: cannot be changed; --config-dir names a further folder of YAMLs")
         if override.is_delete():
             _check_deletion(group)
         elif group in options and group != "task" and not override.is_sweep_override():

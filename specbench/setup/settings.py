@@ -51,9 +51,13 @@ class TargetSettings:
 
     @property
     def sizes(self) -> Any:
-        """The sizes of the chosen shape; None without one. Raises InputError if the target has no such shape."""
+        """The sizes of the chosen shape; None without one."""
+        return None if self.shape is None else (self.shapes or {})[self.shape]
+
+    def check_shape(self) -> None:
+        """Raise InputError if the target has no such shape."""
         if self.shape is None:
-            return None
+            return
         shapes = self.shapes or {}
         if self.shape not in shapes:
             raise InputError(
@@ -61,7 +65,6 @@ class TargetSettings:
             )
         if shapes[self.shape] in (None, {}):
             raise InputError(f"target.shapes.{self.shape} is empty: expected sizes, such as {{hidden_size: 2048}}")
-        return shapes[self.shape]
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ def parse_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[s
     for place in ("target.config", "target.draft.config", "target.draft.shape", f"target.shapes.{plain['target'].get('shape')}"):
         _check_layers(look_up(plain, place), place)
     sections = {name: _construct(section, plain[name], name) for name, section in SECTIONS.items() if name in plain}
+    sections["target"].check_shape()
     tasks = [task["name"] for task in plain["task"].values()]
     settings: S = _construct(kind, {**plain, **sections, "tasks": tasks, "plain": plain, "changed": changed}, "")
     return settings
