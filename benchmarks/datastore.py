@@ -110,7 +110,7 @@ def serve_step(store: Path, tokens: int, vocabulary: int) -> Served:
     torch.set_num_threads(1)
     settings = compose_run(["method=[rest]", f"target.datastore={store}"]).method["rest"]
     before = measure_anonymous()
-    drafter: Rest = instantiate(settings)
+    drafter = instantiate(settings, Rest, "method.rest")
     target: Any = SimpleNamespace(vocabulary=vocabulary, device=torch.device("cpu"))
     drafter.bind(target)
     times = 1e3 * np.array([_time_query(drafter, query) for query in iter_queries(tokens, vocabulary)][WARM:])  # (queries, 2)

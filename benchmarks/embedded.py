@@ -20,8 +20,8 @@ from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
 from specbench.running.checks import check_drafters
 from specbench.setup.compose import compose_run
-from specbench.setup.instantiate import instantiate
-from specbench.setup.objects import instantiate_methods, load_target, select_questions
+from specbench.setup.objects import instantiate_methods, load_target
+from specbench.setup.questions import open_suite, select_questions
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def load_bench(*overrides: str, limit: int = 1) -> Bench:
     check_drafters(drafters, config.target, target.tokenizer)
     engine = Native(profile=False)
     engine.open(target.model, drafters)
-    questions = select_questions(config, instantiate(config.suite), config.limit)
+    questions = select_questions(config, open_suite(config), config.limit)
     return Bench(target, drafters, engine, [target.render_first_prompt(question) for question in questions])
 
 

@@ -7,12 +7,13 @@ grows the tree where the drafter is confident.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from specbench.bounds import Depth, StaticTree, Within
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
@@ -29,6 +30,7 @@ from specbench.drafters.network import (
     list_layer_keys,
 )
 from specbench.drafters.network_drafter import LayerDrafter
+from specbench.errors import InputError
 
 NOISE = 0.1  # training adds noise from U(-0.1, 0.1) to the hidden states (EAGLE-1, "Training of the draft models")
 ROOM = 256  # KV entries and positions reserved for the expanded nodes of one tree
@@ -181,7 +183,7 @@ class Eagle(EagleDrafter):
 
     draws = True
 
-    def __init__(self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str) -> None:
+    def __init__(self, checkpoint: str | None, tree: StaticTree, dtype: str) -> None:
         super().__init__(checkpoint, dtype)
         self.paths = tree["paths"]
 
@@ -211,8 +213,12 @@ class Eagle2(EagleDrafter):
     the node drafted first wins, so a parent precedes its children.
     """
 
-    def __init__(self, checkpoint: str | None, total_tokens: int, depth: int, top_k: int, dtype: str) -> None:
+    def __init__(
+        self, checkpoint: str | None, total_tokens: Annotated[int, Within(2, 1024)], depth: Depth, top_k: Depth, dtype: str
+    ) -> None:
         super().__init__(checkpoint, dtype)
+        if depth * top_k > ROOM:
+            raise InputError(f"eagle: depth={depth} × top_k={top_k} expands more nodes than {ROOM}")
         self.total_tokens, self.depth, self.top_k = total_tokens, depth, top_k
         self.nodes = total_tokens
 

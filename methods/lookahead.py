@@ -9,15 +9,15 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
+from specbench.bounds import Depth, Seed, Within
 from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Verification
-from specbench.errors import InputError
 
 TreePath = tuple[int, ...]
 
@@ -71,9 +71,16 @@ class Lookahead(Drafter):
     within their prefill. seed: of the first row's tokens, which are drawn from the prompt.
     """
 
-    def __init__(self, level: int, window: int, guesses: int, text_pool: bool, whole: bool, prefill_row: bool, seed: int) -> None:
-        if level < 3 or window < 1 or guesses < 1:
-            raise InputError(f"lookahead: level={level}, window={window}, guesses={guesses}: expected at least 3, 1 and 1")
+    def __init__(
+        self,
+        level: Annotated[int, Within(3, 32)],
+        window: Depth,
+        guesses: Depth,
+        text_pool: bool,
+        whole: bool,
+        prefill_row: bool,
+        seed: Seed,
+    ) -> None:
         self.level, self.window, self.guesses = level, window, guesses
         self.text_pool, self.whole, self.prefill_row, self.seed = text_pool, whole, prefill_row, seed
         self.nodes = 1 + (level - 1) * (window + level - 2) + guesses * (level - 1)

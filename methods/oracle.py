@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from specbench.bounds import Length, Probability
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
@@ -32,7 +33,7 @@ class OracleState:
 class Oracle(Yardstick):
     """Perfect drafts of `length` tokens at no cost: the upper bound of all drafters of chains."""
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: Length) -> None:
         self.length = length
 
     def bind(self, target: LanguageModel) -> None:
@@ -72,10 +73,10 @@ class Oracle(Yardstick):
 class Synthetic(Oracle):
     """Draft token k is right with probability rates[k], given that all before it are; the last rate holds from there on."""
 
-    def __init__(self, length: int, rates: Sequence[float]) -> None:
+    def __init__(self, length: Length, rates: Sequence[Probability]) -> None:
         super().__init__(length)
-        if not rates or not all(0 <= rate <= 1 for rate in rates):
-            raise InputError(f"rates={list(rates)}: expected one or more numbers from 0 to 1")
+        if not rates:
+            raise InputError("rates=[]: expected one or more numbers from 0 to 1")
         self.rates = rates
 
     def draft(self, state: OracleState, budget: int) -> DraftTree:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from specbench.bounds import Length, TokenId
 from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.tree import DraftTree
@@ -45,7 +46,11 @@ class PromptLookup(Drafter):
     null.
     """
 
-    def __init__(self, max_ngram: int, min_ngram: int, length: int, match: MatchChoice, full: bool, filler: int | None) -> None:
+    def __init__(
+        self, max_ngram: Length, min_ngram: Length, length: Length, match: MatchChoice, full: bool, filler: TokenId | None
+    ) -> None:
+        if min_ngram > max_ngram:
+            raise InputError(f"pld: min_ngram={min_ngram} is above max_ngram={max_ngram}")
         if full and match == "last":
             raise InputError("pld: match=last excludes full=true, whose matches end before the n-gram; use match=first")
         self.sizes = range(max_ngram, min_ngram - 1, -1)

@@ -1,10 +1,11 @@
 """REST (He et al. 2024): draft what followed the last tokens in a datastore of texts."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
+from specbench.bounds import Length, Nodes, TokenId, Within
 from specbench.datastore.build import build_in_memory
 from specbench.datastore.prefixes import Prefixes
 from specbench.datastore.store import Datastore, Sample, StoreMatch
@@ -31,19 +32,19 @@ class Rest(Drafter):
     def __init__(
         self,
         datastore: str | None,
-        longest: int,
-        shortest: int,
+        longest: Length,
+        shortest: Length,
         sample: Sample,
-        occurrences: int,
-        depth: int,
-        nodes: int,
+        occurrences: Annotated[int, Within(1, 1_000_000)],
+        depth: Length,
+        nodes: Nodes,
         cut: Literal["none", "cost"],
-        filler: int | None,
+        filler: TokenId | None,
     ) -> None:
         if datastore is None:
             raise InputError("this target names no datastore: set method.LABEL.datastore to a folder or random")
-        if not 1 <= shortest <= longest or min(occurrences, depth, nodes) < 1:
-            raise InputError("rest: expected 1 ≤ shortest ≤ longest, and at least one occurrence, depth and node")
+        if shortest > longest:
+            raise InputError(f"rest: shortest={shortest} is above longest={longest}")
         self.random = datastore == RANDOM
         if not self.random:
             self.datastore = Datastore.open(datastore)

@@ -1,9 +1,11 @@
 """SAM-Decoding (Hu et al. 2024): find the longest suffix that occurred earlier and draft the tokens that followed it."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from methods.rest import Rest
 from methods.suffix_automaton import SuffixAutomaton
+from specbench.bounds import Length, Within
 from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
@@ -33,7 +35,14 @@ class SamDecoding(Drafter):
     """
 
     def __init__(
-        self, length: int, factor: float | None, shortest: int, recent: bool, full: bool, trial: int | None, static: Rest | None
+        self,
+        length: Length,
+        factor: Annotated[float, Within(0.001, 1024)] | None,
+        shortest: Length,
+        recent: bool,
+        full: bool,
+        trial: Length | None,
+        static: Rest | None,
     ) -> None:
         self.length, self.factor, self.shortest = length, factor, shortest
         self.recent, self.full, self.trial, self.static = recent, full, trial, static

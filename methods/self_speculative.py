@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from specbench.bounds import Length, Probability
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.tree import DraftTree, Pick
 from specbench.decoding.verify import Verification, Verifier
 from specbench.drafters.skipping_drafter import SkippingDrafter
-from specbench.errors import InputError
 
 BETA_1 = 0.5  # weight of the past in the moving average of the acceptance rate
 BETA_2 = 0.9  # weight of the past in the threshold
@@ -39,13 +39,14 @@ class SelfSpeculative(SkippingDrafter):
     draws = True
 
     def __init__(
-        self, checkpoint: str | None, draft_tokens: int, threshold: float, adaptive: bool, target_acceptance: float, carry: bool
+        self,
+        checkpoint: str | None,
+        draft_tokens: Length,
+        threshold: Probability,
+        adaptive: bool,
+        target_acceptance: Probability,
+        carry: bool,
     ) -> None:
-        if draft_tokens < 1:
-            raise InputError(f"draft_tokens={draft_tokens}: expected a whole number, at least 1")
-        for name, value in (("threshold", threshold), ("target_acceptance", target_acceptance)):
-            if not 0 <= value <= 1:
-                raise InputError(f"{name}={value}: expected a probability, 0 to 1")
         super().__init__(checkpoint)
         self.draft_tokens, self.threshold = draft_tokens, threshold
         self.adaptive, self.target_acceptance, self.carry = adaptive, target_acceptance, carry

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from specbench.bounds import Length, Probability
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
@@ -36,7 +37,9 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
 
     draws = True
 
-    def __init__(self, draft: LanguageModel, draft_tokens: int, schedule: Schedule, confidence: float, stop_at_eos: bool) -> None:
+    def __init__(
+        self, draft: LanguageModel, draft_tokens: Length, schedule: Schedule, confidence: Probability, stop_at_eos: bool
+    ) -> None:
         super().__init__()
         self.model, self.draft_tokens = draft, draft_tokens
         self.schedule, self.confidence, self.stop_at_eos = schedule, confidence, stop_at_eos

@@ -4,13 +4,12 @@ A matrix holds `width` successors per token, taken from the logits of all nodes 
 static tree level by level.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from specbench.bounds import StaticTree
 from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
@@ -31,7 +30,7 @@ class TokenRecycling(Drafter):
     warm: the matrix outlives a turn, as in the authors' code; else every turn starts with an empty one.
     """
 
-    def __init__(self, tree: Mapping[str, Any], warm: bool, prompt_logits: bool) -> None:
+    def __init__(self, tree: StaticTree, warm: bool, prompt_logits: bool) -> None:
         self.paths, self.warm, self.prompt_logits = tree["paths"], warm, prompt_logits
 
     def bind(self, target: LanguageModel) -> None:

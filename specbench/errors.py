@@ -4,10 +4,16 @@ import difflib
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from io import IOBase
 from pathlib import Path
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # without tab and newline
+SHOWN = 80  # characters of a value in a message
+OUTPUT = "standard output"
+FULL = ("No space left on device", "disk is full", "Disk quota exceeded", "file write failed")
+NO_MEMORY = ("OutOfMemoryError", "not enough memory", "t allocate memory", "bad_alloc")
+FEW = 12  # choices that a message can list
 
 
 class InputError(Exception):
@@ -32,8 +38,17 @@ def escape_controls(text: str) -> str:
 
 def format_error(error: BaseException, longest: int = 500) -> str:
     """Return the error's type, text, file and line, for the author of that code; without folders of this machine."""
-    text = escape_controls(" ".join(str(error).split())).replace(str(Path.home()), "~")
+    text = mask_home(escape_controls(" ".join(str(error).split())))
     return f"{type(error).__name__}: {text[:longest]}{_locate_error(error)}"
+
+
+def mask_home(text: str) -> str:
+    """Return a text with ~ for the home folder, unless that is the root of the file system or unknown."""
+    try:
+        home = str(Path.home())
+    except RuntimeError:
+        return text
+    return text.replace(home, "~") if len(home) > 1 else text
 
 
 def _locate_error(error: BaseException) -> str:
@@ -43,18 +58,65 @@ def _locate_error(error: BaseException) -> str:
     return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
 
 
+def describe_file_error(error: BaseException) -> str:
+    """Return which file an error is about, and what is wrong with it. A failed write does not say: its caller's variables do."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else format_error(error, longest=160)
+    named = error.filename if isinstance(error, OSError) else None
+    place = str(named or next(_iter_files(error), ""))
+    remedy = "; choose another folder" if place != OUTPUT else ""
+    return f"{mask_home(place)}: {reason}{remedy}" if place else reason
+
+
+def _iter_files(error: BaseException) -> Iterator[str | Path]:
+    """Yield the paths and the names of the files that the failing functions hold, the innermost first."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for value in list(frame.f_locals.values()):
+            held = vars(value).values() if hasattr(value, "__dict__") and not isinstance(value, type) else ()
+            for one in (value, *held):
+                if isinstance(one, Path) or (isinstance(one, IOBase) and isinstance(getattr(one, "name", None), str)):
+                    yield one if isinstance(one, Path) else one.name  # type: ignore[attr-defined]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was too small, in main memory or on a device."""
+    return isinstance(error, MemoryError) or _says(error, NO_MEMORY)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a disk was full, also where sqlite, safetensors or torch say so."""
+    return _says(error, FULL)
+
+
+def _says(error: BaseException, words: Sequence[str]) -> bool:
+    """Whether an error, or what caused it, says one of these: libraries have many types for one thing."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return any(word in f"{type(one).__name__}: {one}" for one in chain for word in words)
+
+
 def abbreviate(names: list[str], most: int = 3) -> str:
     """Join the first few names, and say how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def show_value(value: object) -> str:
+    """Return a setting's value for a message: null for None, and cut if it is long."""
+    text = "null" if value is None else str(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
 def suggest_choices(given: str, choices: Sequence[str]) -> str:
     """Return `a, b or c`, the choice closest to what was given first; empty without choices."""
-    close = difflib.get_close_matches(str(given), choices, n=1)
+    close = difflib.get_close_matches(str(given)[:SHOWN], choices, n=1)
     ordered = close + [choice for choice in choices if choice not in close]
     return ", ".join(ordered[:-1]) + (" or " if len(ordered) > 1 else "") + ordered[-1] if ordered else ""
 
 
-def find_closest(given: str, choices: Sequence[str]) -> str:
-    """Return the choice closest to what was given."""
-    return difflib.get_close_matches(given, choices, n=1, cutoff=0)[0]
+def suggest_nearest(given: str, choices: Sequence[str]) -> str:
+    """Return the end of a message: `; the nearest is a`, where one is near; else the choices, if they are few, or nothing."""
+    if close := difflib.get_close_matches(given[:SHOWN], choices, n=1):
+        return f"; the nearest is {close[0]}"
+    return f"; expected {suggest_choices('', choices)}" if 0 < len(choices) <= FEW else ""

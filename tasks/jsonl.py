@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from specbench.errors import InputError
-from tasks.question import Question, read_questions
+from tasks.question import Question, parse_questions, read_file
 from tasks.suite import Suite
 
 
@@ -16,9 +16,9 @@ class Jsonl(Suite):
     def __init__(self, path: str | None, sha256: str | None = None, name: str = "jsonl") -> None:
         if path is None:
             raise InputError(f"suite {name} needs a questions file: give suite.path=FILE")
-        self.path = Path(path).expanduser()
-        self.name = name
-        self.fingerprint = hash_file(self.path)
+        self.path, self.name = Path(path).expanduser(), name
+        self._content = read_file(self.path)
+        self.fingerprint = hashlib.sha256(self._content).hexdigest()
         if sha256 is not None and self.fingerprint != sha256:
             raise InputError(
                 f"{path}: sha256 is {self.fingerprint}, expected {sha256}; "
@@ -27,12 +27,4 @@ class Jsonl(Suite):
 
     def questions(self) -> list[Question]:
         """Return all questions in file order. Raises InputError (file:line)."""
-        return read_questions(self.path)
-
-
-def hash_file(path: Path) -> str:
-    """Return the file's sha256 in hex. Raises InputError if it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        return parse_questions(self._content, self.path)

@@ -5,19 +5,21 @@ A mistake in a file raises an InputError of one line that begins with file:line.
 
 from __future__ import annotations
 
-import glob
 import json
 import random
+from codecs import BOM_UTF8
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from specbench.errors import InputError, suggest_choices
+from specbench.errors import InputError, show_value, suggest_choices
 
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 SINGLE_TURN = ("translation", "summarization", "qa", "math_reasoning", "rag")
+MOST_BYTES = 2**30
+LONGEST_NAME = 200  # characters of an id, a category or a task
 TASK_OF_CATEGORY = dict.fromkeys(MT_BENCH, "mt_bench") | {category: category for category in SINGLE_TURN}
 
 
@@ -34,13 +36,34 @@ class Question:
 
 def read_questions(path: str | Path) -> list[Question]:
     """Return a JSONL file's questions in order; blank lines are skipped. Raises InputError (file:line)."""
+    return parse_questions(read_file(Path(path)), path)
+
+
+def read_file(path: Path) -> bytes:
+    """Return a file's content. Raises InputError for a pipe or a device, which may have no end, and for too large a file."""
+    if not path.exists():
+        raise InputError(f"{path}: cannot be read: no such file")
+    if not path.is_file():
+        raise InputError(f"{path}: cannot be read (expected a file, not a folder, a pipe or a device)")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if len(content) > MOST_BYTES:
+        raise InputError(f"{path}: holds more than {MOST_BYTES:,} bytes")
+    return content
+
+
+def parse_questions(content: bytes, path: str | Path) -> list[Question]:
+    """Return the questions in a JSONL file's content. Raises InputError (file:line)."""
     questions: list[Question] = []
     line_of_id: dict[str, int] = {}
-    for number, line in enumerate(_read_lines(Path(path)), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            question = _parse_question(_parse_row(line))
+            question = _parse_line(line)
             if question.id in line_of_id:
                 raise InputError(f"question_id {question.id!r} is already used on line {line_of_id[question.id]}")
         except InputError as error:
@@ -76,44 +99,38 @@ def _draw(task: str, members: dict[str, list[int]], seed: int) -> list[int]:
     return [index for drawn in zip_longest(*shuffled) for index in drawn if index is not None]
 
 
-def _read_lines(path: Path) -> Iterator[str]:
-    """Yield lines without their ends; datasets' JSON reader could not name a broken line."""
-    from datasets import load_dataset  # takes seconds to import
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        rows = load_dataset("text", data_files=glob.escape(str(path)), split="train", streaming=True)
-        yield from (row["text"] for row in rows)
-    except UnicodeDecodeError:
-        raise InputError(f"{path}:{_find_undecodable_line(path.read_bytes())}: not UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def _find_undecodable_line(data: bytes) -> int:
-    """Return the number of the first line that is not UTF-8; 0 if all are."""
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return data.count(b"\n", 0, error.start) + 1
-    return 0
-
-
-def _parse_row(line: str) -> dict[str, object]:
+def _parse_line(line: bytes) -> Question:
     """Parse a line as a JSON object whose texts can all be encoded (a lone surrogate cannot)."""
+    if line.startswith(BOM_UTF8):
+        raise InputError("starts with a byte order mark; save the file as UTF-8 without one")
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode(), object_pairs_hook=_build_object, parse_constant=_refuse_constant)
         json.dumps(row, ensure_ascii=False).encode()
+        if not isinstance(row, dict):
+            raise InputError(f"expected a JSON object, got {type(row).__name__}")
+        return _parse_question(row)
     except json.JSONDecodeError as error:
         raise InputError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+    except UnicodeDecodeError:
+        raise InputError("not UTF-8") from None
     except UnicodeEncodeError:
         raise InputError("a text holds half of a surrogate pair, which is not valid Unicode") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise InputError("not valid JSON: nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
         raise InputError(f"not valid JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise InputError(f"expected a JSON object, got {type(row).__name__}")
+
+
+def _build_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise InputError(f"the field {twice!r} comes twice")
     return row
+
+
+def _refuse_constant(name: str) -> None:
+    raise InputError(f"not valid JSON: {name} is not a number")
 
 
 def _parse_question(row: dict[str, object]) -> Question:
@@ -127,23 +144,29 @@ def _parse_question(row: dict[str, object]) -> Question:
 
 def _parse_id(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).strip():
-        raise InputError(f"question_id is {value!r}, expected a whole number or a non-empty string")
-    return str(value)
+        raise InputError(f"question_id is {show_value(repr(value))}, expected a whole number or a non-empty string")
+    return _check_name(str(value), "question_id")
+
+
+def _check_name(value: object, field: str) -> str:
+    """Return a text that names something in tables and files: of one line, and not long."""
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{field} is {show_value(repr(value))}, expected a non-empty string")
+    if len(value) > LONGEST_NAME or not value.isprintable():
+        raise InputError(f"{field} is {show_value(ascii(value))}, expected at most {LONGEST_NAME} printable characters")
+    return value
 
 
 def _parse_category(row: dict[str, object]) -> tuple[str, str]:
     """Return category and task. A row's own `task` wins and allows any category; otherwise Spec-Bench's category decides."""
-    category, task = row["category"], row.get("task")
-    if not isinstance(category, str) or not category.strip():
-        raise InputError(f"category is {category!r}, expected a non-empty string")
-    if task is None:
-        if category not in TASK_OF_CATEGORY:
-            known = suggest_choices(category, list(TASK_OF_CATEGORY))
-            raise InputError(f"unknown category {category!r}, expected {known}; or name the row's own task in 'task'")
-        return category, TASK_OF_CATEGORY[category]
-    if not isinstance(task, str) or not task.strip():
-        raise InputError(f"task is {task!r}, expected a non-empty string")
-    return category, task
+    category, task = _check_name(row["category"], "category"), row.get("task")
+    if task is not None:
+        return category, _check_name(task, "task")
+    if category not in TASK_OF_CATEGORY:
+        known = suggest_choices(category, list(TASK_OF_CATEGORY))
+        given = show_value(repr(category))
+        raise InputError(f"unknown category {given}, expected {known}; or name the row's own task in 'task'")
+    return category, TASK_OF_CATEGORY[category]
 
 
 def _parse_turns(value: object) -> tuple[str, ...]:

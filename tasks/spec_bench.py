@@ -10,7 +10,8 @@ from http.client import HTTPException
 from pathlib import Path
 
 from specbench.errors import InputError
-from tasks.jsonl import Jsonl, hash_file
+from tasks.jsonl import Jsonl
+from tasks.question import read_file
 
 REMEDY = "give Spec-Bench's data/spec_bench/question.jsonl as suite.path=FILE"
 TIMEOUT = 30  # seconds without a byte
@@ -28,7 +29,7 @@ class SpecBench(Jsonl):
 def download_once(url: str, sha256: str | None, cache_dir: Path) -> Path:
     """Return the cached copy of `url`, downloaded if missing or damaged. Raises InputError: no network, wrong sha256."""
     file = cache_dir / f"spec_bench-{hashlib.sha256(url.encode()).hexdigest()[:12]}.jsonl"
-    if file.is_file() and sha256 in (None, hash_file(file)):
+    if file.is_file() and sha256 in (None, hashlib.sha256(read_file(file)).hexdigest()):
         return file
     data = _fetch(url)
     actual = hashlib.sha256(data).hexdigest()

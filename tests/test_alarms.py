@@ -213,7 +213,9 @@ def by_rows(**milliseconds: float) -> dict[str, list[float]]:
 def test_a_forward_over_fewer_rows_that_takes_longer_is_alarmed(
     tmp_path: Path, times: dict[str, list[float]], levels: list[str]
 ) -> None:
-    found = [one for one in raised([trial("autoregressive", [1], 1.0)], tmp_path, forward_ms=times) if "a forward over" in one[3]]
+    forwards = [{"rows": int(rows), "milliseconds": values} for rows, values in times.items()]
+    alone = raised([trial("autoregressive", [1], 1.0)], tmp_path, forward_ms=forwards)
+    found = [one for one in alone if "a forward over" in one[3]]
     assert [one[0] for one in found] == levels
     if levels[:1] == ["alarm"]:
         assert found[0][1:3] == ("autoregressive", "overall")

@@ -131,7 +131,10 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
             "conf/skip/llama2_70b.yaml: attention: the target has no layer 10; expected 0 to 1",
         ),
         (["method=[self_speculative]", "method.self_speculative.draft_tokens=0"], "draft_tokens=0: expected a whole number, at"),
-        (["method=[self_speculative]", "method.self_speculative.threshold=2"], "threshold=2: expected a probability, 0 to 1"),
+        (
+            ["method=[self_speculative]", "method.self_speculative.threshold=2"],
+            "threshold=2: expected a number, at least 0 and at most 1",
+        ),
     ],
 )
 def test_the_parts_of_a_run(refuse: Refuse, tiny: Tiny, overrides: list[str], expected: str) -> None:
@@ -149,7 +152,7 @@ def test_a_device_that_is_not_there(refuse: Refuse, tiny: Tiny) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     line = refuse("run", *tiny.overrides("task=qa", "method=[]", "target.device=cuda", "out=results/x"))
-    assert line == "device=cuda: not on this machine; expected auto or cpu" or "mps" in line
+    assert line == "target.device=cuda: not on this machine; expected auto or cpu" or "mps" in line
 
 
 def test_a_folder_that_is_no_run(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:

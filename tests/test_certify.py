@@ -162,36 +162,6 @@ def test_a_drafter_that_remembers_its_first_answers_is_found(tmp_path: Path, eve
     assert greedy.tests["texts"]["equal"] == greedy.tests["texts"]["texts"]
 
 
-@pytest.mark.parametrize(
-    ("texts", "tokens", "word"),
-    [(1, 96, "exact so far"), (13, 96, "exact so far"), (14, 96, "exact"), (500, 32, "exact so far"), (14, 64, "exact")],
-)
-def test_exact_needs_enough_texts_and_tokens(tmp_path: Path, texts: int, tokens: int, word: str) -> None:
-    """13 correct texts leave 20.6 % possible, 14 leave 19.3 %."""
-    seen = certificate()
-    seen.greedy[0].tests["texts"] = {"texts": texts, "equal": texts, "most_wrong": 0.1, "longest": tokens}
-    seen.write(tmp_path / "certificates" / "one")
-    run = write_run(tmp_path / "run", [trial("autoregressive", [1, 1], 1.0), trial("pld", [2], 0.5)])
-    run.write_config(CONFIG | {"method": {"pld": {"length": 10}}})
-    report = render_report([run.path], tmp_path / "out")
-    row = report.summary[report.summary["task"] == "overall"].set_index("method").loc["pld"]
-    assert row["lossless"] == word and (row["lossless_texts"], row["lossless_tokens"]) == (texts, tokens)
-    assert row["lossless_wrong_at_most"] == pytest.approx(1 - 0.05 ** (1 / texts))
-    assert f"| {word} ({texts} texts) |" in (report.out / "table.md").read_text()
-    assert f"| pld | {word} |" in format_certificate(seen)
-    assert f"{texts} texts of at most {tokens} tokens" in (report.out / "table.md").read_text()
-    assert f"{texts} texts, ≤&nbsp;{tokens}&nbsp;tokens" in report.page.read_text()
-
-
-def test_more_evidence_wins_over_less(tmp_path: Path) -> None:
-    for day, texts in enumerate((14, 1)):
-        seen = replace(certificate(), about=PROVENANCE | {"started": f"2026-11-2{day}"})
-        seen.greedy[0].tests["texts"] |= {"texts": texts, "equal": texts}
-        seen.write(tmp_path / str(texts))
-    found = find_certifications(CONFIG | {"method": {"pld": {"length": 10}}}, PROVENANCE, [tmp_path])
-    assert str(found["pld"]) == "exact" and found["pld"].evidence.texts == 14
-
-
 def test_a_method_that_is_not_what_it_claims_gets_no_certificate(tmp_path: Path) -> None:
     config = compose_certify(overrides(tmp_path / "unsound", "method=[self_speculative]", "draws=512"))
     with replace_verifier(AcceptsByP):

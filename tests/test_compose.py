@@ -11,9 +11,10 @@ import yaml
 
 from specbench import ROOT
 from specbench.errors import InputError
-from specbench.setup.compose import GROUPS, LISTS, compose_run, list_options
+from specbench.setup.compose import GROUPS, compose_run, list_options
 from specbench.setup.instantiate import check_node, instantiate
 from specbench.setup.objects import check_nodes
+from specbench.setup.overrides import LISTS
 
 
 def refusal(*overrides: str, config_dir: Path | None = None) -> str:
@@ -93,10 +94,10 @@ def test_every_choice_composes(group: str) -> None:
         ("sampling.top_k=0.5", "sampling.top_k=0.5: expected a whole number, at least 0"),
         ("method.sps.draft_tokens=x", "method.sps.draft_tokens=x: expected a whole number"),
         ("sampling.max_new_tokens=0", "sampling.max_new_tokens=0: expected a whole number, at least 1"),
-        ("+method.pld.size=4", "method.pld.size: methods.pld.PromptLookup takes no size; the nearest is filler"),
+        ("+method.pld.size=4", "method.pld.size: methods.pld.PromptLookup takes no size; expected max_ngram, "),
         ("~method.pld.length", "method.pld: methods.pld.PromptLookup needs length; given: max_ngram, "),
         ("method.pld.length=ten", "method.pld.length=ten: expected a whole number"),
-        ("method.pld.filler=x", "method.pld.filler=x: expected a whole number or null"),
+        ("method.pld.filler=x", "method.pld.filler=x: expected a whole number, at least 0 and at most 2,147,483,647 or null"),
         ("method.pld.match=lst", "method.pld.match=lst: expected last or first"),
         ("method.sps.draft.device=3", "method.sps.draft.device=3: expected text"),
         ("engine.native.profile=1", "engine.native.profile=1: expected true or false"),
@@ -144,7 +145,7 @@ PLD = "_target_: methods.pld.PromptLookup\nmax_ngram: 3\nmin_ngram: 1\nmatch: la
             "# @package method.brought\n_target_: importingmodule.Mine\n",
             "_target_ importingmodule.Mine: no module no_such_package",
         ),
-        (b"# @package method.brought\n\xff\xfe\n", "brought.yaml: cannot be read: 'utf-8' codec can't decode"),
+        (b"# @package method.brought\n\xff\xfe\n", "brought.yaml: not UTF-8 at byte 26"),
     ],
 )
 def test_a_mistake_in_a_user_s_yaml_is_named(tmp_path: Path, text: str | bytes, expected: str) -> None:
@@ -182,8 +183,8 @@ def node(**changes: Any) -> Any:
 
 def test_a_node_that_fits_its_class_is_built() -> None:
     for fine in (node(), node(share=0.5), node(more={"x": 1}), node(names=[]), node(kind="b")):
-        check_node(fine, "here")
-        assert isinstance(instantiate(fine), Sample)
+        check_node(fine, "here", Sample)
+        assert isinstance(instantiate(fine, Sample, "here"), Sample)
 
 
 @pytest.mark.parametrize(
@@ -200,15 +201,15 @@ def test_a_node_that_fits_its_class_is_built() -> None:
 )
 def test_a_node_that_does_not_is_refused(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(InputError) as error:
-        check_node(node(**changes), "here")
+        check_node(node(**changes), "here", Sample)
     assert expected in str(error.value)
 
 
 def test_a_constructor_s_error_is_one_line() -> None:
     with pytest.raises(InputError, match=r"^count=6: expected at most 5$"):
-        instantiate(node(count=6))
+        instantiate(node(count=6), Sample, "here")
     with pytest.raises(InputError, match=r"^tests.test_compose.Sample: ZeroDivisionError: .* \(test_compose.py:\d+\)$"):
-        instantiate(node(count=0))
+        instantiate(node(count=0), Sample, "here")
 
 
 def test_a_user_s_yaml_may_not_have_a_name_of_conf(tmp_path: Path) -> None:

@@ -143,6 +143,12 @@ DOCUMENTS: list[tuple[str, bytes, str]] = [
     ("run.json", b'{"leakage": {"pld": [{"name": "a"}]}}', "leakage.pld[0].leaked is missing"),
     ("run.json", b'{"baseline": [{"engine": "a", "dtype": "b", "tokens_per_second": [0]}]}', "tokens_per_second[0] is 0"),
     ("run.json", b'{"baseline": [{"engine": "a", "dtype": "b", "tokens_per_second": []}]}', "at least one"),
+    ("run.json", b'{"forward_ms": [{"rows": 0, "milliseconds": [1]}]}', "forward_ms[0].rows is 0"),
+    (
+        "run.json",
+        b'{"forward_ms": [{"rows": 1, "milliseconds": [1]}, {"rows": 2, "milliseconds": []}]}',
+        "forward_ms: expected as many",
+    ),
     ("run.json", b'{"x": 1e400, "y": {"z": 99999999999999999999}}', "a number out of range"),
     ("run.json", b'{"x": ' + b"[" * 500 + b"]" * 500 + b"}", "nested too deeply"),
     ("run.json", b"\xef\xbb\xbf{}", "starts with a byte order mark"),

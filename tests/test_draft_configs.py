@@ -105,7 +105,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [  # drafter, key, value, what is sai
     ("eagle3", "transformer_layer_config", {}, "transformer_layer_config.: no such key is supported"),
     ("eagle3", "zzz", 1, '"zzz": no such key is supported .here 1.'),
     ("eagle3", "zzz", None, '"zzz": no such key is supported .here null.'),
-    ("eagle3", "rope_thetta", 1, "the closest is rope_theta"),
+    ("eagle3", "rope_thetta", 1, "the nearest is rope_theta"),
     ("medusa", "medusa_num_heads", 0, "medusa_num_heads=0: expected a whole number from 1 to 64"),
     ("medusa", "medusa_num_heads", "x", "medusa_num_heads=.x.: expected"),
     ("medusa", "medusa_num_layers", 0, "medusa_num_layers=0: expected"),

@@ -25,7 +25,7 @@ NOBODY = 65534
 HOLDER = """
 import sys
 from specbench.machine.locks import lock_devices
-with lock_devices(sys.argv[1:], lambda: print("waits", flush=True)):
+with lock_devices(sys.argv[1:], lambda message: print("waits", flush=True)):
     print("times", flush=True)
     sys.stdin.read()
 print("done", flush=True)
@@ -205,5 +205,6 @@ def test_a_card_goes_by_its_uuid_and_a_device_map_may_take_any(monkeypatch: pyte
     assert list_timed_devices("cpu", None) == ["cpu"]
 
 
-def waiting() -> None:
+def waiting(message: str) -> None:
+    assert "specbench-cpu.lock" in message and "TMPDIR" in message
     raise TimeoutError

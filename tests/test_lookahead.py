@@ -9,7 +9,6 @@ from methods.lookahead import Lookahead, Pool
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
-from specbench.errors import InputError
 from tests.methods_under_test import drafter_of
 from tests.tiny import prompts, tiny_model
 
@@ -127,8 +126,3 @@ def test_the_preset_never_accepts_a_guess_to_its_end() -> None:
         outs = [generate(target, drafter, [prompt], Sampling(max_new_tokens=100))[0] for prompt in prompts(6)]
         most[label] = max(max(out.committed) for out in outs)
     assert most == {"lookahead": 5, "lookahead_spec_bench": 4}
-
-
-def test_sizes_that_make_no_window_are_refused() -> None:
-    with pytest.raises(InputError, match="level=2, window=7, guesses=7: expected at least 3, 1 and 1"):
-        Lookahead(2, 7, 7, False, False, True, 10)

@@ -22,8 +22,8 @@ def test_every_moved_class_is_found_under_its_old_name(old: str) -> None:
 
 
 def test_a_yaml_with_an_old_name_is_checked_and_built() -> None:
-    check_node({"_target_": OLD}, "method.mine")
-    assert isinstance(instantiate({"_target_": OLD}), Autoregressive)
+    check_node({"_target_": OLD}, "method.mine", Autoregressive)
+    assert isinstance(instantiate({"_target_": OLD}, Autoregressive, "method.autoregressive"), Autoregressive)
 
 
 def test_names_are_translated_wherever_they_are_nested() -> None:

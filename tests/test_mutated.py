@@ -18,13 +18,14 @@ from specbench.analysis.summary import summarise
 from specbench.compare.comparison import compare_runs
 from specbench.compare.plan import plan_methods
 from specbench.errors import InputError
+from specbench.exchange.ids import read_ids
 from specbench.exchange.spec_bench import export_answers, import_answers
 from specbench.exchange.trackers import FORMATS
 from specbench.paper.matching import collect_measured
 from specbench.records.certificates import read_certificate
 from specbench.records.names import make_file_name
 from specbench.records.run_directory import RunDirectory
-from specbench.replay.sources import read_ids, read_run_answers
+from specbench.replay.sources import read_run_answers
 from specbench.report import tables
 from specbench.report.alarms import find_alarms
 from specbench.report.page import Section, render_page

@@ -9,6 +9,7 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
+from specbench.setup.instantiate import instantiate
 from tests.methods_under_test import target_of
 from tests.tiny import prompts
 
@@ -56,5 +57,8 @@ def test_an_answer_that_the_target_leaves_is_drafted_from_no_more() -> None:
 
 @pytest.mark.parametrize("rates", [[], [1.2], [0.5, -0.1]])
 def test_rates_are_shares(rates: list[float]) -> None:
-    with pytest.raises(InputError, match="expected one or more numbers from 0 to 1"):
-        Synthetic(4, rates)
+    node = {"_target_": "methods.oracle.Synthetic", "length": 4, "rates": rates}
+    with pytest.raises(
+        InputError, match=r"rates=\[\]: expected one or more|rates\.[01]=.*: expected a number, at least 0 and at most 1"
+    ):
+        instantiate(node, Synthetic, "method.synthetic")

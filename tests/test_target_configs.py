@@ -116,7 +116,7 @@ SHAPED = {  # the embedded target at a shape, its draft model; as published
 @pytest.mark.parametrize("shape", SHAPED)
 def test_the_embedded_target_expands_to_the_published_size(shape: str) -> None:
     target = compose_run([f"target.shape={shape}"]).target
-    assert target.path and target.draft
+    assert target.path and target.draft and target.draft["path"] and target.draft["shape"]
     sizes = expanded_size(target.path, target.sizes), expanded_size(target.draft["path"], target.draft["shape"])
     assert sizes == SHAPED[shape]
     assert target.draft["dtype"] == "auto"

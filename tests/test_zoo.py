@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 from specbench import ROOT
 from specbench.decoding.autoregressive import Autoregressive
+from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.models.chat import decode_answer, render_prompt
@@ -72,7 +73,7 @@ LEAST = {
 def test_the_embedded_drafters_know_their_target(label: str) -> None:
     """On held-out questions."""
     config = compose_run([f"method=[{label}]", "target.dtype=float32", "target.device=cpu"])
-    target, drafter = load_target(config.target), instantiate(config.method[label])
+    target, drafter = load_target(config.target), instantiate(config.method[label], Drafter, label)
     drafter.bind(target.model)
     outs = []
     for question in Mini(per_task=1).questions():
@@ -135,7 +136,7 @@ def written(*overrides: str) -> dict[str, list[tuple[list[int], list[int], list[
     sampling = Sampling(max_new_tokens=24, stop_token_ids=target.model.eos_ids)
     found = {}
     for label in METHODS:
-        drafter = instantiate(config.method[label])
+        drafter = instantiate(config.method[label], Drafter, label)
         drafter.bind(target.model)
         outs = [generate(target.model, drafter, [prompt], sampling)[0] for prompt in prompts]
         found[label] = [(out.output_ids, out.drafted, out.accepted) for out in outs]

@@ -16,6 +16,7 @@ RUN_JSON = PROVENANCE | {
     "codes": {"pld": "a"},
     "checkpoints": {"pld": "b"},
     "leakage": {"pld": [{"name": "store", "sha256": "c", "tokens": 9, "questions": 4, "leaked": 1}]},
+    "forward_ms": [{"rows": rows, "milliseconds": [1.0, 1.1]} for rows in (1, 4)],
     "baseline": [
         {"engine": "native", "dtype": "bfloat16", "tokens_per_second": [40.0, 41.0]},
         {"engine": "hf", "dtype": "bfloat16", "tokens_per_second": [39.0, 42.0]},

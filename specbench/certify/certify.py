@@ -17,23 +17,24 @@ from specbench.machine.locks import lock_run
 from specbench.records.certificates import FILE, JOURNAL, Certificate, Verdict, VerdictJournal
 from specbench.records.evidence import read_evidence
 from specbench.records.files import write_atomic
+from specbench.records.names import stamp_path
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
 from specbench.running.checks import check_drafters, check_prompts
-from specbench.running.resume import stamp_path
-from specbench.setup.instantiate import check_node, instantiate
+from specbench.setup.instantiate import check_node
 from specbench.setup.objects import (
     check_methods,
     collect_fingerprints,
     instantiate_methods,
     load_target,
     load_target_tokenizer,
-    select_questions,
     silence_libraries,
 )
 from specbench.setup.provenance import collect_provenance
+from specbench.setup.questions import open_suite, select_questions
 from specbench.setup.settings import CertifySettings
 from specbench.watch import Watch
+from tasks.suite import Suite
 
 Findings = tuple[list[str], dict[str, Any]]  # what is wrong, and the measured figures
 Part = Callable[[], Findings]
@@ -43,11 +44,11 @@ def certify(settings: CertifySettings, watch: Watch) -> tuple[Certificate, Path]
     """Return the certificate and its folder. Raises InputError; KeyboardInterrupt carries the folder once it holds verdicts."""
     silence_libraries()
     check_methods(settings.method)
-    check_node(settings.suite, "suite")
+    check_node(settings.suite, "suite", Suite)
     out = _choose_folder(settings)
     if BASELINE not in settings.method:
         raise InputError(f"method: {BASELINE} is missing; every method is compared with it")
-    suite = instantiate(settings.suite)
+    suite = open_suite(settings)
     questions = select_questions(settings, suite, settings.limit)
     drafters = instantiate_methods(settings.method)
     check_drafters(drafters, settings.target, load_target_tokenizer(settings.target)[0])

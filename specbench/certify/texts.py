@@ -13,7 +13,7 @@ from specbench.models.chat import decode_answer, render_prompt
 from specbench.models.target import Target
 from specbench.records.certificates import KEYS
 from specbench.records.trial import BASELINE
-from specbench.setup.instantiate import instantiate
+from specbench.setup.objects import instantiate_methods
 from specbench.setup.settings import CertifySettings
 from specbench.watch import Watch
 from tasks.question import Question
@@ -82,7 +82,7 @@ class TextSampler:
         prompts = self.prompts[:ORDERED]
         self.watch(f"{label} in another order, by prompt", 0, len(prompts))
         engine = Native(profile=False)
-        engine.open(self.target.model, {label: instantiate(self.settings.method[label])})
+        engine.open(self.target.model, instantiate_methods({label: self.settings.method[label]}))
         engine.reset(label)
         return count_leaks(lambda prompt: engine.generate(label, prompt, sampling), prompts), len(prompts)
 

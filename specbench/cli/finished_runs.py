@@ -10,6 +10,8 @@ from specbench.errors import InputError, suggest_choices
 if TYPE_CHECKING:
     from specbench.compare.comparison import Comparison
 
+UNDECIDED = ("fail", "pass")  # what an undecided comparison counts as
+
 
 def compare(argv: list[str]) -> int:
     """Check that a run gives the texts and the speed of a reference (exit status 1 if not)."""
@@ -35,7 +37,7 @@ def compare(argv: list[str]) -> int:
     else:
         result = compare_runs(options.reference, options.run, options.factor)
     status = _print_result(result, options)
-    if options.add and not result.failed:
+    if options.add and result.verdict != "fail":
         RunDirectory(options.run).copy_to(options.reference / options.run.resolve().name)
     return status
 
@@ -55,10 +57,13 @@ def _compare_against(argv: list[str]) -> int:
 def _add_outputs(parser: Parser) -> None:
     for name, what in (("json", "all figures"), ("junit", "one test per ratio"), ("markdown", "for a job's summary")):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=what)
+    parser.add_argument("--undecided", default="pass", metavar="fail|pass", help="exit status of an undecided comparison: 1 or 0")
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    """Raise InputError, before anything is compared, for a file that cannot be one."""
+    """Raise InputError, before anything is compared, for a file that cannot be one and for an unknown --undecided."""
+    if options.undecided not in UNDECIDED:
+        raise InputError(f"--undecided {options.undecided}: expected {suggest_choices(options.undecided, UNDECIDED)}")
     for name in ("json", "junit", "markdown"):
         path: Path | None = getattr(options, name)
         if path and path.exists() and not path.is_file():
@@ -67,19 +72,21 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 def _print_result(result: "Comparison", options: argparse.Namespace) -> int:
     """Print a comparison, write the files that the options name, and return the exit status."""
-    from specbench.compare import comparison
+    from specbench.compare import render
     from specbench.records.files import write_atomic
 
     widen_console()
-    console.print(comparison.build_comparison_table(result) if result.reference else comparison.format_title(result))
-    print_lines(*comparison.format_notes(result))
+    print_lines(*filter(None, [result.power]), render.format_title(result))
+    if result.reference:
+        console.print(render.build_comparison_table(result))
+    print_lines(*render.format_notes(result))
     if options.json:
-        comparison.write_json(result, options.json)
+        render.write_json(result, options.json)
     if options.junit:
-        comparison.write_junit(result, options.junit)
+        render.write_junit(result, options.junit)
     if options.markdown:
-        write_atomic(options.markdown, comparison.format_comparison(result))
-    return int(result.failed)
+        write_atomic(options.markdown, render.format_comparison(result))
+    return int(result.verdict == "fail" or (result.verdict == "undecided" and options.undecided == "fail"))
 
 
 def _check_folder(folder: Path, run: Path) -> None:

@@ -1,15 +1,15 @@
-"""The entry point of specbench. Exit status: 0 success, 1 a check failed, 2 bad input, 130 stopped."""
+"""The entry point of specbench. Exit status: 0 success, 1 a check failed, 2 bad input, 70 our mistake, 130 stopped."""
 
 import argparse
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from specbench.cli import finished_runs as commands
+from specbench.cli.last_line import explain, flush_output, open_closed_streams
 from specbench.cli.parser import Parser, accept_any_text, build_parser, console, parse_options, print_lines, widen_console
-from specbench.errors import InputError, abbreviate, refuse, suggest_choices
+from specbench.errors import InputError, abbreviate, suggest_choices, warn
 
 
 def run(argv: list[str]) -> int:
@@ -26,6 +26,9 @@ def run(argv: list[str]) -> int:
 
     if expand_sweep(settings.sweep, options.overrides):
         return _sweep(options)
+    from specbench.running.early import check_early
+
+    check_early(settings)
     from specbench.running.execute import execute
     from specbench.running.progress import ProgressDisplay
 
@@ -33,7 +36,7 @@ def run(argv: list[str]) -> int:
         try:
             path = execute(settings, display)
         except KeyboardInterrupt:
-            return _print_stop(display.run)
+            raise KeyboardInterrupt(*filter(None, [display.run])) from None
     return _report([path], Path("reports") / path.resolve().name)
 
 
@@ -67,16 +70,17 @@ def cost(argv: list[str]) -> int:
     settings = compose_run(options.overrides, options.config_dir)
     from specbench.diagnose.roofline import write_card
     from specbench.machine.devices import list_timed_devices
-    from specbench.machine.locks import WAITING, lock_devices
+    from specbench.machine.locks import lock_devices
     from specbench.records.names import make_file_name
     from specbench.running.sweep import check_single_run
-    from specbench.setup.objects import check_nodes
+    from specbench.setup.objects import check_models, check_nodes
 
     check_nodes(settings)
     check_single_run(settings, options.overrides, "cost")
     target = settings.target
+    check_models(target, draft=False)
     name = make_file_name("-".join(filter(None, ("cost", target.name, target.shape))))
-    with lock_devices(list_timed_devices(target.device, target.device_map), partial(print_lines, WAITING)):
+    with lock_devices(list_timed_devices(target.device, target.device_map), warn):
         console.print(write_card(settings, Path(settings.out or f"reports/{name}").expanduser()))
     return 0
 
@@ -105,6 +109,9 @@ def certify(argv: list[str]) -> int:
     from specbench.setup.compose import compose_certify
 
     settings = compose_certify(options.overrides, options.config_dir)
+    from specbench.setup.questions import check_tasks
+
+    check_tasks(settings)  # before torch is imported
     from specbench.certify import certify as certification
     from specbench.certify.tables import build_certificate_table
     from specbench.running.progress import TrainingDisplay
@@ -179,17 +186,11 @@ def _report(runs: list[Path], out: Path) -> int:
     return 0
 
 
-def _print_stop(folder: Path | None) -> int:
-    """Print how to resume, if anything was written, and return the exit status."""
-    print("specbench: stopped" + (f"; run the same command with out={folder} to resume" if folder else ""), file=sys.stderr)
-    return 130
-
-
 def _call_command(argv: list[str]) -> int:
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
         lines = [f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()]
-        print("usage: specbench COMMAND …\n", *lines, sep="\n")
+        print_lines("usage: specbench COMMAND …\n", *lines)
         return 0
     if name not in COMMANDS:
         raise InputError(f"{name}: no such command; expected {suggest_choices(name, list(COMMANDS))}")
@@ -198,15 +199,12 @@ def _call_command(argv: list[str]) -> int:
 
 def main() -> None:
     """Run the command of sys.argv and exit with its status."""
+    open_closed_streams()
     accept_any_text()
     warnings.filterwarnings("ignore")
     try:
         status = _call_command(sys.argv[1:])
-    except InputError as error:
-        status = refuse(error)
-    except OSError as error:  # a full disk, a folder that may not be written
-        message = f"{error.filename}: {error.strerror}; choose another folder" if error.filename else str(error)
-        status = refuse(InputError(message))
-    except KeyboardInterrupt as stop:
-        status = _print_stop(next(iter(stop.args), None))
+        flush_output()
+    except (Exception, KeyboardInterrupt) as error:
+        status = explain(error)
     sys.exit(status)

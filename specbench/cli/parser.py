@@ -4,15 +4,41 @@ import argparse
 import codecs
 import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
-from specbench.errors import InputError, escape_controls
+from specbench.errors import OUTPUT, InputError, escape_controls
 
-console = Console(markup=False, emoji=False)  # labels and errors are shown as they are, [brackets] included
 PLAIN = {"×": "x", "–": "-", "−": "-", "±": "~", "…": ".", "·": ".", "≤": "<", "≥": ">", "\N{NO-BREAK SPACE}": " ", "τ": "t"}
+
+
+@contextmanager
+def name_output() -> Iterator[None]:
+    """Name standard output in an OSError, such as that of a full disk."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, OUTPUT) from None
+
+
+class _Console(Console):
+    """A console that tells when nobody reads any more; rich's own exits with status 1, which here means "no"."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with name_output():
+            super().print(*objects, **options)
+
+
+console = _Console(markup=False, emoji=False)  # labels and errors are shown as they are, [brackets] included
 LOG_WIDTH = 140  # columns for tables outside a terminal, where rich would use 80
 
 
@@ -52,7 +78,8 @@ def parse_options(parser: Parser, argv: list[str]) -> argparse.Namespace:
 
 def _suggest_override(given: str, config_dir: Path | None) -> str:
     """Return the override that a bare word may stand for."""
-    from specbench.setup.compose import GROUPS, LISTS, list_options
+    from specbench.setup.compose import GROUPS, list_options
+    from specbench.setup.overrides import LISTS
 
     for group in GROUPS:
         if given in list_options(group, config_dir):

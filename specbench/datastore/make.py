@@ -10,15 +10,17 @@ from specbench.datastore.tokenizers import hash_tokenizer
 from specbench.errors import InputError
 from specbench.models.texts import generate_answers
 from specbench.records.names import make_file_name
-from specbench.setup.instantiate import check_node, instantiate
-from specbench.setup.objects import load_target, load_target_tokenizer, select_questions
+from specbench.setup.instantiate import check_node
+from specbench.setup.objects import load_target, load_target_tokenizer
+from specbench.setup.questions import open_suite, select_questions
 from specbench.setup.settings import DatastoreSettings
 from specbench.watch import Watch
+from tasks.suite import Suite
 
 
 def build_from_config(settings: DatastoreSettings, watch: Watch) -> Path:
     """Build a datastore and return its folder. Loads only the tokenizer unless the target must answer. Raises InputError."""
-    check_node(settings.suite, "suite")
+    check_node(settings.suite, "suite", Suite)
     if settings.data is not None and settings.dataset is not None:
         raise InputError(f"data={settings.data} and dataset={settings.dataset}: expected one of them")
     out = Path(settings.out or f"results/datastore-{make_file_name(settings.target.name)}").expanduser()
@@ -45,7 +47,7 @@ def _read_texts(settings: DatastoreSettings) -> tuple[Iterator[list[int]], Docum
 
 def _answer_questions(settings: DatastoreSettings, watch: Watch) -> tuple[Iterator[list[int]], DocumentEncoder, str]:
     """Generate the target's answers to the suite's questions."""
-    suite = instantiate(settings.suite)
+    suite = open_suite(settings)
     questions = select_questions(settings, suite, settings.limit)
     target = load_target(settings.target)
     encoder = DocumentEncoder(target.tokenizer, target.chat, target.model.vocabulary)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from specbench.errors import InputError, find_closest, suggest_choices
+from specbench.errors import InputError, suggest_choices, suggest_nearest
 
 LARGEST = 1 << 24  # of a size: larger ones overflow the number of a matrix's entries
 MOST = 64  # heads, or layers of a head
@@ -103,10 +103,8 @@ def _check_key(key: str, value: Any, rules: Rules, where: str) -> None:
 
 
 def _refuse_unknown(key: str, value: Any, rules: Rules, where: str) -> InputError:
-    closest = find_closest(key, [*rules, *NEUTRAL])
-    return InputError(
-        f"{where}{format_value(key)}: no such key is supported (here {format_value(value)}); the closest is {closest}"
-    )
+    nearest = suggest_nearest(key, [*rules, *NEUTRAL])
+    return InputError(f"{where}{format_value(key)}: no such key is supported (here {format_value(value)}){nearest}")
 
 
 def _is_neutral(value: Any, neutral: Any) -> bool:

@@ -27,9 +27,7 @@ def load_network(kind: type[Network], checkpoint: str | None, target: LanguageMo
     dtype: `auto` is the target's. Raises InputError.
     """
     _check_target(target)
-    base = TargetShape.of_base(target.config)
-    if checkpoint is None:
-        raise InputError("this target names no checkpoint: set method.LABEL.checkpoint to a folder, a hub id or random")
+    base, checkpoint = TargetShape.of_base(target.config), require_checkpoint(checkpoint)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         random = checkpoint == RANDOM
@@ -44,6 +42,13 @@ def load_network(kind: type[Network], checkpoint: str | None, target: LanguageMo
     network.attach_target(target)
     network.prepare()
     return network
+
+
+def require_checkpoint(checkpoint: str | None) -> str:
+    """Raises InputError where neither the target's YAML nor the method's names one."""
+    if checkpoint is None:
+        raise InputError("this target names no checkpoint: set method.LABEL.checkpoint to a folder, a hub id or random")
+    return checkpoint
 
 
 class NetworkDrafter(Drafter):

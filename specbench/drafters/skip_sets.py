@@ -19,15 +19,20 @@ SHARE = 0.25  # of all sublayers, skipped by a random set; most drafts of a rand
 
 def load_skip_set(checkpoint: str | None, layers: int) -> SkipSet:
     """Load a target's skip set from a file, a folder with skip.yaml, or `random`. Raises InputError."""
-    if checkpoint is None:
-        raise InputError("this target names no skip set: set method.LABEL.checkpoint to a skip set's file or folder or random")
-    if checkpoint == RANDOM:
+    path = find_skip_set(checkpoint)
+    if path is None:
         return draw_skip_set(layers)
-    path = _find_file(checkpoint)
     skip_set = _read_skip_set(path)
     if wrong := describe_misfit(skip_set, layers):
         raise InputError(f"{path}: {wrong}")
     return skip_set
+
+
+def find_skip_set(checkpoint: str | None) -> Path | None:
+    """Return the file of a skip set; None for `random`. Raises InputError if there is none."""
+    if checkpoint is None:
+        raise InputError("this target names no skip set: set method.LABEL.checkpoint to a skip set's file or folder or random")
+    return None if checkpoint == RANDOM else _find_file(checkpoint)
 
 
 def check_shape(labels: Sequence[str], shape: str | None, sizes: Any) -> None:

@@ -1,8 +1,8 @@
 """What Medusa and Hydra share: draft heads over a static tree, and optional typical acceptance."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from specbench.bounds import StaticTree
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import TreeShape
@@ -17,9 +17,7 @@ class TreeHeads(NetworkDrafter):
     null: lossless.
     """
 
-    def __init__(
-        self, checkpoint: str | None, tree: Mapping[str, Any], dtype: str, typical: Mapping[str, float] | None = None
-    ) -> None:
+    def __init__(self, checkpoint: str | None, tree: StaticTree, dtype: str, typical: Mapping[str, float] | None = None) -> None:
         super().__init__(checkpoint, dtype)
         self.paths = tree["paths"]
         self.typical = None if typical is None else parse_thresholds(typical)

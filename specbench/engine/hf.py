@@ -16,6 +16,7 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import CapacityError, Generation
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
+from specbench.errors import InputError, suggest_nearest
 from specbench.machine.devices import synchronize
 from specbench.models.load import load_draft
 
@@ -26,6 +27,8 @@ class TransformersGenerate(Engine):
     def __init__(
         self, methods: Mapping[str, Mapping[str, Any]], draft: Mapping[str, Any] | None, device: str, weights: str
     ) -> None:
+        for label, settings in methods.items():
+            _check_settings(settings, label)
         self.methods, self._draft = methods, (draft, device, weights)
         self._assistant: LanguageModel | None = None
 
@@ -73,6 +76,15 @@ class TransformersGenerate(Engine):
     def _now(self) -> float:
         synchronize(self.target.device)
         return perf_counter()
+
+
+def _check_settings(settings: Mapping[str, Any], label: str) -> None:
+    """Raise InputError for what is no setting of generation: `generate` also takes code of a repository (custom_generate)."""
+    known = GenerationConfig().to_dict()  # type: ignore[no-untyped-call]
+    for place, given in ((label, {**settings, "assistant": None}), (f"{label}.assistant", settings.get("assistant") or {})):
+        for key in given:
+            if key not in known and (place, key) != (label, "assistant"):
+                raise InputError(f"engine.hf.methods.{place}.{key}: no such setting{suggest_nearest(key, list(known))}")
 
 
 def _build_options(sampling: Sampling) -> dict[str, Any]:

@@ -131,8 +131,10 @@ def count_default_threads() -> int:
     return torch.get_num_threads()
 
 
-def get_total_memory() -> int:
-    """Return the bytes of main memory."""
+def get_total_memory(device: torch.device | None = None) -> int:
+    """Return the bytes of a device's memory, by default of main memory."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
     return psutil.virtual_memory().total
 
 

@@ -6,14 +6,15 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from filelock import lock_descriptor  # FileLock refuses another user's file in a folder like /tmp
 
 from specbench.errors import InputError, warn
 
-WAITING = "waiting for another run on this device"
-SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # in case the file is replaced meanwhile
+SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)  # no link, no waiting pipe
+REMEDY = "set TMPDIR to another folder"
 
 
 @contextmanager
@@ -29,12 +30,13 @@ def lock_run(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lock_devices(devices: Iterable[str], on_wait: Callable[[], None]) -> Iterator[None]:
-    """Lock devices for timing. While another process of this machine times on one of them, calls `on_wait` and waits."""
+def lock_devices(devices: Iterable[str], on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Lock devices for timing. While another process of this machine times on one of them, says so by `on_wait` and waits."""
     with ExitStack() as held:
         for device in sorted(set(devices)):  # in a fixed order, so that no two processes wait for each other
             path = Path(tempfile.gettempdir()) / f"specbench-{re.sub(r'[^A-Za-z0-9]+', '-', device)}.lock"
-            held.enter_context(hold_lock(path, on_wait, "set TMPDIR to another folder", shared=True))
+            waiting = f"waiting for another run on this device, which holds {path} (TMPDIR names its folder)"
+            held.enter_context(hold_lock(path, partial(on_wait, waiting), REMEDY, shared=True))
         yield
 
 
@@ -69,12 +71,18 @@ def _create_file(path: Path, remedy: str, shared: bool) -> None:
 def _open_file(path: Path, remedy: str) -> int:
     """Raise InputError for anything but a file, such as a pipe or a link, and if it may not be opened."""
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise InputError(f"{path}: not a file, so it cannot be a lock; remove it, or {remedy}")
+        _check_regular(path.lstat(), path, remedy)
         flags = os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY  # another user's file can be locked too
-        return os.open(path, flags | SAFELY)
+        file = os.open(path, flags | SAFELY)
+        _check_regular(os.fstat(file), path, remedy)  # it may have been replaced meanwhile
+        return file
     except OSError as error:
         raise InputError(f"{path}: cannot be opened: {error.strerror}; remove it, or {remedy}") from None
+
+
+def _check_regular(found: os.stat_result, path: Path, remedy: str) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: not a file, so it cannot be a lock; remove it, or {remedy}")
 
 
 def _acquire(path: Path, file: int) -> bool:

@@ -21,8 +21,8 @@ from transformers import (
 from specbench import ROOT
 from specbench.decoding.finite import check_weights
 from specbench.decoding.language_model import LanguageModel
-from specbench.errors import InputError
-from specbench.machine.devices import get_free_memory, pick_device, pick_dtype
+from specbench.errors import InputError, is_out_of_memory
+from specbench.machine.devices import get_free_memory, get_total_memory, pick_device, pick_dtype
 from specbench.models.expand import expand_config, expand_model
 from specbench.models.packed import can_pack, pack
 from specbench.models.refusals import (
@@ -31,7 +31,6 @@ from specbench.models.refusals import (
     check_settings,
     describe_failure,
     describe_misfits,
-    is_out_of_memory,
     read_mapping,
     take_message,
 )
@@ -89,14 +88,48 @@ def _try_out(model: PreTrainedModel, one_device: bool, packed: bool) -> Language
     return loaded
 
 
-def check_room(model: nn.Module, dtype: torch.dtype, device: torch.device, packed: bool, what: str = "shape") -> None:
-    """Raises InputError if a model, still on the meta device, does not fit the free memory of its device."""
+def check_room(
+    model: nn.Module, dtype: torch.dtype, device: torch.device, packed: bool, what: str = "shape", total: bool = False
+) -> None:
+    """Raises InputError if a model, still on the meta device, does not fit the free memory of its device. total: all of it."""
     weights = sum(weight.numel() for weight in model.parameters())
-    needed, free = estimate_memory(weights, dtype, device, packed), get_free_memory(device)
-    if needed > free:
+    needed, room = estimate_memory(weights, dtype, device, packed), (get_total_memory if total else get_free_memory)(device)
+    if needed > room:
         size = f"{weights / 1e9:.1f} billion weights need {needed / 1e9:.1f} GB on {device} as {str(dtype)[6:]}"
         twice = " (plain and packed for its matrix units)" if needed > weights * dtype.itemsize else ""
-        raise InputError(f"{what}: {size}{twice}, where {free / 1e9:.1f} GB are free")
+        raise InputError(f"{what}: {size}{twice}, where {room / 1e9:.1f} GB are {'all there is' if total else 'free'}")
+
+
+def check_model(
+    path: str | None,
+    shape: Mapping[str, int] | None = None,
+    revision: str | None = None,
+    weights: str = "pretrained",
+    config: Mapping[str, Any] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> None:
+    """Raises InputError for a folder that does not exist, and for a shape that the model cannot be expanded to.
+
+    Also for a shape that this device could never hold. Reads no weights, so it can be called before the device is free.
+    """
+    where = pick_device(device)
+    if weights != "random" and path is None:
+        raise InputError("path=null: expected a hub id or a folder")
+    place = _resolve_path(path) if weights != "random" and path else None
+    if shape is None:
+        return
+    try:
+        if place is None:
+            architecture = AutoConfig.for_model(**(config or {}))
+        else:
+            architecture = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            large = _build_model(expand_config(_build_model(architecture), shape))
+    except (OSError, ValueError, TypeError):  # of the model's own config, which loading it explains
+        return
+    check_room(large, pick_dtype(dtype, where), where, packed=True, total=True)
 
 
 def estimate_memory(weights: int, dtype: torch.dtype, device: torch.device, packed: bool = True) -> int:

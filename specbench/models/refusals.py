@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
@@ -89,9 +88,3 @@ def describe_misfits(model: PreTrainedModel, info: Mapping[str, Any]) -> str:
     missing = [f"{name}, expected {shapes.get(name, 'it')}" for name in info["missing_keys"]]
     kinds = {"misshapen": misshapen, "missing": missing, "not in the model": list(info["unexpected_keys"])}
     return "; ".join(f"{kind}: {abbreviate(sorted(names))}" for kind, names in kinds.items() if names)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocator failed. For main memory torch has no exception of its own."""
-    failed = isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
-    return failed or isinstance(error, (torch.OutOfMemoryError, MemoryError))

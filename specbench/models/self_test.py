@@ -21,10 +21,9 @@ from transformers import PreTrainedModel
 
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
-from specbench.errors import InputError, format_error
+from specbench.errors import InputError, format_error, is_out_of_memory
 from specbench.machine.devices import get_free_memory
 from specbench.models.first_difference import describe_first_difference
-from specbench.models.refusals import is_out_of_memory
 
 PROMPT = 24  # random tokens
 CHAIN, CHAIN_KEPT = 6, 4

@@ -87,6 +87,13 @@ class Rates(TypedDict):
     tokens_per_second: list[Rate]
 
 
+class Forwards(TypedDict):
+    """The milliseconds of forwards over so many rows, timed before the run, round by round."""
+
+    rows: Annotated[int, Within(1, 1e6)]
+    milliseconds: list[Annotated[float, Within(1e-6, 1e9)]]
+
+
 class Fingerprints(TypedDict, total=False):
     versions: dict[str, Name | None] | None
     code_sha256: Name | None
@@ -112,6 +119,7 @@ class Provenance(Fingerprints, total=False):
     turns: Annotated[int, Within(0, 1e9)] | None
     watched: list[Name] | None
     baseline: list[Rates] | None
+    forward_ms: list[Forwards] | None
     leakage: dict[str, list[Store]] | None
     continued: list[Continued] | None
 
@@ -133,6 +141,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
         content = parse_document(text, Provenance)
         _check_start(content.get("started"))
         _check_rates(content.get("baseline") or [])
+        _check_forwards(content.get("forward_ms") or [])
     except InputError as problem:
         raise InputError(f"{path}: {problem}") from None
     return content
@@ -150,6 +159,12 @@ def _check_rates(baseline: list[Rates]) -> None:
     rounds = {len(engine["tokens_per_second"]) for engine in baseline}
     if baseline and (len(rounds) > 1 or 0 in rounds):
         raise InputError("baseline: expected as many tokens_per_second of every engine, at least one")
+
+
+def _check_forwards(forwards: list[Forwards]) -> None:
+    """Raise InputError unless all numbers of rows were timed in the same rounds."""
+    if len({len(forward["milliseconds"]) for forward in forwards}) > 1:
+        raise InputError("forward_ms: expected as many milliseconds of every number of rows")
 
 
 def parse_document(text: str, kind: Any) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from hashlib import sha256
+from itertools import count
+from pathlib import Path
 
 KEPT = re.compile(r"[^A-Za-z0-9 _.,+=@()\[\]-]")
 LONGEST = 150  # characters; a file system allows 255 bytes, and suffixes are added
@@ -21,6 +24,13 @@ def make_file_name(name: str) -> str:
     if len(quoted) <= LONGEST:
         return quoted
     return f"{quoted[: LONGEST - DIGEST - 2]}%-{sha256(quoted.encode()).hexdigest()[:DIGEST]}"
+
+
+def stamp_path(folder: Path, name: str) -> Path:
+    """Return folder/<name>-<time>, numbered if that already exists. Whatever the name holds, it stays in the folder."""
+    stamp = f"{make_file_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    numbered = (folder / (f"{stamp}-{number}" if number > 1 else stamp) for number in count(1))
+    return next(path for path in numbered if not path.exists())
 
 
 def _quote(character: str) -> str:

@@ -13,12 +13,12 @@ from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
 from specbench.records.moved import translate_targets
+from specbench.records.names import stamp_path
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, PER_STEP, Trial
 from specbench.records.trial_rules import check_trial
 from specbench.replay.recorded_target import replay_trials
 from specbench.replay.sources import Recordings, read_recordings
-from specbench.running.resume import stamp_path
 from specbench.setup.instantiate import instantiate
 from specbench.setup.objects import check_nodes
 from specbench.setup.settings import Node, RunSettings
@@ -61,8 +61,7 @@ def _load_drafter(label: str, node: Node) -> Drafter:
     """Raises InputError, before loading it, for a drafter with a language model of its own."""
     if DRAFT_MODEL in str(translate_targets(node)):
         raise InputError(f"method {label} cannot be replayed: it drafts with a model of its own, and no model is loaded")
-    drafter: Drafter = instantiate(node)
-    return drafter
+    return instantiate(node, Drafter, f"method.{label}")
 
 
 def _write_run(out: RunDirectory, recordings: Recordings, replayed: Mapping[str, Sequence[Trial]]) -> None:

@@ -103,7 +103,7 @@ def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
 
 def _warn_rows(run: LoadedRun) -> Iterator[Alarm]:
     """Compare forwards over few rows with those over more, timed before the run."""
-    times = {int(rows): values for rows, values in (run.provenance.get("forward_ms") or {}).items()}
+    times = {forward["rows"]: forward["milliseconds"] for forward in run.provenance.get("forward_ms") or []}
     for few, more, ratio in find_slower_rows(times):
         slower = f"a forward over {few} {'row' if few == 1 else 'rows'} takes {ratio:.2f} times as long as one over {more}"
         if few == 1:

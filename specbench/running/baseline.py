@@ -75,11 +75,11 @@ def measure_baselines(settings: RunSettings, target: Target, questions: list[Que
     return measure_rates({own: engines.pop(own), **engines}, shortest) if own in engines else []
 
 
-def measure_rows(target: Target, questions: list[Question]) -> dict[int, list[float]]:
-    """Return the milliseconds of a forward over 1, 2, 4 and 8 rows behind the shortest prompt, round by round.
+def measure_rows(target: Target, questions: list[Question]) -> list[dict[str, Any]]:
+    """Return rows and milliseconds of forwards over 1, 2, 4 and 8 rows behind the shortest prompt, round by round.
 
     More rows are more work: where they take less time, fewer rows run slower code.
     """
     context = min(len(target.render_first_prompt(question)) for question in questions)
     timed = time_rows(target.model, [rows for rows in ROWS if rows < target.model.context], context, ROW_ROUNDS)
-    return {rows: [round(time, 4) for time in times] for rows, times in timed.items()}
+    return [{"rows": rows, "milliseconds": [round(time, 4) for time in times]} for rows, times in timed.items()]

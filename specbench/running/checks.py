@@ -6,11 +6,15 @@ from transformers import PreTrainedTokenizerBase
 
 from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
-from specbench.drafters.skip_sets import check_shape
+from specbench.drafters.checkpoints import RANDOM, find_folder
+from specbench.drafters.network_drafter import NetworkDrafter, require_checkpoint
+from specbench.drafters.skip_sets import check_shape, find_skip_set
 from specbench.drafters.skipping_drafter import SkippingDrafter
 from specbench.errors import InputError
+from specbench.machine.devices import pick_device, pick_dtype
 from specbench.models.chat import render_prompt
 from specbench.models.target import Target
+from specbench.setup.objects import name_place
 from specbench.setup.settings import TargetSettings
 from tasks.question import Question
 
@@ -22,6 +26,20 @@ def check_drafters(drafters: Mapping[str, Drafter], target: TargetSettings, toke
         label for label, drafter in drafters.items() if any(isinstance(part, SkippingDrafter) for part in drafter.iter_family())
     ]
     check_shape(skipping, target.shape, target.sizes)
+    for label, drafter in drafters.items():
+        for part in drafter.iter_family():
+            check_checkpoint(part, target, label)
+
+
+def check_checkpoint(drafter: Drafter, target: TargetSettings, label: str) -> None:
+    """Raise InputError for a folder or file that does not exist, and for a dtype that the device lacks."""
+    with name_place(f"method.{label}: "):
+        if isinstance(drafter, SkippingDrafter):
+            find_skip_set(drafter.checkpoint)
+        if isinstance(drafter, NetworkDrafter):
+            if (checkpoint := require_checkpoint(drafter.checkpoint)) != RANDOM:
+                find_folder(checkpoint)
+            pick_dtype(drafter.dtype, pick_device(target.device))
 
 
 def check_prompts(questions: list[Question], target: Target) -> None:

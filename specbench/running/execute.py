@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from specbench.analysis.summary import write_summary
 from specbench.datastore.leakage import measure_leakage
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
+from specbench.errors import warn
 from specbench.machine.devices import count_default_threads, list_timed_devices, pick_device, release_memory
 from specbench.machine.load import LoadMeter
-from specbench.machine.locks import WAITING, lock_devices, lock_run
+from specbench.machine.locks import lock_devices, lock_run
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
@@ -28,6 +30,7 @@ from specbench.running.schedule import Schedule, build_arms
 from specbench.setup import objects
 from specbench.setup.instantiate import instantiate
 from specbench.setup.provenance import collect_provenance
+from specbench.setup.questions import open_suite, select_questions
 from specbench.setup.settings import RunSettings, hide_home
 from specbench.watch import Watcher
 from tasks.question import Question
@@ -42,18 +45,17 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
     objects.silence_libraries()
     objects.check_nodes(settings)
     run = choose_run_directory(settings.out, settings.target.name, settings.recorded)
-    suite: Suite = instantiate(settings.suite)
-    questions = objects.select_questions(settings, suite, settings.limit)
+    suite = open_suite(settings)
+    questions = select_questions(settings, suite, settings.limit)
     default = count_default_threads()  # known before the first job of a sweep sets another number
     torch.set_num_threads(settings.threads or default)
     engines = _instantiate_engines(settings)
     tokenizer, _ = objects.load_target_tokenizer(settings.target)
-    on_wait = partial(watcher.show_status, WAITING, long=True)
-    with lock_devices(list_timed_devices(settings.target.device, settings.target.device_map), on_wait):
+    drafters = _prepare_drafters(settings, tokenizer)
+    with lock_devices(list_timed_devices(settings.target.device, settings.target.device_map), partial(_say_waiting, watcher)):
         release_memory(pick_device(settings.target.device))  # of the previous job
         arms = build_arms(engines, _list_labels(settings))
-        drafters = objects.instantiate_methods(settings.method)
-        check_drafters(drafters, settings.target, tokenizer)
+        drafters = _complete_drafters(settings, drafters, tokenizer)
         target = objects.load_target(settings.target)
         check_prompts(questions, target)
         for engine in engines.values():
@@ -66,6 +68,30 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
             Harness(run, target, suite, questions, arms, schedule, watcher).run_schedule()
             write_summary(run.path)
     return run.path
+
+
+def _prepare_drafters(settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Drafter]:
+    """Return the methods that need no device yet, once all is checked that needs none. Raises InputError."""
+    drafting = [label for label, node in settings.method.items() if objects.drafts_with_model(node)]
+    objects.check_models(settings.target, draft=bool(drafting))
+    drafters = objects.instantiate_methods({label: node for label, node in settings.method.items() if label not in drafting})
+    check_drafters(drafters, settings.target, tokenizer)
+    return drafters
+
+
+def _complete_drafters(
+    settings: RunSettings, prepared: Mapping[str, Drafter], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Drafter]:
+    """Return all methods in their order: those that load a model of their own join the others."""
+    others = objects.instantiate_methods({label: node for label, node in settings.method.items() if label not in prepared})
+    check_drafters(others, settings.target, tokenizer)
+    drafters = {**prepared, **others}
+    return {label: drafters[label] for label in settings.method}
+
+
+def _say_waiting(watcher: Watcher, message: str) -> None:
+    warn(message)
+    watcher.show_status("waiting for another run on this device")
 
 
 def _collect_run_info(
@@ -94,14 +120,14 @@ def _collect_run_info(
 def outline_run(settings: RunSettings) -> tuple[dict[str, int], list[str], int]:
     """Return a run's questions per task, labels and repeats, without loading a model. Raises InputError."""
     objects.check_nodes(settings)
-    questions = objects.select_questions(settings, instantiate(settings.suite), settings.limit)
+    questions = select_questions(settings, open_suite(settings), settings.limit)
     counts = Counter(question.task for question in questions)
     arms = build_arms(_instantiate_engines(settings), _list_labels(settings))
     return dict(counts), [arm.label for arm in arms], settings.repeats
 
 
 def _instantiate_engines(settings: RunSettings) -> dict[str, Engine]:
-    return {name: instantiate(node) for name, node in settings.engine.items()}
+    return {name: instantiate(node, Engine, f"engine.{name}") for name, node in settings.engine.items()}
 
 
 def _list_labels(settings: RunSettings) -> list[str]:

@@ -11,15 +11,15 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from rich.console import Console
 
-from specbench.errors import InputError
+from specbench.errors import InputError, describe_file_error
 from specbench.records.files import write_atomic
 from specbench.records.nested import flatten
 from specbench.records.run_directory import find_runs
 from specbench.setup.compose import CONF, add_import_path, compose_run, parse_job, translate_errors
+from specbench.setup.overrides import parse_overrides
 from specbench.setup.settings import RunSettings
 
 MARK = "multirun.yaml"  # written by Hydra into a sweep's folder
@@ -43,7 +43,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> SweepResult:
     Raises InputError, and once the jobs have started, KeyboardInterrupt with the folder.
     """
     with translate_errors(overrides, config_dir):
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = parse_overrides(overrides)
     jobs = [compose_run(job, config_dir) for job in _list_jobs(parsed)]  # before torch is imported, which takes seconds
     if swept := expand_sweep(jobs[0].sweep, overrides):
         return sweep([*overrides, *swept], config_dir)
@@ -115,7 +115,8 @@ def _run_job(config: Any) -> None:
         with ProgressDisplay(Console(markup=False, emoji=False)) as display:
             execute(parse_job(config, out), display)
     except (InputError, OSError) as error:
-        write_atomic(Path(out) / NOTE, " ".join(str(error).split()))
+        message = str(error) if isinstance(error, InputError) else describe_file_error(error)
+        write_atomic(Path(out) / NOTE, " ".join(message.split()))
 
 
 def _list_jobs(parsed: Sequence[Override]) -> list[list[str]]:

@@ -12,19 +12,31 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from specbench import ROOT
-from specbench.errors import InputError, find_closest, suggest_choices
+from specbench.errors import InputError, show_value, suggest_choices, suggest_nearest
+from specbench.records.files import read_text
 from specbench.records.nested import flatten, look_up
 from specbench.setup import settings
+from specbench.setup.launching import KINDS, check_hydra
+from specbench.setup.overrides import (
+    LISTS,
+    check_choices,
+    check_target_keys,
+    list_new_target_keys,
+    parse_overrides,
+    register_tasks,
+    unknown_choice,
+)
+from specbench.setup.questions import check_tasks
 
 CONF = ROOT / "conf"
 GROUPS = ("target", "method", "task", "suite", "engine", "experiment")
-LISTS = {"method": "_target_", "task": "name", "engine": "_target_"}  # groups of several choices: the key that each choice needs
+FOLDERS = (*GROUPS, "tree", "hydra/launcher")  # of a --config-dir
 RUN = settings.RunSettings.root
 TARGET = [field.name for field in fields(settings.TargetSettings) if field.default is MISSING]  # what its YAML must have
 
@@ -52,8 +64,13 @@ def compose_datastore(overrides: Sequence[str], config_dir: Path | None = None) 
 def _compose(kind: type[settings.S], overrides: Sequence[str], config_dir: Path | None) -> settings.S:
     with translate_errors(overrides, config_dir, kind.root):
         check_folder(config_dir)
-        _check_overrides(overrides, config_dir)
-        return _parse_config(kind, _run_hydra(overrides, config_dir, kind.root))
+        _check_overrides(overrides, config_dir, kind.root)
+        config = _run_hydra(overrides, config_dir, kind.root)
+        _check_hydra(config, overrides, config_dir, kind.root)
+        parsed = _parse_config(kind, config)
+    if any(task not in list_options("task", config_dir) for task in parsed.tasks):
+        check_tasks(parsed)
+    return parsed
 
 
 def parse_job(config: DictConfig, out: str) -> settings.RunSettings:
@@ -67,9 +84,22 @@ def _parse_config(kind: type[settings.S], config: DictConfig) -> settings.S:
     defaults: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{kind.root}.yaml"))
     del defaults["defaults"]
     _check_structure(kind, OmegaConf.to_container(config), defaults)
-    plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain = _resolve(config)
     changed = frozenset(name for name, default in flatten(defaults) if look_up(plain, name) != default)
     return settings.parse_settings(kind, plain, changed)
+
+
+def _resolve(config: DictConfig) -> Any:
+    """Return a config as plain values. They are recorded and printed, so they must not come from the environment."""
+    OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def _refuse_environment(name: str, *_: object) -> None:
+    raise InputError(f"${{oc.env:{name}}}: runs record their settings, so none is read from the environment")
 
 
 def add_import_path(folder: Path) -> None:
@@ -91,6 +121,8 @@ def translate_errors(overrides: Sequence[str] = (), config_dir: Path | None = No
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(_explain_error(error, overrides, config_dir, root)) from None
+    except RecursionError:
+        raise InputError("the settings are nested too deeply") from None
 
 
 def _run_hydra(overrides: Sequence[str], config_dir: Path | None, root: str) -> DictConfig:
@@ -98,9 +130,21 @@ def _run_hydra(overrides: Sequence[str], config_dir: Path | None, root: str) -> 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            return compose(root, overrides=[*overrides, *extra])
-        except ValueError as error:  # Hydra raises it for some headers and values
+            return compose(root, overrides=[*overrides, *extra], return_hydra_config=True)
+        except (ValueError, TypeError, AssertionError, AttributeError) as error:  # Hydra raises them for some headers and values
             raise HydraException(str(error)) from None
+
+
+def _check_hydra(config: DictConfig, overrides: Sequence[str], config_dir: Path | None, root: str) -> None:
+    """Take Hydra's own config out, checked where the command line or a folder may have changed it."""
+    if config_dir is not None or any("hydra" in override for override in overrides):
+        default: Any = OmegaConf.to_container(_run_hydra([], None, RUN).hydra)  # the same for every root
+        plain: Any = OmegaConf.to_container(config.hydra)
+        resolved = {name: config.hydra[name] for name in KINDS if isinstance(config.hydra[name], DictConfig)}
+        plain |= {name: OmegaConf.to_container(node, resolve=True) for name, node in resolved.items()}
+        check_hydra(plain, default)
+    with open_dict(config):
+        config.pop("hydra")
 
 
 def check_folder(config_dir: Path | None) -> None:
@@ -113,11 +157,8 @@ def check_folder(config_dir: Path | None) -> None:
     if not config_dir.is_dir():
         raise InputError(f"--config-dir {config_dir}: no such folder")
     add_import_path(config_dir)
-    for path in sorted(path for group in GROUPS for path in (config_dir / group).glob("*.yaml")):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read: {error}") from None
+    for path in sorted(path for group in FOLDERS for path in (config_dir / group).glob("*.yaml")):
+        text = read_text(path)
         if (CONF / path.parent.name / path.name).is_file():
             raise InputError(f"{path}: {path.parent.name}={path.stem} already exists in conf/; choose another name")
         package = re.search(r"^#\s*@package\s+(\S+)", text, re.MULTILINE)
@@ -127,23 +168,16 @@ def check_folder(config_dir: Path | None) -> None:
             raise InputError(f"{path}: expected the first line '# @package {expected}', found {given}")
 
 
-def _check_overrides(overrides: Sequence[str], config_dir: Path | None) -> None:
-    """Raise InputError for a deletion and for an unknown choice, also where Hydra would accept it or not name it (null)."""
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        group = override.key_or_group
-        if override.is_delete() and "." not in group:
-            raise InputError(f"~{group}: a setting can be changed, but not deleted")
-        if group not in GROUPS or override.is_delete() or override.is_sweep_override():
-            continue
-        value = override.value()
-        options = list_options(group, config_dir)
-        for name in value if group in LISTS and isinstance(value, list) else [value]:
-            if name not in options:
-                raise _unknown_choice(group, "null" if name is None else str(name), options)
-
-
-def _unknown_choice(group: str, given: str, options: Sequence[str], more: str = "") -> InputError:
-    return InputError(f"{group}={given}: no such {group}; expected {suggest_choices(given, options) or 'none'}{more}")
+def _check_overrides(overrides: Sequence[str], config_dir: Path | None, root: str) -> None:
+    """Raise InputError for what Hydra would accept, or not name: deletions, unknown choices, keys that nothing reads."""
+    parsed = parse_overrides(overrides)
+    options = {group: list_options(group, config_dir) for group in GROUPS}
+    check_choices(parsed, options)
+    register_tasks(parsed, options["task"])
+    if new := list(list_new_target_keys(parsed)):
+        rest = [str(one.input_line) for one in parsed if not one.is_add() and not one.key_or_group.startswith("target.")]
+        plain: Any = OmegaConf.to_container(_run_hydra(rest, config_dir, root))
+        check_target_keys(new, plain)
 
 
 def _check_structure(kind: type[settings.Settings], plain: Any, defaults: Mapping[str, Any]) -> None:
@@ -163,12 +197,16 @@ def _check_structure(kind: type[settings.Settings], plain: Any, defaults: Mappin
         for name, node in plain[group].items():
             if not isinstance(node, dict) or LISTS[group] not in node:
                 raise InputError(f"{group}.{name}: expected a mapping with {LISTS[group]}")
+    for name, task in plain["task"].items():
+        _check_known(task, ["name"], f"task.{name}.")
+        if not isinstance(task["name"], str):
+            raise InputError(f"task.{name}.name={show_value(task['name'])}: expected text")
 
 
 def _check_known(given: Iterable[object], known: Sequence[str], prefix: str = "") -> None:
     for key in map(str, given):
         if key not in known:
-            raise InputError(f"{prefix}{key}: no such setting; the nearest is {find_closest(key, known)}")
+            raise InputError(f"{prefix}{key}: no such setting{suggest_nearest(key, known)}")
 
 
 def _explain_error(error: Exception, overrides: Sequence[str], config_dir: Path | None, root: str) -> str:
@@ -176,9 +214,10 @@ def _explain_error(error: Exception, overrides: Sequence[str], config_dir: Path 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         extras = "; pip install -e '.[submitit]', [joblib] or [ray] adds more"
-        return str(_unknown_choice(group, name, error.options or [], extras if group == "hydra/launcher" else ""))
+        return str(unknown_choice(group, name, error.options or [], extras if group == "hydra/launcher" else ""))
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: not an override ({str(error).splitlines()[0]}); a value with special characters needs quotes"
+        reason = str(error).splitlines()[0]
+        return f"{show_value(error.override)}: not an override ({reason}); a value with special characters needs quotes"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: invalid YAML: {error.problem}"
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'", text):
@@ -188,7 +227,8 @@ def _explain_error(error: Exception, overrides: Sequence[str], config_dir: Path 
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return _explain_unknown_key(unknown[1], overrides, config_dir, root)
     place = getattr(error, "full_key", None)
-    return f"{place}: {text.split(' full_key:')[0]}" if place else text
+    reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", text.split(" full_key:")[0])
+    return f"{place}: {reason}" if place else reason
 
 
 def _explain_unknown_key(given: str, overrides: Sequence[str], config_dir: Path | None, root: str) -> str:
@@ -197,6 +237,9 @@ def _explain_unknown_key(given: str, overrides: Sequence[str], config_dir: Path 
     choices = [override for override, key in zip(overrides, keys, strict=True) if key in GROUPS and key != given]
     command = "" if root == RUN else f" of specbench {root}"
     plain: Any = OmegaConf.to_container(_run_hydra(choices, config_dir, root))
-    names = [name.split(".") for name, _ in flatten(plain)]
+    own = given.startswith("hydra")
+    names = [name.split(".") for name, _ in flatten(plain) if name.startswith("hydra.") == own]
     known = [prefix for name in names for prefix in accumulate(name, "{}.{}".format) if not prefix.endswith("_target_")]
-    return f"{given}: no such setting{command}; the nearest is {find_closest(given, known)}"
+    if given in known:
+        return f"{given}: cannot be set to a mapping with other keys"
+    return f"{given}: no such setting{command}{suggest_nearest(given, known)}"

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError
 
 from specbench import ROOT
 from specbench.models.load import find_local_folder
-from specbench.setup.instantiate import locate_class
+from specbench.setup.instantiate import iter_nodes, locate_class
 
 CODE_KIND = "definitions"  # what fingerprints of code cover; those of different kinds cannot be compared
 CONTENT = (".safetensors", ".bin", ".pt", ".json", ".jsonl", ".yaml", ".txt", ".model", ".jinja", ".tiktoken")
@@ -36,7 +36,7 @@ def hash_method_code(settings: Mapping[str, Any]) -> str:
 
     For a class from outside the repository, the modules of its own package count too.
     """
-    waiting = [locate_class(node).__module__ for node in _iter_nodes(settings)]
+    waiting = [locate_class(node).__module__ for node in iter_nodes(settings)]
     packages = {"methods", *(name.partition(".")[0] for name in waiting)} - {"specbench"}
     files: dict[str, Path] = {}
     while waiting:
@@ -71,14 +71,6 @@ def _is_silent(statement: Any) -> bool:
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
     return isinstance(statement, (ast.Import, ast.ImportFrom))
-
-
-def _iter_nodes(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    if "_target_" in settings:
-        yield settings
-    for value in settings.values():
-        if isinstance(value, Mapping):
-            yield from _iter_nodes(value)
 
 
 def _iter_imports(module: ModuleType, file: Path) -> Iterator[str]:

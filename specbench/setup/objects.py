@@ -1,6 +1,7 @@
-"""Build the objects that settings describe: the target and its tokenizer, the methods, the suite's questions."""
+"""Build the objects that settings describe: the target and its tokenizer, and the methods."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import transformers.utils.logging as transformers_logging
@@ -8,18 +9,20 @@ from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils.tqdm import enable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
+from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.checkpoints import RANDOM
-from specbench.errors import InputError, suggest_choices
-from specbench.machine.devices import pick_device, pick_dtype
+from specbench.engine.base import Engine
+from specbench.errors import InputError
+from specbench.machine.devices import count_usable_cores, pick_device, pick_dtype
 from specbench.models.chat import render_prompt
-from specbench.models.load import load_model, load_tokenizer
+from specbench.models.load import check_model, load_draft, load_model, load_tokenizer
 from specbench.models.target import Target
+from specbench.records.trial import BASELINE
 from specbench.setup.fingerprints import CODE_KIND, hash_method_code, hash_path
-from specbench.setup.instantiate import check_node, instantiate
-from specbench.setup.settings import CertifySettings, Node, RunSettings, Settings, TargetSettings
-from tasks.question import Question, subsample
+from specbench.setup.instantiate import check_node, instantiate, iter_nodes, locate_class
+from specbench.setup.settings import CertifySettings, Node, RunSettings, TargetSettings
 from tasks.suite import Suite
 
 EMBEDDED = "specbench/zoo/target"
@@ -34,35 +37,80 @@ def silence_libraries() -> None:
 
 
 def check_nodes(settings: RunSettings, here: bool = True) -> None:
-    """Raise InputError for a YAML that does not fit its class. here: also for a device that this machine does not have."""
+    """Raise InputError for a YAML that does not fit its class. here: also for what this machine does not have."""
     if here:
-        pick_dtype(settings.target.dtype, pick_device(settings.target.device))
-    check_node(settings.suite, "suite")
+        check_device(settings.target)
+        check_threads(settings.threads)
+    check_node(settings.suite, "suite", Suite)
     check_methods(settings.method)
     for name, node in settings.engine.items():
-        check_node(node, f"engine.{name}")
+        check_node(node, f"engine.{name}", Engine)
+
+
+def check_device(target: TargetSettings) -> None:
+    """Raise InputError for a device or a dtype that this machine does not have."""
+    with name_place("target."):
+        device = pick_device(target.device)
+        pick_dtype(target.dtype, device)
+    with name_place("target.draft."):
+        pick_dtype((target.draft or {}).get("dtype", "auto"), device)
+
+
+@contextmanager
+def name_place(prefix: str) -> Iterator[None]:
+    """Put a setting's section in front of what an InputError says."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from None
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise InputError for more threads than cores: they would wait for each other, and thousands stop the machine."""
+    cores = count_usable_cores()
+    if threads is not None and threads > cores:
+        raise InputError(f"threads={threads}: this process may use {cores} cores; expected {cores} or fewer, or null")
 
 
 def check_methods(nodes: Mapping[str, Node]) -> None:
-    """Raise InputError for a method's YAML that does not fit its class."""
+    """Raise InputError for a method's YAML that does not fit its class, and for another baseline than autoregressive decoding."""
     for label, node in nodes.items():
-        check_node(node, f"method.{label}")
+        check_node(node, f"method.{label}", Autoregressive if label == BASELINE else Drafter)
+        if locate_class(node) is Drafter:
+            raise InputError(f"method.{label}: {node['_target_']} drafts nothing; expected a subclass of it")
 
 
 def instantiate_methods(nodes: Mapping[str, Node]) -> dict[str, Drafter]:
-    """Return the methods of checked nodes, by label."""
-    return {label: instantiate(node) for label, node in nodes.items()}
+    """Return the methods by label."""
+    return {label: instantiate(node, Drafter, f"method.{label}") for label, node in nodes.items()}
 
 
-def select_questions(settings: Settings, suite: Suite, limit: int | None) -> list[Question]:
-    """Return the suite's questions of the chosen tasks, at most `limit` of each. Raises InputError if there are none."""
-    questions = suite.questions()
-    chosen = [question for question in questions if question.task in settings.tasks]
-    if not chosen:
-        tasks = suggest_choices(settings.tasks[0], list(dict.fromkeys(question.task for question in questions)))
-        given = ", ".join(settings.tasks)
-        raise InputError(f"suite {suite.name} has no question of task {given}; it has {tasks or 'none at all'}")
-    return subsample(chosen, limit, settings.seed)
+def drafts_with_model(node: Node) -> bool:
+    """Whether a method has a language model of its own, which takes the device's memory and time as the target does."""
+    return any(locate_class(inner) is load_draft for inner in iter_nodes(node))
+
+
+def check_models(target: TargetSettings, draft: bool) -> None:
+    """Raise InputError for a model that does not exist, or does not fit its shape. draft: the draft model is needed, too."""
+    if target.sizes is not None and target.device_map is not None:
+        raise InputError("target.shape: an expanded target lies on one device; set device_map=null")
+    with name_place("target."):
+        check_model(
+            target.path,
+            target.sizes,
+            target.revision,
+            target.weights,
+            target.config,
+            target.dtype,
+            target.device,
+            target.trust_remote_code,
+        )
+    if draft and target.draft is None:
+        raise InputError("this target names no draft model: set target.draft.path, or leave the method out")
+    if draft and target.draft is not None:
+        model: dict[str, Any] = {"weights": target.weights, **target.draft, "device": target.device}
+        with name_place("target.draft."):
+            check_model(**{key: value for key, value in model.items() if key != "device_map"})
 
 
 def load_target(settings: TargetSettings) -> Target:

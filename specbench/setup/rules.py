@@ -1,10 +1,11 @@
 """The values that settings may have, beyond their types. Imports no torch."""
 
-import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from specbench.errors import InputError
+from specbench.bounds import LARGEST
+from specbench.errors import InputError, show_value
 from specbench.records.nested import look_up
 
 Test = Callable[[Any], bool]
@@ -12,16 +13,12 @@ Rule = tuple[Test, str]  # whether a value is allowed, and the values that are, 
 Rules = dict[str, Rule]  # by the setting's dotted name
 
 
-def is_whole(value: Any, least: int = 1) -> bool:
-    return type(value) is int and value >= least
+def is_whole(value: Any, least: int = 1, most: int = LARGEST) -> bool:
+    return type(value) is int and least <= value <= most
 
 
-def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def is_positive(value: Any) -> bool:
-    return is_number(value) and value > 0
+def is_number(value: Any, least: float, most: float) -> bool:
+    return type(value) in (int, float) and least <= value <= most
 
 
 def is_text(value: Any) -> bool:
@@ -32,48 +29,80 @@ def or_null(test: Test) -> Test:
     return lambda value: value is None or test(value)
 
 
-WHOLE: Rule = (is_whole, "a whole number, at least 1")
-POSITIVE: Rule = (is_positive, "a number above 0")
+def count(most: int, least: int = 1) -> Rule:
+    """Return the rule of a number of things."""
+    return partial(is_whole, least=least, most=most), f"a whole number, at least {least:,} and at most {most:,}"
+
+
+def count_or_all(what: str, null: str = "") -> Rule:
+    """Return the rule of a number of things that null does not limit."""
+    return or_null(partial(is_whole, most=MILLION)), f"a number of {what}, at least 1, or null{null} (at most {MILLION:,})"
+
+
+MILLION = 1_000_000
+MOST_TOKENS = 10_000_000  # of an answer; the longest contexts have as many
+MOST_THREADS = 1024  # `objects.check_threads` knows how many cores there are
 LEAST_LEVEL = 0.0001  # far below, the p-value of a G-test is a poor approximation
+LEAST_SHARE = 0.0001  # of top_p: below, only one token is left, as at temperature 0
+SEED: Rule = (partial(is_whole, least=0), f"a whole number, at least 0 and at most {LARGEST:,}")
 SHARED: Rules = {
-    "limit": (or_null(is_whole), "a number of questions per task, at least 1, or null for all"),
+    "limit": count_or_all("questions per task", " for all"),
     "out": (or_null(is_text), "a folder, or null"),
     "target.shape": (or_null(is_text), "the name of a shape, or null"),
 }
 SAMPLING: Rules = {
-    "sampling.max_new_tokens": WHOLE,
+    "sampling.max_new_tokens": count(MOST_TOKENS),
     "sampling.temperature": (
-        lambda value: is_number(value) and (value == 0 or 0.001 <= value <= 1000),
+        lambda value: is_number(value, 0, 0) or is_number(value, 0.001, 1000),
         "0 (greedy), or a number from 0.001 to 1000",
     ),
-    "sampling.top_p": (lambda value: is_number(value) and 0 < value <= 1, "a number above 0, at most 1 (all tokens)"),
-    "sampling.top_k": (lambda value: is_whole(value, 0), "a whole number, at least 0 (all tokens)"),
+    "sampling.top_p": (
+        lambda value: is_number(value, LEAST_SHARE, 1),
+        f"a number above 0, at most 1 (all tokens), and not below {LEAST_SHARE:g}",
+    ),
+    "sampling.top_k": (
+        lambda value: is_whole(value, 0, MOST_TOKENS),
+        f"a whole number, at least 0 (all tokens) and at most {MOST_TOKENS:,}",
+    ),
 }
 RUN: Rules = {
-    "repeats": WHOLE,
-    "threads": (or_null(is_whole), "a whole number, at least 1, or null for torch's choice"),
+    "seed": SEED,
+    "repeats": count(10_000),
+    "threads": (
+        or_null(partial(is_whole, most=MOST_THREADS)),
+        f"a whole number, at least 1, or null for torch's choice (at most {MOST_THREADS:,})",
+    ),
 }
 CERTIFY: Rules = {
-    "sampling.temperature": (lambda value: is_number(value) and 0.01 <= value <= 10, "a number from 0.01 to 10"),
+    "seed": SEED,
+    "sampling.temperature": (lambda value: is_number(value, 0.01, 10), "a number from 0.01 to 10"),
     "level": (
         lambda value: type(value) is float and LEAST_LEVEL <= value < 1,
         f"a probability, at least {LEAST_LEVEL} and below 1",
     ),
-    "draws": (lambda value: is_whole(value, 256), "a whole number, at least 256"),
+    "draws": count(100_000_000, least=256),
 }
 TRAIN: Rules = (
-    dict.fromkeys(("batch_tokens", "accumulate", "save_every", "max_new_tokens", "held_out"), WHOLE)
-    | dict.fromkeys(("search.trials", "search.prompts", "search.max_new_tokens"), WHOLE)
-    | dict.fromkeys(("epochs", "rate"), POSITIVE)
-    | {"muon": (or_null(is_positive), "a number above 0, or null")}
+    dict.fromkeys(("accumulate", "save_every", "held_out", "search.trials", "search.prompts"), count(MILLION))
+    | dict.fromkeys(("batch_tokens", "max_new_tokens", "search.max_new_tokens"), count(MOST_TOKENS))
+    | {
+        "seed": count(2**32 - 1, least=0),  # of numpy's generators
+        "epochs": (lambda value: is_number(value, 1e-6, 10_000), "a number above 0, at most 10,000"),
+        "rate": (lambda value: is_number(value, 1e-12, 10), "a number above 0, at most 10"),
+        "muon": (or_null(lambda value: is_number(value, 1e-12, 10)), "a number above 0, at most 10, or null"),
+    }
 )
 DATASTORE: Rules = {
-    "max_new_tokens": WHOLE,
-    "chunk_tokens": (or_null(is_whole), "a number of tokens, at least 1, or null"),
+    "seed": SEED,
+    "max_new_tokens": count(MOST_TOKENS),
+    "chunk_tokens": (or_null(partial(is_whole, most=2**40)), "a number of tokens, at least 1, or null (at most 2^40)"),
     "data": (or_null(is_text), "a file, or null"),
     "dataset": (or_null(is_text), "a data set's hub id, or null"),
     "field": (or_null(is_text), "the name of a field, or null"),
-    "limit": (or_null(is_whole), "a number of documents (of a suite, questions per task), or null"),
+    "limit": (
+        or_null(is_whole),
+        "a number of documents (of a suite, questions per task), at least 1, or null",
+    ),
 }
 RULES: dict[str, Rules] = {  # by root config
     "config": SHARED | SAMPLING | RUN,
@@ -86,7 +115,5 @@ RULES: dict[str, Rules] = {  # by root config
 def check_rules(plain: Mapping[str, Any], root: str) -> None:
     """Raise InputError for the first setting of a root config whose rule does not hold."""
     for name, (holds, expected) in RULES[root].items():
-        value = look_up(plain, name)
-        if not holds(value):
-            given = "null" if value is None else value
-            raise InputError(f"{name}={given}: expected {expected}")
+        if not holds(value := look_up(plain, name)):
+            raise InputError(f"{name}={show_value(value)}: expected {expected}")

@@ -5,13 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
 from specbench.errors import InputError, suggest_choices
+from specbench.records.nested import look_up
 from specbench.setup.instantiate import check_types
 from specbench.setup.rules import check_rules
 
 Node = dict[str, Any]  # a YAML mapping of `_target_`, the class, and its arguments
+UNTYPED = ("plain", "suite", "method", "engine")  # the whole config, and nodes, which `instantiate` checks
+LAYERS = ("num_hidden_layers", 1024)  # a model of millions would be built for hours
+EXTRA = ("checkpoints", "datastore", "draft_dtypes", "draft_shapes")  # keys of a target's YAML that YAMLs of methods refer to
+
+
+class DraftSettings(TypedDict, total=False):
+    """The draft model, as a target's YAML describes it: arguments of `load_model`."""
+
+    path: str | None
+    revision: str | None
+    dtype: str
+    config: Mapping[str, Any] | None
+    shape: Mapping[str, Any] | None
+    weights: Literal["pretrained", "random"]
+    device_map: str | Mapping[str, Any] | None
+    trust_remote_code: bool
 
 
 @dataclass(frozen=True)
@@ -29,14 +46,18 @@ class TargetSettings:
     weights: Literal["pretrained", "random"]
     config: Mapping[str, Any] | None
     shape: str | None
-    draft: Mapping[str, Any] | None
+    draft: DraftSettings | None
     shapes: Mapping[str, Any] | None = None
 
     @property
     def sizes(self) -> Any:
-        """The sizes of the chosen shape; None without one. Raises InputError if the target has no such shape."""
+        """The sizes of the chosen shape; None without one."""
+        return None if self.shape is None else (self.shapes or {})[self.shape]
+
+    def check_shape(self) -> None:
+        """Raise InputError if the target has no such shape."""
         if self.shape is None:
-            return None
+            return
         shapes = self.shapes or {}
         if self.shape not in shapes:
             raise InputError(
@@ -44,7 +65,6 @@ class TargetSettings:
             )
         if shapes[self.shape] in (None, {}):
             raise InputError(f"target.shapes.{self.shape} is empty: expected sizes, such as {{hidden_size: 2048}}")
-        return shapes[self.shape]
 
 
 @dataclass(frozen=True)
@@ -157,15 +177,25 @@ SECTIONS: dict[str, type] = {"target": TargetSettings, "sampling": SamplingSetti
 def parse_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[str]) -> S:
     """Return a resolved config as settings. Raises InputError for a value of the wrong type or out of range."""
     check_rules(plain, kind.root)
+    for place in ("target.config", "target.draft.config", "target.draft.shape", f"target.shapes.{plain['target'].get('shape')}"):
+        _check_layers(look_up(plain, place), place)
     sections = {name: _construct(section, plain[name], name) for name, section in SECTIONS.items() if name in plain}
+    sections["target"].check_shape()
     tasks = [task["name"] for task in plain["task"].values()]
     settings: S = _construct(kind, {**plain, **sections, "tasks": tasks, "plain": plain, "changed": changed}, "")
     return settings
 
 
+def _check_layers(sizes: Any, place: str) -> None:
+    name, most = LAYERS
+    layers = sizes.get(name, 1) if isinstance(sizes, Mapping) else 1
+    if isinstance(layers, int) and layers > most:
+        raise InputError(f"{place}.{name}={layers}: expected at most {most:,}")
+
+
 def _construct(kind: type[Any], plain: Mapping[str, Any], place: str) -> Any:
     values = {field.name: plain[field.name] for field in fields(kind) if field.name in plain}
-    check_types(kind, values, place)
+    check_types(kind, {name: value for name, value in values.items() if name not in UNTYPED}, place)
     return kind(**values)
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from specbench.drafters.network import DraftNetwork
-from specbench.errors import InputError
+from specbench.errors import InputError, is_out_of_memory
 from specbench.machine.devices import get_free_memory
-from specbench.models.refusals import is_out_of_memory
 
 FLOAT = 4  # bytes; losses, gradients and optimizer states are float32
 STATES = 3  # of a trained weight: its gradient and AdamW's two moments

@@ -1,7 +1,6 @@
 """The search for a skip set (Zhang et al. 2023, section 3.2): Bayesian optimisation of tokens per second."""
 
 from collections.abc import Callable
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,16 @@ from specbench.decoding.sampling import Sampling
 from specbench.drafters.checkpoints import RANDOM
 from specbench.drafters.skip_sets import FILE, check_shape, describe_misfit, write_skip_set
 from specbench.drafters.skipping import SkipSet, count_layers
-from specbench.errors import InputError
+from specbench.drafters.skipping_drafter import SkippingDrafter
+from specbench.errors import InputError, warn
 from specbench.machine.devices import list_timed_devices
-from specbench.machine.locks import WAITING, lock_devices
+from specbench.machine.locks import lock_devices
 from specbench.models.target import Target
 from specbench.records.files import write_atomic
 from specbench.records.trial import BASELINE
 from specbench.setup.instantiate import instantiate
-from specbench.setup.objects import load_target, select_questions
+from specbench.setup.objects import load_target
+from specbench.setup.questions import open_suite, select_questions
 from specbench.setup.settings import TrainSettings
 from specbench.training.calibration import Calibration, SkipSetTiming
 from specbench.training.search_report import format_card, format_trials, plot_trials
@@ -45,15 +46,15 @@ def check(settings: TrainSettings, drafter: type[Any]) -> None:
 
 
 def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
-    waiting = partial(watch, WAITING, 0, None)
-    with lock_devices(list_timed_devices(settings.target.device, settings.target.device_map), waiting):
+    with lock_devices(list_timed_devices(settings.target.device, settings.target.device_map), warn):
         _search(settings, label, out, watch)
 
 
 def _search(settings: TrainSettings, label: str, out: Path, watch: Watch) -> None:
     target = load_target(settings.target)
     prompts = select_prompts(settings, target)
-    method = instantiate({**settings.method[label], "checkpoint": RANDOM})  # until the first trial sets its own
+    node = {**settings.method[label], "checkpoint": RANDOM}  # until the first trial sets its own
+    method = instantiate(node, SkippingDrafter, f"method.{label}")
     method.bind(target.model)
     sampling = Sampling(max_new_tokens=settings.search.max_new_tokens, stop_token_ids=target.model.eos_ids)
     calibration = Calibration(target.model, method, prompts, sampling)
@@ -69,9 +70,15 @@ def _search(settings: TrainSettings, label: str, out: Path, watch: Watch) -> Non
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
+def describe_kept(out: Path) -> str:
+    """Return how many trials are recorded."""
+    trials = len((out / TABLE).read_text(encoding="utf-8").splitlines()) - 1 if (out / TABLE).is_file() else 0
+    return f"{trials} trials of the search" if trials else ""
+
+
 def select_prompts(settings: TrainSettings, target: Target) -> list[torch.Tensor]:
     """Return the first turns as (T,) ids. Raises InputError if one does not fit the context."""
-    questions = select_questions(settings, instantiate(settings.suite), settings.search.prompts)
+    questions = select_questions(settings, open_suite(settings), settings.search.prompts)
     prompts = [target.render_first_prompt(question) for question in questions]
     longest = max(map(len, prompts))
     if longest >= target.model.context:

@@ -20,6 +20,7 @@ from specbench.setup.instantiate import check_node, locate_class
 from specbench.setup.settings import TrainSettings
 from specbench.training import search, weights
 from specbench.watch import Watch
+from tasks.suite import Suite
 
 CONFIG = "train.yaml"
 WAITING = timedelta(days=7)  # longest wait of the other processes while the first one generates answers
@@ -37,12 +38,15 @@ class TrainingMode(Protocol):
     def make(self, settings: TrainSettings, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
         """Write the drafter's checkpoint into `out`; resume from what `out` holds."""
 
+    def describe_kept(self, out: Path) -> str:
+        """Return what an unfinished training has saved in `out`, in words."""
+
 
 MODES: dict[type[Drafter], TrainingMode] = {NetworkDrafter: weights, SkippingDrafter: search}
 
 
 def train(settings: TrainSettings, watch: Watch) -> Path:
-    """Return the folder of the checkpoint. Raises InputError.
+    """Return the folder of the checkpoint. Raises InputError, and KeyboardInterrupt with the folder and what is kept in it.
 
     Of several processes (torchrun, accelerate launch) the first one writes and reports progress.
     """
@@ -51,7 +55,10 @@ def train(settings: TrainSettings, watch: Watch) -> Path:
     processes = PartialState(cpu=pick_device(settings.target.device).type == "cpu", timeout=WAITING)
     with processes.main_process_first():
         out = _prepare_folder(settings, label)
-    mode.make(settings, label, drafter, out, watch if processes.is_main_process else lambda *_: None)
+    try:
+        mode.make(settings, label, drafter, out, watch if processes.is_main_process else lambda *_: None)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(out, f"kept: {mode.describe_kept(out) or 'nothing yet'}") from None
     return out
 
 
@@ -64,8 +71,8 @@ def _choose_method(settings: TrainSettings) -> str:
 
 
 def _check_config(settings: TrainSettings, label: str) -> tuple[type[Any], TrainingMode]:
-    check_node(settings.method[label], f"method.{label}")
-    check_node(settings.suite, "suite")
+    check_node(settings.method[label], f"method.{label}", Drafter)
+    check_node(settings.suite, "suite", Suite)
     drafter: type[Any] = locate_class(settings.method[label])
     mode = next((mode for kind, mode in MODES.items() if issubclass(drafter, kind)), None)
     if mode is None:

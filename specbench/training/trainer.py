@@ -243,6 +243,12 @@ class Trainer:
                 shutil.rmtree(folder)
 
 
+def count_saved_steps(out: Path) -> int:
+    """Return the steps after which a training in `out` resumes."""
+    progress = out / STATE / "progress.json"
+    return int(json.loads(progress.read_text())["done"]) if progress.is_file() else 0
+
+
 def _schedule_rate(progress: float) -> float:
     """Return the factor on the peak rate: a linear rise, then a cosine down to a hundredth."""
     if progress < WARM_UP:

@@ -15,13 +15,13 @@ from specbench.drafters.network_drafter import create_network
 from specbench.errors import InputError, suggest_choices
 from specbench.models.target import Target
 from specbench.models.texts import Text, generate_answers, read_texts, write_texts
-from specbench.setup.instantiate import instantiate
-from specbench.setup.objects import load_target, select_questions
+from specbench.setup.objects import load_target
+from specbench.setup.questions import open_suite, select_questions
 from specbench.setup.settings import TrainSettings
 from specbench.training.card import describe_questions, describe_versions
 from specbench.training.curves import plot_curves
 from specbench.training.memory import LEAST_ANSWERS, check_memory, explain_exhaustion
-from specbench.training.trainer import LOG, Trainer, TrainingPlan
+from specbench.training.trainer import LOG, Trainer, TrainingPlan, count_saved_steps
 from specbench.watch import Watch
 
 TEXTS = "texts.jsonl"
@@ -71,10 +71,17 @@ def _check_room(settings: TrainSettings, kind: type[DraftNetwork], target: Targe
     shape = TargetShape.of(target.model.config)
     with torch.device("meta"):
         network = kind(kind.create_config(shape), shape)
-    questions = select_questions(settings, instantiate(settings.suite), settings.limit)
+    questions = select_questions(settings, open_suite(settings), settings.limit)
     most = sum(len(question.turns) for question in questions) * 2 * settings.max_new_tokens  # of all texts, about
     tokens = min(settings.batch_tokens, most)
     check_memory(network, target.model.device, tokens, int(LEAST_ANSWERS * tokens), settings.batch_tokens)
+
+
+def describe_kept(out: Path) -> str:
+    """Return what is saved: the target's answers, and the steps up to the last state."""
+    steps = count_saved_steps(out)
+    answers = ["the target's answers"] if (out / TEXTS).is_file() else []
+    return " and ".join([*answers, *([f"{steps:,} steps of training"] if steps else [])])
 
 
 def _load_texts(settings: TrainSettings, target: Target, out: Path, watch: Watch) -> list[Text]:
@@ -82,7 +89,7 @@ def _load_texts(settings: TrainSettings, target: Target, out: Path, watch: Watch
     if settings.data is not None:
         return read_texts(Path(settings.data).expanduser(), target)
     if not (out / TEXTS).is_file():
-        questions = select_questions(settings, instantiate(settings.suite), settings.limit)
+        questions = select_questions(settings, open_suite(settings), settings.limit)
         _check_held_out(settings.held_out, sum(len(question.turns) for question in questions))
         with explain_exhaustion(target.model.device, "data=null", "many questions are answered at once; expected data=FILE"):
             write_texts(out / TEXTS, generate_answers(target, questions, settings.max_new_tokens, watch))

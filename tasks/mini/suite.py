@@ -4,8 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from itertools import islice
-from typing import Literal
+from typing import Annotated, Literal
 
+from specbench.bounds import Seed, Within
 from tasks.mini.conversation import WRITERS as CONVERSATIONS
 from tasks.mini.dialogue import Dialogue
 from tasks.mini.generator import VERSION, WRITERS, generate_dialogues
@@ -16,7 +17,9 @@ from tasks.suite import Suite
 class Mini(Suite):
     """`per_task` questions of each of the six tasks; two-turn conversations spread evenly over their eight categories."""
 
-    def __init__(self, per_task: int, split: Literal["train", "test"] = "test", seed: int = 0) -> None:
+    def __init__(
+        self, per_task: Annotated[int, Within(0, 20_000)], split: Literal["train", "test"] = "test", seed: Seed = 0
+    ) -> None:
         self.name = "mini"
         self.per_task, self.split, self.seed = per_task, split, seed
         rows = [[q.id, q.task, q.category, q.turns, q.reference] for q in self.questions()]

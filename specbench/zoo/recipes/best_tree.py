@@ -18,8 +18,8 @@ from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verification
 from specbench.setup.compose import compose_run
-from specbench.setup.instantiate import instantiate
-from specbench.setup.objects import load_target, select_questions
+from specbench.setup.objects import instantiate_methods, load_target
+from specbench.setup.questions import open_suite, select_questions
 
 NEW_TOKENS = 256
 TreePath = tuple[int, ...]
@@ -44,11 +44,11 @@ def measure_frequencies(label: str, large: str, limit: int) -> list[tuple[TreePa
     """Return the large tree's paths, most accepted first, with their shares of all steps."""
     choice = [f"method=[{label}]", f"tree@method.{label}.tree={large}"]
     config = compose_run(["target=mini", "suite=mini_train", "target.dtype=float32", f"limit={limit}", *choice])
-    target, drafter = load_target(config.target), instantiate(config.method[label])
+    target, drafter = load_target(config.target), instantiate_methods(config.method)[label]
     drafter.bind(target.model)
     counts = count_accepted(drafter)
     sampling = Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=target.model.eos_ids)
-    for question in select_questions(config, instantiate(config.suite), config.limit):
+    for question in select_questions(config, open_suite(config), config.limit):
         prompt = torch.tensor(target.render_first_prompt(question), device=target.model.device)
         generate(target.model, drafter, [prompt], sampling)
     steps = counts.pop(())

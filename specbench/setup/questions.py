@@ -1,0 +1,41 @@
+"""The suite that settings name, and its questions. Imports no torch, so that a mistake here is told in a second."""
+
+from specbench.errors import InputError, suggest_choices
+from specbench.setup.instantiate import instantiate
+from specbench.setup.settings import Settings
+from tasks.question import TASK_OF_CATEGORY, Question, subsample
+from tasks.suite import Suite
+
+DEFAULT = frozenset(TASK_OF_CATEGORY.values())  # the tasks of every command's config; a suite need not have all of them
+
+
+def open_suite(settings: Settings) -> Suite:
+    """Return the suite. Raises InputError if its YAML builds no suite, or its data is bad."""
+    return instantiate(settings.suite, Suite, "suite")
+
+
+def check_tasks(settings: Settings) -> None:
+    """Raise InputError for a task that the suite does not have."""
+    select_questions(settings, open_suite(settings), None)
+
+
+def select_questions(settings: Settings, suite: Suite, limit: int | None) -> list[Question]:
+    """Return the suite's questions of the chosen tasks, at most `limit` of each.
+
+    Raises InputError if there are none, and for a chosen task without a question unless the choice is the default.
+    """
+    questions = suite.questions()
+    has = list(dict.fromkeys(question.task for question in questions))
+    missing = [task for task in settings.tasks if task not in has]
+    if len(missing) == len(settings.tasks) or (missing and set(settings.tasks) != DEFAULT):
+        raise _refuse_tasks(missing, suite.name, has)
+    chosen = [question for question in questions if question.task in settings.tasks]
+    return subsample(chosen, limit, settings.seed)
+
+
+def _refuse_tasks(missing: list[str], suite: str, has: list[str]) -> InputError:
+    choices = suggest_choices(missing[0], has) or "none at all"
+    if has and missing[0] not in DEFAULT:
+        return InputError(f"task={missing[0]}: no such task; expected {choices}: those of suite {suite}")
+    remedy = f"; choose task=[{has[0]}]" if has and set(missing) == DEFAULT else ""
+    return InputError(f"suite {suite} has no question of task {', '.join(missing)}; it has {choices}{remedy}")
