@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from specbench.analysis.disturbance import FAR, count_disturbed, find_disturbed
 from specbench.analysis.loaded_run import read_run
@@ -185,17 +190,9 @@ def slowed(when: Callable[[str, str, int], bool]) -> FakeEngine:
 def test_a_kill_while_measuring_again_mixes_nothing(tmp_path: Path, after: int) -> None:
     """Blocks 3 and 5 are measured again after 72 turns; the process dies after so many turns."""
     mark: MARK = lambda method, prompt, before: [BUSY] * (prompt in ("3?\n", "5?\n") and method == "pld" and not before)  # noqa: E731
-    left, more = [after], [Question(f"q{number}", "qa", "qa", (f"{number}?",)) for number in range(24)]
-
-    def mortal(label: str, prompt: list[int]) -> str:
-        left[0] -= not engine.warming
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return f"{label}!"
-
-    engine = FakeEngine(mortal)
+    more = [Question(f"q{number}", "qa", "qa", (f"{number}?",)) for number in range(24)]
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, mark, engine, questions=more)
+        run(tmp_path, mark, build_mortal(after, warm=False), questions=more)
         raise KeyboardInterrupt  # it was over before
     stopped = RunDirectory(tmp_path).read_trials()
     per_block = {one.block: {other.attempt for other in stopped if other.block == one.block} for one in stopped}
@@ -248,6 +245,67 @@ def test_the_progress_counts_the_turns_of_the_run_alone(tmp_path: Path) -> None:
     assert isinstance(tested.watcher, Quiet) and tested.watcher.began == [(36, 0)]
     assert sum(one.attempt == 1 for one in tested.watcher.trials) == 36 and len(tested.watcher.trials) == 39
     assert len(engine.log) == 39 + 3
+
+
+def check_any_run(seed: int, share: float, kills: list[int], warm: bool) -> None:
+    """Kill a run again and again while turns are disturbed at random; it ends with every turn once, blocks whole, on budget."""
+    draw, questions = random.Random(seed), [Question("two", "mt_bench", "writing", ("a?", "b?")), *MANY[:6]]
+    mark: MARK = lambda *_: [BUSY] * (draw.random() < share)  # noqa: E731
+    with tempfile.TemporaryDirectory() as folder:
+        for kill in kills:
+            with suppress(KeyboardInterrupt):
+                run(Path(folder), mark, build_mortal(kill, warm), questions=questions, repeats=2)
+        run(Path(folder), mark, FakeEngine(named, warm=["sps"] * warm), questions=questions, repeats=2)
+        everything = RunDirectory(Path(folder)).read_attempts()
+    counted = select_counted(everything)
+    assert {one.key for one in counted} == {
+        (m, r, q.id, t) for m in METHODS for r in range(2) for q in questions for t in turns(q)
+    }
+    again = {one.block: one.attempt for one in counted if one.attempt > 1}
+    cold = [one for one in counted if one.state == "cold"]
+    assert len(counted) == 48 and all(one.attempt == again.get(one.block, 1) for one in cold), "no block mixes its attempts"
+    assert all(one.attempt == 1 for one in counted if one.state == "warm")
+    first, later = (sum(one.seconds for one in everything if (one.attempt > 1) == is_later) for is_later in (False, True))
+    assert later <= 0.2 * first + 1e-9
+    firsts = Counter(one.key for one in everything if one.attempt == 1 and one.state == "cold")
+    assert set(firsts.values()) == {1}, "no first attempt runs twice"
+
+
+def turns(question: Question) -> range:
+    return range(len(question.turns))
+
+
+def build_mortal(after: int, warm: bool) -> FakeEngine:
+    """An engine whose process dies after so many turns."""
+    left = [after]
+
+    def mortal(label: str, prompt: list[int]) -> str:
+        left[0] -= not engine.warming
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return f"{label}!"
+
+    engine = FakeEngine(mortal, warm=["sps"] * warm)
+    return engine
+
+
+ANY_RUN = given(
+    st.integers(0, 2**32), st.sampled_from([0.0, 0.02, 0.2, 1.0]), st.lists(st.integers(0, 60), max_size=4), st.booleans()
+)
+FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@ANY_RUN
+@settings(max_examples=15, deadline=None, suppress_health_check=FIXTURES)
+def test_any_run_killed_at_any_moment_ends_whole(seed: int, share: float, kills: list[int], warm: bool) -> None:
+    check_any_run(seed, share, kills, warm)
+
+
+@pytest.mark.slow
+@ANY_RUN
+@settings(max_examples=2000, deadline=None, suppress_health_check=FIXTURES)
+def test_any_of_many_runs_killed_at_any_moment_ends_whole(seed: int, share: float, kills: list[int], warm: bool) -> None:
+    check_any_run(seed, share, kills, warm)
 
 
 def many(seconds: Sequence[float], method: str = "pld", **changes: Any) -> list[Trial]:
@@ -334,10 +392,10 @@ def test_a_mended_disturbance_is_a_notice_and_the_numbers_are_the_quiet_ones(tmp
         "notice: the run: 2 of 12 turns were disturbed, by other processes 2, waiting for a core 2; "
         "they were measured again in quiet"
     )
-    summary = summarise(read_run(tmp_path / "run")).set_index(["method", "task"])
-    assert summary.loc[("pld", "overall"), "speedup"] == pytest.approx(2.0)
-    counts: Any = summary.loc[("pld", "overall"), ["disturbed", "remeasured", "still_disturbed"]]
-    assert list(counts) == [1, 1, 0]
+    summary = summarise(read_run(tmp_path / "run"))
+    pld = summary[(summary["method"] == "pld") & (summary["task"] == "overall")].iloc[0]
+    assert pld["speedup"] == pytest.approx(2.0)
+    assert pld[["disturbed", "remeasured", "still_disturbed"]].tolist() == [1, 1, 0]
     page = render_report([tmp_path / "run"], tmp_path / "report").page.read_text()
     assert "other processes: 60% of the cores; waiting for a core: 50% of the time" in page and ">quiet<" in page
 

@@ -1,1 +1,1 @@
-"""The computer: devices, energy, locks. Knows nothing of models."""
+"""The computer: devices, energy, load, locks. Knows nothing of models."""

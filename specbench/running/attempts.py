@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from specbench.analysis.disturbance import find_disturbed
 from specbench.records.attempts import get_attempt_key, select_complete, select_counted
-from specbench.records.trial import BlockKey, Trial
+from specbench.records.trial import BlockKey, QuestionId, Trial
 from specbench.running.schedule import Arm
 
 MORE_TIME = 0.2  # of the time of all first attempts so far: what all later ones may take
@@ -15,15 +15,24 @@ class Attempts:
     """All attempts at the turns of a run, from its file: what a killed run had spent and measured is known when it is resumed."""
 
     def __init__(self, trials: Iterable[Trial], arms: Sequence[Arm]) -> None:
-        self._trials = list(trials)
         self._labels = {arm.label for arm in arms}
         self._cold = {arm.label for arm in arms if arm.state == "cold"}
+        self._trials: list[Trial] = []
+        self._first = self._later = 0.0  # seconds
+        self._fastest: dict[tuple[QuestionId, int], dict[str, float]] = {}  # seconds by question and turn, then cold method
+        for trial in trials:
+            self.add(trial)
 
     def add(self, trial: Trial) -> None:
         self._trials.append(trial)
+        self._first += trial.seconds * (trial.attempt == 1)
+        self._later += trial.seconds * (trial.attempt > 1)
+        if trial.method in self._cold and not trial.failed:
+            known = self._fastest.setdefault(trial.block[1:], {})
+            known[trial.method] = min(trial.seconds, known.get(trial.method, trial.seconds))
 
     def list_disturbed(self, repeats: int) -> list[BlockKey]:
-        """Return the disturbed blocks of the first repeats that may be measured again, those with the fewest attempts first.
+        """Return the disturbed blocks of the first repeats that may be measured again: fewest attempts first, then slowest.
 
         A block in which only a warm arm was disturbed is none of them, nor one that holds a method that is not among the arms:
         all of a block is measured again, or nothing.
@@ -37,7 +46,16 @@ class Attempts:
             made.setdefault(trial.block, set()).add(trial.attempt)
         hit = {t.block: None for t in counted if t.method in self._cold and get_attempt_key(t) in reasons}  # in their order
         chosen = [block for block in hit if block[0] < repeats and block not in others and len(made[block]) < MOST_ATTEMPTS]
-        return sorted(chosen, key=lambda block: len(made[block]))
+        slow = self._measure_slowdowns(counted)
+        return sorted(chosen, key=lambda block: (len(made[block]), -slow[block]))
+
+    def _measure_slowdowns(self, counted: Iterable[Trial]) -> dict[BlockKey, float]:
+        """Return, by block, the time of its cold arms over the fastest that is known of these turns."""
+        taken: dict[BlockKey, float] = {}
+        for trial in counted:
+            if trial.method in self._cold:
+                taken[trial.block] = taken.get(trial.block, 0.0) + trial.seconds
+        return {block: seconds / self._estimate(block) for block, seconds in taken.items() if seconds}
 
     def count_attempts(self, block: BlockKey) -> int:
         """Return the number of the last attempt, broken off or not."""
@@ -45,10 +63,7 @@ class Attempts:
 
     def can_afford(self, block: BlockKey) -> bool:
         """Whether there is time to measure a block again, if that takes as long as its turns took at their fastest."""
-        fastest: dict[str, float] = {}
-        for trial in self._trials:
-            if trial.block[1:] == block[1:] and trial.method in self._cold:
-                fastest[trial.method] = min(trial.seconds, fastest.get(trial.method, trial.seconds))
-        first = sum(trial.seconds for trial in self._trials if trial.attempt == 1)
-        later = sum(trial.seconds for trial in self._trials if trial.attempt > 1)
-        return later + sum(fastest.values()) <= MORE_TIME * first
+        return self._later + self._estimate(block) <= MORE_TIME * self._first
+
+    def _estimate(self, block: BlockKey) -> float:
+        return sum(self._fastest.get(block[1:], {}).values())

@@ -1,0 +1,193 @@
+"""Do disturbed runs report what quiet ones do? Plants busy processes into the last pass of runs, and compares.
+
+    python -m benchmarks.disturbance [--quiet N] [--planted N] [--busy N] [--seconds S] [--out FOLDER] [KEY=VALUE ...]
+
+Without settings the runs are those of `make bench`. Each is a process of its own, and the busy ones are none of its children.
+Runs already in FOLDER are not repeated. The tables: each run with its marked turns, /proc/pressure/cpu and steal time (a quiet
+run says something about false marks if both are below 1 %); each planted speedup over the quiet ones' mean, and the width of its
+interval over theirs; and what was counted during the turns of quiet runs, as a share, beside the bound. All turns' counters are
+in each run's signals.csv.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from benchmarks.embedded import build_table, check_complete
+from specbench import ROOT
+from specbench.analysis.loaded_run import read_run
+from specbench.analysis.metrics import OVERALL
+from specbench.analysis.summary import summarise
+from specbench.cli.parser import console, widen_console
+from specbench.machine.load import SHARE, Load, LoadMeter
+from specbench.records.files import write_atomic
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import BASELINE
+from specbench.report.alarms import find_alarms
+from specbench.running.execute import execute
+from specbench.running.progress import ProgressDisplay
+from specbench.setup.compose import compose_run
+
+BENCH = ("target.shape=100m", "suite=mini", "limit=4", "repeats=3", "method=[pld,sps,eagle2]")
+BUSY = [sys.executable, "-c", "while True: pass"]
+PRESSURE = Path("/proc/pressure/cpu")
+SIGNALS = "signals.csv"
+CORES, TIME = ("others", "stolen"), ("waited", "still")  # what is a share of the cores, and of the time
+
+
+def execute_logged(overrides: Sequence[str], out: Path) -> None:
+    """Execute a run and write all counters of its turns, in the order of trials.jsonl."""
+    loads: list[Load] = []
+
+    class LoggingMeter(LoadMeter):
+        def stop(self, in_process: bool = True) -> Load:
+            loads.append(super().stop(in_process))
+            return loads[-1]
+
+    with patch("specbench.running.harness.LoadMeter", LoggingMeter), ProgressDisplay(console) as display:
+        execute(compose_run([*overrides, f"out={out}"]), display)
+    trials = RunDirectory(check_complete(out)).read_attempts()
+    names = ("method", "repeat", "question_id", "turn", "attempt", "seconds")
+    rows = [
+        {f"turn_{name}": getattr(trial, name) for name in names} | asdict(load) for trial, load in zip(trials, loads, strict=True)
+    ]
+    write_atomic(out / SIGNALS, pd.DataFrame(rows).to_csv(index=False))
+
+
+def read_idle_signs() -> tuple[float, float, float]:
+    """Return seconds: now, stalled by the pressure on the cores, and stolen from all cores, so far."""
+    lines = PRESSURE.read_text().splitlines() if PRESSURE.exists() else []
+    stalled = [int(line.rpartition("total=")[2]) / 1e6 for line in lines if line.startswith("some")]
+    return time.perf_counter(), sum(stalled) if stalled else np.nan, getattr(psutil.cpu_times(), "steal", np.nan)
+
+
+def run_child(overrides: Sequence[str], out: Path, busy: int, seconds: float) -> None:
+    """Run in a process of its own, with busy ones beside it from the first turn of the last pass on."""
+    if (out / "summary.csv").exists():
+        return
+    command = [sys.executable, "-m", "benchmarks.disturbance", "--execute", "--out", str(out), *overrides]
+    repeats, planted = compose_run(overrides).repeats, False
+    before = read_idle_signs()
+    with subprocess.Popen(command, cwd=ROOT) as child:
+        while child.poll() is None:
+            time.sleep(0.5)
+            if busy and not planted and is_last_pass(out, repeats):
+                planted = True
+                plant(busy, seconds)
+    if child.returncode:
+        sys.exit(f"{out}: exit status {child.returncode}")
+    passed, stalled, stolen = np.subtract(read_idle_signs(), before)
+    signs = {"pressure": stalled / passed, "steal": stolen / passed / (psutil.cpu_count() or 1), "planted": planted}
+    write_atomic(out / "idle.json", json.dumps(signs))
+
+
+def is_last_pass(out: Path, repeats: int) -> bool:
+    """Whether a run has written a turn of its last pass."""
+    trials = out / "trials.jsonl"
+    return trials.exists() and f'"repeat":{repeats - 1},' in trials.read_text(encoding="utf-8")
+
+
+def plant(busy: int, seconds: float) -> None:
+    processes = [subprocess.Popen(BUSY) for _ in range(busy)]
+    time.sleep(seconds)
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def describe_run(path: Path) -> dict[str, Any]:
+    """Return the row of a run: how quiet the machine was, and its marked turns. marked: share of all first attempts."""
+    run = read_run(path)
+    firsts = [one for one in run.attempts if one.attempt == 1]
+    marked = [one for one in firsts if (one.key, 1) in run.disturbed]
+    signs = json.loads((path / "idle.json").read_text())
+    again = {one.block for one in run.attempts if one.attempt > 1}
+    said = [alarm.level for alarm in find_alarms(run, summarise(run)) if "disturbed" in alarm.message]
+    return {
+        "run": path.name,
+        "pressure_%": 100 * signs["pressure"],
+        "steal_%": 100 * signs["steal"],
+        "turns": len(firsts),
+        "marked": len(marked),
+        "marked_in_last_pass": sum(one.repeat == max(other.repeat for other in firsts) for one in marked),
+        "marked_%": 100 * len(marked) / len(firsts),
+        "blocks_again": len(again),
+        "still_disturbed": sum((one.key, one.attempt) in run.disturbed for one in run.trials),
+        "report": ", ".join(said) or "silent",
+    }
+
+
+def read_speedups(path: Path) -> pd.DataFrame:
+    """Return, by method, the overall speedup and the logarithmic width of its interval."""
+    summary = summarise(read_run(path))
+    rows = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE)].set_index("method")
+    return pd.DataFrame({"speedup": rows["speedup"], "width": np.log(rows["speedup_high"] / rows["speedup_low"])})
+
+
+def compare_runs(quiet: Sequence[Path], planted: Sequence[Path]) -> pd.DataFrame:
+    """Return a row per planted run and method, and for scale one per quiet run: over the mean of all quiet ones."""
+    known = pd.concat({path.name: read_speedups(path) for path in quiet})
+    mean = known.apply(np.log).groupby(level="method").mean().apply(np.exp)
+    rows = []
+    for path in [*quiet, *planted]:
+        for method, row in read_speedups(path).iterrows():
+            usual = mean.loc[str(method)]
+            ratio = row["speedup"] / usual["speedup"]
+            widths = row["width"] / usual["width"]
+            rows.append((path.name, method, row["speedup"], ratio, widths, abs(ratio - 1) <= 0.03 and not widths > 1.5))
+    return pd.DataFrame(rows, columns=["run", "method", "speedup", "over_quiet", "width_over_quiet", "kept"])
+
+
+def summarise_signals(paths: Sequence[Path]) -> pd.DataFrame:
+    """Return quantiles over turns of each counter, as a share of the cores or of the time."""
+    turns = pd.concat([pd.read_csv(path / SIGNALS) for path in paths])
+    whole = dict.fromkeys(CORES, turns["cores"] * turns["seconds"]) | dict.fromkeys(TIME, turns["seconds"])
+    rows = []
+    for name, of in whole.items():
+        shares = (turns[name] / of).dropna()
+        if len(shares):
+            rows.append((name, *(float(shares.quantile(q)) for q in (0.5, 0.9, 0.99, 1.0)), SHARE))
+    return pd.DataFrame(rows, columns=["counter", "p50", "p90", "p99", "max", "bound"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quiet", type=int, default=3)
+    parser.add_argument("--planted", type=int, default=3)
+    parser.add_argument("--busy", type=int, default=3, help="busy processes; default: 3")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long they are busy; default: 20")
+    parser.add_argument("--out", type=Path, default=Path("results/disturbance"), metavar="FOLDER")
+    parser.add_argument("--execute", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    if options.execute:
+        return execute_logged(options.overrides, options.out)
+    overrides = options.overrides or BENCH
+    quiet = [options.out / f"quiet-{number}" for number in range(options.quiet)]
+    planted = [options.out / f"planted-{number}" for number in range(options.planted)]
+    for path in [*quiet, *planted]:
+        run_child(overrides, path, options.busy if path in planted else 0, options.seconds)
+    widen_console()
+    console.print(build_table(pd.DataFrame([describe_run(path) for path in [*quiet, *planted]]), "Marked turns"))
+    if quiet:
+        table = compare_runs(quiet, planted)
+        write_atomic(options.out / "disturbance.csv", table.to_csv(index=False))
+        console.print(
+            build_table(table, "Speedups and widths of intervals over those of quiet runs; kept: within 3 %, below 1.5")
+        )
+        console.print(build_table(summarise_signals(quiet), "Counters during turns of quiet runs, as shares"))
+
+
+if __name__ == "__main__":
+    main()
