@@ -157,7 +157,7 @@ def check_folder(config_dir: Path | None) -> None:
     if not config_dir.is_dir():
         raise InputError(f"--config-dir {config_dir}: no such folder")
     add_import_path(config_dir)
-    for path in sorted(path for group in FOLDERS for path in (config_dir / group).glob("*.yaml")):
+    for path in _list_yamls(config_dir):
         text = read_text(path)
         if (CONF / path.parent.name / path.name).is_file():
             raise InputError(f"{path}: {path.parent.name}={path.stem} already exists in conf/; choose another name")
@@ -166,6 +166,17 @@ def check_folder(config_dir: Path | None) -> None:
         given = package[1] if package else "none"
         if path.parent.name in LISTS and given != expected:
             raise InputError(f"{path}: expected the first line '# @package {expected}', found {given}")
+
+
+def _list_yamls(config_dir: Path) -> list[Path]:
+    return sorted(path for group in FOLDERS for path in (config_dir / group).glob("*.yaml"))
+
+
+def check_syntax(config_dir: Path) -> None:
+    """Raise InputError for a YAML of a folder that cannot be parsed, though nobody may choose it."""
+    for path in _list_yamls(config_dir):
+        with translate_errors(), path.open("rb") as file:
+            yaml.safe_load(file)
 
 
 def _check_overrides(overrides: Sequence[str], config_dir: Path | None, root: str) -> None:
@@ -220,6 +231,8 @@ def _explain_error(error: Exception, overrides: Sequence[str], config_dir: Path 
         return f"{show_value(error.override)}: not an override ({reason}); a value with special characters needs quotes"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: invalid YAML: {error.problem}"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"{error.name}: invalid YAML: {error.reason} at character {error.position}"
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'", text):
         key, value = ambiguous.groups()
         expected = f"{key}=[{value}] for one run with all of them" if key in LISTS else "one value"

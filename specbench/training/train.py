@@ -54,12 +54,10 @@ def train(settings: TrainSettings, watch: Watch) -> Path:
     try:
         mode.make(settings, label, drafter, out, watch if processes.is_main_process else lambda *_: None)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if mode is not weights or not is_out_of_memory(error):
             raise
-        tokens = f"batch_tokens={settings.batch_tokens}"
-        raise InputError(
-            f"{tokens}: a forward of so many does not fit the memory; choose fewer, and more to accumulate"
-        ) from None
+        remedy = "choose fewer, and more to accumulate"
+        raise InputError(f"batch_tokens={settings.batch_tokens}: so many do not fit the memory; {remedy}") from None
     return out
 
 
