@@ -137,6 +137,9 @@ def test_an_experiment_of_a_folder_cannot_change_hydra(tmp_path: Path) -> None:
     text = "# @package _global_\nhydra: {callbacks: {mine: {_target_: os.system, command: x}}}\n"
     write(tmp_path, "experiment/mine.yaml", text)
     assert "hydra.callbacks: cannot be changed" in refusal("experiment=mine", config_dir=tmp_path)
+    write(tmp_path, "experiment/mine.yaml", "# @package _global_\ndefaults:\n  - override /hydra/launcher: joblib\n")
+    assert "hydra.launcher: cannot be changed" in refusal("experiment=mine", config_dir=tmp_path)
+    compose_run(["experiment=mine", "hydra/launcher=joblib"], tmp_path)
 
 
 def test_a_module_runs_only_if_it_may_hold_a_class_of_the_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,8 @@ def _check_hydra(config: DictConfig, overrides: Sequence[str], config_dir: Path 
         plain: Any = OmegaConf.to_container(config.hydra)
         resolved = {name: config.hydra[name] for name in KINDS if isinstance(config.hydra[name], DictConfig)}
         plain |= {name: OmegaConf.to_container(node, resolve=True) for name, node in resolved.items()}
-        check_hydra(plain, default)
+        told = any(override.lstrip("+").startswith("hydra") for override in overrides)
+        check_hydra(plain, default, told)
     with open_dict(config):
         config.pop("hydra")
 
