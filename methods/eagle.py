@@ -18,9 +18,17 @@ from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Verification, Verifier
+from specbench.drafters.config_keys import FLAG, Rule, require_equal
 from specbench.drafters.layers import DraftKV, LayerPass, Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
-from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config, embedding_scale
+from specbench.drafters.network import (
+    DEFAULT_EPS,
+    DraftNetwork,
+    TargetShape,
+    build_layer_config,
+    embedding_scale,
+    list_layer_keys,
+)
 from specbench.drafters.network_drafter import LayerDrafter
 from specbench.errors import InputError
 
@@ -47,8 +55,18 @@ class EagleNetwork(DraftNetwork):
         self.layers = nn.ModuleList([layer])
 
     @classmethod
+    def list_keys(cls, shape: TargetShape) -> Mapping[str, Rule]:
+        hidden = require_equal(shape.hidden_size, "the target's, whose hidden states it continues", required=True)
+        flags = dict.fromkeys(("bias", "qkv_bias", "tie_word_embeddings"), FLAG)  # the head is the target's: never tied
+        return {**list_layer_keys(shape), "hidden_size": hidden, **flags}
+
+    @classmethod
     def create_config(cls, shape: TargetShape) -> dict[str, Any]:
         return {**shape.get_layer_sizes(), "hidden_act": "silu", "rope_theta": 10000.0}
+
+    @classmethod
+    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"rms_norm_eps": DEFAULT_EPS, **config}, tensors
 
     def init_weights(self, target: LanguageModel) -> None:
         """Start with the target's embeddings, scaled to the size of hidden states; much smaller inputs are learned late."""

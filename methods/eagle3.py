@@ -9,14 +9,61 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 
 from methods.eagle import ROOM, Eagle2
 from specbench.decoding.language_model import LanguageModel
+from specbench.drafters.config_keys import FLAG, Rule, is_whole, require_equal, require_whole
 from specbench.drafters.layers import Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
-from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config
+from specbench.drafters.network import DEFAULT_EPS, DraftNetwork, TargetShape, build_layer_config, list_layer_keys
 from specbench.errors import InputError
 
 ROUNDS = 7  # of the training-time test (section 3.2)
 DECAY = 0.8  # a round's weight in the loss, relative to the round before
 TAPS = "eagle_aux_hidden_state_layer_ids"  # in config.json files of later runtimes; absent in the authors'
+NESTED = "eagle_config"  # of SpecForge and SGLang: there, TAPS counts from a layer's output
+
+
+def _choose_taps(layers: int) -> list[int]:
+    """Return the inputs of layers 2, L/2 and L - 3, as the authors; of a target too shallow for these, others."""
+    published = sorted((2, layers // 2, layers - 3))
+    distinct = len(set(published)) == len(published) and min(published) >= 0
+    return published if distinct else [max(0, layers // 2 - 1), layers // 2, max(layers // 2 + 1, layers - 1)]
+
+
+def _require_taps(layers: int) -> Rule:
+    return Rule(f"three different whole numbers from 0 to {layers}", lambda value: _are_taps(value, layers))
+
+
+def _require_nested_taps(layers: int) -> Rule:
+    allowed = {TAPS: lambda value: _are_taps(value, layers - 1), "use_aux_hidden_state": lambda value: value is True}
+    return Rule(
+        f"{{{TAPS}: three different layers from 0 to {layers - 1}}}",
+        lambda value: isinstance(value, dict) and all(key in allowed and allowed[key](value[key]) for key in value),
+    )
+
+
+def _are_taps(value: Any, most: int) -> bool:
+    whole = isinstance(value, list) and len(value) == 3 and all(is_whole(tap) and 0 <= tap <= most for tap in value)
+    return whole and (len(set(value)) == 3 or most < 2)
+
+
+def _move_taps(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config with the taps of `eagle_config`, which name layers by their output, as numbers of the layers after."""
+    nested = {key: value for key, value in config.items() if key == NESTED}
+    given = [tap + 1 for tap in nested.get(NESTED, {}).get(TAPS, [])]
+    if given and config.get(TAPS, given) != given:
+        raise InputError(f"{TAPS}={config[TAPS]} contradicts {NESTED}.{TAPS}={nested[NESTED][TAPS]}; expected one of them")
+    rest = {key: value for key, value in config.items() if key != NESTED}
+    return rest | ({TAPS: given} if given else {})
+
+
+def _check_map(offsets: Tensor | None, vocabulary: int) -> None:
+    """Raises InputError for a d2t that maps drafted tokens to no token, or two to one."""
+    if offsets is None or offsets.ndim != 1 or offsets.is_floating_point():
+        return  # refused by its shape or type
+    tokens = torch.arange(len(offsets)) + offsets
+    if not ((tokens >= 0) & (tokens < vocabulary)).all() or len(set(tokens.tolist())) < len(tokens):
+        raise InputError(
+            f"d2t maps to other tokens than the target's {vocabulary}, or several to one; expected offsets to distinct ids"
+        )
 
 
 class MidLayer(nn.Module):
@@ -50,8 +97,8 @@ class Eagle3Network(DraftNetwork):
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__(config, shape)
-        self.draft_vocabulary: int = config.get("draft_vocab_size") or shape.vocab_size
-        self.layer_config = build_layer_config({**config, "num_hidden_layers": 1}, shape)
+        self.draft_vocabulary: int = config.get("draft_vocab_size", shape.vocab_size)
+        self.layer_config = build_layer_config(self.config, shape)
         hidden = self.layer_config.hidden_size
         self.fc = nn.Linear(3 * self.config.get("target_hidden_size", shape.hidden_size), hidden, bias=False)
         self.midlayer = MidLayer(self.layer_config)
@@ -65,23 +112,37 @@ class Eagle3Network(DraftNetwork):
 
     @property
     def taps(self) -> tuple[int, ...]:
-        """By default the inputs of layers 2, L/2 and L - 3."""
-        layers = self.shape.num_hidden_layers
-        return tuple(self.config.get(TAPS) or (2, layers // 2, layers - 3))
+        return tuple(self.config.get(TAPS) or _choose_taps(self.shape.num_hidden_layers))
+
+    @classmethod
+    def list_keys(cls, shape: TargetShape) -> Mapping[str, Rule]:
+        layers = shape.num_hidden_layers
+        return {
+            **list_layer_keys(shape),
+            "num_hidden_layers": Rule(
+                f"1, or {layers} as in a copy of the target's", lambda value: is_whole(value) and value in (1, layers)
+            ),
+            "draft_vocab_size": require_whole(most=shape.vocab_size),
+            "target_hidden_size": require_equal(shape.hidden_size, "the target's"),
+            "own_embeddings": FLAG,
+            TAPS: _require_taps(layers),
+            NESTED: _require_nested_taps(layers - 1),
+        }
 
     @classmethod
     def create_config(cls, shape: TargetShape) -> dict[str, Any]:
-        layers = shape.num_hidden_layers
-        taps = [min(2, layers), layers // 2, max(0, layers - 3)]
+        taps = _choose_taps(shape.num_hidden_layers)
         llama = {"hidden_act": "silu", "rope_theta": 10000.0}
         return {**shape.get_layer_sizes(), **llama, "draft_vocab_size": shape.vocab_size, TAPS: taps}
 
     @classmethod
     def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Drop the vocabulary maps if the vocabularies are equal; note whether it has embeddings."""
-        if config.get("draft_vocab_size", config.get("vocab_size")) == config.get("vocab_size"):
+        """Drop the vocabulary maps if the vocabularies are equal; note whether it has embeddings; taps in one spelling."""
+        if config.get("draft_vocab_size", config["vocab_size"]) == config["vocab_size"]:
             tensors = {name: tensor for name, tensor in tensors.items() if name not in ("d2t", "t2d")}
-        return config | {"own_embeddings": "embed_tokens.weight" in tensors}, tensors
+        _check_map(tensors.get("d2t"), config["vocab_size"])
+        defaults = {"rms_norm_eps": DEFAULT_EPS, "own_embeddings": "embed_tokens.weight" in tensors}
+        return {**defaults, **_move_taps(config), "num_hidden_layers": 1}, tensors
 
     def attach_target(self, target: LanguageModel) -> None:
         hidden, target_hidden = self.layer_config.hidden_size, target.config.hidden_size
@@ -106,6 +167,9 @@ class Eagle3Network(DraftNetwork):
     def to_target_tokens(self, tokens: Tensor) -> Tensor:
         """Map ids of the draft vocabulary, of any shape, to ids of the target's."""
         return tokens + self.d2t[tokens] if self.draft_vocabulary < self.shape.vocab_size else tokens
+
+    def count_logits(self) -> int:
+        return 2 * ROUNDS + 3
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Training-time test (section 3.2): in each of ROUNDS rounds the network reads its own output, one token further."""

@@ -16,14 +16,15 @@ from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verification
+from specbench.drafters.config_keys import MOST, Rule, require_equal, require_name, require_whole
 from specbench.drafters.layers import DraftKV, Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
 from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config, embedding_scale
 from specbench.drafters.network_drafter import LayerDrafter
 from specbench.drafters.tree_heads import TreeHeads
-from specbench.errors import InputError, suggest_choices
 
 ARCHITECTURES = ("mlp", "prefix-mlp")  # not the published ablations cross-attn and eagle-attn
+GROUNDED = Rule("true: heads that are not grounded read no drafted tokens, as in Medusa", lambda value: value is True)
 DECAY = 0.8  # a head's weight in the loss, relative to the head before, as in Medusa
 
 
@@ -74,7 +75,6 @@ class HydraNetwork(DraftNetwork):
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__(config, shape)
-        _check_config(config)
         self.prefixed = config["hydra_head_arch"] == "prefix-mlp"
         heads, hidden = range(config["hydra_num_heads"]), shape.hidden_size
         if self.prefixed:
@@ -87,6 +87,17 @@ class HydraNetwork(DraftNetwork):
         self.hydra_lm_head = nn.ModuleList([nn.Sequential(*dropout, head) if dropout else head for head in logits])
         both = ("linear", "res_connection")
         self.hidden_vectors = {f"hydra_mlp.{head}.{len(dropout)}.{name}.weight": head + 2 for head in heads for name in both}
+
+    @classmethod
+    def list_keys(cls, shape: TargetShape) -> Mapping[str, Rule]:
+        return {
+            "hydra_head_arch": require_name(ARCHITECTURES, required=True),
+            "hydra_num_heads": require_whole(most=MOST, required=True),
+            "hydra_num_layers": require_whole(most=MOST),
+            "grounded_heads": GROUNDED,
+            "hidden_state_offset": require_whole(least=0, most=shape.num_hidden_layers),
+            **{name: require_equal(getattr(shape, name), "the target's") for name in ("hidden_size", "vocab_size")},
+        }
 
     @classmethod
     def create_config(cls, shape: TargetShape) -> dict[str, Any]:
@@ -131,6 +142,9 @@ class HydraNetwork(DraftNetwork):
         """read (m, (head + 2) H): a hidden state, then the embeddings of the root and the drafted tokens -> (m, V)."""
         return cast(Tensor, self.hydra_lm_head[head](self.hydra_mlp[head](read)))
 
+    def count_logits(self) -> int:
+        return 2 * len(self) + 3
+
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Sum over heads k of 0.8^k times the cross-entropy with the target's distribution (Hydra++, section 4)."""
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
@@ -142,14 +156,6 @@ class HydraNetwork(DraftNetwork):
             losses.append(DECAY ** (head + 1) * divergence(logits, lesson.compute_teacher(mask, head + 2)))
             right.append(mean(logits.argmax(-1) == tokens))
         return LessonLoss(torch.stack(losses).sum(), right)
-
-
-def _check_config(config: Mapping[str, Any]) -> None:
-    name = config.get("hydra_head_arch")
-    if name not in ARCHITECTURES:
-        raise InputError(f"hydra_heads: hydra_head_arch={name}: expected {suggest_choices(str(name), list(ARCHITECTURES))}")
-    if not config.get("grounded_heads", True):
-        raise InputError("hydra_heads: heads that are not grounded read no drafted tokens, as in Medusa; use method medusa")
 
 
 def _build_blocks(vectors: int, hidden: int, config: Mapping[str, Any]) -> list[nn.Module]:

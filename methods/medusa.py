@@ -11,6 +11,7 @@ from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verification
+from specbench.drafters.config_keys import MOST, Rule, require_equal, require_whole
 from specbench.drafters.lesson import Lesson, LessonLoss, cross_entropy
 from specbench.drafters.network import DraftNetwork, TargetShape
 from specbench.drafters.tree_heads import TreeHeads
@@ -41,6 +42,11 @@ class MedusaHeads(DraftNetwork):
         for head in range(config["medusa_num_heads"]):
             blocks = [ResBlock(shape.hidden_size) for _ in range(config["medusa_num_layers"])]
             self.add_module(str(head), nn.Sequential(*blocks, nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)))
+
+    @classmethod
+    def list_keys(cls, shape: TargetShape) -> Mapping[str, Rule]:
+        sizes = {name: require_equal(getattr(shape, name), "the target's") for name in ("hidden_size", "vocab_size")}
+        return {**dict.fromkeys(("medusa_num_heads", "medusa_num_layers"), require_whole(most=MOST)), **sizes}
 
     @classmethod
     def create_config(cls, shape: TargetShape) -> dict[str, Any]:
@@ -79,6 +85,9 @@ class MedusaHeads(DraftNetwork):
         for weight, bias in self._blocks:
             read = read + nn.functional.silu(torch.baddbmm(bias[:heads, None], read, weight[:heads].mT))
         return torch.bmm(read, self._logits[:heads].mT)[:, 0]
+
+    def count_logits(self) -> int:
+        return len(self) + 2
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """L = sum over k of lambda_k * (cross-entropy of head k), lambda_k = 0.8^k (section 2.2.1)."""

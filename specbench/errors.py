@@ -1,12 +1,14 @@
 """The exception for bad input, and the words that error messages share."""
 
 import difflib
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from io import IOBase
 from pathlib import Path
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # without tab and newline
 SHOWN = 80  # characters of a value in a message
 OUTPUT = "standard output"
 FULL = ("No space left on device", "disk is full", "Disk quota exceeded", "file write failed")
@@ -26,12 +28,17 @@ def refuse(error: InputError) -> int:
 
 def warn(message: str) -> None:
     """Print a message in one line on stderr."""
-    print(f"specbench: {' '.join(message.split())}", file=sys.stderr)
+    print(f"specbench: {escape_controls(' '.join(message.split()))}", file=sys.stderr)
+
+
+def escape_controls(text: str) -> str:
+    """Return the text with control characters and lone surrogates escaped: they could command the terminal, or stop the print."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def format_error(error: BaseException, longest: int = 500) -> str:
     """Return the error's type, text, file and line, for the author of that code; without folders of this machine."""
-    text = mask_home(" ".join(str(error).split()))
+    text = mask_home(escape_controls(" ".join(str(error).split())))
     return f"{type(error).__name__}: {text[:longest]}{_locate_error(error)}"
 
 

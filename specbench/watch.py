@@ -21,7 +21,7 @@ class Watcher(Protocol):
         """The run has `total` turns; `done` of them are on disk."""
 
     def add_trial(self, trial: "Trial") -> None:
-        """One more turn is on disk."""
+        """One more turn is on disk; one of a later attempt is none of the run's total."""
 
 
 class Watch(Protocol):

@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from specbench.machine import nvml
 from specbench.models.load import load_tokenizer
 from specbench.setup.objects import EMBEDDED
+from tests.quiet import build_quiet_meter
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per core
     torch.set_num_threads(1)
@@ -32,6 +33,13 @@ atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specbench.report.canvas.DPI", 30)
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No turn is disturbed, and a time that is far outside has no consequence, whoever else uses the machine."""
+    monkeypatch.setattr("specbench.running.harness.LoadMeter", build_quiet_meter)
+    monkeypatch.setattr("specbench.running.attempts.MORE_TIME", 0.0)
 
 
 class Driver:

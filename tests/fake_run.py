@@ -31,7 +31,7 @@ def trial(method: str, committed: Sequence[int] | None, seconds: float, **change
     fields: dict[str, Any] = {
         "run_id": "fake", "suite": "fake-suite", "task": "qa", "category": "qa", "question_id": 1, "turn": 0,
         "context": "reference", "method": method, "seed": 0, "repeat": 0, "order": 0, "state": "cold",
-        "prompt_tokens": 5, "prompt_sha256": "prompt", "new_tokens": 1 + sum(steps),
+        "prompt_tokens": 5, "prompt_sha256": hash_ids([3] * 5), "new_tokens": 1 + sum(steps),
         "finish_reason": "length",
         "steps": len(steps), "target_forwards": len(steps) + 1, "draft_forwards": 0,
         "drafted": [depth] * len(steps), "nodes": [depth + 1] * len(steps), "depth": [depth] * len(steps),
@@ -76,6 +76,6 @@ def _repeats(rng: random.Random, method: str, chance: float, task: str, question
         kept = next((k for k in range(length) if rng.random() > chance), length)
         committed.append(min(kept + 1, 60 - sum(committed)))
     seconds = len(committed) * (0.024 if chance else 0.020)
-    lists = {"drafted": [length] * len(committed), "depth": [length] * len(committed)}
+    lists = {name: [count] * len(committed) for name, count in (("drafted", length), ("depth", length), ("nodes", length + 1))}
     names = {"task": task, "category": task, "question_id": question_id, "prefill_s": 0.03}
     return [trial(method, committed, seconds * rng.uniform(0.99, 1.01), repeat=repeat, **names, **lists) for repeat in range(2)]

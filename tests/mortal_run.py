@@ -19,9 +19,11 @@ from specbench.errors import InputError, refuse
 from specbench.running.execute import execute
 from specbench.setup.compose import compose_run
 from tests.fake_engine import Quiet
+from tests.quiet import silence_machine
 
 
 def main(plan: list[dict[str, Any]]) -> None:
+    silence_machine()
     for step in plan:
         child = os.fork()
         if child == 0:

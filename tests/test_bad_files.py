@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from specbench.datastore.build import build_datastore
+from specbench.errors import InputError
+from specbench.models.load import load_model
 from tests.conftest import Cli, Refuse, Tiny, tensors
 
 
@@ -83,6 +85,11 @@ def own_code(folder: Path) -> None:
     (folder / "own.py").write_text(f"open({str(folder / 'executed')!r}, 'w')\n")
 
 
+def only_bin(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+
+
 def empty(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
@@ -102,7 +109,53 @@ BROKEN: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "no-config": (lambda folder: (folder / "config.json").unlink(), "Unrecognized model"),
     "unknown-kind": (lambda folder: changed(folder, "config.json", model_type="lama"), "model type `lama`"),
     "tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer at "),
+    "config-list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json: expected a mapping of settings"),
+    "generation": (
+        lambda folder: (folder / "generation_config.json").write_text("[]"),
+        "generation_config.json: expected a mapping of settings",
+    ),
+    "nested": (
+        lambda folder: (folder / "config.json").write_text("[" * 100_000),
+        "config.json: cannot be read: maximum recursion depth",
+    ),
+    "index": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text("[1]"),
+        "model.safetensors.index.json: expected a mapping of settings",
+    ),
+    "empty-bin": (lambda folder: only_bin(folder, b""), "no model at "),
+    "garbage-bin": (lambda folder: only_bin(folder, b"garbage"), "no model at "),
+    "activation": (
+        lambda folder: changed(folder, "config.json", hidden_act="evil"),
+        "transformers knows no hidden_act=evil",
+    ),
+    "rope-type": (
+        lambda folder: changed(folder, "config.json", rope_parameters={"rope_type": "evil", "rope_theta": 1e4}),
+        "transformers knows no rope_parameters.rope_type=evil",
+    ),
+    "quantised": (
+        lambda folder: changed(folder, "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        "optimum",
+    ),
+    "quantised-otherwise": (
+        lambda folder: changed(folder, "config.json", quantization_config={"quant_method": "zzz"}),
+        "config.json: quantization_config.quant_method=zzz: expected ",
+    ),
+    "heads": (
+        lambda folder: changed(folder, "config.json", num_attention_heads=5),
+        "The hidden size (32) is not a multiple of the number of attention heads (5)",
+    ),
+    "encoder": (lambda folder: changed(folder, "config.json", model_type="t5"), "no config of a decoder-only language model"),
     "template": (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), "the chat template of "),
+    "template-empty": (lambda folder: (folder / "chat_template.jinja").write_text(""), "the tokenizer has no chat template"),
+    "template-yields-nothing": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{% if false %}x{% endif %}"),
+        "the prompt of 1 turns has no token",
+    ),
+    "template-divides": (lambda folder: (folder / "chat_template.jinja").write_text("{{ 1/0 }}"), "ZeroDivisionError"),
+    "template-raises": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}"),
+        "TemplateError: no",
+    ),
     "no-template": (lambda folder: (folder / "chat_template.jinja").unlink(), "try target.format=plain"),
 }
 
@@ -115,6 +168,41 @@ def test_checkpoints(refuse: Refuse, tiny: Tiny, tmp_path: Path, name: str) -> N
     said = refuse("run", *tiny.overrides("task=qa", "method=[]", "out=results/x", f"target.path={folder}"))
     assert expected in said and len(said) < 600
     assert not (folder / "executed").exists(), "nothing in a checkpoint is ever executed"
+
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("bert", "bert is an encoder .is_decoder: false.; expected a decoder-only language model"),
+        ("roberta", "roberta is an encoder"),
+        ("t5", "T5Config is no config of a decoder-only language model"),
+        ("falcon", "falcon: cannot be run: TypeError"),
+        ("stablelm", "stablelm: cannot be run: it does not pass its keyword arguments on to its attention"),
+        ("nemotron", "nemotron: cannot be run: it does not pass its keyword arguments on to its attention"),
+        ("bloom", "bloom: cannot be run: 0 of 2 layers attend through transformers' interface"),
+        ("lama", "Unrecognized model identifier: lama"),
+    ],
+)
+def test_architectures_that_do_not_run(kind: str, said: str) -> None:
+    config = {**SIZES, "model_type": kind, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    with pytest.raises(InputError, match=said) as error:
+        load_model(None, weights="random", config=config, dtype="float32", device="cpu")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_key_that_a_decoder_ignores() -> None:
+    config = {**SIZES, "model_type": "llama", "is_decoder": False}
+    assert load_model(None, weights="random", config=config, dtype="float32", device="cpu").vocabulary == 64
+
+
+def test_a_template_that_fails_at_the_second_turn(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny.target, tmp_path / "one-turn"))
+    (folder / "chat_template.jinja").write_text("hello{{ 1 / 0 if messages|length > 1 }}")
+    overrides = tiny.overrides("task=mt_bench", "method=[]", "out=results/x", f"target.path={folder}")
+    assert refuse("run", *overrides).startswith(f"the chat template of {folder}: ZeroDivisionError")
 
 
 def test_a_bin_of_plain_tensors_is_read(cli: Cli, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from specbench.report.alarms import describe_rivals, find_faster
-from specbench.running.baseline import ROUNDS, list_other_dtypes
+from specbench.running.baseline import ROUNDS, ROW_ROUNDS, list_other_dtypes
 from tests.conftest import Cli, Tiny
 from tests.tiny import tiny_language_model
 
@@ -18,11 +18,13 @@ from tests.tiny import tiny_language_model
 def test_a_run_times_its_baseline_and_the_other_ways(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:
     chosen = ["check_baseline=true", "task=[qa]", "method=[]", "limit=1", "repeats=1", "out=run"]
     assert cli("run", *tiny.overrides(*chosen)).status == 0
-    rates = json.loads((tmp_path / "run" / "run.json").read_text())["baseline"]
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    rates, by_rows = recorded["baseline"], recorded["forward_ms"]
     ways = [(way["engine"], way["dtype"]) for way in rates]
     assert ways[0] == ("native", "float32"), "the run's own way comes first"
     assert sorted(ways) == [("hf", "bfloat16"), ("hf", "float32"), ("native", "bfloat16"), ("native", "float32")]
     assert all(len(way["tokens_per_second"]) == ROUNDS and min(way["tokens_per_second"]) > 0 for way in rates)
+    assert [(one["rows"], len(one["milliseconds"])) for one in by_rows] == [(rows, ROW_ROUNDS) for rows in (1, 2, 4, 8)]
 
 
 def test_another_engine_first_makes_its_own_way_the_measure(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:

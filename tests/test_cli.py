@@ -130,7 +130,7 @@ def test_random_weights_speak_with_the_embedded_tokenizer(tmp_path: Path) -> Non
 def test_without_out_no_two_runs_share_a_folder(
     cli: Cli, tiny: Tiny, tmp_path: Path, no_report: list[list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specbench.running.resume.time.strftime", lambda _: "20261120-120000")
+    monkeypatch.setattr("specbench.records.names.time.strftime", lambda _: "20261120-120000")
     for _ in range(2):
         assert cli("run", *tiny.overrides("task=qa", "method=[]", "limit=1", "repeats=1")).status == 0
     names = [run.name for (run,) in no_report]

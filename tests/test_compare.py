@@ -20,14 +20,15 @@ import pytest
 from specbench import ROOT
 from specbench.analysis.loaded_run import read_run
 from specbench.compare.checkout import WORKER, Checkout
-from specbench.compare.comparison import compare_checkouts, compare_runs, format_comparison, format_notes, write_json, write_junit
+from specbench.compare.comparison import compare_checkouts, compare_runs
 from specbench.compare.gate import RUN_SD
 from specbench.compare.plan import plan_run
+from specbench.compare.render import format_comparison, format_notes, write_json, write_junit
 from specbench.compare.runs import compute_log_ratios
 from specbench.errors import InputError
 from specbench.exchange.trackers import export_asv, export_bencher, export_github
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import Trial
+from specbench.records.trial import Trial, hash_ids
 from tests import fake_run
 from tests.conftest import Cli, Refuse, Tiny
 from tests.fake_run import CONFIG, PROVENANCE, made_up_trials, write_run
@@ -58,9 +59,9 @@ def pair(tmp_path: Path, seed: int = 1, **slower: float) -> tuple[Path, Path]:
 
 def test_equal_runs_pass_and_a_slow_method_fails(tmp_path: Path) -> None:
     same = compare_runs(*pair(tmp_path / "same"))
-    assert not same.failed and {one.verdict for one in same.changes} <= {"pass", "undecided"}
+    assert same.verdict != "fail" and {one.verdict for one in same.changes} <= {"pass", "undecided"}
     slow = compare_runs(*pair(tmp_path / "slow", pld=0.1))
-    assert slow.failed and {one.what: one.verdict for one in slow.changes}["pld over autoregressive"] == "fail"
+    assert slow.verdict == "fail" and {one.what: one.verdict for one in slow.changes}["pld over autoregressive"] == "fail"
     assert slow.changes[0].ratio.estimate == pytest.approx(1 / 1.1, abs=0.03)
     assert not any(one.differing for one in slow.counted)
 
@@ -69,9 +70,9 @@ def test_a_turn_that_is_counted_otherwise_fails(tmp_path: Path) -> None:
     old, new = pair(tmp_path)
     trials = RunDirectory(new).read_trials()
     changed = next(trial for trial in trials if trial.method == "pld")
-    RunDirectory(new).append_trial(replace(changed, output_sha256="another"))
+    RunDirectory(new).append_trial(replace(changed, output_sha256=hash_ids([1])))
     found = compare_runs(old, new)
-    assert found.failed and "pld: 1 of 48 turns have another output_sha256" in format_notes(found)
+    assert found.verdict == "fail" and "pld: 1 of 48 turns have another output_sha256" in format_notes(found)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,10 @@ def test_a_folder_whose_older_runs_lack_a_method(tmp_path: Path) -> None:
     for day, rows in enumerate((older, older, trials)):
         write_run(tmp_path / "rolling" / f"r{day}", noisy(rows, day), started=f"2026-11-{day + 1:02}T00:00:00Z")
     found = compare_runs(tmp_path / "rolling", write_run(tmp_path / "new", noisy(trials, 99)).path)
-    assert {one.what for one in found.changes} == {"pld over autoregressive", "sps over autoregressive"} and not found.failed
+    assert {one.what for one in found.changes} == {
+        "pld over autoregressive",
+        "sps over autoregressive",
+    } and found.verdict != "fail"
 
 
 def test_a_method_with_another_setting_is_not_a_further_one(tmp_path: Path) -> None:
@@ -132,7 +136,8 @@ def test_a_method_with_another_setting_is_not_a_further_one(tmp_path: Path) -> N
 def test_another_datastore_is_another_run(tmp_path: Path) -> None:
     old, new = pair(tmp_path)
     for run, print_ in ((old, "a"), (new, "b")):
-        RunDirectory(run).write_provenance(PROVENANCE | {"leakage": {"pld": [{"sha256": print_}]}})
+        store = {"name": "store", "sha256": print_, "tokens": 9, "questions": 4, "leaked": 0}
+        RunDirectory(run).write_provenance(PROVENANCE | {"leakage": {"pld": [store]}})
     with pytest.raises(InputError, match="method.pld.datastores"):
         compare_runs(old, new)
 
@@ -163,7 +168,7 @@ def test_a_folder_of_runs_is_a_reference(tmp_path: Path) -> None:
         about = {"started": f"2026-11-{day + 1:02}T00:00:00Z"}
         write_run(tmp_path / "rolling" / f"r{day:02}", noisy(trials, day), **about)
     found = compare_runs(tmp_path / "rolling", write_run(tmp_path / "new", noisy(trials, 99)).path)
-    assert found.reference == "r11" and not found.failed
+    assert found.reference == "r11" and found.verdict != "fail"
     alone = compare_runs(tmp_path / "rolling" / "r11", tmp_path / "new")
     widths = [[one.ratio.high - one.ratio.low for one in each.changes] for each in (found, alone)]
     assert np.mean(widths[0]) < np.mean(widths[1]), "ten runs know more than one"
@@ -173,11 +178,11 @@ def test_two_versions_in_one_run(tmp_path: Path) -> None:
     trials = made_up_trials(METHODS, TASKS, questions=8)
     paired = [replace(trial, method=f"{trial.method}@reference") for trial in trials]
     sound = write_run(tmp_path / "sound", noisy([*trials, *paired], 1)).path
-    assert not compare_checkouts(sound).failed
+    assert compare_checkouts(sound).verdict != "fail"
     slow_loop = dict.fromkeys(("autoregressive", "pld", "sps"), 0.1)
     found = compare_checkouts(write_run(tmp_path / "slow", noisy([*trials, *paired], 2, slow_loop)).path)
     verdicts = {one.what: one.verdict for one in found.changes}
-    assert found.failed and verdicts["autoregressive over autoregressive@reference"] == "fail"
+    assert found.verdict == "fail" and verdicts["autoregressive over autoregressive@reference"] == "fail"
     assert compare_checkouts(tmp_path / "slow", exchanged=True).changes[0].ratio.estimate > 1
     with pytest.raises(InputError, match="none of its methods also ran on engine reference"):
         compare_checkouts(write_run(tmp_path / "alone", trials).path)
@@ -219,7 +224,7 @@ def test_what_other_tools_read(tmp_path: Path) -> None:
     found = compare_runs(old, new)
     write_junit(found, tmp_path / "junit.xml")
     suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
-    assert suite.get("tests") == "5" and int(suite.get("failures", 0)) >= 1
+    assert suite.get("tests") == "6" and int(suite.get("failures", 0)) >= 1
     assert suite.find("testcase[@name='pld over autoregressive']/failure") is not None
     write_json(found, tmp_path / "compare.json")
     plain = json.loads((tmp_path / "compare.json").read_text())

@@ -20,7 +20,7 @@ from specbench import ROOT
 from specbench.cli import finished_runs
 from specbench.cli import main as cli
 from specbench.cli.parser import Parser, parse_options
-from specbench.replay.sources import read_ids
+from specbench.exchange.ids import read_ids
 from specbench.setup.compose import CONF, compose_certify, compose_datastore, compose_run, compose_train
 
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
@@ -179,5 +179,5 @@ def test_replay_reads_what_the_page_logs(tmp_path: Path) -> None:
     run_blocks(ROOT / "docs" / "replay.md", log)
     path = tmp_path / "ids.jsonl"
     path.write_text(log.getvalue(), encoding="utf-8")
-    ((_, recorded),) = read_ids(path, max_new_tokens=256).turns
+    ((_, recorded),) = read_ids(path, max_new_tokens=256)
     assert (recorded.prompt, recorded.output, recorded.stops) == ([11, 12, 13], [14, 15, 1], (1,))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.loop import CapacityError
 from specbench.decoding.sampling import Sampling
 from specbench.engine.hf import TransformersGenerate
@@ -18,7 +19,7 @@ from specbench.running import execute as runs
 from specbench.running.schedule import build_arms
 from specbench.setup.compose import compose_run
 from tests.methods_under_test import drafter_of, target_of
-from tests.tiny import SHAPE, prompts
+from tests.tiny import SHAPE, prompts, tiny_language_model
 
 LABELS = ["autoregressive", "pld", "sps"]
 METHODS: dict[str, dict[str, Any]] = {
@@ -147,3 +148,11 @@ def test_records_of_the_peer_leave_the_steps_null(tmp_path: Path) -> None:
         unseen = [row[name] for name in [*PER_STEP, "steps", "target_forwards", "draft_forwards", "prefill_s"]]
         seen = not row["method"].endswith("@hf")
         assert all((value is not None) == seen for value in unseen) and row["decode_s"] > 0
+
+
+def test_a_drafter_that_taps_a_layer_beyond_the_target_is_refused() -> None:
+    class Tapping(Autoregressive):
+        taps = (2, 50)
+
+    with pytest.raises(InputError, match=r"taps=\[2, 50\]: expected layers from 0 to 3"):
+        Native(profile=False).open(tiny_language_model("llama", 3), {"tapping": Tapping()})

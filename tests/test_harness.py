@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from specbench.decoding.loop import CapacityError
+from specbench.decoding.loop import CapacityError, Generation
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.records.trial import hash_ids
@@ -191,6 +192,32 @@ def test_an_error_row_says_where_without_this_machines_folders(tmp_path: Path) -
     tested.run_schedule()
     message = next(trial.error or "" for trial in tested.run.read_trials() if trial.failed)
     assert message.startswith("RuntimeError: cannot open ~/secret (test_harness.py:") and str(Path.home()) not in message
+
+
+def test_an_error_that_is_no_text_is_recorded_escaped(tmp_path: Path) -> None:
+    tested = harness(tmp_path, FakeEngine(failing("pld", lambda text: True, ValueError("\ud800 \x1b[2J"))))
+    tested.run_schedule()
+    message = next(trial.error or "" for trial in tested.run.read_trials() if trial.failed)
+    assert message.startswith(r"ValueError: \ud800 \x1b[2J (")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"decode_s": -0.5}, "decode_s is -0.5"), ({"decode_s": float("nan")}, "decode_s is nan"), ({"accepted": [5]}, "accepted")],
+)
+def test_a_turn_that_cannot_have_happened_is_an_error_row(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    """Of an engine that miscounts: never a speed, and the run can be read again."""
+
+    class Miscounting(FakeEngine):
+        def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
+            out = super().generate(label, prompt, sampling)
+            return replace(out, **changes) if label == "pld" else out
+
+    tested = harness(tmp_path, Miscounting(named))
+    tested.run_schedule()
+    trials = tested.run.read_trials()
+    assert {trial.method for trial in trials if trial.failed} == {"pld"} and len(trials) == 24
+    assert said in next(trial.error or "" for trial in trials if trial.failed)
 
 
 @pytest.mark.parametrize("context", ["reference", "own"])

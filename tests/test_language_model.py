@@ -19,7 +19,7 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
 from tests.random_trees import random_tree, way
-from tests.tiny import EXTRA, VOCABULARY, tiny_language_model, tiny_model
+from tests.tiny import EXTRA, SHAPE, VOCABULARY, tiny_language_model, tiny_model
 
 TOLERANCE = 1e-5
 LAYERS = 3
@@ -207,10 +207,32 @@ def test_what_attends_outside_the_interface_is_refused() -> None:
     model.config.num_hidden_layers += 1
     with pytest.raises(InputError, match="3 of 4 layers attend"):
         model.check_attention()
-    with pytest.raises(InputError, match="sinks"):
-        zeros: Any = torch.zeros(1, 1, 1, 4)
-        nothing: Any = object()
-        attend(nothing, zeros, zeros, zeros, None, forward_pass=nothing, s_aux=torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    "asked, named",
+    [({"position_bias": torch.zeros(1)}, "position_bias"), ({"indices": torch.zeros(1)}, "indices"), ({}, "mask of its own")],
+)
+def test_what_a_model_asks_of_its_attention_beyond_ours_is_refused(asked: dict[str, Any], named: str) -> None:
+    zeros: Any = torch.zeros(1, 1, 1, 4)
+    nothing: Any = object()
+    with pytest.raises(InputError, match=named):
+        attend(nothing, zeros, zeros, zeros, None if asked else zeros, forward_pass=nothing, **asked)
+    with pytest.raises(InputError, match="does not pass its keyword arguments"):
+        attend(nothing, zeros, zeros, zeros, None)
+
+
+def test_contexts_end_where_an_entry_would_depend_on_more_than_its_position() -> None:
+    factors = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    phi = {**SHAPE, "num_key_value_heads": 4, "rope_parameters": factors, "original_max_position_embeddings": 64}
+    assert random_language_model("phi3", phi).context == 64
+    assert random_language_model("llama4_text", {**SHAPE, **EXTRA["llama4_text"], "floor_scale": 100}).context == 99
+    assert random_language_model("phi3", {**SHAPE, "num_key_value_heads": 4}).context == 256
+
+
+def random_language_model(architecture: str, config: dict[str, Any]) -> LanguageModel:
+    made = AutoConfig.for_model(architecture, **config, num_hidden_layers=1)
+    return LanguageModel(AutoModelForCausalLM.from_config(made))  # type: ignore[no-untyped-call]
 
 
 def test_a_model_without_a_longest_sequence_is_refused() -> None:

@@ -1,5 +1,6 @@
 """The decode loop on a target whose next token is a function of the last one, and a drafter told how often to be right."""
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -274,3 +275,13 @@ def test_a_draft_deeper_than_its_budget_is_refused_by_name() -> None:
     drafter.bind(target)
     with pytest.raises(ValueError, match="Deep drafted 4 tokens deep, with a budget of 3"):
         generate(target, drafter, [torch.tensor([3, 4])], Sampling(max_new_tokens=5))
+
+
+def test_logits_that_turn_into_no_numbers_end_the_turn_and_say_where() -> None:
+    class Failing(Walker):
+        def forward(self, store: KVStore, trees: list[DraftTree], last_only: bool = False) -> list[TargetOutput]:
+            outs = super().forward(store, trees, last_only)
+            return [TargetOutput(out.logits * math.nan) for out in outs] if self.forwards == 4 else outs
+
+    with pytest.raises(ArithmeticError, match="after 3 new tokens: logits are not finite numbers"):
+        run(Guess(right=0), [[3, 4]], Failing(), max_new_tokens=9)

@@ -34,8 +34,9 @@ def test_names_are_translated_wherever_they_are_nested() -> None:
 
 
 def test_a_stored_run_and_a_stored_certificate_say_todays_names(tmp_path: Path) -> None:
-    config = {"method": {"autoregressive": {"_target_": OLD}}}
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 96}
+    config = {"method": {"autoregressive": {"_target_": OLD}}, "sampling": sampling, "target": {"name": "mini", "shape": None}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     assert RunDirectory(tmp_path).read_config()["method"]["autoregressive"]["_target_"] == MOVED[OLD]
-    stored = Certificate({}, config, 0.01, {}, {}, [], []).write(tmp_path)
+    stored = Certificate({}, config, 0.01, {"greedy": 0.1, "sampled": 0.1}, {"texts": 0, "differing": 0}, [], []).write(tmp_path)
     assert read_certificate(stored).config == translate_targets(config)

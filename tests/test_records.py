@@ -48,6 +48,9 @@ DESIGN_FIELDS = [
     "peak_memory_bytes",
     "energy_j",
     "throttled",
+    "disturbed",
+    "attempt",
+    "arms",
     "error",
 ]
 
@@ -82,7 +85,7 @@ def test_a_turn_that_was_run_again_counts_once_with_its_last_record(tmp_path: Pa
     assert [one.decode_s for one in run.read_trials()] == [0.4]
 
 
-@pytest.mark.parametrize("torn", [b'{"schema": 1, "run_', '{"a": "ü'.encode()[:-1], b"\n", b"[1]\n"])
+@pytest.mark.parametrize("torn", [b'{"schema": 1, "run_', '{"a": "ü'.encode()[:-1], b"\n", b"[1]"])
 def test_a_torn_last_line_is_dropped_and_cut_off_before_the_next(tmp_path: Path, torn: bytes) -> None:
     run = write_run(tmp_path, [trial("pld", [2], 0.5)])
     whole = (tmp_path / "trials.jsonl").read_bytes()

@@ -12,9 +12,9 @@ import torch
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
+from specbench.exchange.ids import RecordedAnswer, read_ids
 from specbench.records.run_directory import RunDirectory
-from specbench.replay.recorded_target import RecordedAnswer, replay_answers
-from specbench.replay.sources import read_ids
+from specbench.replay.recorded_target import replay_answers
 from tests.conftest import Cli, Refuse, Tiny
 from tests.methods_under_test import drafter_of, target_of
 from tests.tiny import VOCABULARY, prompts
@@ -165,7 +165,7 @@ def test_a_file_that_cannot_be_read(refuse: Refuse, tmp_path: Path) -> None:
 )
 def test_where_an_answer_ends(row: dict[str, Any], limit: int, stops: tuple[int, ...], tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", {"prompt_ids": [1], "output_ids": [5, 6, 7], **row})
-    ((trial, answer),) = read_ids(tmp_path / "a.jsonl", 10).turns
+    ((trial, answer),) = read_ids(tmp_path / "a.jsonl", 10)
     assert (answer.limit, answer.stops) == (limit, stops)
     assert trial.finish_reason == ("eos" if stops else "length")
 

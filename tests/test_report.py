@@ -19,6 +19,7 @@ from specbench.analysis.loaded_run import read_run
 from specbench.analysis.summary import summarise, write_summary
 from specbench.errors import InputError
 from specbench.records.certificates import Certification
+from specbench.records.evidence import Evidence
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import Trial
 from specbench.report import tables
@@ -124,13 +125,12 @@ def test_sparse_settings_leave_columns_empty(tmp_path: Path) -> None:
 
 def test_methods_without_times_have_no_rank(tmp_path: Path) -> None:
     trials = made_up_trials({"pld": 0.3, "sps": 0.6, "rest": 0.5}, ["qa"])
-    untimed = [dataclasses.replace(one, prefill_s=None, decode_s=None) if one.method == "rest" else one for one in trials]
+    replayed = [dataclasses.replace(one, prefill_s=None, decode_s=None, kind="replayed") for one in trials]
+    untimed = [other if one.method == "rest" else one for one, other in zip(trials, replayed, strict=True)]
     rows = summarise(read_run(write_run(tmp_path, untimed).path)).set_index("method")
     assert rows.loc["rest", ["rank_best", "rank_worst"]].isna().to_numpy().all()
     assert rows["rank_worst"].max() == 3
-    every = summarise(
-        read_run(write_run(tmp_path / "all", [dataclasses.replace(one, prefill_s=None, decode_s=None) for one in trials]).path)
-    )
+    every = summarise(read_run(write_run(tmp_path / "all", replayed).path))
     assert every["rank_best"].isna().all()
 
 
@@ -188,9 +188,8 @@ def test_the_page_runs_and_fetches_nothing(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     trials = made_up_trials({f"pld{evil}": 0.3}, [f"qa{evil}"], questions=2)
     directory = write_run(tmp_path / "run", trials, note=evil)
-    rows = [{"method": method, "question_id": 0, "turn": 0, "text": f"What is {evil}?{method}"}
-            for method in ("autoregressive", f"pld{evil}")]  # fmt: skip
-    (directory.path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for method in ("autoregressive", f"pld{evil}"):
+        directory.append_text(method, 0, 0, f"What is {evil}?{method}", None)
     html = render_report([directory.path], tmp_path / "out").page.read_text()
     page = _Page()
     page.feed(html)
@@ -256,6 +255,36 @@ def test_the_terminal_table_fits_eighty_columns_with_all_its_numbers(tmp_path: P
     assert len(re.findall(r"\d+\.\d+", line)) == 9 and "100%" in line, line
 
 
+def test_intervals_are_written_one_way(run: RunDirectory, tmp_path: Path) -> None:
+    report = render_report([run.path], tmp_path / "out")
+    row: Any = report.summary.set_index(["method", "task"]).loc[("pld", "overall")]
+    low, high = f"{row['speedup_low']:.2f}", f"{row['speedup_high']:.2f}"
+    assert f"[{low}, {high}]" in (report.out / "table.md").read_text()
+    assert f">[{low}, {high}]<" in report.page.read_text()
+    console = Console(width=140)
+    with console.capture() as printed:
+        console.print(report.terminal[0])
+    assert f"[{low}," in printed.get() and f"{high}]" in printed.get()
+    assert f"{low}–" not in printed.get() + report.page.read_text()
+
+
+def test_the_page_writes_settings_in_words(run: RunDirectory, tmp_path: Path) -> None:
+    static = {"_target_": "methods.rest.Rest", "longest": 16, "cut": None}
+    draft = {"_target_": "specbench.models.load.load_draft", "path": "zoo"}
+    settings = {
+        "_target_": "x.Y",
+        "filler": None,
+        "full": False,
+        "tree": {"paths": [[0], [0, 1]]},
+        "static": static,
+        "draft": draft,
+    }
+    run.write_config({**run.read_config(), "method": {"pld": settings}})
+    page = render_report([run.path], tmp_path / "out").page.read_text()
+    line = "filler none, full no, tree (paths 0 0-1), static Rest (longest 16, cut none), draft (path zoo)"
+    assert f'<td class="text">x.Y</td><td class="text settings">{line}</td>' in page
+
+
 def test_a_method_that_keeps_state_is_marked(tmp_path: Path) -> None:
     trials = [trial("autoregressive", [1], 1.0), trial("token_recycling", [1], 1.0, state="warm")]
     report = render_report([write_run(tmp_path / "run", trials).path], tmp_path / "out")
@@ -278,7 +307,7 @@ def test_energy_is_shown_beside_autoregressive_s_where_it_is_measured(tmp_path: 
 
 
 def test_the_page_says_what_a_certificate_followed(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = Certification("exact", "2026-11-22", texts=14, tokens=40, same_version=True)
+    seen = Certification("exact", "2026-11-22", Evidence(14, 40), same_version=True)
     monkeypatch.setattr("specbench.analysis.loaded_run.find_certifications", lambda *_: {"pld": seen})
     report = render_report([run.path], tmp_path / "out")
     html = report.page.read_text()

@@ -76,9 +76,8 @@ def test_budget_ends_rounds_after_the_first() -> None:
     model = tiny_language_model()
     cells = roofline._list_cells(model, [1], [4])
     store = roofline._FilledStore(8)
-    trees = {1: DraftTree.chain(torch.tensor([3]))}
     with torch.inference_mode():
-        assert len(list(roofline._time_rounds(model, store, trees, cells, repeats=50, seconds_budget=0))) == 1
+        assert len(list(roofline._time_rounds(model, store, cells, repeats=50, seconds_budget=0))) == 1
 
 
 def test_every_entry_of_the_store_is_written() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from specbench.drafters.skip_sets import load_skip_set
 from specbench.drafters.skipping import SkipSet
+from specbench.running.progress import TrainingDisplay
 from specbench.setup.compose import compose_train
 from specbench.training.calibration import SkipSetTiming
 from specbench.training.search import AT_RANDOM, Search
@@ -105,6 +106,17 @@ def overrides(tiny: Tiny, out: Path, *more: str) -> list[str]:
         *(f"target.path={tiny.target}", f"target.draft.path={tiny.draft}", "target.dtype=float32", "method=self_speculative"),
         *("suite.per_task=2", "search.trials=3", "search.prompts=1", "search.max_new_tokens=8", f"out={out}", *more),
     ]
+
+
+def test_a_stopped_search_says_what_is_kept(tiny: Tiny, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def update(_: TrainingDisplay, what: str, done: int, *more: object) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingDisplay, "update", update)
+    _, _, err = cli("train", *overrides(tiny, tmp_path / "out"))
+    told = f"kept: 2 trials of the search; run the same command with out={tmp_path / 'out'} to resume"
+    assert err == f"specbench: stopped; {told}\n"
 
 
 def test_what_was_found_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from specbench.errors import InputError
 from specbench.models.load import load_model
 from specbench.models.target import Target
 from specbench.models.texts import Text, generate_answers, read_texts
+from specbench.running.progress import TrainingDisplay
 from specbench.setup.compose import compose_train
 from specbench.training.train import train
 from specbench.training.trainer import Batches, build_lesson
@@ -214,6 +215,22 @@ def test_a_killed_training_resumes_and_ends_with_equal_weights(tiny: Tiny, tmp_p
     ]
     assert steps[0] == steps[1]
     assert (killed / "curves.png").stat().st_size > 1000 and "held out" in (killed / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"), [(None, "nothing yet"), (5, "the target's answers and 3 steps of training")], ids=["answers", "training"]
+)
+def test_a_stopped_training_says_what_is_kept(
+    tiny: Tiny, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int | None, kept: str
+) -> None:
+    def update(_: TrainingDisplay, what: str, done: int, *more: object) -> None:
+        if step == (done if what == "training" else None):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingDisplay, "update", update)
+    status, _, err = cli("train", *overrides(tiny, tmp_path / "out"))
+    assert status == 130
+    assert err == f"specbench: stopped; kept: {kept}; run the same command with out={tmp_path / 'out'} to resume\n"
 
 
 def test_two_processes_train_one_network(tiny: Tiny, tmp_path: Path) -> None:

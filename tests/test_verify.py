@@ -1,6 +1,7 @@
 """Every rule against a slow one: greedy ways node by node, sampled outcomes by exact probabilities, typical paths one by one."""
 
 import itertools
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from scipy import stats
 
 from specbench.decoding.sampling import Dice, Sampling, probabilities
 from specbench.decoding.tree import DraftTree, TreeShape
-from specbench.decoding.verify import GreedyVerifier, SamplingVerifier, TypicalVerifier, parse_thresholds
+from specbench.decoding.verify import GreedyVerifier, SamplingVerifier, TypicalVerifier, make_verifier, parse_thresholds
 from specbench.errors import InputError
 from tests.random_trees import random_tree, way
 
@@ -230,3 +231,29 @@ def test_thresholds_are_two_numbers() -> None:
     assert parse_thresholds({"threshold": 0.09, "alpha": 0.3}) == (0.09, 0.3)
     with pytest.raises(InputError, match="typical="):
         parse_thresholds({"threshold": 0.09})
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_p=0.9, top_k=3)])
+@pytest.mark.parametrize("branched", [False, True])
+def test_logits_that_are_not_numbers_are_an_error(bad: float, sampling: Sampling, branched: bool) -> None:
+    tokens, parents = torch.tensor([0, 1, 2]), torch.tensor([-1, 0, 0 if branched else 1])
+    tree = DraftTree(tokens, parents, linear=not branched)
+    logits = torch.zeros(3, 5)
+    logits[:, 4] = -math.inf  # a forbidden token
+    verifier = make_verifier(sampling, 0, torch.device("cpu"))
+    verifier.verify(tree, logits)
+    verifier.choose_first(logits[0])
+    logits[:, 3] = bad
+    with pytest.raises(ArithmeticError, match="not finite"):
+        verifier.verify(tree, logits)
+    with pytest.raises(ArithmeticError, match="not finite"):
+        verifier.choose_first(logits[0])
+    with pytest.raises(ArithmeticError, match="not finite"):
+        TypicalVerifier(1.0, 0.1, 0.3).verify(tree, logits)
+
+
+def test_drafts_drawn_from_what_is_no_distribution_are_an_error() -> None:
+    tree = DraftTree.chain(torch.tensor([0, 1]), probs=torch.full((1, 5), math.nan))
+    with pytest.raises(ArithmeticError, match="not finite"):
+        make_verifier(Sampling(temperature=1.0), 0, torch.device("cpu")).verify(tree, torch.zeros(2, 5))

@@ -35,6 +35,8 @@ EXTRA: dict[str, dict[str, Any]] = {
     "phi3": {"num_key_value_heads": 4},
     "olmo2": {},
     "starcoder2": {"sliding_window": 16},
+    "llama4_text": {"attention_chunk_size": 16, "intermediate_size_mlp": 48, "num_local_experts": 2},
+    "gpt_oss": {"sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 NO_CONTEXT = SequenceContext(KVStore(batch=1, capacity=1), GREEDY)  # of a drafter that draws nothing and reads no KV
 ARCHITECTURES = ["llama", "qwen3", "mistral", "gemma"]
@@ -47,7 +49,8 @@ def tiny_model(
     config = AutoConfig.for_model(architecture, **{**SHAPE, **EXTRA[architecture]}, num_hidden_layers=layers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        # the faster products of experts have no float64
+        model: Any = AutoModelForCausalLM.from_config(config, experts_implementation="eager")  # type: ignore[no-untyped-call]
     return cast(PreTrainedModel, model.to(dtype).eval())
 
 

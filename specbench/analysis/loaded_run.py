@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from specbench.analysis.disturbance import Reasons, find_disturbed
 from specbench.analysis.metrics import build_trial_frame
 from specbench.errors import InputError
+from specbench.records.attempts import select_complete, select_counted
 from specbench.records.certificates import Certification, find_certifications, list_folders
 from specbench.records.nested import look_up
 from specbench.records.run_directory import RunDirectory
@@ -28,7 +31,8 @@ class LoadedRun:
     name: str
     config: dict[str, Any]
     provenance: dict[str, Any]
-    trials: list[Trial]
+    trials: list[Trial]  # those that count
+    attempts: list[Trial]  # and those of blocks that were measured again
     frame: pd.DataFrame  # build_trial_frame(trials)
     texts: list[dict[str, Any]]
     certified: dict[str, Certification]  # by method
@@ -40,6 +44,11 @@ class LoadedRun:
         finished = Counter(trial.method for trial in self.trials)
         methods = sorted({*finished, *(self.config.get("method") or {})})
         return {method: needed - finished[method] for method in methods if finished[method] < needed}
+
+    @cached_property
+    def disturbed(self) -> Reasons:
+        """The attempts that were disturbed, and by what."""
+        return find_disturbed(self.attempts, self.trials)
 
     @property
     def started(self) -> float:
@@ -53,12 +62,13 @@ def read_run(path: Path, certificates: Sequence[Path] | None = None) -> LoadedRu
     Raises InputError when the directory is not a run, cannot be read, or holds no trial yet.
     """
     directory = RunDirectory(path)
-    trials = directory.read_trials()
-    if not trials:
+    attempts = select_complete(directory.read_attempts())
+    if not attempts:
         raise InputError(f"{path} holds no trial yet")
     config, provenance = directory.read_config(), directory.read_provenance()
     certified = find_certifications(config, provenance, list_folders(path) if certificates is None else certificates)
-    return LoadedRun(directory.name, config, provenance, trials, build_trial_frame(trials), directory.read_texts(), certified)
+    trials, texts = select_counted(attempts), directory.read_texts()
+    return LoadedRun(directory.name, config, provenance, trials, attempts, build_trial_frame(trials), texts, certified)
 
 
 def find_first(mapping: Mapping[str, Any], *paths: str) -> Any:

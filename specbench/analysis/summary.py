@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench.analysis import metrics, statistics
+from specbench.analysis import disturbance, metrics, statistics
 from specbench.analysis.loaded_run import LoadedRun, find_first, order_methods, order_tasks, read_run
 from specbench.analysis.metrics import CELL, OVERALL, QUESTION
 from specbench.records.run_directory import RunDirectory
@@ -20,6 +20,7 @@ from specbench.records.trial import BASELINE
 PERCENTILES = {"p50": 0.5, "p90": 0.9}
 LATENCIES = [f"ms_per_token_{name}{side}" for name in PERCENTILES for side in ("", "_low", "_high")]
 SEEDS = ["speedup_seed_sd", "mean_accepted_tokens_seed_sd"]
+EVIDENCE = ["lossless_texts", "lossless_tokens", "lossless_wrong_at_most"]  # what the word in `lossless` rests on
 UNKNOWN = "not certified"
 COLUMNS = [
     "run", "target", "shape", "engine", "dtype", "device", "temperature", "method", "task", "questions", "repeats",
@@ -27,7 +28,7 @@ COLUMNS = [
     "acceptance_rate", "conversion", "identical", "lossless", "peak_memory_mb", "kind", "state",
     "speedup_pooled", "speedup_decode", "speedup_with_failures", "speedup_median", "rank_best", "rank_worst", *LATENCIES,
     "decode_tokens_per_second", "accuracy", "tokens_per_forward", "conversion_low", "conversion_high", "joules_per_token",
-    "drafted", "errors", "unpaired", *SEEDS,
+    "drafted", "errors", "unpaired", *SEEDS, *EVIDENCE, *disturbance.COUNTS,
 ]  # fmt: skip
 
 
@@ -44,6 +45,7 @@ def summarise(run: LoadedRun) -> pd.DataFrame:
         compute_accuracy(run),
         metrics.compute_seed_spread(pairs),
         compute_latency_percentiles(pairs),
+        disturbance.count_disturbed(run.attempts, run.trials, run.disturbed),
         compute_ranks(metrics.compute_question_ratios(pairs), yardsticks=cells.index[cells["kind"] == "synthetic"]),
     )
     for more in columns:
@@ -51,12 +53,21 @@ def summarise(run: LoadedRun) -> pd.DataFrame:
     cells["unpaired"] = pd.Series(metrics.count_unpaired(questions, pairs), dtype=float).reindex(cells.index)
     rows = cells.reset_index().assign(**identify_run(run))
     rows["lossless"] = [str(run.certified.get(method, UNKNOWN)) for method in rows["method"]]
+    rows[EVIDENCE] = pd.DataFrame([_get_evidence(run, method) for method in rows["method"]], index=rows.index, dtype=float)
     rows["engine"] = [find_engine(run, method) for method in rows["method"]]
     sampled = is_sampled(rows["temperature"].iloc[0])  # greedy repeats all have the same text
     rows.loc[(rows["method"] == BASELINE) | (not sampled), SEEDS] = np.nan
     counts = ["questions", "repeats", "errors", "unpaired"]
     rows[counts] = rows[counts].fillna(0).astype(int)
     return _sort_rows(rows, run)[COLUMNS]
+
+
+def _get_evidence(run: LoadedRun, method: str) -> tuple[float, float, float]:
+    """Return texts that were compared, tokens of the longest, and the upper limit of the rate of wrong ones, or nan."""
+    known = run.certified.get(method)
+    if known is None or not known.evidence.texts:
+        return np.nan, np.nan, np.nan
+    return known.evidence.texts, known.evidence.tokens, known.evidence.most_wrong
 
 
 def identify_run(run: LoadedRun) -> dict[str, Any]:

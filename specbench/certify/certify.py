@@ -15,11 +15,12 @@ from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError, format_error
 from specbench.machine.locks import lock_run
 from specbench.records.certificates import FILE, JOURNAL, Certificate, Verdict, VerdictJournal
+from specbench.records.evidence import read_evidence
 from specbench.records.files import write_atomic
+from specbench.records.names import stamp_path
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
 from specbench.running.checks import check_drafters, check_prompts
-from specbench.running.resume import stamp_path
 from specbench.setup.instantiate import check_node
 from specbench.setup.objects import (
     check_methods,
@@ -123,7 +124,8 @@ class _Tests:
 
     def _judge_greedy(self, label: str) -> Verdict:
         sampling = self.sampler.greedy
-        return self._judge(label, [partial(self._check_tokens, label, sampling), *self._list_order_parts(label, sampling)])
+        # The order comes first: what outlives a drafter, in its class or module, has not yet seen the prompts.
+        return self._judge(label, [*self._list_order_parts(label, sampling), partial(self._check_tokens, label, sampling)])
 
     def _judge_sampled(self, label: str) -> Verdict:
         parts: list[Part] = []
@@ -145,6 +147,7 @@ class _Tests:
         except (Exception, SystemExit) as error:  # a method that stops may be right or wrong
             return Verdict(label, "bug" if why else "untested", figures, "; ".join([*why, f"stopped: {format_error(error)}"]))
         fine = figures["texts"]["class_"] if "texts" in figures else "sampled"
+        fine = read_evidence(figures, self.settings.sampling.max_new_tokens).weigh(fine)
         return Verdict(label, "bug" if why else fine, figures, "; ".join(why))
 
     def _check_tokens(self, label: str, sampling: Sampling) -> Findings:
@@ -166,7 +169,7 @@ class _Tests:
 
     def _check_order(self, label: str, sampling: Sampling) -> Findings:
         leaked, texts = self.sampler.count_leaks(label, sampling)
-        wrong = f"keeps state between prompts: {leaked} of {texts} texts took other steps when prompts came in another order"
+        wrong = f"remembers earlier prompts: {leaked} of {texts} texts took other steps when their prompts came again"
         return [wrong] * (leaked > 0), {"order": {"texts": texts, "differing": leaked}}
 
     def _check_enumeration(self, label: str) -> Findings:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from specbench.records.certificates import Certificate, Verdict
+from specbench.records.evidence import EXACT, LEAST_TOKENS, MOST_WRONG, SO_FAR
 from specbench.records.markdown import format_markdown_table
 
 COLUMNS = ("method", "temperature 0", "equal texts", "wrong at most", "sampled", "same text", "enumerated")
@@ -37,8 +38,9 @@ def _format_title(certificate: Certificate) -> str:
 def _build_rows(certificate: Certificate) -> list[tuple[tuple[str, ...], bool]]:
     rows: list[tuple[tuple[str, ...], bool]] = []
     for greedy, sampled in zip(certificate.greedy, certificate.sampled, strict=True):
-        at_zero = (greedy.method, greedy.class_, _format_equal_texts(greedy), _format_error_bound(greedy))
-        cells = (*at_zero, sampled.class_, _format_equal_texts(sampled), _format_enumeration(sampled))
+        words = [certificate.get_evidence(verdict).weigh(verdict.class_) for verdict in (greedy, sampled)]
+        at_zero = (greedy.method, words[0], _format_equal_texts(greedy), _format_error_bound(greedy))
+        cells = (*at_zero, words[1], _format_equal_texts(sampled), _format_enumeration(sampled))
         rows.append((cells, not {"bug", "untested"}.isdisjoint((greedy.class_, sampled.class_))))
     return rows
 
@@ -69,6 +71,8 @@ def _format_notes(certificate: Certificate) -> list[str]:
         f" where every token is within {noise['greedy']:.3g} of the target's best logit, which is the target's own rounding;"
         " otherwise it is a `bug`. Autoregressive decoding against itself:"
         f" {floor['differing']} of {floor['texts']} texts differ.",
+        f"- `{EXACT}`: every text is equal, and there are enough of them: a rate of wrong ones above {MOST_WRONG:.0%} is"
+        f" excluded, and the longest has {LEAST_TOKENS} tokens or more. `{SO_FAR}`: every text is equal, with less evidence.",
         "- wrong at most: upper 95 % limit of the rate of texts with a bug (Clopper-Pearson).",
         "- same text: texts sampled with the same random numbers, for methods whose drafts are not drawn. Every token must be the"
         f" one that its random number picks from the target's distribution, within {noise['sampled']:.3g} of probability.",

@@ -13,6 +13,7 @@ from specbench.models.chat import decode_answer, render_prompt
 from specbench.models.target import Target
 from specbench.records.certificates import KEYS
 from specbench.records.trial import BASELINE
+from specbench.setup.objects import instantiate_methods
 from specbench.setup.settings import CertifySettings
 from specbench.watch import Watch
 from tasks.question import Question
@@ -74,17 +75,23 @@ class TextSampler:
         return texts
 
     def count_leaks(self, label: str, sampling: Sampling) -> tuple[int, int]:
-        """Return how many prompts take other steps in another order, and how many were tried."""
+        """Return how many prompts take other steps when they come again in another order, and how many were tried.
+
+        The drafter is built afresh: this run's own has seen every prompt, and may remember it.
+        """
         prompts = self.prompts[:ORDERED]
         self.watch(f"{label} in another order, by prompt", 0, len(prompts))
-        return count_leaks(lambda prompt: self.engine.generate(label, prompt, sampling), prompts), len(prompts)
+        engine = Native(profile=False)
+        engine.open(self.target.model, instantiate_methods({label: self.settings.method[label]}))
+        engine.reset(label)
+        return count_leaks(lambda prompt: engine.generate(label, prompt, sampling), prompts), len(prompts)
 
 
 Generate = Callable[[list[int]], Generation]
 
 
 def count_leaks(generate: Generate, prompts: Sequence[list[int]]) -> int:
-    """Return how many prompts are answered in other steps when they come in reverse order."""
+    """Return how many prompts are answered in other steps when they come a second time, in reverse order."""
     forwards = [_collect_steps(generate(prompt)) for prompt in prompts]
     backwards = [_collect_steps(generate(prompt)) for prompt in reversed(prompts)]
     return sum(a != b for a, b in zip(forwards, reversed(backwards), strict=True))

@@ -17,6 +17,7 @@ from torch import Tensor
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Dice, Sampling, probabilities
 from specbench.errors import InputError
+from specbench.records.evidence import CONFIDENCE
 
 SIZES = (1, 12, 60)  # tokens per forward: autoregressive decoding, a short draft, a long one
 QUANTILE = 0.999
@@ -112,6 +113,7 @@ class TokenCheck:
     worst: float  # largest misfit of any token
     wrong: int  # texts with a token beyond the noise, or with a wrong end
     ended: int  # texts with a wrong end
+    longest: int  # tokens of the longest text
 
     @property
     def class_(self) -> str:
@@ -133,7 +135,8 @@ def check_tokens(
         ended += wrong_end
         if text.output != other.output:
             first.append(_find_divergence(target, text, other))
-    return TokenCheck(len(ours), len(ours) - len(first), first, worst, wrong, ended)
+    longest = max(len(text.output) for text in ours)
+    return TokenCheck(len(ours), len(ours) - len(first), first, worst, wrong, ended, longest)
 
 
 def _ends_correctly(text: GeneratedText, context: int) -> bool:
@@ -150,9 +153,6 @@ def _find_divergence(target: LanguageModel, text: GeneratedText, other: Generate
     longer = max(text, other, key=lambda text: len(text.output))
     logits = compute_logits(target, GeneratedText(longer.prompt, longer.output[: index + 1], longer.sampling))[-1:]
     return index, float(_gap(logits, logits.topk(2).indices))
-
-
-CONFIDENCE = 0.95
 
 
 def bound_error_rate(wrong: int, texts: int) -> float:

@@ -1,7 +1,6 @@
 """The commands about finished runs: compare, plan, replay, paper, export, import."""
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,8 @@ from specbench.errors import InputError, suggest_choices
 
 if TYPE_CHECKING:
     from specbench.compare.comparison import Comparison
+
+UNDECIDED = ("fail", "pass")  # what an undecided comparison counts as
 
 
 def compare(argv: list[str]) -> int:
@@ -25,7 +26,9 @@ def compare(argv: list[str]) -> int:
     parser.add_argument("--add", action="store_true", help=added)
     _add_outputs(parser)
     options = parser.parse_args(argv)
+    _check_outputs(options)
     from specbench.compare.comparison import accept_first_reference, compare_runs
+    from specbench.records.run_directory import RunDirectory
 
     if options.add:
         _check_folder(options.reference, options.run)
@@ -34,8 +37,8 @@ def compare(argv: list[str]) -> int:
     else:
         result = compare_runs(options.reference, options.run, options.factor)
     status = _print_result(result, options)
-    if options.add and not result.failed:
-        shutil.copytree(options.run, options.reference / options.run.resolve().name)
+    if options.add and result.verdict != "fail":
+        RunDirectory(options.run).copy_to(options.reference / options.run.resolve().name)
     return status
 
 
@@ -44,6 +47,7 @@ def _compare_against(argv: list[str]) -> int:
     parser.add_argument("--against", required=True, metavar="GIT-REF", help="a commit, branch or tag of this repository")
     _add_outputs(parser)
     options = parse_options(parser, argv)
+    _check_outputs(options)
     from specbench.compare.against import run_both
     from specbench.compare.comparison import compare_checkouts
 
@@ -53,23 +57,36 @@ def _compare_against(argv: list[str]) -> int:
 def _add_outputs(parser: Parser) -> None:
     for name, what in (("json", "all figures"), ("junit", "one test per ratio"), ("markdown", "for a job's summary")):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=what)
+    parser.add_argument("--undecided", default="pass", metavar="fail|pass", help="exit status of an undecided comparison: 1 or 0")
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Raise InputError, before anything is compared, for a file that cannot be one and for an unknown --undecided."""
+    if options.undecided not in UNDECIDED:
+        raise InputError(f"--undecided {options.undecided}: expected {suggest_choices(options.undecided, UNDECIDED)}")
+    for name in ("json", "junit", "markdown"):
+        path: Path | None = getattr(options, name)
+        if path and path.exists() and not path.is_file():
+            raise InputError(f"--{name} {path}: expected a file, but this is a folder or something else")
 
 
 def _print_result(result: "Comparison", options: argparse.Namespace) -> int:
     """Print a comparison, write the files that the options name, and return the exit status."""
-    from specbench.compare import comparison
+    from specbench.compare import render
     from specbench.records.files import write_atomic
 
     widen_console()
-    console.print(comparison.build_comparison_table(result) if result.reference else comparison.format_title(result))
-    print_lines(*comparison.format_notes(result))
+    print_lines(*filter(None, [result.power]), render.format_title(result))
+    if result.reference:
+        console.print(render.build_comparison_table(result))
+    print_lines(*render.format_notes(result))
     if options.json:
-        comparison.write_json(result, options.json)
+        render.write_json(result, options.json)
     if options.junit:
-        comparison.write_junit(result, options.junit)
+        render.write_junit(result, options.junit)
     if options.markdown:
-        write_atomic(options.markdown, comparison.format_comparison(result))
-    return int(result.failed)
+        write_atomic(options.markdown, render.format_comparison(result))
+    return int(result.verdict == "fail" or (result.verdict == "undecided" and options.undecided == "fail"))
 
 
 def _check_folder(folder: Path, run: Path) -> None:

@@ -27,9 +27,7 @@ def explain(error: BaseException) -> int:
     if isinstance(error, InputError):
         return refuse(error)
     if isinstance(error, KeyboardInterrupt):
-        folder = next(iter(error.args), None)
-        warn("stopped" + (f"; run the same command with out={folder} to resume" if folder else ""))
-        return STOPPED
+        return _say_stopped(*error.args)
     if isinstance(error, OSError) or is_full_disk(error):
         warn(describe_file_error(error))
         return MISTAKE
@@ -39,6 +37,13 @@ def explain(error: BaseException) -> int:
         return MISTAKE
     warn(f"internal error: {format_error(error, longest=300)}; {trace}")
     return OURS
+
+
+def _say_stopped(folder: object = None, kept: str = "") -> int:
+    """Print what is kept and how to resume, if anything was written."""
+    resume = f"run the same command with out={folder} to resume" if folder else ""
+    warn("; ".join(filter(None, ["stopped", kept, resume])))
+    return STOPPED
 
 
 def _write_trace(error: BaseException) -> str:

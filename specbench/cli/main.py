@@ -8,7 +8,7 @@ from pathlib import Path
 
 from specbench.cli import finished_runs as commands
 from specbench.cli.last_line import explain, flush_output, open_closed_streams
-from specbench.cli.parser import Parser, build_parser, console, parse_options, print_lines, widen_console
+from specbench.cli.parser import Parser, accept_any_text, build_parser, console, parse_options, print_lines, widen_console
 from specbench.errors import InputError, abbreviate, suggest_choices, warn
 
 
@@ -71,6 +71,7 @@ def cost(argv: list[str]) -> int:
     from specbench.diagnose.roofline import write_card
     from specbench.machine.devices import list_timed_devices
     from specbench.machine.locks import lock_devices
+    from specbench.records.names import make_file_name
     from specbench.running.sweep import check_single_run
     from specbench.setup.objects import check_models, check_nodes
 
@@ -78,7 +79,7 @@ def cost(argv: list[str]) -> int:
     check_single_run(settings, options.overrides, "cost")
     target = settings.target
     check_models(target, draft=False)
-    name = "-".join(filter(None, ("cost", target.name, target.shape)))
+    name = make_file_name("-".join(filter(None, ("cost", target.name, target.shape))))
     with lock_devices(list_timed_devices(target.device, target.device_map), warn):
         console.print(write_card(settings, Path(settings.out or f"reports/{name}").expanduser()))
     return 0
@@ -165,7 +166,8 @@ def list_(argv: list[str]) -> int:
     if folder is not None:
         check_syntax(folder)
     for group in GROUPS:
-        console.print(f"[bold]{group}[/bold]: {', '.join(list_options(group, folder)) or '-'}", highlight=False, soft_wrap=True)
+        console.print(f"{group}:", style="bold", end=" ")
+        print_lines(", ".join(list_options(group, folder)) or "-")
     return 0
 
 
@@ -200,6 +202,7 @@ def _call_command(argv: list[str]) -> int:
 def main() -> None:
     """Run the command of sys.argv and exit with its status."""
     open_closed_streams()
+    accept_any_text()
     warnings.filterwarnings("ignore")
     try:
         status = _call_command(sys.argv[1:])

@@ -1,6 +1,9 @@
 """What the commands share: the console, and a parser whose errors are one line."""
 
 import argparse
+import codecs
+import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +11,9 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from specbench.errors import OUTPUT, InputError
+from specbench.errors import OUTPUT, InputError, escape_controls
+
+PLAIN = {"×": "x", "–": "-", "−": "-", "±": "~", "…": ".", "·": ".", "≤": "<", "≥": ">", "\N{NO-BREAK SPACE}": " ", "τ": "t"}
 
 
 @contextmanager
@@ -33,7 +38,7 @@ class _Console(Console):
             super().print(*objects, **options)
 
 
-console = _Console()
+console = _Console(markup=False, emoji=False)  # labels and errors are shown as they are, [brackets] included
 LOG_WIDTH = 140  # columns for tables outside a terminal, where rich would use 80
 
 
@@ -89,6 +94,20 @@ def widen_console() -> None:
 
 
 def print_lines(*lines: object) -> None:
-    """Print each line as it is: no markup, no colours, no wrapping."""
+    """Print each line as it is: no markup, no colours, no wrapping, and no control of the terminal."""
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(escape_controls(str(line)), highlight=False, soft_wrap=True)
+
+
+def accept_any_text() -> None:
+    """Let standard output take characters that its encoding lacks, such as × in ASCII: like ones or escapes replace them."""
+    codecs.register_error("specbench", _replace_characters)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="specbench")
+
+
+def _replace_characters(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(PLAIN.get(character) or ascii(character)[1:-1] for character in text), error.end

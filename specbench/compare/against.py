@@ -11,8 +11,10 @@ from rich.console import Console
 
 from specbench import ROOT
 from specbench.compare.comparison import REFERENCE_ENGINE
+from specbench.compare.power import describe_paired_power
 from specbench.errors import InputError
 from specbench.machine.locks import hold_lock
+from specbench.records.trial import BASELINE
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay
 from specbench.running.sweep import check_single_run
@@ -22,6 +24,7 @@ from specbench.setup.compose import compose_run
 def run_both(ref: str, overrides: Sequence[str], config_dir: Path | None, console: Console) -> Path:
     """Run both; the other commit's methods are METHOD@reference. Raises InputError for an unknown ref."""
     settings = compose_run([*overrides, f"engine=[native,{REFERENCE_ENGINE}]"], config_dir)
+    console.print(describe_paired_power(len({BASELINE, *settings.method})), highlight=False, soft_wrap=True)
     check_single_run(settings, overrides, "compare --against")
     with _check_out(ref, console) as root:
         other = [override for override in overrides if override.partition("=")[0] not in ("out", "engine")]

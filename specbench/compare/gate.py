@@ -2,7 +2,7 @@
 
 Compared are ratios inside a run, such as a method's rate over autoregressive decoding's, because absolute rates drift between
 equal processes. The ratio of two such ratios varies over questions and, a little, from process to process; its interval includes
-both.
+both. baseline.py judges the absolute rate of autoregressive decoding by the same rule, with the drift in place of the latter.
 """
 
 from __future__ import annotations
@@ -45,28 +45,40 @@ class SampleSize:
 class Change:
     """new / reference of one ratio inside a run, such as `pld over autoregressive`.
 
-    over_questions: variance of its logarithm over questions, nan where a task has one question.
+    over_questions: variance of its logarithm over questions, nan where a task has one question. chance: that equal versions look
+    at least as slow. confirmed: slower by other evidence, too, which together suffices to fail.
     """
 
     what: str
     questions: int
     ratio: Interval
     over_questions: float = nan
+    chance: float = nan
     needed: SampleSize | None = None
+    confirmed: bool = False
 
     @property
     def verdict(self) -> Decision:
-        if self.ratio.high < FAILS_BELOW:
+        if self.ratio.high < FAILS_BELOW or self.confirmed:
             return "fail"
         return "pass" if self.ratio.low > PASSES_ABOVE else "undecided"
 
 
-def estimate_change(what: str, reference: pd.DataFrame, new: pd.DataFrame, together: int) -> Change:
+@dataclass(frozen=True)
+class Spread:
+    """Variance of the logarithm of one run's ratio from process to process, and its degrees of freedom."""
+
+    variance: float
+    freedom: float
+
+
+def estimate_change(what: str, reference: pd.DataFrame, new: pd.DataFrame, together: int, spread: Spread | None = None) -> Change:
     """Compare stored runs: log ratios by (task, question_id), one column per run; several runs of a side count by their median.
 
-    together: comparisons that share LEVEL (Bonferroni). Tasks weigh the same.
+    together: comparisons that share LEVEL (Bonferroni). spread: by default that of ratios inside a run. Tasks weigh the same.
     """
-    between, known = _estimate_run_variance(reference, new)
+    spread = spread or _estimate_spread(reference, new)
+    between, known = spread.variance, spread.freedom
     runs = min(reference.shape[1], new.shape[1])
     over_runs = between * (_median_variance(reference.shape[1]) + _median_variance(new.shape[1]))
     moved = (new.median(axis=1) - reference.median(axis=1)).dropna()
@@ -101,12 +113,43 @@ def _judge(what: str, moved: pd.Series, over_runs: float, known: float, together
     if np.isnan(over_questions):
         return Change(what, len(moved), Interval(float(np.exp(mean)), np.nan, np.nan)), nan
     error2 = over_questions + over_runs
-    freedom = error2**2 / (over_questions**2 / freedom + over_runs**2 / known)
+    freedom = error2**2 / (over_questions**2 / freedom + over_runs**2 / known) if error2 else known
     reach = _reach(together, freedom)
-    ratio = Interval(*(float(np.exp(mean + side * reach * np.sqrt(error2))) for side in (0, -1, 1)))
+    error = float(np.sqrt(error2))
+    ratio = Interval(*(float(np.exp(mean + side * reach * error)) for side in (0, -1, 1)))
+    chance = float(stats.t.cdf(mean / error, freedom)) if error else float(mean >= 0)
     away = max(min(mean, 0.0) - float(np.log(PASSES_ABOVE)), float(np.log(FAILS_BELOW)) - mean)
     allowed = (away / (_reach(together, np.inf) + float(stats.norm.ppf(DECIDES)))) ** 2
-    return Change(what, len(moved), ratio, over_questions), allowed
+    return Change(what, len(moved), ratio, over_questions, chance), allowed
+
+
+def find_smallest(over_questions: float, reference: int, new: int, together: int, spread: Spread | None = None) -> float:
+    """Return the smallest slowdown that fails with probability DECIDES, as a share: of so many runs of the two sides.
+
+    over_questions: variance of the change's logarithm over questions; spread: by default the prior of ratios inside a run.
+    """
+    spread = spread or Spread(RUN_SD**2, RUN_SD_FREEDOM + reference + new - 2)
+    over_runs = spread.variance * (_median_variance(reference) + _median_variance(new))
+    return 1 - FAILS_BELOW * float(np.exp(-_span(over_questions + over_runs, together, spread.freedom)))
+
+
+def find_smallest_paired(over_questions: float, together: int) -> float:
+    """Return the smallest slowdown that fails with probability DECIDES between two versions in one run."""
+    return 1 - FAILS_BELOW * float(np.exp(-_span(over_questions + PAIRED_SD**2, together, RUN_SD_FREEDOM)))
+
+
+def find_passing_runs(over_questions: float, together: int, most: int) -> int | None:
+    """Return the runs of each side with which equal versions pass with probability DECIDES, None if `most` do not suffice."""
+    for runs in range(1, most + 1):
+        over_runs = 2 * RUN_SD**2 * _median_variance(runs)
+        if _span(over_questions + over_runs, together, RUN_SD_FREEDOM + 2 * (runs - 1)) <= -float(np.log(PASSES_ABOVE)):
+            return runs
+    return None
+
+
+def _span(variance: float, together: int, freedom: float) -> float:
+    """Return how far from a limit an estimate's logarithm must be expected to be decided with probability DECIDES."""
+    return (_reach(together, freedom) + float(stats.norm.ppf(DECIDES))) * float(np.sqrt(variance))
 
 
 def plan_size(over_questions: float, together: int, tasks: int, effect: float, power: float) -> SampleSize:
@@ -157,9 +200,18 @@ def _median_variance(runs: int) -> float:
     return (pi / 2 if runs > 2 else 1) / runs
 
 
-def _estimate_run_variance(reference: pd.DataFrame, new: pd.DataFrame) -> tuple[float, float]:
-    """Return the variance of a ratio from run to run, prior and data pooled, and its degrees of freedom."""
-    sides = [side.mean(axis=0).to_numpy(dtype=float) for side in (reference, new)]
-    seen = sum(float(((means - means.mean()) ** 2).sum()) for means in sides)
-    freedom = RUN_SD_FREEDOM + sum(len(means) - 1 for means in sides)
-    return (RUN_SD_FREEDOM * RUN_SD**2 + seen) / freedom, freedom
+def _estimate_spread(reference: pd.DataFrame, new: pd.DataFrame) -> Spread:
+    """Return the spread of a ratio inside a run, prior and data pooled."""
+    prior, seen = Spread(RUN_SD**2, RUN_SD_FREEDOM), measure_spread(reference, new)
+    if not seen.freedom:
+        return prior
+    freedom = prior.freedom + seen.freedom
+    return Spread((prior.freedom * prior.variance + seen.freedom * seen.variance) / freedom, freedom)
+
+
+def measure_spread(*sides: pd.DataFrame) -> Spread:
+    """Return how the runs of each side scatter around its mean; no degree of freedom where each side has one run."""
+    means = [side.mean(axis=0).to_numpy(dtype=float) for side in sides]
+    freedom = sum(len(values) - 1 for values in means)
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in means)
+    return Spread(squares / freedom if freedom else nan, freedom)

@@ -136,13 +136,13 @@ def compute_log_ratios(run: LoadedRun, method: str, over: str, by_repeat: bool =
     The fastest of a turn's repeats of one text counts, as disturbances only add time. Questions with a failed turn are left out.
     """
     keys = [*QUESTION[1:], *(["repeat"] if by_repeat else [])]
-    failed = run.frame.groupby(QUESTION)["failed"].transform("any").astype(bool)
-    new, old = (_compute_log_rates(run.frame[~failed & (run.frame["method"] == label)], keys) for label in (method, over))
-    ratios: pd.Series = (new - old).dropna()
+    ratios: pd.Series = (_compute_log_rates(run, method, keys) - _compute_log_rates(run, over, keys)).dropna()
     return ratios
 
 
-def _compute_log_rates(turns: pd.DataFrame, keys: list[str]) -> pd.Series:
+def _compute_log_rates(run: LoadedRun, method: str, keys: list[str]) -> pd.Series:
+    failed = run.frame.groupby(QUESTION)["failed"].transform("any").astype(bool)
+    turns = run.frame[~failed & (run.frame["method"] == method)]
     texts = turns.groupby([*keys, "turn", "seed"]).agg({"new_tokens": "first", "seconds": "min"})
     sums = texts.groupby(level=keys).sum()
     return pd.Series(np.log(sums["new_tokens"] / sums["seconds"]))
@@ -151,6 +151,24 @@ def _compute_log_rates(turns: pd.DataFrame, keys: list[str]) -> pd.Series:
 def align_log_ratios(runs: Sequence[LoadedRun], method: str, over: str) -> pd.DataFrame:
     """Return log ratios by (task, question_id), one column per run that has both methods."""
     return pd.DataFrame({run.name: compute_log_ratios(run, method, over) for run in runs}).dropna(axis="columns", how="all")
+
+
+def align_log_rates(runs: Sequence[LoadedRun], method: str) -> pd.DataFrame:
+    """Return logs of a method's own rate by (task, question_id), one column per run that has it."""
+    rates = {run.name: _compute_log_rates(run, method, QUESTION[1:]) for run in runs}
+    return pd.DataFrame(rates).dropna(axis="columns", how="all")
+
+
+def find_other_place(reference: LoadedRun, new: LoadedRun) -> str | None:
+    """Return the first fact about machine and device in which the runs differ: their seconds cannot be compared then."""
+    first, second = (dict(flatten(run.provenance)) for run in (reference, new))
+    return next((name for name in PLACE if first.get(name) != second.get(name)), None)
+
+
+def is_copy(reference: LoadedRun, new: LoadedRun) -> bool:
+    """Whether both hold the same measurements: two runs never take equal times in every turn."""
+    first, second = ({trial.key: (trial.prefill_s, trial.decode_s) for trial in run.trials} for run in (reference, new))
+    return first == second
 
 
 def list_ratios(run: LoadedRun) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from specbench.datastore.sources import DocumentEncoder, read_dataset, read_file
 from specbench.datastore.tokenizers import hash_tokenizer
 from specbench.errors import InputError
 from specbench.models.texts import generate_answers
+from specbench.records.names import make_file_name
 from specbench.setup.instantiate import check_node
 from specbench.setup.objects import load_target, load_target_tokenizer
 from specbench.setup.questions import open_suite, select_questions
@@ -22,7 +23,7 @@ def build_from_config(settings: DatastoreSettings, watch: Watch) -> Path:
     check_node(settings.suite, "suite", Suite)
     if settings.data is not None and settings.dataset is not None:
         raise InputError(f"data={settings.data} and dataset={settings.dataset}: expected one of them")
-    out = Path(settings.out or f"results/datastore-{settings.target.name}").expanduser()
+    out = Path(settings.out or f"results/datastore-{make_file_name(settings.target.name)}").expanduser()
     if out.exists():
         raise InputError(f"out={out}: already exists; choose another folder")
     answering = settings.data is None and settings.dataset is None

@@ -66,6 +66,8 @@ def read_file(path: Path, field: str | None, encoder: DocumentEncoder) -> Iterat
 
     Paragraphs end at blank lines. Raises InputError with file and line (.json: the entry's number).
     """
+    if not path.is_file():
+        raise InputError(f"{path}: cannot be read: no such file")
     try:
         if path.suffix in (".jsonl", ".json"):
             rows = _read_lines(path) if path.suffix == ".jsonl" else _read_entries(path)
@@ -117,14 +119,14 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
             if line.strip():
                 try:
                     yield number, json.loads(line)
-                except ValueError:  # UnicodeDecodeError included
+                except (ValueError, RecursionError):  # UnicodeDecodeError included
                     raise InputError(f"{path}:{number}: not valid JSON") from None
 
 
 def _read_entries(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         entries = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(entries, list):
         raise InputError(f"{path}: expected a list of chats or texts")

@@ -8,6 +8,7 @@ import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specbench import __version__
+from specbench.datastore.integrity import find_largest_id, hash_ids, is_suffix_array
 from specbench.errors import InputError
 from specbench.models.load import find_local_folder
 
 VERSION = 1
 INFO_FILE = "store.json"
 SUFFIX_BYTES = 4
+LARGEST = 1 << 40  # of a size
 Ids = NDArray[np.int64]
 Sample = Literal["spread", "first"]
 
@@ -103,12 +106,13 @@ class Datastore:
 
     @staticmethod
     def open(path: str) -> "Datastore":
-        """Map a store's files. Raises InputError for no store, another version's or a truncated one."""
+        """Map a store's files and check them. Raises InputError for no store, another version's, or one that was changed."""
         folder = find_local_folder(path)
         if folder is None:
             raise InputError(f"no datastore at {path}: no such folder; build one with specbench datastore build")
         about = _read_info(folder, path)
         chunks = [_open_chunk(folder, number, tokens, about.width) for number, tokens in enumerate(about.chunks)]
+        _check_content(folder, about)
         return Datastore(path, about, chunks)
 
     @property
@@ -182,24 +186,50 @@ def _sort_rows(rows: Ids) -> Ids:
 
 
 def _read_info(folder: Path, path: str) -> StoreInfo:
+    if not (folder / INFO_FILE).is_file():
+        raise InputError(f"{path} is not a datastore: it has no {INFO_FILE}")
     try:
         fields = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
         version = fields["version"]
         if version == VERSION:
             return _check_info(StoreInfo(**fields))
-    except FileNotFoundError:
-        raise InputError(f"{path} is not a datastore: it has no {INFO_FILE}") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path}/{INFO_FILE}: cannot be read: {error!r}") from None
     raise InputError(f"{path} is a datastore of version {version}; expected version {VERSION}: build it again")
 
 
 def _check_info(about: StoreInfo) -> StoreInfo:
-    """Raises ValueError for impossible sizes."""
+    """Raises ValueError for impossible sizes, and for texts that are none."""
     sizes = [about.vocabulary, about.documents, *about.chunks]
-    if about.width not in (2, 4) or not about.chunks or not all(type(size) is int and size > 0 for size in sizes):
+    if about.width not in (2, 4) or not about.chunks or not all(type(size) is int and 0 < size < LARGEST for size in sizes):
         raise ValueError(f"width {about.width}, vocabulary {about.vocabulary}, chunks {about.chunks}")
+    texts = (about.sha256, about.source, about.tokenizer or "", about.specbench or "")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("sha256, source, tokenizer and specbench: expected texts")
     return about
+
+
+def _check_content(folder: Path, about: StoreInfo) -> None:
+    """Raises InputError if ids or suffixes are not those that store.json was written for; each state of the files once."""
+    files = [folder / name for number in range(len(about.chunks)) for name in list_chunk_files(number, about.width)]
+    states = tuple((str(file.resolve()), file.stat().st_mtime_ns) for file in files)
+    if wrong := _find_damage(states, about.sha256, about.vocabulary, about.width):
+        raise InputError(f"{folder}: {wrong}; build the datastore again")
+
+
+@lru_cache(maxsize=8)
+def _find_damage(states: tuple[tuple[str, int], ...], sha256: str, vocabulary: int, width: int) -> str:
+    """Return what is wrong with a store's files, pairs of ids and suffixes; empty if nothing is."""
+    names = [name for name, _ in states]
+    chunks = [np.memmap(name, f">u{width}", "r") for name in names[::2]]
+    if (actual := hash_ids(chunks)) != sha256:
+        return f"its ids have the sha256 {actual[:12]}…, {INFO_FILE} says {sha256[:12]}…"
+    if (largest := find_largest_id(chunks)) >= vocabulary:
+        return f"holds the id {largest}, {INFO_FILE} says that all are below {vocabulary}"
+    for ids, name in zip(chunks, names[1::2], strict=True):
+        if not is_suffix_array(ids, np.memmap(name, "<i4", "r")):
+            return f"{Path(name).name} is not the suffix array of its ids"
+    return ""
 
 
 def _open_chunk(folder: Path, number: int, tokens: int, width: int) -> Chunk:
@@ -215,6 +245,8 @@ def list_chunk_files(number: int, width: int) -> dict[str, int]:
 def _map_file(path: Path, size: int) -> mmap:
     """Raises InputError for a missing file, or one of another size."""
     try:
+        if not path.is_file():
+            raise InputError(f"{path}: cannot be read: No such file; build the datastore again")
         with path.open("rb") as file:
             if (actual := path.stat().st_size) != size:
                 raise InputError(f"{path}: {actual} bytes, expected {size}: the datastore is incomplete; build it again")

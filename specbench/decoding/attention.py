@@ -1,5 +1,8 @@
 """The attention function that unmodified transformers models call: draft-tree attention over our own KV store."""
 
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -10,33 +13,56 @@ from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
 
 NAME = "specbench"
+WITHOUT_EFFECT = frozenset({"dropout", "is_causal", "position_ids", "use_cache"})  # on decoding one token after another
+
+
+class Reach(NamedTuple):
+    """Which earlier positions a layer sees: the last `window` ones; those of its own chunk of `chunk`; None: all."""
+
+    window: int | None
+    chunk: int | None
+
+    def limit(self, seen: Tensor, positions: Tensor, first: int) -> Tensor:
+        """Return what of `seen` (n, S) stays in reach of the entries from `first` on. positions: (S,) of all entries."""
+        nodes = positions[first:, None]
+        if self.window is not None:
+            seen = seen & (positions > nodes - self.window)
+        if self.chunk is not None:
+            seen = seen & (positions // self.chunk == nodes // self.chunk)
+        return seen
+
+
+EVERYTHING = Reach(None, None)
 
 
 class ForwardPass:
     """What every layer of one forward needs: where new entries are written, and which entries each node sees."""
 
-    def __init__(self, store: KVStore, trees: list[DraftTree], bias: "ChainBias") -> None:
+    def __init__(self, store: KVStore, trees: list[DraftTree], bias: "ChainBias", chunks: Sequence[int | None] = ()) -> None:
         self.store, self.trees, self._bias = store, trees, bias
+        self._chunks = chunks  # by layer, of a model that has any
         self.sizes = [len(tree) for tree in trees]
         self.single = len(trees) == 1
         self.first = self.single and store.lengths[0] == 0 and trees[0].linear
-        self._masks: dict[int | None, Tensor | None] = {}
+        self._longest = max(length + size for length, size in zip(store.lengths, self.sizes, strict=True))
+        self._masks: dict[Reach, Tensor | None] = {}
+        self.limits: set[int] = set()  # windows and chunks that layers attend within
 
-    def get_mask(self, window: int | None) -> Tensor | None:
+    def get_mask(self, layer: int, window: int | None) -> Tensor | None:
         """Return the additive mask, broadcastable to (B, heads, N, S); None if all is visible, or causal (see `first`)."""
-        longest = max(length + size for length, size in zip(self.store.lengths, self.sizes, strict=True))
-        if window is not None and longest <= window:
-            window = None
-        if window not in self._masks:
-            self._masks[window] = self._build_mask(window)
-        return self._masks[window]
+        reach = Reach(window, self._chunks[layer] if self._chunks else None)
+        self.limits.update(limit for limit in reach if limit is not None)
+        reach = Reach(*(None if limit is None or self._longest <= limit else limit for limit in reach))
+        if reach not in self._masks:
+            self._masks[reach] = self._build_mask(reach)
+        return self._masks[reach]
 
-    def _build_mask(self, window: int | None) -> Tensor | None:
-        if self.single and window is None:
+    def _build_mask(self, reach: Reach) -> Tensor | None:
+        if self.single and reach == EVERYTHING:
             if self.sizes[0] == 1 or self.first:
                 return None
             return align_on_cuda(self._bias.build_tree_mask(self.trees[0], self.store.lengths[0]))
-        return _build_padded_mask(self.store.lengths, self.trees, window, self._bias.dtype)
+        return _build_padded_mask(self.store.lengths, self.trees, reach, self._bias.dtype)
 
 
 def align_on_cuda(mask: Tensor) -> Tensor:
@@ -84,7 +110,7 @@ class ChainBias:
         self._tree = self._chain.clone()
 
 
-def _build_padded_mask(lengths: list[int], trees: list[DraftTree], window: int | None, dtype: torch.dtype) -> Tensor:
+def _build_padded_mask(lengths: list[int], trees: list[DraftTree], reach: Reach, dtype: torch.dtype) -> Tensor:
     """(B, 1, N, S) mask of the general case, rows of different lengths; padding nodes see only entry 0."""
     nodes = max(len(tree) for tree in trees)
     entries = max(length + len(tree) for length, tree in zip(lengths, trees, strict=True))
@@ -93,9 +119,9 @@ def _build_padded_mask(lengths: list[int], trees: list[DraftTree], window: int |
     for row, (length, tree) in enumerate(zip(lengths, trees, strict=True)):
         past = torch.ones(len(tree), length, dtype=torch.bool, device=visible.device)
         seen = torch.cat([past, tree.ancestors], dim=1)  # (n, length + n)
-        if window is not None:
+        if reach != EVERYTHING:
             positions = torch.cat([torch.arange(length, device=visible.device), length + tree.depths])
-            seen = seen & (positions[None, :] > positions[length:, None] - window)
+            seen = reach.limit(seen, positions, length)
         visible[row, 0, : len(tree), : length + len(tree)] = seen
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
 
@@ -109,31 +135,42 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    forward_pass: ForwardPass | None = None,
     s_aux: Tensor | None = None,
-    position_bias: Tensor | None = None,
-    **_: object,
+    forward_pass: ForwardPass | None = None,
+    **others: object,
 ) -> tuple[Tensor, None]:
     """Attend: query (B, heads, N, D), key and value (B, key-value heads, N, D), rotated -> (B, N, heads, D).
 
-    Further keywords are what transformers passes to every attention function; decoding uses no dropout. Raises InputError for
-    attention sinks and position biases, which are not supported.
+    s_aux: attention sinks (heads,), see `_attend_explicitly`. Raises InputError for what the model asks of its attention beyond
+    that, such as position biases or a choice of entries.
     """
-    assert forward_pass is not None, "the model was called outside LanguageModel.forward"
-    if s_aux is not None or position_bias is not None:
-        raise InputError("the model's attention has sinks or position biases, which are not supported")
-    keys, values = forward_pass.store.write(module.layer_idx, key, value, forward_pass.sizes)  # type: ignore[arg-type]
-    mask = forward_pass.get_mask(sliding_window)
+    _refuse_others(forward_pass, attention_mask, others)
+    assert forward_pass is not None
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    keys, values = forward_pass.store.write(layer, key, value, forward_pass.sizes)
+    mask = forward_pass.get_mask(layer, sliding_window)
     if mask is not None and mask.device != query.device:  # a model spread over devices
         mask = mask.to(query.device)
     grouped = query.shape[1] != keys.shape[1]
-    if softcap is not None:
-        return _attend_capped(query, keys, values, mask, forward_pass.first, scaling, softcap).transpose(1, 2), None
     causal = forward_pass.first and mask is None and query.shape[2] > 1
-    if grouped and not causal:
-        return _attend_grouped(query, keys, values, mask, scaling).transpose(1, 2), None
-    out = scaled_dot_product_attention(query, keys, values, mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
-    return out.transpose(1, 2), None
+    if softcap is not None or s_aux is not None:
+        out = _attend_explicitly(query, keys, values, mask, forward_pass.first, scaling, softcap, s_aux)
+    elif grouped and not causal:
+        out = _attend_grouped(query, keys, values, mask, scaling)
+    else:
+        out = scaled_dot_product_attention(query, keys, values, mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
+    return out.transpose(1, 2).contiguous(), None  # some models take views of it
+
+
+def _refuse_others(forward_pass: ForwardPass | None, mask: Tensor | None, others: Mapping[str, object]) -> None:
+    """Raise InputError for a model that passes no forward pass, or that passes a mask or arguments of its own."""
+    if forward_pass is None:
+        raise InputError("it does not pass its keyword arguments on to its attention")
+    if mask is not None:
+        raise InputError("it makes an attention mask of its own")
+    for name, value in others.items():
+        if value is not None and name not in WITHOUT_EFFECT and not name.startswith("output_"):
+            raise InputError(f"it passes {name} to its attention, which is not supported")
 
 
 def _attend_grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
@@ -149,19 +186,33 @@ def _attend_grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | 
     return scaled_dot_product_attention(rows, keys, values, mask, scale=scaling).reshape(batch, heads, nodes, -1)
 
 
-def _attend_capped(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scaling: float | None, softcap: float
+def _attend_explicitly(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Attend with scores softcap * tanh(score / softcap), as Gemma 2 does; the softmax is float32."""
+    """Attend with scores softcap * tanh(score / softcap), as Gemma 2 does, or with sinks; the softmax is float32.
+
+    sinks (heads,): a logit per head that takes its share of the softmax and adds nothing (Xiao et al. 2024; GPT-OSS learns it).
+    """
     repeats = query.shape[1] // keys.shape[1]
     keys, values = (x.repeat_interleave(repeats, dim=1) for x in (keys, values))
     scores = query @ keys.mT * (scaling or query.shape[-1] ** -0.5)  # (B, heads, N, S)
-    scores = softcap * torch.tanh(scores / softcap)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if causal and mask is None:
         mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=scores.device).triu_(1)
     if mask is not None:
         scores = scores + mask
-    return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype) @ values
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return weights[..., : keys.shape[2]].to(values.dtype) @ values
 
 
 AttentionInterface.register(NAME, attend)

@@ -42,6 +42,8 @@ class LanguageModel:
         self.vocabulary: int = self.config.vocab_size
         self.context: int = _read_context(self.config)
         self.eos_ids = _read_eos_ids(model)
+        self.self_test: dict[str, Any] = {}  # what run.json says of it; of a loaded model
+        self._chunks = _read_chunks(self.config)
         self._bias = ChainBias(self.dtype, self.device)
         self._taps: tuple[int, ...] = ()
         self._hooks: list[RemovableHandle] = []
@@ -54,7 +56,17 @@ class LanguageModel:
     @property
     def decoder(self) -> nn.Module:
         """The model without its output head."""
-        return cast(nn.Module, self.model.get_decoder())  # type: ignore[no-untyped-call]
+        decoder: nn.Module = self.model.get_decoder()  # type: ignore[no-untyped-call]
+        return next(self.model.children()) if decoder is self.model else decoder  # Llama 4 names the whole
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers, by whatever name it has them. Raises InputError if there are none."""
+        lists = (module for module in self.decoder.modules() if isinstance(module, nn.ModuleList))
+        found = next((layers for layers in lists if len(layers) == self.config.num_hidden_layers), None)
+        if found is None:
+            raise InputError(f"{self.config.model_type}: its {self.config.num_hidden_layers} layers are not in a list")
+        return found
 
     @property
     def head(self) -> nn.Module:
@@ -74,8 +86,14 @@ class LanguageModel:
         store = self.create_store(2)
         self.prefill(store, [torch.zeros(2, dtype=torch.long, device=self.device)])
         if store.layers != self.config.num_hidden_layers:
-            kind, layers = self.config.model_type, self.config.num_hidden_layers
-            raise InputError(f"{kind}: {store.layers} of {layers} layers attend through transformers' interface; expected all")
+            layers = self.config.num_hidden_layers
+            raise InputError(f"{store.layers} of {layers} layers attend through transformers' interface; expected all")
+
+    def check_taps(self, layers: tuple[int, ...]) -> None:
+        """Raises InputError for a layer that the model does not have."""
+        wrong = [layer for layer in layers if not 0 <= layer <= self.config.num_hidden_layers]
+        if wrong:
+            raise InputError(f"taps={list(layers)}: expected layers from 0 to {self.config.num_hidden_layers}")
 
     def tap(self, layers: tuple[int, ...]) -> None:
         """Make `forward` return these hidden states: k < L is the input of layer k, L the final norm's output."""
@@ -87,11 +105,13 @@ class LanguageModel:
         self._hooks = [self._register_hook(layer) for layer in layers]
 
     def _register_hook(self, layer: int) -> RemovableHandle:
-        decoder: Any = self.decoder
-        if layer == len(decoder.layers):
+        if layer == len(self.layers):
             return self.decoder.register_forward_hook(lambda _, __, out: self._tapped.update({layer: out[0]}))
-        block: nn.Module = decoder.layers[layer]
-        return block.register_forward_pre_hook(lambda _, inputs: self._tapped.update({layer: inputs[0]}))
+
+        def record(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            self._tapped[layer] = inputs[0] if inputs else named["hidden_states"]
+
+        return self.layers[layer].register_forward_pre_hook(record, with_kwargs=True)
 
     @contextmanager
     def use_original_attention(self) -> Iterator[PreTrainedModel]:
@@ -113,7 +133,7 @@ class LanguageModel:
             position_ids=positions,
             use_cache=False,
             logits_to_keep=1 if last_only and len(trees) == 1 else 0,
-            forward_pass=ForwardPass(store, trees, self._bias),
+            forward_pass=ForwardPass(store, trees, self._bias, self._chunks),
         ).logits
         tapped = [self._tapped[layer] for layer in self._taps]
         hidden = torch.cat(tapped, dim=-1) if tapped else logits.new_empty(*ids.shape, 0)  # (B, N, taps * H)
@@ -143,7 +163,30 @@ def _read_context(config: PretrainedConfig) -> int:
     context: int | None = getattr(config, "max_position_embeddings", None)
     if context is None:
         raise InputError(f"{config.model_type}: its config has no max_position_embeddings, so this model cannot be run")
-    return context
+    return min([context, *_list_position_limits(config)])
+
+
+def _list_position_limits(config: PretrainedConfig) -> Iterator[int]:
+    """Yield the lengths beyond which an entry of the KV store depends on more than its own position.
+
+    longrope rotates all tokens of a forward in another way once one of them lies beyond the original context; Llama 4's
+    temperature tuning counts a forward's tokens from its own past, which is ours and not the model's.
+    """
+    rotary = getattr(config, "rope_parameters", None) or {}
+    for settings in (rotary, *(value for value in rotary.values() if isinstance(value, dict))):
+        if settings.get("rope_type") == "longrope":
+            yield settings.get("original_max_position_embeddings") or config.max_position_embeddings
+    if getattr(config, "attn_temperature_tuning", None):
+        yield int(config.floor_scale) - 1
+
+
+def _read_chunks(config: PretrainedConfig) -> list[int | None]:
+    """Return each layer's chunk: a token sees only those of its own chunk (Llama 4). Empty for a model without chunks."""
+    chunk: int | None = getattr(config, "attention_chunk_size", None)
+    if chunk is None:
+        return []
+    kinds = getattr(config, "layer_types", None) or ["chunked_attention"] * config.num_hidden_layers
+    return [chunk if kind == "chunked_attention" else None for kind in kinds]
 
 
 def _read_eos_ids(model: PreTrainedModel) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """The one decode loop: draft a tree, verify it in one target forward, commit the accepted path. See `_run_step`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal
@@ -59,6 +61,25 @@ class _Sequence:
     def budget(self) -> int:
         """Greatest useful draft depth: room for the bonus token is left. 0 once finished, so the root alone is fed."""
         return 0 if self.done else self.limit - len(self.generation.output_ids) - 1
+
+    def choose_first(self, logits: Tensor) -> int:
+        """Choose and commit the token after the prompt. logits (V,)."""
+        with self._say_where():
+            root = self.verifier.choose_first(logits)
+        self.commit([root])
+        return root
+
+    def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
+        """Verify one draft tree. logits (N, V)."""
+        with self._say_where():
+            return self.verifier.verify(tree, logits)
+
+    @contextmanager
+    def _say_where(self) -> Iterator[None]:
+        try:
+            yield
+        except ArithmeticError as error:
+            raise ArithmeticError(f"after {len(self.generation.output_ids)} new tokens: {error}") from None
 
     def commit(self, tokens: list[int]) -> int:
         """Append tokens up to the first stop token or the limit; return how many were appended."""
@@ -147,9 +168,7 @@ def _decode(
     """Prefill, commit the first token of each sequence, then run steps until all have finished."""
     start = perf_counter()
     outs = target.prefill(store, prompts, all_logits=drafter.prompt_logits)
-    roots = [sequence.verifier.choose_first(out.logits[-1]) for sequence, out in zip(sequences, outs, strict=True)]
-    for sequence, root in zip(sequences, roots, strict=True):
-        sequence.commit([root])
+    roots = [sequence.choose_first(out.logits[-1]) for sequence, out in zip(sequences, outs, strict=True)]
     prefilled = perf_counter()
     if not all(sequence.done for sequence in sequences):
         contexts = [SequenceContext(store.view_row(row), sequence.verifier) for row, sequence in enumerate(sequences)]
@@ -173,7 +192,7 @@ def _run_step(
             raise ValueError(f"{type(drafter).__name__} drafted {tree.depth} tokens deep, with a budget of {budget}")
     drafted = clock.now()
     outs = target.forward(store, trees)  # one forward for all sequences
-    verified = [sequence.verifier.verify(tree, out.logits) for sequence, tree, out in zip(sequences, trees, outs, strict=True)]
+    verified = [sequence.verify(tree, out.logits) for sequence, tree, out in zip(sequences, trees, outs, strict=True)]
     clock.draft += drafted - start
     clock.verify += clock.now() - drafted
     for row, (sequence, tree, choice) in enumerate(zip(sequences, trees, verified, strict=True)):

@@ -40,7 +40,7 @@ def nucleus(probs: Tensor, top_p: float) -> Tensor:
     if best.sum(dim=-1).min() < top_p:
         best = probs.sort(descending=True).values
     before = best.cumsum(dim=-1) - best
-    last = (before < top_p).sum(dim=-1, keepdim=True) - 1
+    last = ((before < top_p).sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # none of NaN, which stays NaN
     kept = probs.masked_fill(probs < best.gather(-1, last), 0)
     return kept / kept.sum(dim=-1, keepdim=True)
 

@@ -55,17 +55,20 @@ class GreedyVerifier:
     """Accepts a draft token x_i if x_i = argmax p(. | x_<i)."""
 
     def choose_first(self, logits: Tensor) -> int:
-        return int(logits.argmax())
+        best, finite = torch.stack(_choose_best(logits)).tolist()
+        _check_finite(finite)
+        return int(best)
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
         """Accept the deepest path that follows the argmax, the first of equals; one device-to-host copy."""
-        best = logits.argmax(dim=-1)  # (N,)
+        best, finite = _choose_best(logits)  # (N,) each
         if tree.linear:
-            tokens, choices = torch.stack([tree.tokens, best]).tolist()
+            tokens, choices, numbers = torch.stack([tree.tokens, best, finite]).tolist()
+            _check_finite(all(numbers))
             return _accept_chain(tokens, choices)
         right = tree.tokens == best[tree.parents.clamp(min=0)]
         depths = torch.where(_mask_reached(tree, right), tree.depths, -1)
-        return _accept_path(tree, depths.argmax(), best)
+        return _accept_path(tree, depths.argmax(), best, finite)
 
     def pick(self, logits: Tensor) -> Pick:
         return logits.argmax(dim=-1), None
@@ -84,7 +87,7 @@ class SamplingVerifier:
         self.sampling, self.dice = sampling, dice
 
     def choose_first(self, logits: Tensor) -> int:
-        return int(self.dice.draw(probabilities(logits, self.sampling)))
+        return self._draw(probabilities(logits, self.sampling))
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
         return self._follow(tree, logits) if tree.probs is None else self._test_drawn(tree, tree.probs, logits)
@@ -106,7 +109,7 @@ class SamplingVerifier:
         tokens, children = tree.tokens.tolist(), tree.children
         nodes, committed = [0], []
         while True:
-            x = int(self.dice.draw(probabilities(logits[nodes[0]], self.sampling)))
+            x = self._draw(probabilities(logits[nodes[0]], self.sampling))
             committed.append(x)
             matching = [child for node in nodes for child in children[node] if tokens[child] == x]
             if not matching:
@@ -124,9 +127,15 @@ class SamplingVerifier:
             siblings = children[path[-1]]
             kept, p = self._accept_sibling(siblings, tokens, p, drawn_from[rows[path[-1]]]) if siblings else (None, p)
             if kept is None:
-                next_token = int(self.dice.draw(p))
+                next_token = self._draw(p)
                 return Verification(path, next_token, [tokens[node] for node in path[1:]] + [next_token])
             path.append(kept)
+
+    def _draw(self, p: Tensor) -> int:
+        """Draw x ~ p (V,), whose sum, the softmax's normaliser, is a number if all logits were."""
+        token, total = torch.stack([self.dice.draw(p).double(), p.sum(dtype=torch.float64)]).tolist()
+        _check_finite(total == total)
+        return int(token)
 
     def _accept_sibling(
         self, siblings: Sequence[int], tokens: list[int], target: Tensor, drawn: Tensor
@@ -135,6 +144,7 @@ class SamplingVerifier:
         for node in siblings:
             x = tokens[node]
             p, q, chance = torch.stack([target[x].double(), drawn[x].double(), self.dice.draw_uniform()]).tolist()
+            _check_finite(p == p and q == q)
             if q <= 0:  # never drawn: the siblings before it were all tokens with q > 0
                 continue
             if chance * q < p:  # p >= q: always accept; p < q: accept with probability p / q
@@ -170,7 +180,7 @@ class TypicalVerifier(GreedyVerifier):
         reached = _mask_reached(tree, scores.exp() > bound[rows])
         depths = torch.where(reached, tree.depths, -1)
         totals = torch.where(tree.ancestors, scores, 0.0).sum(dim=1).masked_fill(depths < depths.max(), -torch.inf)
-        return _accept_path(tree, totals.argmax(), logits.argmax(dim=-1))
+        return _accept_path(tree, totals.argmax(), *_choose_best(logits))
 
 
 def make_verifier(sampling: Sampling, row: int, device: torch.device) -> Verifier:
@@ -202,9 +212,25 @@ def _mask_reached(tree: DraftTree, right: Tensor) -> Tensor:
     return (right | ~tree.ancestors).all(dim=1)
 
 
-def _accept_path(tree: DraftTree, node: Tensor, best: Tensor) -> Verification:
+def _choose_best(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., V) -> the argmax, the first of equals, and whether the maximum is finite (1 or 0), (...) int64 each.
+
+    NaN and +inf win every maximum; -inf, a forbidden token, wins none unless all are forbidden.
+    """
+    largest, best = logits.max(dim=-1)
+    return best, largest.isfinite().long()
+
+
+def _check_finite(finite: bool | int) -> None:
+    """Raises ArithmeticError unless the logits are finite."""
+    if not finite:
+        raise ArithmeticError("logits are not finite numbers")
+
+
+def _accept_path(tree: DraftTree, node: Tensor, best: Tensor, finite: Tensor) -> Verification:
     """Accept the path to a node (), then the target's choice best (N,) after it; one device-to-host copy."""
-    tokens, choices, on_path = torch.stack([tree.tokens, best, tree.ancestors[node].long()]).tolist()
+    tokens, choices, on_path, numbers = torch.stack([tree.tokens, best, tree.ancestors[node].long(), finite]).tolist()
+    _check_finite(all(numbers))
     path = list(compress(range(len(tokens)), on_path))
     next_token = choices[path[-1]]
     return Verification(path, next_token, [tokens[node] for node in path[1:]] + [next_token])

@@ -74,14 +74,18 @@ def measure_forwards(
     """
     cells = _list_cells(model, tokens, contexts)
     bandwidth = measure_copy_bandwidth(model.device)
-    longest, largest = max(context for context, _ in cells), max(n for _, n in cells)
-    store = _FilledStore(longest + largest)
-    store.lengths[0] = longest
-    trees = {n: DraftTree.chain(torch.randint(model.vocabulary, (n,), device=model.device)) for _, n in cells}
-    model.forward(store, [trees[largest]])
-    rounds = pd.DataFrame(list(_time_rounds(model, store, trees, cells, repeats, seconds_budget)), columns=cells)
+    store = _FilledStore(max(map(sum, cells)))
+    rounds = pd.DataFrame(list(_time_rounds(model, store, cells, repeats, seconds_budget)), columns=cells)
     weights, entry = count_weight_bytes(model.model), store.bytes // store.capacity
     return pd.DataFrame([_build_row(rounds, cell, weights, entry * sum(cell), bandwidth) for cell in cells])
+
+
+@torch.inference_mode()
+def time_rows(model: LanguageModel, rows: Sequence[int], context: int, repeats: int) -> dict[int, list[float]]:
+    """Return the milliseconds of a forward over so many rows behind a context, one per round. Rounds take turns."""
+    cells = _list_cells(model, rows, [context])
+    rounds = list(_time_rounds(model, _FilledStore(max(map(sum, cells))), cells, repeats, seconds_budget=float("inf")))
+    return {n: [1e3 * seconds[place] for seconds in rounds] for place, (_, n) in enumerate(cells)}
 
 
 def _list_cells(model: LanguageModel, tokens: Sequence[int], contexts: Sequence[int]) -> list[Cell]:
@@ -97,12 +101,14 @@ def _list_cells(model: LanguageModel, tokens: Sequence[int], contexts: Sequence[
 def _time_rounds(
     model: LanguageModel,
     store: KVStore,
-    trees: dict[int, DraftTree],
     cells: list[Cell],
     repeats: int,
     seconds_budget: float,
 ) -> Iterator[list[float]]:
     """Yield per round the seconds of every cell, in the order of `cells`. Directions alternate; a first round warms up."""
+    longest, largest = max(context for context, _ in cells), max(n for _, n in cells)
+    trees = {n: DraftTree.chain(torch.randint(model.vocabulary, (n,), device=model.device)) for _, n in cells}
+    _time_forward(model, store, trees[largest], longest)
     begun = perf_counter()
     for number in range(max(repeats, 1) + 1):
         started = perf_counter()

@@ -1,6 +1,7 @@
 """Read, check and write weights of trained drafters, in the layouts their authors publish."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,49 +10,106 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from specbench.decoding.finite import check_weights
 from specbench.drafters.network import DraftNetwork
 from specbench.errors import InputError, abbreviate
 from specbench.models.load import find_local_folder
+from specbench.models.refusals import read_mapping
 
 OURS = "model.safetensors"
+INDEX = ".index.json"  # after the name of a weight file that is split into shards
 RANDOM = "random"
 
 
 def fill_network(network: DraftNetwork, tensors: Mapping[str, Tensor], place: str) -> None:
-    """Load tensors into a network. Raises InputError for missing, unexpected and misshapen tensors, by name with both shapes."""
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    """Load tensors into a network. Raises InputError for missing, unexpected and misshapen tensors, by name with both shapes.
+
+    Also for tensors of another kind, such as whole numbers for weights, and for weights that are NaN or infinite.
+    """
+    expected = network.state_dict()
     given = {name: tensor for name, tensor in tensors.items() if not name.startswith(network.unused)}
     misshapen = [
-        f"{name} is {tuple(given[name].shape)}, expected {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in given and given[name].shape != shape
+        f"{name} is {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in given and given[name].shape != tensor.shape
     ]
-    missing = [f"{name}, expected {tuple(shape)}" for name, shape in expected.items() if name not in given]
-    kinds = {"misshapen": misshapen, "missing": missing, "not in the network": [name for name in given if name not in expected]}
+    kinds = {
+        "misshapen": misshapen,
+        "missing": [f"{name}, expected {tuple(tensor.shape)}" for name, tensor in expected.items() if name not in given],
+        "not in the network": [name for name in given if name not in expected],
+        "of another kind": [
+            f"{name} is {given[name].dtype}, expected {tensor.dtype}"
+            for name, tensor in expected.items()
+            if name in given and not _is_like(given[name], tensor)
+        ],
+    }
     if wrong := "; ".join(f"{what}: {abbreviate(sorted(names))}" for what, names in kinds.items() if names):
         raise InputError(f"the checkpoint at {place} does not fit its config: {wrong}")
+    check_weights(given, f"the checkpoint at {place}")
     network.load_state_dict(dict(given), assign=True)
 
 
+def _is_like(given: Tensor, expected: Tensor) -> bool:
+    """Return whether both are floats, both whole numbers or both switches, and the given one is plain memory."""
+    plain = given.layout == torch.strided and not given.is_quantized and not given.is_meta
+    return plain and _classify(given) == _classify(expected)
+
+
+def _classify(tensor: Tensor) -> str:
+    if tensor.dtype == torch.bool:
+        return "switch"
+    return "float" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "whole"
+
+
 def read_tensors(folder: Path, files: Iterable[str]) -> dict[str, Tensor]:
-    """Read the first weight file that exists. Raises InputError if none does, and for a pickle of more than tensors."""
+    """Read the first weight file that exists, or the shards that its index names.
+
+    Raises InputError if none does, for a broken file, and for a pickle of more than tensors.
+    """
     names = [OURS, *files]
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        raise InputError(f"no checkpoint at {folder}: expected one of {', '.join(names)}")
+    for name in names:
+        if (folder / name).is_file():
+            return _read_file(folder / name)
+        if (folder / f"{name}{INDEX}").is_file():
+            return _read_shards(folder / f"{name}{INDEX}")
+    raise InputError(f"no checkpoint at {folder}: expected one of {', '.join(names)}")
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return tensors
-    except UnpicklingError:
-        raise InputError(f"{path}: holds more than plain tensors, which is never executed") from None
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
+        tensors: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        if re.search("global|reduce|class", str(error).rpartition("WeightsUnpickler error")[2], re.IGNORECASE):
+            raise InputError(f"{path}: holds more than plain tensors, which is never executed") from None
+        raise InputError(f"{path}: cannot be read: it is no file of torch.save") from None
+    except Exception as error:  # of any type: bytes that are no such file
+        raise InputError(f"{path}: cannot be read: {str(error).strip() or type(error).__name__}") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise InputError(f"{path}: expected tensors by name, as of a state dict")
+    return {str(name): tensor for name, tensor in tensors.items()}
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """Read every file that an index names, all of them beside it."""
+    files = read_mapping(index).get("weight_map")
+    names = sorted(set(files.values())) if isinstance(files, dict) and all(map(_is_name, files.values())) else []
+    if not names:
+        raise InputError(f'{index}: expected {{"weight_map": {{tensor: file beside this one, …}}}}')
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index}: names {name}, which is not there")
+        tensors |= _read_file(index.parent / name)
+    return tensors
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).name == value
 
 
 def find_folder(checkpoint: str) -> Path:
@@ -63,14 +121,6 @@ def find_folder(checkpoint: str) -> Path:
         return Path(snapshot_download(name, revision=revision or None))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(f"no checkpoint at {checkpoint}: no such folder, and {str(error).splitlines()[0]}") from None
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return config
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
 
 
 def write_checkpoint(network: DraftNetwork, folder: Path, file: str = OURS) -> None:

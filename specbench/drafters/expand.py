@@ -9,7 +9,7 @@ from torch import nn
 
 from specbench.drafters.network import DraftNetwork, Network, TargetShape
 from specbench.errors import InputError
-from specbench.models.expand import NEVER, READS_HIDDEN, HeadMap, TensorFiller, add_bias
+from specbench.models.expand import NEVER, READS_HIDDEN, HeadMap, TensorFiller, add_bias, check_frequencies
 from specbench.models.load import check_room
 
 DRAFT_VOCABULARY = 32_000  # of drafters with a draft vocabulary, as in the published ones for the same targets
@@ -35,6 +35,8 @@ def expand_network(network: Network, base: TargetShape, shape: TargetShape, dtyp
     small = network.state_dict()
     small |= {f"{name}.bias": torch.zeros(len(small[f"{name}.weight"])) for name in heads}
     old, new = getattr(network, "layer_config", base), getattr(large, "layer_config", shape)
+    if hasattr(network, "layer_config"):
+        check_frequencies(old, new)
     fill = TensorFiller(HeadMap(old, new), device)
     for name, weight in large.named_parameters():
         vectors = next((count for suffix, count in network.hidden_vectors.items() if name.endswith(suffix)), 1)

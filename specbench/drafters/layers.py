@@ -7,6 +7,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specbench.decoding.attention import ChainBias, align_on_cuda
 from specbench.decoding.kv_store import KVStore
+from specbench.errors import InputError
 
 
 class LayerPass:
@@ -17,7 +18,7 @@ class LayerPass:
         self.first = first
         self._mask = mask
 
-    def get_mask(self, window: int | None) -> Tensor | None:
+    def get_mask(self, layer: int, window: int | None) -> Tensor | None:
         return self._mask
 
 
@@ -62,11 +63,13 @@ class DraftKV:
 
 
 class Rotary:
-    """A table of cos and sin by position."""
+    """A table of cos and sin by position. Raises InputError for settings that give no finite angles."""
 
     def __init__(self, config: LlamaConfig, positions: int, like: Tensor) -> None:
         rotary = LlamaRotaryEmbedding(config).to(like.device)
         self.cos, self.sin = (x[0] for x in rotary(like, torch.arange(positions, device=like.device)[None]))
+        if not (self.cos.isfinite().all() and self.sin.isfinite().all()):
+            raise InputError(f"rope_parameters={config.rope_parameters}: its angles are not finite")
 
     def get_cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(N,) -> cos and sin, (1, N, D) each."""

@@ -70,7 +70,7 @@ class TrainingPass:
         """Whether attention is plainly causal and needs no mask."""
         return self._mask is None
 
-    def get_mask(self, window: int | None) -> Tensor | None:
+    def get_mask(self, layer: int, window: int | None) -> Tensor | None:
         return self._mask
 
     def write(self, layer: int | Tensor, key: Tensor, value: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:

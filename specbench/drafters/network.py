@@ -7,11 +7,17 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, PretrainedConfig
+from transformers.activations import ACT2FN
 
 from specbench.decoding import attention
 from specbench.decoding.language_model import LanguageModel
+from specbench.drafters.config_keys import ANY, POSITIVE, Rule, require_equal, require_name, require_whole
 from specbench.drafters.lesson import Lesson, LessonLoss
+from specbench.drafters.rotary import ROTARY_KEYS, read_rotary
+from specbench.errors import InputError
 from specbench.models.expand import get_small_sizes
+
+DEFAULT_EPS = 1e-6  # rms_norm_eps of a Llama whose config.json has none
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,9 @@ class TargetShape:
 
     @staticmethod
     def of(config: PretrainedConfig) -> "TargetShape":
-        heads = config.num_attention_heads
-        defaults = {"num_key_value_heads": heads, "head_dim": config.hidden_size // heads, "rms_norm_eps": 1e-6}
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        defaults = {"num_key_value_heads": heads, "head_dim": hidden // heads, "rms_norm_eps": DEFAULT_EPS}
+        defaults["intermediate_size"] = getattr(config, "ffn_dim", None) or 4 * hidden  # OPT's name, and GPT-2's size
         names = [field.name for field in fields(TargetShape)]
         return TargetShape(**{name: getattr(config, name, None) or defaults[name] for name in names})
 
@@ -45,18 +52,40 @@ class TargetShape:
         return asdict(self) | {"num_hidden_layers": 1}
 
 
+def list_layer_keys(shape: TargetShape) -> dict[str, Rule]:
+    """Return the keys of config.json that describe a Llama layer and embeddings of the drafter's own."""
+    return {
+        **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"), require_whole(required=True)),
+        "vocab_size": require_equal(shape.vocab_size, "the target's", required=True),
+        "num_hidden_layers": require_equal(1, "the only number supported"),
+        "num_key_value_heads": require_whole(),
+        "head_dim": require_whole(),
+        "max_position_embeddings": require_whole(),
+        "rms_norm_eps": POSITIVE,
+        "hidden_act": require_name(ACT2FN),
+        **ROTARY_KEYS,
+    }
+
+
 def build_layer_config(config: Mapping[str, Any], shape: TargetShape) -> LlamaConfig:
     """Return the config of a drafter's Llama layer with our attention function: config.json's sizes, else the target's."""
     sizes = {**shape.get_layer_sizes(), **config}
     if "num_attention_heads" in config:
         sizes["num_key_value_heads"] = config.get("num_key_value_heads") or config["num_attention_heads"]
         sizes["head_dim"] = config.get("head_dim") or sizes["hidden_size"] // config["num_attention_heads"]
+    _check_heads(sizes)
     kept = {name: sizes[name] for name in (*shape.get_layer_sizes(), "hidden_act") if name in sizes}
-    layer_config = LlamaConfig(
-        **kept, rope_parameters={"rope_type": "default", "rope_theta": config.get("rope_theta") or 10000.0}
-    )
+    layer_config = LlamaConfig(**{**kept, "num_hidden_layers": 1}, rope_parameters=read_rotary(config))
     layer_config._attn_implementation = attention.NAME
     return layer_config
+
+
+def _check_heads(sizes: Mapping[str, Any]) -> None:
+    heads, groups, width = (sizes[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    if heads % groups:
+        raise InputError(f"num_key_value_heads={groups}: expected a divisor of num_attention_heads={heads}")
+    if width < 2 or width % 2:
+        raise InputError(f"head_dim={width}: expected an even number, as rotary positions turn pairs of dimensions")
 
 
 class DraftNetwork(nn.Module):
@@ -81,8 +110,13 @@ class DraftNetwork(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def list_keys(cls, shape: TargetShape) -> Mapping[str, Rule]:
+        """Return the keys of config.json that the network uses, with their rules; by default create_config's, of any value."""
+        return dict.fromkeys(cls.create_config(shape), ANY)
+
+    @classmethod
     def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return config.json and tensors of a published checkpoint without its quirks."""
+        """Return config.json, checked by list_keys, and tensors of a published checkpoint without its quirks."""
         return config, tensors
 
     @property
@@ -102,6 +136,13 @@ class DraftNetwork(nn.Module):
 
     def init_weights(self, target: LanguageModel) -> None:
         """Set the weights that training starts from, if the paper does not start from random ones."""
+
+    def count_logits(self) -> int:
+        """Return how many float32 matrices (answer tokens, V) the loss and its gradient hold at their peak, about.
+
+        `divergence` keeps two, `cross_entropy` one; computing one of them takes two or three more.
+        """
+        return 5
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Compute the paper's training loss on a batch of conversations."""

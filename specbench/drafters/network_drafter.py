@@ -3,19 +3,22 @@
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from specbench.decoding.attention import ChainBias
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
-from specbench.drafters.checkpoints import RANDOM, fill_network, find_folder, read_config, read_tensors
+from specbench.drafters.checkpoints import RANDOM, fill_network, find_folder, read_tensors
+from specbench.drafters.config_keys import check_config
 from specbench.drafters.expand import expand_network
 from specbench.drafters.keeping import KeepingDrafter
 from specbench.drafters.layers import DraftKV
 from specbench.drafters.network import Network, TargetShape
-from specbench.errors import InputError
+from specbench.errors import InputError, format_error
 from specbench.machine.devices import pick_dtype
 from specbench.models.expand import SEED, get_small_sizes, map_layer
 from specbench.models.packed import can_pack, pack
+from specbench.models.refusals import read_mapping
 
 
 def load_network(kind: type[Network], checkpoint: str | None, target: LanguageModel, dtype: str = "auto") -> Network:
@@ -23,11 +26,13 @@ def load_network(kind: type[Network], checkpoint: str | None, target: LanguageMo
 
     dtype: `auto` is the target's. Raises InputError.
     """
+    _check_target(target)
     base, checkpoint = TargetShape.of_base(target.config), require_checkpoint(checkpoint)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         random = checkpoint == RANDOM
         network = kind(kind.create_config(base), base) if random else _read_network(kind, checkpoint, base)
+    check_taps(network.taps, base.num_hidden_layers)
     weights_dtype = target.dtype if dtype == "auto" else pick_dtype(dtype, target.device)
     if get_small_sizes(target.config):
         network = expand_network(network, base, TargetShape.of(target.config), weights_dtype, target.device)
@@ -76,6 +81,7 @@ class LayerDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
 
 def create_network(kind: type[Network], target: LanguageModel) -> Network:
     """Create the network that training starts from, float32 on the target's device."""
+    _check_target(target)
     shape = TargetShape.of(target.config)
     network = kind(kind.create_config(shape), shape).to(target.device)
     network.init_weights(target)
@@ -84,10 +90,31 @@ def create_network(kind: type[Network], target: LanguageModel) -> Network:
 
 
 def _read_network(kind: type[Network], checkpoint: str, shape: TargetShape) -> Network:
-    folder = find_folder(checkpoint)
-    tensors = read_tensors(folder, kind.files)
-    config, tensors = kind.normalise_checkpoint(read_config(folder / "config.json"), tensors)
-    with torch.device("meta"):
-        network = kind(config, shape)
+    folder, place = find_folder(checkpoint), f"{checkpoint}/config.json"
+    tensors, config = read_tensors(folder, kind.files), read_mapping(folder / "config.json")
+    try:
+        config, tensors = kind.normalise_checkpoint(check_config(config, kind.list_keys(shape)), tensors)
+        with torch.device("meta"):
+            network = kind(config, shape)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+    except Exception as error:  # of any type: sizes may fit no network
+        raise InputError(f"{place} makes no network: {format_error(error)}") from None
     fill_network(network, tensors, checkpoint)
     return network
+
+
+def _check_target(target: LanguageModel) -> None:
+    """Raises InputError for a target whose hidden states cannot be read, or differ in width from its embeddings."""
+    kind, hidden = target.config.model_type, target.config.hidden_size
+    if not isinstance(getattr(target.decoder, "layers", None), nn.ModuleList):
+        raise InputError(f"{kind}: its decoder has no list of `layers`, so no trained drafter can read its hidden states")
+    if (width := target.embedding.get_parameter("weight").shape[-1]) != hidden:
+        raise InputError(f"{kind}: its embeddings have {width} dimensions, its hidden states {hidden}; expected equal widths")
+
+
+def check_taps(taps: tuple[int, ...], layers: int) -> None:
+    """Raises InputError for a hidden state that a target with so many layers does not have."""
+    for tap in taps:
+        if not 0 <= tap <= layers:
+            raise InputError(f"the drafter reads the hidden state before layer {tap}; the target has 0 to {layers} (after all)")

@@ -67,7 +67,7 @@ def _find_file(checkpoint: str) -> Path:
 def _read_skip_set(path: Path) -> SkipSet:
     try:
         lists: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not (isinstance(lists, dict) and set(lists) == {"attention", "mlp"} and all(map(_is_number_list, lists.values()))):
         raise InputError(f"{path}: expected two lists of layer numbers, attention: [...] and mlp: [...]")

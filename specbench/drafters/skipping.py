@@ -8,11 +8,12 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate.hooks import add_hook_to_module
 from torch import Tensor, nn
 
 from specbench.decoding.language_model import LanguageModel
-from specbench.errors import InputError
+from specbench.errors import InputError, format_error
 
 ATTENTION, MLP = "self_attn", "mlp"  # their names in transformers' decoder layers
 
@@ -55,7 +56,17 @@ def skip_sublayers(target: LanguageModel, skipped: SkipSet) -> LanguageModel:
     module.layers = nn.ModuleList(
         _skip_parts(layer, number in skipped.attention, number in skipped.mlp) for number, layer in enumerate(decoder.layers)
     )
-    return LanguageModel(model)
+    return _try_out(LanguageModel(model))
+
+
+@torch.inference_mode()
+def _try_out(thin: LanguageModel) -> LanguageModel:
+    """Raises InputError where a layer does not run without its parts, such as experts that return more than hidden states."""
+    try:
+        thin.prefill(thin.create_store(2), [torch.zeros(2, dtype=torch.long, device=thin.device)])
+    except Exception as error:
+        raise InputError(f"{thin.config.model_type}: parts of its layers cannot be skipped: {format_error(error)}") from None
+    return thin
 
 
 def _skip_parts(layer: nn.Module, attention: bool, mlp: bool) -> nn.Module:

@@ -24,6 +24,7 @@ class Native(Engine):
         self._store: KVStore | None = None
         for drafter in drafters.values():
             drafter.bind(target)
+            target.check_taps(drafter.taps)
 
     def has(self, label: str) -> bool:
         return True

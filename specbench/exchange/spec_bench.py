@@ -19,8 +19,10 @@ from specbench.analysis.loaded_run import LoadedRun
 from specbench.errors import InputError
 from specbench.models.chat import count_retokenised
 from specbench.records.files import JsonLines, write_atomic
+from specbench.records.names import make_file_name
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE, IMPORTED, QuestionId, Trial
+from specbench.records.trial import BASELINE, IMPORTED, QuestionId, Trial, TrialKey
+from specbench.records.trial_rules import parse_trial
 from tasks.question import TASK_OF_CATEGORY
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def export_answers(run: LoadedRun, out: Path) -> list[Path]:
             continue  # the text of another seed, which is not stored
         questions = [list(rows) for _, rows in groupby(turns, key=lambda turn: turn[0].question_id)]
         rows = [_build_row(run, [trial for trial, _ in rows], [texts[key] for _, key in rows]) for rows in questions]
-        path = out / FOLDER.format(repeat + 1) / f"{method}.jsonl"
+        path = out / FOLDER.format(repeat + 1) / f"{make_file_name(method)}.jsonl"
         write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         written.append(path)
     if not written:
@@ -99,40 +101,61 @@ def import_answers(files: Sequence[Path], baselines: Sequence[Path], tokenizer: 
     for method, count in Counter(labels).items():
         if count != len(baselines):
             raise InputError(f"--baseline: {len(baselines)} files, {method} has {count}")
-    trials = [
-        trial
-        for index, (label, path) in enumerate(labelled)
-        for trial in _read_trials(path, label, labels[:index].count(label), tokenizer)
-    ]
+    read = [_read_trials(path, label, labels[:index].count(label), tokenizer) for index, (label, path) in enumerate(labelled)]
+    _check_same_questions([path for _, path in labelled], read)
     run.write_config({"target": {"name": baselines[0].stem}, "suite": {"name": "spec_bench"}, "sampling": {}, "method": {}})
     run.write_provenance({"imported": [f"{path.parent.name}/{path.name}" for _, path in labelled]})
-    for trial in trials:
+    for trial in (trial for trials in read for trial in trials):
         run.append_trial(trial)
 
 
-def _read_trials(path: Path, label: str, repeat: int, tokenizer: Tokenizer | None) -> Iterator[Trial]:
-    for _, row in read_answers(path):
+def _read_trials(path: Path, label: str, repeat: int, tokenizer: Tokenizer | None) -> list[Trial]:
+    """Read one file. Raises InputError (file:line), also for a question that comes twice."""
+    trials: dict[TrialKey, Trial] = {}
+    for number, row in read_answers(path):
         for turn, committed in enumerate(_split_by_turn(row["choices"][0])):
-            yield _build_trial(label, repeat, row, turn, committed, tokenizer)
+            trial = _build_trial(label, repeat, row, turn, committed, tokenizer)
+            try:
+                if trial.key in trials:
+                    raise InputError(f"turn {turn} of question {trial.question_id} already exists")
+                trials[trial.key] = parse_trial(trial.to_row())
+            except InputError as error:
+                raise InputError(f"{path}:{number}: not an answer of Spec-Bench: {error}") from None
+    return list(trials.values())
+
+
+def _check_same_questions(paths: Sequence[Path], files: Sequence[Sequence[Trial]]) -> None:
+    """Raise InputError unless every file answers the turns that the first one does, in the same categories."""
+    first, *others = ({(trial.question_id, trial.turn): trial.category for trial in file} for file in files)
+    for path, turns in zip(paths[1:], others, strict=True):
+        for question, turn in [*first, *turns]:
+            here, there = turns.get((question, turn), "missing"), first.get((question, turn), "missing")
+            if here != there:
+                raise InputError(f"{path}: turn {turn + 1} of question {question} is {here}, in {paths[0]} it is {there}")
 
 
 def read_answers(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line numbers and rows of an answer file. Raises InputError with the line."""
-    if not path.is_file():
+    """Yield line numbers and rows of an answer file. Raises InputError with the line, and for a file without an answer."""
+    if not path.exists():
         raise InputError(f"{path}: no such file")
+    number = 0
     for number, row in JsonLines(path).read_numbered(torn=False):
         if error := _find_error(row):
             raise InputError(f"{path}:{number}: not an answer of Spec-Bench: {error}")
         yield number, row
+    if not number:
+        raise InputError(f"{path}: holds no answer")
 
 
 def _find_error(row: dict[str, Any]) -> str | None:
     """Return what is wrong with a row, or None."""
-    choices = row.get("choices")
+    choices: Any = row.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     missing = [*(name for name in FIELDS if name not in row), *(name for name in CHOICE if name not in choice)]
     if missing:
         return f"it has no {', '.join(missing)}"
+    if len(choices) > 1:
+        return f"it has {len(choices)} choices, expected one"
     if type(row["question_id"]) not in (int, str):
         return "question_id is not an integer or a text"
     if not isinstance(row["category"], str):
@@ -141,6 +164,8 @@ def _find_error(row: dict[str, Any]) -> str | None:
         values = choice[name]
         if not _is_list_of(values, kind) or len(values) != len(choice["turns"]):
             return f"{name} is not a list of {'texts' if kind is str else 'numbers'}, one per turn"
+    if not choice["turns"]:
+        return "turns is empty"
     if not all(0 < wall < math.inf or text == FAILED for wall, text in zip(choice["wall_time"], choice["turns"], strict=True)):
         return f"wall_time is not above 0 in a turn whose text is not {FAILED}"
     if not _is_list_of(choice["accept_lengths"], int):

@@ -15,6 +15,7 @@ import pandas as pd
 from specbench.analysis.loaded_run import LoadedRun
 from specbench.analysis.summary import summarise
 from specbench.records.files import write_atomic
+from specbench.records.names import make_file_name
 from specbench.records.trial import BASELINE
 
 BIGGER = {"speedup": "×", "mean_accepted_tokens": "tokens", "tokens_per_second": "tokens/s"}  # summary columns and units
@@ -74,11 +75,12 @@ def export_asv(run: LoadedRun, out: Path) -> list[Path]:
     rows = summarise(run)
     machine, benchmark = _describe_machine(run), _build_benchmark(run, rows)
     result = _build_result(run, rows, machine, benchmark)
-    folder = out / machine["machine"]
+    folder = out / make_file_name(machine["machine"])
+    stem = make_file_name(f"{result['commit_hash'][:8]}-{result['env_name']}")
     return [
         _write_json(out / "benchmarks.json", {"ms_per_token": benchmark, "version": ASV}),
         _write_json(folder / "machine.json", {**machine, "version": 1}),
-        _write_json(folder / f"{result['commit_hash'][:8]}-{result['env_name']}.json", result),
+        _write_json(folder / f"{stem}.json", result),
     ]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from specbench.errors import InputError, suggest_choices
+from specbench.errors import InputError, format_error, suggest_choices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -33,10 +33,16 @@ class ChatFormat:
 
 
 def render_prompt(format: str, turns_so_far: Turns, tokenizer: Tokenizer) -> list[int]:
-    """Return the prompt ids (T,) of the last turn. Raises InputError for an unknown format or a missing chat template."""
+    """Return the prompt ids (T,) of the last turn.
+
+    Raises InputError for an unknown format, for a chat template that is missing or fails, and for a prompt without a token.
+    """
     if [answer is None for _, answer in turns_so_far] != [False] * (len(turns_so_far) - 1) + [True]:
         raise ValueError("every turn but the last must have an answer, and the last must have None")
-    return _get_format(format).prompt(turns_so_far, tokenizer)
+    ids = _get_format(format).prompt(turns_so_far, tokenizer)
+    if not ids:
+        raise InputError(f"target.format={format}: the prompt of {len(turns_so_far)} turns has no token; expected one or more")
+    return ids
 
 
 def decode_answer(format: str, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
@@ -74,7 +80,10 @@ def _apply_template(turns: Turns, tokenizer: Tokenizer) -> list[int]:
         for role, text in zip(("user", "assistant"), turn, strict=True)
         if text is not None
     ]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    try:
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    except Exception as error:  # of any type: a template is a program
+        raise InputError(f"the chat template of {tokenizer.name_or_path}: {format_error(error)}") from None
 
 
 def _decode_vicuna(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

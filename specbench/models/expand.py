@@ -66,11 +66,11 @@ def expand_config(model: PreTrainedModel, shape: Mapping[str, int]) -> LlamaConf
     except StrictDataclassClassValidationError as error:
         raise InputError(f"shape: {error.__cause__ or error}") from None
     HeadMap(old, new)
-    _check_frequencies(old, new)
+    check_frequencies(old, new)
     return new
 
 
-def _check_frequencies(old: Any, new: Any) -> None:
+def check_frequencies(old: Any, new: Any) -> None:
     """Raises InputError if rope scaling gives the large heads other frequencies, because it depends on sizes."""
     try:
         with torch.device("cpu"):

@@ -8,7 +8,6 @@ from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,11 +19,22 @@ from transformers import (
 )
 
 from specbench import ROOT
+from specbench.decoding.finite import check_weights
 from specbench.decoding.language_model import LanguageModel
-from specbench.errors import InputError, abbreviate
+from specbench.errors import InputError, is_out_of_memory
 from specbench.machine.devices import get_free_memory, get_total_memory, pick_device, pick_dtype
 from specbench.models.expand import expand_config, expand_model
 from specbench.models.packed import can_pack, pack
+from specbench.models.refusals import (
+    check_decoder,
+    check_quantization,
+    check_settings,
+    describe_failure,
+    describe_misfits,
+    read_mapping,
+    take_message,
+)
+from specbench.models.self_test import LEAST_AFTER_FLOAT32, check_float32_copy, check_forward
 
 
 def load_model(
@@ -41,7 +51,8 @@ def load_model(
 ) -> LanguageModel:
     """Load a model. weights: pretrained, or random from `config` alone. shape: expand to it, outputs unchanged.
 
-    packed: pack linear layers in oneDNN's layout where `can_pack` allows. Raises InputError if the model cannot be loaded.
+    packed: pack linear layers in oneDNN's layout where `can_pack` allows. Raises InputError if the model cannot be loaded, if a
+    weight is not a finite number, or if our forward does not compute what transformers' own does.
     """
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
@@ -54,18 +65,26 @@ def load_model(
             model = _build_random(config, kind, where)
         else:
             model = _load_pretrained(path, revision, kind, device_map, trust_remote_code)
+        check_weights(model, f"the checkpoint at {path}" if path else "the model")
         if shape is not None:
             with torch.device("meta"):
                 check_room(_build_model(expand_config(model, shape)), kind, where, packed)
             model = expand_model(model, shape, where)
         if device_map is None:
             model = model.to(where)  # type: ignore[arg-type]
+        return _try_out(model, one_device=device_map is None, packed=packed and can_pack(where, kind))
     except torch.OutOfMemoryError:
         raise InputError(f"{path} does not fit the memory of {where}; try another device, dtype or device_map") from None
-    if packed and can_pack(where, kind):
+
+
+def _try_out(model: PreTrainedModel, one_device: bool, packed: bool) -> LanguageModel:
+    """Return the model as it will run, after the self-test. Raises InputError."""
+    check_decoder(model)
+    in_float32 = check_float32_copy(model) if one_device else None
+    if packed:
         pack(model)
     loaded = LanguageModel(model)
-    loaded.check_attention()
+    loaded.self_test = check_forward(loaded, LEAST_AFTER_FLOAT32 if in_float32 else None) | {"in_float32": in_float32}
     return loaded
 
 
@@ -139,7 +158,7 @@ def load_tokenizer(path: str, revision: str | None, trust_remote_code: bool) -> 
     except InputError:
         raise
     except Exception as error:  # the tokenizers library raises bare exceptions
-        raise InputError(f"no tokenizer at {path}: {_take_first_line(error)}") from None
+        raise InputError(f"no tokenizer at {path}: {take_message(error)}") from None
 
 
 def _load_pretrained(
@@ -147,9 +166,12 @@ def _load_pretrained(
 ) -> PreTrainedModel:
     if path is None:
         raise InputError("target.path is missing; expected a hub id or a folder")
+    place = _resolve_path(path)
+    config = read_mapping(Path(place) / "config.json") if (Path(place) / "config.json").is_file() else {}
+    check_quantization(config.get("quantization_config"), place)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _resolve_path(path),
+            place,
             revision=revision,
             dtype=dtype,
             device_map=device_map,
@@ -157,25 +179,16 @@ def _load_pretrained(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below
         )
-    except torch.OutOfMemoryError:
-        raise
     except UnpicklingError:
         raise InputError(f"no model at {path}: its .bin file holds more than plain tensors, which is never executed") from None
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"no model at {path}: {_take_first_line(error)}") from None
+    except Exception as error:  # of any type: what does not fit is found all over transformers
+        if is_out_of_memory(error):
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise InputError(f"no model at {path}: {describe_failure(error, config)}") from None
     model, info = loaded
-    if wrong := _describe_misfits(model, info):
+    if wrong := describe_misfits(model, info):
         raise InputError(f"the checkpoint at {path} does not fit its config: {wrong}")
     return cast(PreTrainedModel, model)
-
-
-def _describe_misfits(model: PreTrainedModel, info: Mapping[str, Any]) -> str:
-    """Return the misshapen, missing and unexpected tensors of a checkpoint; empty if all fit."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    misshapen = [f"{name} is {tuple(given)}, expected {tuple(expected)}" for name, given, expected in info["mismatched_keys"]]
-    missing = [f"{name}, expected {shapes.get(name, 'it')}" for name in info["missing_keys"]]
-    kinds = {"misshapen": misshapen, "missing": missing, "not in the model": list(info["unexpected_keys"])}
-    return "; ".join(f"{kind}: {abbreviate(sorted(names))}" for kind, names in kinds.items() if names)
 
 
 def _build_random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -188,12 +201,10 @@ def _build_random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: 
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(0)
             return _build_model(architecture, dtype=dtype)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # of any type: the config may fit no architecture
-        if isinstance(error, RuntimeError) and "alloc" in str(error):  # main memory: torch has no exception for it
+        if is_out_of_memory(error):
             raise torch.OutOfMemoryError(str(error)) from None
-        raise InputError(f"target.config makes no model: {_take_first_line(error)}") from None
+        raise InputError(f"target.config makes no model: {describe_failure(error, config)}") from None
 
 
 def _build_model(config: PretrainedConfig, **options: torch.dtype) -> PreTrainedModel:
@@ -207,13 +218,10 @@ def find_local_folder(path: str) -> Path | None:
 
 
 def _resolve_path(path: str) -> str:
-    """Return a folder or hub id. Raises InputError for a path that cannot be a hub id and does not exist."""
+    """Return a folder or hub id. Raises InputError for a path that cannot be a hub id and does not exist, or broken settings."""
     if (folder := find_local_folder(path)) is not None:
+        check_settings(folder)
         return str(folder)
     if path.count("/") > 1 or path.startswith((".", "~", "/")):
         raise InputError(f"no model at {path}: no such folder, and a hub id has the form owner/name")
     return path
-
-
-def _take_first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -79,6 +79,8 @@ def read_texts(path: Path, target: Target) -> list[Text]:
     Only user and assistant messages are read; the rest of a prompt comes from the target's chat format, as in a run. Raises
     InputError with file and line.
     """
+    if not path.is_file():
+        raise InputError(f"{path}: cannot be read: no such file")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -87,7 +89,7 @@ def read_texts(path: Path, target: Target) -> list[Text]:
     for number, line in enumerate(lines, start=1):
         try:
             texts += list(_parse_texts(json.loads(line), target))
-        except WRONG as error:
+        except (*WRONG, RecursionError) as error:
             raise InputError(
                 f"{path}:{number}: expected prompt_ids and answer_ids, conversations or messages: {error!r}"
             ) from None

@@ -15,6 +15,7 @@ from specbench.paper.items import LEADERBOARDS, SURVEY_ITEMS, Item, list_other_t
 from specbench.paper.matching import collect_measured, match_rows
 from specbench.records.files import write_atomic
 from specbench.report.canvas import inline_svg, render_svg, save_figure, use_figure_settings
+from specbench.report.folder import claim_folder
 from specbench.report.page import build_environment
 from specbench.report.palette import Style
 
@@ -26,6 +27,7 @@ TABLE = [
 
 def render_paper(run_dirs: Sequence[Path], out: Path) -> Path:
     """Write index.html, drift.csv, and CSV, PNG, SVG and PDF of every item; return the page. Raises InputError."""
+    claim_folder(out, ["drift.csv"])
     measured = collect_measured([read_run(path) for path in run_dirs])
     items = [*SURVEY_ITEMS, *LEADERBOARDS]
     rows = {item.name: item.rows() for item in items}

@@ -1,6 +1,7 @@
 """Certificates: the tests and verdicts of methods on one target. JSON on disk; no torch in here.
 
-exact      every text equals autoregressive decoding's, token for token
+exact      every text equals autoregressive decoding's, token for token, and there were enough (records/evidence.py)
+exact so far  the same, with less evidence
 tie        where a text differs, the target itself is undecided: the difference is within its rounding
 sampled    drafts are sampled, so texts differ; no test found a distribution other than the target's
 lossy      by design, and declared so
@@ -10,6 +11,7 @@ untested   claimed lossless, but stopped while it was tested
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,14 +21,18 @@ from typing import Any
 
 from specbench import ROOT
 from specbench.errors import InputError
-from specbench.records.files import JsonLines, write_atomic
+from specbench.records.certificate_fields import CertificateFields, JournalRow, check_verdicts
+from specbench.records.documents import parse_document
+from specbench.records.evidence import EXACT, SO_FAR, Evidence, read_evidence
+from specbench.records.files import JsonLines, read_text, write_atomic
 from specbench.records.moved import translate_targets
+from specbench.records.typed import check
 
 SCHEMA = 1
 FILE = "certificate.json"
 JOURNAL = "verdicts.jsonl"
 OWN_FOLDERS = (ROOT / "results" / "reference" / "certificates", ROOT / "results" / "certificates")  # of this checkout
-GRAVITY = ("untested", "exact", "sampled", "tie", "lossy", "bug")  # classes from the least grave
+GRAVITY = ("untested", SO_FAR, EXACT, "sampled", "tie", "lossy", "bug")  # from the least grave
 KEYS = ("temperature", "top_p", "top_k")
 TARGET = ("name", "shape", "path", "revision", "weights", "config")  # of a run's config
 ENGINE = "specbench.engine.native.Native"  # the engine whose texts are tested
@@ -77,16 +83,20 @@ class Certificate:
         write_atomic(folder / FILE, json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n")
         return folder / FILE
 
-    def find_verdicts(self, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
-        """Return, by label, the classes of a run's methods that have the same settings, target and engine here."""
+    def get_evidence(self, verdict: Verdict) -> Evidence:
+        """Return what a verdict rests on."""
+        return read_evidence(verdict.tests, self.config["sampling"]["max_new_tokens"])
+
+    def find_verdicts(self, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Verdict]:
+        """Return, by label, the verdicts on a run's methods that have the same settings, target and engine here."""
         if _identify_target(config, about) != _identify_target(self.config, self.about) or not _is_native(config):
             return {}
-        sampling, tested = config.get("sampling", {}), self.config["sampling"]
+        sampling, tested = config.get("sampling") or {}, self.config["sampling"]
         greedy = sampling.get("temperature") == 0
         if not greedy and any(sampling.get(key) != tested[key] for key in KEYS):
             return {}
         return {
-            verdict.method: verdict.class_
+            verdict.method: verdict
             for verdict in (self.greedy if greedy else self.sampled)
             if _identify_method(config, about, verdict.method) == _identify_method(self.config, self.about, verdict.method)
         }
@@ -101,14 +111,21 @@ class VerdictJournal:
         self._path = folder / JOURNAL
         self._lines = JsonLines(self._path)
         self._lines.repair()
-        rows = [row for _, row in self._lines.read_numbered()]
+        rows = list(self._lines.read_numbered())
         device = {key: (about.get("device") or {}).get(key) for key in ("kind", "name")}
         head = {"schema": SCHEMA, "config": config, "about": {key: about.get(key) for key in TESTED}, "device": device}
         if not rows:
             self._lines.append(head)
-        elif rows[0] != json.loads(json.dumps(head)):
+        elif rows[0][1] != json.loads(json.dumps(head)):
             raise InputError(f"out={folder}: holds verdicts of another target, other settings or other code; choose another out")
-        self._verdicts = {(row.pop("greedy"), row["method"]): Verdict(**row) for row in rows[1:]}
+        self._verdicts = dict(self._parse(number, row) for number, row in rows[1:])
+
+    def _parse(self, number: int, row: dict[str, Any]) -> tuple[tuple[bool, str], Verdict]:
+        try:
+            check(row, JournalRow, "")
+            return (row.pop("greedy"), row["method"]), Verdict(**row)
+        except (InputError, TypeError) as problem:
+            raise InputError(f"{self._path}:{number}: not a verdict: {problem}") from None
 
     def get_verdict(self, greedy: bool, method: str) -> Verdict | None:
         """Return the stored verdict, None if there is none yet."""
@@ -161,37 +178,48 @@ def _drop_nulls(settings: Any) -> Any:
 
 def read_certificate(path: Path) -> Certificate:
     """Read a certificate. Raises InputError if the file is not one."""
+    text = read_text(path)
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        if plain.pop("schema") != SCHEMA:
-            raise ValueError("another schema")
-        for part in ("greedy", "sampled"):
-            plain[part] = [Verdict(**row) for row in plain[part]]
-        return Certificate(**{**plain, "config": translate_targets(plain["config"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a certificate: {error}") from None
+        plain = parse_document(text, CertificateFields)
+        check_verdicts(plain["greedy"], plain["sampled"])
+        return _build_certificate(plain)
+    except InputError as problem:
+        raise InputError(f"{path}: not a certificate: {problem}") from None
+
+
+def _build_certificate(plain: dict[str, Any]) -> Certificate:
+    fields = {field.name for field in dataclasses.fields(Certificate)}
+    if unknown := sorted(plain.keys() - fields - {"schema"}):
+        raise InputError(f"unknown fields {unknown}")
+    if plain["schema"] != SCHEMA:
+        raise InputError(f"schema version {plain['schema']}, this specbench reads version {SCHEMA}")
+    verdicts = {part: [Verdict(**row) for row in plain[part]] for part in ("greedy", "sampled")}
+    others = {name: plain[name] for name in fields - verdicts.keys()}
+    return Certificate(**{**others, **verdicts, "config": translate_targets(plain["config"])})
 
 
 @dataclass(frozen=True)
 class Certification:
-    """The verdict of certificates on a method; those of the same code, torch and transformers take precedence.
-
-    texts: number of texts checked per method; tokens: length of the longest.
-    """
+    """The verdict of certificates on a method; those of the same code, torch and transformers take precedence."""
 
     class_: str
     day: str
-    texts: int
-    tokens: int
+    evidence: Evidence
     same_version: bool
+
+    @property
+    def word(self) -> str:
+        """The class in the word that its evidence allows."""
+        return self.evidence.weigh(self.class_)
 
     @property
     def coverage(self) -> str:
         """What was checked, and when."""
-        return f"{self.texts} texts of at most {self.tokens} tokens, {self.day}"
+        limit = f": at most {self.evidence.most_wrong:.0%} are wrong" if self.evidence.texts else ""
+        return f"{self.evidence}, {self.day}{limit}"
 
     def __str__(self) -> str:
-        return self.class_ if self.same_version else f"{self.class_}, in another version"
+        return self.word if self.same_version else f"{self.word}, in another version"
 
 
 def list_folders(run: Path) -> list[Path]:
@@ -207,16 +235,15 @@ def find_certifications(config: Mapping[str, Any], about: Mapping[str, Any], fol
     certified: dict[str, Certification] = {}
     for certificate in sorted(_read_certificates(folders), key=lambda certificate: str(certificate.about.get("started"))):
         day = str(certificate.about.get("started"))[:10]
-        texts, tokens = certificate.floor["texts"], certificate.config["sampling"]["max_new_tokens"]
-        for label, class_ in certificate.find_verdicts(config, about).items():
+        for label, verdict in certificate.find_verdicts(config, about).items():
             same = _collect_versions(certificate.about, label) == _collect_versions(about, label)
-            new = Certification(class_, day, texts, tokens, same)
+            new = Certification(verdict.class_, day, certificate.get_evidence(verdict), same)
             certified[label] = max(new, certified.get(label, new), key=_rank_gravity)  # the first of equals
     return certified
 
 
 def _rank_gravity(certification: Certification) -> tuple[bool, int]:
-    return certification.same_version, GRAVITY.index(certification.class_)
+    return certification.same_version, GRAVITY.index(certification.word)
 
 
 def _read_certificates(folders: Sequence[Path]) -> list[Certificate]:

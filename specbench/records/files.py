@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from specbench.errors import InputError
+from specbench.records.typed import find_odd
 
 DOCUMENT = 16 * 2**20  # bytes of the largest file that is one document: a run.json, a certificate
 LINES = 4 * 2**30  # bytes of the largest file of lines
@@ -21,6 +25,8 @@ SPECIAL = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFDIR: "a folder",
 }
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character outside the basic plane, or a lone one
+UNLINKED = getattr(os, "O_NOFOLLOW", 0)
 QUICKLY = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # opening a pipe would wait
 
 
@@ -82,9 +88,9 @@ class JsonLines:
         self.path = path
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one line and wait until it is on disk."""
+        """Write one line and wait until it is on disk. Raises InputError where the file is a link or no file."""
         line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
-        with self.path.open("ab") as file:
+        with self._open_to_append() as file:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -93,30 +99,80 @@ class JsonLines:
         """Yield (line number, row), without blank lines. Raises InputError on a broken line, unless it is a torn last one."""
         lines = self._read_lines()
         for number, line in enumerate(lines, start=1):
-            row = _parse(line)
-            if row is not None:
-                yield number, row
-            elif line.strip() and not (torn and number == len(lines)):
-                raise InputError(f"{self.path}:{number}: not a JSON object")
+            if not line.strip() or (torn and number == len(lines) and _is_torn(line)):
+                continue
+            try:
+                yield number, parse_object(line)
+            except InputError as problem:
+                raise InputError(f"{self.path}:{number}: {problem}") from None
 
     def repair(self) -> None:
         """Cut off a torn last line, so that the next append starts a new line."""
-        lines = self._read_lines()
-        if not lines:
+        *_, last = self._read_lines() or [b""]
+        if not last or (last.endswith(b"\n") and last.strip()):
             return
-        if _parse(lines[-1]) is None:
-            os.truncate(self.path, self.path.stat().st_size - len(lines[-1]))
-        elif not lines[-1].endswith(b"\n"):
-            with self.path.open("ab") as file:
+        with self._open_to_append() as file:
+            if _is_torn(last):
+                file.truncate(file.seek(0, os.SEEK_END) - len(last))
+            else:
                 file.write(b"\n")
 
     def _read_lines(self) -> list[bytes]:
-        return read_bytes(self.path).splitlines(keepends=True) if self.path.exists() else []
+        return read_bytes(self.path).splitlines(keepends=True) if os.path.lexists(self.path) else []
+
+    def _open_to_append(self) -> BinaryIO:
+        """Open the file itself, never what a link leads to: the folder may be a stranger's."""
+        try:
+            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | QUICKLY | UNLINKED, 0o644)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                raise InputError(f"{self.path}: not a file of its own, so nothing is written there") from None
+            raise
+        file = os.fdopen(handle, "ab")
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            file.close()
+            raise InputError(f"{self.path}: not a file, so nothing is written there")
+        return file
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _is_torn(line: bytes) -> bool:
+    """Whether a last line was cut off while it was written: it has no end, and is no JSON object."""
+    if line.endswith(b"\n"):
+        return not line.strip()
     try:
-        row = json.loads(line)
-    except ValueError:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
-        return None
-    return row if isinstance(row, dict) else None
+        return not isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return True
+
+
+def parse_object(content: bytes | str) -> dict[str, Any]:
+    """Parse a JSON object. Raises InputError for anything else, and for what readers of JSON understand differently.
+
+    Namely: keys that come twice, NaN, lone surrogates, endless nesting, a byte order mark.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode()
+        row = json.loads(text, object_pairs_hook=_build_unique, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise InputError("nested too deeply") from None
+    except ValueError:
+        raise InputError("not a JSON object") from None
+    if not isinstance(row, dict):
+        raise InputError("not a JSON object")
+    if SURROGATE.search(text) and (odd := find_odd(row)):
+        raise InputError(odd)
+    return row
+
+
+def _build_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise InputError(f"the key {twice!a} comes twice")
+    return row
+
+
+def _refuse_constant(name: str) -> None:
+    raise InputError(f"{name} is not a number")

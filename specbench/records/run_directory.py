@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from specbench.errors import InputError
-from specbench.records.files import JsonLines, write_atomic
+from specbench.errors import InputError, escape_controls
+from specbench.records.attempts import select_counted
+from specbench.records.documents import AnswerText, Config, read_provenance, read_yaml
+from specbench.records.files import JsonLines, read_bytes, write_atomic
 from specbench.records.moved import translate_targets
 from specbench.records.trial import Prompt, QuestionId, Trial
+from specbench.records.trial_rules import Questions, parse_trial
+from specbench.records.typed import check
+
+Row = TypeVar("Row")
+COPIED = ("run.json", "prompts.jsonl", "trials.jsonl", "texts.jsonl", "summary.csv", "config.yaml")
 
 
 class RunDirectory:
@@ -32,7 +39,7 @@ class RunDirectory:
     @property
     def name(self) -> str:
         """The directory's own name."""
-        return self.path.resolve().name
+        return escape_controls(self.path.resolve().name)
 
     def is_new(self) -> bool:
         """Whether the directory is missing or empty, apart from hidden files."""
@@ -49,7 +56,7 @@ class RunDirectory:
 
     def read_config(self) -> dict[str, Any]:
         """Return the config with current class paths. Raises InputError if this is not a run or the file cannot be read."""
-        config: dict[str, Any] = translate_targets(_read_mapping(self._find_file("config.yaml"), yaml.safe_load, yaml.YAMLError))
+        config: dict[str, Any] = translate_targets(read_yaml(self._find_file("config.yaml"), Config))
         return config
 
     def write_provenance(self, run: Mapping[str, Any]) -> None:
@@ -58,17 +65,34 @@ class RunDirectory:
 
     def read_provenance(self) -> dict[str, Any]:
         """Return run.json. Raises InputError if this is not a run or the file cannot be read."""
-        return _read_mapping(self._find_file("run.json"), json.loads, ValueError)
+        return read_provenance(self._find_file("run.json"))
 
     def append_trial(self, trial: Trial) -> None:
         """Append one line to trials.jsonl; it is on disk when this returns."""
         self._trials.append(trial.to_row())
 
     def read_trials(self) -> list[Trial]:
-        """Return all complete trials, the last one of a turn that ran twice. Raises InputError with file:line."""
+        """Return one trial per turn, of its block's last complete attempt. Raises InputError with file:line."""
+        return select_counted(self.read_attempts())
+
+    def read_attempts(self) -> list[Trial]:
+        """Return all complete trials, of a block that was measured again every attempt. Raises InputError with file:line."""
         self._find_file("config.yaml")
-        trials = (self._parse_trial(number, row) for number, row in self._trials.read_numbered())
-        return list({trial.key: trial for trial in trials}.values())
+        questions = Questions()
+
+        def parse(row: dict[str, Any]) -> Trial:
+            trial = parse_trial(row)
+            questions.check(trial)
+            return trial
+
+        return list(_parse_rows(self._trials, parse))
+
+    def copy_to(self, folder: Path) -> None:
+        """Copy the run's own files, never what links in it lead to; config.yaml comes last, so that a torn copy is no run."""
+        for name in COPIED:
+            path = self.path / name
+            if path.is_file() and not path.is_symlink():
+                write_atomic(folder / name, read_bytes(path))
 
     def repair(self) -> None:
         """Cut off torn last lines before a run is resumed."""
@@ -82,31 +106,24 @@ class RunDirectory:
 
     def read_prompts(self) -> list[Prompt]:
         """Return all complete prompts. Raises InputError with file:line."""
-        return [self._parse_prompt(number, row) for number, row in self._prompts.read_numbered()]
+        return list(_parse_rows(self._prompts, Prompt.from_row))
 
     def append_text(self, method: str, question_id: QuestionId, turn: int, text: str, score: float | None) -> None:
         """Append one line to texts.jsonl: the decoded answer and its score in [0, 1], if the suite can score it."""
-        self._texts.append({"method": method, "question_id": question_id, "turn": turn, "text": text, "score": score})
+        value = None if score is None else float(score)
+        row = {"method": method, "question_id": question_id, "turn": turn, "text": text, "score": value}
+        self._texts.append(_parse_text(row))
 
     def read_texts(self) -> list[dict[str, Any]]:
-        """Return decoded outputs of the first repeat as rows {method, question_id, turn, text, score}."""
-        return [row for _, row in self._texts.read_numbered()]
+        """Return decoded outputs of the first repeat as rows {method, question_id, turn, text, score}, an AnswerText each.
+
+        Raises InputError with file:line.
+        """
+        return list(_parse_rows(self._texts, _parse_text))
 
     def write_summary(self, csv: str) -> None:
         """Write summary.csv."""
         write_atomic(self.path / "summary.csv", csv)
-
-    def _parse_trial(self, number: int, row: dict[str, Any]) -> Trial:
-        try:
-            return Trial.from_row(row)
-        except InputError as problem:
-            raise InputError(f"{self._trials.path}:{number}: {problem}") from None
-
-    def _parse_prompt(self, number: int, row: dict[str, Any]) -> Prompt:
-        try:
-            return Prompt(**row)
-        except TypeError:
-            raise InputError(f"{self._prompts.path}:{number}: not a prompt: fields {sorted(row)}") from None
 
     def _find_file(self, name: str) -> Path:
         path = self.path / name
@@ -125,11 +142,15 @@ def expand_paths(paths: Sequence[Path]) -> list[Path]:
     return [run for path in paths for run in find_runs(path) or [path]]
 
 
-def _read_mapping(path: Path, load: Any, broken: type[Exception]) -> dict[str, Any]:
-    try:
-        content = load(path.read_text(encoding="utf-8"))
-    except (broken, UnicodeDecodeError):
-        raise InputError(f"{path}: cannot be read") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a mapping, found {type(content).__name__}")
-    return content
+def _parse_rows(lines: JsonLines, parse: Callable[[dict[str, Any]], Row]) -> Iterator[Row]:
+    """Parse all complete rows. Raises InputError with file:line."""
+    for number, row in lines.read_numbered():
+        try:
+            yield parse(row)
+        except InputError as problem:
+            raise InputError(f"{lines.path}:{number}: {problem}") from None
+
+
+def _parse_text(row: dict[str, Any]) -> dict[str, Any]:
+    check(row, AnswerText, "")
+    return row

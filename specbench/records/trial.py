@@ -6,9 +6,10 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from specbench.errors import InputError
+from specbench.records.typed import Label, Name, Sha256, Within, check_fields
 
 SCHEMA = 1
 
@@ -18,7 +19,42 @@ PER_STEP = ("drafted", "nodes", "depth", "accepted", "committed")  # lists of a 
 
 QuestionId = int | str
 
+Seconds = Annotated[float, Within(0, 1e8)]  # of a turn
+
+TokenId = Annotated[int, Within(0, 2**31)]
+
+# What the fields of a trial or a prompt may be, where their annotation says too little.
+LIMITS: dict[str, Any] = {
+    "schema": Annotated[int, Within(SCHEMA, SCHEMA)],
+    "run_id": Name,
+    "suite": Name,
+    "task": Label,
+    "category": Name,
+    "question_id": Annotated[int, Within(-(2**53), 2**53)] | Name,
+    "context": Literal["reference", "own"],
+    "method": Label,
+    "seed": Annotated[int, Within(-(2**63), 2**63)],
+    "state": Literal["cold", "warm"],
+    "kind": Literal["measured", "synthetic", "replayed", "imported"],
+    "prompt_sha256": Sha256 | Literal[""],
+    "finish_reason": Literal["eos", "length", "capacity", "error"],
+    "prefill_s": Seconds | None,
+    "decode_s": Seconds | None,
+    "draft_s": Seconds | None,
+    "verify_s": Seconds | None,
+    "prompt_ids": list[TokenId],
+    "output_ids": list[TokenId] | None,
+    "output_sha256": Sha256 | None,
+    "retokenised": Annotated[int, Within(-1, 2**50)] | None,  # Spec-Bench takes one off, also from an empty text
+    "sha256": Sha256,
+    "disturbed": list[Name] | None,
+    "attempt": Annotated[int, Within(1, 1e6)],
+    "arms": Annotated[int, Within(1, 1e6)] | None,
+}
+
 TrialKey = tuple[str, int, QuestionId, int]
+
+BlockKey = tuple[int, QuestionId, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +97,25 @@ class Trial:
     peak_memory_bytes: int | None = None
     energy_j: float | None = None  # of the whole card or processor
     throttled: list[str] | None = None  # why clocks were held down during the turn; None: not known
+    disturbed: list[str] | None = None  # `kind: how much` of what used the machine during the turn; None: not known
+    attempt: int = 1  # 2 if its block was disturbed and measured again
+    arms: int | None = None  # of a later attempt: how many turns belong to it
     error: str | None = None
 
     @property
     def key(self) -> TrialKey:
         """The fields that identify a trial in a run."""
         return (self.method, self.repeat, self.question_id, self.turn)
+
+    @property
+    def block(self) -> BlockKey:
+        """The repeat, question and turn that it shares with the other methods."""
+        return (self.repeat, self.question_id, self.turn)
+
+    @property
+    def seconds(self) -> float:
+        """Time from the prompt's ids to the last output id; 0 if it was not timed."""
+        return (self.prefill_s or 0.0) + (self.decode_s or 0.0)
 
     @property
     def failed(self) -> bool:
@@ -79,7 +128,7 @@ class Trial:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Trial:
-        """Parse a row. Raises InputError on another schema version, an unknown or a missing field."""
+        """Parse a row. Raises InputError on another schema version, an unknown or a missing field, or one of another type."""
         if row.get("schema") != SCHEMA:
             raise InputError(f"schema version {row.get('schema')!r}, this specbench reads version {SCHEMA}")
         fields = dataclasses.fields(cls)
@@ -87,6 +136,7 @@ class Trial:
         missing = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in row]
         if unknown or missing:
             raise InputError(f"not a trial: unknown fields {unknown}, missing fields {missing}")
+        check_fields(cls, row, LIMITS)
         return cls(**row)
 
 
@@ -103,6 +153,17 @@ class Prompt:
     prompt_ids: list[int]
     sha256: str
     method: str | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Prompt:
+        """Parse a row. Raises InputError on other fields, types or another fingerprint than that of its ids."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if not fields - {"method"} <= set(row) <= fields:
+            raise InputError(f"not a prompt: fields {sorted(row)}")
+        check_fields(cls, row, LIMITS | {"method": Label | None})
+        if row["sha256"] != hash_ids(row["prompt_ids"]):
+            raise InputError("sha256 is not that of prompt_ids")
+        return cls(**row)
 
 
 def hash_ids(ids: Sequence[int]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -22,23 +21,13 @@ from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import GREEDY, Verification, Verifier
 from specbench.errors import InputError, format_error
+from specbench.exchange.ids import LARGEST, RecordedAnswer
 from specbench.records.trial import PER_STEP, Trial
 
 ENDLESS = 2**31 - 1
-LARGEST = 2**20  # a vocabulary larger than any tokenizer's
 TOKENS_ALONE = "it reads what the target computes, and a recording holds only tokens"
 NOTHING = -1  # a token that no drafter drafts
 MEASURED = ("prefill_s", "decode_s", "draft_s", "verify_s", "retokenised", "peak_memory_bytes", "energy_j", "throttled")
-
-
-@dataclass(frozen=True)
-class RecordedAnswer:
-    """Ids of a prompt and its output. limit: of new tokens, where drafts are cut; stops: the id that ended it, if one did."""
-
-    prompt: list[int]
-    output: list[int]
-    limit: int
-    stops: tuple[int, ...] = ()
 
 
 class CertainLogits:
@@ -50,8 +39,9 @@ class CertainLogits:
     def __getitem__(self, row: int) -> CertainLogits:
         return CertainLogits(self.tokens[row])
 
-    def argmax(self, dim: int | None = None) -> Tensor:
-        return self.tokens
+    def max(self, dim: int) -> tuple[Tensor, Tensor]:
+        """Return the values, which are finite, and the tokens."""
+        return torch.ones_like(self.tokens, dtype=torch.float32), self.tokens
 
 
 class UnseenTensor:

@@ -13,11 +13,12 @@ from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
 from specbench.records.moved import translate_targets
+from specbench.records.names import stamp_path
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, PER_STEP, Trial
+from specbench.records.trial_rules import check_trial
 from specbench.replay.recorded_target import replay_trials
 from specbench.replay.sources import Recordings, read_recordings
-from specbench.running.resume import stamp_path
 from specbench.setup.instantiate import instantiate
 from specbench.setup.objects import check_nodes
 from specbench.setup.settings import Node, RunSettings
@@ -48,6 +49,8 @@ def replay_run(of: Path, settings: RunSettings) -> tuple[Path, list[MethodReplay
     if recordings.tokenizer:
         check_tokenizers(drafters, recordings.tokenizer)
     replayed = {label: replay_trials(label, drafter, recordings.turns) for label, drafter in drafters.items()}
+    for trial in (trial for trials in replayed.values() for trial in trials):
+        check_trial(trial)
     _write_run(out, recordings, replayed)
     live = {trial.key: trial for trial in recordings.live}
     methods = [_compare_live(label, trials, [live.get(trial.key) for trial in trials]) for label, trials in replayed.items()]

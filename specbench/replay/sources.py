@@ -1,9 +1,4 @@
-"""Answers to replay: from a run directory, from ids that an engine logged, or from Spec-Bench's answer files.
-
-Ids are exact. Each line is a JSON object for one turn: `prompt_ids` and `output_ids` (or `answer_ids`), the token that ended the
-answer included, as vLLM and SGLang log them. Optional: `question_id` (default: the line number), `turn` (0), `task`, `category`,
-`finish_reason` (`eos` or `stop`, `length`; or SGLang's object), `stop_id` (where output_ids lacks that token) and
-`max_new_tokens` (default: the config's). Drafts are cut there, or at the answer's own length if it ended for another reason.
+"""Answers to replay: from a run directory, from ids that an engine logged (exchange/ids.py), or from Spec-Bench's answer files.
 
 Answer files hold texts. The suite's questions are rendered for the config's target, each turn after the file's own answers, and
 the texts are encoded by its tokenizer, which need not give the ids that the engine wrote.
@@ -11,7 +6,7 @@ the texts are encoded by its tokenizer, which need not give the ids that the eng
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +16,15 @@ from transformers import PreTrainedTokenizerBase
 from specbench.analysis.loaded_run import read_run
 from specbench.errors import InputError, suggest_choices
 from specbench.exchange import spec_bench as answers
+from specbench.exchange.ids import RecordedAnswer, Turn, build_answer, build_trial, read_ids, read_turns
 from specbench.models.chat import render_prompt
 from specbench.records.files import JsonLines
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE, IMPORTED, Prompt, QuestionId, Trial, hash_ids
-from specbench.replay.recorded_target import LARGEST, RecordedAnswer
+from specbench.records.trial import BASELINE, Prompt, Trial
 from specbench.setup.objects import load_target_tokenizer
 from specbench.setup.questions import open_suite
 from specbench.setup.settings import RunSettings
-from tasks.question import TASK_OF_CATEGORY, Question
-
-Turn = tuple[Trial, RecordedAnswer]
-OUTPUTS = ("output_ids", "answer_ids")
-STOPPED = ("eos", "stop")  # vLLM, SGLang and OpenAI's interface say stop, also for a stop string
+from tasks.question import Question
 
 
 @dataclass(frozen=True)
@@ -53,10 +44,10 @@ def read_recordings(path: Path, settings: RunSettings) -> Recordings:
     """Read a run folder, an ids file or an answer file. Raises InputError (file:line)."""
     if path.is_dir():
         return read_run_answers(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     _, first = next(JsonLines(path).read_numbered(torn=False), (0, {}))
-    return read_answer_file(path, settings) if "choices" in first else read_ids(path, settings.sampling.max_new_tokens)
+    return read_answer_file(path, settings) if "choices" in first else read_id_file(path, settings.sampling.max_new_tokens)
 
 
 def read_run_answers(path: Path) -> Recordings:
@@ -83,69 +74,10 @@ def collect_turns(trials: Iterable[Trial], prompts: Iterable[Prompt], max_new_to
     return turns
 
 
-def read_ids(path: Path, max_new_tokens: int) -> Recordings:
-    """Read one turn per line, in the module's format."""
-
-    def parse(row: Mapping[str, Any], number: int) -> list[Turn]:
-        return [_parse_turn(row, number, path.stem, max_new_tokens)]
-
-    turns = _read_turns(path, JsonLines(path).read_numbered(torn=False), parse)
+def read_id_file(path: Path, max_new_tokens: int) -> Recordings:
+    """Read token ids that an engine logged."""
     config = {"target": {"name": path.stem}, "suite": {"name": path.stem}, "sampling": {"max_new_tokens": max_new_tokens}}
-    return Recordings(path.stem, turns, config, {"recorded": "ids"})
-
-
-def _parse_turn(row: Mapping[str, Any], number: int, name: str, max_new_tokens: int) -> Turn:
-    output_field = next((field for field in OUTPUTS if field in row), OUTPUTS[0])
-    prompt, output = _parse_ids(row, "prompt_ids"), _parse_ids(row, output_field)
-    if "stop_id" in row and output[-1] != row["stop_id"]:
-        output = [*output, *_parse_ids({"stop_id": [row["stop_id"]]}, "stop_id")]
-    limit = row.get("max_new_tokens", max(max_new_tokens, len(output)))
-    if type(limit) is not int or limit < len(output):
-        raise InputError(f"max_new_tokens={limit}: expected a whole number, at least the {len(output)} ids of {output_field}")
-    category = str(row.get("category", row.get("task", name)))
-    task = str(row.get("task", TASK_OF_CATEGORY.get(category, category)))
-    answer = _build_answer(prompt, output, limit, _was_stopped(row, len(output) < limit))
-    question = _parse_question_id(row.get("question_id", number))
-    return _build_trial(name, task, category, question, _parse_turn_number(row), answer), answer
-
-
-def _parse_ids(row: Mapping[str, Any], field: str) -> list[int]:
-    if field not in row:
-        raise InputError(f"no {field}; expected prompt_ids and output_ids, or choices in an answer file of Spec-Bench")
-    ids = row[field]
-    if not isinstance(ids, list) or not ids:
-        raise InputError(f"{field}: expected a list of token ids, at least one")
-    wrong = [id_ for id_ in ids if type(id_) is not int or not 0 <= id_ < LARGEST]
-    if wrong:
-        raise InputError(f"{field}: {wrong[0]!r} is not a token id")
-    return ids
-
-
-def _was_stopped(row: Mapping[str, Any], short: bool) -> bool:
-    """Return whether a token ended the answer. short: it is shorter than its limit."""
-    reason = row.get("finish_reason")
-    reason = reason.get("type") if isinstance(reason, dict) else reason
-    return short if reason is None else reason in STOPPED
-
-
-def _parse_question_id(value: Any) -> QuestionId:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise InputError(f"question_id is {value!r}, expected a whole number or a string")
-    return value
-
-
-def _parse_turn_number(row: Mapping[str, Any]) -> int:
-    turn = row.get("turn", 0)
-    if type(turn) is not int or turn < 0:
-        raise InputError(f"turn is {turn!r}, expected a whole number from 0")
-    return turn
-
-
-def _build_answer(prompt: list[int], output: list[int], limit: int, stopped: bool) -> RecordedAnswer:
-    """If the last token also occurs earlier it was not the stop token: a stop string or the client ended the answer."""
-    if stopped and output[-1] not in output[:-1]:
-        return RecordedAnswer(prompt, output, limit, (output[-1],))
-    return RecordedAnswer(prompt, output, len(output))
+    return Recordings(path.stem, read_ids(path, max_new_tokens), config, {"recorded": "ids"})
 
 
 def read_answer_file(path: Path, settings: RunSettings) -> Recordings:
@@ -154,7 +86,7 @@ def read_answer_file(path: Path, settings: RunSettings) -> Recordings:
     tokenizer, chat = load_target_tokenizer(settings.target)
     questions = {question.id: question for question in suite.questions()}
     reader = AnswerReader(suite.name, questions, tokenizer, chat, settings.sampling.max_new_tokens)
-    turns = _read_turns(path, answers.read_answers(path), reader.read_turns)
+    turns = read_turns(path, answers.read_answers(path), reader.read_turns)
     name = settings.target.name
     config = {"target": {"name": name}, "suite": {"name": suite.name}, "sampling": {"max_new_tokens": reader.limit}}
     counts = reader.describe_counts(turns)
@@ -181,8 +113,8 @@ class AnswerReader:
             output = self._encode_output(text, ended=count < self.limit)
             if text != answers.FAILED and output:
                 self.counts.append(count)
-                answer = _build_answer(prompt, output, max(self.limit, len(output)), count < self.limit)
-                yield _build_trial(self.suite, question.task, question.category, question.id, turn, answer), answer
+                answer = build_answer(prompt, output, max(self.limit, len(output)), count < self.limit)
+                yield build_trial(self.suite, question.task, question.category, question.id, turn, answer), answer
 
     def _find_question(self, row: Mapping[str, Any]) -> Question:
         name = str(row["question_id"])
@@ -202,42 +134,3 @@ class AnswerReader:
     def describe_counts(self, turns: list[Turn]) -> str:
         same = sum(len(answer.output) == count for (_, answer), count in zip(turns, self.counts, strict=True))
         return f"{same} of {len(turns)} turns have as many ids as the file counts"
-
-
-def _read_turns(
-    path: Path, rows: Iterable[tuple[int, dict[str, Any]]], parse: Callable[[dict[str, Any], int], Iterable[Turn]]
-) -> list[Turn]:
-    """Parse all rows. Raises InputError (file:line), also for a turn that comes twice."""
-    turns: dict[tuple[QuestionId, int], Turn] = {}
-    for number, row in rows:
-        try:
-            for trial, answer in parse(row, number):
-                if (trial.question_id, trial.turn) in turns:
-                    raise InputError(f"turn {trial.turn} of question {trial.question_id} already exists")
-                turns[trial.question_id, trial.turn] = trial, answer
-        except InputError as error:
-            raise InputError(f"{path}:{number}: {error}") from None
-    if not turns:
-        raise InputError(f"{path}: holds no answer")
-    return list(turns.values())
-
-
-def _build_trial(name: str, task: str, category: str, question: QuestionId, turn: int, answer: RecordedAnswer) -> Trial:
-    """Build the record of a turn of which only ids are known."""
-    return Trial(
-        **IMPORTED,
-        run_id=name,
-        suite=name,
-        task=task,
-        category=category,
-        question_id=question,
-        turn=turn,
-        method=BASELINE,
-        new_tokens=len(answer.output),
-        finish_reason="eos" if answer.stops else "length",
-        output_sha256=hash_ids(answer.output),
-        repeat=0,
-        prompt_tokens=len(answer.prompt),
-        prompt_sha256=hash_ids(answer.prompt),
-        output_ids=answer.output,
-    )

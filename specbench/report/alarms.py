@@ -13,9 +13,10 @@ import pandas as pd
 from scipy import stats
 
 from specbench.analysis import metrics
-from specbench.analysis.loaded_run import LoadedRun
+from specbench.analysis.loaded_run import LoadedRun, find_first
 from specbench.analysis.metrics import OVERALL
-from specbench.records.trial import BASELINE
+from specbench.records.trial import BASELINE, PER_STEP
+from specbench.report.disturbance import describe_disturbed
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ Rates = Sequence[Mapping[str, Any]]  # engine, dtype, tokens_per_second of each 
 DRIFT_LEVEL = 1e-3  # significance level of the test for drift inside blocks
 DRIFT = 0.02  # smallest change of time that is reported, from the first place in a block to the last
 LEAST_SPREAD = 0.03  # smallest spread between repeats that is reported
+UNSTEADY = 0.1  # smallest spread of autoregressive decoding that is reported: the machine's own pace changes
 CHANGED = {  # names of run.json, in words
     "versions": "package versions",
     "git": "commit",
@@ -45,6 +47,8 @@ CHANGED = {  # names of run.json, in words
 }
 APART = 0.05  # smallest difference between estimators of a speedup that is reported
 MARGIN = 0.03  # a baseline slower than another engine by more than this raises an alarm
+ROW_MARGIN = 0.1  # a forward slower than one over more rows by more than this, in every round, raises one
+ROUNDS = 5  # fewer rounds say nothing about rows
 ESTIMATORS = {
     "geometric": "speedup",
     "pooled": "speedup_pooled",
@@ -54,16 +58,34 @@ ESTIMATORS = {
 
 
 def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
-    """Return everything wrong with a run, alarms first. summary: summarise(run)."""
+    """Return everything wrong with a run: what disturbed it, other alarms, notices. summary: summarise(run)."""
     run_checks = (
-        _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_bugs,
-        _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling,
+        _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_bugs, _warn_unsteady,
+        _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling, _warn_rows,
     )  # fmt: skip
-    alarms = [*_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
+    alarms = [*_warn_disturbed(run), *_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
     alarms += [alarm for check in run_checks for alarm in check(run)]
     for row in summary.to_dict("records"):
         alarms += [*_warn_one_question(row), *_warn_conversion(row), *_warn_no_drafts(row), *_warn_unfinished(row)]
-    return sorted(alarms, key=lambda alarm: alarm.level)
+    return sorted(_drop_repeated(alarms, summary["task"].nunique() - 1), key=lambda alarm: alarm.level)
+
+
+def _drop_repeated(alarms: Sequence[Alarm], tasks: int) -> Iterator[Alarm]:
+    """Yield what overall and tasks say in the same words once: under overall if all tasks say so, else under each task."""
+    places: dict[tuple[str, str, str], set[str]] = {}
+    for alarm in alarms:
+        places.setdefault((alarm.level, alarm.method, alarm.message), set()).add(alarm.task)
+    for alarm in alarms:
+        said = places[alarm.level, alarm.method, alarm.message]
+        everywhere = len(said - {OVERALL}) == tasks
+        if OVERALL not in said or len(said) == 1 or everywhere == (alarm.task == OVERALL):
+            yield alarm
+
+
+def _warn_disturbed(run: LoadedRun) -> Iterator[Alarm]:
+    if described := describe_disturbed(run):
+        level, message = described
+        yield Alarm(level, "the run", OVERALL, message)
 
 
 def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
@@ -77,6 +99,17 @@ def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
     if not measured and rows.empty:
         message = "not compared with other autoregressive engines on this device"
         yield Alarm("notice", BASELINE, OVERALL, message)
+
+
+def _warn_rows(run: LoadedRun) -> Iterator[Alarm]:
+    """Compare forwards over few rows with those over more, timed before the run."""
+    times = {forward["rows"]: forward["milliseconds"] for forward in run.provenance.get("forward_ms") or []}
+    for few, more, ratio in find_slower_rows(times):
+        slower = f"a forward over {few} {'row' if few == 1 else 'rows'} takes {ratio:.2f} times as long as one over {more}"
+        if few == 1:
+            yield Alarm("alarm", BASELINE, OVERALL, f"{slower}: the baseline runs slower code, every speedup is too high")
+        else:
+            yield Alarm("notice", "the run", OVERALL, f"{slower}: methods that verify {few} run slower code")
 
 
 def _warn_profiled(run: LoadedRun) -> Iterator[Alarm]:
@@ -128,13 +161,29 @@ def _warn_bugs(run: LoadedRun) -> Iterator[Alarm]:
             yield Alarm("alarm", method, OVERALL, message)
 
 
+def _warn_unsteady(run: LoadedRun) -> Iterator[Alarm]:
+    """Warn of cold methods whose greedy turns differ from repeat to repeat: nothing but what they remember may change them."""
+    if find_first(run.config, "sampling.temperature") != 0:
+        return
+    counts: dict[str, dict[tuple[Any, int], set[Any]]] = {}
+    for trial in run.trials:
+        if trial.state == "cold" and not trial.failed:
+            seen = counts.setdefault(trial.method, {}).setdefault((trial.question_id, trial.turn), set())
+            seen.add((trial.new_tokens, trial.output_sha256, *(tuple(getattr(trial, name) or ()) for name in PER_STEP)))
+    for method, turns in counts.items():
+        if differing := sum(len(seen) > 1 for seen in turns.values()):
+            message = f"{differing} of {len(turns)} turns took other steps in another repeat, at temperature 0"
+            yield Alarm("alarm", method, OVERALL, f"{message}: it remembers earlier prompts, or its rounding varies")
+
+
 def _warn_longer_answers(run: LoadedRun) -> Iterator[Alarm]:
     """Warn of answers longer than any text that was certified."""
-    tried = [(trial.new_tokens, run.certified[trial.method].tokens) for trial in run.trials if trial.method in run.certified]
-    beyond = [(longest, seen) for longest, seen in tried if longest > seen]
+    seen = {method: known.evidence.tokens for method, known in run.certified.items() if known.evidence.texts}
+    tried = [(trial.new_tokens, seen[trial.method]) for trial in run.trials if trial.method in seen]
+    beyond = [(longest, most) for longest, most in tried if longest > most]
     if beyond:
-        longest, seen = max(beyond)
-        message = f"answers of up to {longest} tokens; the certificates checked texts of at most {seen}"
+        longest, most = max(beyond)
+        message = f"answers of up to {longest} tokens; the certificates checked texts of at most {most}"
         yield Alarm("notice", "the run", OVERALL, message)
 
 
@@ -154,6 +203,9 @@ def _warn_drift(run: LoadedRun) -> Iterator[Alarm]:
 def _warn_spread(run: LoadedRun) -> Iterator[Alarm]:
     spreads = metrics.compute_repeat_spread(run.frame)
     baseline = spreads.get(BASELINE, float("nan"))
+    if baseline > UNSTEADY:
+        message = f"repeats of a turn differ by {baseline:.1%} in time: the machine's own pace changed"
+        yield Alarm("notice", BASELINE, OVERALL, message)
     for method, spread in spreads.items():
         if spread > max(2 * baseline, LEAST_SPREAD):
             message = f"repeats of a turn differ by {spread:.1%} in time, those of autoregressive by {baseline:.1%}"
@@ -194,6 +246,8 @@ def _warn_conversion(row: SummaryRow) -> Iterator[Alarm]:
 def _warn_unsure_conversion(summary: pd.DataFrame) -> Iterator[Alarm]:
     """Warn once for all rows without an interval."""
     high = summary[(summary["method"] != BASELINE) & (summary["conversion"] > 1.005) & summary["conversion_low"].isna()]
+    if summary["task"].nunique() == 2:  # one task: overall says the same
+        high = high[high["task"] == OVERALL]
     if len(high):
         rows = ", ".join(f"{row.method} on {row.task} {row.conversion:.2f}" for row in high.itertuples())
         message = f"conversion is above 1, with too few questions to exclude chance: {rows}"
@@ -225,6 +279,23 @@ def _compute_ratios(rates: Rates) -> dict[str, list[float]]:
 def find_faster(rates: Rates) -> dict[str, float]:
     """Return the engines that beat the run's own by more than MARGIN in every round, with the median ratio."""
     return {name: statistics.median(values) for name, values in _compute_ratios(rates).items() if min(values) > 1 + MARGIN}
+
+
+def find_slower_rows(times: Mapping[int, Sequence[float]]) -> Iterator[tuple[int, int, float]]:
+    """Yield numbers of rows that in every round took longer than some larger number by ROW_MARGIN, that number, the median ratio.
+
+    times: milliseconds of a forward by its rows, round by round. Each number of rows comes once, with its fastest superior.
+    """
+    for few in sorted(times):
+        ratios = {more: [a / b for a, b in zip(times[few], times[more], strict=True)] for more in times if more > few}
+        beyond = {
+            more: statistics.median(values)
+            for more, values in ratios.items()
+            if len(values) >= ROUNDS and min(values) > 1 + ROW_MARGIN
+        }
+        if beyond:
+            more = max(beyond, key=lambda rows: beyond[rows])
+            yield few, more, beyond[more]
 
 
 def describe_rivals(rates: Rates) -> str:

@@ -17,12 +17,14 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from specbench.analysis.disturbance import COUNTS
 from specbench.analysis.loaded_run import LoadedRun, find_first
 from specbench.analysis.metrics import OVERALL
 from specbench.analysis.summary import is_sampled
 from specbench.records.nested import look_up
 from specbench.records.trial import BASELINE
 from specbench.report.alarms import Alarm, describe_rivals
+from specbench.report.disturbance import list_disturbed_blocks
 from specbench.report.tables import format_interval, format_label, format_number, format_rank, format_share, list_shown_tasks
 
 EXAMPLES = 6
@@ -78,6 +80,7 @@ def _build_view(section: Section) -> dict[str, Any]:
         "unmeasured": [name for name, column in COSTS.items() if summary[column].isna().all()],
         "rows": summary.to_dict("records"),
         "alarms": section.alarms,
+        "disturbed": list_disturbed_blocks(run),
         "figures": [(caption, Markup(svg)) for caption, svg in section.figures],
         "examples": select_examples(run),
         "settings": _list_settings(run, summary),
@@ -117,9 +120,26 @@ def _list_settings(run: LoadedRun, summary: pd.DataFrame) -> list[tuple[str, str
     for label in summary["method"].unique():
         settings = dict(configured.get(label.partition("@")[0]) or {})
         class_ = str(settings.pop("_target_", ""))
-        line = ", ".join(f"{name} {value}" for name, value in settings.items())
+        line = _format_settings(settings)
         rows.append((label, class_, line if len(line) <= LONGEST else line[:LONGEST] + "…"))
     return rows
+
+
+def _format_settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_format_setting(value)}" for name, value in settings.items() if name != "_target_")
+
+
+def _format_setting(value: Any) -> str:
+    """Return a setting in words: none, yes, no; a list as 0 1 0-0; what is built of settings as Rest (longest 16, shortest 2)."""
+    if isinstance(value, Mapping):
+        _, _, class_ = str(value.get("_target_", "")).rpartition(".")
+        name = f"{class_} " if class_[:1].isupper() else ""  # a function's says less than what it is given
+        return f"{name}({_format_settings(value)})"
+    if isinstance(value, list):
+        return " ".join("-".join(map(_format_setting, one)) if isinstance(one, list) else _format_setting(one) for one in value)
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)
 
 
 def _format_target(row: pd.Series) -> str:
@@ -148,11 +168,21 @@ def _collect_facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "commit": str(find_first(run.provenance, "git.commit"))[:12] + changes,
         "other autoregressive engines": describe_rivals(run.provenance.get("baseline") or []),
+        "disturbed turns": _format_disturbed(summary),
         "numbers": row["kind"],
         "certified": "; ".join(sorted({one.coverage for one in run.certified.values()})),
         "datastores": "; ".join(_list_stores(run)),
     }
     return {name: str(value) for name, value in facts.items() if value != ""}
+
+
+def _format_disturbed(summary: pd.DataFrame) -> str:
+    """Return how many turns were disturbed and what became of them; empty if that was not watched."""
+    sums = summary.loc[summary["task"] == OVERALL, COUNTS].sum(min_count=1)
+    if sums.isna().all():
+        return ""
+    ever, again, left = map(int, sums)
+    return f"{ever}; {again} turns were measured again, {left} are still disturbed" if ever else "none"
 
 
 def _format_machine(run: LoadedRun) -> str:

@@ -16,8 +16,10 @@ from specbench.errors import InputError
 from specbench.records.files import write_atomic
 from specbench.report import canvas, figures, palette, tables, tree_sizes
 from specbench.report.alarms import find_alarms
+from specbench.report.folder import claim_folder
 from specbench.report.page import Section, render_page
 
+FILES = ("table.md", "table.tex", "summary.csv", "alarms.csv", "acceptance.csv", "conventions.csv", "time.csv")
 SWEPT = ("temperature", "dtype", "shape", "target", "device")  # columns in which the runs of a sweep may differ
 CAPTIONS = {
     "forest": "Overall speedups, every task weighing the same. Line: 95 % interval; broad band: the range without any one task;"
@@ -61,6 +63,7 @@ def render_report(run_dirs: Sequence[Path], out: Path) -> Report:
     runs = [read_run(path) for path in run_dirs]
     if not runs or len({run.name for run in runs}) < len(runs):
         raise InputError(f"expected run directories of different names, got {[str(path) for path in run_dirs]}")
+    claim_folder(out, FILES)
     style = palette.assign_looks({method: tables.format_label(pick_trial(runs, method)) for method in order_methods(runs)})
     drawn = [_build_section(run, style, out, f"{run.name}-" if len(runs) > 1 else "") for run in runs]
     sections = [section for section, _ in drawn]

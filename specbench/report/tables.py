@@ -8,8 +8,10 @@ from typing import Any, TypeAlias
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from specbench.analysis.metrics import OVERALL
+from specbench.analysis.summary import EVIDENCE
 from specbench.records.markdown import format_markdown_table
 from specbench.records.trial import BASELINE
 
@@ -21,8 +23,13 @@ _LATEX = str.maketrans(
 )
 
 
-def build_grid(summary: pd.DataFrame, cell: Callable[[SummaryRow], str], missing: str = "–") -> pd.DataFrame:
-    """Return strings, one row per run and method; columns: run (if several), method, tasks, overall, totals."""
+def build_grid(
+    summary: pd.DataFrame, cell: Callable[[SummaryRow], str], missing: str = "–", evidence: str = "{} ({} texts)"
+) -> pd.DataFrame:
+    """Return strings, one row per run and method; columns: run (if several), method, tasks, overall, totals.
+
+    evidence: the format of the verdict on a method's text and of the texts that it rests on.
+    """
     tasks = list_shown_tasks(summary)
     several = summary["run"].nunique() > 1
     rows = []
@@ -33,7 +40,8 @@ def build_grid(summary: pd.DataFrame, cell: Callable[[SummaryRow], str], missing
         run_label = f"{run} (expanded to {shape})" if shape and not pd.isna(shape) else run
         name = {"run": run_label, "method": label} if several else {"method": label}
         speedups = {task: cell(by_task[task]) if task in by_task else missing for task in tasks}
-        rows.append({**name, **speedups, **_format_totals(by_task[OVERALL], missing)})
+        totals = _format_totals(by_task[OVERALL], missing)
+        rows.append({**name, **speedups, **totals, "lossless": _format_verdict(by_task[OVERALL], evidence)})
     return pd.DataFrame(rows)
 
 
@@ -49,8 +57,13 @@ def _format_totals(row: SummaryRow, missing: str) -> dict[str, str]:
         "mean accepted tokens": format_spread(row["mean_accepted_tokens"], row["mean_accepted_tokens_seed_sd"], missing),
         "tokens/s": format_number(row["tokens_per_second"], 1, missing),
         "identical": format_share(row["identical"], missing),
-        "lossless": str(row["lossless"]),
     }
+
+
+def _format_verdict(row: SummaryRow, evidence: str) -> str:
+    return (
+        str(row["lossless"]) if pd.isna(row["lossless_texts"]) else evidence.format(row["lossless"], int(row["lossless_texts"]))
+    )
 
 
 def format_rank(row: SummaryRow | Mapping[Any, Any], missing: str = "–") -> str:
@@ -90,7 +103,7 @@ def format_interval(row: SummaryRow) -> str:
 
 
 def _format_terminal_cell(row: SummaryRow) -> str:
-    return _format_cell(row, "\n[dim]{}–\n{}[/dim]").replace(" ± ", "\n±")
+    return _format_cell(row, "\n[{},\n{}]").replace(" ± ", "\n±")
 
 
 def _format_latex_cell(row: SummaryRow) -> str:
@@ -106,18 +119,24 @@ def _format_cell(row: SummaryRow, interval: str, missing: str = "–") -> str:
 
 def build_headline_table(summary: pd.DataFrame, run: str = "") -> Table:
     """Return the headline for the terminal, intervals below the speedups; eleven columns fit 80 characters. run: its name."""
-    cells = build_grid(summary, _format_terminal_cell)
+    cells = build_grid(summary, _format_terminal_cell, evidence="{}\n{} texts")
     title = f"{run}: " * bool(run) + "Speedup over autoregressive decoding, with its 95 % interval"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.caption, table.caption_justify = describe_expansion(summary) or None, "left"
+    table.caption, table.caption_justify = "\n".join(describe_rows(summary)) or None, "left"
     for name in cells.columns:
         if name in ("run", "method"):
             table.add_column(name, no_wrap=name == "method")
         else:
             table.add_column(name.replace("_", " "), justify="right", overflow="fold", min_width=4)
     for values in cells.itertuples(index=False):
-        table.add_row(*values)
+        table.add_row(*map(_dim_below, values))
     return table
+
+
+def _dim_below(cell: str) -> Text:
+    """Return a cell whose first line is the number; the others are its limits, or what it rests on."""
+    first, *others = cell.split("\n")
+    return Text.assemble(first, *((f"\n{line}", "dim") for line in others))
 
 
 def format_markdown(summary: pd.DataFrame) -> str:
@@ -126,7 +145,7 @@ def format_markdown(summary: pd.DataFrame) -> str:
     header = [name.replace("_", " ") for name in cells.columns]
     left = sum(name in ("run", "method") for name in header)
     table = "\n".join(format_markdown_table(header, cells.itertuples(index=False), left)) + "\n"
-    return table + f"\n{note}\n" if (note := describe_expansion(summary)) else table
+    return table + "".join(f"\n{note}\n" for note in describe_rows(summary))
 
 
 def format_latex(summary: pd.DataFrame) -> str:
@@ -139,8 +158,22 @@ def format_latex(summary: pd.DataFrame) -> str:
     for row in cells.to_dict("records"):
         texts = [text.translate(_LATEX) if name in names else text.replace("%", r"\%") for name, text in row.items()]
         lines.append(" & ".join(text.replace("–", "--").replace("±", r"$\pm$") for text in texts) + r" \\")
-    notes = [f"% {describe_expansion(summary)}"] * bool(describe_expansion(summary))
+    notes = [f"% {note}" for note in describe_rows(summary)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])
+
+
+def describe_rows(summary: pd.DataFrame) -> list[str]:
+    """Return the notes below a table."""
+    return [*filter(None, [describe_expansion(summary)]), *_describe_evidence(summary)]
+
+
+def _describe_evidence(summary: pd.DataFrame) -> list[str]:
+    """Return what the verdicts in the column `lossless` rest on."""
+    seen = summary[EVIDENCE].dropna().drop_duplicates().to_numpy()
+    parts = [
+        f"{texts:.0f} texts of at most {tokens:.0f} tokens, at most {wrong:.0%} of all wrong" for texts, tokens, wrong in seen
+    ]
+    return [f"Lossless, with 95 % confidence: {'; '.join(parts)}."] if parts else []
 
 
 def describe_expansion(summary: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""Check the baseline: time autoregressive decoding in other dtypes and by transformers' generate too."""
+"""Check the baseline: time autoregressive decoding in other dtypes by transformers' generate, and forwards by rows."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,6 +7,7 @@ from typing import Any
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
+from specbench.diagnose.roofline import time_rows
 from specbench.engine.base import Engine
 from specbench.engine.hf import TransformersGenerate
 from specbench.engine.native import Native
@@ -20,6 +21,8 @@ from tasks.question import Question
 
 ROUNDS = 5
 TOKENS = 24
+ROWS = (1, 2, 4, 8)  # autoregressive decoding's forward and small verifications
+ROW_ROUNDS = 9  # so many that a disturbance does not meet the same rows in all of them
 ROOM = 0.7  # share of the free memory that one copy of the weights may take
 ALTERNATIVES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float16"), "mps": ("bfloat16", "float16")}
 
@@ -70,3 +73,13 @@ def measure_baselines(settings: RunSettings, target: Target, questions: list[Que
     engines = open_engines(models)
     own = next(iter(settings.engine)), dtype
     return measure_rates({own: engines.pop(own), **engines}, shortest) if own in engines else []
+
+
+def measure_rows(target: Target, questions: list[Question]) -> list[dict[str, Any]]:
+    """Return rows and milliseconds of forwards over 1, 2, 4 and 8 rows behind the shortest prompt, round by round.
+
+    More rows are more work: where they take less time, fewer rows run slower code.
+    """
+    context = min(len(target.render_first_prompt(question)) for question in questions)
+    timed = time_rows(target.model, [rows for rows in ROWS if rows < target.model.context], context, ROW_ROUNDS)
+    return [{"rows": rows, "milliseconds": [round(time, 4) for time in times]} for rows, times in timed.items()]

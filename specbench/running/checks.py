@@ -12,6 +12,7 @@ from specbench.drafters.skip_sets import check_shape, find_skip_set
 from specbench.drafters.skipping_drafter import SkippingDrafter
 from specbench.errors import InputError
 from specbench.machine.devices import pick_device, pick_dtype
+from specbench.models.chat import render_prompt
 from specbench.models.target import Target
 from specbench.setup.objects import name_place
 from specbench.setup.settings import TargetSettings
@@ -42,7 +43,10 @@ def check_checkpoint(drafter: Drafter, target: TargetSettings, label: str) -> No
 
 
 def check_prompts(questions: list[Question], target: Target) -> None:
-    """Raise InputError for another model's tokenizer, and for a task without any first prompt that fits the context."""
+    """Raise InputError for another model's tokenizer, and for a task without any first prompt that fits the context.
+
+    Also for a chat template that fails at a second turn, if a question has one.
+    """
     shortest: dict[str, int] = {}
     for question in questions:
         ids = target.render_first_prompt(question)
@@ -51,6 +55,8 @@ def check_prompts(questions: list[Question], target: Target) -> None:
                 f"the tokenizer gives id {max(ids)}, but {target.name} has a vocabulary of {target.model.vocabulary}"
             )
         shortest[question.task] = min(len(ids), shortest.get(question.task, len(ids)))
+    if longer := next((question for question in questions if len(question.turns) > 1), None):
+        render_prompt(target.chat, [(longer.turns[0], "Yes."), (longer.turns[1], None)], target.tokenizer)
     fitting = [task for task, length in shortest.items() if length < target.model.context]
     for task, length in shortest.items():
         if task not in fitting:

@@ -17,11 +17,12 @@ from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
 from specbench.errors import warn
 from specbench.machine.devices import count_default_threads, list_timed_devices, pick_device, release_memory
+from specbench.machine.load import LoadMeter
 from specbench.machine.locks import lock_devices, lock_run
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
-from specbench.running.baseline import measure_baselines
+from specbench.running.baseline import measure_baselines, measure_rows
 from specbench.running.checks import check_drafters, check_prompts
 from specbench.running.harness import Harness
 from specbench.running.resume import choose_run_directory, open_run
@@ -105,12 +106,13 @@ def _collect_run_info(
 ) -> dict[str, Any]:
     """Return what run.json says, including the rates of other baselines."""
     turns = sum(len(question.turns) for question in questions)
-    info = collect_provenance(target.model.device) | {"turns": turns}
+    info = collect_provenance(target.model.device) | {"turns": turns, "watched": LoadMeter(target.model.device).watched}
     info |= objects.collect_fingerprints(settings, target, suite, drafters)
     watcher.show_status("searching the datastores for the questions")
     info["leakage"] = hide_home(measure_leakage(drafters, questions, target.tokenizer))
     if settings.check_baseline and not run.is_run():
         watcher.show_status("timing other baselines", long=True)
+        info["forward_ms"] = measure_rows(target, questions)
         info["baseline"] = measure_baselines(settings, target, questions)
         release_memory(target.model.device)
     return info

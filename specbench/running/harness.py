@@ -1,4 +1,4 @@
-"""Run a schedule: warm-up, repeats, resuming, records to disk. Knows no method and no task by name."""
+"""Run a schedule: warm-up, repeats, disturbed blocks again, resuming, records to disk. Knows no method and no task by name."""
 
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -8,10 +8,13 @@ from specbench.decoding.loop import CapacityError, Generation
 from specbench.errors import format_error
 from specbench.machine.devices import get_peak_memory, reset_peak_memory
 from specbench.machine.energy import Meters
+from specbench.machine.load import LoadMeter
 from specbench.models.chat import count_retokenised, decode_answer, render_prompt
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE, PER_STEP, Prompt, QuestionId, Trial, TrialKey, hash_ids
+from specbench.records.trial import BASELINE, PER_STEP, BlockKey, Prompt, QuestionId, Trial, TrialKey, hash_ids
+from specbench.records.trial_rules import parse_trial
+from specbench.running.attempts import Attempts
 from specbench.running.schedule import Arm, Block, Schedule, schedule_blocks
 from specbench.watch import Watcher
 from tasks.question import Question
@@ -26,7 +29,10 @@ class NoContextError(Exception):
 
 @dataclass
 class Harness:
-    """Runs the missing trials of a schedule into a run directory. `finished` holds the trials on disk."""
+    """Runs the missing trials of a schedule into a run directory. `finished` holds the first attempts on disk.
+
+    Every later turn continues from these, whatever is measured again.
+    """
 
     run: RunDirectory
     target: Target
@@ -41,24 +47,32 @@ class Harness:
 
     def __post_init__(self) -> None:
         self._meters = Meters(self.target.model.device)
+        self._load = LoadMeter(self.target.model.device)
+        self._attempts = Attempts([], self.arms)
 
     def run_schedule(self) -> None:
-        """Run the missing trials. Keeps those on disk, except the trials of a warm arm's unfinished repeat."""
+        """Run the missing trials, and after each repeat the blocks again that were disturbed.
+
+        Keeps the trials on disk, except those of a warm arm's unfinished repeat.
+        """
         total = len(self._list_turns()) * self.schedule.repeats * len(self.arms)
-        self.finished = self._read_finished()
+        on_disk = self.run.read_attempts()
+        self.finished = self._select_finished(on_disk)
+        self._attempts = Attempts(on_disk, self.arms)
         self._recorded = {(prompt.question_id, prompt.turn, prompt.sha256) for prompt in self.run.read_prompts()}
         self.watcher.begin(self.run.path, total, len(self.finished))
-        if len(self.finished) < total:
+        if len(self.finished) < total or self._list_affordable(self.schedule.repeats):
             self._warm_up()
         for repeat in range(self.schedule.repeats):
             for arm in self.arms:
                 arm.engine.reset(arm.method)
             for block in schedule_blocks(self.questions, self.arms, repeat, self.schedule.seed):
                 self._run_block(block)
+            self._measure_again(repeat + 1)
 
-    def _read_finished(self) -> dict[TrialKey, Trial]:
-        """Return the trials on disk that belong to this schedule. A warm arm needs all of a repeat, run by one process."""
-        done = {trial.key: trial for trial in self.run.read_trials()}
+    def _select_finished(self, on_disk: list[Trial]) -> dict[TrialKey, Trial]:
+        """Return the first attempts that belong to this schedule. A warm arm needs all of a repeat, run by one process."""
+        done = {trial.key: trial for trial in on_disk if trial.attempt == 1}
         kept: dict[TrialKey, Trial] = {}
         for arm, repeat in product(self.arms, range(self.schedule.repeats)):
             keys: list[TrialKey] = [(arm.label, repeat, question, turn) for question, turn in self._list_turns()]
@@ -98,11 +112,25 @@ class Harness:
 
     def _run_block(self, block: Block) -> None:
         for place, arm in enumerate(block.order):
-            if (arm.label, block.repeat, block.question.id, block.turn) not in self.finished:
+            if block.attempt > 1 or (arm.label, *block.key) not in self.finished:
                 trial = self._run_trial(arm, block, place)
                 self.run.append_trial(trial)
-                self.finished[trial.key] = trial
+                self.finished.setdefault(trial.key, trial)
+                self._attempts.add(trial)
                 self.watcher.add_trial(trial)
+
+    def _measure_again(self, repeats: int) -> None:
+        """Measure the disturbed blocks of the first repeats again, while there is time for it."""
+        every = range(repeats)
+        while blocks := self._list_affordable(repeats):
+            planned = {b.key: b for r in every for b in schedule_blocks(self.questions, self.arms, r, self.schedule.seed)}
+            for block in blocks:
+                if self._attempts.can_afford(block):
+                    self.watcher.show_status(f"measuring {len(blocks)} disturbed blocks again")
+                    self._run_block(planned[block].plan_again(self._attempts.count_attempts(block) + 1))
+
+    def _list_affordable(self, repeats: int) -> list[BlockKey]:
+        return list(filter(self._attempts.can_afford, self._attempts.list_disturbed(repeats)))
 
     def _run_trial(self, arm: Arm, block: Block, place: int) -> Trial:
         ids: list[int] = []
@@ -110,11 +138,18 @@ class Harness:
             ids = self._get_prompt(arm, block)
             reset_peak_memory(self.target.model.device)
             self._meters.start()
+            self._load.start()
             out = arm.engine.generate(arm.method, ids, self.schedule.get_sampling(block))
-            results = asdict(self._meters.stop()) | self._collect_results(arm, block, out)
+            load = self._load.stop(arm.engine.in_process)
+            results = {**asdict(self._meters.stop()), "disturbed": load.find_reasons(), **self._collect_results(arm, block, out)}
+            return self._build_trial(arm, block, place, ids, results)
         except (Exception, SystemExit) as error:  # any failure of a method becomes an error row, and the run continues
-            results = _describe_failure(error)
-        return Trial(**self._describe_trial(arm, block, place), prompt_tokens=len(ids), prompt_sha256=hash_ids(ids), **results)
+            return self._build_trial(arm, block, place, ids, _describe_failure(error))
+
+    def _build_trial(self, arm: Arm, block: Block, place: int, ids: list[int], results: dict[str, Any]) -> Trial:
+        """Return the record of a turn. Raises InputError if it cannot have happened, or could not be read again."""
+        prompt: dict[str, Any] = {"prompt_tokens": len(ids), "prompt_sha256": hash_ids(ids)}
+        return parse_trial(Trial(**self._describe_trial(arm, block, place), **prompt, **results).to_row())
 
     def _describe_trial(self, arm: Arm, block: Block, place: int) -> dict[str, Any]:
         return {
@@ -131,6 +166,8 @@ class Harness:
             "order": place,
             "state": arm.state,
             "kind": arm.kind,
+            "attempt": block.attempt,
+            "arms": len(block.order) if block.attempt > 1 else None,
         }
 
     def _get_prompt(self, arm: Arm, block: Block) -> list[int]:
@@ -159,9 +196,9 @@ class Harness:
             self.run.append_prompt(Prompt(question_id=question, turn=turn, prompt_ids=ids, sha256=sha256, method=method))
 
     def _collect_results(self, arm: Arm, block: Block, out: Generation) -> dict[str, Any]:
-        """Return counts, seconds and ids; in repeat 0 also write the answer's text and score to texts.jsonl."""
+        """Return counts, seconds and ids; of repeat 0's first attempts also write the text and its score to texts.jsonl."""
         text = decode_answer(self.target.chat, self.target.tokenizer, out.output_ids)
-        if block.repeat == 0:
+        if block.repeat == 0 and block.attempt == 1:
             score = self.suite.score(block.question, block.turn, text)
             self.run.append_text(arm.label, block.question.id, block.turn, text, score)
         return {

@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from specbench.errors import escape_controls
 from specbench.records.trial import BASELINE, QuestionId, Trial
 
 D = TypeVar("D", bound="_Display")
@@ -47,7 +48,7 @@ class _Display:
         self._bar.stop()
 
     def _print_line(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(escape_controls(line), markup=False, highlight=False, soft_wrap=True)
 
     def _print_due(self, line: str, last: bool) -> None:
         if not self.console.is_terminal and (last or time.monotonic() - self._printed > self.every):
@@ -85,6 +86,9 @@ class ProgressDisplay(_Display):
             self._print_line(what)
 
     def add_trial(self, trial: Trial) -> None:
+        if trial.attempt > 1:
+            self._bar.update(self._task, description=f"repeat {trial.repeat + 1} · {trial.task} · again", refresh=True)
+            return
         self._done += 1
         self._update_speeds(trial)
         self._bar.speeds = self._format_speeds()

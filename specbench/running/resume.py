@@ -3,13 +3,12 @@
 A run may be extended by methods, further engines and repeats, but never continued with another config.
 """
 
-import time
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from specbench.errors import InputError
+from specbench.records.names import stamp_path
 from specbench.records.run_directory import RunDirectory
 
 RECORDED = ("versions", "git", "machine", "code_kind", "code_sha256")  # may differ when a run is resumed, and is then recorded
@@ -49,13 +48,6 @@ def _record_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
     differs = [key for key in RECORDED if now.get(key) not in [entry.get(key) for entry in (before, *entries)]]
     entry = {"started": now.get("started"), "differs": differs, **{key: now.get(key) for key in RECORDED}}
     return {"continued": [*entries, entry]} if differs else {}
-
-
-def stamp_path(folder: Path, name: str) -> Path:
-    """Return folder/<name>-<time>, numbered if that already exists."""
-    stamp = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    numbered = (folder / (f"{stamp}-{number}" if number > 1 else stamp) for number in count(1))
-    return next(path for path in numbered if not path.exists())
 
 
 def _check_config(run: RunDirectory, new: Mapping[str, Any]) -> None:
@@ -117,5 +109,5 @@ def _build_error(run: RunDirectory, what: str, before: Any, now: Any) -> InputEr
 
 def _merge_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of an extended run: every method and engine that ever ran in it, and the most repeats."""
-    wider = {key: {**old.get(key, {}), **new[key]} for key in ("method", "engine")}
-    return {**new, **wider, "repeats": max(old["repeats"], new["repeats"])}
+    wider = {key: {**(old.get(key) or {}), **new[key]} for key in ("method", "engine")}
+    return {**new, **wider, "repeats": max(old.get("repeats") or 0, new["repeats"])}

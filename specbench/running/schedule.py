@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
 from specbench.errors import InputError
+from specbench.records.trial import BlockKey
 from tasks.question import Question
 
 
@@ -58,6 +59,15 @@ class Block:
     question: Question
     turn: int
     order: tuple[Arm, ...]
+    attempt: int = 1
+
+    @property
+    def key(self) -> BlockKey:
+        return (self.repeat, self.question.id, self.turn)
+
+    def plan_again(self, attempt: int) -> "Block":
+        """Return a later attempt at the block, without its warm arms: their state has seen the answer."""
+        return replace(self, order=tuple(arm for arm in self.order if arm.state == "cold"), attempt=attempt)
 
 
 def schedule_blocks(questions: Sequence[Question], arms: Sequence[Arm], repeat: int, seed: int) -> Iterator[Block]:

@@ -112,7 +112,7 @@ def _run_job(config: Any) -> None:
             add_import_path(Path(source.path))
     out = runtime.output_dir
     try:
-        with ProgressDisplay(Console()) as display:
+        with ProgressDisplay(Console(markup=False, emoji=False)) as display:
             execute(parse_job(config, out), display)
     except (InputError, OSError) as error:
         message = str(error) if isinstance(error, InputError) else describe_file_error(error)

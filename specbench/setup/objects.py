@@ -7,7 +7,6 @@ from typing import Any
 import transformers.utils.logging as transformers_logging
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils.tqdm import enable_progress_bars
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from specbench.decoding.autoregressive import Autoregressive
@@ -15,7 +14,7 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.checkpoints import RANDOM
 from specbench.engine.base import Engine
-from specbench.errors import InputError, format_error
+from specbench.errors import InputError
 from specbench.machine.devices import count_usable_cores, pick_device, pick_dtype
 from specbench.models.chat import render_prompt
 from specbench.models.load import check_model, load_draft, load_model, load_tokenizer
@@ -148,10 +147,7 @@ def load_target_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizer
     if settings.path is None:
         raise InputError("target.path=null: expected a hub id or a folder")
     tokenizer = load_tokenizer(settings.path, settings.revision, settings.trust_remote_code)
-    try:
-        render_prompt(settings.format, [("Hello", None)], tokenizer)
-    except TemplateError as error:
-        raise InputError(f"the chat template of {settings.path}: {format_error(error)}") from None
+    render_prompt(settings.format, [("Hello", None)], tokenizer)
     return tokenizer, settings.format
 
 
@@ -163,10 +159,21 @@ def collect_fingerprints(
         "dtype": target.model.dtype_name,
         "suite_sha256": suite.fingerprint,
         **_hash_weights(settings.target),
+        "self_test": _collect_self_tests(target, drafters),
         "code_kind": CODE_KIND,
         "codes": {label: hash_method_code(node) for label, node in settings.method.items()},
         "checkpoints": _hash_checkpoints(drafters),
     }
+
+
+def _collect_self_tests(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
+    """Return what the self-tests at load found: of the target, and by method of its draft model."""
+    tests = {"target": target.model.self_test}
+    for label, drafter in drafters.items():
+        for held in (value for part in drafter.iter_family() for value in vars(part).values()):
+            if isinstance(held, LanguageModel) and held is not target.model and held.self_test:
+                tests[label] = held.self_test
+    return tests
 
 
 def _hash_weights(settings: TargetSettings) -> dict[str, str | None]:

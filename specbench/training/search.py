@@ -70,6 +70,12 @@ def _search(settings: TrainSettings, label: str, out: Path, watch: Watch) -> Non
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
+def describe_kept(out: Path) -> str:
+    """Return how many trials are recorded."""
+    trials = len((out / TABLE).read_text(encoding="utf-8").splitlines()) - 1 if (out / TABLE).is_file() else 0
+    return f"{trials} trials of the search" if trials else ""
+
+
 def select_prompts(settings: TrainSettings, target: Target) -> list[torch.Tensor]:
     """Return the first turns as (T,) ids. Raises InputError if one does not fit the context."""
     questions = select_questions(settings, open_suite(settings), settings.search.prompts)

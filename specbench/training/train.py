@@ -10,9 +10,10 @@ from accelerate import PartialState
 from specbench.decoding.drafter import Drafter
 from specbench.drafters.network_drafter import NetworkDrafter
 from specbench.drafters.skipping_drafter import SkippingDrafter
-from specbench.errors import InputError, is_out_of_memory
+from specbench.errors import InputError
 from specbench.machine.devices import pick_device
 from specbench.records.moved import translate_targets
+from specbench.records.names import make_file_name
 from specbench.records.nested import look_up
 from specbench.records.trial import BASELINE
 from specbench.setup.instantiate import check_node, locate_class
@@ -37,12 +38,15 @@ class TrainingMode(Protocol):
     def make(self, settings: TrainSettings, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
         """Write the drafter's checkpoint into `out`; resume from what `out` holds."""
 
+    def describe_kept(self, out: Path) -> str:
+        """Return what an unfinished training has saved in `out`, in words."""
+
 
 MODES: dict[type[Drafter], TrainingMode] = {NetworkDrafter: weights, SkippingDrafter: search}
 
 
 def train(settings: TrainSettings, watch: Watch) -> Path:
-    """Return the folder of the checkpoint. Raises InputError.
+    """Return the folder of the checkpoint. Raises InputError, and KeyboardInterrupt with the folder and what is kept in it.
 
     Of several processes (torchrun, accelerate launch) the first one writes and reports progress.
     """
@@ -53,11 +57,8 @@ def train(settings: TrainSettings, watch: Watch) -> Path:
         out = _prepare_folder(settings, label)
     try:
         mode.make(settings, label, drafter, out, watch if processes.is_main_process else lambda *_: None)
-    except (RuntimeError, MemoryError) as error:
-        if mode is not weights or not is_out_of_memory(error):
-            raise
-        remedy = "choose fewer, and more to accumulate"
-        raise InputError(f"batch_tokens={settings.batch_tokens}: so many do not fit the memory; {remedy}") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(out, f"kept: {mode.describe_kept(out) or 'nothing yet'}") from None
     return out
 
 
@@ -91,7 +92,7 @@ def _check_unused_settings(settings: TrainSettings, label: str, mode: TrainingMo
 
 def _prepare_folder(settings: TrainSettings, label: str) -> Path:
     """Create or reopen `out` and write the config into it. Raises InputError for a folder of another training."""
-    out = Path(settings.out or f"results/train-{settings.target.name}-{label}").expanduser()
+    out = Path(settings.out or f"results/{make_file_name(f'train-{settings.target.name}-{label}')}").expanduser()
     config = out / CONFIG
     begun = out.exists() and any(path.name != CONFIG for path in out.iterdir())
     if begun and not config.is_file():

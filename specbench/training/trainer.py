@@ -22,6 +22,7 @@ from specbench.drafters.network import DraftNetwork
 from specbench.errors import InputError
 from specbench.models.texts import Text
 from specbench.records.files import write_atomic
+from specbench.training.memory import check_memory
 from specbench.training.muon import Muon
 
 WARM_UP = 0.05  # of all steps
@@ -72,6 +73,11 @@ class Batches:
     def __len__(self) -> int:
         return len(self.batches)
 
+    def find_largest(self) -> tuple[int, int]:
+        """Return the most tokens of a batch, padding included, and the most answer tokens of one."""
+        sizes = [len(batch) * max(map(_count_tokens, batch)) for batch in self.batches]
+        return max(sizes), max(sum(len(text.answer_ids) for text in batch) for batch in self.batches)
+
     def get_batch(self, place: int, seed: int) -> list[Text]:
         """Return batch number `place` in the seed's order."""
         return self.batches[_shuffle(len(self), seed)[place]]
@@ -117,6 +123,8 @@ class Trainer:
     def fit(self, texts: list[Text], held_out: list[Text], watch: Callable[[int, int, dict[str, Any]], None]) -> None:
         """Train to the end of the plan. watch(step, steps, row): `row` is the latest log line, written with each saved state."""
         lessons, tests = (Batches(part, self.plan.batch_tokens, self.target.context) for part in (texts, held_out))
+        for part in (lessons, tests):
+            check_memory(self.network, self.target.device, *part.find_largest(), self.plan.batch_tokens)
         batches_per_step = self.plan.accumulate * self.accelerator.num_processes
         steps = max(1, math.ceil(self.plan.epochs * len(lessons) / batches_per_step))
         self._trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
@@ -233,6 +241,12 @@ class Trainer:
         for folder in saved.glob("step-*"):
             if folder.name != name:
                 shutil.rmtree(folder)
+
+
+def count_saved_steps(out: Path) -> int:
+    """Return the steps after which a training in `out` resumes."""
+    progress = out / STATE / "progress.json"
+    return int(json.loads(progress.read_text())["done"]) if progress.is_file() else 0
 
 
 def _schedule_rate(progress: float) -> float:

@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 
 from specbench.drafters.checkpoints import OURS, write_checkpoint
+from specbench.drafters.network import DraftNetwork, TargetShape
 from specbench.drafters.network_drafter import create_network
 from specbench.errors import InputError, suggest_choices
 from specbench.models.target import Target
@@ -19,7 +20,8 @@ from specbench.setup.questions import open_suite, select_questions
 from specbench.setup.settings import TrainSettings
 from specbench.training.card import describe_questions, describe_versions
 from specbench.training.curves import plot_curves
-from specbench.training.trainer import LOG, Trainer, TrainingPlan
+from specbench.training.memory import LEAST_ANSWERS, check_memory, explain_exhaustion
+from specbench.training.trainer import LOG, Trainer, TrainingPlan, count_saved_steps
 from specbench.watch import Watch
 
 TEXTS = "texts.jsonl"
@@ -45,19 +47,41 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
     processes = PartialState()
     with processes.main_process_first():
         target = load_target(settings.target)
+        _check_room(settings, drafter.network_class, target)
         texts = _load_texts(settings, target, out, watch)
         _check_held_out(settings.held_out, len(texts))
         shuffled = random.Random(settings.seed).sample(texts, len(texts))
         texts, held_out = shuffled[settings.held_out :], shuffled[: settings.held_out]
     torch.manual_seed(settings.seed)
-    network = create_network(drafter.network_class, target.model)
     plan = TrainingPlan(**{field.name: getattr(settings, field.name) for field in fields(TrainingPlan)})
-    Trainer(network, target.model, plan, out).fit(texts, held_out, lambda *now: watch("training", *now))
+    with explain_exhaustion(target.model.device, f"batch_tokens={plan.batch_tokens}", _advise(out)):
+        network = create_network(drafter.network_class, target.model)
+        Trainer(network, target.model, plan, out).fit(texts, held_out, lambda *now: watch("training", *now))
     if processes.is_main_process:
         write_checkpoint(network, out, settings.file)
         plot_curves(out / LOG, out / "curves.png")
         card = _format_card(label, _describe_source(settings), plan, target, out, len(texts), len(held_out))
         (out / "README.md").write_text(card, encoding="utf-8")
+
+
+def _check_room(settings: TrainSettings, kind: type[DraftNetwork], target: Target) -> None:
+    """Raise InputError before the target answers, if not even the least that training needs is free."""
+    if settings.data is not None:
+        return  # texts are read at once, and Trainer counts their tokens
+    shape = TargetShape.of(target.model.config)
+    with torch.device("meta"):
+        network = kind(kind.create_config(shape), shape)
+    questions = select_questions(settings, open_suite(settings), settings.limit)
+    most = sum(len(question.turns) for question in questions) * 2 * settings.max_new_tokens  # of all texts, about
+    tokens = min(settings.batch_tokens, most)
+    check_memory(network, target.model.device, tokens, int(LEAST_ANSWERS * tokens), settings.batch_tokens)
+
+
+def describe_kept(out: Path) -> str:
+    """Return what is saved: the target's answers, and the steps up to the last state."""
+    steps = count_saved_steps(out)
+    answers = ["the target's answers"] if (out / TEXTS).is_file() else []
+    return " and ".join([*answers, *([f"{steps:,} steps of training"] if steps else [])])
 
 
 def _load_texts(settings: TrainSettings, target: Target, out: Path, watch: Watch) -> list[Text]:
@@ -67,8 +91,15 @@ def _load_texts(settings: TrainSettings, target: Target, out: Path, watch: Watch
     if not (out / TEXTS).is_file():
         questions = select_questions(settings, open_suite(settings), settings.limit)
         _check_held_out(settings.held_out, sum(len(question.turns) for question in questions))
-        write_texts(out / TEXTS, generate_answers(target, questions, settings.max_new_tokens, watch))
+        with explain_exhaustion(target.model.device, "data=null", "many questions are answered at once; expected data=FILE"):
+            write_texts(out / TEXTS, generate_answers(target, questions, settings.max_new_tokens, watch))
     return read_texts(out / TEXTS, target)
+
+
+def _advise(out: Path) -> str:
+    """Return how to train with less memory without losing the target's answers."""
+    kept = f", with data={out / TEXTS} and another out" if (out / TEXTS).is_file() else ""
+    return f"expected fewer tokens{kept}"
 
 
 def _check_held_out(held_out: int, answers: int) -> None:

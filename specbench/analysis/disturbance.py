@@ -1,0 +1,90 @@
+"""Which turns were disturbed: by what was watched while they ran, or by a time far outside their other repeats.
+
+A turn is far outside if it took FAR times as long as the median of the same turn's other repeats by the same method, or more,
+with the same tokens, steps and nodes in it: counts that differ are a reason for another time. Where a run's repeats scatter
+widely, it also has to lie SPREADS of the run's own standard deviations above that median (1.4826 × the median absolute deviation
+of all turns' logarithms, which a few disturbed turns do not move). The rule is the same for autoregressive decoding and for
+every method.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from specbench.analysis.metrics import CELL, add_overall
+from specbench.records.attempts import AttemptKey, get_attempt_key
+from specbench.records.trial import PER_STEP, Trial, TrialKey
+
+FAR = 1.5  # times the median of the other repeats
+SPREADS = 4  # standard deviations of a run's repeats
+TIMED = ("measured", "synthetic")
+COUNTS = ["disturbed", "remeasured", "still_disturbed"]
+
+Reasons = dict[AttemptKey, list[str]]
+
+
+def find_disturbed(attempts: Sequence[Trial], counted: Sequence[Trial]) -> Reasons:
+    """Return the attempts that were disturbed, each with its reasons as `kind: how much`. Only finished turns are timed."""
+    far = _find_far(attempts, counted)
+    reasons: Reasons = {}
+    for trial in attempts:
+        ratio = far.get(get_attempt_key(trial))
+        found = [*(trial.disturbed or ()), *([f"time: {ratio:.1f} times its other repeats"] if ratio else [])]
+        if found and not trial.failed:
+            reasons[get_attempt_key(trial)] = found
+    return reasons
+
+
+def _find_far(attempts: Iterable[Trial], counted: Iterable[Trial]) -> dict[AttemptKey, float]:
+    """Return the ratio to the median of the other repeats of each attempt that is far outside. counted: the other repeats."""
+    groups: dict[Any, list[Trial]] = {}
+    for trial in counted:
+        if _is_timed(trial):
+            groups.setdefault(_identify_work(trial), []).append(trial)
+    usual = [_compare(trial, group) for group in groups.values() for trial in group]
+    logs = [abs(math.log(ratio)) for ratio in usual if ratio]
+    spread = 1.4826 * statistics.median(logs) if logs else 0.0
+    bound = max(FAR, math.exp(min(SPREADS * spread, 100.0)))
+    ratios = {
+        get_attempt_key(trial): _compare(trial, groups.get(_identify_work(trial), [])) for trial in filter(_is_timed, attempts)
+    }
+    return {attempt: ratio for attempt, ratio in ratios.items() if ratio is not None and ratio >= bound}
+
+
+def _is_timed(trial: Trial) -> bool:
+    return trial.kind in TIMED and not trial.failed and trial.seconds > 0
+
+
+def _identify_work(trial: Trial) -> Any:
+    """Return what makes two turns the same work: method, question, turn and all counts."""
+    lists = (tuple(getattr(trial, name) or ()) for name in PER_STEP)
+    return (trial.method, trial.question_id, trial.turn, trial.prompt_tokens, trial.new_tokens, trial.draft_forwards, *lists)
+
+
+def _compare(trial: Trial, group: Iterable[Trial]) -> float | None:
+    """Return the time of a turn over the median of its other repeats; None without any."""
+    others = [other.seconds for other in group if other.repeat != trial.repeat]
+    return trial.seconds / statistics.median(others) if others else None
+
+
+def count_disturbed(attempts: Sequence[Trial], counted: Sequence[Trial], reasons: Reasons) -> pd.DataFrame:
+    """Return COUNTS by (method, task), overall included: turns disturbed, measured again, and still disturbed.
+
+    disturbed: in any attempt; still_disturbed: in the attempt that counts. nan: nothing was watched, and no time is far outside.
+    """
+    ever: set[TrialKey] = {key for key, _ in reasons}
+    again = {trial.key for trial in attempts if trial.attempt > 1}
+    watched = {trial.method for trial in attempts if trial.disturbed is not None}
+    rows = []
+    for trial in counted:
+        found = (trial.key in ever, trial.key in again, get_attempt_key(trial) in reasons)
+        rows.append(
+            (trial.method, trial.task, *(1.0 if one else 0.0 if trial.method in watched else float("nan") for one in found))
+        )
+    frame = add_overall(pd.DataFrame(rows, columns=[*CELL, *COUNTS]))
+    return frame.groupby(CELL, sort=False)[COUNTS].sum(min_count=1)

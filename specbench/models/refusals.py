@@ -1,0 +1,90 @@
+"""One line for what transformers and the files of a model may raise."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+from specbench.errors import InputError, abbreviate, format_error, suggest_choices
+from specbench.records.nested import flatten
+
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors.index.json")
+LONGEST = 400  # characters of a library's message
+
+
+def check_settings(folder: Path) -> None:
+    """Raises InputError unless each of a model's settings files that exist holds one JSON object."""
+    for name in SETTINGS:
+        if (folder / name).exists():
+            read_mapping(folder / name)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object. Raises InputError."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        settings: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: expected a mapping of settings, {{…}}")
+    return settings
+
+
+def describe_failure(error: BaseException, config: Mapping[str, Any]) -> str:
+    """Return why transformers made no model of a config, in one line."""
+    if isinstance(error, KeyError) and error.args and (names := _find_settings(error.args[0], config)):
+        return f"transformers knows no {' and no '.join(f'{name}={error.args[0]}' for name in names)}"
+    if found := re.search(r"Unrecognized configuration class <class '[\w.]*\.(\w+)'>", str(error)):
+        return f"{found[1]} is no config of a decoder-only language model"
+    if isinstance(error, (ImportError, OSError, ValueError, RuntimeError)) and str(error).strip():
+        return take_message(error)
+    return format_error(error)
+
+
+def _find_settings(value: Any, config: Mapping[str, Any]) -> list[str]:
+    return [name for name, given in flatten(config) if isinstance(given, str) and given == value]
+
+
+def take_message(error: BaseException) -> str:
+    """Return the first line of an error's text, and those after it as long as a line ends with a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    end = next((number for number, line in enumerate(lines, start=1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:end])[:LONGEST]
+
+
+def check_decoder(model: PreTrainedModel) -> None:
+    """Raises InputError for a model that reads its text in both directions, or with an encoder."""
+    config = model.config.get_text_config()
+    switch = hasattr(type(config), "is_decoder")  # of the kinds that are encoders unless told otherwise; others ignore the key
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"{config.model_type} is an encoder and a decoder; expected a decoder-only language model")
+    if switch and not config.is_decoder:
+        raise InputError(f"{config.model_type} is an encoder (is_decoder: false); expected a decoder-only language model")
+
+
+def check_quantization(given: Any, place: str) -> None:
+    """Raises InputError for a method that transformers would pass over with a warning. given: quantization_config, or None."""
+    if given is None:
+        return
+    if not isinstance(given, dict):
+        raise InputError(f"{place}/config.json: quantization_config={given}: expected a mapping with quant_method")
+    method, known = given.get("quant_method"), ["bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING]
+    if method is not None and method not in known:
+        raise InputError(
+            f"{place}/config.json: quantization_config.quant_method={method}: expected {suggest_choices(method, known)}"
+        )
+
+
+def describe_misfits(model: PreTrainedModel, info: Mapping[str, Any]) -> str:
+    """Return the misshapen, missing and unexpected tensors of a checkpoint; empty if all fit."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    misshapen = [f"{name} is {tuple(given)}, expected {tuple(expected)}" for name, given, expected in info["mismatched_keys"]]
+    missing = [f"{name}, expected {shapes.get(name, 'it')}" for name in info["missing_keys"]]
+    kinds = {"misshapen": misshapen, "missing": missing, "not in the model": list(info["unexpected_keys"])}
+    return "; ".join(f"{kind}: {abbreviate(sorted(names))}" for kind, names in kinds.items() if names)

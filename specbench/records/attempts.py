@@ -1,0 +1,35 @@
+"""Which attempt of a turn counts, if its block was disturbed and measured again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from specbench.records.trial import Trial, TrialKey
+
+AttemptKey = tuple[TrialKey, int]
+
+
+def get_attempt_key(trial: Trial) -> AttemptKey:
+    """Return the fields that identify an attempt at a turn."""
+    return trial.key, trial.attempt
+
+
+def select_complete(trials: Iterable[Trial]) -> list[Trial]:
+    """Return the turns of complete attempts, in their order.
+
+    A later attempt at a block, broken off by a kill, is left out: its turns are not comparable with those of an earlier one. Of a
+    turn that was recorded twice, as those of a warm method that started its repeat again, the last one is kept.
+    """
+    last = {get_attempt_key(trial): trial for trial in trials}
+    done = Counter((trial.block, trial.attempt) for trial in last.values())
+    return [trial for trial in last.values() if trial.arms is None or done[trial.block, trial.attempt] >= trial.arms]
+
+
+def select_counted(trials: Iterable[Trial]) -> list[Trial]:
+    """Return one trial per turn, in the order of the first attempts: that of the last complete attempt at its block."""
+    counted: dict[TrialKey, Trial] = {}
+    for trial in select_complete(trials):
+        if trial.key not in counted or trial.attempt > counted[trial.key].attempt:
+            counted[trial.key] = trial
+    return list(counted.values())

@@ -1,0 +1,215 @@
+"""What the documents of a run hold, as far as anything reads it: config.yaml, run.json, the rows of texts.jsonl.
+
+Other keys are allowed and only shown. Reading checks types, so that no report, comparison or export meets another one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+import yaml
+
+from specbench.errors import InputError
+from specbench.records.files import parse_object, read_text
+from specbench.records.trial import LIMITS
+from specbench.records.typed import Label, Name, Within, check, find_odd
+
+YAML = 4 * 2**20  # bytes of the largest YAML that is read
+Rate = Annotated[float, Within(1e-6, 1e9)]  # tokens per second
+Share = Annotated[float, Within(0, 1)]
+QuestionId = LIMITS["question_id"]
+
+
+class Sampling(TypedDict, total=False):
+    temperature: Annotated[float, Within(0, 1e6)] | None
+    top_p: Annotated[float, Within(0, 1e6)] | None
+    top_k: int | None
+    max_new_tokens: Annotated[int, Within(1, 2**31)] | None
+
+
+class Target(TypedDict, total=False):
+    name: Name | None
+    shape: Name | None
+    dtype: Name | None
+    shapes: dict[str, Any] | None
+
+
+class Named(TypedDict, total=False):
+    name: Name
+
+
+class Config(TypedDict, total=False):
+    target: Target | Name | None
+    engine: dict[str, Any] | Name | None
+    method: dict[str, dict[str, Any] | None] | None
+    task: dict[str, Named | None] | list[Any] | str | None
+    suite: dict[str, Any] | str | None
+    sampling: Sampling | None
+    repeats: Annotated[int, Within(0, 1e6)] | None
+
+
+class Device(TypedDict, total=False):
+    kind: Name | None
+    name: Name | None
+
+
+class Machine(TypedDict, total=False):
+    os: Name | None
+    architecture: Name | None
+    cpu: Name | None
+    cores: int | None
+    threads: int | None
+    memory_bytes: int | None
+
+
+class Git(TypedDict, total=False):
+    commit: Name | None
+    dirty: bool | None
+
+
+class Store(TypedDict):
+    """A datastore of a method, and how many of the run's questions it holds."""
+
+    name: Name
+    tokens: int
+    questions: int
+    leaked: int
+
+
+class Rates(TypedDict):
+    """An autoregressive engine's rates before the run, the run's own first."""
+
+    engine: Name
+    dtype: Name
+    tokens_per_second: list[Rate]
+
+
+class Forwards(TypedDict):
+    """The milliseconds of forwards over so many rows, timed before the run, round by round."""
+
+    rows: Annotated[int, Within(1, 1e6)]
+    milliseconds: list[Annotated[float, Within(1e-6, 1e9)]]
+
+
+class Fingerprints(TypedDict, total=False):
+    versions: dict[str, Name | None] | None
+    code_sha256: Name | None
+    codes: dict[str, Any] | None
+    checkpoints: dict[str, Any] | None
+
+
+class Continued(Fingerprints, total=False):
+    started: Name | None
+    differs: list[Name]
+
+
+class Provenance(Fingerprints, total=False):
+    started: Name | None
+    dtype: Name | None
+    device: Device | None
+    machine: Machine | None
+    git: Git | None
+    code_kind: Any
+    suite_sha256: Name | None
+    target_sha256: Name | None
+    draft_sha256: Name | None
+    turns: Annotated[int, Within(0, 1e9)] | None
+    watched: list[Name] | None
+    baseline: list[Rates] | None
+    forward_ms: list[Forwards] | None
+    leakage: dict[str, list[Store]] | None
+    continued: list[Continued] | None
+
+
+class AnswerText(TypedDict):
+    """A row of texts.jsonl: a decoded answer of the first repeat, and its score if the suite can score it."""
+
+    method: Label
+    question_id: QuestionId  # type: ignore[valid-type]
+    turn: int
+    text: str
+    score: Share | None
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """Return run.json. Raises InputError naming the file."""
+    text = read_text(path)
+    try:
+        content = parse_document(text, Provenance)
+        _check_start(content.get("started"))
+        _check_rates(content.get("baseline") or [])
+        _check_forwards(content.get("forward_ms") or [])
+    except InputError as problem:
+        raise InputError(f"{path}: {problem}") from None
+    return content
+
+
+def _check_start(started: str | None) -> None:
+    try:
+        datetime.fromisoformat((started or "2026-01-01").replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError):
+        raise InputError(f"started is {started!a}, expected a time such as 2026-01-31T12:00:00Z") from None
+
+
+def _check_rates(baseline: list[Rates]) -> None:
+    """Raise InputError unless all engines were timed in the same rounds, at least one."""
+    rounds = {len(engine["tokens_per_second"]) for engine in baseline}
+    if baseline and (len(rounds) > 1 or 0 in rounds):
+        raise InputError("baseline: expected as many tokens_per_second of every engine, at least one")
+
+
+def _check_forwards(forwards: list[Forwards]) -> None:
+    """Raise InputError unless all numbers of rows were timed in the same rounds."""
+    if len({len(forward["milliseconds"]) for forward in forwards}) > 1:
+        raise InputError("forward_ms: expected as many milliseconds of every number of rows")
+
+
+def parse_document(text: str, kind: Any) -> dict[str, Any]:
+    """Return a JSON object, checked against a TypedDict. Raises InputError."""
+    return _check_document(parse_object(text), kind)
+
+
+def read_yaml(path: Path, kind: Any) -> dict[str, Any]:
+    """Return a YAML file's mapping, checked against a TypedDict. Raises InputError naming the file."""
+    text = read_text(path, YAML)
+    try:
+        return _check_document(yaml.load(text, _Loader), kind)
+    except InputError as problem:
+        raise InputError(f"{path}: {problem}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{path}{line}: cannot be read: {error.problem}") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+    ) as error:  # a tag that does not fit
+        raise InputError(f"{path}: cannot be read: {error}") from None
+
+
+def _check_document(content: Any, kind: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise InputError(f"expected a mapping, found {type(content).__name__}")
+    if odd := find_odd(content):
+        raise InputError(odd)
+    check(content, kind, "")
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, in which a key that comes twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        counts = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for (_, key), count in counts.most_common(1):
+            if count > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!a} comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)

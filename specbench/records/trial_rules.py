@@ -1,0 +1,110 @@
+"""What the counts and times of a trial have in common: no turn that breaks a rule was measured.
+
+A row that failed has no numbers. An imported turn is counted as its program counts: only its lists have their lengths, and its
+times are checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from specbench.errors import InputError
+from specbench.records.trial import PER_STEP, QuestionId, Trial, hash_ids
+
+FASTEST = 1e6  # tokens per second: nothing decodes one sequence faster
+RETOKENISED = 100  # tokens that one token's text may be encoded as
+ROUNDING = 1.001
+OVERALL = "overall"  # the tables' name for all tasks together
+
+
+def parse_trial(row: Mapping[str, Any]) -> Trial:
+    """Parse a row into a turn that can have happened. Raises InputError."""
+    trial = Trial.from_row(row)
+    check_trial(trial)
+    return trial
+
+
+def check_trial(trial: Trial) -> None:
+    """Raise InputError for a turn that cannot have happened."""
+    if trial.task == OVERALL:
+        raise InputError(f"task is {OVERALL}, which stands for all tasks")
+    if (trial.attempt > 1) != (trial.arms is not None):
+        raise InputError(f"arms is {trial.arms} in attempt {trial.attempt}; expected null in the first, else a number")
+    if not trial.failed:
+        problem = next((said for rule in (_check_output, _check_steps, _check_times) for said in rule(trial)), None)
+        if problem:
+            raise InputError(problem)
+
+
+def _check_output(trial: Trial) -> Iterator[str]:
+    if trial.new_tokens < 1 and trial.kind != "imported":
+        yield f"new_tokens is {trial.new_tokens} in a turn that did not fail"
+    if (trial.retokenised or 0) > RETOKENISED * (trial.new_tokens + 1):
+        yield f"retokenised is {trial.retokenised} for {trial.new_tokens} new_tokens"
+    if trial.output_ids is None:
+        return
+    if len(trial.output_ids) != trial.new_tokens:
+        yield f"output_ids holds {len(trial.output_ids)} ids, but new_tokens is {trial.new_tokens}"
+    elif trial.output_sha256 != hash_ids(trial.output_ids):
+        yield "output_sha256 is not that of output_ids"
+
+
+def _check_steps(trial: Trial) -> Iterator[str]:
+    lists = {name: getattr(trial, name) for name in PER_STEP}
+    given = {name: values for name, values in lists.items() if values is not None}
+    for name, values in given.items():
+        if len(values) != trial.steps:
+            yield f"{name} holds {len(values)} counts, but steps is {trial.steps}"
+            return
+    if trial.kind == "imported":
+        return
+    if (given and len(given) < len(lists)) or (trial.steps is None) != (not given):
+        yield f"steps, {', '.join(PER_STEP)}: expected all of them, or none"
+    elif given:
+        yield from _compare_counts(trial, *lists.values())
+
+
+def _compare_counts(
+    trial: Trial, drafted: list[int], nodes: list[int], depth: list[int], accepted: list[int], committed: list[int]
+) -> Iterator[str]:
+    if trial.new_tokens != 1 + sum(committed):
+        yield f"new_tokens is {trial.new_tokens}, but prefill's token and committed make {1 + sum(committed)}"
+    for step, (draft, rows, deep, kept, new) in enumerate(zip(drafted, nodes, depth, accepted, committed, strict=True)):
+        if not (kept <= deep <= draft < rows and 1 <= new <= kept + 1):
+            counts = f"drafted {draft}, nodes {rows}, depth {deep}, accepted {kept}, committed {new}"
+            yield f"step {step + 1}: {counts}; expected accepted ≤ depth ≤ drafted < nodes, and committed from 1 to accepted + 1"
+            return
+    if (trial.target_forwards or 0) < (trial.steps or 0):
+        yield f"target_forwards is {trial.target_forwards} in {trial.steps} steps"
+
+
+def _check_times(trial: Trial) -> Iterator[str]:
+    if trial.kind == "replayed":
+        if trial.decode_s is not None or trial.prefill_s is not None:
+            yield "prefill_s and decode_s: expected null in a replayed turn"
+        return
+    if trial.decode_s is None:
+        yield "decode_s is null in a turn that did not fail"
+        return
+    seconds = (trial.prefill_s or 0) + trial.decode_s
+    if seconds * FASTEST < max(1, trial.new_tokens):
+        yield f"prefill_s and decode_s make {seconds:g} s for {trial.new_tokens} tokens: no time that was measured"
+    if (trial.draft_s or 0) + (trial.verify_s or 0) > ROUNDING * trial.decode_s:
+        yield f"draft_s and verify_s exceed decode_s, {trial.decode_s:g}"
+
+
+class Questions:
+    """The questions of one run's trials, which are the same for every method."""
+
+    def __init__(self) -> None:
+        self._places: dict[QuestionId, tuple[str, str, str]] = {}
+        self._spelled: dict[str, QuestionId] = {}
+
+    def check(self, trial: Trial) -> None:
+        """Raise InputError if an earlier trial of the same question belongs to another suite, task or category."""
+        if (known := self._spelled.setdefault(str(trial.question_id), trial.question_id)) != trial.question_id:
+            raise InputError(f"question_id is {trial.question_id!a}, but above {known!a}")
+        place = (trial.suite, trial.task, trial.category)
+        if (before := self._places.setdefault(trial.question_id, place)) != place:
+            raise InputError(f"question {trial.question_id} belongs to {'/'.join(place)}, but above to {'/'.join(before)}")

@@ -1,0 +1,368 @@
+"""Disturbed turns: marked, their blocks measured again within a fifth more time, the last complete attempt counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specbench.analysis.disturbance import FAR, count_disturbed, find_disturbed
+from specbench.analysis.loaded_run import read_run
+from specbench.analysis.summary import summarise
+from specbench.errors import InputError
+from specbench.records.attempts import select_complete, select_counted
+from specbench.records.run_directory import RunDirectory
+from specbench.records.trial import Trial
+from specbench.records.trial_rules import check_trial
+from specbench.report.alarms import find_alarms
+from specbench.report.render import render_report
+from specbench.running.attempts import MOST_ATTEMPTS, Attempts
+from specbench.running.schedule import Arm
+from tasks.question import Question
+from tests.fake_engine import METHODS, FakeEngine, Quiet, harness
+from tests.fake_run import failed, trial, write_run
+from tests.quiet import PlantedMeter
+
+BUSY = "other processes: 60% of the cores"
+MANY = [Question(f"q{number}", "qa", "qa", (f"{number}?",)) for number in range(12)]  # a block is a twelfth of a repeat
+MARK = Callable[[str, str, int], list[str] | None]  # method, prompt, how often they have run together before
+
+
+@pytest.fixture(autouse=True)
+def no_disk_and_a_fifth_more_time(monkeypatch: pytest.MonkeyPatch, quiet_machine: None) -> None:
+    monkeypatch.setattr("specbench.records.files.os.fsync", lambda _: None)
+    monkeypatch.setattr("specbench.running.attempts.MORE_TIME", 0.2)
+
+
+def named(label: str, prompt: list[int]) -> str:
+    return f"{label}!"
+
+
+def run(folder: Path, mark: MARK, engine: FakeEngine | None = None, **settings: Any) -> FakeEngine:
+    """A run in which `mark` says what disturbs each turn."""
+    engine = engine or FakeEngine(named)
+    seen = Counter[tuple[str, str]]()
+
+    def find_reasons() -> list[str] | None:
+        place = engine.log[-1]
+        seen[place] += 1
+        return mark(*place, seen[place] - 1)
+
+    tested = harness(folder, engine, **{"questions": MANY, "repeats": 1, **settings})
+    tested._load = PlantedMeter(find_reasons)  # type: ignore[assignment]
+    tested.run_schedule()
+    return engine
+
+
+def once(label: str, question: int) -> MARK:
+    """The first time that a method answers a question, it is disturbed."""
+    return lambda method, prompt, before: [BUSY] * (method == label and prompt.startswith(f"{question}?") and not before)
+
+
+def rows(folder: Path) -> list[tuple[str, Any, int, int | None]]:
+    return [(one.method, one.question_id, one.attempt, one.arms) for one in RunDirectory(folder).read_attempts()]
+
+
+def test_a_quiet_run_measures_nothing_again(tmp_path: Path) -> None:
+    run(tmp_path, lambda *_: [])
+    trials = RunDirectory(tmp_path).read_attempts()
+    assert len(trials) == 36 and all((one.disturbed, one.attempt, one.arms) == ([], 1, None) for one in trials)
+
+
+def test_where_nothing_is_counted_nothing_is_known(tmp_path: Path) -> None:
+    run(tmp_path, lambda *_: None)
+    trials = RunDirectory(tmp_path).read_attempts()
+    assert len(trials) == 36 and {one.disturbed for one in trials} == {None}
+
+
+@pytest.mark.parametrize("label", METHODS)
+def test_the_whole_block_is_measured_again_after_the_repeat_whoever_was_disturbed(tmp_path: Path, label: str) -> None:
+    run(tmp_path, once(label, 3), repeats=2)
+    written = rows(tmp_path)
+    again = written[36:39]
+    assert sorted(again) == [(method, "q3", 2, 3) for method in sorted(METHODS)], "at the end of its repeat"
+    assert len(written) == 36 + 3 + 36 and all(attempt == 1 for *_, attempt, _ in written[:36] + written[39:])
+    trials = RunDirectory(tmp_path).read_attempts()
+    assert [one.method for one in trials if one.disturbed] == [label], "the earlier attempt stays, with its mark"
+    counted = {one.key: one for one in RunDirectory(tmp_path).read_trials()}
+    assert len(counted) == 72 and all(counted[method, 0, "q3", 0].attempt == 2 for method in METHODS)
+    assert not any(one.disturbed for one in counted.values())
+
+
+def test_the_text_and_the_context_of_later_turns_stay_those_of_the_first_attempt(tmp_path: Path) -> None:
+    calls = Counter[str]()
+
+    def drifting(label: str, prompt: list[int]) -> str:
+        calls[label] += 1
+        return f"{label}{calls[label]:03}"
+
+    questions = [Question("first", "mt_bench", "writing", ("first?", "second?")), *MANY]
+    mark: MARK = lambda method, prompt, before: [BUSY] * (prompt == "first?\n" and not before)  # noqa: E731
+    engine = run(tmp_path, mark, FakeEngine(drifting), questions=questions, repeats=2)
+    assert len({text for _, text in engine.log if "second?" in text}) == 1
+    assert len(RunDirectory(tmp_path).read_texts()) == 14 * 3, "texts are those of the first attempts"
+    resumed = run(tmp_path, mark, FakeEngine(drifting), questions=questions, repeats=3)
+    assert {text for _, text in resumed.log if "second?" in text} == {text for _, text in engine.log if "second?" in text}
+
+
+def test_a_block_that_is_disturbed_again_and_again_is_left_and_said_to_be(tmp_path: Path) -> None:
+    always: MARK = lambda method, prompt, before: [BUSY] * (method == "pld" and prompt.startswith("3?"))  # noqa: E731
+    run(tmp_path, always, repeats=2)
+    attempts = Counter((one.repeat, one.attempt) for one in RunDirectory(tmp_path).read_attempts() if one.question_id == "q3")
+    assert max(attempt for _, attempt in attempts) == MOST_ATTEMPTS
+    summary = summarise(read_run(tmp_path))
+    pld = summary[(summary["method"] == "pld") & (summary["task"] == "overall")].iloc[0]
+    assert pld[["disturbed", "remeasured", "still_disturbed"]].tolist() == [2, 2, 2]
+
+
+def test_later_attempts_take_at_most_a_fifth_of_the_time(tmp_path: Path) -> None:
+    run(tmp_path, lambda *_: [BUSY], repeats=3)
+    trials = RunDirectory(tmp_path).read_attempts()
+    first, later = (sum(one.seconds for one in trials if (one.attempt > 1) == again) for again in (False, True))
+    assert 0.15 * first < later <= 0.2 * first
+    ended = next(place for place, one in enumerate(trials) if one.attempt == 1 and one.repeat == 1)
+    early = sum(one.seconds for one in trials[:ended] if one.attempt > 1)
+    assert early <= 0.2 * first / 3, "after the first repeat, a fifth of that repeat"
+
+
+def test_a_single_question_is_marked_alone_there_is_no_time_for_it(tmp_path: Path) -> None:
+    run(tmp_path, lambda *_: [BUSY], questions=MANY[:1])
+    assert [attempt for *_, attempt, _ in rows(tmp_path)] == [1, 1, 1]
+
+
+def test_warm_arms_are_marked_and_never_measured_again(tmp_path: Path) -> None:
+    engine = run(tmp_path, once("sps", 3), FakeEngine(named, warm=["sps"]))
+    assert len(rows(tmp_path)) == 36, "only the warm arm was disturbed"
+    mark: MARK = lambda method, prompt, before: [BUSY] * (prompt == "3?\n" and not before)  # noqa: E731
+    engine = run(tmp_path / "all", mark, FakeEngine(named, warm=["sps"]))
+    assert sorted(rows(tmp_path / "all")[36:]) == [("autoregressive", "q3", 2, 2), ("pld", "q3", 2, 2)]
+    assert Counter(label for label, text in engine.log if text == "3?\n") == {"autoregressive": 2, "pld": 2, "sps": 1}
+    found = [alarm for alarm in alarms(tmp_path / "all") if "disturbed" in alarm.message]
+    assert found[0].level == "alarm" and "1 of 36 turns are disturbed (sps 1)" in found[0].message
+
+
+def test_error_rows_are_not_marked_and_a_disturbed_block_with_one_is_measured_whole(tmp_path: Path) -> None:
+    def answers(label: str, prompt: list[int]) -> str:
+        if label == "sps" and bytes(prompt).startswith(b"3?"):
+            raise RuntimeError("no")
+        return f"{label}!"
+
+    run(tmp_path, once("pld", 3), FakeEngine(answers))
+    trials = RunDirectory(tmp_path).read_attempts()
+    assert [(one.disturbed, one.attempt) for one in trials if one.failed] == [(None, 1), (None, 2)]
+    assert len(trials) == 39 and len(RunDirectory(tmp_path).read_trials()) == 36
+
+
+def test_a_fast_turn_among_slow_repeats_is_no_reason_and_a_slow_one_is(tmp_path: Path) -> None:
+    run(tmp_path, lambda *_: [], slowed(lambda label, text, before: label == "pld" and text == "3?\n" and before == 1), repeats=3)
+    late = [one for one in RunDirectory(tmp_path).read_attempts() if one.attempt > 1]
+    assert {(one.method, one.repeat, one.question_id) for one in late} == {(method, 1, "q3") for method in METHODS}
+    loaded = read_run(tmp_path)
+    assert loaded.disturbed == {(("pld", 1, "q3", 0), 1): ["time: 4.0 times its other repeats"]}
+
+
+def slowed(when: Callable[[str, str, int], bool]) -> FakeEngine:
+    """Turns that take four times as long where `when` holds."""
+
+    class Slowed(FakeEngine):
+        seen = Counter[tuple[str, str]]()
+
+        def generate(self, label: str, prompt: list[int], sampling: Any) -> Any:
+            out = super().generate(label, prompt, sampling)
+            place = (label, bytes(prompt).decode())
+            slow = not self.warming and when(*place, self.seen[place])
+            self.seen[place] += not self.warming
+            return replace(out, prefill_s=1.0, decode_s=2.0) if slow else out
+
+    return Slowed(named)
+
+
+@pytest.mark.parametrize("after", range(73, 79))
+def test_a_kill_while_measuring_again_mixes_nothing(tmp_path: Path, after: int) -> None:
+    """Blocks 3 and 5 are measured again after 72 turns; the process dies after so many turns."""
+    mark: MARK = lambda method, prompt, before: [BUSY] * (prompt in ("3?\n", "5?\n") and method == "pld" and not before)  # noqa: E731
+    left, more = [after], [Question(f"q{number}", "qa", "qa", (f"{number}?",)) for number in range(24)]
+
+    def mortal(label: str, prompt: list[int]) -> str:
+        left[0] -= not engine.warming
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return f"{label}!"
+
+    engine = FakeEngine(mortal)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, mark, engine, questions=more)
+        raise KeyboardInterrupt  # it was over before
+    stopped = RunDirectory(tmp_path).read_trials()
+    per_block = {one.block: {other.attempt for other in stopped if other.block == one.block} for one in stopped}
+    assert len(stopped) == 72 and all(len(attempts) == 1 for attempts in per_block.values()), "one attempt per block counts"
+    whole = (after - 72) // 3
+    assert sum(attempts == {2} for attempts in per_block.values()) == whole
+
+    before = (tmp_path / "trials.jsonl").read_bytes()
+    run(tmp_path, lambda *_: [], questions=more)
+    assert (tmp_path / "trials.jsonl").read_bytes().startswith(before), "nothing on disk is changed"
+    ended = RunDirectory(tmp_path).read_trials()
+    assert not any(one.disturbed for one in ended) and len(ended) == 72
+    torn = (after - 72) % 3 > 0
+    assert len(RunDirectory(tmp_path).read_attempts()) == after + 3 * (2 - whole), "a torn attempt starts again, whole"
+    assert max(one.attempt for one in ended) == 2 + torn
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    run(tmp_path, once("pld", 3), repeats=2)
+    before = (tmp_path / "trials.jsonl").read_bytes()
+    engine = run(tmp_path, lambda *_: [BUSY], repeats=2)
+    assert (tmp_path / "trials.jsonl").read_bytes() == before and not engine.warm_ups
+
+
+def test_a_run_killed_before_it_measured_again_does_so_when_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as stopped:
+        stopped.setattr("specbench.running.attempts.MORE_TIME", 0.0)
+        run(tmp_path, once("pld", 3))
+    assert len(rows(tmp_path)) == 36
+    engine = run(tmp_path, lambda *_: [])
+    assert sorted(rows(tmp_path)[36:]) == [(method, "q3", 2, 3) for method in sorted(METHODS)] and engine.warm_ups
+
+
+def test_a_method_added_later_leaves_the_attempts_before_it_alone(tmp_path: Path) -> None:
+    run(tmp_path, once("pld", 3), methods=METHODS[:2])
+    run(tmp_path, once("sps", 5))
+    counted = {(one.method, one.question_id): one.attempt for one in RunDirectory(tmp_path).read_trials()}
+    assert counted["pld", "q3"] == 2 and counted["sps", "q3"] == 1
+    assert {counted[method, "q5"] for method in METHODS} == {2}, "all methods of the run were there"
+    run(tmp_path, lambda *_: [BUSY], methods=("autoregressive", "pld"), repeats=2)
+    late = [one for one in RunDirectory(tmp_path).read_attempts() if one.repeat == 0 and one.attempt > 2]
+    assert late == [], "a block that holds another method is left alone"
+
+
+def test_the_progress_counts_the_turns_of_the_run_alone(tmp_path: Path) -> None:
+    tested = harness(tmp_path, engine := FakeEngine(named), questions=MANY, repeats=1)
+    marks = iter([[BUSY]])
+    tested._load = PlantedMeter(lambda: next(marks, []))  # type: ignore[assignment]
+    tested.run_schedule()
+    assert isinstance(tested.watcher, Quiet) and tested.watcher.began == [(36, 0)]
+    assert sum(one.attempt == 1 for one in tested.watcher.trials) == 36 and len(tested.watcher.trials) == 39
+    assert len(engine.log) == 39 + 3
+
+
+def many(seconds: Sequence[float], method: str = "pld", **changes: Any) -> list[Trial]:
+    """The repeats of one turn."""
+    return [trial(method, [2, 2], each, repeat=repeat, **changes) for repeat, each in enumerate(seconds)]
+
+
+def far(*groups: Sequence[Trial]) -> list[tuple[str, int]]:
+    trials = [one for group in groups for one in group]
+    return [(method, repeat) for (method, repeat, *_), _ in find_disturbed(trials, trials)]
+
+
+STEADY = [one for question in range(2, 12) for one in many([1.0, 1.01, 0.99], question_id=question)]
+
+
+@pytest.mark.parametrize("method", ["autoregressive", "pld"])
+def test_a_time_far_above_its_other_repeats_is_disturbed_for_either_arm(method: str) -> None:
+    assert far(many([1.0, 1.0, 1.1 * FAR], method), STEADY) == [(method, 2)]
+    assert far(many([1.0, 1.0, 0.9 * FAR], method), STEADY) == []
+    assert far(many([1.0, 1.0, 0.7], method), STEADY) == [], "faster is not disturbed"
+    assert far(many([1.0, 5.0, 5.0], method), STEADY) == [(method, 1), (method, 2)]
+    assert far(many([1.0, 3.0], method), STEADY) == [(method, 1)] and far(many([3.0], method), STEADY) == []
+
+
+def test_other_counts_are_a_reason_for_another_time() -> None:
+    longer = trial("pld", [2, 2, 2, 2, 2], 5.0, repeat=2)
+    assert far(many([1.0, 1.0]), [longer], STEADY) == []
+
+
+def test_what_is_far_depends_on_the_runs_own_spread() -> None:
+    scattered = [one for question in range(2, 30) for one in many([1.0, 1.5, 0.7], question_id=question)]
+    assert far(many([1.0, 1.0, 1.1 * FAR]), scattered) == []
+    assert ("pld", 2) in far(many([1.0, 1.0, 40.0]), scattered)
+
+
+def test_times_of_failed_and_imported_turns_say_nothing() -> None:
+    assert far(many([1.0, 1.0, 9.0], kind="imported")) == []
+    assert far([*many([1.0, 1.0]), failed("pld", repeat=2)]) == []
+
+
+def test_arms_belong_to_later_attempts_alone() -> None:
+    for changes in ({"attempt": 2}, {"arms": 2}):
+        with pytest.raises(InputError, match="arms is"):
+            check_trial(trial("pld", [1], 1.0, **changes))
+    check_trial(trial("pld", [1], 1.0, attempt=2, arms=2))
+
+
+def test_of_a_torn_attempt_nothing_counts_and_of_a_whole_one_all() -> None:
+    first = [trial(method, [1], 9.0) for method in ("autoregressive", "pld")]
+    later = [trial(method, [1], 1.0, attempt=2, arms=2) for method in ("autoregressive", "pld")]
+    assert select_counted([*first, later[0]]) == first and select_complete([*first, later[1]]) == first
+    assert select_counted([*first, *later]) == later
+    third = [trial(method, [1], 2.0, attempt=3, arms=2) for method in ("autoregressive", "pld")]
+    assert select_counted([*first, later[0], *third]) == third
+    assert select_counted([*first, *later, third[0]]) == later
+
+
+def test_the_dearest_block_is_judged_by_its_fastest_attempt() -> None:
+    engine = FakeEngine(named)
+    arms = [Arm(method, method, engine) for method in ("autoregressive", "pld")]
+    quiet = [trial(a.label, [1], 1.0, question_id=q, repeat=r) for r in range(2) for q in range(6) for a in arms]
+    slow = [replace(one, decode_s=40.0, disturbed=[BUSY]) if one.question_id == 3 and one.repeat else one for one in quiet]
+    attempts = Attempts(slow, arms)
+    assert attempts.list_disturbed(1) == [] and attempts.list_disturbed(2) == [(1, 3, 0)]
+    assert attempts.can_afford((1, 3, 0)) and not Attempts(quiet[:4], arms).can_afford((0, 1, 0))
+
+
+def alarms(folder: Path) -> list[Any]:
+    loaded = read_run(folder)
+    return find_alarms(loaded, summarise(loaded))
+
+
+def two(seconds: tuple[float, float], **changes: Any) -> list[Trial]:
+    return [trial(m, [1], s, **changes) for m, s in zip(("autoregressive", "pld"), seconds, strict=True)]
+
+
+def test_a_mended_disturbance_is_a_notice_and_the_numbers_are_the_quiet_ones(tmp_path: Path) -> None:
+    quiet = [one for question in range(5) for one in two((2.0, 1.0), question_id=question, disturbed=[])]
+    hit = two((2.0, 9.0), question_id=5, disturbed=[BUSY, "waiting for a core: 50% of the time"])
+    again = two((2.0, 1.0), question_id=5, disturbed=[], attempt=2, arms=2)
+    write_run(tmp_path / "run", [*quiet, *hit, *again])
+    (first, *_) = [alarm for alarm in alarms(tmp_path / "run") if "disturbed" in alarm.message]
+    assert str(first) == (
+        "notice: the run: 2 of 12 turns were disturbed, by other processes 2, waiting for a core 2; "
+        "they were measured again in quiet"
+    )
+    summary = summarise(read_run(tmp_path / "run")).set_index(["method", "task"])
+    assert summary.loc[("pld", "overall"), "speedup"] == pytest.approx(2.0)
+    counts: Any = summary.loc[("pld", "overall"), ["disturbed", "remeasured", "still_disturbed"]]
+    assert list(counts) == [1, 1, 0]
+    page = render_report([tmp_path / "run"], tmp_path / "report").page.read_text()
+    assert "other processes: 60% of the cores; waiting for a core: 50% of the time" in page and ">quiet<" in page
+
+
+def test_what_could_not_be_mended_comes_first_and_names_the_methods_and_the_causes(tmp_path: Path) -> None:
+    trials = [one for q in range(6) for one in two((2.0, 1.0), question_id=q, disturbed=[BUSY] * (q == 5))]
+    write_run(tmp_path / "run", [*trials, failed("sps", question_id=1)])
+    first = alarms(tmp_path / "run")[0]
+    assert str(first) == ("alarm: the run: 2 of 13 turns are disturbed (autoregressive 1, pld 1) by other processes 2")
+
+
+def test_runs_without_the_fields_have_the_same_numbers_and_no_counts(tmp_path: Path) -> None:
+    trials = [one for q in range(5) for r in range(2) for one in two((2.0, 1.0), question_id=q, repeat=r)]
+    loaded = read_run(write_run(tmp_path / "run", trials).path)
+    assert loaded.attempts == loaded.trials and loaded.disturbed == {}
+    summary = summarise(loaded)
+    assert summary[["disturbed", "remeasured", "still_disturbed"]].isna().all(axis=None)
+    assert count_disturbed(trials, trials, {}).isna().all(axis=None)
+    assert not [alarm for alarm in find_alarms(loaded, summary) if "disturbed" in alarm.message]
+
+
+def test_autoregressives_own_scatter_is_noticed_even_if_all_methods_scatter_alike(tmp_path: Path) -> None:
+    trials = [one for q in range(5) for r in range(3) for one in two((2.0 + 0.4 * r, 1.0 + 0.2 * r), question_id=q, repeat=r)]
+    write_run(tmp_path / "run", trials)
+    assert any(
+        alarm.method == "autoregressive" and "the machine's own pace changed" in alarm.message
+        for alarm in alarms(tmp_path / "run")
+    )

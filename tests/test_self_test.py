@@ -1,0 +1,232 @@
+"""The self-test at load: what it refuses, planted one at a time, and what it lets pass; architectures of transformers.
+
+Every model here is random and tiny. One that passes must also write what transformers' own `generate` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from methods.lookahead import Lookahead
+from specbench.decoding import attention, language_model
+from specbench.decoding.autoregressive import Autoregressive
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.kv_store import KVStore
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.loop import generate
+from specbench.decoding.sampling import Sampling
+from specbench.engine.hf import TransformersGenerate
+from specbench.errors import InputError
+from specbench.models.self_test import check_float32_copy, check_forward, measure_distance
+from specbench.records.trial import BASELINE
+from tests.tiny import EXTRA, SHAPE, VOCABULARY, tiny_model
+
+NEW_TOKENS = 24
+SMALL_EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+MULTI_HEAD = {"num_key_value_heads": 4}
+PLAIN = (
+    *("apertus", "arcee", "cohere", "cwm", "ernie4_5", "exaone4", "glm", "glm4", "granite", "helium", "hunyuan_v1_dense"),
+    *("nanochat", "olmo", "olmo3", "phi", "seed_oss", "smollm3", "vaultgemma"),
+)
+RUN: dict[str, dict[str, Any]] = {  # the forward is transformers', token for token
+    **EXTRA,
+    **{name: {} for name in PLAIN},
+    **dict.fromkeys(("gpt2", "gpt_neox", "opt", "persimmon"), MULTI_HEAD),
+    **dict.fromkeys(("ernie4_5_moe", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "phimoe"), SMALL_EXPERTS),
+    "afmoe": SMALL_EXPERTS,
+    "cohere2": {"sliding_window": 16},
+    "ministral3": {},
+    "modernbert-decoder": {"sliding_window": 16},
+}
+REFUSED: dict[str, str] = {  # and the word that says why
+    "bailing_hybrid": "layers attend",
+    "bart": "layers attend",
+    "bloom": "layers attend",
+    "deepseek_v4": "DeepseekV4Attention",
+    "diffllama": "DiffLlamaAttention",
+    "doge": "attention mask",
+    "falcon_h1": "FalconH1Mixer",
+    "gptj": "gptj",
+    "inkling2_text": "position_bias",
+    "jamba": "layers attend",
+    "kimi_linear": "layers attend",
+    "mamba": "layers attend",
+    "minimax": "layers attend",
+    "mpt": "mpt",
+    "nemotron": "keyword arguments",
+    "nemotron_h": "layers attend",
+    "olmo_hybrid": "layers attend",
+    "qwen3_next": "layers attend",
+    "recurrent_gemma": "layers attend",
+    "stablelm": "keyword arguments",
+    "zaya": "ZayaAttention",
+}
+
+
+def build(architecture: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
+    config = AutoConfig.for_model(architecture, **{**SHAPE, "num_hidden_layers": 4, **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return cast(PreTrainedModel, model.to(dtype).eval())
+
+
+def decode(target: LanguageModel, drafter: Drafter, prompt: list[int]) -> list[int]:
+    drafter.bind(target)
+    return generate(target, drafter, [torch.tensor(prompt)], Sampling(max_new_tokens=NEW_TOKENS))[0].output_ids
+
+
+def decode_by_transformers(target: LanguageModel, prompt: list[int]) -> list[int]:
+    engine = TransformersGenerate({BASELINE: {}}, draft=None, device="cpu", weights="random")
+    engine.open(target, {})
+    return engine.generate(BASELINE, prompt, Sampling(max_new_tokens=NEW_TOKENS)).output_ids
+
+
+def lookahead() -> Lookahead:
+    return Lookahead(level=4, window=4, guesses=4, text_pool=True, whole=True, prefill_row=False, seed=0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("architecture", RUN)
+def test_an_architecture_that_passes_writes_what_generate_writes(architecture: str) -> None:
+    target = LanguageModel(build(architecture, **RUN[architecture]))
+    check_forward(target)
+    generator = torch.Generator().manual_seed(1)
+    for length in (7, 40):
+        prompt = torch.randint(2, VOCABULARY, (length,), generator=generator).tolist() * 2
+        expected = decode_by_transformers(target, prompt)
+        assert decode(target, Autoregressive(), prompt) == expected
+        assert decode(target, lookahead(), prompt) == expected
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("architecture", REFUSED)
+def test_an_architecture_that_our_forward_cannot_compute_is_refused(architecture: str) -> None:
+    with pytest.raises(InputError, match=REFUSED[architecture]) as refused:
+        check_forward(LanguageModel(build(architecture)))
+    assert str(refused.value).startswith(architecture) and "\n" not in str(refused.value)
+
+
+def test_at_least_forty_architectures_are_tried() -> None:
+    assert len(RUN) >= 40 and not RUN.keys() & REFUSED.keys() and len(REFUSED) >= 20
+
+
+@pytest.mark.parametrize("chunk", [5, 16, 30])
+def test_chunks_are_honoured(chunk: int) -> None:
+    target = LanguageModel(build("llama4_text", **{**EXTRA["llama4_text"], "attention_chunk_size": chunk}))
+    figures = check_forward(target)
+    assert list(figures["beyond"]) == [30] * (chunk == 30)
+    for length in (14, 77, 166):
+        prompt = [3 + index * 7 % 120 for index in range(length)]
+        assert decode(target, lookahead(), prompt) == decode_by_transformers(target, prompt)
+
+
+Break = Callable[[pytest.MonkeyPatch], object]
+
+
+def lose_the_tree(patch: pytest.MonkeyPatch) -> None:
+    """Every node sees all nodes before it."""
+    visible = attention.ChainBias.build_chain_mask
+    patch.setattr(attention.ChainBias, "build_tree_mask", lambda self, tree, past: visible(self, len(tree), past))
+
+
+def shift_positions(patch: pytest.MonkeyPatch) -> None:
+    """Positions after the prompt are one too high."""
+    batch = language_model._batch_trees
+
+    def shifted(trees: Any, lengths: list[int]) -> tuple[Tensor, Tensor]:
+        ids, positions = batch(trees, lengths)
+        return ids, positions + (1 if lengths[0] else 0)
+
+    patch.setattr(language_model, "_batch_trees", shifted)
+
+
+def drop_the_move(patch: pytest.MonkeyPatch) -> None:
+    """A commit keeps the first entries instead of the path's."""
+    patch.setattr(KVStore, "_move", lambda self, row, start, path: None)
+
+
+def forget_windows(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(attention.Reach, "limit", lambda self, seen, positions, first: seen)
+
+
+def scale_scores(patch: pytest.MonkeyPatch) -> None:
+    grouped = attention._attend_grouped
+    patch.setattr(attention, "_attend_grouped", lambda q, k, v, mask, scaling: grouped(q, k, v, mask, 0.9 * scaling))
+
+
+FAULTS: list[tuple[Break, str, str]] = [
+    (lose_the_tree, "llama", "a branched tree"),
+    (shift_positions, "llama", "a chain"),
+    (drop_the_move, "llama", "single tokens"),
+    (forget_windows, "mistral", "a branched tree|the prompt|a chain"),
+    (forget_windows, "llama4_text", "a branched tree|the prompt|a chain"),
+    (scale_scores, "llama", "a chain"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fault, architecture, step", FAULTS)
+def test_a_planted_fault_is_found(
+    fault: Break, architecture: str, step: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def load() -> dict[str, Any]:
+        model = build(architecture, dtype, **{**EXTRA[architecture], "initializer_range": 0.05})
+        return check_float32_copy(model) or check_forward(LanguageModel(model))
+
+    assert load()["tokens"] > 0
+    fault(monkeypatch)
+    with pytest.raises(InputError, match=f"in ({step}) its logits leave transformers'"):
+        load()
+
+
+def test_a_window_longer_than_the_short_test_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(window: int) -> dict[str, Any]:
+        return check_forward(LanguageModel(build("mistral", sliding_window=window)))
+
+    figures = load(60)
+    assert figures["beyond"][60]["tokens"] > 60 and figures["tokens"] < 60
+    assert load(250)["beyond"][250]["tokens"] > 0
+    forget_windows(monkeypatch)
+    with pytest.raises(InputError, match="first in layer 0, its MistralAttention"):
+        load(60)
+    monkeypatch.setattr("specbench.models.self_test.SECONDS", 0)
+    assert load(60)["beyond"] == {60: {"tokens": 0}}, "untried, and said so"
+
+
+def test_logits_that_are_not_numbers_are_refused() -> None:
+    for bad in (torch.nan, torch.inf):
+        model = build("llama")
+        cast(Any, model.model).norm.weight.data[3] = bad
+        with pytest.raises(InputError, match="not finite"):
+            check_forward(LanguageModel(model))
+
+
+def test_a_context_too_short_for_any_test_is_left_untried() -> None:
+    assert check_forward(LanguageModel(build("llama", max_position_embeddings=10))) == {"tokens": 0}
+    assert check_forward(LanguageModel(build("llama", max_position_embeddings=20)))["tokens"] == 20
+
+
+def test_tokens_that_an_expanded_model_never_writes_do_not_hide_a_difference() -> None:
+    expected = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([expected, torch.full((3, 10), -1e4)], dim=1)
+    other = padded.clone()
+    other[:, :50] += 0.5
+    assert torch.allclose(measure_distance(other, padded), measure_distance(other[:, :50], expected))
+    assert bool((measure_distance(other, padded) > 0.3).all()) and not measure_distance(padded, padded).any()
+
+
+def test_a_model_in_16_bits_is_tested_in_float32_where_memory_holds_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(dtype=torch.bfloat16)
+    copied = check_float32_copy(model)
+    assert copied is not None and copied["bound"] < 1e-3 and model.dtype == torch.bfloat16
+    assert check_float32_copy(tiny_model(dtype=torch.float32)) is None
+    monkeypatch.setattr("specbench.models.self_test.get_free_memory", lambda device: 1000)
+    assert check_float32_copy(model) is None
