@@ -15,7 +15,7 @@ from methods.pld import PromptLookup
 from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
 from specbench.records.trial import BASELINE
-from specbench.setup.compose import compose_run
+from specbench.setup.compose import compose_certify, compose_run
 from specbench.setup.instantiate import check_node, instantiate
 from specbench.setup.objects import check_nodes
 from tests.conftest import Cli
@@ -131,6 +131,11 @@ def test_the_environment_stays_out_of_records(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_hydra_s_own_config_runs_nothing_else(override: str, expected: str) -> None:
     assert expected in refusal(override)
+
+
+def test_only_a_run_has_a_launcher() -> None:
+    with pytest.raises(InputError, match=r"^hydra/launcher: no such setting of specbench certify$"):
+        compose_certify(["hydra/launcher=joblib"])
 
 
 def test_an_experiment_of_a_folder_cannot_change_hydra(tmp_path: Path) -> None:

@@ -136,14 +136,16 @@ def _run_hydra(overrides: Sequence[str], config_dir: Path | None, root: str) -> 
 
 
 def _check_hydra(config: DictConfig, overrides: Sequence[str], config_dir: Path | None, root: str) -> None:
-    """Take Hydra's own config out, checked where the command line or a folder may have changed it."""
-    if config_dir is not None or any("hydra" in override for override in overrides):
-        default: Any = OmegaConf.to_container(_run_hydra([], None, RUN).hydra)  # the same for every root
+    """Take Hydra's own config out, checked where the command line or a folder may have changed it. Only runs have sweeps."""
+    told = [override for override in overrides if override.lstrip("+~").startswith("hydra")]
+    if told and root != RUN:
+        raise InputError(f"{told[0].partition('=')[0]}: no such setting of specbench {root}")
+    if root == RUN and (told or config_dir is not None):
+        default: Any = OmegaConf.to_container(_run_hydra([], None, root).hydra)
         plain: Any = OmegaConf.to_container(config.hydra)
         resolved = {name: config.hydra[name] for name in KINDS if isinstance(config.hydra[name], DictConfig)}
         plain |= {name: OmegaConf.to_container(node, resolve=True) for name, node in resolved.items()}
-        told = any(override.lstrip("+").startswith("hydra") for override in overrides)
-        check_hydra(plain, default, told)
+        check_hydra(plain, default, bool(told))
     with open_dict(config):
         config.pop("hydra")
 
