@@ -250,7 +250,7 @@ def test_a_bug_of_the_engine_itself_is_no_rounding(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("~method.autoregressive", "method: autoregressive is missing"),
+        ("~method.autoregressive", "every method is compared with autoregressive"),
         ("sampling.temperature=0", "expected a number from 0.01 to 10"),
         ("level=1e-9", "expected a probability, at least 0.0001"),
         ("draws=10", "at least 256"),
