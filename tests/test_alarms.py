@@ -13,7 +13,8 @@ from specbench.analysis.summary import summarise
 from specbench.records.certificates import Certification
 from specbench.records.evidence import Evidence
 from specbench.records.trial import Trial
-from specbench.report.alarms import find_alarms, find_slower_rows
+from specbench.report.alarms import find_alarms
+from specbench.report.baseline import find_slower_rows
 from specbench.report.render import render_report
 from specbench.running.baseline import ROW_ROUNDS
 from tests.fake_run import CONFIG, failed, made_up_trials, trial, write_run

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from specbench.report.alarms import describe_rivals, find_faster
+from specbench.report.baseline import describe_rivals, find_faster
 from specbench.running.baseline import ROUNDS, ROW_ROUNDS, list_other_dtypes
 from tests.conftest import Cli, Tiny
 from tests.tiny import tiny_language_model

@@ -24,8 +24,8 @@ from specbench.setup.compose import compose_run
 def run_both(ref: str, overrides: Sequence[str], config_dir: Path | None, console: Console) -> Path:
     """Run both; the other commit's methods are METHOD@reference. Raises InputError for an unknown ref."""
     settings = compose_run([*overrides, f"engine=[native,{REFERENCE_ENGINE}]"], config_dir)
-    console.print(describe_paired_power(len({BASELINE, *settings.method})), highlight=False, soft_wrap=True)
     check_single_run(settings, overrides, "compare --against")
+    console.print(describe_paired_power(len({BASELINE, *settings.method})), highlight=False, soft_wrap=True)
     with _check_out(ref, console) as root:
         other = [override for override in overrides if override.partition("=")[0] not in ("out", "engine")]
         folder = str(config_dir.resolve()) if config_dir else None

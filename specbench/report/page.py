@@ -23,7 +23,8 @@ from specbench.analysis.metrics import OVERALL
 from specbench.analysis.summary import is_sampled
 from specbench.records.nested import look_up
 from specbench.records.trial import BASELINE
-from specbench.report.alarms import Alarm, describe_rivals
+from specbench.report.alarms import Alarm
+from specbench.report.baseline import describe_rivals
 from specbench.report.disturbance import list_disturbed_blocks
 from specbench.report.tables import format_interval, format_label, format_number, format_rank, format_share, list_shown_tasks
 
