@@ -160,9 +160,11 @@ def list_(argv: list[str]) -> int:
     parser = Parser(prog="specbench list", description=list_.__doc__)
     parser.add_argument("--config-dir", type=Path, metavar="DIR")
     folder = parser.parse_args(argv).config_dir
-    from specbench.setup.compose import GROUPS, check_folder, list_options
+    from specbench.setup.compose import GROUPS, check_folder, check_syntax, list_options
 
     check_folder(folder)
+    if folder is not None:
+        check_syntax(folder)
     for group in GROUPS:
         console.print(f"{group}:", style="bold", end=" ")
         print_lines(", ".join(list_options(group, folder)) or "-")

@@ -50,6 +50,7 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
     default = count_default_threads()  # known before the first job of a sweep sets another number
     torch.set_num_threads(settings.threads or default)
     engines = _instantiate_engines(settings)
+    _check_labels(engines, settings)
     tokenizer, _ = objects.load_target_tokenizer(settings.target)
     drafters = _prepare_drafters(settings, tokenizer)
     with lock_devices(list_timed_devices(settings.target.device, settings.target.device_map), partial(_say_waiting, watcher)):
@@ -128,6 +129,13 @@ def outline_run(settings: RunSettings) -> tuple[dict[str, int], list[str], int]:
 
 def _instantiate_engines(settings: RunSettings) -> dict[str, Engine]:
     return {name: instantiate(node, Engine, f"engine.{name}") for name, node in settings.engine.items()}
+
+
+def _check_labels(engines: Mapping[str, Engine], settings: RunSettings) -> None:
+    """Raise InputError for a method that the first engine lacks. Another process's engine would load its model to tell."""
+    name, first = next(iter(engines.items()))
+    if first.in_process:
+        build_arms({name: first}, _list_labels(settings))
 
 
 def _list_labels(settings: RunSettings) -> list[str]:

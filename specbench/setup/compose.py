@@ -136,14 +136,16 @@ def _run_hydra(overrides: Sequence[str], config_dir: Path | None, root: str) -> 
 
 
 def _check_hydra(config: DictConfig, overrides: Sequence[str], config_dir: Path | None, root: str) -> None:
-    """Take Hydra's own config out, checked where the command line or a folder may have changed it."""
-    if config_dir is not None or any("hydra" in override for override in overrides):
-        needed = ["method=pld"] if root == settings.TrainSettings.root else []
-        default: Any = OmegaConf.to_container(_run_hydra(needed, None, root).hydra)
+    """Take Hydra's own config out, checked where the command line or a folder may have changed it. Only runs have sweeps."""
+    told = [override for override in overrides if override.lstrip("+~").startswith("hydra")]
+    if told and root != RUN:
+        raise InputError(f"{told[0].partition('=')[0]}: no such setting of specbench {root}")
+    if root == RUN and (told or config_dir is not None):
+        default: Any = OmegaConf.to_container(_run_hydra([], None, root).hydra)
         plain: Any = OmegaConf.to_container(config.hydra)
         resolved = {name: config.hydra[name] for name in KINDS if isinstance(config.hydra[name], DictConfig)}
         plain |= {name: OmegaConf.to_container(node, resolve=True) for name, node in resolved.items()}
-        check_hydra(plain, default)
+        check_hydra(plain, default, bool(told))
     with open_dict(config):
         config.pop("hydra")
 
@@ -158,7 +160,7 @@ def check_folder(config_dir: Path | None) -> None:
     if not config_dir.is_dir():
         raise InputError(f"--config-dir {config_dir}: no such folder")
     add_import_path(config_dir)
-    for path in sorted(path for group in FOLDERS for path in (config_dir / group).glob("*.yaml")):
+    for path in _list_yamls(config_dir):
         text = read_text(path)
         if (CONF / path.parent.name / path.name).is_file():
             raise InputError(f"{path}: {path.parent.name}={path.stem} already exists in conf/; choose another name")
@@ -167,6 +169,17 @@ def check_folder(config_dir: Path | None) -> None:
         given = package[1] if package else "none"
         if path.parent.name in LISTS and given != expected:
             raise InputError(f"{path}: expected the first line '# @package {expected}', found {given}")
+
+
+def _list_yamls(config_dir: Path) -> list[Path]:
+    return sorted(path for group in FOLDERS for path in (config_dir / group).glob("*.yaml"))
+
+
+def check_syntax(config_dir: Path) -> None:
+    """Raise InputError for a YAML of a folder that cannot be parsed, though nobody may choose it."""
+    for path in _list_yamls(config_dir):
+        with translate_errors(), path.open("rb") as file:
+            yaml.safe_load(file)
 
 
 def _check_overrides(overrides: Sequence[str], config_dir: Path | None, root: str) -> None:
@@ -221,6 +234,8 @@ def _explain_error(error: Exception, overrides: Sequence[str], config_dir: Path 
         return f"{show_value(error.override)}: not an override ({reason}); a value with special characters needs quotes"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: invalid YAML: {error.problem}"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"{error.name}: invalid YAML: {error.reason} at character {error.position}"
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'", text):
         key, value = ambiguous.groups()
         expected = f"{key}=[{value}] for one run with all of them" if key in LISTS else "one value"

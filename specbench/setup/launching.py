@@ -18,15 +18,18 @@ OWN = ("overrides", "runtime", "searchpath", "defaults", "mode", "sweep", "run",
 OF_JOBS = ("env_set", "env_copy", "chdir")
 
 
-def check_hydra(node: Mapping[str, Any], default: Mapping[str, Any]) -> None:
+def check_hydra(node: Mapping[str, Any], default: Mapping[str, Any], told: bool) -> None:
     """Raise InputError for a launcher that is none, and for settings of Hydra that could run code or change a job's surroundings.
 
-    node: Hydra's config as plain values. default: the one of no override.
+    node: Hydra's config as plain values. default: the one of no override. told: the command line chooses a launcher. An
+    experiment's YAML may not: a launcher's settings may be commands, such as submitit's `setup`.
     """
     for key, value in node.items():
         if key not in default:
             raise InputError(f"hydra.{key}: no such setting{suggest_nearest(str(key), list(default))}")
-        if key in KINDS:
+        if key in KINDS and not told:
+            _check_equal({key: value}, default, "hydra.")
+        elif key in KINDS:
             _check_plugin(value, f"hydra.{key}", KINDS[key])
         elif key == "job":
             _check_equal({name: value.get(name) for name in OF_JOBS}, default["job"], "hydra.job.")

@@ -94,7 +94,7 @@ def check_models(target: TargetSettings, draft: bool) -> None:
     """Raise InputError for a model that does not exist, or does not fit its shape. draft: the draft model is needed, too."""
     if target.sizes is not None and target.device_map is not None:
         raise InputError("target.shape: an expanded target lies on one device; set device_map=null")
-    with name_place("target."):
+    with name_place("target: "):
         check_model(
             target.path,
             target.sizes,
@@ -109,7 +109,7 @@ def check_models(target: TargetSettings, draft: bool) -> None:
         raise InputError("this target names no draft model: set target.draft.path, or leave the method out")
     if draft and target.draft is not None:
         model: dict[str, Any] = {"weights": target.weights, **target.draft, "device": target.device}
-        with name_place("target.draft."):
+        with name_place("target.draft: "):
             check_model(**{key: value for key, value in model.items() if key != "device_map"})
 
 
