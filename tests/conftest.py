@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import sys
@@ -40,6 +41,14 @@ def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No turn is disturbed, and a time that is far outside has no consequence, whoever else uses the machine."""
     monkeypatch.setattr("specbench.running.harness.LoadMeter", build_quiet_meter)
     monkeypatch.setattr("specbench.running.attempts.MORE_TIME", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Hydra's sweeps set up logging for their process: their handlers write to a test's captured streams, which close with it."""
+    before = list(logging.root.handlers)
+    yield
+    logging.root.handlers[:] = before
 
 
 class Driver:
