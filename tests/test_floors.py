@@ -30,7 +30,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not import each other
     ("zoo", "__main__"),
 )
 PURE = {  # rooms without a model and without torch, and all that they may import
-    "records": ("errors",),
+    "records": ("errors", "bounds"),
     "analysis": ("errors", "records"),
     "report": ("errors", "records", "analysis"),
     "paper": ("errors", "records", "analysis", "report"),

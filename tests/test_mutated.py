@@ -36,6 +36,7 @@ from tests.test_certify import certificate
 from tests.test_contained import check_component
 from tests.whole_run import RUN_JSON, WHOLE, copy_with, write_whole_run
 
+Check = Callable[[st.DataObject, Path], None]
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=2000)
 
@@ -133,19 +134,6 @@ def check_certificate(data: st.DataObject, folder: Path) -> None:
         assert str(refused).startswith(f"{path}: ")
 
 
-@FEW
-@given(data=st.data())
-def test_a_certificate_with_one_mutation(tmp_path: Path, data: st.DataObject) -> None:
-    check_certificate(data, tmp_path)
-
-
-@pytest.mark.slow
-@MANY
-@given(data=st.data())
-def test_many_certificates(tmp_path: Path, data: st.DataObject) -> None:
-    check_certificate(data, tmp_path)
-
-
 ANSWER = {
     "question_id": 81,
     "category": "writing",
@@ -175,17 +163,22 @@ def check_answers(data: st.DataObject, folder: Path) -> None:
         assert str(refused).startswith(str(folder / "ids.jsonl"))
 
 
+MUTATED = pytest.mark.parametrize("check", [check_certificate, check_answers])
+
+
+@MUTATED
 @FEW
 @given(data=st.data())
-def test_answers_with_one_mutation(tmp_path: Path, data: st.DataObject) -> None:
-    check_answers(data, tmp_path)
+def test_a_file_with_one_mutation_is_read_or_refused(check: Check, tmp_path: Path, data: st.DataObject) -> None:
+    check(data, tmp_path)
 
 
 @pytest.mark.slow
+@MUTATED
 @MANY
 @given(data=st.data())
-def test_many_answers(tmp_path: Path, data: st.DataObject) -> None:
-    check_answers(data, tmp_path)
+def test_many_files_with_one_mutation(check: Check, tmp_path: Path, data: st.DataObject) -> None:
+    check(data, tmp_path)
 
 
 def check_label(label: str, folder: Path) -> None:

@@ -69,7 +69,9 @@ REFUSED: dict[str, str] = {  # and the word that says why
 }
 
 
-SMALLER = {"falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16}}
+SMALLER: dict[str, dict[str, Any]] = {
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16}
+}
 
 
 def build(architecture: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:

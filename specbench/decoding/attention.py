@@ -46,13 +46,11 @@ class ForwardPass:
         self.first = self.single and store.lengths[0] == 0 and trees[0].linear
         self._longest = max(length + size for length, size in zip(store.lengths, self.sizes, strict=True))
         self._masks: dict[Reach, Tensor | None] = {}
-        self.limits: set[int] = set()  # windows and chunks that layers attend within
 
     def get_mask(self, layer: int, window: int | None) -> Tensor | None:
         """Return the additive mask, broadcastable to (B, heads, N, S); None if all is visible, or causal (see `first`)."""
-        reach = Reach(window, self._chunks[layer] if self._chunks else None)
-        self.limits.update(limit for limit in reach if limit is not None)
-        reach = Reach(*(None if limit is None or self._longest <= limit else limit for limit in reach))
+        limits = (window, self._chunks[layer] if self._chunks else None)
+        reach = Reach(*(None if limit is None or self._longest <= limit else limit for limit in limits))
         if reach not in self._masks:
             self._masks[reach] = self._build_mask(reach)
         return self._masks[reach]

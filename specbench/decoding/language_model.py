@@ -89,12 +89,6 @@ class LanguageModel:
             layers = self.config.num_hidden_layers
             raise InputError(f"{store.layers} of {layers} layers attend through transformers' interface; expected all")
 
-    def check_taps(self, layers: tuple[int, ...]) -> None:
-        """Raises InputError for a layer that the model does not have."""
-        wrong = [layer for layer in layers if not 0 <= layer <= self.config.num_hidden_layers]
-        if wrong:
-            raise InputError(f"taps={list(layers)}: expected layers from 0 to {self.config.num_hidden_layers}")
-
     def tap(self, layers: tuple[int, ...]) -> None:
         """Make `forward` return these hidden states: k < L is the input of layer k, L the final norm's output."""
         if layers == self._taps:
@@ -156,6 +150,13 @@ class LanguageModel:
         for row, prompt in enumerate(prompts):
             store.keep(row, range(len(prompt)))
         return outs
+
+
+def check_taps(taps: tuple[int, ...], layers: int) -> None:
+    """Raises InputError for a hidden state that a target with so many layers does not have."""
+    for tap in taps:
+        if not 0 <= tap <= layers:
+            raise InputError(f"the drafter reads the hidden state before layer {tap}; the target has 0 to {layers} (after all)")
 
 
 def _read_context(config: PretrainedConfig) -> int:

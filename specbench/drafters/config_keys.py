@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from specbench.errors import InputError, suggest_choices, suggest_nearest
+from specbench.errors import InputError, show_value, suggest_choices, suggest_nearest
 
 LARGEST = 1 << 24  # of a size: larger ones overflow the number of a matrix's entries
 MOST = 64  # heads, or layers of a head
@@ -111,7 +111,6 @@ def _is_neutral(value: Any, neutral: Any) -> bool:
     return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
 
 
-def format_value(value: Any, longest: int = 60) -> str:
+def format_value(value: Any) -> str:
     """Return a value as JSON, on one line and cut to a readable length."""
-    text = json.dumps(value)
-    return text if len(text) <= longest else f"{text[:longest]}…"
+    return show_value(json.dumps(value))

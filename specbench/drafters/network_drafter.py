@@ -3,11 +3,10 @@
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from specbench.decoding.attention import ChainBias
 from specbench.decoding.drafter import Drafter
-from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.language_model import LanguageModel, check_taps
 from specbench.drafters.checkpoints import RANDOM, fill_network, find_folder, read_tensors
 from specbench.drafters.config_keys import check_config
 from specbench.drafters.expand import expand_network
@@ -105,16 +104,7 @@ def _read_network(kind: type[Network], checkpoint: str, shape: TargetShape) -> N
 
 
 def _check_target(target: LanguageModel) -> None:
-    """Raises InputError for a target whose hidden states cannot be read, or differ in width from its embeddings."""
+    """Raises InputError for a target whose embeddings and hidden states differ in width."""
     kind, hidden = target.config.model_type, target.config.hidden_size
-    if not isinstance(getattr(target.decoder, "layers", None), nn.ModuleList):
-        raise InputError(f"{kind}: its decoder has no list of `layers`, so no trained drafter can read its hidden states")
     if (width := target.embedding.get_parameter("weight").shape[-1]) != hidden:
         raise InputError(f"{kind}: its embeddings have {width} dimensions, its hidden states {hidden}; expected equal widths")
-
-
-def check_taps(taps: tuple[int, ...], layers: int) -> None:
-    """Raises InputError for a hidden state that a target with so many layers does not have."""
-    for tap in taps:
-        if not 0 <= tap <= layers:
-            raise InputError(f"the drafter reads the hidden state before layer {tap}; the target has 0 to {layers} (after all)")

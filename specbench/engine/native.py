@@ -6,7 +6,7 @@ import torch
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
-from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.language_model import LanguageModel, check_taps
 from specbench.decoding.loop import Generation, capacity, generate
 from specbench.decoding.sampling import Sampling
 from specbench.drafters.yardstick import Yardstick
@@ -24,7 +24,8 @@ class Native(Engine):
         self._store: KVStore | None = None
         for drafter in drafters.values():
             drafter.bind(target)
-            target.check_taps(drafter.taps)
+            if drafter.taps:
+                check_taps(drafter.taps, len(target.layers))
 
     def has(self, label: str) -> bool:
         return True

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypedDict
 
+from specbench.bounds import Within
 from specbench.errors import InputError
 from specbench.records.documents import Provenance, Share
 from specbench.records.evidence import EXACT, SO_FAR
-from specbench.records.typed import Label, Name, Within, list_hints
+from specbench.records.typed import Label, Name, list_hints
 
 
 class _GTest(TypedDict):

@@ -12,10 +12,11 @@ from typing import Annotated, Any, TypedDict
 
 import yaml
 
+from specbench.bounds import Within
 from specbench.errors import InputError
 from specbench.records.files import parse_object, read_text
 from specbench.records.trial import LIMITS
-from specbench.records.typed import Label, Name, Within, check, find_odd
+from specbench.records.typed import Label, Name, check, find_odd
 
 YAML = 4 * 2**20  # bytes of the largest YAML that is read
 Rate = Annotated[float, Within(1e-6, 1e9)]  # tokens per second

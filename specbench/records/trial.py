@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from specbench.bounds import Within
 from specbench.errors import InputError
-from specbench.records.typed import Label, Name, Sha256, Within, check_fields
+from specbench.records.typed import Label, Name, Sha256, check_fields
 
 SCHEMA = 1
 

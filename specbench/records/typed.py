@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+from specbench.bounds import Within
 from specbench.errors import InputError
 
 LARGEST = 2**50
@@ -24,17 +25,6 @@ EDGE = 2**63
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", None: "null", type(None): "null"}
 
 Test = Callable[[Any], bool]
-
-
-@dataclass(frozen=True)
-class Within:
-    """The least and the largest number."""
-
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"from {self.low:g} to {self.high:g}" if self.high < LARGEST else f"from {self.low:g}"
 
 
 @dataclass(frozen=True)
@@ -95,9 +85,8 @@ def _build_scalar_test(hint: Any, limits: Any) -> Test:
         matches = re.compile(limits.pattern).fullmatch if isinstance(limits, Form) else bool
         return lambda value: type(value) is str and (matches is bool or matches(value) is not None)
     if hint in (int, float):
-        kinds = (int,) if hint is int else (int, float)
-        low, high = (limits.low, limits.high) if isinstance(limits, Within) else (0, LARGEST)
-        return lambda value: type(value) in kinds and low <= value <= high
+        bounds = limits if isinstance(limits, Within) else ANY_SIZE
+        return lambda value: bounds.holds(value) and (hint is float or type(value) is int)
     if hint is Any:
         return lambda value: not find_odd(value)
     kind = type(None) if hint is None else hint
@@ -170,9 +159,13 @@ def describe(hint: Any, limits: Any = None) -> str:
     if origin is list:
         return f"a list of {describe(inside[0], limits)}"
     if hint in (int, float):
-        return f"{WORDS[hint]} {limits or ANY_SIZE}"
+        return f"{WORDS[hint]} {_describe_bounds(limits or ANY_SIZE)}"
     words = WORDS.get(hint, "plain values" if hint is Any else "a mapping")
     return f"{words}, {limits}" if limits else words
+
+
+def _describe_bounds(bounds: Within) -> str:
+    return f"from {bounds.low:g} to {bounds.high:g}" if bounds.high < LARGEST else f"from {bounds.low:g}"
 
 
 def _show(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Check the baseline: time autoregressive decoding in other dtypes by transformers' generate, and forwards by rows."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from specbench.diagnose.roofline import time_rows
 from specbench.engine.base import Engine
 from specbench.engine.hf import TransformersGenerate
 from specbench.engine.native import Native
+from specbench.errors import InputError
 from specbench.machine.devices import DTYPES, get_free_memory
 from specbench.models.load import estimate_memory
 from specbench.models.target import Target
@@ -68,7 +70,8 @@ def measure_baselines(settings: RunSettings, target: Target, questions: list[Que
     models = {dtype: target.model}
     if settings.target.device_map is None:
         for other in list_other_dtypes(target.model, dtype):
-            models[other] = load_target_model(replace(settings.target, dtype=other))
+            with suppress(InputError):  # in that dtype the model cannot be run, so it is no rival
+                models[other] = load_target_model(replace(settings.target, dtype=other))
     shortest = min(map(target.render_first_prompt, questions), key=len)
     engines = open_engines(models)
     own = next(iter(settings.engine)), dtype
