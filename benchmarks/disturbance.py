@@ -4,9 +4,9 @@
 
 Without settings the runs are those of `make bench`. Each is a process of its own, and the busy ones are none of its children.
 Runs already in FOLDER are not repeated. The tables: each run with its marked turns, /proc/pressure/cpu and steal time (a quiet
-run says something about false marks if both are below 1 %); each planted speedup over the quiet ones' mean, and the width of its
-interval over theirs; and what was counted during the turns of quiet runs, as a share, beside the bound. All turns' counters are
-in each run's signals.csv.
+run says something about false marks if both are below 1 %); each speedup and the width of its interval, over those of the same
+run's passes before the last one, with and without the blocks measured again, and over the quiet runs' mean; and what was counted
+during the turns of quiet runs, as a share, beside the bound. All turns' counters are in each run's signals.csv.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,14 +26,14 @@ import psutil
 
 from benchmarks.embedded import build_table, check_complete
 from specbench import ROOT
-from specbench.analysis.loaded_run import read_run
-from specbench.analysis.metrics import OVERALL
+from specbench.analysis.loaded_run import LoadedRun, read_run
+from specbench.analysis.metrics import OVERALL, build_trial_frame
 from specbench.analysis.summary import summarise
 from specbench.cli.parser import console, widen_console
 from specbench.machine.load import SHARE, Load, LoadMeter
 from specbench.records.files import write_atomic
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE
+from specbench.records.trial import BASELINE, Trial
 from specbench.report.alarms import find_alarms
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay
@@ -128,25 +128,35 @@ def describe_run(path: Path) -> dict[str, Any]:
     }
 
 
-def read_speedups(path: Path) -> pd.DataFrame:
-    """Return, by method, the overall speedup and the logarithmic width of its interval."""
-    summary = summarise(read_run(path))
+def measure_speedups(run: LoadedRun, trials: list[Trial]) -> pd.DataFrame:
+    """Return, by method, the overall speedup in some of a run's turns, and the logarithmic width of its interval."""
+    summary = summarise(replace(run, trials=trials, frame=build_trial_frame(trials)))
     rows = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE)].set_index("method")
     return pd.DataFrame({"speedup": rows["speedup"], "width": np.log(rows["speedup_high"] / rows["speedup_low"])})
 
 
+def compare_passes(path: Path) -> pd.DataFrame:
+    """Return a row per method: all passes over the passes before the last one, as measured and with first attempts alone."""
+    run = read_run(path)
+    last = max(trial.repeat for trial in run.trials)
+    earlier = measure_speedups(run, [trial for trial in run.trials if trial.repeat < last])
+    counted = measure_speedups(run, run.trials)
+    first = measure_speedups(run, [trial for trial in run.attempts if trial.attempt == 1])
+    table = pd.DataFrame({"run": path.name, "speedup": counted["speedup"], "width": counted["width"]})
+    for name, found in (("", counted), ("first_attempts_", first)):
+        table[f"{name}over_earlier"] = found["speedup"] / earlier["speedup"]
+        table[f"{name}width_over_earlier"] = found["width"] / earlier["width"]
+    return table.reset_index()
+
+
 def compare_runs(quiet: Sequence[Path], planted: Sequence[Path]) -> pd.DataFrame:
-    """Return a row per planted run and method, and for scale one per quiet run: over the mean of all quiet ones."""
-    known = pd.concat({path.name: read_speedups(path) for path in quiet})
+    """Return compare_passes of each run, and its speedups and widths over the quiet runs' geometric means."""
+    table = pd.concat([compare_passes(path) for path in [*quiet, *planted]], ignore_index=True)
+    known = table[table["run"].isin([path.name for path in quiet])].set_index("method")[["speedup", "width"]]
     mean = known.apply(np.log).groupby(level="method").mean().apply(np.exp)
-    rows = []
-    for path in [*quiet, *planted]:
-        for method, row in read_speedups(path).iterrows():
-            usual = mean.loc[str(method)]
-            ratio = row["speedup"] / usual["speedup"]
-            widths = row["width"] / usual["width"]
-            rows.append((path.name, method, row["speedup"], ratio, widths, abs(ratio - 1) <= 0.03 and not widths > 1.5))
-    return pd.DataFrame(rows, columns=["run", "method", "speedup", "over_quiet", "width_over_quiet", "kept"])
+    for name in ("speedup", "width"):
+        table[f"{name}_over_quiet"] = table[name] / table["method"].map(mean[name])
+    return table.drop(columns="width")
 
 
 def summarise_signals(paths: Sequence[Path]) -> pd.DataFrame:
@@ -184,7 +194,7 @@ def main() -> None:
         table = compare_runs(quiet, planted)
         write_atomic(options.out / "disturbance.csv", table.to_csv(index=False))
         console.print(
-            build_table(table, "Speedups and widths of intervals over those of quiet runs; kept: within 3 %, below 1.5")
+            build_table(table, "Speedups and widths of intervals over those of the run's earlier passes, and of quiet runs")
         )
         console.print(build_table(summarise_signals(quiet), "Counters during turns of quiet runs, as shares"))
 

@@ -1,10 +1,12 @@
 """The exception for bad input, and the words that error messages share."""
 
 import difflib
+import errno
 import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from io import IOBase
 from pathlib import Path
 
@@ -12,6 +14,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # without t
 SHOWN = 80  # characters of a value in a message
 OUTPUT = "standard output"
 FULL = ("No space left on device", "disk is full", "Disk quota exceeded", "file write failed")
+UNUSABLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOTDIR, errno.EISDIR)
 NO_MEMORY = ("OutOfMemoryError", "not enough memory", "t allocate memory", "bad_alloc")
 FEW = 12  # choices that a message can list
 
@@ -27,8 +30,9 @@ def refuse(error: InputError) -> int:
 
 
 def warn(message: str) -> None:
-    """Print a message in one line on stderr."""
-    print(f"specbench: {escape_controls(' '.join(message.split()))}", file=sys.stderr)
+    """Print a message in one line on stderr, if anybody reads it."""
+    with suppress(OSError):
+        print(f"specbench: {escape_controls(' '.join(message.split()))}", file=sys.stderr)
 
 
 def escape_controls(text: str) -> str:
@@ -63,7 +67,7 @@ def describe_file_error(error: BaseException) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else format_error(error, longest=160)
     named = error.filename if isinstance(error, OSError) else None
     place = str(named or next(_iter_files(error), ""))
-    remedy = "; choose another folder" if place != OUTPUT else ""
+    remedy = "; choose another folder" if place != OUTPUT and is_unusable(error) else ""
     return f"{mask_home(place)}: {reason}{remedy}" if place else reason
 
 
@@ -80,6 +84,11 @@ def _iter_files(error: BaseException) -> Iterator[str | Path]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was too small, in main memory or on a device."""
     return isinstance(error, MemoryError) or _says(error, NO_MEMORY)
+
+
+def is_unusable(error: BaseException) -> bool:
+    """Whether a file or its folder is not there, forbidden, full or broken."""
+    return is_full_disk(error) or (isinstance(error, OSError) and error.errno in UNUSABLE)
 
 
 def is_full_disk(error: BaseException) -> bool:

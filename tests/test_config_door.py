@@ -144,7 +144,12 @@ def test_an_experiment_of_a_folder_cannot_change_hydra(tmp_path: Path) -> None:
     assert "hydra.callbacks: cannot be changed" in refusal("experiment=mine", config_dir=tmp_path)
     write(tmp_path, "experiment/mine.yaml", "# @package _global_\ndefaults:\n  - override /hydra/launcher: joblib\n")
     assert "hydra.launcher: cannot be changed" in refusal("experiment=mine", config_dir=tmp_path)
+    for other in ("hydra.verbose=true", "hydra.sweep.dir=x"):
+        assert "hydra.launcher: cannot be changed" in refusal("experiment=mine", other, config_dir=tmp_path)
     compose_run(["experiment=mine", "hydra/launcher=joblib"], tmp_path)
+    text = "# @package _global_\ndefaults:\n  - override /hydra/launcher: joblib\nhydra: {launcher: {temp_folder: /mine}}\n"
+    write(tmp_path, "experiment/mine.yaml", text)
+    assert "hydra.launcher: cannot be changed" in refusal("experiment=mine", "hydra/launcher=joblib", config_dir=tmp_path)
 
 
 def test_a_module_runs_only_if_it_may_hold_a_class_of_the_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

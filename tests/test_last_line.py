@@ -63,6 +63,7 @@ ESCAPED: dict[str, tuple[Callable[[], object], int, str]] = {
     ),
     "stopped": (lambda: raise_(KeyboardInterrupt()), 130, r"stopped$"),
     "stopped in": (lambda: raise_(KeyboardInterrupt(Path("a/b"))), 130, r"stopped; run the same command with out=a/b to resume$"),
+    "connection": (lambda: raise_(ConnectionResetError(104, "reset")), 70, r"internal error: ConnectionResetError: .*reset"),
     "no reader": (lambda: raise_(BrokenPipeError()), 141, r"^$"),
 }
 
@@ -123,6 +124,7 @@ SHELL = [
     ("list >&-", (0,), ""),
     ("run limt=3 >&-", (2,), "specbench: limt: no such setting; the nearest is limit"),
     ("list >&- 2>&- <&-", (0,), ""),
+    ("run limt=3 2> >(exec 0<&-; sleep 9); exit $?", (2,), ""),
 ]
 
 

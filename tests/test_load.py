@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specbench.machine import load
-from specbench.machine.load import SHARE, Counts, LoadMeter, SystemCounters
+from specbench.machine.load import SHARE, CardMeter, Counts, LoadMeter, SystemCounters
 from tests.conftest import Driver
 
 CPU = torch.device("cpu")
@@ -152,10 +154,23 @@ def test_without_proc_and_with_counters_of_zeros_the_rest_goes_on(monkeypatch: p
 
 
 def test_child_processes_are_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    child: Any = SimpleNamespace(pid=2**30, cpu_times=lambda: SimpleNamespace(user=1000.0, system=1.0))
+    child: Any = SimpleNamespace(pid=2**30, cpu_times=lambda: (1000.0, 1.0, 200.0, 0.0, 0.0))
     gone: Any = SimpleNamespace(pid=2**30 + 1, cpu_times=lambda: (_ for _ in ()).throw(psutil.NoSuchProcess(1)))
     monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: [child, gone])
-    assert SystemCounters().read().own > 1001.0
+    counters = SystemCounters()
+    assert counters.read().own < 1000.0, "a child is looked up between turns, never inside"
+    counters.find_children()
+    assert counters.read().own > 1201.0
+
+
+def test_a_child_that_ends_takes_no_time_with_it() -> None:
+    busy = subprocess.Popen([sys.executable, "-c", "sum(range(5_000_000)); print(flush=True); input()"], stdin=-1, stdout=-1)
+    assert busy.stdout and busy.stdout.readline()
+    counters = SystemCounters()
+    counters.find_children()
+    before = counters.read().own
+    busy.communicate(b"end")
+    assert counters.read().own >= before - 0.02, "the counters' unit is 0.01 s"
 
 
 def on_gpu(driver: Driver, running: list[int], samples: list[tuple[int, int]]) -> list[str] | None:
@@ -175,3 +190,15 @@ def test_on_a_gpu_the_card_counts_and_not_the_cores(driver: Driver) -> None:
     assert on_gpu(driver, [mine, 99999999], [(mine, 90), (99999999, 3)]) == []
     assert on_gpu(driver, [mine, 99999999], [(mine, 60), (99999999, 20), (99999999, 40)]) == ["other processes: 30% of the GPU"]
     assert on_gpu(driver, [88888888, 99999999], [(99999999, 40)]) == [], "which of them is ours is not known"
+
+
+def test_in_a_container_our_number_is_learnt_while_we_are_alone(driver: Driver) -> None:
+    running: list[SimpleNamespace] = []
+    driver.answers["nvmlDeviceGetComputeRunningProcesses"] = lambda gpu: running
+    driver.answers["nvmlDeviceGetProcessUtilization"] = [SimpleNamespace(pid=77777777, smUtil=80)]
+    measure = CardMeter(torch.device("cuda", 0), SystemCounters())
+    assert measure(0.0) is None, "the driver shows no process here, so it would show no other either"
+    running.append(SimpleNamespace(pid=88888888))
+    assert measure(0.0) == 0.0
+    running.append(SimpleNamespace(pid=77777777))
+    assert measure(0.0) == 0.8

@@ -44,6 +44,17 @@ def test_jobs_of_a_launcher_take_turns_on_the_device_and_one_that_fails_keeps_no
     assert reported == [runs, runs], "the jobs that came to their end, by the sweep and by its folder"
 
 
+def test_a_job_that_breaks_keeps_no_other(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [RuntimeError("DefaultCPUAllocator: can't allocate memory"), OSError(28, "No space left on device"), KeyError("x")]
+    monkeypatch.setattr("specbench.running.execute.execute", lambda *_: (_ for _ in ()).throw(errors.pop(0)))
+    failed = sweep(["limit=1,2,3", *tiny.overrides(f"out={tmp_path}")], None).failed
+    assert [line.partition(" (")[0] for line in failed] == [
+        "limit=1: RuntimeError: DefaultCPUAllocator: can't allocate memory",
+        "limit=2: No space left on device",
+        "limit=3: KeyError: 'x'",
+    ]
+
+
 @submitit
 def test_no_slurm_is_one_line(cli: Cli, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")

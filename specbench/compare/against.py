@@ -67,6 +67,9 @@ def _catch_sigterm() -> Iterator[None]:
 
 
 def _run_git(*words: str) -> str | None:
-    """Return the output of git, None if it fails."""
-    process = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+    """Return the output of git, None if it fails. Raises InputError without git."""
+    try:
+        process = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise InputError("--against needs git, which is not installed") from None
     return None if process.returncode else process.stdout.strip()

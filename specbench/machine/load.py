@@ -12,6 +12,7 @@ The run's own threads and child processes are not others. Interrupts are nobody'
 run.json lists what was watched.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -46,7 +47,7 @@ class Counts:
 
     now: float  # monotonic clock
     wall: float  # wall clock
-    own: float  # processor time of the run's processes
+    own: float  # processor time of the run's processes, those that have ended included
     ran: float  # processor time of this thread
     thread: int  # this thread's id
     busy: float | None  # processor time of all processes, on the cores that the run may use
@@ -65,7 +66,7 @@ class Load:
     stolen: float | None
     waited: float | None  # by the thread that waited longest
     still: float | None
-    parted: float  # how far the wall clock left the monotonic one
+    clock_gap: float  # how far the wall clock left the monotonic one
     card: float | None  # share of the GPU's multiprocessors that other processes used
 
     def find_reasons(self) -> list[str] | None:
@@ -83,8 +84,8 @@ class Load:
             for text, (found, whole, error) in excess.items()
             if found is not None and found > SHARE * whole + error
         ]
-        if self.parted > JUMP + SHARE * self.seconds:
-            reasons.append(f"{CLOCKS}: {self.parted:.1f} s apart")
+        if self.clock_gap > JUMP + SHARE * self.seconds:
+            reasons.append(f"{CLOCKS}: {self.clock_gap:.1f} s apart")
         return reasons if reasons or any(found is not None for found, _, _ in excess.values()) else None
 
     def _bound_error(self, used: float) -> float:
@@ -107,12 +108,12 @@ class LoadMeter:
         card: Callable[[float], float | None] | None = None,
         cores: int | None = None,
     ) -> None:
-        counters = SystemCounters()
-        self._on_cpu = device.type != "cuda"  # elsewhere other processes may use the cores: what counts is the card
-        self._stands = device.type == "cpu"  # a thread may sleep while a GPU works
+        self._counters = counters = SystemCounters()
+        self._counts_cores = device.type != "cuda"  # elsewhere other processes may use the cores: what counts is the card
+        self._times_thread = device.type == "cpu"  # a thread may sleep while a GPU works
         self._read = read or counters.read
         self._cores = cores or len(counters.cores)
-        self._card = card or (_build_card_meter(device, counters) if device.type == "cuda" else lambda since: None)
+        self._card = card or (CardMeter(device, counters) if device.type == "cuda" else lambda since: None)
         self._before = self._read()
 
     @property
@@ -120,15 +121,16 @@ class LoadMeter:
         """What is watched here, in the words of the reasons."""
         now = self._read()
         known = {
-            OTHERS: now.busy is not None if self._on_cpu else self._card(now.wall) is not None,
+            OTHERS: now.busy is not None if self._counts_cores else self._card(now.wall) is not None,
             WAITING: now.waits is not None,
             TAKEN: now.stolen is not None,
-            STILL_STANDING: self._stands and now.waits is not None,
+            STILL_STANDING: self._times_thread and now.waits is not None,
             CLOCKS: True,
         }
         return [name for name, is_known in known.items() if is_known]
 
     def start(self) -> None:
+        self._counters.find_children()
         self._before = self._read()
 
     def stop(self, in_process: bool = True) -> Load:
@@ -138,17 +140,17 @@ class LoadMeter:
         busy, stolen = _subtract(now.busy, before.busy), _subtract(now.stolen, before.stolen)
         waits = _subtract_waits(now.waits, before.waits)
         still = None
-        if self._stands and in_process and waits is not None:
+        if self._times_thread and in_process and waits is not None:
             still = seconds - (now.ran - before.ran) - waits.get(now.thread, 0.0) - (stolen or 0.0)
         return Load(
             cores=self._cores,
             seconds=max(seconds, 1e-9),
             own=own,
-            others=busy - own if self._on_cpu and busy is not None else None,
+            others=busy - own if self._counts_cores and busy is not None else None,
             stolen=stolen,
             waited=None if waits is None else max(waits.values(), default=0.0),
             still=still,
-            parted=abs(now.wall - before.wall - seconds),
+            clock_gap=abs(now.wall - before.wall - seconds),
             card=self._card(before.wall),
         )
 
@@ -173,9 +175,9 @@ class SystemCounters:
 
     def read(self) -> Counts:
         now, wall = time.perf_counter(), time.time()
-        self._find_children(now)
         busy, stolen = _read_cores(self.cores)
-        own = time.process_time() + sum(map(_read_time, self._children))
+        ended = os.times()
+        own = time.process_time() + ended.children_user + ended.children_system + sum(map(_read_time, self._children))
         waits = _read_waits(self.processes)
         return Counts(now, wall, own, time.thread_time(), threading.get_native_id(), busy, stolen, waits)
 
@@ -184,7 +186,9 @@ class SystemCounters:
         """The run's processes."""
         return [self._process.pid, *(child.pid for child in self._children)]
 
-    def _find_children(self, now: float) -> None:
+    def find_children(self) -> None:
+        """Look up the child processes, if that is long ago. Not during a turn: one that is found brings its past with it."""
+        now = time.perf_counter()
         if now - self._searched >= RESCAN:
             self._searched = now
             with suppress(psutil.Error, OSError):
@@ -210,11 +214,11 @@ def _read_cores(cores: Iterable[int]) -> tuple[float | None, float | None]:
 
 
 def _read_time(process: psutil.Process) -> float:
+    """Return the processor time of a child process and of its own that have ended; 0 if it has ended itself: then it is ours."""
     try:
-        times = process.cpu_times()
-    except (psutil.Error, OSError):  # it has ended
+        return sum(process.cpu_times()[:4])  # user, system, and both of its children
+    except (psutil.Error, OSError):
         return 0.0
-    return times.user + times.system
 
 
 def _read_waits(processes: Iterable[int]) -> dict[int, float] | None:
@@ -236,24 +240,28 @@ def _read_wait(thread: Path) -> dict[int, float]:
     return {int(thread.name): int(nanoseconds) / 1e9}
 
 
-def _build_card_meter(device: torch.device, counters: SystemCounters) -> Callable[[float], float | None]:
-    """Return a meter of the share of a GPU that other processes have used since a wall-clock time."""
-    gpu = find_gpu(device)
+class CardMeter:
+    """The share of a GPU that other processes have used since a wall-clock time; None if it is not known."""
 
-    def measure(since: float) -> float | None:
-        running = ask("nvmlDeviceGetComputeRunningProcesses", gpu)
-        if running is None:
-            return None
-        present = {process.pid for process in running}
-        ours = present.intersection(counters.processes)
-        if not ours and len(present) == 1:  # in a container the driver knows our process by another number
-            ours = present
-        if present == ours:
-            return 0.0
-        samples = ask("nvmlDeviceGetProcessUtilization", gpu, int(since * 1e6)) if ours else None
+    def __init__(self, device: torch.device, counters: SystemCounters) -> None:
+        self._gpu = find_gpu(device)
+        self._counters = counters
+        self._ours: set[int] = set()
+
+    def __call__(self, since: float) -> float | None:
+        running = ask("nvmlDeviceGetComputeRunningProcesses", self._gpu)
+        present = {process.pid for process in running or ()}
+        ours = self._find_ours(present)
+        if not ours or present == ours:
+            return 0.0 if ours else None
+        samples = ask("nvmlDeviceGetProcessUtilization", self._gpu, int(since * 1e6))
         return None if samples is None else _sum_utilisation(samples, ours)
 
-    return measure
+    def _find_ours(self, present: set[int]) -> set[int]:
+        """Return our processes by the driver's numbers: in a container others than ours, learnt while nobody else is there."""
+        known = present & (self._ours | set(self._counters.processes))
+        self._ours = known or (present if len(present) == 1 else self._ours)
+        return present & self._ours
 
 
 def _sum_utilisation(samples: Iterable[Any], ours: set[int]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from specbench.analysis.loaded_run import LoadedRun
 from specbench.records.attempts import get_attempt_key
 from specbench.records.trial import BlockKey, Trial
 
+NUMBER = re.compile(r"\d+(\.\d+)?")  # how much, in a reason
 SHOWN = 60  # blocks on the page; trials.jsonl has all
 
 
@@ -45,7 +47,7 @@ def describe_disturbed(run: LoadedRun) -> tuple[str, str] | None:
 
 
 def list_disturbed_blocks(run: LoadedRun) -> list[DisturbedBlock]:
-    """Return every block that was disturbed, the first SHOWN that could not be mended before the others."""
+    """Return at most SHOWN blocks that were disturbed, those first that could not be mended."""
     blocks: dict[BlockKey, list[Trial]] = {}
     for trial in run.attempts:
         if get_attempt_key(trial) in run.disturbed:
@@ -63,11 +65,16 @@ def _build_row(turns: list[Trial], disturbed: Reasons, attempts: int, mended: bo
     first = turns[0]
     worst: dict[str, str] = {}
     for reason in (reason for trial in turns for reason in disturbed[get_attempt_key(trial)]):
-        kind = reason.partition(":")[0]
-        worst[kind] = max(reason, worst.get(kind, ""), key=lambda text: (len(text), text))  # longer is larger: 9 %, 80 %
+        kind = NUMBER.sub("", reason)
+        worst[kind] = max(reason, worst.get(kind, reason), key=_read_number)
     methods = ", ".join(dict.fromkeys(trial.method for trial in turns))
     place = (first.task, first.question_id, first.turn + 1, first.repeat + 1)
     return DisturbedBlock(*place, methods, "; ".join(worst.values()), attempts, mended)
+
+
+def _read_number(reason: str) -> float:
+    found = NUMBER.search(reason)
+    return float(found[0]) if found else 0.0
 
 
 def _count_kinds(reasons: Iterable[list[str]]) -> str:

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from rich.console import Console
 
-from specbench.errors import InputError, describe_file_error
+from specbench.errors import InputError, describe_file_error, format_error
 from specbench.records.files import write_atomic
 from specbench.records.nested import flatten
 from specbench.records.run_directory import find_runs
@@ -114,9 +114,14 @@ def _run_job(config: Any) -> None:
     try:
         with ProgressDisplay(Console(markup=False, emoji=False)) as display:
             execute(parse_job(config, out), display)
-    except (InputError, OSError) as error:
-        message = str(error) if isinstance(error, InputError) else describe_file_error(error)
-        write_atomic(Path(out) / NOTE, " ".join(message.split()))
+    except Exception as error:  # of any type: the other jobs go on
+        write_atomic(Path(out) / NOTE, " ".join(_describe(error).split()))
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    return describe_file_error(error) if isinstance(error, OSError) else format_error(error)
 
 
 def _list_jobs(parsed: Sequence[Override]) -> list[list[str]]:

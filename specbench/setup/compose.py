@@ -22,7 +22,7 @@ from specbench.errors import InputError, show_value, suggest_choices, suggest_ne
 from specbench.records.files import read_text
 from specbench.records.nested import flatten, look_up
 from specbench.setup import settings
-from specbench.setup.launching import KINDS, check_hydra
+from specbench.setup.launching import KINDS, check_hydra, check_plugin
 from specbench.setup.overrides import (
     LISTS,
     check_choices,
@@ -137,15 +137,17 @@ def _run_hydra(overrides: Sequence[str], config_dir: Path | None, root: str) -> 
 
 def _check_hydra(config: DictConfig, overrides: Sequence[str], config_dir: Path | None, root: str) -> None:
     """Take Hydra's own config out, checked where the command line or a folder may have changed it. Only runs have sweeps."""
-    told = [override for override in overrides if override.lstrip("+~").startswith("hydra")]
-    if told and root != RUN:
-        raise InputError(f"{told[0].partition('=')[0]}: no such setting of specbench {root}")
-    if root == RUN and (told or config_dir is not None):
+    given = [override for override in overrides if override.lstrip("+~").startswith("hydra")]
+    if given and root != RUN:
+        raise InputError(f"{given[0].partition('=')[0]}: no such setting of specbench {root}")
+    if root == RUN and (given or config_dir is not None):
         default: Any = OmegaConf.to_container(_run_hydra([], None, root).hydra)
+        chosen: Any = OmegaConf.to_container(_run_hydra(given, config_dir, root).hydra)
         plain: Any = OmegaConf.to_container(config.hydra)
-        resolved = {name: config.hydra[name] for name in KINDS if isinstance(config.hydra[name], DictConfig)}
-        plain |= {name: OmegaConf.to_container(node, resolve=True) for name, node in resolved.items()}
-        check_hydra(plain, default, bool(told))
+        check_hydra(plain, default, chosen)
+        for kind in KINDS:
+            node = config.hydra[kind]
+            check_plugin(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node, kind)
     with open_dict(config):
         config.pop("hydra")
 

@@ -18,26 +18,26 @@ OWN = ("overrides", "runtime", "searchpath", "defaults", "mode", "sweep", "run",
 OF_JOBS = ("env_set", "env_copy", "chdir")
 
 
-def check_hydra(node: Mapping[str, Any], default: Mapping[str, Any], told: bool) -> None:
-    """Raise InputError for a launcher that is none, and for settings of Hydra that could run code or change a job's surroundings.
+def check_hydra(node: Mapping[str, Any], default: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    """Raise InputError for settings of Hydra that could run code or change a job's surroundings.
 
-    node: Hydra's config as plain values. default: the one of no override. told: the command line chooses a launcher. An
-    experiment's YAML may not: a launcher's settings may be commands, such as submitit's `setup`.
+    node: Hydra's config as plain values. default: that of no override. chosen: that of the command line's own overrides of Hydra.
+    Only they choose a launcher, and no experiment: a launcher's settings may be commands, such as submitit's `setup`.
     """
     for key, value in node.items():
         if key not in default:
             raise InputError(f"hydra.{key}: no such setting{suggest_nearest(str(key), list(default))}")
-        if key in KINDS and not told:
-            _check_equal({key: value}, default, "hydra.")
-        elif key in KINDS:
-            _check_plugin(value, f"hydra.{key}", KINDS[key])
+        if key in KINDS:
+            _check_equal({key: value}, chosen, "hydra.")
         elif key == "job":
             _check_equal({name: value.get(name) for name in OF_JOBS}, default["job"], "hydra.job.")
         elif key not in OWN:
             _check_equal({key: value}, default, "hydra.")
 
 
-def _check_plugin(node: Any, place: str, kind: type) -> None:
+def check_plugin(node: Any, name: str) -> None:
+    """Raise InputError for a launcher or sweeper that is none. name: of KINDS; node: its config, interpolated."""
+    place, kind = f"hydra.{name}", KINDS[name]
     if not isinstance(node, Mapping) or TARGET not in node:
         raise InputError(f"{place}: expected a mapping with _target_; choose one by {place.replace('.', '/')}=NAME")
     check_kind(locate(node[TARGET], place, [kind]), node[TARGET], place, kind)
