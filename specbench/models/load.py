@@ -35,7 +35,7 @@ from specbench.models.refusals import (
     describe_misfits,
     take_message,
 )
-from specbench.models.self_test import LEAST_AFTER_FLOAT32, check_float32_copy, check_forward
+from specbench.models.self_test import check_float32_copy, check_forward
 
 
 def load_model(
@@ -88,11 +88,11 @@ def _expand(
 def _try_out(model: PreTrainedModel, one_device: bool, packed: bool) -> LanguageModel:
     """Return the model as it will run, after the self-test. Raises InputError."""
     check_decoder(model)
-    in_float32 = check_float32_copy(model) if one_device else None
+    loaded = LanguageModel(model)
+    float32 = check_float32_copy(loaded) if one_device else None  # before it is packed
     if packed:
         pack(model)
-    loaded = LanguageModel(model)
-    loaded.self_test = check_forward(loaded, LEAST_AFTER_FLOAT32 if in_float32 else None) | {"in_float32": in_float32}
+    loaded.self_test = check_forward(loaded, float32) | {"in_float32": float32.figures if float32 else None}
     return loaded
 
 
