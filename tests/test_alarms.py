@@ -20,6 +20,7 @@ from specbench.running.baseline import ROW_ROUNDS
 from tests.fake_run import CONFIG, failed, made_up_trials, trial, write_run
 
 TASKS = ["mt_bench", "qa"]
+LEFT_OUT = "was not compared with transformers beyond its window of 4096 tokens"
 
 
 def raised(trials: Sequence[Trial], tmp_path: Path, **provenance: Any) -> list[tuple[str, str, str, str]]:
@@ -152,6 +153,25 @@ def test_a_baseline_slower_than_what_was_timed_before_the_run_is_alarmed(tmp_pat
     assert [str(alarm) for alarm in find_alarms(run, summarise(run)) if alarm.level == "alarm"] == [
         "alarm: autoregressive: 20.0% slower than hf float32: every speedup is too high"
     ]
+
+
+def test_a_baseline_without_a_rival_is_compared_with_none(tmp_path: Path) -> None:
+    own = {"engine": "native", "dtype": "float32", "tokens_per_second": [10.0]}
+    found = raised([trial("autoregressive", [1], 1.0)], tmp_path, baseline=[own], baseline_failed={"hf float32": "TypeError: no"})
+    said = [one[3] for one in found if one[:2] == ("notice", "autoregressive")]
+    assert "not compared with other autoregressive engines on this device" in said
+    assert "not compared with hf float32, which failed: TypeError: no" in said
+
+
+def test_a_window_that_the_self_test_left_out_is_noticed(tmp_path: Path) -> None:
+    tested = {"tokens": 36, "beyond": {"60": {"tokens": 88}}}
+    left_out = {"tokens": 36, "beyond": {"4096": {"tokens": 0}}}
+    trials = [trial("autoregressive", [1], 1.0), trial("sps", [2], 1.0)]
+    found = raised(trials, tmp_path, self_test={"target": left_out, "sps": left_out})
+    assert ("notice", "the run", "overall", f"the target {LEFT_OUT}") in found
+    assert ("notice", "sps", "overall", f"its draft model {LEFT_OUT}") in found
+    fine = raised(trials, tmp_path / "fine", self_test={"target": tested, "sps": {"tokens": 36, "beyond": {}}, "other": {}})
+    assert not [one for one in fine if "compared with transformers" in one[3]]
 
 
 @pytest.mark.parametrize(

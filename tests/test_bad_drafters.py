@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,15 +15,24 @@ from safetensors.torch import load_file, save_file
 from specbench import ROOT
 from specbench.drafters.checkpoints import read_tensors
 from tests.conftest import Refuse, tensors
-from tests.test_bad_files import changed, empty
+from tests.test_bad_files import changed, empty, replace_by_fifo
 
 NOT_A_BIN = "cannot be read: it is no file of torch.save"
 BROKEN_DRAFTERS: Mapping[str, tuple[str, Callable[[Path], object], str]] = {
-    "config-list": ("eagle3", lambda folder: (folder / "config.json").write_text("[]"), "expected a mapping of settings"),
-    "config-torn": ("medusa", lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
-    "config-nested": ("medusa", lambda folder: (folder / "config.json").write_text("[" * 100_000), "maximum recursion depth"),
+    "config-list": ("eagle3", lambda folder: (folder / "config.json").write_text("[]"), "config.json: not a JSON object"),
+    "config-twice": (
+        "medusa",
+        lambda folder: (folder / "config.json").write_text('{"medusa_num_heads": 4, "medusa_num_heads": 5}'),
+        "config.json: the key 'medusa_num_heads' comes twice",
+    ),
+    "config-torn": ("medusa", lambda folder: (folder / "config.json").write_text("{"), "config.json: not a JSON object"),
+    "config-nested": (
+        "medusa",
+        lambda folder: (folder / "config.json").write_text("[" * 100_000),
+        "nested too deeply",
+    ),
     "config-missing": ("eagle", lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
-    "config-fifo": ("eagle", lambda folder: replace_by_fifo(folder / "config.json"), "config.json: no such file"),
+    "config-fifo": ("eagle", lambda folder: replace_by_fifo(folder / "config.json"), "config.json: expected a file"),
     "heads-zero": (
         "hydra_heads",
         lambda folder: changed(folder, "config.json", hydra_num_heads=0),
@@ -63,7 +71,7 @@ BROKEN_DRAFTERS: Mapping[str, tuple[str, Callable[[Path], object], str]] = {
     "index-list": (
         "eagle3",
         lambda folder: weights_as(folder, "model.safetensors.index.json", b"[1]"),
-        "model.safetensors.index.json: expected a mapping",
+        "model.safetensors.index.json: not a JSON object",
     ),
     "index-empty": ("eagle3", lambda folder: weights_as(folder, "model.safetensors.index.json", b"{}"), 'expected {"weight_map"'),
     "index-outside": (
@@ -94,11 +102,6 @@ def saved(content: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
-
-
-def replace_by_fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
 
 
 @pytest.mark.parametrize("name", BROKEN_DRAFTERS)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from specbench.datastore.build import build_datastore
 from specbench.errors import InputError
-from specbench.models.load import load_model
+from specbench.models.load import create_config, load_model
+from specbench.models.refusals import check_decoder
 from tests.conftest import Cli, Refuse, Tiny, tensors
+from tests.tiny import tiny_model
 
 
 @pytest.mark.parametrize(
@@ -90,6 +95,11 @@ def only_bin(folder: Path, content: bytes) -> None:
     (folder / "pytorch_model.bin").write_bytes(content)
 
 
+def replace_by_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def empty(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
@@ -113,6 +123,10 @@ BROKEN: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "generation": (
         lambda folder: (folder / "generation_config.json").write_text("[]"),
         "generation_config.json: expected a mapping of settings",
+    ),
+    "config-fifo": (
+        lambda folder: replace_by_fifo(folder / "config.json"),
+        "config.json: expected a file, found a pipe",
     ),
     "nested": (
         lambda folder: (folder / "config.json").write_text("[" * 100_000),
@@ -182,20 +196,55 @@ SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidd
         ("falcon", "falcon: cannot be run: TypeError"),
         ("stablelm", "stablelm: cannot be run: it does not pass its keyword arguments on to its attention"),
         ("nemotron", "nemotron: cannot be run: it does not pass its keyword arguments on to its attention"),
-        ("bloom", "bloom: cannot be run: 0 of 2 layers attend through transformers' interface"),
+        ("bloom", "bloom: its config has no max_position_embeddings"),
         ("lama", "Unrecognized model identifier: lama"),
     ],
 )
 def test_architectures_that_do_not_run(kind: str, said: str) -> None:
-    config = {**SIZES, "model_type": kind, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    config = choose_known(kind, {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64})
     with pytest.raises(InputError, match=said) as error:
         load_model(None, weights="random", config=config, dtype="float32", device="cpu")
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
 
 
+def choose_known(kind: str, sizes: dict[str, int]) -> dict[str, Any]:
+    """The sizes that an architecture has, if transformers knows it."""
+    known = CONFIG_MAPPING[kind]() if kind in CONFIG_MAPPING else None
+    return {"model_type": kind, **{name: size for name, size in sizes.items() if known is None or hasattr(known, name)}}
+
+
+MISSPELT = [
+    ({"num_hidden_layer": 2}, "config.num_hidden_layer: llama has no such setting; the nearest is num_hidden_layers"),
+    ({"model_type": "gpt2", "n_layers": 2}, "config.n_layers: gpt2 has no such setting; the nearest is n_layer"),
+    ({"model_type": "llama4", "text_config": {"num_hiden_layers": 2}}, "config.text_config.num_hiden_layers: llama4_text has no"),
+]
+
+
+@pytest.mark.parametrize(("config", "said"), MISSPELT)
+def test_a_misspelt_key_of_an_architecture_is_no_default(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        create_config({"model_type": "llama", **config})
+
+
+def test_keys_that_transformers_reads_in_another_way_are_known() -> None:
+    legacy = {"torch_dtype": "float32", "rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    assert create_config({"model_type": "llama", **legacy}).rope_parameters["factor"] == 2.0
+    settings = {"dtype": "float32", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "architectures": ["x"]}
+    assert create_config({"model_type": "llama", **settings}).rope_parameters["rope_theta"] == 1e4
+    assert create_config({"model_type": "gpt2", "num_hidden_layers": 3}).n_layer == 3, "by gpt2's attribute_map"
+
+
+def test_a_quantisation_that_transformers_ignores_is_refused_of_a_hub_id_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"model_type": "llama", "quantization_config": {"quant_method": "zzz"}}
+    monkeypatch.setattr(PretrainedConfig, "get_config_dict", lambda place, revision: (found, {}))
+    with pytest.raises(InputError, match="owner/name/config.json: quantization_config.quant_method=zzz: expected "):
+        load_model("owner/name", revision="main", dtype="float32", device="cpu")
+
+
 def test_a_key_that_a_decoder_ignores() -> None:
-    config = {**SIZES, "model_type": "llama", "is_decoder": False}
-    assert load_model(None, weights="random", config=config, dtype="float32", device="cpu").vocabulary == 64
+    model = tiny_model("llama", layers=1)
+    model.config.is_decoder = False
+    check_decoder(model)
 
 
 def test_a_template_that_fails_at_the_second_turn(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:

@@ -91,6 +91,14 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["~suite._target_"], "suite: expected a _target_, the class to build; given: "),
         (["target.weights=random", "target.config={hidden_size: 8}"], "target.config: expected a model_type, such as llama"),
         (["target.weights=random", "target.config={model_type: lama}"], "target.config makes no model: "),
+        (
+            ["target=qwen3_8b", "target.weights=random", "++target.config.num_hidden_layer=2"],
+            "target.config.num_hidden_layer: qwen3 has no such setting; the nearest is num_hidden_layers",
+        ),
+        (
+            ["target=vicuna_7b", "target.weights=random", "++target.draft.config.hiden_size=8", "method=[sps]"],
+            "target.draft.config.hiden_size: llama has no such setting; the nearest is hidden_size",
+        ),
         (["target.weights=randm"], "target.weights=randm: expected random or pretrained"),
         (["target.weights=random"], "target.weights=random needs target.config, the model's architecture"),
         (

@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from specbench.analysis.loaded_run import read_run
+from specbench.analysis.summary import summarise
+from specbench.records.trial import BASELINE
+from specbench.report.alarms import find_alarms
 from specbench.report.baseline import describe_rivals, find_faster
-from specbench.running.baseline import ROUNDS, ROW_ROUNDS, list_other_dtypes
+from specbench.running.baseline import ROUNDS, ROW_ROUNDS, list_other_dtypes, measure_rates
 from tests.conftest import Cli, Tiny
+from tests.fake_engine import FakeEngine
 from tests.tiny import tiny_language_model
 
 
@@ -25,6 +30,34 @@ def test_a_run_times_its_baseline_and_the_other_ways(tiny: Tiny, cli: Cli, tmp_p
     assert sorted(ways) == [("hf", "bfloat16"), ("hf", "float32"), ("native", "bfloat16"), ("native", "float32")]
     assert all(len(way["tokens_per_second"]) == ROUNDS and min(way["tokens_per_second"]) > 0 for way in rates)
     assert [(one["rows"], len(one["milliseconds"])) for one in by_rows] == [(rows, ROW_ROUNDS) for rows in (1, 2, 4, 8)]
+
+
+def test_a_rival_that_cannot_generate_is_dropped_and_the_run_goes_on(
+    tiny: Tiny, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AttributeError("no attribute 'generate'")
+
+    monkeypatch.setattr("specbench.engine.hf.TransformersGenerate.generate", refuse)
+    chosen = ["check_baseline=true", "task=[qa]", "method=[]", "limit=1", "repeats=1", "out=run"]
+    assert cli("run", *tiny.overrides(*chosen)).status == 0
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [(way["engine"], way["dtype"]) for way in recorded["baseline"]] == [("native", "float32"), ("native", "bfloat16")]
+    assert recorded["baseline_failed"].keys() == {"hf float32", "hf bfloat16"}
+    run = read_run(tmp_path / "run")
+    said = [alarm.message for alarm in find_alarms(run, summarise(run)) if alarm.method == BASELINE]
+    assert any(line.startswith("not compared with hf float32, which failed: AttributeError: no attribute") for line in said)
+
+
+def test_a_way_that_fails_in_any_round_has_no_rates() -> None:
+    calls = iter("abc")
+
+    def fail(label: str, prompt: list[int]) -> str:
+        return next(calls)
+
+    rates, failed = measure_rates({("native", "a"): FakeEngine(lambda *_: "text"), ("hf", "a"): FakeEngine(fail)}, [65])
+    assert rates == [way("native", "a", *[round(4 / 0.75, 3)] * ROUNDS)]
+    assert list(failed) == ["hf a"] and failed["hf a"].startswith("StopIteration: ")
 
 
 def test_another_engine_first_makes_its_own_way_the_measure(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:

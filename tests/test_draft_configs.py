@@ -84,7 +84,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [  # drafter, key, value, what is sai
     ("eagle3", "num_key_value_heads", 3, "num_key_value_heads=3: expected a divisor of num_attention_heads=4"),
     ("eagle3", "intermediate_size", 1 << 70, "intermediate_size=.*: expected a whole number"),
     ("eagle3", "rms_norm_eps", "1e-5", "rms_norm_eps=.1e-5.: expected a positive number"),
-    ("eagle3", "rms_norm_eps", float("nan"), "rms_norm_eps=NaN: expected a positive number"),
+    ("eagle3", "rms_norm_eps", float("nan"), "config.json: NaN is not a number"),
     ("eagle3", "rope_theta", -1, "rope_theta=-1: expected a positive number"),
     ("eagle3", "rope_theta", 1e-300, "its angles are not finite"),
     ("eagle3", "rope_scaling", {"type": "mrope", "mrope_section": [1]}, "rope_scaling.rope_type=.mrope.: expected default"),

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from specbench.decoding.finite import check_weights
 from specbench.errors import InputError
+from specbench.models.finite import check_weights
 
 BAD = (float("nan"), float("inf"), float("-inf"))
 

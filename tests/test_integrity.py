@@ -21,7 +21,7 @@ from specbench.datastore.store import Datastore, encode_ids
 from specbench.errors import InputError
 from tests.conftest import Refuse, Tiny
 from tests.stores import documents
-from tests.test_bad_drafters import replace_by_fifo
+from tests.test_bad_files import replace_by_fifo
 
 SUFFIXES = "0.suffixes is not the suffix array of its ids"
 
@@ -71,8 +71,12 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "documents-true": (lambda folder: describe(folder, documents=True), "store.json: cannot be read"),
     "width": (lambda folder: describe(folder, width=8), "store.json: cannot be read"),
     "unknown-key": (lambda folder: describe(folder, zzz=8), "store.json: cannot be read"),
-    "info-list": (lambda folder: (folder / "store.json").write_text("[]"), "store.json: cannot be read"),
-    "info-nested": (lambda folder: (folder / "store.json").write_text("[" * 100_000), "store.json: cannot be read"),
+    "info-list": (lambda folder: (folder / "store.json").write_text("[]"), "store.json: not a JSON object"),
+    "info-nested": (lambda folder: (folder / "store.json").write_text("[" * 100_000), "store.json: nested too deeply"),
+    "info-twice": (
+        lambda folder: (folder / "store.json").write_text((folder / "store.json").read_text().replace("{", '{"width": 4,')),
+        "store.json: the key 'width' comes twice",
+    ),
     "info-missing": (lambda folder: (folder / "store.json").unlink(), "is not a datastore"),
     "ids-missing": (lambda folder: (folder / "0.ids").unlink(), "0.ids: cannot be read: No such file"),
     "ids-fifo": (

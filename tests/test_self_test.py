@@ -25,7 +25,7 @@ from specbench.engine.hf import TransformersGenerate
 from specbench.errors import InputError
 from specbench.models.self_test import check_float32_copy, check_forward, measure_distance
 from specbench.records.trial import BASELINE
-from tests.tiny import EXTRA, SHAPE, VOCABULARY, tiny_model
+from tests.tiny import EXTRA, SHAPE, VOCABULARY
 
 NEW_TOKENS = 24
 SMALL_EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
@@ -184,7 +184,8 @@ def test_a_planted_fault_is_found(
 
     def load() -> dict[str, Any]:
         model = build(architecture, dtype, **{**EXTRA[architecture], "initializer_range": 0.05})
-        return check_float32_copy(model) or check_forward(LanguageModel(model))
+        target = LanguageModel(model)
+        return check_forward(target, check_float32_copy(target))
 
     assert load()["tokens"] > 0
     fault(monkeypatch)
@@ -204,6 +205,42 @@ def test_a_window_longer_than_the_short_test_is_tried_too(monkeypatch: pytest.Mo
         load(60)
     monkeypatch.setattr("specbench.models.self_test.SECONDS", 0)
     assert load(60)["beyond"] == {60: {"tokens": 0}}, "untried, and said so"
+
+
+class Side(torch.nn.Module):
+    """A module whose output has no rows, such as a cache or a loss."""
+
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self) -> object:
+        return self.output
+
+
+@pytest.mark.parametrize("output", [None, {"a": 1}, torch.tensor(1.0), (None, 3), ()])
+def test_the_place_is_found_beside_modules_without_rows(output: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama", initializer_range=0.05)
+    layer: Any = cast(Any, model.model).layers[0]
+    layer.add_module("side", Side(output))
+
+    def call(module: Any, _: object) -> None:
+        module.side()
+
+    layer.register_forward_pre_hook(call)
+    scale_scores(monkeypatch)
+    with pytest.raises(InputError, match="first in layer 0, its LlamaAttention"):
+        check_forward(LanguageModel(model))
+
+
+def test_a_search_that_fails_leaves_the_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise TypeError("a module of their own")
+
+    monkeypatch.setattr("specbench.models.first_difference._differ", fail)
+    scale_scores(monkeypatch)
+    with pytest.raises(InputError, match=r"where rounding explains 0\.0001$"):
+        check_forward(LanguageModel(build("llama", initializer_range=0.05)))
 
 
 def test_logits_that_are_not_numbers_are_refused() -> None:
@@ -226,12 +263,3 @@ def test_tokens_that_an_expanded_model_never_writes_do_not_hide_a_difference() -
     other[:, :50] += 0.5
     assert torch.allclose(measure_distance(other, padded), measure_distance(other[:, :50], expected))
     assert bool((measure_distance(other, padded) > 0.3).all()) and not measure_distance(padded, padded).any()
-
-
-def test_a_model_in_16_bits_is_tested_in_float32_where_memory_holds_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model(dtype=torch.bfloat16)
-    copied = check_float32_copy(model)
-    assert copied is not None and copied["bound"] < 1e-3 and model.dtype == torch.bfloat16
-    assert check_float32_copy(tiny_model(dtype=torch.float32)) is None
-    monkeypatch.setattr("specbench.models.self_test.get_free_memory", lambda device: 1000)
-    assert check_float32_copy(model) is None

@@ -64,6 +64,20 @@ def test_a_target_without_numbers_is_refused(target: LanguageModel) -> None:
         measure_noise(wrapped, [text], WARM)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_cache_without_numbers_is_refused(target: LanguageModel, monkeypatch: pytest.MonkeyPatch, bad: float) -> None:
+    def compute(model: LanguageModel, text: GeneratedText, size: int | None = None) -> torch.Tensor:
+        logits = compute_logits(model, text, size).clone()
+        if size == 12:
+            logits[-1, 5] = bad
+        return logits
+
+    text = generate_texts(target, "autoregressive", Sampling(max_new_tokens=4))[0]
+    monkeypatch.setattr("specbench.certify.token_check.compute_logits", compute)
+    with pytest.raises(InputError, match="not finite numbers"):
+        measure_noise(target, [text], WARM)
+
+
 @pytest.mark.parametrize("cut", ["short", "long", "after a stop"])
 def test_a_text_with_a_wrong_end_is_a_bug(target: LanguageModel, cut: str) -> None:
     (text, *_) = generate_texts(target, "autoregressive", Sampling(max_new_tokens=12))

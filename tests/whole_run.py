@@ -21,6 +21,8 @@ RUN_JSON = PROVENANCE | {
         {"engine": "native", "dtype": "bfloat16", "tokens_per_second": [40.0, 41.0]},
         {"engine": "hf", "dtype": "bfloat16", "tokens_per_second": [39.0, 42.0]},
     ],
+    "baseline_failed": {"hf float16": "TypeError: no"},
+    "self_test": {"target": {"tokens": 36, "beyond": {"60": {"tokens": 0}}}, "sps": {"tokens": 36, "beyond": {}}},
     "continued": [{"started": "2026-11-21T12:00:00Z", "differs": ["git"], "versions": {"torch": "0.1"}}],
 }
 WHOLE = CONFIG | {

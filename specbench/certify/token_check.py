@@ -66,7 +66,7 @@ def measure_noise(target: LanguageModel, texts: Sequence[GeneratedText], samplin
     gaps, cdfs = [], []
     for text in texts:
         whole, *others = (compute_logits(target, text, size) for size in (None, *SIZES))
-        if not whole.isfinite().any(dim=-1).all() or whole.isnan().any():
+        if not all(logits.amax(dim=-1).isfinite().all() for logits in (whole, *others)):  # NaN and +inf win every maximum
             raise InputError("the target's logits are not finite numbers: its texts cannot be checked")
         best = whole.topk(2).indices
         for other in others:

@@ -20,6 +20,7 @@ from specbench import __version__
 from specbench.datastore.integrity import find_largest_id, hash_ids, is_suffix_array
 from specbench.errors import InputError
 from specbench.models.load import find_local_folder
+from specbench.records.files import read_object
 
 VERSION = 1
 INFO_FILE = "store.json"
@@ -188,12 +189,12 @@ def _sort_rows(rows: Ids) -> Ids:
 def _read_info(folder: Path, path: str) -> StoreInfo:
     if not (folder / INFO_FILE).is_file():
         raise InputError(f"{path} is not a datastore: it has no {INFO_FILE}")
+    fields = read_object(folder / INFO_FILE)
     try:
-        fields = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
         version = fields["version"]
         if version == VERSION:
             return _check_info(StoreInfo(**fields))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}/{INFO_FILE}: cannot be read: {error!r}") from None
     raise InputError(f"{path} is a datastore of version {version}; expected version {VERSION}: build it again")
 

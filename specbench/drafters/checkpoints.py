@@ -13,11 +13,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from specbench.decoding.finite import check_weights
 from specbench.drafters.network import DraftNetwork
 from specbench.errors import InputError, abbreviate
+from specbench.models.finite import check_weights
 from specbench.models.load import find_local_folder
-from specbench.models.refusals import read_mapping
+from specbench.records.files import read_object
 
 OURS = "model.safetensors"
 INDEX = ".index.json"  # after the name of a weight file that is split into shards
@@ -96,7 +96,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """Read every file that an index names, all of them beside it."""
-    files = read_mapping(index).get("weight_map")
+    files = read_object(index).get("weight_map")
     names = sorted(set(files.values())) if isinstance(files, dict) and all(map(_is_name, files.values())) else []
     if not names:
         raise InputError(f'{index}: expected {{"weight_map": {{tensor: file beside this one, …}}}}')

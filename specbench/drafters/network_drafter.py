@@ -17,7 +17,7 @@ from specbench.errors import InputError, format_error
 from specbench.machine.devices import pick_dtype
 from specbench.models.expand import SEED, get_small_sizes, map_layer
 from specbench.models.packed import can_pack, pack
-from specbench.models.refusals import read_mapping
+from specbench.records.files import read_object
 
 
 def load_network(kind: type[Network], checkpoint: str | None, target: LanguageModel, dtype: str = "auto") -> Network:
@@ -90,7 +90,7 @@ def create_network(kind: type[Network], target: LanguageModel) -> Network:
 
 def _read_network(kind: type[Network], checkpoint: str, shape: TargetShape) -> Network:
     folder, place = find_folder(checkpoint), f"{checkpoint}/config.json"
-    tensors, config = read_tensors(folder, kind.files), read_mapping(folder / "config.json")
+    tensors, config = read_tensors(folder, kind.files), read_object(folder / "config.json")
     try:
         config, tensors = kind.normalise_checkpoint(check_config(config, kind.list_keys(shape)), tensors)
         with torch.device("meta"):

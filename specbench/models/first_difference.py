@@ -18,8 +18,15 @@ Outputs = dict[str, list[Tensor]]  # of modules, by name, in the order of their 
 def describe_first_difference(model: LanguageModel, prompt: list[int], rest: list[int], bound: float) -> str:
     """Return `, first in layer 3 (sliding_attention), its MambaMixer`; empty if the tokens in a row show no difference.
 
-    bound: relative difference that rounding explains.
+    Also where a module of this model breaks the search. bound: relative difference that rounding explains.
     """
+    try:
+        return _find_first_difference(model, prompt, rest, bound)
+    except Exception:  # of any type; the difference itself has been found, and is what the message is about
+        return ""
+
+
+def _find_first_difference(model: LanguageModel, prompt: list[int], rest: list[int], bound: float) -> str:
     ids = torch.tensor([prompt + rest], device=model.device)
     layers = model.layers
     with _record_outputs(layers) as theirs, model.use_original_attention() as plain:
@@ -44,7 +51,7 @@ def _record_outputs(layers: nn.ModuleList) -> Iterator[Outputs]:
     outputs: Outputs = {}
 
     def record(name: str) -> Any:
-        return lambda _, __, out: outputs.setdefault(name, []).append(out[0] if isinstance(out, tuple) else out)
+        return lambda _, __, out: outputs.setdefault(name, []).extend(_take_first_tensor(out))
 
     hooks = [layer.register_forward_hook(record(str(number))) for number, layer in enumerate(layers)]
     for number, layer in enumerate(layers):
@@ -56,9 +63,15 @@ def _record_outputs(layers: nn.ModuleList) -> Iterator[Outputs]:
             hook.remove()
 
 
+def _take_first_tensor(out: Any) -> list[Tensor]:
+    """Return the first tensor of a module's output that has rows; none of an output without any, such as None."""
+    parts = out if isinstance(out, tuple) else (out,)
+    return [part for part in parts if isinstance(part, Tensor) and part.ndim][:1]
+
+
 def _differ(ours: Outputs, theirs: Outputs, name: str, bound: float) -> bool:
-    if name not in ours or name not in theirs:
-        return name in ours or name in theirs
+    if not ours.get(name) or not theirs.get(name):
+        return bool(ours.get(name)) != bool(theirs.get(name))
     found, expected = (torch.cat([part.reshape(-1, part.shape[-1]) for part in of[name]]).float() for of in (ours, theirs))
     if found.shape != expected.shape:
         return True

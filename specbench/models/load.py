@@ -1,5 +1,6 @@
 """Load a model by a target's settings: hub id or folder, pretrained or random, expanded, packed for the CPU."""
 
+import copy
 import json
 from collections.abc import Mapping
 from functools import lru_cache
@@ -19,22 +20,22 @@ from transformers import (
 )
 
 from specbench import ROOT
-from specbench.decoding.finite import check_weights
 from specbench.decoding.language_model import LanguageModel
 from specbench.errors import InputError, is_out_of_memory
 from specbench.machine.devices import get_free_memory, get_total_memory, pick_device, pick_dtype
 from specbench.models.expand import expand_config, expand_model
+from specbench.models.finite import check_weights
 from specbench.models.packed import can_pack, pack
 from specbench.models.refusals import (
     check_decoder,
+    check_keys,
     check_quantization,
     check_settings,
     describe_failure,
     describe_misfits,
-    read_mapping,
     take_message,
 )
-from specbench.models.self_test import LEAST_AFTER_FLOAT32, check_float32_copy, check_forward
+from specbench.models.self_test import check_float32_copy, check_forward
 
 
 def load_model(
@@ -67,9 +68,7 @@ def load_model(
             model = _load_pretrained(path, revision, kind, device_map, trust_remote_code)
         check_weights(model, f"the checkpoint at {path}" if path else "the model")
         if shape is not None:
-            with torch.device("meta"):
-                check_room(_build_model(expand_config(model, shape)), kind, where, packed)
-            model = expand_model(model, shape, where)
+            model = _expand(model, shape, kind, where, packed)
         if device_map is None:
             model = model.to(where)  # type: ignore[arg-type]
         return _try_out(model, one_device=device_map is None, packed=packed and can_pack(where, kind))
@@ -77,14 +76,23 @@ def load_model(
         raise InputError(f"{path} does not fit the memory of {where}; try another device, dtype or device_map") from None
 
 
+def _expand(
+    model: PreTrainedModel, shape: Mapping[str, int], dtype: torch.dtype, device: torch.device, packed: bool
+) -> PreTrainedModel:
+    """Return the model at a shape. Raises InputError if its device does not hold it."""
+    with torch.device("meta"):
+        check_room(_build_model(expand_config(model, shape)), dtype, device, packed)
+    return expand_model(model, shape, device)
+
+
 def _try_out(model: PreTrainedModel, one_device: bool, packed: bool) -> LanguageModel:
     """Return the model as it will run, after the self-test. Raises InputError."""
     check_decoder(model)
-    in_float32 = check_float32_copy(model) if one_device else None
+    loaded = LanguageModel(model)
+    float32 = check_float32_copy(loaded) if one_device else None  # before it is packed
     if packed:
         pack(model)
-    loaded = LanguageModel(model)
-    loaded.self_test = check_forward(loaded, LEAST_AFTER_FLOAT32 if in_float32 else None) | {"in_float32": in_float32}
+    loaded.self_test = check_forward(loaded, float32) | {"in_float32": float32.figures if float32 else None}
     return loaded
 
 
@@ -122,7 +130,7 @@ def check_model(
         return
     try:
         if place is None:
-            architecture = AutoConfig.for_model(**(config or {}))
+            architecture = create_config(config)
         else:
             architecture = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
@@ -167,7 +175,7 @@ def _load_pretrained(
     if path is None:
         raise InputError("target.path is missing; expected a hub id or a folder")
     place = _resolve_path(path)
-    config = read_mapping(Path(place) / "config.json") if (Path(place) / "config.json").is_file() else {}
+    config = _read_config(place, revision)
     check_quantization(config.get("quantization_config"), place)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -191,20 +199,41 @@ def _load_pretrained(
     return cast(PreTrainedModel, model)
 
 
-def _build_random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    if config is None:
-        raise InputError("weights=random needs target.config, the model's architecture")
-    if "model_type" not in config:
-        raise InputError("target.config: expected a model_type, such as llama")
+def _read_config(place: str, revision: str | None) -> dict[str, Any]:
+    """Return the config.json of a folder or hub id; nothing where it cannot be read, which loading the model explains."""
     try:
-        architecture = AutoConfig.for_model(**config)
+        config: dict[str, Any] = PretrainedConfig.get_config_dict(place, revision=revision)[0]
+    except Exception:  # of any type: a hub's, a file's
+        return {}
+    return config
+
+
+def _build_random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    architecture = create_config(config)
+    try:
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(0)
             return _build_model(architecture, dtype=dtype)
     except Exception as error:  # of any type: the config may fit no architecture
         if is_out_of_memory(error):
             raise torch.OutOfMemoryError(str(error)) from None
-        raise InputError(f"target.config makes no model: {describe_failure(error, config)}") from None
+        raise InputError(f"config makes no model: {describe_failure(error, config or {})}") from None
+
+
+def create_config(config: Mapping[str, Any] | None) -> PretrainedConfig:
+    """Return the architecture of random weights. Raises InputError, also for a key that it does not have."""
+    if config is None:
+        raise InputError("config=null: weights=random needs the model's architecture")
+    if "model_type" not in config:
+        raise InputError("config: expected a model_type, such as llama")
+    try:
+        architecture: PretrainedConfig = AutoConfig.for_model(**copy.deepcopy(dict(config)))
+        check_keys(config, architecture)
+    except InputError:
+        raise
+    except Exception as error:  # of any type: what does not fit is found all over transformers
+        raise InputError(f"config makes no model: {describe_failure(error, config)}") from None
+    return architecture
 
 
 def _build_model(config: PretrainedConfig, **options: torch.dtype) -> PreTrainedModel:

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from specbench.errors import InputError, abbreviate, format_error, suggest_choices
+from specbench.errors import InputError, abbreviate, format_error, suggest_choices, suggest_nearest
+from specbench.records.files import read_text
 from specbench.records.nested import flatten
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors.index.json")
+LARGEST = 64 * 2**20  # bytes of a settings file; an index of 200,000 tensors has 20 million
 LONGEST = 400  # characters of a library's message
 
 
@@ -20,20 +22,18 @@ def check_settings(folder: Path) -> None:
     """Raises InputError unless each of a model's settings files that exist holds one JSON object."""
     for name in SETTINGS:
         if (folder / name).exists():
-            read_mapping(folder / name)
+            _check_mapping(folder / name)
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object. Raises InputError."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+def _check_mapping(path: Path) -> None:
+    """Raises InputError unless a file holds one JSON object, as transformers reads it: NaN and keys that come twice pass."""
+    text = read_text(path, LARGEST)
     try:
-        settings: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        settings: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not isinstance(settings, dict):
         raise InputError(f"{path}: expected a mapping of settings, {{…}}")
-    return settings
 
 
 def describe_failure(error: BaseException, config: Mapping[str, Any]) -> str:
@@ -66,6 +66,18 @@ def check_decoder(model: PreTrainedModel) -> None:
         raise InputError(f"{config.model_type} is an encoder and a decoder; expected a decoder-only language model")
     if switch and not config.is_decoder:
         raise InputError(f"{config.model_type} is an encoder (is_decoder: false); expected a decoder-only language model")
+
+
+def check_keys(given: Mapping[str, Any], config: PretrainedConfig, place: str = "config") -> None:
+    """Raises InputError for a key that a config of this kind does not have; transformers keeps it without using it."""
+    known = {*vars(type(config)()), "model_type"}
+    for key, value in given.items():
+        part = vars(config).get(key)
+        if isinstance(value, Mapping) and isinstance(part, PretrainedConfig):
+            check_keys(value, part, f"{place}.{key}")
+        elif key in vars(config) and key not in known:
+            nearest = suggest_nearest(key, [*known, *config.attribute_map])
+            raise InputError(f"{place}.{key}: {config.model_type} has no such setting{nearest}")
 
 
 def check_quantization(given: Any, place: str) -> None:

@@ -1,23 +1,26 @@
-"""The self-test of a loaded model: our forward against transformers' own, on random tokens, in every way that decoding uses it.
+"""The self-test of a loaded model: our forward against transformers' own, on random tokens.
 
-Theirs is the model's own attention over whole sequences, without any cache; ours goes through the KV store: a prompt, a chain, a
-branched tree, commits of both, single tokens. Both round, so they differ. How much rounding explains is measured on transformers
-alone, in forwards of other shapes; a model that differs by more is refused.
+Theirs is the model's own attention over whole sequences, without any cache; ours goes through the KV store as decoding one
+sequence does: a prompt, a chain, a branched tree, commits of both, single tokens. Batches and taps are not tried. Both round, so
+they differ. How much rounding explains is measured on transformers alone, in forwards of other shapes; a model that differs by
+more is refused.
 
 In 16 bits rounding hides what a part of the model contributes, so the test is made on a float32 copy first, where memory holds
-one; then on the model as it will run.
+one. The model as it will run is then compared with the copy's logits, as transformers in 16 bits is.
 """
 
 from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig
 
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
@@ -35,10 +38,13 @@ AFTER_PROMPT = CHAIN_KEPT + len(TREE_KEPT) + SINGLE
 SIZES = (1, 12)  # tokens per forward in which transformers' rounding is measured
 MARGIN = 3  # a difference of so many times the measured one is still rounding
 LEAST = {torch.float64: 1e-5, torch.float32: 1e-4}  # floor of the bound; transformers' norms are float32
+MOST = {torch.float64: 1e-2, torch.float32: 1e-2}  # rounding beyond it is none
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
-LEAST_IN_16_BITS = 0.1
-LEAST_AFTER_FLOAT32 = 1.0  # of a model whose float32 copy has passed: nothing has gone badly wrong
-TOLERATED = 4  # one row in so many may differ by more: of two equally good experts the other one is chosen
+LEAST_IN_16_BITS, MOST_IN_16_BITS = 0.1, 0.3
+LEAST_FROM_FLOAT32 = 0.02  # of a model in 16 bits, compared with its float32 copy
+WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+TOLERATED = 4  # with experts, one row in so many may differ by more: of two equally good ones the other one is chosen
 FAR = 100.0  # logits so far below the best one do not count
 SECONDS = 30.0  # most that a test beyond a window may take, by estimate
 SCORE_BYTES = 8  # of a pair of tokens and a head in a forward of transformers
@@ -66,46 +72,77 @@ class Script:
 Logits = dict[str, Tensor]  # by step: (n, V) float32
 
 
-def check_float32_copy(model: PreTrainedModel) -> dict[str, Any] | None:
-    """Test a float32 copy of a model in 16 bits on one device; None where none is needed or memory does not hold it."""
-    weights = list(model.parameters())
-    needed = sum(weight.numel() for weight in weights) * torch.float32.itemsize
-    plain = all(weight.dtype in SIXTEEN_BITS for weight in weights)
-    if not plain or needed > get_free_memory(model.device) / 2:
-        return None
-    started = time.perf_counter()
-    figures = check_forward(LanguageModel(cast(Any, copy.deepcopy(model)).float()))
-    return figures | {"seconds": round(time.perf_counter() - started, 3)}
+@dataclass(frozen=True)
+class Float32Copy:
+    """What the test of a float32 copy found, its logits, and how far transformers in 16 bits is from them."""
+
+    figures: dict[str, Any]
+    logits: Logits
+    rounding: float
 
 
 @torch.inference_mode()
-def check_forward(model: LanguageModel, least: float | None = None) -> dict[str, Any]:
-    """Return what run.json says of the test. least: floor of the difference that rounding explains.
+def check_float32_copy(model: LanguageModel) -> Float32Copy | None:
+    """Test a float32 copy of a model in 16 bits on one device; None where none is needed or memory does not hold it."""
+    weights = list(model.model.parameters())
+    needed = sum(weight.numel() for weight in weights) * torch.float32.itemsize
+    plain = all(weight.dtype in SIXTEEN_BITS for weight in weights)
+    if not plain or needed > get_free_memory(model.device) / 2 or model.context <= AFTER_PROMPT:
+        return None
+    started = time.perf_counter()
+    with model.use_original_attention() as original:
+        copied = LanguageModel(cast(Any, copy.deepcopy(original)).float())
+    figures = check_forward(copied)
+    script = _draw_script(model, _measure_prompt(model))
+    with _name_model(model):
+        expected, own = _run_theirs(copied, script), _run_theirs(model, script)
+    rounding = max(_find_differences(model, own, expected).values())
+    return Float32Copy(figures | {"seconds": round(time.perf_counter() - started, 3)}, expected, rounding)
+
+
+@torch.inference_mode()
+def check_forward(model: LanguageModel, float32: Float32Copy | None = None) -> dict[str, Any]:
+    """Return what run.json says of the test. float32: what a float32 copy of the model has computed, to compare with.
 
     Raises InputError if our forward does not compute what transformers' own does.
     """
     if model.context <= AFTER_PROMPT:
         return {"tokens": 0}
     started = time.perf_counter()
-    try:
-        figures = _check(model, LEAST.get(model.dtype, LEAST_IN_16_BITS) if least is None else least)
-    except InputError as error:
-        raise InputError(f"{model.config.model_type}: cannot be run: {error}") from None
-    except Exception as error:  # from the model's own code, of any type
-        if is_out_of_memory(error):
-            raise torch.OutOfMemoryError(str(error)) from None
-        raise InputError(f"{model.config.model_type}: cannot be run: {format_error(error)}") from None
+    with _name_model(model):
+        figures = _check(model, float32)
     return figures | {"seconds": round(time.perf_counter() - started, 3)}
 
 
-def _check(model: LanguageModel, least: float) -> dict[str, Any]:
+@contextmanager
+def _name_model(model: LanguageModel) -> Iterator[None]:
+    """Make whatever a model's own code raises an InputError that names the model."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{model.config.model_type}: cannot be run: {error}") from None
+    except Exception as error:  # of any type
+        if is_out_of_memory(error):
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise InputError(f"{model.config.model_type}: cannot be run: {format_error(error)}") from None
+
+
+def _check(model: LanguageModel, float32: Float32Copy | None) -> dict[str, Any]:
     model.check_attention()
-    script = _draw_script(model, min(PROMPT, model.context - AFTER_PROMPT))
+    script = _draw_script(model, _measure_prompt(model))
     started = time.perf_counter()
     _read_logits(model, [script.committed], 1)
     pace = (time.perf_counter() - started) / len(script.committed)  # seconds per token of a forward
-    figures = _compare(model, script, least)
-    return figures | {"beyond": {limit: _compare_beyond(model, limit, pace, least) for limit in _list_limits(model)}}
+    if float32 is None:
+        figures = _compare(model, script, LEAST.get(model.dtype, LEAST_IN_16_BITS))
+    else:
+        figures = _judge(model, script, float32.logits, float32.rounding, LEAST_FROM_FLOAT32)
+    beyond = {limit: _compare_beyond(model, limit, pace, figures["bound"]) for limit in _list_limits(model)}
+    return figures | {"beyond": beyond}
+
+
+def _measure_prompt(model: LanguageModel) -> int:
+    return min(PROMPT, model.context - AFTER_PROMPT)
 
 
 def _draw_script(model: LanguageModel, prompt: int) -> Script:
@@ -116,9 +153,8 @@ def _draw_script(model: LanguageModel, prompt: int) -> Script:
 
 def _list_limits(model: LanguageModel) -> list[int]:
     """Return the windows and chunks of the model's config that its context exceeds and a short test does not."""
-    named = {key: value for key, value in model.config.to_dict().items() if "window" in key or key == "attention_chunk_size"}
-    limits = {value for value in named.values() if type(value) is int and PROMPT < value < model.context}
-    return sorted(limits)
+    limits = {vars(model.config).get(name) for name in WINDOWS}
+    return sorted(limit for limit in limits if type(limit) is int and PROMPT < limit < model.context)
 
 
 def _compare_beyond(model: LanguageModel, limit: int, pace: float, least: float) -> dict[str, Any]:
@@ -131,14 +167,22 @@ def _compare_beyond(model: LanguageModel, limit: int, pace: float, least: float)
 
 
 def _compare(model: LanguageModel, script: Script, least: float, committed_only: bool = False) -> dict[str, Any]:
-    """Return the figures of a comparison. Raises InputError where the difference is more than rounding."""
+    """Compare with transformers' own forward in the same dtype."""
     expected = _run_theirs(model, script, committed_only)
-    if not all(logits.amax(dim=-1).isfinite().all() for logits in expected.values()):  # NaN and +inf win every maximum
-        raise InputError("its logits are not finite numbers")
-    rounding = _measure_rounding(model, script, torch.cat(list(expected.values()))[-AFTER_PROMPT:] if committed_only else None)
+    whole = torch.cat(list(expected.values()))[-AFTER_PROMPT:] if committed_only else None
+    rounding = _measure_rounding(model, script, whole)
+    if not rounding <= max(MOST.get(model.dtype, MOST_IN_16_BITS), least):
+        raise InputError(f"transformers' own cache changes its logits by {rounding:.2g} of their spread, which is no rounding")
+    return _judge(model, script, expected, rounding, least, committed_only)
+
+
+def _judge(
+    model: LanguageModel, script: Script, expected: Logits, rounding: float, least: float, committed_only: bool = False
+) -> dict[str, Any]:
+    """Return the figures of a comparison. Raises InputError where the difference is more than rounding."""
     bound = max(MARGIN * rounding, least)
     found = _run_ours(model, script, committed_only)
-    differences = {step: _summarize(measure_distance(found[step], expected[step])) for step in expected}
+    differences = _find_differences(model, found, expected)
     wrong = next((step for step, difference in differences.items() if not difference <= bound), None)
     if wrong is not None:
         off = f"in {wrong} its logits leave transformers' by {differences[wrong]:.2g} of their spread"
@@ -155,14 +199,21 @@ def _read_logits(model: LanguageModel, sequences: list[list[int]], count: int) -
     return logits.float()
 
 
-def _run_theirs(model: LanguageModel, script: Script, committed_only: bool) -> Logits:
+def _run_theirs(model: LanguageModel, script: Script, committed_only: bool = False) -> Logits:
     rows = _read_logits(model, [script.committed], AFTER_PROMPT + (1 if committed_only else len(script.prompt)))[0]
     sizes = [len(rows) - AFTER_PROMPT, CHAIN_KEPT, len(TREE_KEPT), SINGLE]
     logits = dict(zip(("the prompt", "a chain", "a branched tree", "single tokens"), torch.split(rows, sizes), strict=True))
     if not committed_only:
         logits["a chain"] = _read_logits(model, [script.prompt + script.chain], CHAIN)[0]
         logits["a branched tree"] = _read_tree(model, script)
+    if not all(map(_is_finite, logits.values())):
+        raise InputError("its logits are not finite numbers")
     return logits
+
+
+def _is_finite(logits: Tensor) -> bool:
+    """Whether a row of logits (n, V) can be used: NaN and +inf win every maximum, -inf forbids a token."""
+    return bool(logits.amax(dim=-1).isfinite().all())
 
 
 def _read_tree(model: LanguageModel, script: Script) -> Tensor:
@@ -200,7 +251,7 @@ def _measure_rounding(model: LanguageModel, script: Script, whole: Tensor | None
     """Return by how much transformers differs from itself when the tokens after the prompt come through its cache."""
     ids = torch.tensor([script.committed], device=model.device)
     expected = _read_logits(model, [script.committed], AFTER_PROMPT)[0] if whole is None else whole
-    return max(_summarize(measure_distance(_read_cached(model, ids, size), expected)) for size in SIZES)
+    return max(_summarize(model.config, _read_cached(model, ids, size), expected) for size in SIZES)
 
 
 def _read_cached(model: LanguageModel, ids: Tensor, size: int) -> Tensor:
@@ -225,7 +276,17 @@ def measure_distance(found: Tensor, expected: Tensor) -> Tensor:
     return (error / spread.clamp(min=torch.finfo(spread.dtype).tiny)).sqrt()
 
 
-def _summarize(distances: Tensor) -> float:
-    """Return the largest distance, leaving out one row in TOLERATED; NaN counts as infinite."""
-    ordered = distances.nan_to_num(nan=torch.inf).sort().values
-    return float(ordered[len(ordered) - 1 - len(ordered) // TOLERATED])
+def _find_differences(model: LanguageModel, found: Logits, expected: Logits) -> dict[str, float]:
+    return {step: _summarize(model.config, found[step], expected[step]) for step in expected}
+
+
+def _summarize(config: PretrainedConfig, found: Tensor, expected: Tensor) -> float:
+    """Return the largest distance between rows of logits (n, V); infinite where a found row is not of finite numbers.
+
+    With experts, one row in TOLERATED is left out.
+    """
+    if not _is_finite(found):
+        return float("inf")
+    ordered = measure_distance(found, expected).sort().values
+    left_out = len(ordered) // TOLERATED if any(map(vars(config).get, EXPERTS)) else 0
+    return float(ordered[len(ordered) - 1 - left_out])

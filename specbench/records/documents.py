@@ -95,6 +95,18 @@ class Forwards(TypedDict):
     milliseconds: list[Annotated[float, Within(1e-6, 1e9)]]
 
 
+class Compared(TypedDict):
+    """Over how many tokens a model was compared with transformers; 0: not at all."""
+
+    tokens: int
+
+
+class SelfTest(TypedDict, total=False):
+    """The self-test of a target or draft model. beyond: by window."""
+
+    beyond: dict[str, Compared] | None
+
+
 class Fingerprints(TypedDict, total=False):
     versions: dict[str, Name | None] | None
     code_sha256: Name | None
@@ -120,7 +132,9 @@ class Provenance(Fingerprints, total=False):
     turns: Annotated[int, Within(0, 1e9)] | None
     watched: list[Name] | None
     baseline: list[Rates] | None
+    baseline_failed: dict[str, Name] | None
     forward_ms: list[Forwards] | None
+    self_test: dict[str, SelfTest] | None
     leakage: dict[str, list[Store]] | None
     continued: list[Continued] | None
 

@@ -65,6 +65,15 @@ def read_text(path: Path, most: int = DOCUMENT) -> str:
     return text
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Return a regular file's JSON object. Raises InputError naming the file, as `read_text` and `parse_object`."""
+    text = read_text(path)
+    try:
+        return parse_object(text)
+    except InputError as problem:
+        raise InputError(f"{path}: {problem}") from None
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write the whole file or nothing: under a temporary name in the same directory, synced, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Return everything wrong with a run: what disturbed it, other alarms, notices. summary: summarise(run)."""
     run_checks = (
         _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_bugs, _warn_unsteady,
-        _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling, _warn_rows,
+        _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling, _warn_rows, _warn_untested,
     )  # fmt: skip
     alarms = [*_warn_disturbed(run), *_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
     alarms += [alarm for check in run_checks for alarm in check(run)]
@@ -92,9 +92,21 @@ def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
     slower_than = find_faster(measured) | {str(name): ratio for name, ratio in rows.items() if 1 - 1 / ratio > MARGIN}
     for name, ratio in slower_than.items():
         yield Alarm("alarm", BASELINE, OVERALL, f"{1 - 1 / ratio:.1%} slower than {name}: every speedup is too high")
-    if not measured and rows.empty:
+    if len(measured) < 2 and rows.empty:
         message = "not compared with other autoregressive engines on this device"
         yield Alarm("notice", BASELINE, OVERALL, message)
+    for name, reason in (run.provenance.get("baseline_failed") or {}).items():
+        yield Alarm("notice", BASELINE, OVERALL, f"not compared with {name}, which failed: {reason}")
+
+
+def _warn_untested(run: LoadedRun) -> Iterator[Alarm]:
+    """Notice where the self-test of a target or draft model left out a forward beyond a window: too long, or too large."""
+    for part, found in (run.provenance.get("self_test") or {}).items():
+        limits = [limit for limit, figures in (found.get("beyond") or {}).items() if not figures["tokens"]]
+        if limits:
+            whose, what = ("the run", "the target") if part == "target" else (part, "its draft model")
+            message = f"{what} was not compared with transformers beyond its window of {' and '.join(limits)} tokens"
+            yield Alarm("notice", whose, OVERALL, message)
 
 
 def _warn_rows(run: LoadedRun) -> Iterator[Alarm]:

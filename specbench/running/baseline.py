@@ -12,7 +12,7 @@ from specbench.diagnose.roofline import time_rows
 from specbench.engine.base import Engine
 from specbench.engine.hf import TransformersGenerate
 from specbench.engine.native import Native
-from specbench.errors import InputError
+from specbench.errors import InputError, format_error
 from specbench.machine.devices import DTYPES, get_free_memory
 from specbench.models.load import estimate_memory
 from specbench.models.target import Target
@@ -50,22 +50,38 @@ def open_engines(models: Mapping[str, LanguageModel]) -> dict[tuple[str, str], E
     return engines
 
 
-def measure_rates(engines: Mapping[tuple[str, str], Engine], prompt: list[int]) -> Rates:
-    """Time plain decoding of TOKENS tokens by each (engine, dtype) in turn, ROUNDS times after a warm-up."""
+def measure_rates(engines: Mapping[tuple[str, str], Engine], prompt: list[int]) -> tuple[Rates, dict[str, str]]:
+    """Time plain decoding by each (engine, dtype) in turn, ROUNDS times after a warm-up.
+
+    Also return which of them failed, by name, and why: a model's own code may not know `generate`.
+    """
     measured: dict[tuple[str, str], list[float]] = {pair: [] for pair in engines}
-    for number in range(ROUNDS + 1):
-        for pair, engine in engines.items():
-            out = engine.generate(BASELINE, prompt, Sampling(max_new_tokens=TOKENS))
-            if number:
-                measured[pair].append(len(out.output_ids) / (out.prefill_s + out.decode_s))
-    return [
-        {"engine": engine, "dtype": dtype, "tokens_per_second": [round(rate, 3) for rate in rates]}
-        for (engine, dtype), rates in measured.items()
+    failed = {}
+    for _ in range(ROUNDS + 1):
+        for pair in list(measured):
+            try:
+                measured[pair].append(_measure_rate(engines[pair], prompt))
+            except Exception as error:  # of any type
+                failed[" ".join(pair)] = format_error(error)
+                del measured[pair]
+    rates = [
+        {"engine": engine, "dtype": dtype, "tokens_per_second": [round(rate, 3) for rate in rounds[1:]]}
+        for (engine, dtype), rounds in measured.items()
     ]
+    return rates, failed
 
 
-def measure_baselines(settings: RunSettings, target: Target, questions: list[Question]) -> Rates:
-    """Time autoregressive decoding on the run's own engine and dtype, and on the others that device and memory allow."""
+def _measure_rate(engine: Engine, prompt: list[int]) -> float:
+    """Return the tokens per second of decoding TOKENS tokens."""
+    out = engine.generate(BASELINE, prompt, Sampling(max_new_tokens=TOKENS))
+    return len(out.output_ids) / (out.prefill_s + out.decode_s)
+
+
+def measure_baselines(settings: RunSettings, target: Target, questions: list[Question]) -> dict[str, Any]:
+    """Time autoregressive decoding on the run's own engine and dtype, and on the others that device and memory allow.
+
+    Returns what run.json says: `baseline`, and which rivals failed and why, `baseline_failed`.
+    """
     dtype = target.model.dtype_name
     models = {dtype: target.model}
     if settings.target.device_map is None:
@@ -75,11 +91,14 @@ def measure_baselines(settings: RunSettings, target: Target, questions: list[Que
     shortest = min(map(target.render_first_prompt, questions), key=len)
     engines = open_engines(models)
     own = next(iter(settings.engine)), dtype
-    return measure_rates({own: engines.pop(own), **engines}, shortest) if own in engines else []
+    if own not in engines:
+        return {"baseline": []}
+    rates, failed = measure_rates({own: engines.pop(own), **engines}, shortest)
+    return {"baseline": [] if " ".join(own) in failed else rates, "baseline_failed": failed}
 
 
 def measure_rows(target: Target, questions: list[Question]) -> list[dict[str, Any]]:
-    """Return rows and milliseconds of forwards over 1, 2, 4 and 8 rows behind the shortest prompt, round by round.
+    """Return rows and milliseconds of forwards over 1, 2, 4 and 8 rows after the shortest prompt, round by round.
 
     More rows are more work: where they take less time, fewer rows run slower code.
     """

@@ -113,7 +113,7 @@ def _collect_run_info(
     if settings.check_baseline and not run.is_run():
         watcher.show_status("timing other baselines", long=True)
         info["forward_ms"] = measure_rows(target, questions)
-        info["baseline"] = measure_baselines(settings, target, questions)
+        info |= measure_baselines(settings, target, questions)
         release_memory(target.model.device)
     return info
 

@@ -17,7 +17,7 @@ from specbench.engine.base import Engine
 from specbench.errors import InputError
 from specbench.machine.devices import count_usable_cores, pick_device, pick_dtype
 from specbench.models.chat import render_prompt
-from specbench.models.load import check_model, load_draft, load_model, load_tokenizer
+from specbench.models.load import check_model, create_config, load_draft, load_model, load_tokenizer
 from specbench.models.target import Target
 from specbench.records.trial import BASELINE
 from specbench.setup.fingerprints import CODE_KIND, hash_method_code, hash_path
@@ -94,6 +94,7 @@ def check_models(target: TargetSettings, draft: bool) -> None:
     """Raise InputError for a model that does not exist, or does not fit its shape. draft: the draft model is needed, too."""
     if target.sizes is not None and target.device_map is not None:
         raise InputError("target.shape: an expanded target lies on one device; set device_map=null")
+    check_architectures(target, draft)
     with name_place("target: "):
         check_model(
             target.path,
@@ -111,6 +112,16 @@ def check_models(target: TargetSettings, draft: bool) -> None:
         model: dict[str, Any] = {"weights": target.weights, **target.draft, "device": target.device}
         with name_place("target.draft: "):
             check_model(**{key: value for key, value in model.items() if key != "device_map"})
+
+
+def check_architectures(target: TargetSettings, draft: bool) -> None:
+    """Raise InputError for a config of random weights that makes no model. draft: the draft model is needed, too."""
+    configs = {"target.": target.config}
+    if draft and target.draft is not None:
+        configs["target.draft."] = target.draft.get("config")
+    for place, config in configs.items() if target.weights == "random" else ():
+        with name_place(place):
+            create_config(config)
 
 
 def load_target(settings: TargetSettings) -> Target:
