@@ -220,10 +220,9 @@ def _read_tree(model: LanguageModel, script: Script) -> Tensor:
     """(N, V): each node's logits after its own path."""
     sequences = [script.before_tree + [script.tree[node] for node in path] for path in LEAVES]
     paths = _read_logits(model, sequences, len(LEAVES[0]))
-    return torch.stack([next(paths[i, path.index(node)] for i, path in enumerate(LEAVES) if node in path) for node in _NODES])
-
-
-_NODES = range(len(PARENTS))
+    return torch.stack(
+        [next(paths[i, path.index(node)] for i, path in enumerate(LEAVES) if node in path) for node in range(len(PARENTS))]
+    )
 
 
 def _run_ours(model: LanguageModel, script: Script, committed_only: bool) -> Logits:
