@@ -27,13 +27,12 @@ import psutil
 from benchmarks.embedded import build_table, check_complete
 from specbench import ROOT
 from specbench.analysis.loaded_run import read_run
-from specbench.analysis.metrics import OVERALL
 from specbench.analysis.summary import summarise
 from specbench.cli.parser import console, widen_console
 from specbench.machine.load import SHARE, Load, LoadMeter
 from specbench.records.files import write_atomic
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE
+from specbench.records.trial import BASELINE, OVERALL
 from specbench.report.alarms import find_alarms
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay

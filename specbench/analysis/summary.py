@@ -13,9 +13,9 @@ import pandas as pd
 
 from specbench.analysis import disturbance, metrics, statistics
 from specbench.analysis.loaded_run import LoadedRun, find_first, order_methods, order_tasks, read_run
-from specbench.analysis.metrics import CELL, OVERALL, QUESTION
+from specbench.analysis.metrics import CELL, QUESTION
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE
+from specbench.records.trial import BASELINE, OVERALL
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9}
 LATENCIES = [f"ms_per_token_{name}{side}" for name in PERCENTILES for side in ("", "_low", "_high")]

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from specbench.errors import InputError
-from specbench.records.trial import PER_STEP, QuestionId, Trial, hash_ids
+from specbench.records.trial import OVERALL, PER_STEP, QuestionId, Trial, hash_ids
 
 FASTEST = 1e6  # tokens per second: nothing decodes one sequence faster
 RETOKENISED = 100  # tokens that one token's text may be encoded as
 ROUNDING = 1.001
-OVERALL = "overall"  # the tables' name for all tasks together
 
 
 def parse_trial(row: Mapping[str, Any]) -> Trial:

@@ -13,8 +13,7 @@ from scipy import stats
 
 from specbench.analysis import metrics
 from specbench.analysis.loaded_run import LoadedRun, find_first
-from specbench.analysis.metrics import OVERALL
-from specbench.records.trial import BASELINE, PER_STEP
+from specbench.records.trial import BASELINE, OVERALL, PER_STEP
 from specbench.report.baseline import MARGIN, find_faster, find_slower_rows
 from specbench.report.disturbance import describe_disturbed
 

@@ -10,10 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from specbench.analysis.metrics import OVERALL
 from specbench.analysis.summary import EVIDENCE
 from specbench.records.markdown import format_markdown_table
-from specbench.records.trial import BASELINE
+from specbench.records.trial import BASELINE, OVERALL
 
 SummaryRow: TypeAlias = pd.Series
 MARKS = ("warm", "synthetic", "replayed", "imported")  # states and kinds that a label shows

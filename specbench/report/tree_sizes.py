@@ -8,8 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from specbench.analysis.loaded_run import LoadedRun
-from specbench.analysis.metrics import OVERALL
-from specbench.records.trial import BASELINE
+from specbench.records.trial import BASELINE, OVERALL
 from specbench.report.canvas import add_legend, create_canvas, mark_baseline
 from specbench.report.palette import MARKERS, PALETTE
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
-from specbench.errors import InputError, suggest_choices
-from specbench.records.nested import look_up
+from specbench.errors import InputError, show_value, suggest_choices
+from specbench.records.nested import flatten, look_up
+from specbench.records.typed import find_odd
 from specbench.setup.instantiate import check_types
 from specbench.setup.rules import check_rules
 
@@ -183,7 +184,17 @@ def parse_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[s
     sections["target"].check_shape()
     tasks = [task["name"] for task in plain["task"].values()]
     settings: S = _construct(kind, {**plain, **sections, "tasks": tasks, "plain": plain, "changed": changed}, "")
+    _check_plain(plain)
     return settings
+
+
+def _check_plain(plain: Mapping[str, Any]) -> None:
+    """Raise InputError for what a run could not read again from its config.yaml, such as .nan or a key that is a number."""
+    for name, value in flatten(plain):
+        if odd := find_odd(value):
+            raise InputError(f"{name}={show_value(value)}: {odd}")
+    if odd := find_odd(plain):
+        raise InputError(f"the settings hold {odd}")
 
 
 def _check_layers(sizes: Any, place: str) -> None:
