@@ -55,7 +55,7 @@ ESTIMATORS = {
 def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Return everything wrong with a run: what disturbed it, other alarms, notices. summary: summarise(run)."""
     run_checks = (
-        _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_bugs, _warn_unsteady,
+        _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_unreadable, _warn_bugs, _warn_unsteady,
         _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling, _warn_rows,
     )  # fmt: skip
     alarms = [*_warn_disturbed(run), *_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
@@ -148,6 +148,13 @@ def _warn_leakage(run: LoadedRun) -> Iterator[Alarm]:
                 yield Alarm("alarm", method, OVERALL, f"{message} (at least half of their 13-grams): answers may be looked up")
 
 
+def _warn_unreadable(run: LoadedRun) -> Iterator[Alarm]:
+    for name in run.unreadable:
+        yield Alarm(
+            "alarm", "the run", OVERALL, f"the certificate {name} cannot be read: what it found, bugs included, is missing here"
+        )
+
+
 def _warn_bugs(run: LoadedRun) -> Iterator[Alarm]:
     tried = {trial.method for trial in run.trials}
     for method, known in sorted(run.certified.items()):
@@ -173,7 +180,7 @@ def _warn_unsteady(run: LoadedRun) -> Iterator[Alarm]:
 
 def _warn_longer_answers(run: LoadedRun) -> Iterator[Alarm]:
     """Warn of answers longer than any text that was certified."""
-    seen = {method: known.evidence.tokens for method, known in run.certified.items() if known.evidence.texts}
+    seen = {method: known.evidence.tokens for method, known in run.certified.items() if known.evidence.tokens}
     tried = [(trial.new_tokens, seen[trial.method]) for trial in run.trials if trial.method in seen]
     beyond = [(longest, most) for longest, most in tried if longest > most]
     if beyond:
