@@ -114,8 +114,7 @@ def _list_methods(run: LoadedRun, summary: pd.DataFrame) -> list[dict[str, Any]]
 
 def _list_settings(run: LoadedRun, summary: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Return label, class and settings of every method."""
-    methods = run.config.get("method")
-    configured = methods if isinstance(methods, Mapping) else {}
+    configured = run.config.get("method") or {}
     rows = []
     for label in summary["method"].unique():
         settings = dict(configured.get(label.partition("@")[0]) or {})
