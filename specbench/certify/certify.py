@@ -45,6 +45,7 @@ def certify(settings: CertifySettings, watch: Watch) -> tuple[Certificate, Path]
     silence_libraries()
     check_methods(settings.method)
     check_node(settings.suite, "suite", Suite)
+    settings.check_recorded()
     out = _choose_folder(settings)
     if BASELINE not in settings.method:
         raise InputError(f"method: {BASELINE} is missing; every method is compared with it")

@@ -107,6 +107,14 @@ class Settings:
         """The config as config.yaml records it: without `out`, and with ~ for the home folder."""
         return {key: hide_home(value) for key, value in self.plain.items() if key != "out"}
 
+    def check_recorded(self) -> None:
+        """Raise InputError for what could not be read again from config.yaml, such as .nan or a key that is a number."""
+        for name, value in flatten(self.recorded):
+            if odd := find_odd(value):
+                raise InputError(f"{name}={show_value(value)}: {odd}")
+        if odd := find_odd(self.recorded):
+            raise InputError(f"the settings hold {odd}")
+
 
 @dataclass(frozen=True)
 class RunSettings(Settings):
@@ -184,17 +192,7 @@ def parse_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[s
     sections["target"].check_shape()
     tasks = [task["name"] for task in plain["task"].values()]
     settings: S = _construct(kind, {**plain, **sections, "tasks": tasks, "plain": plain, "changed": changed}, "")
-    _check_plain(plain)
     return settings
-
-
-def _check_plain(plain: Mapping[str, Any]) -> None:
-    """Raise InputError for what a run could not read again from its config.yaml, such as .nan or a key that is a number."""
-    for name, value in flatten(plain):
-        if odd := find_odd(value):
-            raise InputError(f"{name}={show_value(value)}: {odd}")
-    if odd := find_odd(plain):
-        raise InputError(f"the settings hold {odd}")
 
 
 def _check_layers(sizes: Any, place: str) -> None:
