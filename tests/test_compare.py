@@ -197,7 +197,7 @@ def test_the_fastest_of_equal_repeats_counts(tmp_path: Path) -> None:
             for method, both in times.items()
             for repeat, seconds in enumerate(both)
         ]
-        run = read_run(write_run(tmp_path / f"{seeds}", trials).path)
+        run = read_run(write_run(tmp_path / f"{seeds}-{by_repeat}", trials).path)
         return list(np.exp(compute_log_ratios(run, "pld", "autoregressive", by_repeat)))
 
     assert ratio([0, 0]) == pytest.approx([1.0 / 0.5])
