@@ -11,10 +11,10 @@ from rich.table import Table
 
 from benchmarks.embedded import check_complete
 from specbench.analysis.loaded_run import read_run
-from specbench.analysis.metrics import OVERALL
 from specbench.analysis.summary import summarise
 from specbench.cli.parser import console
 from specbench.records.files import write_atomic
+from specbench.records.trial import OVERALL
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay
 from specbench.setup.compose import compose_run

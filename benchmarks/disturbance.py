@@ -27,13 +27,13 @@ import psutil
 from benchmarks.embedded import build_table, check_complete
 from specbench import ROOT
 from specbench.analysis.loaded_run import LoadedRun, read_run
-from specbench.analysis.metrics import OVERALL, build_trial_frame
+from specbench.analysis.metrics import build_trial_frame
 from specbench.analysis.summary import summarise
 from specbench.cli.parser import console, widen_console
 from specbench.machine.load import SHARE, Load, LoadMeter
 from specbench.records.files import write_atomic
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE, Trial
+from specbench.records.trial import BASELINE, OVERALL, Trial
 from specbench.report.alarms import find_alarms
 from specbench.running.execute import execute
 from specbench.running.progress import ProgressDisplay

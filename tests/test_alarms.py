@@ -92,6 +92,15 @@ def test_a_method_without_a_clean_certificate_is_alarmed(
     assert any("its certificate of 2026-11-20" in one[3] for one in found) == alarmed
 
 
+def test_a_certificate_that_cannot_be_read_is_alarmed(tmp_path: Path) -> None:
+    """Cut off in the middle: what it says of a bug must not be lost in silence."""
+    path = tmp_path / "certificates" / "one" / "certificate.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"schema": 1, "greedy": [{"method": "pld", "class_": "bug"')
+    message = "the certificate one/certificate.json cannot be read: what it found, bugs included, is missing here"
+    assert ("alarm", "the run", "overall", message) in raised([trial("autoregressive", [1], 1.0)], tmp_path)
+
+
 def in_blocks(change: float) -> list[Trial]:
     """Thirty blocks of three methods in every order, whose seconds change with the place in the block by a factor."""
     methods, rng = ["autoregressive", "pld", "sps"], random.Random(0)

@@ -69,9 +69,9 @@ def test_equal_runs_pass_and_a_slow_method_fails(tmp_path: Path) -> None:
 def test_a_turn_that_is_counted_otherwise_fails(tmp_path: Path) -> None:
     old, new = pair(tmp_path)
     trials = RunDirectory(new).read_trials()
-    changed = next(trial for trial in trials if trial.method == "pld")
-    RunDirectory(new).append_trial(replace(changed, output_sha256=hash_ids([1])))
-    found = compare_runs(old, new)
+    place = next(place for place, trial in enumerate(trials) if trial.method == "pld")
+    trials[place] = replace(trials[place], output_sha256=hash_ids([1]))
+    found = compare_runs(old, write_run(tmp_path / "changed", trials).path)
     assert found.verdict == "fail" and "pld: 1 of 48 turns have another output_sha256" in format_notes(found)
 
 
@@ -197,7 +197,7 @@ def test_the_fastest_of_equal_repeats_counts(tmp_path: Path) -> None:
             for method, both in times.items()
             for repeat, seconds in enumerate(both)
         ]
-        run = read_run(write_run(tmp_path / f"{seeds}", trials).path)
+        run = read_run(write_run(tmp_path / f"{seeds}-{by_repeat}", trials).path)
         return list(np.exp(compute_log_ratios(run, "pld", "autoregressive", by_repeat)))
 
     assert ratio([0, 0]) == pytest.approx([1.0 / 0.5])
@@ -302,8 +302,10 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     assert json.loads(told["json"])["reference"] is None and not json.loads(told["json"])["failed"]
     assert "first reference" in told["markdown"] and 'tests="1" failures="0" skipped="1"' in told["junit"]
     assert "already holds one called old" in cli("compare", "rolling", "old", "--add").err
-    status, out, err = cli("compare", "rolling", "new", "--add")
-    assert (tmp_path / "rolling" / "new").exists() == (status == 0), err
+    status, out, err = cli("compare", "rolling", "new", "--add", "--json", "second.json")
+    passed = json.loads((tmp_path / "second.json").read_text())["verdict"] == "pass"
+    assert (tmp_path / "rolling" / "new").exists() == passed, err
+    assert ("not added to rolling: only a run that passed becomes a reference" in out) == (not passed)
 
 
 def test_what_the_other_checkout_lacks_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:

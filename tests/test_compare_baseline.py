@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 
 from specbench import ROOT
-from specbench.compare.baseline import DRIFT_SD, RATE, SEVERAL, estimate_drift, judge_baseline
+from specbench.compare.baseline import ALONE, DRIFT_SD, RATE, SEVERAL, estimate_drift, judge_baseline
 from specbench.compare.comparison import Comparison, compare_checkouts, compare_runs
-from specbench.compare.gate import RUN_SD, Change, Decision, estimate_change, find_passing_runs, find_smallest
+from specbench.compare.gate import FAILS_BELOW, RUN_SD, Change, Decision, estimate_change, find_passing_runs, find_smallest
 from specbench.compare.power import describe_paired_power
-from specbench.compare.render import format_comparison, format_notes, format_title, write_junit
-from specbench.records.run_directory import RunDirectory
+from specbench.compare.render import build_comparison_table, format_comparison, format_notes, format_title, write_junit
+from specbench.errors import InputError
 from specbench.records.trial import BASELINE, Trial, hash_ids
 from tests.conftest import Cli, Refuse
 from tests.fake_run import made_up_trials, write_run
@@ -93,8 +93,28 @@ def test_a_copy_is_called_one(tmp_path: Path, trials: list[Trial], cli: Cli) -> 
     assert "copy is a copy of old: the same times in every turn, which say nothing about another run" in out
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["copy"] and found["verdict"] == "pass" and found["changes"][0]["ratio"]["low"] == 1
-    RunDirectory(tmp_path / "copy").append_trial(replace(trials[-1], output_sha256=hash_ids([1])))
-    assert compare_runs(old, tmp_path / "copy").verdict == "fail", "equal times excuse no other text"
+    other = write_run(tmp_path / "other", [*trials[:-1], replace(trials[-1], output_sha256=hash_ids([1]))]).path
+    assert compare_runs(old, other).verdict == "fail", "equal times excuse no other text"
+
+
+def test_a_reference_does_not_follow_runs_that_are_slower_each_night(tmp_path: Path, trials: list[Trial], cli: Cli) -> None:
+    """Each by 5 %, which is undecided beside the night before."""
+    for night in range(4):
+        slower = dict.fromkeys((BASELINE, *METHODS), 1.05**night - 1)
+        write_run(tmp_path / f"n{night}", slow_down(trials, **slower), started=f"2026-11-{night + 1:02}T00:00:00Z")
+    added = [cli("compare", "rolling", f"n{night}", "--add") for night in range(4)]
+    assert [one.status for one in added] == [0, 0, 0, 1] and [path.name for path in (tmp_path / "rolling").iterdir()] == ["n0"]
+    assert "not added to rolling: only a run that passed becomes a reference" in added[1].out
+
+
+def test_a_run_that_passed_becomes_a_reference(tmp_path: Path, trials: list[Trial], cli: Cli) -> None:
+    for day in range(SEVERAL):
+        started = f"2026-11-{day + 1:02}T00:00:00Z"
+        write_run(tmp_path / "rolling" / f"r{day}", slow_down(trials, **dict.fromkeys(METHODS, 0.001 * day)), started=started)
+    write_run(tmp_path / "new", slow_down(trials, autoregressive=-0.001), started="2026-12-01T00:00:00Z")
+    status, out, _ = cli("compare", "rolling", "new", "--add")
+    assert status == 0 and "passed" in out and "not added" not in out
+    assert (tmp_path / "rolling" / "new" / "config.yaml").is_file()
 
 
 def test_copies_in_a_folder_of_references_do_not_count(tmp_path: Path, trials: list[Trial]) -> None:
@@ -142,6 +162,24 @@ def test_rates_of_two_machines_are_not_compared(tmp_path: Path, trials: list[Tri
         "pld over autoregressive",
         "sps over autoregressive",
     ]
+
+
+def test_new_runs_come_from_one_machine(tmp_path: Path, trials: list[Trial]) -> None:
+    old = write_run(tmp_path / "old", trials, machine={"cpu": "a"}).path
+    for day, cpu in enumerate("ab"):
+        write_run(tmp_path / "new" / f"n{day}", in_process(trials, day), machine={"cpu": cpu}, started=f"2026-12-0{day + 1}")
+    with pytest.raises(InputError, match="n0 and n1, both new, differ in machine.cpu: expected new runs of one machine"):
+        compare_runs(old, tmp_path / "new", ["machine.cpu"])
+
+
+def test_each_interval_says_its_own_level_and_a_confirmed_baseline_its_own_rule(tmp_path: Path, trials: list[Trial]) -> None:
+    found = compare(tmp_path, trials, slow_down(trials, autoregressive=0.1))
+    assert found.baseline is not None and found.baseline.confirmed and found.baseline.ratio.high > FAILS_BELOW
+    said = format_comparison(found)
+    assert "- intervals: 98% for all ratios together" in said and f"- {RATE} by itself at {ALONE:.0%}, against" in said
+    assert said.endswith("fails if it fell over the methods, too, and equal processes look as slow in less than 5% of cases.\n")
+    assert pytest.approx(0.99) == ALONE, "half of the 2 % that all ratios together may be wrong"
+    assert [str(column.header) for column in build_comparison_table(found).columns][2] == "interval"
 
 
 @pytest.mark.parametrize(("runs", "source"), [(1, "3.0% as documented"), (SEVERAL, "as the 4 runs of the reference show")])

@@ -71,6 +71,8 @@ def test_a_stranger_is_refused_at_every_place(place: str, target: str) -> None:
         ("+suite._recursive_=false", "suite._recursive_: tasks.mini.suite.Mini takes no _recursive_"),
         ("suite.split={_target_: os.system, command: x}", "suite.split: nothing is built here; expected train or "),
         ("method.pld.length={_target_: builtins.int}", "method.pld.length: nothing is built here; expected"),
+        ("target.config={a: [nan]}", "target.config.a=[nan]: a number out of range"),
+        ("+target.checkpoints={1: a}", "the settings hold a key that is not text"),
         ("target.config={a: {_target_: os.system}}", "target.config.a: nothing is built here"),
         ("method.sps.draft.draft={a: [{_target_: os.system}]}", "method.sps.draft.draft.a.0: nothing is built here"),
         ("method.sps.draft=3", "method.sps.draft=3: expected a _target_ of LanguageModel"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,29 @@ def test_a_failed_turn_has_no_times_and_an_imported_one_its_own_counts(tmp_path:
     assert write_run(tmp_path, rows).read_trials() == rows
 
 
+# What several rows have in common
+
+
+SECOND = {"attempt": 2, "arms": 2}
+TWICE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({}, {"decode_s": 0.4}, "pld has this turn twice, both times as attempt 1: two runs in one file?"),
+    ({}, {"state": "warm"}, "pld has this turn twice"),
+    (SECOND, SECOND, "pld has this turn twice, both times as attempt 2"),
+    (SECOND, SECOND | {"method": "sps", "arms": 3}, "arms is 3 in attempt 2, but above 2"),
+    ({}, SECOND | {"state": "warm"}, "state is warm in attempt 2, expected cold"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "said"), TWICE, ids=[said for *_, said in TWICE])
+def test_two_rows_that_no_run_writes_are_refused(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], said: str
+) -> None:
+    rows = [dataclasses.replace(trial("pld", [2], 0.5), **changes) for changes in (first, second)]
+    with pytest.raises(InputError) as refused:
+        write_run(tmp_path, rows).read_trials()
+    assert str(refused.value).startswith(f"{tmp_path / 'trials.jsonl'}:2: {said}")
+
+
 def test_a_question_belongs_to_one_task(tmp_path: Path) -> None:
     run = write_run(tmp_path, [trial("autoregressive", [1], 1.0), trial("pld", [1], 1.0, task="qb")])
     with pytest.raises(
@@ -162,6 +186,15 @@ DOCUMENTS: list[tuple[str, bytes, str]] = [
     ("config.yaml", b"a: \xff", "not UTF-8 at byte 3"),
     ("config.yaml", b'a: "\\ud800"', "a lone surrogate"),
     ("config.yaml", b"a: 2026-01-01", "a date"),
+    ("config.yaml", b"a: [{b: .nan}]", "a number out of range"),
+    ("config.yaml", b"a: -.inf", "a number out of range"),
+    ("config.yaml", b"1: a", "a key that is not text"),
+    ("config.yaml", b"a: {b: 1, 2: 3}", "a key that is not text"),
+    ("config.yaml", b"target: x", "target is 'x', expected a mapping, or null"),
+    ("config.yaml", b"engine: native", "engine is 'native', expected a mapping, or null"),
+    ("config.yaml", b"task: [qa]", "task is a list of 1, expected a mapping, or null"),
+    ("run.json", b'{"codes": {"pld": []}}', "codes.pld is a list of 0, expected text"),
+    ("run.json", b'{"checkpoints": {"eagle": 5}}', "checkpoints.eagle is 5, expected text"),
     ("config.yaml", b"&a [*a]", "found list"),
     ("config.yaml", b"a: &a [*a]", "nested too deeply"),
     ("config.yaml", b"[" * 50_000, "nested too deeply"),

@@ -129,7 +129,7 @@ def check_certificate(data: st.DataObject, folder: Path) -> None:
     try:
         read = read_certificate(path)
         read.find_verdicts(WHOLE, RUN_JSON)
-        [str(read.get_evidence(verdict)) for verdict in read.greedy]
+        [str(verdict.evidence) for verdict in read.greedy]
     except InputError as refused:
         assert str(refused).startswith(f"{path}: ")
 

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from specbench.analysis.loaded_run import read_run
-from specbench.analysis.metrics import OVERALL
 from specbench.paper import drift
 from specbench.paper.items import LEADERBOARDS, SURVEY_ITEMS, list_other_tables
 from specbench.paper.matching import collect_measured, match_rows
 from specbench.paper.published import SURVEY, read_leaderboard, read_published
 from specbench.paper.render import render_paper
+from specbench.records.trial import OVERALL
 from specbench.running.sweep import expand_sweep
 from specbench.setup.compose import compose_run
 from tests.conftest import Cli

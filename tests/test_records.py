@@ -80,8 +80,8 @@ def test_what_is_finished_is_known_by_its_key(tmp_path: Path) -> None:
     assert {trial.key for trial in run.read_trials()} == {("pld", 0, 1, 0), ("pld", 1, "a", 0), ("sps", 0, 1, 1)}
 
 
-def test_a_turn_that_was_run_again_counts_once_with_its_last_record(tmp_path: Path) -> None:
-    run = write_run(tmp_path, [trial("pld", [2], 0.5), trial("pld", [2], 0.4)])
+def test_a_warm_turn_that_was_run_again_counts_once_with_its_last_record(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [trial("pld", [2], 0.5, state="warm"), trial("pld", [2], 0.4, state="warm")])
     assert [one.decode_s for one in run.read_trials()] == [0.4]
 
 

@@ -113,7 +113,7 @@ def test_of_several_runs_those_of_expanded_targets_are_marked(run: RunDirectory,
 
 def test_sparse_settings_leave_columns_empty(tmp_path: Path) -> None:
     directory = write_run(tmp_path, made_up_trials({"pld": 0.3}, ["qa"]))
-    directory.write_config({"target": "somebody/model", "engine": "hf", "sampling": {"temperature": 1.0}})
+    directory.write_config({"target": {"name": "somebody/model"}, "engine": {"hf": None}, "sampling": {"temperature": 1.0}})
     row = by_cell(tmp_path)["pld", "qa"]
     assert (row["target"], row["shape"], row["engine"], row["lossless"]) == (
         "somebody/model",

@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 
 from specbench import ROOT
+from specbench.errors import InputError
 from specbench.records.run_directory import RunDirectory
 from specbench.running.execute import execute
-from specbench.running.resume import SAME, open_run
+from specbench.running.resume import SAME, choose_run_directory, open_run
 from specbench.setup.compose import compose_run
 from tests.conftest import Tiny
 from tests.fake_engine import Quiet
@@ -134,6 +135,13 @@ def test_a_run_is_extended_by_methods_engines_and_repeats(tiny: Tiny, tmp_path: 
     overall = summary[summary["task"] == "overall"].set_index("method")
     assert len(overall) == 6 and (overall["repeats"] == 2).all() and (overall["errors"] == 0).all()
     assert (overall["identical"] == 1).all(), "greedy decoding in float32 on one CPU: every method gives the target's own text"
+
+
+def test_a_setting_that_is_null_and_one_that_is_absent_differ(tmp_path: Path) -> None:
+    stored = {"method": {}, "engine": {}, "repeats": 1, "sampling": {"temperature": 0, "top_k": None}}
+    RunDirectory(tmp_path).write_config(stored)
+    with pytest.raises(InputError, match="its sampling.top_k is None, here absent"):
+        choose_run_directory(str(tmp_path), "a", stored | {"sampling": {"temperature": 0}})
 
 
 def test_other_versions_are_noted_once_and_never_lost(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from specbench.analysis.disturbance import Reasons, find_disturbed
 from specbench.analysis.metrics import build_trial_frame
 from specbench.errors import InputError
 from specbench.records.attempts import select_complete, select_counted
-from specbench.records.certificates import Certification, find_certifications, list_folders
+from specbench.records.certificates import Certification, find_certifications, list_folders, read_certificates
 from specbench.records.nested import look_up
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, Trial
@@ -36,6 +36,7 @@ class LoadedRun:
     frame: pd.DataFrame  # build_trial_frame(trials)
     texts: list[dict[str, Any]]
     certified: dict[str, Certification]  # by method
+    unreadable: list[str]  # certificates that cannot be read
 
     @property
     def missing(self) -> dict[str, int]:
@@ -56,8 +57,8 @@ class LoadedRun:
         return datetime.fromisoformat(str(self.provenance.get("started") or EPOCH).replace("Z", "+00:00")).timestamp()
 
 
-def read_run(path: Path, certificates: Sequence[Path] | None = None) -> LoadedRun:
-    """Read a run. certificates: folders to search; by default this checkout's, and `certificates` next to the run.
+def read_run(path: Path) -> LoadedRun:
+    """Read a run, and the certificates of this checkout and next to the run.
 
     Raises InputError when the directory is not a run, cannot be read, or holds no trial yet.
     """
@@ -66,9 +67,19 @@ def read_run(path: Path, certificates: Sequence[Path] | None = None) -> LoadedRu
     if not attempts:
         raise InputError(f"{path} holds no trial yet")
     config, provenance = directory.read_config(), directory.read_provenance()
-    certified = find_certifications(config, provenance, list_folders(path) if certificates is None else certificates)
-    trials, texts = select_counted(attempts), directory.read_texts()
-    return LoadedRun(directory.name, config, provenance, trials, attempts, build_trial_frame(trials), texts, certified)
+    certificates, unreadable = read_certificates(list_folders(path))
+    trials = select_counted(attempts)
+    return LoadedRun(
+        name=directory.name,
+        config=config,
+        provenance=provenance,
+        trials=trials,
+        attempts=attempts,
+        frame=build_trial_frame(trials),
+        texts=directory.read_texts(),
+        certified=find_certifications(config, provenance, certificates),
+        unreadable=unreadable,
+    )
 
 
 def find_first(mapping: Mapping[str, Any], *paths: str) -> Any:
@@ -90,8 +101,7 @@ def pick_trial(runs: Sequence[LoadedRun], method: str) -> dict[str, Any]:
 
 def order_tasks(run: LoadedRun) -> list[str]:
     """Return the tasks in the order of the config's task.*.name, then by name."""
-    tasks = run.config.get("task")
-    values = tasks.values() if isinstance(tasks, Mapping) else []
-    configured = [value["name"] for value in values if isinstance(value, Mapping) and "name" in value]
+    chosen = (run.config.get("task") or {}).values()
+    configured = [task["name"] for task in chosen if task and "name" in task]
     present = {trial.task for trial in run.trials}
     return [task for task in configured if task in present] + sorted(present - set(configured))

@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis import acceptance
-from specbench.records.trial import BASELINE, PER_STEP, Trial
+from specbench.records.trial import BASELINE, OVERALL, PER_STEP, Trial
 
-OVERALL = "overall"
 CELL = ["method", "task"]
 QUESTION = ["method", "task", "question_id"]
 

@@ -13,9 +13,9 @@ import pandas as pd
 
 from specbench.analysis import disturbance, metrics, statistics
 from specbench.analysis.loaded_run import LoadedRun, find_first, order_methods, order_tasks, read_run
-from specbench.analysis.metrics import CELL, OVERALL, QUESTION
+from specbench.analysis.metrics import CELL, QUESTION
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE
+from specbench.records.trial import BASELINE, OVERALL
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9}
 LATENCIES = [f"ms_per_token_{name}{side}" for name in PERCENTILES for side in ("", "_low", "_high")]
@@ -75,19 +75,17 @@ def identify_run(run: LoadedRun) -> dict[str, Any]:
     config, provenance = run.config, run.provenance
     return {
         "run": run.name,
-        "target": find_first(config, "target.name", "target"),
+        "target": find_first(config, "target.name"),
         "shape": find_first(config, "target.shape"),
         "dtype": find_first(provenance, "dtype") or find_first(config, "target.dtype"),
-        "device": find_first(provenance, "device.name", "device.kind", "device"),
+        "device": find_first(provenance, "device.name", "device.kind"),
         "temperature": find_first(config, "sampling.temperature"),
     }
 
 
 def find_engine(run: LoadedRun, label: str) -> str:
     """Return the engine named in method@engine, else the first engine of the config, "" if it has none."""
-    engines = run.config.get("engine")
-    names = list(engines) if isinstance(engines, dict) else [engines or ""]
-    return label.partition("@")[2] or str(next(iter(names), ""))
+    return label.partition("@")[2] or next(iter(run.config.get("engine") or {}), "")
 
 
 def compute_accuracy(run: LoadedRun) -> pd.Series:

@@ -45,6 +45,7 @@ def certify(settings: CertifySettings, watch: Watch) -> tuple[Certificate, Path]
     silence_libraries()
     check_methods(settings.method)
     check_node(settings.suite, "suite", Suite)
+    settings.check_recorded()
     out = _choose_folder(settings)
     if BASELINE not in settings.method:
         raise InputError(f"method: {BASELINE} is missing; every method is compared with it")
@@ -147,7 +148,7 @@ class _Tests:
         except (Exception, SystemExit) as error:  # a method that stops may be right or wrong
             return Verdict(label, "bug" if why else "untested", figures, "; ".join([*why, f"stopped: {format_error(error)}"]))
         fine = figures["texts"]["class_"] if "texts" in figures else "sampled"
-        fine = read_evidence(figures, self.settings.sampling.max_new_tokens).weigh(fine)
+        fine = read_evidence(figures).weigh(fine)
         return Verdict(label, "bug" if why else fine, figures, "; ".join(why))
 
     def _check_tokens(self, label: str, sampling: Sampling) -> Findings:

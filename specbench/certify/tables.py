@@ -38,7 +38,7 @@ def _format_title(certificate: Certificate) -> str:
 def _build_rows(certificate: Certificate) -> list[tuple[tuple[str, ...], bool]]:
     rows: list[tuple[tuple[str, ...], bool]] = []
     for greedy, sampled in zip(certificate.greedy, certificate.sampled, strict=True):
-        words = [certificate.get_evidence(verdict).weigh(verdict.class_) for verdict in (greedy, sampled)]
+        words = [verdict.evidence.weigh(verdict.class_) for verdict in (greedy, sampled)]
         at_zero = (greedy.method, words[0], _format_equal_texts(greedy), _format_error_bound(greedy))
         cells = (*at_zero, words[1], _format_equal_texts(sampled), _format_enumeration(sampled))
         rows.append((cells, not {"bug", "untested"}.isdisjoint((greedy.class_, sampled.class_))))

@@ -22,13 +22,12 @@ def compare(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, metavar="RUN")
     differing = "a setting that may differ, such as threads"
     parser.add_argument("--factor", action="append", default=[], metavar="NAME", help=differing)
-    added = "copy a run that has not failed into the folder REFERENCE, also the first one"
+    added = "copy a run that passed into the folder REFERENCE, also the first one"
     parser.add_argument("--add", action="store_true", help=added)
     _add_outputs(parser)
     options = parser.parse_args(argv)
     _check_outputs(options)
     from specbench.compare.comparison import accept_first_reference, compare_runs
-    from specbench.records.run_directory import RunDirectory
 
     if options.add:
         _check_folder(options.reference, options.run)
@@ -37,9 +36,19 @@ def compare(argv: list[str]) -> int:
     else:
         result = compare_runs(options.reference, options.run, options.factor)
     status = _print_result(result, options)
-    if options.add and result.verdict != "fail":
-        RunDirectory(options.run).copy_to(options.reference / options.run.resolve().name)
+    if options.add:
+        _add_run(result, options)
     return status
+
+
+def _add_run(result: "Comparison", options: argparse.Namespace) -> None:
+    """Copy a run that passed to the references. An undecided one may be slower, and the next one slower than that."""
+    from specbench.records.run_directory import RunDirectory
+
+    if result.verdict == "pass":
+        RunDirectory(options.run).copy_to(options.reference / options.run.resolve().name)
+    else:
+        print_lines(f"not added to {options.reference}: only a run that passed becomes a reference")
 
 
 def _compare_against(argv: list[str]) -> int:
@@ -114,7 +123,7 @@ def plan(argv: list[str]) -> int:
     settings = compose_run(options.overrides, options.config_dir)
     from specbench.analysis.loaded_run import read_run
     from specbench.compare.gate import FAILS_BELOW
-    from specbench.compare.plan import build_methods_table, build_run_table, plan_methods, plan_run
+    from specbench.compare.plan import build_methods_table, build_run_table, check_pilot, plan_methods, plan_run
     from specbench.running.execute import outline_run
     from specbench.running.sweep import check_single_run
 
@@ -122,12 +131,7 @@ def plan(argv: list[str]) -> int:
         raise InputError(f"--effect {options.effect}: expected more than {1 - FAILS_BELOW:g}; compare ignores smaller changes")
     check_single_run(settings, options.overrides, "plan")
     pilot = read_run(options.pilot)
-    for key in ("name", "shape", "dtype"):
-        used = (pilot.config.get("target") or {}).get(key)
-        planned = getattr(settings.target, key)
-        if used != planned:
-            change = f"target.{key}={used} but the plan uses {planned}"
-            raise InputError(f"--pilot {options.pilot} used {change}: its timings do not transfer")
+    check_pilot(pilot, {key: getattr(settings.target, key) for key in ("name", "shape", "dtype")})
     widen_console()
     questions, methods, repeats = outline_run(settings)
     console.print(build_methods_table(plan_methods(pilot, methods, options.effect, options.power), options.effect, options.power))

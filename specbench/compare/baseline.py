@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from specbench.compare.gate import Change, Spread, estimate_change, find_smallest, measure_spread
+from specbench.compare.gate import LEVEL, Change, Spread, estimate_change, find_smallest, measure_spread
 
 DRIFT_SD = 0.03  # of the log of a process's rate, as ten equal processes showed; docs/regression.md
 KNOWN = 1e6  # degrees of freedom of an SD that is taken as known
 SHARE = 2  # the baseline fails by chance half as often as LEVEL allows all ratios: an own level, whatever their number
+ALONE = 1 - (1 - LEVEL) / SHARE  # confidence of the baseline's interval
 SEVERAL = 4  # runs of a reference that show their own drift
 CONFIRMS = 0.05  # chance of such a rate among equal processes below which a slowdown over the methods is the baseline's
 RATE = "autoregressive's own rate"

@@ -11,7 +11,7 @@ import pandas as pd
 from specbench.analysis.loaded_run import LoadedRun, order_methods, read_run
 from specbench.analysis.statistics import Interval
 from specbench.compare import runs
-from specbench.compare.baseline import RATE, Drift, estimate_drift, judge_baseline
+from specbench.compare.baseline import ALONE, RATE, Drift, estimate_drift, judge_baseline
 from specbench.compare.gate import Change, Decision, estimate_change, estimate_paired_change
 from specbench.compare.power import describe_paired_power, describe_power
 from specbench.errors import InputError
@@ -61,6 +61,7 @@ def compare_runs(reference: Path, new: Path, factors: Sequence[str] = ()) -> Com
     old = (originals or olds)[-1]
     runs.check_methods(old, fresh[-1])
     runs.check_comparable([*(originals or olds), *fresh], factors)
+    runs.check_one_place(fresh)
     ratios = [pair for pair in runs.list_ratios(old) if pair in runs.list_ratios(fresh[-1])]
     if not ratios:
         raise InputError(f"{fresh[-1].name} and {old.name} have no timed method in common")
@@ -79,7 +80,7 @@ def _compare_stored(
     drift: Drift | None = None
     if elsewhere is None:
         baseline, drift = _compare_baseline(olds, fresh, ratios)
-        remark = f"{RATE} by itself at 99 %, against the drift of equal processes: {drift.source}"
+        remark = f"{RATE} by itself at {ALONE:.0%}, against the drift of equal processes: {drift.source}"
     power = describe_power(changes, len(olds), len(fresh), drift)
     return Comparison(olds[-1].name, fresh[-1].name, counters, changes, baseline, power, (remark,))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,15 @@ class MethodPlan:
     needed: int
     stored: SampleSize
     paired: int | None
+
+
+def check_pilot(pilot: LoadedRun, target: Mapping[str, Any]) -> None:
+    """Raise InputError for a pilot of another target. target: settings of the planned one, by name."""
+    used = pilot.config.get("target") or {}
+    for key, planned in target.items():
+        if used.get(key) != planned:
+            change = f"target.{key}={used.get(key)} but the plan uses {planned}"
+            raise InputError(f"--pilot {pilot.name} used {change}: its timings do not transfer")
 
 
 def plan_methods(pilot: LoadedRun, methods: Sequence[str], effect: float, power: float, level: float = 0.05) -> list[MethodPlan]:

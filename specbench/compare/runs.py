@@ -165,6 +165,13 @@ def find_other_place(reference: LoadedRun, new: LoadedRun) -> str | None:
     return next((name for name in PLACE if first.get(name) != second.get(name)), None)
 
 
+def check_one_place(runs: Sequence[LoadedRun]) -> None:
+    """Raise InputError for new runs of several machines or devices: their seconds cannot be pooled."""
+    for run in runs[:-1]:
+        if name := find_other_place(run, runs[-1]):
+            raise InputError(f"{run.name} and {runs[-1].name}, both new, differ in {name}: expected new runs of one machine")
+
+
 def is_copy(reference: LoadedRun, new: LoadedRun) -> bool:
     """Whether both hold the same measurements: two runs never take equal times in every turn."""
     first, second = ({trial.key: (trial.prefill_s, trial.decode_s) for trial in run.trials} for run in (reference, new))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from specbench.analysis.metrics import OVERALL
 from specbench.paper.items import shorten_device
 from specbench.paper.published import LEADERBOARD, SURVEY, read_published
+from specbench.records.trial import OVERALL
 
 KEY = ["device", "target", "method"]
 

@@ -11,8 +11,8 @@ from functools import partial
 
 import pandas as pd
 
-from specbench.analysis.metrics import OVERALL
 from specbench.paper.published import LEADERBOARD, SURVEY, read_leaderboard, read_published
+from specbench.records.trial import OVERALL
 
 TASKS = ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag", OVERALL]
 HEAD = "fd2c1cd"  # of the leaderboard, 2025-04-22

@@ -73,9 +73,13 @@ class TestedSampling(TypedDict):
     max_new_tokens: Annotated[int, Within(1, 2**31)]
 
 
-class TestedTarget(TypedDict):
+class _TestedTarget(TypedDict):
     name: Name
     shape: Name | None
+
+
+class TestedTarget(_TestedTarget, total=False):
+    shapes: dict[str, Any] | None
 
 
 class _TestedConfig(TypedDict):

@@ -14,13 +14,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from specbench import ROOT
-from specbench.errors import InputError
+from specbench.errors import InputError, escape_controls
 from specbench.records.certificate_fields import CertificateFields, JournalRow, check_verdicts
 from specbench.records.documents import parse_document
 from specbench.records.evidence import EXACT, SO_FAR, Evidence, read_evidence
@@ -57,6 +56,11 @@ class Verdict:
     tests: dict[str, Any]
     why: str = ""
 
+    @property
+    def evidence(self) -> Evidence:
+        """What it rests on."""
+        return read_evidence(self.tests)
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -82,10 +86,6 @@ class Certificate:
         """Write the certificate into the folder and return its path."""
         write_atomic(folder / FILE, json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n")
         return folder / FILE
-
-    def get_evidence(self, verdict: Verdict) -> Evidence:
-        """Return what a verdict rests on."""
-        return read_evidence(verdict.tests, self.config["sampling"]["max_new_tokens"])
 
     def find_verdicts(self, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Verdict]:
         """Return, by label, the verdicts on a run's methods that have the same settings, target and engine here."""
@@ -143,12 +143,10 @@ class VerdictJournal:
 
 def _identify_target(config: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return everything that determines a target's text."""
-    target = config.get("target")
-    named = tuple(target.get(name) for name in TARGET) if isinstance(target, Mapping) else ()
-    shape = (target.get("shapes") or {}).get(target.get("shape")) if isinstance(target, Mapping) else None
-    device = about.get("device")
-    kind = device.get("kind") if isinstance(device, Mapping) else None
-    return (*named, shape, *(about.get(name) for name in WEIGHTS), kind)
+    target = config.get("target") or {}
+    shape = (target.get("shapes") or {}).get(target.get("shape"))
+    kind = (about.get("device") or {}).get("kind")
+    return (*map(target.get, TARGET), shape, *map(about.get, WEIGHTS), kind)
 
 
 def _is_native(config: Mapping[str, Any]) -> bool:
@@ -160,7 +158,7 @@ def _is_native(config: Mapping[str, Any]) -> bool:
 def _collect_versions(about: Mapping[str, Any], label: str) -> set[tuple[Any, ...]]:
     """Return the versions of the code that generates a method's texts; a certificate holds only for them."""
     code = (about.get("codes") or {}).get(label)
-    parts = [about, *about.get("continued", ())]
+    parts = [about, *(about.get("continued") or ())]
     return {(code, part.get("code_sha256"), *((part.get("versions") or {}).get(name) for name in VERSIONS)) for part in parts}
 
 
@@ -227,17 +225,19 @@ def list_folders(run: Path) -> list[Path]:
     return list(dict.fromkeys([*OWN_FOLDERS, run.resolve().parent / "certificates"]))
 
 
-def find_certifications(config: Mapping[str, Any], about: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Certification]:
-    """Return the certifications of a run's methods by label, from all certificates in the folders.
+def find_certifications(
+    config: Mapping[str, Any], about: Mapping[str, Any], certificates: Sequence[Certificate]
+) -> dict[str, Certification]:
+    """Return the certifications of a run's methods by label.
 
     The gravest verdict wins, among equals the newest; a later, weaker certificate never overrides it. `untested` is the weakest.
     """
     certified: dict[str, Certification] = {}
-    for certificate in sorted(_read_certificates(folders), key=lambda certificate: str(certificate.about.get("started"))):
+    for certificate in sorted(certificates, key=lambda certificate: str(certificate.about.get("started"))):
         day = str(certificate.about.get("started"))[:10]
         for label, verdict in certificate.find_verdicts(config, about).items():
             same = _collect_versions(certificate.about, label) == _collect_versions(about, label)
-            new = Certification(verdict.class_, day, certificate.get_evidence(verdict), same)
+            new = Certification(verdict.class_, day, verdict.evidence, same)
             certified[label] = max(new, certified.get(label, new), key=_rank_gravity)  # the first of equals
     return certified
 
@@ -246,10 +246,13 @@ def _rank_gravity(certification: Certification) -> tuple[bool, int]:
     return certification.same_version, GRAVITY.index(certification.word)
 
 
-def _read_certificates(folders: Sequence[Path]) -> list[Certificate]:
-    """Return the certificates in the folders, without files that are broken or have another schema."""
-    certificates = []
+def read_certificates(folders: Sequence[Path]) -> tuple[list[Certificate], list[str]]:
+    """Return the certificates in the folders, and the names of those that cannot be read."""
+    certificates: list[Certificate] = []
+    unreadable: list[str] = []
     for path in (path for folder in folders for path in sorted(folder.glob(f"*/{FILE}"))):
-        with suppress(InputError):
+        try:
             certificates.append(read_certificate(path))
-    return certificates
+        except InputError:
+            unreadable.append(escape_controls(f"{path.parent.name}/{FILE}"))
+    return certificates, unreadable

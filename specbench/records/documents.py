@@ -43,11 +43,11 @@ class Named(TypedDict, total=False):
 
 
 class Config(TypedDict, total=False):
-    target: Target | Name | None
-    engine: dict[str, Any] | Name | None
+    target: Target | None
+    engine: dict[str, Any] | None
     method: dict[str, dict[str, Any] | None] | None
-    task: dict[str, Named | None] | list[Any] | str | None
-    suite: dict[str, Any] | str | None
+    task: dict[str, Named | None] | None
+    suite: dict[str, Any] | None
     sampling: Sampling | None
     repeats: Annotated[int, Within(0, 1e6)] | None
 
@@ -110,8 +110,8 @@ class SelfTest(TypedDict, total=False):
 class Fingerprints(TypedDict, total=False):
     versions: dict[str, Name | None] | None
     code_sha256: Name | None
-    codes: dict[str, Any] | None
-    checkpoints: dict[str, Any] | None
+    codes: dict[str, Name] | None
+    checkpoints: dict[str, Name] | None
 
 
 class Continued(Fingerprints, total=False):

@@ -14,7 +14,7 @@ EXACT, SO_FAR = "exact", "exact so far"
 
 @dataclass(frozen=True)
 class Evidence:
-    """texts: compared token by token; tokens: of the longest; draws: on the miniature target, where texts were not compared."""
+    """texts: compared token by token; tokens: of the longest, 0 if unknown; draws: on a miniature target, without texts."""
 
     texts: int
     tokens: int
@@ -38,12 +38,17 @@ class Evidence:
 
     def __str__(self) -> str:
         if self.texts:
-            return f"{self.texts} texts of at most {self.tokens} tokens"
+            return f"{self.texts} texts of {describe_length(self.tokens)}"
         return f"{self.draws} draws on a miniature target" if self.draws else "no texts"
 
 
-def read_evidence(tests: Mapping[str, Any], limit: int) -> Evidence:
-    """Return the evidence of a verdict's tests. limit: of new tokens, for certificates that do not say how long texts were."""
+def describe_length(tokens: float) -> str:
+    """Return how long texts were. tokens: of the longest, 0 if unknown."""
+    return f"at most {tokens:.0f} tokens" if tokens else "unknown length"
+
+
+def read_evidence(tests: Mapping[str, Any]) -> Evidence:
+    """Return the evidence of a verdict's tests. Older certificates do not say how long their texts were."""
     texts = tests.get("texts") or {}
     draws = [test["draws"] for test in tests.get("enumerated_again") or tests.get("enumerated") or ()]
-    return Evidence(texts.get("texts", 0), texts.get("longest", limit), max(draws, default=0))
+    return Evidence(texts.get("texts", 0), texts.get("longest", 0), max(draws, default=0))

@@ -20,7 +20,7 @@ from specbench.records.documents import AnswerText, Config, read_provenance, rea
 from specbench.records.files import JsonLines, read_bytes, write_atomic
 from specbench.records.moved import translate_targets
 from specbench.records.trial import Prompt, QuestionId, Trial
-from specbench.records.trial_rules import Questions, parse_trial
+from specbench.records.trial_rules import Questions, Turns, parse_trial
 from specbench.records.typed import check
 
 Row = TypeVar("Row")
@@ -78,11 +78,12 @@ class RunDirectory:
     def read_attempts(self) -> list[Trial]:
         """Return all complete trials, of a block that was measured again every attempt. Raises InputError with file:line."""
         self._find_file("config.yaml")
-        questions = Questions()
+        questions, turns = Questions(), Turns()
 
         def parse(row: dict[str, Any]) -> Trial:
             trial = parse_trial(row)
             questions.check(trial)
+            turns.check(trial)
             return trial
 
         return list(_parse_rows(self._trials, parse))

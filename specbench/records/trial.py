@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from specbench.bounds import Within
+from specbench.bounds import LARGEST, Within
 from specbench.errors import InputError
 from specbench.records.typed import Label, Name, Sha256, check_fields
 
 SCHEMA = 1
 
 BASELINE = "autoregressive"
+
+OVERALL = "overall"  # the tables' name for all tasks together
 
 PER_STEP = ("drafted", "nodes", "depth", "accepted", "committed")  # lists of a trial
 
@@ -31,7 +33,7 @@ LIMITS: dict[str, Any] = {
     "suite": Name,
     "task": Label,
     "category": Name,
-    "question_id": Annotated[int, Within(-(2**53), 2**53)] | Name,
+    "question_id": Annotated[int, Within(-LARGEST, LARGEST)] | Name,
     "context": Literal["reference", "own"],
     "method": Label,
     "seed": Annotated[int, Within(-(2**63), 2**63)],
@@ -46,7 +48,7 @@ LIMITS: dict[str, Any] = {
     "prompt_ids": list[TokenId],
     "output_ids": list[TokenId] | None,
     "output_sha256": Sha256 | None,
-    "retokenised": Annotated[int, Within(-1, 2**50)] | None,  # Spec-Bench takes one off, also from an empty text
+    "retokenised": Annotated[int, Within(-1, LARGEST)] | None,  # Spec-Bench takes one off, also from an empty text
     "sha256": Sha256,
     "disturbed": list[Name] | None,
     "attempt": Annotated[int, Within(1, 1e6)],

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from specbench.errors import InputError
-from specbench.records.trial import PER_STEP, QuestionId, Trial, hash_ids
+from specbench.records.attempts import AttemptKey, get_attempt_key
+from specbench.records.trial import OVERALL, PER_STEP, BlockKey, QuestionId, Trial, hash_ids
 
 FASTEST = 1e6  # tokens per second: nothing decodes one sequence faster
 RETOKENISED = 100  # tokens that one token's text may be encoded as
 ROUNDING = 1.001
-OVERALL = "overall"  # the tables' name for all tasks together
 
 
 def parse_trial(row: Mapping[str, Any]) -> Trial:
@@ -31,6 +31,8 @@ def check_trial(trial: Trial) -> None:
         raise InputError(f"task is {OVERALL}, which stands for all tasks")
     if (trial.attempt > 1) != (trial.arms is not None):
         raise InputError(f"arms is {trial.arms} in attempt {trial.attempt}; expected null in the first, else a number")
+    if trial.attempt > 1 and trial.state != "cold":
+        raise InputError(f"state is {trial.state} in attempt {trial.attempt}, expected cold: no other is measured again")
     if not trial.failed:
         problem = next((said for rule in (_check_output, _check_steps, _check_times) for said in rule(trial)), None)
         if problem:
@@ -108,3 +110,22 @@ class Questions:
         place = (trial.suite, trial.task, trial.category)
         if (before := self._places.setdefault(trial.question_id, place)) != place:
             raise InputError(f"question {trial.question_id} belongs to {'/'.join(place)}, but above to {'/'.join(before)}")
+
+
+class Turns:
+    """The turns of one run: those of a cold method come once per attempt, those of a warm one again when its repeat restarts."""
+
+    def __init__(self) -> None:
+        self._states: dict[AttemptKey, str] = {}
+        self._arms: dict[tuple[BlockKey, int], int | None] = {}
+
+    def check(self, trial: Trial) -> None:
+        """Raise InputError for a cold method's turn that an earlier trial holds, and for other `arms` than its attempt has."""
+        key = get_attempt_key(trial)
+        before = self._states.get(key)
+        if before and "cold" in (before, trial.state):
+            raise InputError(f"{trial.method} has this turn twice, both times as attempt {trial.attempt}: two runs in one file?")
+        self._states[key] = trial.state
+        arms = self._arms.setdefault((trial.block, trial.attempt), trial.arms)
+        if arms != trial.arms:
+            raise InputError(f"arms is {trial.arms} in attempt {trial.attempt}, but above {arms}")

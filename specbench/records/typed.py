@@ -1,7 +1,7 @@
 """Values from JSON or YAML, checked against annotations: a dataclass or a TypedDict says what a file holds.
 
 Numbers are finite, and within (0, LARGEST) where nothing else is said; true is not a number. What is annotated as Any is plain:
-texts, numbers, lists and mappings, of a bounded depth and size.
+texts, numbers, lists and mappings by text, of a bounded depth and size.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from specbench.bounds import Within
+from specbench.bounds import LARGEST, Within, is_sound
 from specbench.errors import InputError
 
-LARGEST = 2**50
 DEEPEST = 100  # mappings and lists inside one another
 MOST = 2_000_000  # values in one document
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # they could command a terminal
 SHOWN = 60  # characters of a value in a message
-EDGE = 2**63
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", None: "null", type(None): "null"}
 
 Test = Callable[[Any], bool]
@@ -177,7 +174,7 @@ def _show(value: Any) -> str:
 
 
 def find_odd(value: Any) -> str:
-    """Return why a value is not plain, or an empty text: its depth, size, kinds, and texts that are no UTF-8."""
+    """Return why a value is not plain, or an empty text: depth, size, kinds, keys that are no text, texts that are no UTF-8."""
     left = [(value, 0)]
     seen = 0
     while left:
@@ -186,6 +183,8 @@ def find_odd(value: Any) -> str:
         if depth > DEEPEST or seen > MOST:
             return "nested too deeply" if depth > DEEPEST else "too large"
         if isinstance(one, dict):
+            if any(type(key) is not str for key in one):
+                return "a key that is not text"
             left += [(part, depth + 1) for item in one.items() for part in item]
         elif isinstance(one, list):
             left += [(part, depth + 1) for part in one]
@@ -201,7 +200,7 @@ def _find_odd_scalar(value: Any) -> str:
         return ""
     if not isinstance(value, (int, float)):
         return f"a {type(value).__name__}"
-    return "" if isinstance(value, float) or abs(value) < EDGE else "a number out of range"
+    return "" if is_sound(value) else "a number out of range"
 
 
 def has_surrogate(text: str) -> bool:

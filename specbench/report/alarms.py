@@ -13,8 +13,7 @@ from scipy import stats
 
 from specbench.analysis import metrics
 from specbench.analysis.loaded_run import LoadedRun, find_first
-from specbench.analysis.metrics import OVERALL
-from specbench.records.trial import BASELINE, PER_STEP
+from specbench.records.trial import BASELINE, OVERALL, PER_STEP
 from specbench.report.baseline import MARGIN, find_faster, find_slower_rows
 from specbench.report.disturbance import describe_disturbed
 
@@ -56,7 +55,7 @@ ESTIMATORS = {
 def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Return everything wrong with a run: what disturbed it, other alarms, notices. summary: summarise(run)."""
     run_checks = (
-        _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_bugs, _warn_unsteady,
+        _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_unreadable, _warn_bugs, _warn_unsteady,
         _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling, _warn_rows, _warn_untested,
     )  # fmt: skip
     alarms = [*_warn_disturbed(run), *_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
@@ -161,6 +160,13 @@ def _warn_leakage(run: LoadedRun) -> Iterator[Alarm]:
                 yield Alarm("alarm", method, OVERALL, f"{message} (at least half of their 13-grams): answers may be looked up")
 
 
+def _warn_unreadable(run: LoadedRun) -> Iterator[Alarm]:
+    for name in run.unreadable:
+        yield Alarm(
+            "alarm", "the run", OVERALL, f"the certificate {name} cannot be read: what it found, bugs included, is missing here"
+        )
+
+
 def _warn_bugs(run: LoadedRun) -> Iterator[Alarm]:
     tried = {trial.method for trial in run.trials}
     for method, known in sorted(run.certified.items()):
@@ -186,7 +192,7 @@ def _warn_unsteady(run: LoadedRun) -> Iterator[Alarm]:
 
 def _warn_longer_answers(run: LoadedRun) -> Iterator[Alarm]:
     """Warn of answers longer than any text that was certified."""
-    seen = {method: known.evidence.tokens for method, known in run.certified.items() if known.evidence.texts}
+    seen = {method: known.evidence.tokens for method, known in run.certified.items() if known.evidence.tokens}
     tried = [(trial.new_tokens, seen[trial.method]) for trial in run.trials if trial.method in seen]
     beyond = [(longest, most) for longest, most in tried if longest > most]
     if beyond:

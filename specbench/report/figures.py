@@ -10,8 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specbench.analysis.metrics import OVERALL
-from specbench.records.trial import BASELINE
+from specbench.records.trial import BASELINE, OVERALL
 from specbench.report.canvas import add_legend, create_canvas, fold_label, mark_baseline, measure_breadth, measure_crowding
 from specbench.report.palette import GREY, INK, PALETTE, Look, Style
 from specbench.report.tables import format_interval, format_rank, list_shown_tasks

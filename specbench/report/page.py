@@ -19,10 +19,9 @@ from markupsafe import Markup
 
 from specbench.analysis.disturbance import COUNTS
 from specbench.analysis.loaded_run import LoadedRun, find_first
-from specbench.analysis.metrics import OVERALL
 from specbench.analysis.summary import is_sampled
 from specbench.records.nested import look_up
-from specbench.records.trial import BASELINE
+from specbench.records.trial import BASELINE, OVERALL
 from specbench.report.alarms import Alarm
 from specbench.report.baseline import describe_rivals
 from specbench.report.disturbance import list_disturbed_blocks
@@ -115,8 +114,7 @@ def _list_methods(run: LoadedRun, summary: pd.DataFrame) -> list[dict[str, Any]]
 
 def _list_settings(run: LoadedRun, summary: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Return label, class and settings of every method."""
-    methods = run.config.get("method")
-    configured = methods if isinstance(methods, Mapping) else {}
+    configured = run.config.get("method") or {}
     rows = []
     for label in summary["method"].unique():
         settings = dict(configured.get(label.partition("@")[0]) or {})

@@ -10,10 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from specbench.analysis.metrics import OVERALL
 from specbench.analysis.summary import EVIDENCE
+from specbench.records.evidence import describe_length
 from specbench.records.markdown import format_markdown_table
-from specbench.records.trial import BASELINE
+from specbench.records.trial import BASELINE, OVERALL
 
 SummaryRow: TypeAlias = pd.Series
 MARKS = ("warm", "synthetic", "replayed", "imported")  # states and kinds that a label shows
@@ -170,9 +170,7 @@ def describe_rows(summary: pd.DataFrame) -> list[str]:
 def _describe_evidence(summary: pd.DataFrame) -> list[str]:
     """Return what the verdicts in the column `lossless` rest on."""
     seen = summary[EVIDENCE].dropna().drop_duplicates().to_numpy()
-    parts = [
-        f"{texts:.0f} texts of at most {tokens:.0f} tokens, at most {wrong:.0%} of all wrong" for texts, tokens, wrong in seen
-    ]
+    parts = [f"{texts:.0f} texts of {describe_length(tokens)}, at most {wrong:.0%} of all wrong" for texts, tokens, wrong in seen]
     return [f"Lossless, with 95 % confidence: {'; '.join(parts)}."] if parts else []
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from specbench.analysis.loaded_run import LoadedRun
-from specbench.analysis.metrics import OVERALL
-from specbench.records.trial import BASELINE
+from specbench.records.trial import BASELINE, OVERALL
 from specbench.report.canvas import add_legend, create_canvas, mark_baseline
 from specbench.report.palette import MARKERS, PALETTE
 
@@ -19,7 +20,7 @@ LEAST = 3  # sizes of a method that make a figure
 def tabulate_tree_sizes(run: LoadedRun, summary: pd.DataFrame) -> pd.DataFrame:
     """Return the overall rows of methods whose class runs at several tree sizes, with series, total_tokens and depth."""
     settings = run.config.get("method") or {}
-    sized = {label: one for label, one in settings.items() if isinstance(one, dict) and {"total_tokens", "depth"} <= set(one)}
+    sized = {label: one for label, one in settings.items() if one and _has_size(one)}
     classes = Counter(one["_target_"] for one in sized.values())
     chosen = [label for label, one in sized.items() if classes[one["_target_"]] >= LEAST]
     rows = summary[(summary["task"] == OVERALL) & summary["method"].isin(chosen)].dropna(subset=["speedup"])
@@ -29,6 +30,10 @@ def tabulate_tree_sizes(run: LoadedRun, summary: pd.DataFrame) -> pd.DataFrame:
         series=rows["method"].map(lambda label: f"{sized[label]['_target_'].rsplit('.', 1)[-1]}, depth {sized[label]['depth']}"),
     )
     return rows.sort_values(["depth", "total_tokens"])
+
+
+def _has_size(settings: Mapping[str, Any]) -> bool:
+    return type(settings.get("_target_")) is str and all(type(settings.get(name)) is int for name in ("total_tokens", "depth"))
 
 
 def plot_tree_sizes(sizes: pd.DataFrame) -> Figure:

@@ -14,6 +14,7 @@ from specbench.records.run_directory import RunDirectory
 RECORDED = ("versions", "git", "machine", "code_kind", "code_sha256")  # may differ when a run is resumed, and is then recorded
 SAME = ("dtype", "suite_sha256", "target_sha256", "draft_sha256")  # of run.json: the same for every trial of a run
 PER_METHOD = {"leakage": "datastore", "checkpoints": "checkpoint", "codes": "code"}  # keys of run.json by method, in words
+ABSENT = "absent"  # of a setting, in a message
 
 
 def choose_run_directory(out: str | None, name: str, config: Mapping[str, Any]) -> RunDirectory:
@@ -44,7 +45,7 @@ def open_run(run: RunDirectory, config: Mapping[str, Any], info: Mapping[str, An
 
 def _record_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Return `continued` of run.json with one more entry, if something differs from all that is recorded; else nothing."""
-    entries = before.get("continued", [])
+    entries = before.get("continued") or []
     differs = [key for key in RECORDED if now.get(key) not in [entry.get(key) for entry in (before, *entries)]]
     entry = {"started": now.get("started"), "differs": differs, **{key: now.get(key) for key in RECORDED}}
     return {"continued": [*entries, entry]} if differs else {}
@@ -68,8 +69,8 @@ def _find_difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
     """Return the first setting inside that differs: its dotted name and both values."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return key, before, now
-    inner = next(name for name in [*before, *now] if before.get(name) != now.get(name))
-    return _find_difference(f"{key}.{inner}", before.get(inner), now.get(inner))
+    inner = next(name for name in [*before, *now] if (name in before, before.get(name)) != (name in now, now.get(name)))
+    return _find_difference(f"{key}.{inner}", before.get(inner, ABSENT), now.get(inner, ABSENT))
 
 
 def _check_place(run: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

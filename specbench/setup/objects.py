@@ -45,6 +45,7 @@ def check_nodes(settings: RunSettings, here: bool = True) -> None:
     check_methods(settings.method)
     for name, node in settings.engine.items():
         check_node(node, f"engine.{name}", Engine)
+    settings.check_recorded()
 
 
 def check_device(target: TargetSettings) -> None:

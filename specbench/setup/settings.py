@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
-from specbench.errors import InputError, suggest_choices
-from specbench.records.nested import look_up
+from specbench.errors import InputError, show_value, suggest_choices
+from specbench.records.nested import flatten, look_up
+from specbench.records.typed import find_odd
 from specbench.setup.instantiate import check_types
 from specbench.setup.rules import check_rules
 
@@ -105,6 +106,14 @@ class Settings:
     def recorded(self) -> dict[str, Any]:
         """The config as config.yaml records it: without `out`, and with ~ for the home folder."""
         return {key: hide_home(value) for key, value in self.plain.items() if key != "out"}
+
+    def check_recorded(self) -> None:
+        """Raise InputError for what could not be read again from config.yaml, such as .nan or a key that is a number."""
+        for name, value in flatten(self.recorded):
+            if odd := find_odd(value):
+                raise InputError(f"{name}={show_value(value)}: {odd}")
+        if odd := find_odd(self.recorded):
+            raise InputError(f"the settings hold {odd}")
 
 
 @dataclass(frozen=True)
