@@ -13,7 +13,7 @@ from pathlib import Path
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # without tab and newline
 SHOWN = 80  # characters of a value in a message
 OUTPUT = "standard output"
-FULL = ("No space left on device", "disk is full", "Disk quota exceeded", "file write failed")
+FULL = ("No space left on device", "disk is full", "Disk quota exceeded", "file write failed", "unexpected pos")
 UNUSABLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOTDIR, errno.EISDIR)
 NO_MEMORY = ("OutOfMemoryError", "not enough memory", "t allocate memory", "bad_alloc")
 FEW = 12  # choices that a message can list

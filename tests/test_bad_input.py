@@ -42,6 +42,8 @@ pytestmark = pytest.mark.full
         (["run", "~target.draft"], "target: its YAML has no draft"),
         (["run", "repeats=0"], "repeats=0: expected a whole number, at least 1"),
         (["run", "suite=jsonl", "method=[]"], "suite jsonl needs a questions file: give suite.path=FILE"),
+        (["train"], "method: expected one, such as method=NAME; `specbench list` shows them"),
+        (["datastore", "build", "data=/dev/null"], "/dev/null: expected a file, found a device"),
         (["datastore", "bild"], "datastore bild: no such command; expected build"),
         (["datastore", "build", "method=[rest]"], "method: no such setting"),
         (["datastore", "build", "data=FILE", "dataset=some/set"], "data=FILE and dataset=some/set: expected one of them"),

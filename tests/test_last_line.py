@@ -56,6 +56,11 @@ ESCAPED: dict[str, tuple[Callable[[], object], int, str]] = {
     "torch": (allocate, 2, r"out of memory: RuntimeError: .*tried to allocate .*; full trace: /"),
     "named file": (lambda: Path("/nowhere/x").read_bytes(), 2, r"/nowhere/x: No such file or directory; choose another folder$"),
     "full disk": (lambda: fill_disk(Path("deep.jsonl")), 2, r"deep.jsonl: No space left on device; choose another folder$"),
+    "torch's archive": (
+        lambda: raise_(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")),
+        2,
+        r"unexpected pos 64 vs 0",
+    ),
     "sqlite": (
         lambda: raise_(sqlite3.OperationalError("database or disk is full")),
         2,

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from specbench.errors import InputError, format_error, suggest_choices
 from specbench.models.chat import render_prompt
 from specbench.models.texts import WRONG, Text, iter_exchanges
+from specbench.records.files import open_regular
 
 FIELDS = ("messages", "conversations", "text")
 Row = Mapping[str, Any]
@@ -66,8 +67,7 @@ def read_file(path: Path, field: str | None, encoder: DocumentEncoder) -> Iterat
 
     Paragraphs end at blank lines. Raises InputError with file and line (.json: the entry's number).
     """
-    if not path.is_file():
-        raise InputError(f"{path}: cannot be read: no such file")
+    open_regular(path).close()
     try:
         if path.suffix in (".jsonl", ".json"):
             rows = _read_lines(path) if path.suffix == ".jsonl" else _read_entries(path)

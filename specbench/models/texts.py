@@ -14,6 +14,7 @@ from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.models.chat import decode_answer, render_prompt
 from specbench.models.target import Target
+from specbench.records.files import open_regular
 from tasks.question import Question
 
 SIDE_BY_SIDE = 64  # conversations per batch
@@ -79,8 +80,7 @@ def read_texts(path: Path, target: Target) -> list[Text]:
     Only user and assistant messages are read; the rest of a prompt comes from the target's chat format, as in a run. Raises
     InputError with file and line.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: cannot be read: no such file")
+    open_regular(path).close()
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -242,6 +242,8 @@ def _explain_error(error: Exception, overrides: Sequence[str], config_dir: Path 
         key, value = ambiguous.groups()
         expected = f"{key}=[{value}] for one run with all of them" if key in LISTS else "one value"
         return f"{key}={value}: expected {expected}" + ", or -m for one run each" * (root == RUN)
+    if missing := re.match(r"You must specify '(\w+)'", text):
+        return f"{missing[1]}: expected one, such as {missing[1]}=NAME; `specbench list` shows them"
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return _explain_unknown_key(unknown[1], overrides, config_dir, root)
     place = getattr(error, "full_key", None)

@@ -37,10 +37,15 @@ def check_choices(parsed: Sequence[Override], options: Mapping[str, Sequence[str
             raise InputError(f"{group}: cannot be changed; --config-dir names a further folder of YAMLs")
         if override.is_delete():
             _check_deletion(group)
-        elif group in options and group != "task" and not override.is_sweep_override():
+        elif group in options and not override.is_sweep_override():
             for name in _list_values(override):
-                if name not in options[group]:
+                if not (_is_task(name) if group == "task" else name in options[group]):
                     raise unknown_choice(group, show_value(name), options[group])
+
+
+def _is_task(name: Any) -> bool:
+    """Whether it may be the name of a suite's own task: Hydra takes a choice's name for a path."""
+    return isinstance(name, str) and "/" not in name
 
 
 def unknown_choice(group: str, given: str, options: Sequence[str], more: str = "") -> InputError:
