@@ -18,9 +18,10 @@ from specbench.decoding import attention, language_model
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
-from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
+from specbench.decoding.tree import DraftTree
 from specbench.engine.hf import TransformersGenerate
 from specbench.errors import InputError
 from specbench.models.self_test import check_float32_copy, check_forward, measure_distance
@@ -41,6 +42,7 @@ RUN: dict[str, dict[str, Any]] = {  # the forward is transformers', token for to
     **dict.fromkeys(("ernie4_5_moe", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "phimoe"), SMALL_EXPERTS),
     "afmoe": SMALL_EXPERTS,
     "cohere2": {"sliding_window": 16},
+    "gemma4_text": {"sliding_window": 8, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "ministral3": {},
     "modernbert-decoder": {"sliding_window": 16},
 }
@@ -122,6 +124,13 @@ def test_at_least_forty_architectures_are_tried() -> None:
     assert len(RUN) >= 40 and not RUN.keys() & REFUSED.keys() and len(REFUSED) >= 20
 
 
+def test_a_hidden_state_after_shared_kv_is_tapped_of_every_token() -> None:
+    target = LanguageModel(build("gemma4_text", **RUN["gemma4_text"]))
+    target.tap((1, 3))
+    (out,) = target.prefill(target.create_store(20), [torch.arange(2, 20)])
+    assert (len(out.logits), out.hidden.shape) == (1, (18, 2 * SHAPE["hidden_size"]))
+
+
 @pytest.mark.parametrize("chunk", [5, 16, 30])
 def test_chunks_are_honoured(chunk: int) -> None:
     target = LanguageModel(build("llama4_text", **{**EXTRA["llama4_text"], "attention_chunk_size": chunk}))
@@ -166,6 +175,17 @@ def scale_scores(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attention, "_attend_grouped", lambda q, k, v, mask, scaling: grouped(q, k, v, mask, 0.9 * scaling))
 
 
+def lose_the_last(patch: pytest.MonkeyPatch) -> None:
+    """The last token's logits, asked for alone, are another token's."""
+    forward = LanguageModel.forward
+
+    def forward_wrongly(self: LanguageModel, store: KVStore, trees: list[DraftTree], last_only: bool = False) -> Any:
+        outs = forward(self, store, trees)
+        return [TargetOutput(out.logits[:1]) for out in outs] if last_only else outs
+
+    patch.setattr(LanguageModel, "forward", forward_wrongly)
+
+
 FAULTS: list[tuple[Break, str, str]] = [
     (lose_the_tree, "llama", "a branched tree"),
     (shift_positions, "llama", "a chain"),
@@ -173,6 +193,7 @@ FAULTS: list[tuple[Break, str, str]] = [
     (forget_windows, "mistral", "a branched tree|the prompt|a chain"),
     (forget_windows, "llama4_text", "a branched tree|the prompt|a chain"),
     (scale_scores, "llama", "a chain"),
+    (lose_the_last, "llama", "the prompt"),
 ]
 
 

@@ -122,11 +122,12 @@ class LanguageModel:
         last_only (prefill): return the logits of each tree's last node alone.
         """
         ids, positions = _batch_trees(trees, store.lengths)  # (B, N) each
+        last = torch.tensor([-1])  # given as 1, Gemma 4 would leave the other tokens out of the layers that share KV
         logits: Tensor = self.model(
             input_ids=ids,
             position_ids=positions,
             use_cache=False,
-            logits_to_keep=1 if last_only and len(trees) == 1 else 0,
+            logits_to_keep=last if last_only and len(trees) == 1 else 0,
             forward_pass=ForwardPass(store, trees, self._bias, self._chunks),
         ).logits
         tapped = [self._tapped[layer] for layer in self._taps]

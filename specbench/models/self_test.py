@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError, format_error, is_out_of_memory
@@ -204,6 +205,7 @@ def _run_theirs(model: LanguageModel, script: Script, committed_only: bool = Fal
     sizes = [len(rows) - AFTER_PROMPT, CHAIN_KEPT, len(TREE_KEPT), SINGLE]
     logits = dict(zip(("the prompt", "a chain", "a branched tree", "single tokens"), torch.split(rows, sizes), strict=True))
     if not committed_only:
+        logits["the prompt"] = torch.cat([logits["the prompt"], logits["the prompt"][-1:]])
         logits["a chain"] = _read_logits(model, [script.prompt + script.chain], CHAIN)[0]
         logits["a branched tree"] = _read_tree(model, script)
     if not all(map(_is_finite, logits.values())):
@@ -237,13 +239,22 @@ def _run_ours(model: LanguageModel, script: Script, committed_only: bool) -> Log
         return torch.tensor(tokens, device=model.device)
 
     model.tap(())
-    prompt = model.prefill(store, [to_tensor(script.prompt)], all_logits=not committed_only)[0].logits.float()
+    prompt = _feed_prompt(model, store, to_tensor(script.prompt), committed_only)
     chain = feed(DraftTree.chain(to_tensor(script.chain)), tuple(range(CHAIN_KEPT)))
     tree = feed(DraftTree(to_tensor(script.tree), to_tensor(list(PARENTS))), TREE_KEPT)
     single = torch.cat([feed(DraftTree.chain(to_tensor([token])), (0,)) for token in script.single])
     if committed_only:
         chain, tree = chain[:CHAIN_KEPT], tree[list(TREE_KEPT)]
     return {"the prompt": prompt, "a chain": chain, "a branched tree": tree, "single tokens": single}
+
+
+def _feed_prompt(model: LanguageModel, store: KVStore, prompt: Tensor, committed_only: bool) -> Tensor:
+    """(1, V): the last token's logits alone, as decoding reads them; before it (T, V), every token's, unless `committed_only`."""
+    last = model.prefill(store, [prompt])[0].logits.float()
+    if committed_only:
+        return last
+    every = model.prefill(model.create_store(len(prompt)), [prompt], all_logits=True)[0].logits.float()
+    return torch.cat([every, last])
 
 
 def _measure_rounding(model: LanguageModel, script: Script, whole: Tensor | None) -> float:
