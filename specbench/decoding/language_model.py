@@ -160,6 +160,12 @@ def check_taps(taps: tuple[int, ...], layers: int) -> None:
             raise InputError(f"the drafter reads the hidden state before layer {tap}; the target has 0 to {layers} (after all)")
 
 
+def check_token(token: int | None, name: str, vocabulary: int) -> None:
+    """Raises InputError for a setting that names a token which the target does not have."""
+    if token is not None and token >= vocabulary:
+        raise InputError(f"{name}={token}: the target has tokens 0 to {vocabulary - 1}")
+
+
 def _read_context(config: PretrainedConfig) -> int:
     """Return the longest sequence. Raises InputError for a model without rotary or learned positions."""
     context: int | None = getattr(config, "max_position_embeddings", None)
