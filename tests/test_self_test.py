@@ -24,7 +24,8 @@ from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.engine.hf import TransformersGenerate
 from specbench.errors import InputError
-from specbench.models.self_test import check_float32_copy, check_forward, measure_distance
+from specbench.models.logits import measure_distance
+from specbench.models.self_test import check_float32_copy, check_forward
 from specbench.records.trial import BASELINE
 from tests.tiny import EXTRA, SHAPE, VOCABULARY
 
@@ -110,6 +111,18 @@ def test_an_architecture_that_passes_writes_what_generate_writes(architecture: s
         expected = decode_by_transformers(target, prompt)
         assert decode(target, Autoregressive(), prompt) == expected
         assert decode(target, lookahead(), prompt) == expected
+
+
+NOT_CAUSAL: dict[str, dict[str, Any]] = {
+    "llama": {"is_causal": False},
+    "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 8, "use_bidirectional_attention": True},
+}
+
+
+@pytest.mark.parametrize("architecture", NOT_CAUSAL)
+def test_a_decoder_that_sees_later_tokens_is_refused(architecture: str) -> None:
+    with pytest.raises(InputError, match=f"{architecture}: cannot be run: transformers' own cache changes its logits"):
+        check_forward(LanguageModel(build(architecture, **NOT_CAUSAL[architecture])))
 
 
 @pytest.mark.full
@@ -270,6 +283,16 @@ def test_logits_that_are_not_numbers_are_refused() -> None:
         cast(Any, model.model).norm.weight.data[3] = bad
         with pytest.raises(InputError, match="not finite"):
             check_forward(LanguageModel(model))
+
+
+@pytest.mark.parametrize(("tensor", "value"), [("weight", 0.0), ("weight", 1.0), ("bias", 0.0)])
+def test_logits_that_tell_nothing_are_refused(tensor: str, value: float) -> None:
+    model: Any = build("phi", num_key_value_heads=4)
+    model.lm_head.weight.data.fill_(value)
+    model.lm_head.bias.data = torch.arange(VOCABULARY).float() if tensor == "bias" else torch.zeros(VOCABULARY)
+    said = "the same after every text" if tensor == "bias" else "all equal"
+    with pytest.raises(InputError, match=f"its logits are {said}"):
+        check_forward(LanguageModel(model))
 
 
 def test_a_context_too_short_for_any_test_is_left_untried() -> None:
