@@ -55,15 +55,19 @@ def _move_taps(config: dict[str, Any]) -> dict[str, Any]:
     return rest | ({TAPS: given} if given else {})
 
 
-def _check_map(offsets: Tensor | None, vocabulary: int) -> None:
-    """Raises InputError for a d2t that maps drafted tokens to no token, or two to one."""
-    if offsets is None or offsets.ndim != 1 or offsets.is_floating_point():
+def _check_maps(offsets: Tensor | None, known: Tensor | None, vocabulary: int) -> None:
+    """Raises InputError for a d2t that maps drafted tokens to no token, or two to one, and for a t2d that names other tokens."""
+    if offsets is None or offsets.ndim != 1 or offsets.is_floating_point() or offsets.is_complex():
         return  # refused by its shape or type
     tokens = torch.arange(len(offsets)) + offsets
     if not ((tokens >= 0) & (tokens < vocabulary)).all() or len(set(tokens.tolist())) < len(tokens):
         raise InputError(
             f"d2t maps to other tokens than the target's {vocabulary}, or several to one; expected offsets to distinct ids"
         )
+    if known is None or known.shape != (vocabulary,) or known.dtype != torch.bool:
+        return
+    if not torch.equal(known.nonzero()[:, 0], tokens.sort().values):
+        raise InputError("t2d contradicts d2t: expected true for exactly the tokens that d2t maps to")
 
 
 class MidLayer(nn.Module):
@@ -140,7 +144,7 @@ class Eagle3Network(DraftNetwork):
         """Drop the vocabulary maps if the vocabularies are equal; note whether it has embeddings; taps in one spelling."""
         if config.get("draft_vocab_size", config["vocab_size"]) == config["vocab_size"]:
             tensors = {name: tensor for name, tensor in tensors.items() if name not in ("d2t", "t2d")}
-        _check_map(tensors.get("d2t"), config["vocab_size"])
+        _check_maps(tensors.get("d2t"), tensors.get("t2d"), config["vocab_size"])
         defaults = {"rms_norm_eps": DEFAULT_EPS, "own_embeddings": "embed_tokens.weight" in tensors}
         return {**defaults, **_move_taps(config), "num_hidden_layers": 1}, tensors
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from specbench.bounds import Length, TokenId
 from specbench.decoding.drafter import Drafter, SequenceContext
-from specbench.decoding.language_model import TargetOutput
+from specbench.decoding.language_model import LanguageModel, TargetOutput, check_token
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verification
 from specbench.errors import InputError
@@ -55,6 +55,10 @@ class PromptLookup(Drafter):
             raise InputError("pld: match=last excludes full=true, whose matches end before the n-gram; use match=first")
         self.sizes = range(max_ngram, min_ngram - 1, -1)
         self.length, self.match, self.full, self.filler = length, match, full, filler
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        check_token(self.filler, "filler", target.vocabulary)
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> NgramIndex:
         return NgramIndex(prompt, self.sizes, self.match)

@@ -10,7 +10,7 @@ from specbench.datastore.build import build_in_memory
 from specbench.datastore.prefixes import Prefixes
 from specbench.datastore.store import Datastore, Sample, StoreMatch
 from specbench.decoding.drafter import Drafter, SequenceContext
-from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.language_model import LanguageModel, TargetOutput, check_token
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verification
 from specbench.drafters.checkpoints import RANDOM
@@ -54,6 +54,7 @@ class Rest(Drafter):
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
+        check_token(self.filler, "filler", target.vocabulary)
         if self.random:
             self.datastore = build_random_store(target.vocabulary)
         if (vocabulary := self.datastore.about.vocabulary) > target.vocabulary:

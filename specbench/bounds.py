@@ -23,6 +23,22 @@ class Within:
 LARGEST = 2**53  # of numbers without bounds of their own: beyond, a float no longer holds every whole number
 
 
+MOST_LAYERS = 1024  # of a model: one of millions would be built for hours
+LAYER_NAMES = (  # by which a config counts its layers: transformers' own, and what its attribute maps know
+    *("num_hidden_layers", "num_layers", "n_layer", "n_layers", "layers", "depth"),
+    *("decoder_layers", "encoder_layers", "decoder_num_hidden_layers"),
+)
+
+
+def find_depth(config: object) -> str | None:
+    """Return `NAME=NUMBER` of a config, or of one inside it, that counts more layers than MOST_LAYERS."""
+    if not isinstance(config, Mapping):
+        return None
+    deep = (f"{name}={config[name]}" for name in LAYER_NAMES if type(config.get(name)) is int and config[name] > MOST_LAYERS)
+    inside = (f"{name}.{found}" for name, part in config.items() if (found := find_depth(part)))
+    return next(deep, None) or next(inside, None)
+
+
 def is_sound(value: float) -> bool:
     """Whether a number is finite and of a size that arithmetic can stand."""
     return math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST

@@ -136,7 +136,7 @@ BROKEN: Mapping[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "model.safetensors.index.json").write_text("[1]"),
         "model.safetensors.index.json: expected a mapping of settings",
     ),
-    "empty-bin": (lambda folder: only_bin(folder, b""), "no model at "),
+    "empty-bin": (lambda folder: only_bin(folder, b""), "pytorch_model.bin: is empty"),
     "garbage-bin": (lambda folder: only_bin(folder, b"garbage"), "no model at "),
     "activation": (
         lambda folder: changed(folder, "config.json", hidden_act="evil"),
@@ -193,7 +193,8 @@ SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidd
         ("bert", "bert is an encoder .is_decoder: false.; expected a decoder-only language model"),
         ("roberta", "roberta is an encoder"),
         ("t5", "T5Config is no config of a decoder-only language model"),
-        ("falcon", "falcon: cannot be run: TypeError"),
+        ("falcon", "falcon: cannot be run: it cannot attend through transformers' interface: TypeError"),
+        ("bart", "bart is an encoder and a decoder"),
         ("stablelm", "stablelm: cannot be run: it does not pass its keyword arguments on to its attention"),
         ("nemotron", "nemotron: cannot be run: it does not pass its keyword arguments on to its attention"),
         ("bloom", "bloom: its config has no max_position_embeddings"),

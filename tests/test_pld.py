@@ -137,3 +137,11 @@ def test_spec_bench_takes_the_oldest_and_the_default_the_latest_place() -> None:
 def test_the_latest_full_place_is_not_kept_and_therefore_refused() -> None:
     with pytest.raises(InputError, match="match=first"):
         lookup(2, 1, 4, "last", full=True)
+
+
+def test_a_filler_that_the_target_does_not_have_is_refused() -> None:
+    target = tiny_language_model("llama")
+    PromptLookup(max_ngram=3, min_ngram=2, length=4, match="last", full=False, filler=target.vocabulary - 1).bind(target)
+    drafter = PromptLookup(max_ngram=3, min_ngram=2, length=4, match="last", full=False, filler=target.vocabulary)
+    with pytest.raises(InputError, match=f"filler={target.vocabulary}: the target has tokens 0 to {target.vocabulary - 1}"):
+        drafter.bind(target)

@@ -150,3 +150,8 @@ def test_what_rest_refuses(tmp_path: Path) -> None:
             drafter_of(store, **settings)
     with pytest.raises(InputError, match="this target names no datastore: set method.LABEL.datastore to a folder or random"):
         Rest(None, longest=LONGEST, shortest=SHORTEST, depth=DEPTH, **OURS)
+
+
+def test_a_filler_that_the_target_does_not_have_is_refused() -> None:
+    with pytest.raises(InputError, match=f"filler={VOCABULARY}: the target has tokens 0 to {VOCABULARY - 1}"):
+        drafter_of("random", filler=VOCABULARY)

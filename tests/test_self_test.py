@@ -18,12 +18,14 @@ from specbench.decoding import attention, language_model
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
-from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
+from specbench.decoding.tree import DraftTree
 from specbench.engine.hf import TransformersGenerate
 from specbench.errors import InputError
-from specbench.models.self_test import check_float32_copy, check_forward, measure_distance
+from specbench.models.logits import measure_distance
+from specbench.models.self_test import check_float32_copy, check_forward
 from specbench.records.trial import BASELINE
 from tests.tiny import EXTRA, SHAPE, VOCABULARY
 
@@ -41,6 +43,7 @@ RUN: dict[str, dict[str, Any]] = {  # the forward is transformers', token for to
     **dict.fromkeys(("ernie4_5_moe", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "phimoe"), SMALL_EXPERTS),
     "afmoe": SMALL_EXPERTS,
     "cohere2": {"sliding_window": 16},
+    "gemma4_text": {"sliding_window": 8, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "ministral3": {},
     "modernbert-decoder": {"sliding_window": 16},
 }
@@ -110,6 +113,18 @@ def test_an_architecture_that_passes_writes_what_generate_writes(architecture: s
         assert decode(target, lookahead(), prompt) == expected
 
 
+NOT_CAUSAL: dict[str, dict[str, Any]] = {
+    "llama": {"is_causal": False},
+    "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 8, "use_bidirectional_attention": True},
+}
+
+
+@pytest.mark.parametrize("architecture", NOT_CAUSAL)
+def test_a_decoder_that_sees_later_tokens_is_refused(architecture: str) -> None:
+    with pytest.raises(InputError, match=f"{architecture}: cannot be run: transformers' own cache changes its logits"):
+        check_forward(LanguageModel(build(architecture, **NOT_CAUSAL[architecture])))
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("architecture", REFUSED)
 def test_an_architecture_that_our_forward_cannot_compute_is_refused(architecture: str) -> None:
@@ -120,6 +135,13 @@ def test_an_architecture_that_our_forward_cannot_compute_is_refused(architecture
 
 def test_at_least_forty_architectures_are_tried() -> None:
     assert len(RUN) >= 40 and not RUN.keys() & REFUSED.keys() and len(REFUSED) >= 20
+
+
+def test_a_hidden_state_after_shared_kv_is_tapped_of_every_token() -> None:
+    target = LanguageModel(build("gemma4_text", **RUN["gemma4_text"]))
+    target.tap((1, 3))
+    (out,) = target.prefill(target.create_store(20), [torch.arange(2, 20)])
+    assert (len(out.logits), out.hidden.shape) == (1, (18, 2 * SHAPE["hidden_size"]))
 
 
 @pytest.mark.parametrize("chunk", [5, 16, 30])
@@ -166,6 +188,17 @@ def scale_scores(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attention, "_attend_grouped", lambda q, k, v, mask, scaling: grouped(q, k, v, mask, 0.9 * scaling))
 
 
+def lose_the_last(patch: pytest.MonkeyPatch) -> None:
+    """The last token's logits, asked for alone, are another token's."""
+    forward = LanguageModel.forward
+
+    def forward_wrongly(self: LanguageModel, store: KVStore, trees: list[DraftTree], last_only: bool = False) -> Any:
+        outs = forward(self, store, trees)
+        return [TargetOutput(out.logits[:1]) for out in outs] if last_only else outs
+
+    patch.setattr(LanguageModel, "forward", forward_wrongly)
+
+
 FAULTS: list[tuple[Break, str, str]] = [
     (lose_the_tree, "llama", "a branched tree"),
     (shift_positions, "llama", "a chain"),
@@ -173,6 +206,7 @@ FAULTS: list[tuple[Break, str, str]] = [
     (forget_windows, "mistral", "a branched tree|the prompt|a chain"),
     (forget_windows, "llama4_text", "a branched tree|the prompt|a chain"),
     (scale_scores, "llama", "a chain"),
+    (lose_the_last, "llama", "the prompt"),
 ]
 
 
@@ -249,6 +283,16 @@ def test_logits_that_are_not_numbers_are_refused() -> None:
         cast(Any, model.model).norm.weight.data[3] = bad
         with pytest.raises(InputError, match="not finite"):
             check_forward(LanguageModel(model))
+
+
+@pytest.mark.parametrize(("tensor", "value"), [("weight", 0.0), ("weight", 1.0), ("bias", 0.0)])
+def test_logits_that_tell_nothing_are_refused(tensor: str, value: float) -> None:
+    model: Any = build("phi", num_key_value_heads=4)
+    model.lm_head.weight.data.fill_(value)
+    model.lm_head.bias.data = torch.arange(VOCABULARY).float() if tensor == "bias" else torch.zeros(VOCABULARY)
+    said = "the same after every text" if tensor == "bias" else "all equal"
+    with pytest.raises(InputError, match=f"its logits are {said}"):
+        check_forward(LanguageModel(model))
 
 
 def test_a_context_too_short_for_any_test_is_left_untried() -> None:

@@ -122,11 +122,12 @@ class LanguageModel:
         last_only (prefill): return the logits of each tree's last node alone.
         """
         ids, positions = _batch_trees(trees, store.lengths)  # (B, N) each
+        last = torch.tensor([-1])  # given as 1, Gemma 4 would leave the other tokens out of the layers that share KV
         logits: Tensor = self.model(
             input_ids=ids,
             position_ids=positions,
             use_cache=False,
-            logits_to_keep=1 if last_only and len(trees) == 1 else 0,
+            logits_to_keep=last if last_only and len(trees) == 1 else 0,
             forward_pass=ForwardPass(store, trees, self._bias, self._chunks),
         ).logits
         tapped = [self._tapped[layer] for layer in self._taps]
@@ -157,6 +158,12 @@ def check_taps(taps: tuple[int, ...], layers: int) -> None:
     for tap in taps:
         if not 0 <= tap <= layers:
             raise InputError(f"the drafter reads the hidden state before layer {tap}; the target has 0 to {layers} (after all)")
+
+
+def check_token(token: int | None, name: str, vocabulary: int) -> None:
+    """Raises InputError for a setting that names a token which the target does not have."""
+    if token is not None and token >= vocabulary:
+        raise InputError(f"{name}={token}: the target has tokens 0 to {vocabulary - 1}")
 
 
 def _read_context(config: PretrainedConfig) -> int:

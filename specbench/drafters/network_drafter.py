@@ -16,6 +16,7 @@ from specbench.drafters.network import Network, TargetShape
 from specbench.errors import InputError, format_error
 from specbench.machine.devices import pick_dtype
 from specbench.models.expand import SEED, get_small_sizes, map_layer
+from specbench.models.finite import check_weights
 from specbench.models.packed import can_pack, pack
 from specbench.records.files import read_object
 
@@ -36,6 +37,7 @@ def load_network(kind: type[Network], checkpoint: str | None, target: LanguageMo
     if get_small_sizes(target.config):
         network = expand_network(network, base, TargetShape.of(target.config), weights_dtype, target.device)
     network = network.to(target.device, weights_dtype).eval().requires_grad_(False)
+    check_weights(network, f"the checkpoint at {checkpoint} as {str(weights_dtype)[6:]}")
     if kind.packs and can_pack(target.device, weights_dtype):
         pack(network)
     network.attach_target(target)

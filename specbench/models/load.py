@@ -18,8 +18,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 
 from specbench import ROOT
+from specbench.bounds import MOST_LAYERS, find_depth
 from specbench.decoding.language_model import LanguageModel
 from specbench.errors import InputError, is_out_of_memory
 from specbench.machine.devices import get_free_memory, get_total_memory, pick_device, pick_dtype
@@ -29,6 +31,7 @@ from specbench.models.packed import can_pack, pack
 from specbench.models.refusals import (
     check_decoder,
     check_keys,
+    check_plain_layers,
     check_quantization,
     check_settings,
     describe_failure,
@@ -36,6 +39,9 @@ from specbench.models.refusals import (
     take_message,
 )
 from specbench.models.self_test import check_float32_copy, check_forward
+from specbench.models.stored import UNREAD, check_files, check_stored_types
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 
 
 def load_model(
@@ -73,7 +79,8 @@ def load_model(
             model = model.to(where)  # type: ignore[arg-type]
         return _try_out(model, one_device=device_map is None, packed=packed and can_pack(where, kind))
     except torch.OutOfMemoryError:
-        raise InputError(f"{path} does not fit the memory of {where}; try another device, dtype or device_map") from None
+        what = "config: its model" if weights == "random" else path
+        raise InputError(f"{what} does not fit the memory of {where}; try another device, dtype or device_map") from None
 
 
 def _expand(
@@ -123,8 +130,8 @@ def check_model(
     Also for a shape that this device could never hold. Reads no weights, so it can be called before the device is free.
     """
     where = pick_device(device)
-    if weights != "random" and path is None:
-        raise InputError("path=null: expected a hub id or a folder")
+    if weights != "random" and not path:
+        raise InputError(f"path={'null' if path is None else repr(path)}: expected a hub id or a folder")
     place = _resolve_path(path) if weights != "random" and path else None
     if shape is None:
         return
@@ -166,7 +173,20 @@ def load_tokenizer(path: str, revision: str | None, trust_remote_code: bool) -> 
     except InputError:
         raise
     except Exception as error:  # the tokenizers library raises bare exceptions
-        raise InputError(f"no tokenizer at {path}: {take_message(error)}") from None
+        reason = _describe_surroundings(path, revision, trust_remote_code)
+        raise InputError(reason or f"no tokenizer at {path}: {take_message(error)}") from None
+
+
+def _describe_surroundings(path: str, revision: str | None, trust_remote_code: bool) -> str | None:
+    """Return what keeps a tokenizer from being loaded, if it is not the tokenizer: no file of it, or a broken config.json."""
+    folder = find_local_folder(path)
+    if folder and not any((folder / name).is_file() for name in TOKENIZERS):
+        return f"no tokenizer at {path}: expected a folder with one of {', '.join(TOKENIZERS)}"
+    try:
+        AutoConfig.from_pretrained(_resolve_path(path), revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of any type: a config is read by its own class
+        return f"{path}/config.json: {describe_failure(error, _read_config(_resolve_path(path), revision))}"
+    return None
 
 
 def _load_pretrained(
@@ -176,7 +196,10 @@ def _load_pretrained(
         raise InputError("target.path is missing; expected a hub id or a folder")
     place = _resolve_path(path)
     config = _read_config(place, revision)
-    check_quantization(config.get("quantization_config"), place)
+    quantization = config.get("quantization_config")
+    check_quantization(quantization, place)
+    if deep := find_depth(config):
+        raise InputError(f"{path}/config.json: {deep}: expected at most {MOST_LAYERS:,}")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
@@ -196,6 +219,10 @@ def _load_pretrained(
     model, info = loaded
     if wrong := describe_misfits(model, info):
         raise InputError(f"the checkpoint at {path} does not fit its config: {wrong}")
+    if quantization:
+        check_plain_layers(model, dtype, place)
+    else:
+        check_stored_types(model, _find_stored(place, revision), path)
     return cast(PreTrainedModel, model)
 
 
@@ -206,6 +233,11 @@ def _read_config(place: str, revision: str | None) -> dict[str, Any]:
     except Exception:  # of any type: a hub's, a file's
         return {}
     return config
+
+
+def _find_stored(place: str, revision: str | None) -> Path:
+    """Return the folder in which a model that has been loaded lies: of a hub id, in transformers' cache."""
+    return Path(str(cached_file(place, "config.json", revision=revision, local_files_only=True))).parent
 
 
 def _build_random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -250,7 +282,10 @@ def _resolve_path(path: str) -> str:
     """Return a folder or hub id. Raises InputError for a path that cannot be a hub id and does not exist, or broken settings."""
     if (folder := find_local_folder(path)) is not None:
         check_settings(folder)
+        check_files(folder)
         return str(folder)
+    if path.endswith(".gguf"):
+        raise InputError(f"{path}: {UNREAD}")
     if path.count("/") > 1 or path.startswith((".", "~", "/")):
         raise InputError(f"no model at {path}: no such folder, and a hub id has the form owner/name")
     return path

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
@@ -62,7 +64,8 @@ def check_decoder(model: PreTrainedModel) -> None:
     """Raises InputError for a model that reads its text in both directions, or with an encoder."""
     config = model.config.get_text_config()
     switch = hasattr(type(config), "is_decoder")  # of the kinds that are encoders unless told otherwise; others ignore the key
-    if getattr(config, "is_encoder_decoder", False):
+    kind = getattr(type(config), "is_encoder_decoder", False)  # transformers may have built its decoder alone
+    if kind or getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{config.model_type} is an encoder and a decoder; expected a decoder-only language model")
     if switch and not config.is_decoder:
         raise InputError(f"{config.model_type} is an encoder (is_decoder: false); expected a decoder-only language model")
@@ -90,6 +93,17 @@ def check_quantization(given: Any, place: str) -> None:
     if method is not None and method not in known:
         raise InputError(
             f"{place}/config.json: quantization_config.quant_method={method}: expected {suggest_choices(method, known)}"
+        )
+
+
+def check_plain_layers(model: PreTrainedModel, dtype: torch.dtype, place: str) -> None:
+    """Raises InputError for a checkpoint that says it is quantised, whose plain layers come in another type than asked for."""
+    plain = (module.weight.dtype for module in model.modules() if type(module) is nn.Linear)
+    other = next((found for found in plain if found != dtype), None)
+    if other is not None:
+        raise InputError(
+            f"{place}/config.json: quantization_config: transformers loads its plain layers as {str(other)[6:]}, "
+            f"not the {str(dtype)[6:]} asked for"
         )
 
 

@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError, format_error, is_out_of_memory
 from specbench.machine.devices import get_free_memory
 from specbench.models.first_difference import describe_first_difference
+from specbench.models.logits import check_spread, is_finite, measure_distance
 
 PROMPT = 24  # random tokens
 CHAIN, CHAIN_KEPT = 6, 4
@@ -45,7 +47,6 @@ LEAST_FROM_FLOAT32 = 0.02  # of a model in 16 bits, compared with its float32 co
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 TOLERATED = 4  # with experts, one row in so many may differ by more: of two equally good ones the other one is chosen
-FAR = 100.0  # logits so far below the best one do not count
 SECONDS = 30.0  # most that a test beyond a window may take, by estimate
 SCORE_BYTES = 8  # of a pair of tokens and a head in a forward of transformers
 FORWARDS = 4  # whole ones in a test beyond a window
@@ -128,7 +129,7 @@ def _name_model(model: LanguageModel) -> Iterator[None]:
 
 
 def _check(model: LanguageModel, float32: Float32Copy | None) -> dict[str, Any]:
-    model.check_attention()
+    _check_attention(model)
     script = _draw_script(model, _measure_prompt(model))
     started = time.perf_counter()
     _read_logits(model, [script.committed], 1)
@@ -139,6 +140,15 @@ def _check(model: LanguageModel, float32: Float32Copy | None) -> dict[str, Any]:
         figures = _judge(model, script, float32.logits, float32.rounding, LEAST_FROM_FLOAT32)
     beyond = {limit: _compare_beyond(model, limit, pace, figures["bound"]) for limit in _list_limits(model)}
     return figures | {"beyond": beyond}
+
+
+def _check_attention(model: LanguageModel) -> None:
+    try:
+        model.check_attention()
+    except Exception as error:  # of any type
+        if isinstance(error, InputError) or is_out_of_memory(error):
+            raise
+        raise InputError(f"it cannot attend through transformers' interface: {format_error(error)}") from None
 
 
 def _measure_prompt(model: LanguageModel) -> int:
@@ -204,16 +214,13 @@ def _run_theirs(model: LanguageModel, script: Script, committed_only: bool = Fal
     sizes = [len(rows) - AFTER_PROMPT, CHAIN_KEPT, len(TREE_KEPT), SINGLE]
     logits = dict(zip(("the prompt", "a chain", "a branched tree", "single tokens"), torch.split(rows, sizes), strict=True))
     if not committed_only:
+        logits["the prompt"] = torch.cat([logits["the prompt"], logits["the prompt"][-1:]])
         logits["a chain"] = _read_logits(model, [script.prompt + script.chain], CHAIN)[0]
         logits["a branched tree"] = _read_tree(model, script)
-    if not all(map(_is_finite, logits.values())):
+    if not all(map(is_finite, logits.values())):
         raise InputError("its logits are not finite numbers")
+    check_spread(torch.cat(list(logits.values())))
     return logits
-
-
-def _is_finite(logits: Tensor) -> bool:
-    """Whether a row of logits (n, V) can be used: NaN and +inf win every maximum, -inf forbids a token."""
-    return bool(logits.amax(dim=-1).isfinite().all())
 
 
 def _read_tree(model: LanguageModel, script: Script) -> Tensor:
@@ -237,13 +244,22 @@ def _run_ours(model: LanguageModel, script: Script, committed_only: bool) -> Log
         return torch.tensor(tokens, device=model.device)
 
     model.tap(())
-    prompt = model.prefill(store, [to_tensor(script.prompt)], all_logits=not committed_only)[0].logits.float()
+    prompt = _feed_prompt(model, store, to_tensor(script.prompt), committed_only)
     chain = feed(DraftTree.chain(to_tensor(script.chain)), tuple(range(CHAIN_KEPT)))
     tree = feed(DraftTree(to_tensor(script.tree), to_tensor(list(PARENTS))), TREE_KEPT)
     single = torch.cat([feed(DraftTree.chain(to_tensor([token])), (0,)) for token in script.single])
     if committed_only:
         chain, tree = chain[:CHAIN_KEPT], tree[list(TREE_KEPT)]
     return {"the prompt": prompt, "a chain": chain, "a branched tree": tree, "single tokens": single}
+
+
+def _feed_prompt(model: LanguageModel, store: KVStore, prompt: Tensor, committed_only: bool) -> Tensor:
+    """(1, V): the last token's logits alone, as decoding reads them; before it (T, V), every token's, unless `committed_only`."""
+    last = model.prefill(store, [prompt])[0].logits.float()
+    if committed_only:
+        return last
+    every = model.prefill(model.create_store(len(prompt)), [prompt], all_logits=True)[0].logits.float()
+    return torch.cat([every, last])
 
 
 def _measure_rounding(model: LanguageModel, script: Script, whole: Tensor | None) -> float:
@@ -265,16 +281,6 @@ def _read_cached(model: LanguageModel, ids: Tensor, size: int) -> Tensor:
     return torch.cat(logits).float()
 
 
-def measure_distance(found: Tensor, expected: Tensor) -> Tensor:
-    """(n,): the root mean square difference of each row of logits (n, V), relative to the spread of the expected ones."""
-    near = expected > expected.amax(dim=-1, keepdim=True) - FAR  # an expanded model's further tokens are far
-    count = near.sum(dim=-1)
-    mean = expected.where(near, 0).sum(dim=-1) / count
-    spread = (expected - mean[:, None]).where(near, 0).square().sum(dim=-1)
-    error = (found - expected).where(near, 0).square().sum(dim=-1)
-    return (error / spread.clamp(min=torch.finfo(spread.dtype).tiny)).sqrt()
-
-
 def _find_differences(model: LanguageModel, found: Logits, expected: Logits) -> dict[str, float]:
     return {step: _summarize(model.config, found[step], expected[step]) for step in expected}
 
@@ -284,7 +290,7 @@ def _summarize(config: PretrainedConfig, found: Tensor, expected: Tensor) -> flo
 
     With experts, one row in TOLERATED is left out.
     """
-    if not _is_finite(found):
+    if not is_finite(found):
         return float("inf")
     ordered = measure_distance(found, expected).sort().values
     left_out = len(ordered) // TOLERATED if any(map(vars(config).get, EXPERTS)) else 0

@@ -156,8 +156,8 @@ def load_target_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizer
         if settings.config is None:
             raise InputError("target.weights=random needs target.config, the model's architecture")
         return load_tokenizer(EMBEDDED, None, False), "template"
-    if settings.path is None:
-        raise InputError("target.path=null: expected a hub id or a folder")
+    if not settings.path:
+        raise InputError(f"target.path={'null' if settings.path is None else repr('')}: expected a hub id or a folder")
     tokenizer = load_tokenizer(settings.path, settings.revision, settings.trust_remote_code)
     render_prompt(settings.format, [("Hello", None)], tokenizer)
     return tokenizer, settings.format

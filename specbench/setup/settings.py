@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
+from specbench.bounds import MOST_LAYERS, find_depth
 from specbench.errors import InputError, show_value, suggest_choices
 from specbench.records.nested import flatten, look_up
 from specbench.records.typed import find_odd
@@ -15,7 +16,6 @@ from specbench.setup.rules import check_rules
 
 Node = dict[str, Any]  # a YAML mapping of `_target_`, the class, and its arguments
 UNTYPED = ("plain", "suite", "method", "engine")  # the whole config, and nodes, which `instantiate` checks
-LAYERS = ("num_hidden_layers", 1024)  # a model of millions would be built for hours
 EXTRA = ("checkpoints", "datastore", "draft_dtypes", "draft_shapes")  # keys of a target's YAML that YAMLs of methods refer to
 
 
@@ -196,10 +196,8 @@ def parse_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[s
 
 
 def _check_layers(sizes: Any, place: str) -> None:
-    name, most = LAYERS
-    layers = sizes.get(name, 1) if isinstance(sizes, Mapping) else 1
-    if isinstance(layers, int) and layers > most:
-        raise InputError(f"{place}.{name}={layers}: expected at most {most:,}")
+    if deep := find_depth(sizes):
+        raise InputError(f"{place}.{deep}: expected at most {MOST_LAYERS:,}")
 
 
 def _construct(kind: type[Any], plain: Mapping[str, Any], place: str) -> Any:

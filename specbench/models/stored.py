@@ -1,0 +1,57 @@
+"""The tensors of a model's files by name and type: transformers casts whatever it finds there to the type asked for."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from specbench.errors import InputError, abbreviate
+
+PATTERNS = ("model*.safetensors", "pytorch_model*.bin")  # the first that a folder has is what transformers reads
+FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
+UNREAD = "GGUF is not read; expected a folder with config.json and model.safetensors or pytorch_model.bin"
+
+
+def check_files(folder: Path) -> None:
+    """Raises InputError for weights that are empty files, for GGUF alone, and for an index that transformers cannot read."""
+    if any(folder.glob("*.gguf")) and not (folder / "config.json").exists():
+        raise InputError(f"{folder}: {UNREAD}")
+    for file in _find_files(folder):
+        if file.is_file() and not file.stat().st_size:
+            raise InputError(f"{file}: is empty")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not {"metadata", "weight_map"} <= json.loads(index.read_bytes()).keys():
+        raise InputError(f'{index}: expected {{"metadata": {{…}}, "weight_map": {{tensor: file beside this one, …}}}}')
+
+
+def check_stored_types(model: PreTrainedModel, folder: Path, place: str) -> None:
+    """Raises InputError for files that hold numbers of another kind for floating weights of a model, such as whole ones."""
+    floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    prefix = f"{model.base_model_prefix}."
+    wrong = [
+        f"{name} is {kind}, expected a float of 16 to 64 bits"
+        for file in _find_files(folder)
+        for name, kind in _list_types(file)
+        if kind not in FLOATS and (name in floating or prefix + name in floating)
+    ]
+    if wrong:
+        raise InputError(f"the checkpoint at {place} does not fit its config: of another kind: {abbreviate(sorted(wrong))}")
+
+
+def _find_files(folder: Path) -> list[Path]:
+    found = (sorted(folder.glob(pattern)) for pattern in PATTERNS)
+    return next((files for files in found if files), [])
+
+
+def _list_types(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and type of each tensor of a file, without its numbers."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as tensors:
+            yield from ((name, tensors.get_slice(name).get_dtype()) for name in tensors.keys())  # noqa: SIM118
+        return
+    stored: dict[str, Any] = torch.load(file, map_location="meta", weights_only=True)
+    yield from ((name, str(tensor.dtype)[6:]) for name, tensor in stored.items() if isinstance(tensor, torch.Tensor))
