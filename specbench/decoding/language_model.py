@@ -17,6 +17,9 @@ from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
 
 
+LAST = slice(-1, None)  # of the logits; asked for one by its number, Gemma 4 leaves the other tokens out of layers that share KV
+
+
 @dataclass(frozen=True)
 class TargetOutput:
     """The target's output for the N nodes of one draft tree.
@@ -122,12 +125,11 @@ class LanguageModel:
         last_only (prefill): return the logits of each tree's last node alone.
         """
         ids, positions = _batch_trees(trees, store.lengths)  # (B, N) each
-        last = torch.tensor([-1])  # given as 1, Gemma 4 would leave the other tokens out of the layers that share KV
         logits: Tensor = self.model(
             input_ids=ids,
             position_ids=positions,
             use_cache=False,
-            logits_to_keep=last if last_only and len(trees) == 1 else 0,
+            logits_to_keep=LAST if last_only and len(trees) == 1 else 0,
             forward_pass=ForwardPass(store, trees, self._bias, self._chunks),
         ).logits
         tapped = [self._tapped[layer] for layer in self._taps]
