@@ -36,6 +36,7 @@ SummaryRow = Mapping[Hashable, Any]
 DRIFT_LEVEL = 1e-3  # significance level of the test for drift inside blocks
 DRIFT = 0.02  # smallest change of time that is reported, from the first place in a block to the last
 IMPOSSIBLE = 1.5  # a conversion above this is no chance, however few the questions
+MANY = 100  # drafted tokens; fewer may all miss by chance
 LEAST_SPREAD = 0.03  # smallest spread between repeats that is reported
 UNSTEADY = 0.1  # smallest spread of autoregressive decoding that is reported: the machine's own pace changes
 CHANGED = {  # names of run.json, in words
@@ -280,7 +281,7 @@ def _warn_no_drafts(row: SummaryRow) -> Iterator[Alarm]:
         return
     if row["drafted"] == 0:
         yield Alarm("alarm", row["method"], row["task"], "drafted nothing: this row is autoregressive decoding")
-    elif row["acceptance_rate"] == 0:
+    elif row["acceptance_rate"] == 0 and row["drafted"] >= MANY:
         message = f"drafted {row['drafted']:,.0f} tokens, none was accepted"
         yield Alarm("alarm", row["method"], row["task"], f"{message}: it does not fit the target, or its checkpoint was not read")
 
