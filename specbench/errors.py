@@ -10,7 +10,9 @@ from contextlib import suppress
 from io import IOBase
 from pathlib import Path
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # without tab and newline
+CONTROL = re.compile(  # without tab and newline; the last two ranges turn the direction of writing
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 SHOWN = 80  # characters of a value in a message
 OUTPUT = "standard output"
 FULL = ("No space left on device", "disk is full", "Disk quota exceeded", "file write failed", "unexpected pos")

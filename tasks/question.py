@@ -20,6 +20,7 @@ MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", 
 SINGLE_TURN = ("translation", "summarization", "qa", "math_reasoning", "rag")
 MOST_BYTES = 2**30
 LONGEST_NAME = 200  # characters of an id, a category or a task
+ALL_TASKS = "overall"  # the tables' name for all tasks together
 TASK_OF_CATEGORY = dict.fromkeys(MT_BENCH, "mt_bench") | {category: category for category in SINGLE_TURN}
 
 
@@ -160,6 +161,8 @@ def _check_name(value: object, field: str) -> str:
 def _parse_category(row: dict[str, object]) -> tuple[str, str]:
     """Return category and task. A row's own `task` wins and allows any category; otherwise Spec-Bench's category decides."""
     category, task = _check_name(row["category"], "category"), row.get("task")
+    if task == ALL_TASKS:
+        raise InputError(f"task is {ALL_TASKS}, which stands for all tasks; expected another name")
     if task is not None:
         return category, _check_name(task, "task")
     if category not in TASK_OF_CATEGORY:

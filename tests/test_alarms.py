@@ -76,8 +76,19 @@ def test_conversion_above_one_raises_an_alarm_only_beyond_noise(tmp_path: Path) 
     assert [one[:3] for one in high] == [("alarm", "pld", "overall")], "of one task, it and overall say the same"
     noisy = raised(list(both([1.0, 8.0, 5.0, 4.0, 2.0])), tmp_path / "noisy")
     assert not [one for one in noisy if "conversion" in one[3]]
-    single = [one for one in raised(list(both([2.0])), tmp_path / "single") if "conversion" in one[3]]
+    single = [one for one in raised(list(both([3.0])), tmp_path / "single") if "conversion" in one[3]]
     assert {one[0] for one in single} == {"notice"}
+    fast = [one for one in raised(list(both([0.1])), tmp_path / "fast") if "conversion" in one[3]]
+    assert [one[0] for one in fast] == ["alarm"] and "far above 1" in fast[0][3], "40 times at 2.5 tokens per forward"
+
+
+def test_drafts_of_which_none_was_accepted_are_alarmed(tmp_path: Path) -> None:
+    for steps in (20, 5):
+        missed = trial("eagle", [1] * steps, 10.0, drafted=[5] * steps, nodes=[6] * steps, depth=[5] * steps)
+        found = raised([trial("autoregressive", [1] * steps, 10.0), missed], tmp_path / str(steps))
+        said = "drafted 100 tokens, none was accepted: it does not fit the target, or its checkpoint was not read"
+        assert (("alarm", "eagle", "overall", said) in found) == (steps == 20), "25 may miss by chance"
+        assert any("none was accepted" in one[3] for one in found) == (steps == 20)
 
 
 @pytest.mark.parametrize(("class_", "alarmed"), [("exact", False), ("lossy", False), ("bug", True), ("untested", True)])
@@ -190,7 +201,7 @@ def test_a_window_that_the_self_test_left_out_is_noticed(tmp_path: Path) -> None
         (0.0, "cold", {"error": "gone"}, False),
         (0, "warm", {}, False),
         (1.0, "cold", {}, False),
-        (0, "cold", {"turn": 1}, False),
+        (0, "cold", {"question_id": 2}, False),
     ],
 )
 def test_counts_of_a_cold_method_that_differ_between_repeats_are_alarmed(

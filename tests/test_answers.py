@@ -131,6 +131,11 @@ def test_lines_that_are_no_answers_are_named(tmp_path: Path) -> None:
         (counting(new_tokens=[-4]), "new_tokens is below 0"),
         (counting(accept_lengths=[1, 1, -1, 1]), "accept_lengths is below 0"),
         (at_once, "wall_time is not above 0"),
+        (counting(new_tokens=[1000]), "accept_lengths make 4 tokens, but new_tokens 1000"),
+        (counting(new_tokens=[0]), "new_tokens is 0 in a turn whose text is not ERROR"),
+        (counting(accept_lengths=[10**9, 1, 1, 1]), "accept_lengths make 1000000003 tokens, but new_tokens 4"),
+        (counting(accept_lengths=[0, 0, 0, 0]), "accept_lengths make 0 tokens, but new_tokens 4"),
+        (counting(decoding_steps=[7]), "accept_lengths holds 4 steps, but decoding_steps makes 7"),
     ):
         (tmp_path / "c.jsonl").write_text(json.dumps(good | failed) + "\n" + json.dumps(good | change) + "\n")
         with pytest.raises(InputError, match=f"c.jsonl:2: not an answer of Spec-Bench: {said}"):
@@ -140,6 +145,34 @@ def test_lines_that_are_no_answers_are_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", made_up_trials({"pld": 0.4}, ("qa",)))
     with pytest.raises(InputError, match="run holds no texts"):
         export_answers(read_run(run.path), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "steps", "tokens"),
+    [
+        ([3, 4, 4], 3, 12),  # a specbench export: prefill's token is no step's
+        ([4, 4, 4], 3, 12),  # EAGLE, Medusa
+        ([5, 4, 4], 2, 12),  # Recycling: the prompt's last token counts, the breaking step does not
+        ([1, 5, 5, 5], 4, 12),  # Lookahead: its last entry is not cut to the limit
+        ([4, 4, 6], 3, 14),  # EAGLE-3, REST: tokens after the end of the text count
+    ],
+)
+def test_what_programs_count_differently_is_no_contradiction(tmp_path: Path, lengths: list[int], steps: int, tokens: int) -> None:
+    row = json.loads(by_hand("vicuna", 81, "qa", [1] * 12, 1.0))
+    (tmp_path / "vicuna.jsonl").write_text(json.dumps(row) + "\n")
+    row["choices"][0] |= {"decoding_steps": [steps], "new_tokens": [tokens], "accept_lengths": lengths}
+    (tmp_path / "eagle.jsonl").write_text(json.dumps(row) + "\n")
+    import_answers([tmp_path / "eagle.jsonl"], [tmp_path / "vicuna.jsonl"], None, RunDirectory(tmp_path / "back"))
+    assert len(read_run(tmp_path / "back").trials) == 2
+
+
+def test_one_text_has_not_a_hundred_times_the_tokens_of_the_baseline(tmp_path: Path) -> None:
+    row = json.loads(by_hand("vicuna", 81, "qa", [1] * 4, 1.0))
+    (tmp_path / "vicuna.jsonl").write_text(json.dumps(row) + "\n")
+    row["choices"][0] |= {"new_tokens": [400], "decoding_steps": [4], "accept_lengths": [100] * 4}
+    (tmp_path / "eagle.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match="eagle.jsonl:1: .*new_tokens is 400 for a text that the baseline counts as 4$"):
+        import_answers([tmp_path / "eagle.jsonl"], [tmp_path / "vicuna.jsonl"], None, RunDirectory(tmp_path / "back"))
 
 
 def test_every_method_has_a_file_for_each_baseline(tmp_path: Path) -> None:

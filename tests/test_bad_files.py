@@ -35,6 +35,11 @@ from tests.tiny import tiny_model
             "questions.jsonl:2: question_id '1' is already used",
         ),
         (['{"question_id": 1, "category": "qa", "turns": [" "]}'], "qa", "questions.jsonl:1: turn 1 is empty"),
+        (
+            ['{"question_id": 1, "category": "qa", "task": "overall", "turns": ["?"]}'],
+            "overall",
+            "questions.jsonl:1: task is overall, which stands for all tasks",
+        ),
         (['{"question_id": 1, "category": "qa", "turns": ["?"]}'], "rag", "suite jsonl has no question of task rag; it has qa"),
     ],
 )

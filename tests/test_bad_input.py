@@ -231,3 +231,8 @@ def test_a_wrong_class_gets_one_line_in_a_process_of_its_own() -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "the nearest is PromptLookup" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["report", "run"], ["export", "spec_bench", "run"], ["paper"]])
+def test_an_empty_folder_is_not_this_one(refuse: Refuse, command: list[str]) -> None:
+    assert refuse(*command, "--out", "").startswith("argument --out: expected a folder; . is this one")

@@ -101,7 +101,7 @@ def test_a_factor_that_is_no_fact_is_refused(tmp_path: Path) -> None:
 
 def test_another_commit_and_further_methods_are_no_difference(tmp_path: Path) -> None:
     old, new = pair(tmp_path)
-    RunDirectory(new).write_config(CONFIG | {"method": {"rest": {"nodes": 3}}})
+    RunDirectory(new).write_config(CONFIG | {"method": {"pld": {}, "sps": {}, "rest": {"nodes": 3}}})
     RunDirectory(new).write_provenance(PROVENANCE | {"git": {"commit": "b"}, "code_sha256": "c", "codes": {"pld": "d"}})
     assert compare_runs(old, new).new == "new"
 
@@ -127,8 +127,8 @@ def test_a_folder_whose_older_runs_lack_a_method(tmp_path: Path) -> None:
 
 def test_a_method_with_another_setting_is_not_a_further_one(tmp_path: Path) -> None:
     old, new = pair(tmp_path)
-    RunDirectory(old).write_config(CONFIG | {"method": {"pld": {"max_ngram": 3}}})
-    RunDirectory(new).write_config(CONFIG | {"method": {"pld": {"max_ngram": 3, "length": 9}, "rest": {"nodes": 3}}})
+    RunDirectory(old).write_config(CONFIG | {"method": {"pld": {"max_ngram": 3}, "sps": {}}})
+    RunDirectory(new).write_config(CONFIG | {"method": {"pld": {"max_ngram": 3, "length": 9}, "sps": {}, "rest": {"nodes": 3}}})
     with pytest.raises(InputError, match="method.pld.length is 9, not absent"):
         compare_runs(old, new)
 
@@ -329,7 +329,7 @@ def test_a_checkout_of_another_protocol_is_refused_in_a_line(tmp_path: Path, tex
 def test_an_unfinished_run_is_no_reference(refuse: Refuse, tmp_path: Path) -> None:
     """Stopped before its last turn; of another method of its config it has none."""
     run = write_run(tmp_path / "broken", made_up_trials(METHODS, TASKS, questions=8)[:-1], turns=24)
-    run.write_config(CONFIG | {"repeats": 2, "method": {"pld": {}, "rest": {}}})
+    run.write_config(CONFIG | {"repeats": 2, "method": {"pld": {}, "sps": {}, "rest": {}}})
     assert read_run(run.path).missing == {"rest": 48, "sps": 1}
     assert refuse("compare", "rolling", "broken", "--add") == (
         "--add: broken is not finished: 49 turns are missing; run the same command again to resume"

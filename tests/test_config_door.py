@@ -17,7 +17,7 @@ from specbench.errors import InputError
 from specbench.records.trial import BASELINE
 from specbench.setup.compose import compose_certify, compose_run
 from specbench.setup.instantiate import check_node, instantiate
-from specbench.setup.objects import check_nodes
+from specbench.setup.objects import check_label, check_nodes
 from tests.conftest import Cli
 from tests.fake_run import made_up_trials, write_run
 from tests.test_compose import refusal, write
@@ -244,3 +244,18 @@ def test_any_node_builds_a_drafter_or_is_refused() -> None:
 @pytest.mark.slow
 def test_thousands_of_nodes() -> None:
     check_examples(3000)()
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "said"),
+    [
+        ("method", "pld@hf", "at most 99 characters without @"),
+        ("method", "x" * 100, "at most 99 characters without @"),
+        ("method", " ", "expected text, not blank"),
+        ("method", "pld\u202e", "without control characters"),
+        ("engine", "a@b", "at most 99 characters without @"),
+    ],
+)
+def test_a_label_cannot_pose_as_another_nor_fill_a_page(group: str, name: str, said: str) -> None:
+    with pytest.raises(InputError, match=f"a name in {group} is .*{said}"):
+        check_label(group, name)

@@ -100,7 +100,7 @@ def test_names_that_differ_stay_different() -> None:
 def test_an_export_stays_in_its_folder(cli: Cli, tmp_path: Path, label: str) -> None:
     trials = made_up_trials({label: 0.4}, ("qa",), 2)
     run = write_run(tmp_path / "run", trials, device={"name": ".."}, git={"commit": "../../x", "dirty": False})
-    run.write_config(WHOLE | {"target": {"name": "../../up", "shape": None, "dtype": None}})
+    run.write_config(WHOLE | {"target": {"name": "../../up", "shape": None, "dtype": None}, "method": {label: {}}})
     for one in trials:
         run.append_text(one.method, one.question_id, 0, "w", None)
     (tmp_path / "victim").mkdir()

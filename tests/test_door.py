@@ -73,7 +73,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"kind": "true"}, "kind is 'true'"),
     ({"kind": "replayed"}, "expected null in a replayed turn"),
     ({"task": "overall"}, "task is overall, which stands for all tasks"),
-    ({"method": ""}, "method is '', expected text, not empty"),
+    ({"method": ""}, "method is '', expected text, not blank"),
     ({"method": "a\x1b[2Jb"}, "method is 'a\\x1b[2Jb'"),
     ({"schema": True}, "schema is true"),
 ]
@@ -90,7 +90,10 @@ def test_a_turn_that_cannot_have_happened_is_refused_with_its_line(tmp_path: Pat
 
 
 def test_a_failed_turn_has_no_times_and_an_imported_one_its_own_counts(tmp_path: Path) -> None:
-    rows = [failed("pld"), trial("sps", [2], 0.5, kind="imported", new_tokens=9, drafted=None, nodes=None, depth=None)]
+    rows = [
+        failed("pld", kind="imported"),
+        trial("sps", [2], 0.5, kind="imported", new_tokens=9, drafted=None, nodes=None, depth=None),
+    ]
     assert write_run(tmp_path, rows).read_trials() == rows
 
 
@@ -165,6 +168,11 @@ DOCUMENTS: list[tuple[str, bytes, str]] = [
     ("run.json", b'{"turns": true}', "turns is true"),
     ("run.json", b'{"turns": -1}', "turns is -1"),
     ("run.json", b'{"leakage": {"pld": [{"name": "a"}]}}', "leakage.pld[0].leaked is missing"),
+    (
+        "run.json",
+        b'{"leakage": {"pld": [{"name": "a", "tokens": 1, "questions": 0, "leaked": 5}]}}',
+        "leakage.pld: leaked is 5, but questions 0",
+    ),
     ("run.json", b'{"baseline": [{"engine": "a", "dtype": "b", "tokens_per_second": [0]}]}', "tokens_per_second[0] is 0"),
     ("run.json", b'{"baseline": [{"engine": "a", "dtype": "b", "tokens_per_second": []}]}', "at least one"),
     ("run.json", b'{"forward_ms": [{"rows": 0, "milliseconds": [1]}]}', "forward_ms[0].rows is 0"),

@@ -1,12 +1,13 @@
 """Records survive a kill, and a broken file is named."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from specbench.errors import InputError
-from specbench.records.files import write_atomic
+from specbench.records.files import read_bytes, write_atomic
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import Prompt, Trial, hash_ids
 from tests.fake_run import failed, trial, write_run
@@ -73,11 +74,17 @@ def test_what_is_finished_is_known_by_its_key(tmp_path: Path) -> None:
     trials = [
         trial("pld", [2], 0.5),
         trial("pld", [2], 0.5, repeat=1, question_id="a"),
+        failed("sps"),
         failed("sps", turn=1),
     ]
     run = write_run(tmp_path / "run", trials)
     assert run.read_trials() == trials
-    assert {trial.key for trial in run.read_trials()} == {("pld", 0, 1, 0), ("pld", 1, "a", 0), ("sps", 0, 1, 1)}
+    assert {trial.key for trial in run.read_trials()} == {
+        ("pld", 0, 1, 0),
+        ("pld", 1, "a", 0),
+        ("sps", 0, 1, 0),
+        ("sps", 0, 1, 1),
+    }
 
 
 def test_a_warm_turn_that_was_run_again_counts_once_with_its_last_record(tmp_path: Path) -> None:
@@ -149,3 +156,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path: Path, m
         write_atomic(tmp_path / "run.json", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
     assert (tmp_path / "run.json").read_text() == "old"
+
+
+def test_reading_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 100)
+    tracemalloc.start()
+    assert read_bytes(tmp_path / "a") == b"x" * 100
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20, f"{peak:,} bytes"
+    with pytest.raises(InputError, match="a: holds more than 99 bytes"):
+        read_bytes(tmp_path / "a", most=99)

@@ -15,6 +15,8 @@ from specbench.errors import InputError
 from specbench.exchange.ids import RecordedAnswer, read_ids
 from specbench.records.run_directory import RunDirectory
 from specbench.replay.recorded_target import replay_answers
+from specbench.replay.run import MethodReplay, build_replay_table
+from tests import fake_run
 from tests.conftest import Cli, Refuse, Tiny
 from tests.methods_under_test import drafter_of, target_of
 from tests.tiny import VOCABULARY, prompts
@@ -180,3 +182,8 @@ def test_one_prompt_may_have_several_answers(label: str) -> None:
 def test_tokens_that_no_node_follows_are_never_accepted() -> None:
     (out,) = replay_answers("pld", drafter_of("pld", "llama"), [RecordedAnswer([5, 6, 5, 6], [9, 5, 6, 5], 4)])
     assert out.output_ids == [9, 5, 6, 5] and torch.tensor(out.committed).sum() == 3
+
+
+def test_a_mean_of_no_step_is_a_dash() -> None:
+    replayed = MethodReplay("pld", [fake_run.trial("pld", [], 1.0)], live=0, equal=0)
+    assert [list(column.cells) for column in build_replay_table([replayed]).columns] == [["pld"], ["–"], ["–"], ["-"]]

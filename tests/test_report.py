@@ -126,7 +126,7 @@ def test_sparse_settings_leave_columns_empty(tmp_path: Path) -> None:
 def test_methods_without_times_have_no_rank(tmp_path: Path) -> None:
     trials = made_up_trials({"pld": 0.3, "sps": 0.6, "rest": 0.5}, ["qa"])
     replayed = [dataclasses.replace(one, prefill_s=None, decode_s=None, kind="replayed") for one in trials]
-    untimed = [other if one.method == "rest" else one for one, other in zip(trials, replayed, strict=True)]
+    untimed = [dataclasses.replace(one, error="gone") if one.method == "rest" else one for one in trials]
     rows = summarise(read_run(write_run(tmp_path, untimed).path)).set_index("method")
     assert rows.loc["rest", ["rank_best", "rank_worst"]].isna().to_numpy().all()
     assert rows["rank_worst"].max() == 3
@@ -279,7 +279,7 @@ def test_the_page_writes_settings_in_words(run: RunDirectory, tmp_path: Path) ->
         "static": static,
         "draft": draft,
     }
-    run.write_config({**run.read_config(), "method": {"pld": settings}})
+    run.write_config({**run.read_config(), "method": {"pld": settings, "sps": {}, "eagle": {}}})
     page = render_report([run.path], tmp_path / "out").page.read_text()
     line = "filler none, full no, tree (paths 0 0-1), static Rest (longest 16, cut none), draft (path zoo)"
     assert f'<td class="text">x.Y</td><td class="text settings">{line}</td>' in page
@@ -354,3 +354,17 @@ import specbench.setup.compose, specbench.setup.rules, specbench.setup.settings
 sys.exit("torch" in sys.modules or "transformers" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("task", ["method", "run", "rank", "identical", "lossless", "mean accepted tokens", "tokens/s"])
+def test_a_task_may_be_called_like_a_column(tmp_path: Path, task: str) -> None:
+    trials = made_up_trials({"pld": 0.4}, (task, "qa"), questions=3)
+    summary = summarise(read_run(write_run(tmp_path, trials).path))
+    first_task, second_task = sorted((task, "qa"))
+    header, _, first, second, *_ = tables.format_markdown(summary).splitlines()
+    assert (
+        header
+        == f"| method | {first_task} | {second_task} | overall | rank | mean accepted tokens | tokens/s | identical | lossless |"
+    )
+    assert first.startswith("| autoregressive | 1.00 | 1.00 | 1.00 |") and second.startswith("| pld | ")
+    assert tables.format_latex(summary).count("&") == 3 * 8, "a header and two methods"

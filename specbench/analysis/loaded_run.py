@@ -69,6 +69,7 @@ def read_run(path: Path) -> LoadedRun:
     config, provenance = directory.read_config(), directory.read_provenance()
     certificates, unreadable = read_certificates(list_folders(path))
     trials = select_counted(attempts)
+    directory.read_prompts()  # no report shows them, but what is wrong with them is wrong with the run
     return LoadedRun(
         name=directory.name,
         config=config,

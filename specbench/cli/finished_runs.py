@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specbench.cli.parser import Parser, build_parser, console, parse_options, print_lines, widen_console
+from specbench.cli.parser import Parser, build_parser, console, parse_folder, parse_options, print_lines, widen_console
 from specbench.errors import InputError, suggest_choices
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def paper(argv: list[str]) -> int:
     """Render the survey's tables and figures and the leaderboards, with the measured runs that match them."""
     parser = Parser(prog="specbench paper", description=paper.__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="or a folder of runs, such as a sweep's")
-    parser.add_argument("--out", type=Path, default=Path("reports/paper"), help="default: reports/paper")
+    parser.add_argument("--out", type=parse_folder, default=Path("reports/paper"), help="default: reports/paper")
     options = parser.parse_args(argv)
     from specbench.paper.render import render_paper
     from specbench.records.run_directory import expand_paths
@@ -182,7 +182,7 @@ def export(argv: list[str]) -> int:
     parser = Parser(prog="specbench export", description=export.__doc__)
     parser.add_argument("format", metavar="FORMAT", help=", ".join(formats))
     parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("--out", type=Path, default=Path("exports"), metavar="FOLDER", help="default: exports")
+    parser.add_argument("--out", type=parse_folder, default=Path("exports"), metavar="FOLDER", help="default: exports")
     options = parser.parse_args(argv)
     if options.format not in formats:
         raise InputError(f"{options.format}: no such format; expected {suggest_choices(options.format, list(formats))}")
@@ -198,7 +198,7 @@ def import_(argv: list[str]) -> int:
     baseline = "answers of autoregressive decoding, one file per repeat"
     parser.add_argument("--baseline", nargs="+", type=Path, required=True, metavar="FILE", help=baseline)
     parser.add_argument("--tokenizer", metavar="PATH", help="counts the baseline's tokens as Spec-Bench does")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--out", type=parse_folder, required=True, metavar="FOLDER")
     options = parser.parse_args(argv)
     from specbench.exchange.spec_bench import import_answers
     from specbench.models.load import load_tokenizer

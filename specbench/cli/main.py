@@ -8,7 +8,16 @@ from pathlib import Path
 
 from specbench.cli import finished_runs as commands
 from specbench.cli.last_line import explain, flush_output, open_closed_streams
-from specbench.cli.parser import Parser, accept_any_text, build_parser, console, parse_options, print_lines, widen_console
+from specbench.cli.parser import (
+    Parser,
+    accept_any_text,
+    build_parser,
+    console,
+    parse_folder,
+    parse_options,
+    print_lines,
+    widen_console,
+)
 from specbench.errors import InputError, abbreviate, suggest_choices, warn
 
 
@@ -55,7 +64,7 @@ def report(argv: list[str]) -> int:
     """Print the tables of finished runs, and render their page with figures."""
     parser = Parser(prog="specbench report", description=report.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="or a folder of runs, such as a sweep's")
-    parser.add_argument("--out", type=Path, help="default: reports/<name of the first RUN>")
+    parser.add_argument("--out", type=parse_folder, help="default: reports/<name of the first RUN>")
     options = parser.parse_args(argv)
     from specbench.records.run_directory import expand_paths
 

@@ -49,6 +49,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
+def parse_folder(text: str) -> Path:
+    """Return a folder from the command line. Raises ArgumentTypeError for an empty text: pathlib takes it for the working one."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a folder; . is this one")
+    return Path(text)
+
+
 def build_parser(command: str, description: str | None, root: str = "config") -> Parser:
     """Return the parser of a command that takes KEY=VALUE settings of a root config."""
     from specbench.setup.compose import CONF

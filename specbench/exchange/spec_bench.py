@@ -11,12 +11,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specbench.analysis.loaded_run import LoadedRun
 from specbench.errors import InputError
+from specbench.exchange.answer_rules import FAILED, check_same_counts, find_contradiction
 from specbench.models.chat import count_retokenised
 from specbench.records.files import JsonLines, write_atomic
 from specbench.records.names import make_file_name
@@ -33,7 +34,6 @@ FIELDS = ("question_id", "category", "choices")
 CHOICE = ("turns", "decoding_steps", "new_tokens", "wall_time", "accept_lengths")
 BY_TURN: dict[str, type | tuple[type, ...]] = {"turns": str, "decoding_steps": int, "new_tokens": int, "wall_time": (int, float)}
 COUNTS = ("decoding_steps", "new_tokens", "accept_lengths")
-FAILED = "ERROR"  # the text of a turn that failed
 
 
 def export_answers(run: LoadedRun, out: Path) -> list[Path]:
@@ -101,24 +101,26 @@ def import_answers(files: Sequence[Path], baselines: Sequence[Path], tokenizer: 
     for method, count in Counter(labels).items():
         if count != len(baselines):
             raise InputError(f"--baseline: {len(baselines)} files, {method} has {count}")
-    read = [_read_trials(path, label, labels[:index].count(label), tokenizer) for index, (label, path) in enumerate(labelled)]
+    placed = [_read_trials(path, label, labels[:index].count(label), tokenizer) for index, (label, path) in enumerate(labelled)]
+    read = [[trial for _, trial in trials] for trials in placed]
     _check_same_questions([path for _, path in labelled], read)
+    check_same_counts(chain(*read[: len(baselines)]), chain(*placed))
     run.write_config({"target": {"name": baselines[0].stem}, "suite": {"name": "spec_bench"}, "sampling": {}, "method": {}})
     run.write_provenance({"imported": [f"{path.parent.name}/{path.name}" for _, path in labelled]})
     for trial in (trial for trials in read for trial in trials):
         run.append_trial(trial)
 
 
-def _read_trials(path: Path, label: str, repeat: int, tokenizer: Tokenizer | None) -> list[Trial]:
-    """Read one file. Raises InputError (file:line), also for a question that comes twice."""
-    trials: dict[TrialKey, Trial] = {}
+def _read_trials(path: Path, label: str, repeat: int, tokenizer: Tokenizer | None) -> list[tuple[str, Trial]]:
+    """Return one file's turns, each with its file:line. Raises InputError (file:line), also for a question that comes twice."""
+    trials: dict[TrialKey, tuple[str, Trial]] = {}
     for number, row in read_answers(path):
         for turn, committed in enumerate(_split_by_turn(row["choices"][0])):
             trial = _build_trial(label, repeat, row, turn, committed, tokenizer)
             try:
                 if trial.key in trials:
                     raise InputError(f"turn {turn} of question {trial.question_id} already exists")
-                trials[trial.key] = parse_trial(trial.to_row())
+                trials[trial.key] = f"{path}:{number}", parse_trial(trial.to_row())
             except InputError as error:
                 raise InputError(f"{path}:{number}: not an answer of Spec-Bench: {error}") from None
     return list(trials.values())
@@ -171,7 +173,7 @@ def _find_error(row: dict[str, Any]) -> str | None:
     if not _is_list_of(choice["accept_lengths"], int):
         return "accept_lengths is not a list of integers"
     negative = [name for name in COUNTS if any(count < 0 for count in choice[name])]
-    return f"{negative[0]} is below 0" if negative else None
+    return f"{negative[0]} is below 0" if negative else find_contradiction(choice)
 
 
 def _is_list_of(values: object, kind: type | tuple[type, ...]) -> bool:

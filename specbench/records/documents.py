@@ -157,6 +157,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
         _check_start(content.get("started"))
         _check_rates(content.get("baseline") or [])
         _check_forwards(content.get("forward_ms") or [])
+        _check_leakage(content.get("leakage") or {})
     except InputError as problem:
         raise InputError(f"{path}: {problem}") from None
     return content
@@ -180,6 +181,14 @@ def _check_forwards(forwards: list[Forwards]) -> None:
     """Raise InputError unless all numbers of rows were timed in the same rounds."""
     if len({len(forward["milliseconds"]) for forward in forwards}) > 1:
         raise InputError("forward_ms: expected as many milliseconds of every number of rows")
+
+
+def _check_leakage(leakage: dict[str, list[Store]]) -> None:
+    """Raise InputError for a datastore that holds more questions than there are."""
+    for method, stores in leakage.items():
+        for store in stores:
+            if store["leaked"] > store["questions"]:
+                raise InputError(f"leakage.{method}: leaked is {store['leaked']}, but questions {store['questions']}")
 
 
 def parse_document(text: str, kind: Any) -> dict[str, Any]:

@@ -48,10 +48,10 @@ def open_regular(path: Path) -> BinaryIO:
 def read_bytes(path: Path, most: int = LINES) -> bytes:
     """Return a regular file's content. Raises InputError for anything else, and for more than `most` bytes."""
     with open_regular(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise InputError(f"{path}: holds more than {most:,} bytes")
-    return content
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise InputError(f"{path}: holds more than {most:,} bytes")
+        return file.read(size)  # a larger number would be allocated
 
 
 def read_text(path: Path, most: int = DOCUMENT) -> str:

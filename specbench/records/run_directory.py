@@ -20,7 +20,7 @@ from specbench.records.documents import AnswerText, Config, read_provenance, rea
 from specbench.records.files import JsonLines, read_bytes, write_atomic
 from specbench.records.moved import translate_targets
 from specbench.records.trial import Prompt, QuestionId, Trial
-from specbench.records.trial_rules import Questions, Turns, parse_trial
+from specbench.records.trial_rules import Origins, Prompts, Questions, Turns, parse_trial
 from specbench.records.typed import check
 
 Row = TypeVar("Row")
@@ -77,13 +77,12 @@ class RunDirectory:
 
     def read_attempts(self) -> list[Trial]:
         """Return all complete trials, of a block that was measured again every attempt. Raises InputError with file:line."""
-        self._find_file("config.yaml")
-        questions, turns = Questions(), Turns()
+        rules = (self._build_origins(), Questions(), Prompts(), Turns())
 
         def parse(row: dict[str, Any]) -> Trial:
             trial = parse_trial(row)
-            questions.check(trial)
-            turns.check(trial)
+            for rule in rules:
+                rule.check(trial)
             return trial
 
         return list(_parse_rows(self._trials, parse))
@@ -120,11 +119,21 @@ class RunDirectory:
 
         Raises InputError with file:line.
         """
-        return list(_parse_rows(self._texts, _parse_text))
+        origins = self._build_origins()
+
+        def parse(row: dict[str, Any]) -> dict[str, Any]:
+            text = _parse_text(row)
+            origins.check_method(text["method"])
+            return text
+
+        return list(_parse_rows(self._texts, parse))
 
     def write_summary(self, csv: str) -> None:
         """Write summary.csv."""
         write_atomic(self.path / "summary.csv", csv)
+
+    def _build_origins(self) -> Origins:
+        return Origins(self.read_config().get("method") or ())
 
     def _find_file(self, name: str) -> Path:
         path = self.path / name

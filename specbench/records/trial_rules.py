@@ -6,12 +6,12 @@ times are checked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from specbench.errors import InputError
 from specbench.records.attempts import AttemptKey, get_attempt_key
-from specbench.records.trial import OVERALL, PER_STEP, BlockKey, QuestionId, Trial, hash_ids
+from specbench.records.trial import BASELINE, OVERALL, PER_STEP, BlockKey, QuestionId, Trial, TrialKey, hash_ids
 
 FASTEST = 1e6  # tokens per second: nothing decodes one sequence faster
 RETOKENISED = 100  # tokens that one token's text may be encoded as
@@ -129,3 +129,54 @@ class Turns:
         arms = self._arms.setdefault((trial.block, trial.attempt), trial.arms)
         if arms != trial.arms:
             raise InputError(f"arms is {trial.arms} in attempt {trial.attempt}, but above {arms}")
+
+
+class Prompts:
+    """The prompts of one run's turns, which every method shares, unless its second turn continues from its own answer."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[tuple[QuestionId, int], tuple[int, str]] = {}
+        self._seen: set[TrialKey] = set()
+
+    def check(self, trial: Trial) -> None:
+        """Raise InputError for another prompt than an earlier trial's of that turn, and for a turn without the one before it."""
+        self._check_order(trial)
+        if trial.failed or trial.kind == "imported" or (trial.context == "own" and trial.turn):
+            return
+        prompt = (trial.prompt_tokens, trial.prompt_sha256)
+        tokens, sha256 = self._prompts.setdefault((trial.question_id, trial.turn), prompt)
+        if trial.prompt_tokens != tokens:
+            raise InputError(f"prompt_tokens is {trial.prompt_tokens}, but above {tokens} for the same turn")
+        if trial.prompt_sha256 != sha256:
+            raise InputError("prompt_sha256 is not that of the same turn above")
+
+    def _check_order(self, trial: Trial) -> None:
+        """A replay leaves out turns that failed; every other run has all turns of a question."""
+        self._seen.add(trial.key)
+        before = (*trial.key[:3], trial.turn - 1)
+        if trial.turn and trial.kind != "replayed" and before not in self._seen:
+            raise InputError(f"turn is {trial.turn}, but {trial.method} has no turn {trial.turn - 1} of this question above")
+
+
+class Origins:
+    """Where one run's rows come from: one program, one kind of context, and the methods of its config."""
+
+    def __init__(self, methods: Iterable[str]) -> None:
+        """methods: those of the config; an imported run has none, and any may be in it."""
+        self._methods = frozenset(methods)
+        self._first: tuple[str, str] | None = None
+
+    def check(self, trial: Trial) -> None:
+        """Raise InputError for a row of another program, with another context or of a method that the config lacks."""
+        program = trial.kind if trial.kind in ("imported", "replayed") else "measured or synthetic"
+        first, context = self._first = self._first or (program, trial.context)
+        if program != first:
+            raise InputError(f"kind is {trial.kind}, but above {first}")
+        if trial.context != context:
+            raise InputError(f"context is {trial.context}, but above {context}")
+        self.check_method(trial.method)
+
+    def check_method(self, method: str) -> None:
+        """Raise InputError for a method that the config lacks."""
+        if self._methods and method.partition("@")[0] not in {BASELINE, *self._methods}:
+            raise InputError(f"method is {method!a}, which config.yaml does not have")

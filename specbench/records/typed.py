@@ -36,8 +36,9 @@ class Form:
 
 
 ANY_SIZE = Within(0, LARGEST)
-Name = Annotated[str, Form(r"[^\x00-\x1f\x7f-\x9f]*", "without control characters")]
-Label = Annotated[str, Form(r"[^\x00-\x1f\x7f-\x9f]+", "not empty, without control characters")]
+SHOWABLE = r"[^\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # one that leaves the text's direction alone, too
+Name = Annotated[str, Form(f"{SHOWABLE}*", "without control characters")]
+Label = Annotated[str, Form(rf"(?=.*\S){SHOWABLE}{{1,200}}", "not blank, without control characters, of at most 200 characters")]
 Sha256 = Annotated[str, Form(r"[0-9a-f]{64}", "a sha256: 64 hexadecimal digits")]
 
 

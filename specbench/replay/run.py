@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,5 +90,5 @@ def build_replay_table(methods: Sequence[MethodReplay]) -> Table:
         groups = [[trial for trial in replayed.turns if trial.task == task] for task in tasks]
         means = [acceptance.micro(acceptance.collect_steps(turns)) for turns in [*groups, replayed.turns]]
         live = f"{replayed.equal} of {replayed.live} turns" if replayed.live else "-"
-        table.add_row(replayed.method, *(f"{mean:.2f}" for mean in means), live)
+        table.add_row(replayed.method, *("–" if math.isnan(mean) else f"{mean:.2f}" for mean in means), live)
     return table

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from specbench.analysis.loaded_run import read_run
 from specbench.errors import InputError, suggest_choices
 from specbench.exchange import spec_bench as answers
+from specbench.exchange.answer_rules import FAILED
 from specbench.exchange.ids import RecordedAnswer, Turn, build_answer, build_trial, read_ids, read_turns
 from specbench.models.chat import render_prompt
 from specbench.records.files import JsonLines
@@ -111,7 +112,7 @@ class AnswerReader:
             prompt = render_prompt(self.chat, [*earlier, (question.turns[turn], None)], self.tokenizer)
             earlier.append((question.turns[turn], text))
             output = self._encode_output(text, ended=count < self.limit)
-            if text != answers.FAILED and output:
+            if text != FAILED and output:
                 self.counts.append(count)
                 answer = build_answer(prompt, output, max(self.limit, len(output)), count < self.limit)
                 yield build_trial(self.suite, question.task, question.category, question.id, turn, answer), answer

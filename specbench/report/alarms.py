@@ -35,6 +35,8 @@ class Alarm:
 SummaryRow = Mapping[Hashable, Any]
 DRIFT_LEVEL = 1e-3  # significance level of the test for drift inside blocks
 DRIFT = 0.02  # smallest change of time that is reported, from the first place in a block to the last
+IMPOSSIBLE = 1.5  # a conversion above this is no chance, however few the questions
+MANY = 100  # drafted tokens; fewer may all miss by chance
 LEAST_SPREAD = 0.03  # smallest spread between repeats that is reported
 UNSTEADY = 0.1  # smallest spread of autoregressive decoding that is reported: the machine's own pace changes
 CHANGED = {  # names of run.json, in words
@@ -252,14 +254,20 @@ def _warn_estimators(summary: pd.DataFrame) -> Iterator[Alarm]:
 
 def _warn_conversion(row: SummaryRow) -> Iterator[Alarm]:
     value, low = row["conversion"], row["conversion_low"]
-    if row["method"] != BASELINE and low > 1:
+    if row["method"] == BASELINE:
+        return
+    if value > IMPOSSIBLE:
+        message = f"conversion {value:.2f}, far above 1: its times cannot be right, or the baseline ran much slower code"
+        yield Alarm("alarm", row["method"], row["task"], message)
+    elif low > 1:
         message = f"conversion {value:.2f}, at least {low:.2f}: the baseline ran slower code than the method"
         yield Alarm("alarm", row["method"], row["task"], message)
 
 
 def _warn_unsure_conversion(summary: pd.DataFrame) -> Iterator[Alarm]:
     """Warn once for all rows without an interval."""
-    high = summary[(summary["method"] != BASELINE) & (summary["conversion"] > 1.005) & summary["conversion_low"].isna()]
+    unsure = summary["conversion"].between(1.005, IMPOSSIBLE) & summary["conversion_low"].isna()
+    high = summary[(summary["method"] != BASELINE) & unsure]
     if summary["task"].nunique() == 2:  # one task: overall says the same
         high = high[high["task"] == OVERALL]
     if len(high):
@@ -269,8 +277,13 @@ def _warn_unsure_conversion(summary: pd.DataFrame) -> Iterator[Alarm]:
 
 
 def _warn_no_drafts(row: SummaryRow) -> Iterator[Alarm]:
-    if row["method"].partition("@")[0] != BASELINE and row["drafted"] == 0:
+    if row["method"].partition("@")[0] == BASELINE:
+        return
+    if row["drafted"] == 0:
         yield Alarm("alarm", row["method"], row["task"], "drafted nothing: this row is autoregressive decoding")
+    elif row["acceptance_rate"] == 0 and row["drafted"] >= MANY:
+        message = f"drafted {row['drafted']:,.0f} tokens, none was accepted"
+        yield Alarm("alarm", row["method"], row["task"], f"{message}: it does not fit the target, or its checkpoint was not read")
 
 
 def _warn_unfinished(row: SummaryRow) -> Iterator[Alarm]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -16,6 +16,7 @@ from specbench.records.markdown import format_markdown_table
 from specbench.records.trial import BASELINE, OVERALL
 
 SummaryRow: TypeAlias = pd.Series
+TOTALS = ("rank", "mean accepted tokens", "tokens/s", "identical", "lossless")  # columns after those of the tasks
 MARKS = ("warm", "synthetic", "replayed", "imported")  # states and kinds that a label shows
 
 _LATEX = str.maketrans(
@@ -23,9 +24,17 @@ _LATEX = str.maketrans(
 )
 
 
+class Grid(NamedTuple):
+    """A table's cells by place, not by column: a task may be called like another column."""
+
+    names: list[str]  # the first columns
+    numbers: list[str]  # the others
+    rows: list[list[str]]
+
+
 def build_grid(
     summary: pd.DataFrame, cell: Callable[[SummaryRow], str], missing: str = "–", evidence: str = "{} ({} texts)"
-) -> pd.DataFrame:
+) -> Grid:
     """Return strings, one row per run and method; columns: run (if several), method, tasks, overall, totals.
 
     evidence: the format of the verdict on a method's text and of the texts that it rests on.
@@ -37,12 +46,11 @@ def build_grid(
         by_task = {str(row["task"]): row for _, row in cells.iterrows()}
         label = format_label(by_task[OVERALL])
         shape = by_task[OVERALL]["shape"]
-        run_label = f"{run} (expanded to {shape})" if shape and not pd.isna(shape) else run
-        name = {"run": run_label, "method": label} if several else {"method": label}
-        speedups = {task: cell(by_task[task]) if task in by_task else missing for task in tasks}
+        run_label = f"{run} (expanded to {shape})" if shape and not pd.isna(shape) else str(run)
+        speedups = [cell(by_task[task]) if task in by_task else missing for task in tasks]
         totals = _format_totals(by_task[OVERALL], missing)
-        rows.append({**name, **speedups, **totals, "lossless": _format_verdict(by_task[OVERALL], evidence)})
-    return pd.DataFrame(rows)
+        rows.append([*[run_label] * several, label, *speedups, *totals, _format_verdict(by_task[OVERALL], evidence)])
+    return Grid(["run", "method"] if several else ["method"], [*tasks, *TOTALS], rows)
 
 
 def list_shown_tasks(summary: pd.DataFrame) -> list[str]:
@@ -51,13 +59,14 @@ def list_shown_tasks(summary: pd.DataFrame) -> list[str]:
     return [*tasks, OVERALL] if len(tasks) > 1 else tasks
 
 
-def _format_totals(row: SummaryRow, missing: str) -> dict[str, str]:
-    return {
-        "rank": format_rank(row, missing),
-        "mean accepted tokens": format_spread(row["mean_accepted_tokens"], row["mean_accepted_tokens_seed_sd"], missing),
-        "tokens/s": format_number(row["tokens_per_second"], 1, missing),
-        "identical": format_share(row["identical"], missing),
-    }
+def _format_totals(row: SummaryRow, missing: str) -> list[str]:
+    """Return the cells below TOTALS but the last."""
+    return [
+        format_rank(row, missing),
+        format_spread(row["mean_accepted_tokens"], row["mean_accepted_tokens_seed_sd"], missing),
+        format_number(row["tokens_per_second"], 1, missing),
+        format_share(row["identical"], missing),
+    ]
 
 
 def _format_verdict(row: SummaryRow, evidence: str) -> str:
@@ -123,12 +132,11 @@ def build_headline_table(summary: pd.DataFrame, run: str = "") -> Table:
     title = f"{run}: " * bool(run) + "Speedup over autoregressive decoding, with its 95 % interval"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     table.caption, table.caption_justify = "\n".join(describe_rows(summary)) or None, "left"
-    for name in cells.columns:
-        if name in ("run", "method"):
-            table.add_column(name, no_wrap=name == "method")
-        else:
-            table.add_column(name.replace("_", " "), justify="right", overflow="fold", min_width=4)
-    for values in cells.itertuples(index=False):
+    for name in cells.names:
+        table.add_column(name, no_wrap=name == "method")
+    for name in cells.numbers:
+        table.add_column(Text(name.replace("_", " ")), justify="right", overflow="fold", min_width=4)
+    for values in cells.rows:
         table.add_row(*map(_dim_below, values))
     return table
 
@@ -142,21 +150,20 @@ def _dim_below(cell: str) -> Text:
 def format_markdown(summary: pd.DataFrame) -> str:
     """Return the headline in GitHub's Markdown, with the limits of the 95 % interval."""
     cells = build_grid(summary, format_interval)
-    header = [name.replace("_", " ") for name in cells.columns]
-    left = sum(name in ("run", "method") for name in header)
-    table = "\n".join(format_markdown_table(header, cells.itertuples(index=False), left)) + "\n"
+    header = [name.replace("_", " ") for name in (*cells.names, *cells.numbers)]
+    table = "\n".join(format_markdown_table(header, cells.rows, len(cells.names))) + "\n"
     return table + "".join(f"\n{note}\n" for note in describe_rows(summary))
 
 
 def format_latex(summary: pd.DataFrame) -> str:
     """Return the headline as a booktabs tabular."""
     cells = build_grid(summary, _format_latex_cell, missing="--")
-    layout = "".join("l" if name in ("run", "method") else "r" for name in cells.columns)
-    names = [name for name in cells.columns if name in ("run", "method")]
-    header = " & ".join(name.translate(_LATEX) for name in cells.columns)
+    layout = "l" * len(cells.names) + "r" * len(cells.numbers)
+    header = " & ".join(name.translate(_LATEX) for name in (*cells.names, *cells.numbers))
     lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", header + r" \\", r"\midrule"]
-    for row in cells.to_dict("records"):
-        texts = [text.translate(_LATEX) if name in names else text.replace("%", r"\%") for name, text in row.items()]
+    for row in cells.rows:
+        names, numbers = row[: len(cells.names)], row[len(cells.names) :]
+        texts = [*(text.translate(_LATEX) for text in names), *(text.replace("%", r"\%") for text in numbers)]
         lines.append(" & ".join(text.replace("–", "--").replace("±", r"$\pm$") for text in texts) + r" \\")
     notes = [f"% {note}" for note in describe_rows(summary)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])

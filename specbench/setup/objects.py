@@ -14,18 +14,20 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.checkpoints import RANDOM
 from specbench.engine.base import Engine
-from specbench.errors import InputError
+from specbench.errors import InputError, show_value
 from specbench.machine.devices import count_usable_cores, pick_device, pick_dtype
 from specbench.models.chat import render_prompt
 from specbench.models.load import check_model, create_config, load_draft, load_model, load_tokenizer
 from specbench.models.target import Target
 from specbench.records.trial import BASELINE
+from specbench.records.typed import Label, check
 from specbench.setup.fingerprints import CODE_KIND, hash_method_code, hash_path
 from specbench.setup.instantiate import check_node, instantiate, iter_nodes, locate_class
 from specbench.setup.settings import CertifySettings, Node, RunSettings, TargetSettings
 from tasks.suite import Suite
 
 EMBEDDED = "specbench/zoo/target"
+LONGEST_LABEL = 99  # characters of a method's or an engine's name: two of them and an @ are a label of a record
 
 
 def silence_libraries() -> None:
@@ -44,6 +46,7 @@ def check_nodes(settings: RunSettings, here: bool = True) -> None:
     check_node(settings.suite, "suite", Suite)
     check_methods(settings.method)
     for name, node in settings.engine.items():
+        check_label("engine", name)
         check_node(node, f"engine.{name}", Engine)
     settings.check_recorded()
 
@@ -76,9 +79,18 @@ def check_threads(threads: int | None) -> None:
 def check_methods(nodes: Mapping[str, Node]) -> None:
     """Raise InputError for a method's YAML that does not fit its class, and for another baseline than autoregressive decoding."""
     for label, node in nodes.items():
+        check_label("method", label)
         check_node(node, f"method.{label}", Autoregressive if label == BASELINE else Drafter)
         if locate_class(node) is Drafter:
             raise InputError(f"method.{label}: {node['_target_']} drafts nothing; expected a subclass of it")
+
+
+def check_label(group: str, name: str) -> None:
+    """Raise InputError for a name that no table can show, or that could be read as a method on an engine."""
+    check(name, Label, f"a name in {group}")
+    if "@" in name or len(name) > LONGEST_LABEL:
+        expected = f"at most {LONGEST_LABEL} characters without @, which stands between a method and its engine"
+        raise InputError(f"a name in {group} is {show_value(name)}; expected {expected}")
 
 
 def instantiate_methods(nodes: Mapping[str, Node]) -> dict[str, Drafter]:
