@@ -16,7 +16,6 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
 
-
 LAST = slice(-1, None)  # of the logits; asked for one by its number, Gemma 4 leaves the other tokens out of layers that share KV
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specbench.drafters.network import DraftNetwork
-from specbench.errors import InputError, abbreviate
+from specbench.errors import InputError, abbreviate, format_error
 from specbench.models.finite import check_weights
 from specbench.models.load import find_local_folder
 from specbench.records.files import read_object
@@ -88,7 +88,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: holds more than plain tensors, which is never executed") from None
         raise InputError(f"{path}: cannot be read: it is no file of torch.save") from None
     except Exception as error:  # of any type: bytes that are no such file
-        raise InputError(f"{path}: cannot be read: {str(error).strip() or type(error).__name__}") from None
+        raise InputError(f"{path}: cannot be read: {format_error(error, longest=160)}") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise InputError(f"{path}: expected tensors by name, as of a state dict")
     return {str(name): tensor for name, tensor in tensors.items()}
