@@ -299,7 +299,7 @@ def test_a_torn_datastore(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "lines", "expected"),
     [
-        ("texts.jsonl", None, "texts.jsonl: cannot be read"),
+        ("texts.jsonl", None, "texts.jsonl: no such file"),
         ("texts.jsonl", ['{"text": "one"}', "{"], "texts.jsonl:2: not valid JSON"),
         ("texts.jsonl", ['{"text": "one"}', "5"], "texts.jsonl:2: expected a text or a chat"),
         (

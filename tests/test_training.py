@@ -277,7 +277,7 @@ def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> No
         (["method=[eagle,eagle2]"], "expected one, such as method=eagle3"),
         (["limit=x"], "limit=x: expected a number of questions per task, at least 1, or null for all"),
         (["max_new_tokens=1"], "no answer of two tokens or more"),
-        (["data=nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        (["data=nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["epoch=1"], "epoch: no such setting of specbench train; the nearest is epochs"),
     ],
 )
