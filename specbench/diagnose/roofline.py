@@ -82,7 +82,7 @@ def measure_forwards(
 
 @torch.inference_mode()
 def time_rows(model: LanguageModel, rows: Sequence[int], context: int, repeats: int) -> dict[int, list[float]]:
-    """Return the milliseconds of a forward over so many rows behind a context, one per round. Rounds take turns."""
+    """Return the milliseconds of a forward over so many rows after a context, one per round. Rounds take turns."""
     cells = _list_cells(model, rows, [context])
     rounds = list(_time_rounds(model, _FilledStore(max(map(sum, cells))), cells, repeats, seconds_budget=float("inf")))
     return {n: [1e3 * seconds[place] for seconds in rounds] for place, (_, n) in enumerate(cells)}
