@@ -385,8 +385,9 @@ def two(seconds: tuple[float, float], **changes: Any) -> list[Trial]:
 def test_a_mended_disturbance_is_a_notice_and_the_numbers_are_the_quiet_ones(tmp_path: Path) -> None:
     quiet = [one for question in range(5) for one in two((2.0, 1.0), question_id=question, disturbed=[])]
     hit = two((2.0, 9.0), question_id=5, disturbed=[BUSY, "waiting for a core: 50% of the time"])
-    again = two((2.0, 1.0), question_id=5, disturbed=[], attempt=2, arms=2)
-    write_run(tmp_path / "run", [*quiet, *hit, *again])
+    second = two((2.0, 5.0), question_id=5, disturbed=[BUSY], attempt=2, arms=2)
+    third = two((2.0, 1.0), question_id=5, disturbed=[], attempt=3, arms=2)
+    write_run(tmp_path / "run", [*quiet, *hit, *second, *third])
     (first, *_) = [alarm for alarm in alarms(tmp_path / "run") if "disturbed" in alarm.message]
     assert str(first) == (
         "notice: the run: 2 of 12 turns were disturbed, by other processes 2, waiting for a core 2; "

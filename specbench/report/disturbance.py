@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from specbench.analysis.disturbance import Reasons
 from specbench.analysis.loaded_run import LoadedRun
 from specbench.records.attempts import get_attempt_key
-from specbench.records.trial import BlockKey, Trial
+from specbench.records.trial import BlockKey, Trial, TrialKey
 
 NUMBER = re.compile(r"\d+(\.\d+)?")  # how much, in a reason
 SHOWN = 60  # blocks on the page; trials.jsonl has all
@@ -32,12 +32,14 @@ class DisturbedBlock:
 
 def describe_disturbed(run: LoadedRun) -> tuple[str, str] | None:
     """Return the level and the message of an alarm about a run's disturbed turns; None if there were none."""
-    ever = {key for key, _ in run.disturbed}
+    ever: dict[TrialKey, list[str]] = {}
+    for (key, _), reasons in run.disturbed.items():
+        ever.setdefault(key, []).extend(reasons)
     left = [trial for trial in run.trials if get_attempt_key(trial) in run.disturbed]
     if not ever:
         return None
     if not left:
-        by = _count_kinds(run.disturbed.values())
+        by = _count_kinds(ever.values())
         return "notice", f"{len(ever)} of {len(run.trials)} turns were disturbed, by {by}; they were measured again in quiet"
     methods = _format_counts(Counter(trial.method for trial in left))
     by = _count_kinds(run.disturbed[get_attempt_key(trial)] for trial in left)
