@@ -273,6 +273,6 @@ def test_a_reference_certificate_is_what_its_folder_is_called(path: Path) -> Non
     assert exact and all(seen.weigh("exact") == ("exact" if seen.tokens else "exact so far") for seen in exact)
     target = result.config["target"]
     name = f"{target['shape'] or target['name']}-{result.about['dtype']}"
-    assert path.parent.name in (name, f"{name}-{result.about['started'][:10]}") and result.passed
+    assert path.parent.name in (name, f"{name}-1", f"{name}-2") and result.passed  # or halves of the presets
     assert target["dtype"] in ("auto", result.about["dtype"])
     assert (path.parent / "certificate.md").read_text().startswith("# Certificate: ")
