@@ -40,7 +40,7 @@ from specbench.running.progress import ProgressDisplay
 from specbench.setup.compose import compose_run
 
 BENCH = ("target.shape=100m", "suite=mini", "limit=4", "repeats=3", "method=[pld,sps,eagle2]")
-BUSY = [sys.executable, "-c", "while True: pass"]
+BUSY = "import time; end = time.monotonic() + {}\nwhile time.monotonic() < end: pass"  # whoever is killed, it ends
 PRESSURE = Path("/proc/pressure/cpu")
 SIGNALS = "signals.csv"
 CORES, TIME = ("others", "stolen"), ("waited", "still")  # what is a share of the cores, and of the time
@@ -99,10 +99,7 @@ def is_last_pass(out: Path, repeats: int) -> bool:
 
 
 def plant(busy: int, seconds: float) -> None:
-    processes = [subprocess.Popen(BUSY) for _ in range(busy)]
-    time.sleep(seconds)
-    for process in processes:
-        process.kill()
+    for process in [subprocess.Popen([sys.executable, "-c", BUSY.format(seconds)]) for _ in range(busy)]:
         process.wait()
 
 

@@ -21,8 +21,6 @@ class Within:
 
 
 LARGEST = 2**53  # of numbers without bounds of their own: beyond, a float no longer holds every whole number
-
-
 MOST_LAYERS = 1024  # of a model: one of millions would be built for hours
 LAYER_NAMES = (  # by which a config counts its layers: transformers' own, and what its attribute maps know
     *("num_hidden_layers", "num_layers", "n_layer", "n_layers", "layers", "depth"),

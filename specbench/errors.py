@@ -88,6 +88,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or _says(error, NO_MEMORY)
 
 
+def is_about_file(error: BaseException) -> bool:
+    """Whether an error is about a file, for `describe_file_error` to name."""
+    return is_unusable(error) or (isinstance(error, OSError) and error.filename is not None)
+
+
 def is_unusable(error: BaseException) -> bool:
     """Whether a file or its folder is not there, forbidden, full or broken."""
     return is_full_disk(error) or (isinstance(error, OSError) and error.errno in UNUSABLE)

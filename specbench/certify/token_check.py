@@ -17,6 +17,7 @@ from torch import Tensor
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Dice, Sampling, probabilities
 from specbench.errors import InputError
+from specbench.models.logits import is_finite
 from specbench.records.evidence import CONFIDENCE
 
 SIZES = (1, 12, 60)  # tokens per forward: autoregressive decoding, a short draft, a long one
@@ -66,7 +67,7 @@ def measure_noise(target: LanguageModel, texts: Sequence[GeneratedText], samplin
     gaps, cdfs = [], []
     for text in texts:
         whole, *others = (compute_logits(target, text, size) for size in (None, *SIZES))
-        if not all(logits.amax(dim=-1).isfinite().all() for logits in (whole, *others)):  # NaN and +inf win every maximum
+        if not all(map(is_finite, (whole, *others))):
             raise InputError("the target's logits are not finite numbers: its texts cannot be checked")
         best = whole.topk(2).indices
         for other in others:

@@ -10,8 +10,8 @@ from specbench.errors import (
     InputError,
     describe_file_error,
     format_error,
+    is_about_file,
     is_out_of_memory,
-    is_unusable,
     mask_home,
     refuse,
     warn,
@@ -28,7 +28,7 @@ def explain(error: BaseException) -> int:
         return refuse(error)
     if isinstance(error, KeyboardInterrupt):
         return _say_stopped(*error.args)
-    if is_unusable(error) or (isinstance(error, OSError) and error.filename):
+    if is_about_file(error):
         warn(describe_file_error(error))
         return MISTAKE
     trace = _write_trace(error)

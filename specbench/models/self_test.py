@@ -254,7 +254,7 @@ def _run_ours(model: LanguageModel, script: Script, committed_only: bool) -> Log
 
 
 def _feed_prompt(model: LanguageModel, store: KVStore, prompt: Tensor, committed_only: bool) -> Tensor:
-    """(1, V): the last token's logits alone, as decoding reads them; before it (T, V), every token's, unless `committed_only`."""
+    """(T + 1, V): every token's logits, then the last one's as decoding reads them; (1, V), those alone, if `committed_only`."""
     last = model.prefill(store, [prompt])[0].logits.float()
     if committed_only:
         return last

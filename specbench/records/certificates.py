@@ -213,7 +213,7 @@ class Certification:
     @property
     def coverage(self) -> str:
         """What was checked, and when."""
-        limit = f": at most {self.evidence.most_wrong:.0%} are wrong" if self.evidence.texts else ""
+        limit = f": at most {self.evidence.most_wrong:.1%} are wrong" if self.evidence.texts else ""
         return f"{self.evidence}, {self.day}{limit}"
 
     def __str__(self) -> str:

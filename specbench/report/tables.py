@@ -177,7 +177,7 @@ def describe_rows(summary: pd.DataFrame) -> list[str]:
 def _describe_evidence(summary: pd.DataFrame) -> list[str]:
     """Return what the verdicts in the column `lossless` rest on."""
     seen = summary[EVIDENCE].dropna().drop_duplicates().to_numpy()
-    parts = [f"{texts:.0f} texts of {describe_length(tokens)}, at most {wrong:.0%} of all wrong" for texts, tokens, wrong in seen]
+    parts = [f"{texts:.0f} texts of {describe_length(tokens)}, at most {wrong:.1%} of all wrong" for texts, tokens, wrong in seen]
     return [f"Lossless, with 95 % confidence: {'; '.join(parts)}."] if parts else []
 
 

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from rich.console import Console
 
-from specbench.errors import InputError, describe_file_error, format_error
+from specbench.errors import InputError, describe_file_error, format_error, is_about_file
 from specbench.records.files import write_atomic
 from specbench.records.nested import flatten
 from specbench.records.run_directory import find_runs
@@ -121,7 +121,7 @@ def _run_job(config: Any) -> None:
 def _describe(error: Exception) -> str:
     if isinstance(error, InputError):
         return str(error)
-    return describe_file_error(error) if isinstance(error, OSError) else format_error(error)
+    return describe_file_error(error) if is_about_file(error) else format_error(error)
 
 
 def _list_jobs(parsed: Sequence[Override]) -> list[list[str]]:
