@@ -84,7 +84,7 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
     (tmp_path / "old" / FILE).write_text('{"schema": 0}')
     run = CONFIG | {"method": {"pld": {"length": 10}, "sps": {}}}
     assert find(run, PROVENANCE) == {"pld": Certification("exact", "2026-11-20", Evidence(1, 96), same_version=True)}
-    assert find(run, PROVENANCE)["pld"].coverage == "1 texts of at most 96 tokens, 2026-11-20: at most 95% are wrong"
+    assert find(run, PROVENANCE)["pld"].coverage == "1 texts of at most 96 tokens, 2026-11-20: at most 95.0% are wrong"
     changes: list[dict[str, object]] = [
         {"code_sha256": "another"},
         {"codes": {"pld": "another"}},

@@ -81,7 +81,8 @@ def test_of_a_torn_attempt_nothing_counts_and_of_a_whole_one_all() -> None:
     assert select_counted([*first, *later, third[0]]) == later
 
 
-def test_the_dearest_block_is_judged_by_its_fastest_attempt() -> None:
+def test_the_dearest_block_is_judged_by_its_fastest_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specbench.running.attempts.MORE_TIME", 0.2)  # tests are given no time otherwise
     engine = FakeEngine(lambda label, prompt: "")
     arms = [Arm(method, method, engine) for method in ("autoregressive", "pld")]
     quiet = [trial(a.label, [1], 1.0, question_id=q, repeat=r) for r in range(2) for q in range(6) for a in arms]
