@@ -26,7 +26,8 @@ from benchmarks.embedded import exit_with, parse_numbers
 from specbench import ROOT
 from specbench.analysis.summary import format_csv
 from specbench.cli.parser import Parser, console
-from specbench.decoding.attention import _attend_grouped, align_on_cuda
+from specbench.decoding.attention import _attend_grouped
+from specbench.decoding.masks import align_on_cuda
 from specbench.errors import InputError, format_error
 from specbench.machine.devices import pick_device, synchronize
 from specbench.models.expand import expand_config

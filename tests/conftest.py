@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from specbench.machine import nvml
 from specbench.models.load import load_tokenizer
 from specbench.setup.objects import EMBEDDED
-from tests.quiet import build_quiet_meter
+from tests.quiet import build_quiet_meter, pack_large
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per core
     torch.set_num_threads(1)
@@ -41,6 +41,13 @@ def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No turn is disturbed, and a time that is far outside has no consequence, whoever else uses the machine."""
     monkeypatch.setattr("specbench.running.harness.LoadMeter", build_quiet_meter)
     monkeypatch.setattr("specbench.running.attempts.MORE_TIME", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No forward is compiled, and no product chosen by its time, unless a test asks for it."""
+    monkeypatch.setattr("specbench.models.forwards.SMALLEST", 1 << 62)
+    monkeypatch.setattr("specbench.models.products.measure_first_row", pack_large)
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
+
+from torch import nn
 
 
 class PlantedMeter:
@@ -25,7 +27,14 @@ def build_quiet_meter(device: object) -> PlantedMeter:
     return PlantedMeter()
 
 
+def pack_large(layers: Sequence[nn.Linear]) -> int | None:
+    """Stands for measure_first_row."""
+    return 1 if layers[0].weight.numel() >= 150_000 else None
+
+
 def silence_machine() -> None:
-    """For a process of its own: no turn is disturbed, and a time that is far outside has no consequence."""
+    """For a process of its own: no turn is disturbed, a time that is far outside has no consequence, nothing is compiled."""
     patch("specbench.running.harness.LoadMeter", build_quiet_meter).start()
     patch("specbench.running.attempts.MORE_TIME", 0.0).start()
+    patch("specbench.models.forwards.SMALLEST", 1 << 62).start()
+    patch("specbench.models.products.measure_first_row", pack_large).start()

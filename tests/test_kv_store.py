@@ -72,12 +72,12 @@ def test_new_entries_lie_behind_the_committed_ones_of_their_own_row() -> None:
 
 
 def test_clear_forgets_sequences_and_keeps_the_memory() -> None:
-    store = KVStore(1, capacity=16)
+    store = KVStore(1, capacity=64)
     assert store.bytes == 0, "sizes are known when a layer first writes"
     new = torch.randn(1, HEADS, 5, WIDTH, dtype=torch.float64)
     keys, _ = store.write(0, new, new, [5])
     store.keep(0, range(5))
-    assert store.bytes == 2 * HEADS * 16 * WIDTH * 8, "(keys, values) x heads x capacity x width x 8 bytes"
+    assert store.bytes == 2 * HEADS * 64 * WIDTH * 8, "(keys, values) x heads x capacity x width x 8 bytes"
     store.clear()
     again, _ = store.write(0, new, new, [5])
     assert store.lengths == [0] and again.data_ptr() == keys.data_ptr()

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from specbench.decoding.attention import ChainBias, align_mask, attend
+from specbench.decoding.attention import attend
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.masks import ChainBias, align_mask
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
 from tests.random_trees import random_tree, way

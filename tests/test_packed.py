@@ -1,5 +1,6 @@
 """Linear layers in oneDNN's layout compute what plain ones do."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ from torch import nn
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
-from specbench.models import packed
-from specbench.models.packed import PackedLinear, can_pack, pack
+from specbench.models import packed, products
+from specbench.models.packed import PackedLinear, can_pack
+from specbench.models.products import pack
 from tests.methods_under_test import drafter_of
 from tests.tiny import prompts, tiny_model
 
 CPU = torch.device("cpu")
+MEASURE = products.measure_first_row  # which tests replace
 packable = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="this torch has no oneDNN to pack float32 weights with")
 every_architecture = pytest.mark.parametrize("architecture", ["llama", "qwen3", "starcoder2"])  # untied, tied, with biases
 
@@ -22,7 +25,9 @@ every_architecture = pytest.mark.parametrize("architecture", ["llama", "qwen3", 
 @pytest.fixture
 def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny layers are packed too."""
-    monkeypatch.setattr(packed, "SMALLEST", 0)
+    monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(products, "measure_first_row", lambda layers: 1)
+    monkeypatch.setattr(products.PRODUCTS, "first_rows", {})
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)], ids=["float32", "bfloat16"])
@@ -46,16 +51,54 @@ def test_a_packed_layer_equals_the_plain_one_for_1_to_64_rows(
             assert found.shape == expected.shape and worst < tolerance, f"{rows} rows: {worst:.1e} off, sums of {width} products"
 
 
-@pytest.mark.parametrize("dtype", packed.DTYPES, ids=["float32", "bfloat16"])
+@packable
 @torch.inference_mode()
-def test_every_number_of_rows_takes_the_packed_product(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rule by rows that suits one processor halves the baseline's speed on another."""
-    if not can_pack(CPU, dtype):
-        pytest.skip(f"this machine packs no {dtype}")
-    layer = PackedLinear(nn.Linear(64, 48).to(dtype))
-    monkeypatch.setattr(nn.functional, "linear", lambda *_: pytest.fail("the plain product ran"))
-    for rows in range(1, 10):
-        layer(torch.randn(1, rows, 64).to(dtype))
+def test_few_rows_take_the_plain_product_where_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = PackedLinear(nn.Linear(64, 48), first_row=3)
+    plain: list[int] = []
+    monkeypatch.setattr(packed, "linear", lambda x, *weights: plain.append(x.shape[-2]) or nn.functional.linear(x, *weights))
+    for rows in range(1, 6):
+        layer(torch.randn(1, rows, 64))
+    assert plain == [1, 2]
+
+
+@packable
+@torch.inference_mode()
+def test_siblings_are_one_product_and_still_themselves(any_size: None) -> None:
+    torch.manual_seed(0)
+    plain = nn.ModuleDict({name: nn.Linear(32, size) for name, size in (("q_proj", 48), ("k_proj", 16), ("v_proj", 24))})
+    joined: Any = copy.deepcopy(plain)
+    products.pack(joined)
+    assert len({id(layer.product) for layer in joined.values()}) == 1
+    first, second = torch.randn(1, 3, 32), torch.randn(1, 5, 32)
+    calls = [("q_proj", first), ("k_proj", first), ("v_proj", first), ("v_proj", second), ("q_proj", second), ("k_proj", first)]
+    for name, x in calls:  # in order, then out of order and with mixed inputs
+        assert torch.allclose(joined[name](x), plain[name](x), atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    "seconds, expected",
+    [
+        ({}, 1),  # equal times: packed
+        ({1: 0.5, 2: 0.5, 4: 0.5, 8: 0.5, 32: 0.5}, None),
+        ({1: 0.5, 2: 0.95}, 2),  # within the margin it is packed
+        ({4: 0.5}, 8),  # a faster plain product in between
+    ],
+)
+def test_packed_is_taken_from_the_row_on_from_which_it_is_never_slower(
+    seconds: dict[int, float], expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_time_both", lambda x, *layers: (seconds.get(x.shape[1], 1.0), 1.0))
+    monkeypatch.setattr(products, "Product", lambda weight, bias: None)
+    assert MEASURE([nn.Linear(8, 8)]) == expected
+
+
+@packable
+def test_what_an_earlier_process_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = products.Products()
+    chosen.recall({"float32 8 to 8 with bias": None})
+    monkeypatch.setattr(products, "measure_first_row", lambda layers: pytest.fail("measured again"))
+    assert chosen.choose([nn.Linear(8, 8)]) is None
 
 
 @packable
@@ -80,11 +123,13 @@ def test_every_linear_layer_is_packed_and_no_embedding(architecture: str, any_si
 
 
 @packable
-def test_small_layers_stay_plain() -> None:
-    small, large = nn.Linear(300, 300), nn.Linear(700, 300)
+def test_small_layers_stay_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "measure_first_row", lambda layers: 1)
+    monkeypatch.setattr(products.PRODUCTS, "first_rows", {})
+    small, large = nn.Linear(150, 200), nn.Linear(200, 200)
     model = nn.Sequential(small, large)
-    pack(model)
-    assert model[0] is small and isinstance(model[1], PackedLinear), f"90,000 and 210,000 weights, limit {packed.SMALLEST:,}"
+    assert pack(model) == {"float32 200 to 200 with bias": 1}
+    assert model[0] is small and isinstance(model[1], PackedLinear), f"30,000 and 40,000 weights, limit {products.SMALLEST:,}"
 
 
 @packable

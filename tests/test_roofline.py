@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from specbench.decoding.kv_store import KVStore
 from specbench.decoding.tree import DraftTree
 from specbench.diagnose import roofline
 from specbench.diagnose.roofline import build_cost_table, count_weight_bytes, measure_forwards, write_files
@@ -75,18 +76,19 @@ def test_lookups_do_not_count() -> None:
 def test_budget_ends_rounds_after_the_first() -> None:
     model = tiny_language_model()
     cells = roofline._list_cells(model, [1], [4])
-    store = roofline._FilledStore(8)
+    store = model.create_store(8)
     with torch.inference_mode():
         assert len(list(roofline._time_rounds(model, store, cells, repeats=50, seconds_budget=0))) == 1
 
 
-def test_every_entry_of_the_store_is_written() -> None:
-    model, store = tiny_language_model(), roofline._FilledStore(12)
-    store.lengths[0] = 10
+def test_a_context_is_timed_in_its_own_bucket() -> None:
+    model, store = tiny_language_model(), KVStore(1, 200)
+    tree = DraftTree.chain(torch.tensor([3, 4]))
     with torch.inference_mode():
-        model.forward(store, [DraftTree.chain(torch.tensor([3, 4]))])
-        keys, values = store.write(0, torch.ones(1, 2, 1, 8), torch.ones(1, 2, 1, 8), [1])
-    assert (keys[:, :, :10] != 0).all() and (values[:, :, :10] != 0).all()
+        roofline._time_forward(model, store, tree, 190)
+        assert store.bucket == 192
+        roofline._time_forward(model, store, tree, 10)
+    assert store.bucket == 64, "a smaller context after a larger one"
 
 
 def test_sizes_that_do_not_fit() -> None:

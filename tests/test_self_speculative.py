@@ -24,7 +24,8 @@ from specbench.decoding.verify import GREEDY, Verification
 from specbench.drafters.skip_sets import draw_skip_set, load_skip_set, write_skip_set
 from specbench.drafters.skipping import SkipSet, count_layers, skip_sublayers
 from specbench.errors import InputError
-from specbench.models.packed import PackedLinear, can_pack, pack
+from specbench.models.packed import PackedLinear, can_pack
+from specbench.models.products import pack
 from tests.tiny import EXTRA, prompts, tiny_language_model, tiny_model
 
 LAYERS = 4
@@ -89,7 +90,7 @@ def test_the_thinned_model_is_the_kept_sublayers_alone(architecture: str) -> Non
                 "softmax is float32 in some of transformers' own"
             )
             assert not torch.allclose(model(input_ids=ids[None], use_cache=False).logits[0, -1], found, atol=1e-3)
-        assert store.layers == LAYERS - len(SKIPPED.attention), "skipped attention writes no KV"
+        assert len(store.layers) == LAYERS - len(SKIPPED.attention), "skipped attention writes no KV"
 
 
 @torch.inference_mode()
@@ -112,12 +113,13 @@ def test_no_weight_exists_twice() -> None:
 def test_packed_weights_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     if not can_pack(torch.device("cpu"), torch.float32):
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr("specbench.models.packed.SMALLEST", 1)
+    monkeypatch.setattr("specbench.models.products.SMALLEST", 1)
+    monkeypatch.setattr("specbench.models.products.PRODUCTS.choose", lambda layers: 1)
     model = tiny_model("llama", LAYERS, dtype=torch.float32)
     pack(model)
     target = LanguageModel(model)
     packed = [
-        {id(m.packed) for m in of.model.modules() if isinstance(m, PackedLinear)}
+        {id(m.product) for m in of.model.modules() if isinstance(m, PackedLinear)}
         for of in (target, skip_sublayers(target, SKIPPED))
     ]
     assert packed[1] and packed[1] < packed[0]

@@ -12,7 +12,8 @@ from torch.nn.functional import linear
 from specbench.decoding.language_model import LanguageModel
 from specbench.errors import InputError
 from specbench.models import self_test
-from specbench.models.packed import PackedLinear, pack
+from specbench.models.packed import PackedLinear
+from specbench.models.products import pack
 from specbench.models.self_test import check_float32_copy, check_forward
 from tests.test_self_test import RUN, Break, build, drop_the_move, lose_the_tree
 from tests.tiny import tiny_model
@@ -41,20 +42,16 @@ def test_in_16_bits_rounding_is_how_far_transformers_is_from_float32(architectur
 
 def test_a_packed_product_in_16_bits_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Transformers' own forward takes it, too."""
-    monkeypatch.setattr("specbench.models.packed.SMALLEST", 0)
-    monkeypatch.setattr("specbench.models.packed.PackedLinear.forward", lambda self, x: 1.2 * linear(x, self.weight, self.bias))
-    monkeypatch.setattr("specbench.models.packed.PackedLinear.__init__", keep_plain)
+    monkeypatch.setattr("specbench.models.products.SMALLEST", 0)
+    monkeypatch.setattr("specbench.models.products.PRODUCTS.choose", lambda layers: 1)
+    monkeypatch.setattr("specbench.models.packed.Product.multiply", lambda self, x: 1.2 * linear(x, self.weight, self.bias))
+    monkeypatch.setattr("specbench.models.products.SIBLINGS", ())
     target = LanguageModel(build("llama", torch.bfloat16))
     copied = check_float32_copy(target)
     pack(target.model)
     assert check_forward(target)["tokens"] > 0, "both are wrong alike"
     with pytest.raises(InputError, match="in the prompt its logits leave transformers'"):
         check_forward(target, copied)
-
-
-def keep_plain(self: PackedLinear, plain: torch.nn.Linear) -> None:
-    torch.nn.Module.__init__(self)
-    self.weight, self.bias = plain.weight, plain.bias
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -57,7 +57,12 @@ def certify(settings: CertifySettings, watch: Watch) -> tuple[Certificate, Path]
     target = load_target(settings.target)
     check_prompts(questions, target)
     about = collect_provenance(target.model.device) | collect_fingerprints(settings, target, suite, drafters)
-    tests = _Tests(TextSampler(settings, target, drafters, questions, watch))
+    texts = TextSampler(settings, target, drafters, questions, watch)
+    about["forward"] = {
+        part: {key: choice[key] for key in ("kind", "why", "products")}
+        for part, choice in texts.engine.describe_forwards().items()
+    }
+    tests = _Tests(texts)
     tests.check_draws()
     with lock_run(out):
         journal = VerdictJournal(out, settings.recorded, about)

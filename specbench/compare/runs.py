@@ -89,6 +89,9 @@ def _iter_facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
     about = dict(flatten(run.provenance))
     for name in (*PLACE, *DATA, *SOFTWARE):
         yield name, about.get(name)
+    forward = (run.provenance.get("forward") or {}).get("target") or {}
+    yield "forward", forward.get("kind", "eager")  # older runs do not say it
+    yield from flatten({"products": forward.get("products") or {}})
     if checkpoints := run.provenance.get("checkpoints"):
         yield from flatten({"checkpoints": checkpoints})
     for method, stores in (run.provenance.get("leakage") or {}).items():

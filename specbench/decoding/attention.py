@@ -1,7 +1,6 @@
 """The attention function that unmodified transformers models call: draft-tree attention over our own KV store."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from specbench.decoding.kv_store import KVStore
+from specbench.decoding.masks import EVERYTHING, ChainBias, Reach, align_on_cuda, build_padded_mask
+from specbench.decoding.static import StaticPass
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
 
@@ -16,31 +17,23 @@ NAME = "specbench"
 WITHOUT_EFFECT = frozenset({"dropout", "is_causal", "position_ids", "use_cache"})  # on decoding one token after another
 
 
-class Reach(NamedTuple):
-    """Which earlier positions a layer sees: the last `window` ones; those of its own chunk of `chunk`; None: all."""
-
-    window: int | None
-    chunk: int | None
-
-    def limit(self, seen: Tensor, positions: Tensor, first: int) -> Tensor:
-        """Return what of `seen` (n, S) stays in reach of the entries from `first` on. positions: (S,) of all entries."""
-        nodes = positions[first:, None]
-        if self.window is not None:
-            seen = seen & (positions > nodes - self.window)
-        if self.chunk is not None:
-            seen = seen & (positions // self.chunk == nodes // self.chunk)
-        return seen
-
-
-EVERYTHING = Reach(None, None)
-
-
 class ForwardPass:
-    """What every layer of one forward needs: where new entries are written, and which entries each node sees."""
+    """What every layer of one forward needs: where new entries are written, and which entries each node sees.
 
-    def __init__(self, store: KVStore, trees: list[DraftTree], bias: "ChainBias", chunks: Sequence[int | None] = ()) -> None:
+    chunks: by layer, of a model that has any. reaches: collects those of the model's layers.
+    """
+
+    def __init__(
+        self,
+        store: KVStore,
+        trees: list[DraftTree],
+        bias: ChainBias,
+        chunks: Sequence[int | None] = (),
+        reaches: set[Reach] | None = None,
+    ) -> None:
         self.store, self.trees, self._bias = store, trees, bias
-        self._chunks = chunks  # by layer, of a model that has any
+        self._chunks = chunks
+        self._reaches = set() if reaches is None else reaches
         self.sizes = [len(tree) for tree in trees]
         self.single = len(trees) == 1
         self.first = self.single and store.lengths[0] == 0 and trees[0].linear
@@ -49,7 +42,8 @@ class ForwardPass:
 
     def get_mask(self, layer: int, window: int | None) -> Tensor | None:
         """Return the additive mask, broadcastable to (B, heads, N, S); None if all is visible, or causal (see `first`)."""
-        limits = (window, self._chunks[layer] if self._chunks else None)
+        limits = Reach(window, self._chunks[layer] if self._chunks else None)
+        self._reaches.add(limits)
         reach = Reach(*(None if limit is None or self._longest <= limit else limit for limit in limits))
         if reach not in self._masks:
             self._masks[reach] = self._build_mask(reach)
@@ -60,68 +54,7 @@ class ForwardPass:
             if self.sizes[0] == 1 or self.first:
                 return None
             return align_on_cuda(self._bias.build_tree_mask(self.trees[0], self.store.lengths[0]))
-        return _build_padded_mask(self.store.lengths, self.trees, reach, self._bias.dtype)
-
-
-def align_on_cuda(mask: Tensor) -> Tensor:
-    """Return (N, S) as given, or on CUDA aligned for its kernels."""
-    return align_mask(mask) if mask.is_cuda else mask
-
-
-def align_mask(mask: Tensor) -> Tensor:
-    """Copy (N, S) so that CUDA's kernels can read it: row stride a multiple of 8 entries, start aligned to 16 bytes."""
-    nodes, entries = mask.shape
-    return mask.new_zeros(nodes, -(-entries // 8) * 8)[:, :entries].copy_(mask)
-
-
-class ChainBias:
-    """Masks of single sequences as slices of one buffer, in which the past is visible and new nodes see a causal triangle."""
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype, self.device = dtype, device
-        self._past, self._nodes = 0, 0
-        self._chain = self._tree = torch.empty(0)
-
-    def build_tree_mask(self, tree: DraftTree, past: int) -> Tensor:
-        """(N, past + N) additive mask of one tree after `past` committed tokens."""
-        return self.build_chain_mask(len(tree), past) if tree.linear else self.build_visible_mask(past, tree.ancestors)
-
-    def build_chain_mask(self, nodes: int, past: int) -> Tensor:
-        """(N, past + N): every node sees itself and all before it."""
-        self._grow(past, nodes)
-        return self._chain[:nodes, self._past - past : self._past + nodes]
-
-    def build_visible_mask(self, past: int, visible: Tensor) -> Tensor:
-        """(N, past + M): each node sees the whole past, and of the last M entries those in `visible` (N, M) bool."""
-        nodes, entries = visible.shape
-        self._grow(past, entries)
-        self._tree[:nodes, self._past : self._past + entries].zero_().masked_fill_(~visible, float("-inf"))
-        return self._tree[:nodes, self._past - past : self._past + entries]
-
-    def _grow(self, past: int, nodes: int) -> None:
-        if past <= self._past and nodes <= self._nodes:
-            return
-        self._past, self._nodes = max(past, 2 * self._past, 1024), max(nodes, self._nodes, 64)
-        triangle = torch.full((self._nodes, self._nodes), float("-inf"), dtype=self.dtype, device=self.device).triu_(1)
-        visible = torch.zeros(self._nodes, self._past, dtype=self.dtype, device=self.device)
-        self._chain = torch.cat([visible, triangle], dim=1)
-        self._tree = self._chain.clone()
-
-
-def _build_padded_mask(lengths: list[int], trees: list[DraftTree], reach: Reach, dtype: torch.dtype) -> Tensor:
-    """(B, 1, N, S) mask of the general case, rows of different lengths; padding nodes see only entry 0."""
-    nodes = max(len(tree) for tree in trees)
-    entries = max(length + len(tree) for length, tree in zip(lengths, trees, strict=True))
-    visible = torch.zeros(len(trees), 1, nodes, entries, dtype=torch.bool, device=trees[0].tokens.device)
-    visible[:, :, :, 0] = True
-    for row, (length, tree) in enumerate(zip(lengths, trees, strict=True)):
-        past = torch.ones(len(tree), length, dtype=torch.bool, device=visible.device)
-        seen = torch.cat([past, tree.ancestors], dim=1)  # (n, length + n)
-        if reach != EVERYTHING:
-            positions = torch.cat([torch.arange(length, device=visible.device), length + tree.depths])
-            seen = reach.limit(seen, positions, length)
-        visible[row, 0, : len(tree), : length + len(tree)] = seen
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
+        return build_padded_mask(self.store.lengths, self.trees, reach, self._bias.dtype)
 
 
 def attend(
@@ -134,7 +67,7 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    forward_pass: ForwardPass | None = None,
+    forward_pass: ForwardPass | StaticPass | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
     """Attend: query (B, heads, N, D), key and value (B, key-value heads, N, D), rotated -> (B, N, heads, D).
@@ -145,6 +78,11 @@ def attend(
     _refuse_others(forward_pass, attention_mask, others)
     assert forward_pass is not None
     layer: int = module.layer_idx  # type: ignore[assignment]
+    if isinstance(forward_pass, StaticPass):
+        keys, values = forward_pass.write(layer, key, value)
+        seen = forward_pass.get_mask(layer, sliding_window)
+        out = forward_pass.attend(query, keys, values, seen, scaling, softcap, s_aux)
+        return out.transpose(1, 2).contiguous(), None
     keys, values = forward_pass.store.write(layer, key, value, forward_pass.sizes)
     mask = forward_pass.get_mask(layer, sliding_window)
     if mask is not None and mask.device != query.device:  # a model spread over devices
@@ -160,7 +98,7 @@ def attend(
     return out.transpose(1, 2).contiguous(), None  # some models take views of it
 
 
-def _refuse_others(forward_pass: ForwardPass | None, mask: Tensor | None, others: Mapping[str, object]) -> None:
+def _refuse_others(forward_pass: ForwardPass | StaticPass | None, mask: Tensor | None, others: Mapping[str, object]) -> None:
     """Raise InputError for a model that passes no forward pass, or that passes a mask or arguments of its own."""
     if forward_pass is None:
         raise InputError("it does not pass its keyword arguments on to its attention")

@@ -9,6 +9,8 @@ from specbench.decoding.verify import Verification
 class Autoregressive(Drafter):
     """Drafts nothing. Its state is the root, in a list of one."""
 
+    offers = False
+
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> list[int]:
         return prompt[-1:]
 

@@ -39,6 +39,7 @@ class Drafter:
     warm: bool = False  # something learned outlives a turn; `reset` clears it at the start of each repeat
     lossless: bool = True  # the output distribution is the target's
     parts: tuple["Drafter", ...] = ()  # the drafters that this one combines
+    offers: bool = True  # it offers drafts; the baseline offers the root alone
     draft_forwards: int = 0  # forwards of the drafter's own model in this turn, for the whole batch
 
     def iter_family(self) -> Iterator["Drafter"]:
@@ -46,6 +47,11 @@ class Drafter:
         yield self
         for part in self.parts:
             yield from part.iter_family()
+
+    def list_models(self) -> list[LanguageModel]:
+        """Return the language models that this drafter and its parts draft with, loaded or made of the target's layers."""
+        models = (getattr(part, "model", None) for part in self.iter_family())
+        return [model for model in models if isinstance(model, LanguageModel)]
 
     def bind(self, target: LanguageModel) -> None:
         """Attach the target; called once, before anything else."""

@@ -1,39 +1,130 @@
 """Keys and values of the sequences that a model decodes: preallocated, written in place, compacted on commit.
 
 Row b holds `lengths[b]` committed tokens, followed by the nodes of the draft tree in flight until `keep` selects the path.
+
+A forward of fixed shape attends to the first `bucket` entries of every row. They lie densely at the start of each layer's
+buffer, (B, heads, bucket, D), as kernels copy anything else before they read it. The bucket grows with the sequences, in steps
+of a sixteenth; its entries then move to their new places in the same buffer.
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
+STEP = 64  # entries: the least by which a bucket grows
+Layer = tuple[Tensor, Tensor]  # keys and values, (B, heads, bucket, D) each
+
+
+def round_up(entries: int) -> int:
+    """Return the size of the bucket for so many entries: less than STEP or a sixteenth of them more."""
+    step = max(STEP, 1 << (entries.bit_length() - 5)) if entries >= STEP else STEP
+    return -(-entries // step) * step
+
+
+class _Memory:
+    """The buffers of a batch's layers, each allocated at the layer's first write, which gives the sizes."""
+
+    def __init__(self, batch: int, capacity: int) -> None:
+        self.batch, self.capacity = batch, round_up(capacity)
+        self.bucket = 0
+        self.layers: dict[int, Layer] = {}  # views of the buffers
+        self._buffers: dict[int, Layer] = {}
+
+    @property
+    def bytes(self) -> int:
+        return sum(buffer.nbytes for pair in self._buffers.values() for buffer in pair)
+
+    def clear(self) -> None:
+        self.bucket = 0
+
+    def reserve(self, entries: int) -> None:
+        """Grow the bucket to hold so many entries per row."""
+        if entries > self.bucket:
+            old, self.bucket = self.bucket, min(round_up(entries), self.capacity)
+            for layer in self._buffers:
+                self._lay_out(layer, old)
+
+    def add_layer(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Allocate a layer for keys and values like these, (B, heads, N, D) each."""
+        self._buffers[layer] = self._allocate(key), self._allocate(value)
+        self._lay_out(layer, 0)
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        return like.new_zeros(self.batch, like.shape[1], self.capacity, like.shape[3])
+
+    def _lay_out(self, layer: int, filled: int) -> None:
+        """Make the layer's views for the present bucket; the first `filled` entries move along.
+
+        The others become zeros: what is masked is still multiplied, by 0, so a NaN of an earlier turn may not stay.
+        """
+        keys, values = (_view(buffer, self.bucket) for buffer in self._buffers[layer])
+        for place, new in enumerate((keys, values)):
+            if filled:
+                new[:, :, :filled] = self.layers[layer][place].clone()
+            new[:, :, filled:] = 0
+        self.layers[layer] = keys, values
+
+
+def _view(buffer: Tensor, bucket: int) -> Tensor:
+    """Return the start of a buffer (B, heads, capacity, D) as (B, heads, bucket, D)."""
+    batch, heads, _, width = buffer.shape
+    return buffer.view(-1)[: prod((batch, heads, bucket, width))].view(batch, heads, bucket, width)
+
 
 class KVStore:
-    """Two tensors (B, key-value heads, capacity, D) per layer, allocated at the layer's first write, which gives the sizes."""
+    """The sequences of a batch. Every layer that has written has keys and values of its own sizes."""
 
     def __init__(self, batch: int, capacity: int) -> None:
         self.capacity = capacity
         self.lengths = [0] * batch
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
+        self._memory = _Memory(batch, capacity)
+        self._row: int | None = None  # of a view of one sequence
+
+    @property
+    def bucket(self) -> int:
+        return self._memory.bucket
+
+    @property
+    def layers(self) -> dict[int, Layer]:
+        """The bucket's entries of each layer that has written: committed, in flight, and of no meaning."""
+        if self._row is None:
+            return self._memory.layers
+        rows = slice(self._row, self._row + 1)
+        return {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._memory.layers.items()}
+
+    @property
+    def bytes(self) -> int:
+        return self._memory.bytes
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one entry per row, all layers together."""
+        return sum(tensor[:, :, 0].nbytes for pair in self.layers.values() for tensor in pair)
 
     def clear(self) -> None:
         """Drop every sequence and keep the memory."""
         self.lengths = [0] * len(self.lengths)
+        self._memory.clear()
 
-    def write(self, layer: int, key: Tensor, value: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    def reserve(self, nodes: int) -> None:
+        """Grow the bucket for so many new entries in every row."""
+        self._memory.reserve(max(self.lengths) + nodes)
+
+    def write(self, layer: int, key: Tensor, value: Tensor, sizes: list[int]) -> Layer:
         """Write `sizes[b]` new entries of row b after its committed ones; return all filled entries, (B, heads, S, D) each.
 
         key, value: (B, heads, N, D) with N >= max(sizes).
         """
-        if layer not in self._keys:
-            self._keys[layer], self._values[layer] = (_allocate(x, self.capacity) for x in (key, value))
-        keys, values = self._keys[layer], self._values[layer]
+        filled = max(length + size for length, size in zip(self.lengths, sizes, strict=True))
+        self._memory.reserve(filled)
+        if layer not in self._memory.layers:
+            self._memory.add_layer(layer, key, value)
+        keys, values = self.layers[layer]
         for row, (length, size) in enumerate(zip(self.lengths, sizes, strict=True)):
             keys[row, :, length : length + size] = key[row, :, :size]
             values[row, :, length : length + size] = value[row, :, :size]
-        filled = max(length + size for length, size in zip(self.lengths, sizes, strict=True))
         return keys[:, :, :filled], values[:, :, :filled]
 
     def keep(self, row: int, path: Sequence[int]) -> None:
@@ -44,8 +135,11 @@ class KVStore:
         self.lengths[row] = start + len(path)
 
     def _move(self, row: int, start: int, path: Sequence[int]) -> None:
-        for tensor in (*self._keys.values(), *self._values.values()):
-            picked = tensor[row].index_select(1, torch.tensor(list(path), device=tensor.device) + start)
+        places: dict[torch.device, Tensor] = {}
+        for tensor in (tensor for pair in self.layers.values() for tensor in pair):
+            if tensor.device not in places:
+                places[tensor.device] = torch.tensor(list(path), device=tensor.device) + start
+            picked = tensor[row].index_select(1, places[tensor.device])
             tensor[row, :, start : start + len(path)] = picked
 
     def rewind(self, row: int, length: int) -> None:
@@ -54,21 +148,7 @@ class KVStore:
 
     def view_row(self, row: int) -> "KVStore":
         """Return a store of one sequence over the same memory; the caller maintains its length."""
-        view = KVStore(1, self.capacity)
-        view.lengths = [self.lengths[row]]
-        view._keys, view._values = ({layer: t[row : row + 1] for layer, t in of.items()} for of in (self._keys, self._values))
+        view = KVStore.__new__(KVStore)
+        view.capacity, view.lengths = self.capacity, [self.lengths[row]]
+        view._memory, view._row = self._memory, row
         return view
-
-    @property
-    def layers(self) -> int:
-        """Number of layers that have written."""
-        return len(self._keys)
-
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self._keys.values(), *self._values.values()))
-
-
-def _allocate(like: Tensor, capacity: int) -> Tensor:
-    batch, heads, _, width = like.shape
-    return torch.zeros(batch, heads, capacity, width, dtype=like.dtype, device=like.device)

@@ -11,8 +11,11 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel
 
 from specbench.decoding import attention
-from specbench.decoding.attention import ChainBias, ForwardPass
+from specbench.decoding.attention import ForwardPass
 from specbench.decoding.kv_store import KVStore
+from specbench.decoding.masks import ChainBias, Reach
+from specbench.decoding.runner import Runner
+from specbench.decoding.static import StaticPass, lay_out
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
 
@@ -45,11 +48,14 @@ class LanguageModel:
         self.context: int = _read_context(self.config)
         self.eos_ids = _read_eos_ids(model)
         self.self_test: dict[str, Any] = {}  # what run.json says of it; of a loaded model
+        self.products: dict[str, int | None] = {}  # by shape of linear layer, the rows from which its packed product is taken
         self._chunks = _read_chunks(self.config)
         self._bias = ChainBias(self.dtype, self.device)
         self._taps: tuple[int, ...] = ()
         self._hooks: list[RemovableHandle] = []
         self._tapped: dict[int, Tensor] = {}
+        self._reaches: set[Reach] = set()  # of the layers, known once each has attended
+        self.runner = Runner(self._compute)
 
     @property
     def dtype_name(self) -> str:
@@ -87,9 +93,9 @@ class LanguageModel:
         """Raises InputError if a layer keeps its past elsewhere or attends outside the interface."""
         store = self.create_store(2)
         self.prefill(store, [torch.zeros(2, dtype=torch.long, device=self.device)])
-        if store.layers != self.config.num_hidden_layers:
+        if len(store.layers) != self.config.num_hidden_layers:
             layers = self.config.num_hidden_layers
-            raise InputError(f"{store.layers} of {layers} layers attend through transformers' interface; expected all")
+            raise InputError(f"{len(store.layers)} of {layers} layers attend through transformers' interface; expected all")
 
     def tap(self, layers: tuple[int, ...]) -> None:
         """Make `forward` return these hidden states: k < L is the input of layer k, L the final norm's output."""
@@ -124,27 +130,42 @@ class LanguageModel:
         last_only (prefill): return the logits of each tree's last node alone.
         """
         ids, positions = _batch_trees(trees, store.lengths)  # (B, N) each
-        logits: Tensor = self.model(
-            input_ids=ids,
-            position_ids=positions,
-            use_cache=False,
-            logits_to_keep=LAST if last_only and len(trees) == 1 else 0,
-            forward_pass=ForwardPass(store, trees, self._bias, self._chunks),
-        ).logits
-        tapped = [self._tapped[layer] for layer in self._taps]
-        hidden = torch.cat(tapped, dim=-1) if tapped else logits.new_empty(*ids.shape, 0)  # (B, N, taps * H)
+        if self.runner.is_static(ids, bool(store.layers)):
+            logits, hidden = self.runner.run(ids, positions, self.lay_out(store, trees), self._taps)
+        else:
+            eager = ForwardPass(store, trees, self._bias, self._chunks, self._reaches)
+            logits, hidden = self._compute(ids, positions, eager, LAST if last_only and len(trees) == 1 else 0)
         outs = []
         for row, tree in enumerate(trees):
             kept = logits[row, : len(tree)]
             outs.append(TargetOutput(kept[-1:] if last_only else kept, hidden[row, : len(tree)]))
         return outs
 
+    def _compute(
+        self, ids: Tensor, positions: Tensor, forward_pass: ForwardPass | StaticPass, kept: slice | int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """ids, positions (B, N) -> logits (B, N, V), or of the kept tokens, and hidden states (B, N, taps * H)."""
+        logits: Tensor = self.model(
+            input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=kept, forward_pass=forward_pass
+        ).logits
+        tapped = [self._tapped.pop(layer) for layer in self._taps]
+        return logits, torch.cat(tapped, dim=-1) if tapped else logits.new_empty(*ids.shape, 0)
+
+    def lay_out(self, store: KVStore, trees: list[DraftTree]) -> StaticPass:
+        """Return what a forward of fixed shape over the trees reads. Every layer of the store must have written."""
+        return lay_out(store, trees, self._bias, sorted(self._reaches, key=str), self._chunks)
+
+    def compile(self, store: KVStore, trees: list[DraftTree]) -> None:
+        """Compile the forward for trees like these and the present taps. Raises whatever torch.compile does."""
+        ids, positions = _batch_trees(trees, store.lengths)
+        self.runner.compile(ids, positions, self.lay_out(store, trees), self._taps)
+
     @torch.no_grad()
     def read_hidden(self, ids: Tensor) -> Tensor:
         """(B, T) whole texts, padded on the right -> tapped hidden states (B, T, taps * H), by transformers' own attention."""
         with self.use_original_attention():
             self.decoder(input_ids=ids, use_cache=False)
-        return torch.cat([self._tapped[layer] for layer in self._taps], dim=-1)
+        return torch.cat([self._tapped.pop(layer) for layer in self._taps], dim=-1)
 
     def prefill(self, store: KVStore, prompts: list[Tensor], all_logits: bool = False) -> list[TargetOutput]:
         """Commit whole prompts, (T,) int64 each, to an empty store."""

@@ -42,22 +42,6 @@ COPIES = 4  # back to back in one timing, which hides their launch
 Cell = tuple[int, int]  # context, tokens
 
 
-class _FilledStore(KVStore):
-    """A store filled with random numbers: pages that were never written would cost no memory traffic."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__(1, capacity)
-        self._filled: set[int] = set()
-
-    def write(self, layer: int, key: Tensor, value: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
-        keys, values = super().write(layer, key, value, sizes)
-        if layer not in self._filled:
-            self._filled.add(layer)
-            keys.normal_()
-            values.normal_()
-        return keys, values
-
-
 @torch.inference_mode()
 def measure_forwards(
     model: LanguageModel,
@@ -74,9 +58,9 @@ def measure_forwards(
     """
     cells = _list_cells(model, tokens, contexts)
     bandwidth = measure_copy_bandwidth(model.device)
-    store = _FilledStore(max(map(sum, cells)))
+    store = model.create_store(max(map(sum, cells)))
     rounds = pd.DataFrame(list(_time_rounds(model, store, cells, repeats, seconds_budget)), columns=cells)
-    weights, entry = count_weight_bytes(model.model), store.bytes // store.capacity
+    weights, entry = count_weight_bytes(model.model), store.entry_bytes
     return pd.DataFrame([_build_row(rounds, cell, weights, entry * sum(cell), bandwidth) for cell in cells])
 
 
@@ -84,7 +68,7 @@ def measure_forwards(
 def time_rows(model: LanguageModel, rows: Sequence[int], context: int, repeats: int) -> dict[int, list[float]]:
     """Return the milliseconds of a forward over so many rows after a context, one per round. Rounds take turns."""
     cells = _list_cells(model, rows, [context])
-    rounds = list(_time_rounds(model, _FilledStore(max(map(sum, cells))), cells, repeats, seconds_budget=float("inf")))
+    rounds = list(_time_rounds(model, model.create_store(max(map(sum, cells))), cells, repeats, seconds_budget=float("inf")))
     return {n: [1e3 * seconds[place] for seconds in rounds] for place, (_, n) in enumerate(cells)}
 
 
@@ -122,7 +106,9 @@ def _time_rounds(
 
 
 def _time_forward(model: LanguageModel, store: KVStore, tree: DraftTree, context: int) -> float:
+    store.clear()
     store.lengths[0] = context
+    store.reserve(len(tree))  # as zeros, for pages that were never written would cost no memory traffic
     synchronize(model.device)
     started = perf_counter()
     model.forward(store, [tree])

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from specbench.decoding.attention import ChainBias
+from specbench.decoding.masks import ChainBias
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel, check_taps
 from specbench.drafters.checkpoints import RANDOM, fill_network, find_folder, read_tensors
@@ -17,7 +17,8 @@ from specbench.errors import InputError, format_error
 from specbench.machine.devices import pick_dtype
 from specbench.models.expand import SEED, get_small_sizes, map_layer
 from specbench.models.finite import check_weights
-from specbench.models.packed import can_pack, pack
+from specbench.models.packed import can_pack
+from specbench.models.products import pack
 from specbench.records.files import read_object
 
 

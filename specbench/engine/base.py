@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
@@ -29,6 +29,13 @@ class Engine(ABC):
 
     def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
         """Allocate for prompts of up to `prompt_tokens` tokens, before the clock runs."""
+
+    def recall(self, forwards: Mapping[str, Mapping[str, Any]]) -> None:
+        """Use the forwards that the run's earlier process chose, as in its run.json; called before `open`."""
+
+    def describe_forwards(self) -> dict[str, dict[str, Any]]:
+        """Return how the target's and the draft models' forwards run, for run.json."""
+        return {}
 
     def reset(self, label: str) -> None:
         """Clear what the method keeps from turn to turn; called at the start of each repeat."""

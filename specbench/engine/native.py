@@ -1,6 +1,8 @@
 """specbench's own engine: one decode loop for every method."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -8,16 +10,29 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, check_taps
 from specbench.decoding.loop import Generation, capacity, generate
+from specbench.decoding.runner import Kind
 from specbench.decoding.sampling import Sampling
 from specbench.drafters.yardstick import Yardstick
 from specbench.engine.base import Engine
+from specbench.models.forwards import Choice, Shape, Wanted, choose_forward
 
 
 class Native(Engine):
-    """profile: also time drafting and verifying, which costs device synchronisations in every step."""
+    """profile: also time drafting and verifying, which costs device synchronisations in every step.
 
-    def __init__(self, profile: bool) -> None:
-        self.profile = profile
+    forward: how the models' forwards run (`auto`: compiled where that is faster), see models/forwards.py.
+    """
+
+    def __init__(self, profile: bool, forward: Wanted = "auto") -> None:
+        self.profile, self.forward = profile, forward
+        self._known: dict[str, Kind] = {}
+        self._choices: dict[str, Choice] = {}
+
+    def recall(self, forwards: Mapping[str, Mapping[str, Any]]) -> None:
+        self._known = {part: forward["kind"] for part, forward in forwards.items()}
+
+    def describe_forwards(self) -> dict[str, dict[str, Any]]:
+        return {part: asdict(choice) for part, choice in self._choices.items()}
 
     def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
         self.target, self.drafters = target, drafters
@@ -26,6 +41,17 @@ class Native(Engine):
             drafter.bind(target)
             if drafter.taps:
                 check_taps(drafter.taps, len(target.layers))
+        self._choose_forwards(target, drafters)
+
+    def _choose_forwards(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
+        shapes = [Shape(), *(Shape(drafter.taps, several=True) for drafter in drafters.values() if drafter.offers)]
+        chosen = self._choices["target"] = choose_forward(target, shapes, self._known.get("target", self.forward))
+        for label, drafter in drafters.items():
+            for model in drafter.list_models():
+                loaded = bool(model.self_test)  # or made of the target's own layers, to be fed token by token
+                shapes = [Shape(), Shape(several=True)] if loaded else [Shape()]
+                wanted = self._known.get(label, self.forward if chosen.kind == "compiled" else chosen.kind)
+                self._choices[label] = choose_forward(model, shapes, wanted, small=True)
 
     def has(self, label: str) -> bool:
         return True

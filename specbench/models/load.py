@@ -27,7 +27,8 @@ from specbench.errors import InputError, is_out_of_memory
 from specbench.machine.devices import get_free_memory, get_total_memory, pick_device, pick_dtype
 from specbench.models.expand import expand_config, expand_model
 from specbench.models.finite import check_weights
-from specbench.models.packed import can_pack, pack
+from specbench.models.packed import can_pack
+from specbench.models.products import pack
 from specbench.models.refusals import (
     check_decoder,
     check_keys,
@@ -98,7 +99,7 @@ def _try_out(model: PreTrainedModel, one_device: bool, packed: bool) -> Language
     loaded = LanguageModel(model)
     float32 = check_float32_copy(loaded) if one_device else None  # before it is packed
     if packed:
-        pack(model)
+        loaded.products = pack(model)
     loaded.self_test = check_forward(loaded, float32) | {"in_float32": float32.figures if float32 else None}
     return loaded
 

@@ -1,38 +1,108 @@
 """Linear layers that also hold their weights in oneDNN's block layout, so that on a CPU a few tokens cost as much as one.
 
-Every number of rows takes the packed product, for baseline and methods alike: a rule by rows that suits one processor lets the
-baseline run slower code on the next. float32, 768 x 2048 weights, two cores with AVX-512, microseconds:
-
-    rows                                              1    2    3    4    8   16
-    plain (on one core up to three rows)            365  627  723  561  552  658
-    packed                                          154  177  136  132  176  220
-
-On another AVX-512 processor plain was 9 % faster at one row and 2.2 times slower at eight. In bfloat16 packed is faster at every
-number of rows. The cost is a second copy of the weights: tied embeddings and new drafters read the plain one.
+Layers that read the same input (query, key and value; gate and up) are one product. From how many rows on a layer takes the
+packed product is measured, see products.py. The cost is a second copy of the weights: tied embeddings and new drafters read the
+plain one.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
 from typing import cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from specbench.machine.devices import has_bf16_units
 
 ROWS = 8  # the block layout is chosen for this many rows
 DTYPES = (torch.float32, torch.bfloat16)
-SMALLEST = 150_000  # weights; a smaller layer's call of oneDNN (15 µs) takes longer than its plain product for one row
+
+
+class Product:
+    """(..., in) -> (..., out): x W^T + b. Fewer rows than `first_row` take the plain product."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, first_row: int = 1) -> None:
+        self.weight, self.bias, self.first_row = weight, bias, first_row
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
+        self.outputs = len(weight)
+        self.handle = next(_handles)
+        _products[self.handle] = self
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply by an operation that a compiler takes as it is: it cannot look into packed weights."""
+        return cast(Tensor, torch.ops.specbench.multiply(x, self.handle, self.outputs))
+
+    def multiply(self, x: Tensor) -> Tensor:
+        if x.numel() < self.first_row * x.shape[-1]:
+            return linear(x, self.weight, self.bias)
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], ""))
+
+
+_handles = count()
+_products: WeakValueDictionary[int, Product] = WeakValueDictionary()
+_library = torch.library.Library("specbench", "DEF")
+_library.define("multiply(Tensor x, int handle, int outputs) -> Tensor")
+_library.impl("multiply", lambda x, handle, outputs: _products[handle].multiply(x), "CPU")
+
+
+@torch.library.register_fake("specbench::multiply", lib=_library)
+def _shape_product(x: Tensor, handle: int, outputs: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], outputs)
 
 
 class PackedLinear(nn.Linear):
-    """(..., in) -> (..., out): the same function as the layer it replaces, with shared parameters."""
+    """The same function as the layer it replaces, with shared parameters."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        self.weight, self.bias = linear.weight, linear.bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), ROWS)
+    def __init__(self, layer: nn.Linear, first_row: int = 1) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.product = self.build_product(first_row)
+
+    def build_product(self, first_row: int) -> Product:
+        return Product(self.weight, self.bias, first_row)
 
     def forward(self, input: Tensor) -> Tensor:
-        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], ""))
+        return self.product(input)
+
+
+class Joint:
+    """The one product of several layers that are called one after another with the same input."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        biases = [layer.bias for layer in layers]
+        bias = None if biases[0] is None else torch.cat(biases).detach()
+        self.product = Product(torch.cat([layer.weight for layer in layers]).detach(), bias)
+        self.product.weight = self.product.weight[:0]  # every layer has its own
+        self.sizes = [layer.out_features for layer in layers]
+        self._input: Tensor | None = None
+        self._parts: Sequence[Tensor] = ()
+
+    def get_part(self, x: Tensor, place: int) -> Tensor:
+        """Return one layer's output, (..., out); all are computed when the first one, or another input, comes."""
+        if place == 0 or self._input is not x:
+            self._input, self._parts = x, self.product(x).split(self.sizes, dim=-1)
+        part = self._parts[place]
+        if place == len(self.sizes) - 1:
+            self._input, self._parts = None, ()
+        return part
+
+
+class JointLinear(PackedLinear):
+    """One of the layers of a joint product."""
+
+    def __init__(self, layer: nn.Linear, joint: Joint, place: int) -> None:
+        self.joint, self.place = joint, place
+        super().__init__(layer)
+
+    def build_product(self, first_row: int) -> Product:
+        return self.joint.product
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.joint.get_part(input, self.place)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -41,11 +111,3 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cpu" or dtype not in DTYPES or not (built and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
         return False
     return dtype == torch.float32 or has_bf16_units()
-
-
-def pack(model: nn.Module) -> None:
-    """Replace every linear layer with at least SMALLEST weights, in place."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.Linear and child.weight.numel() >= SMALLEST:
-                setattr(module, name, PackedLinear(child))

@@ -44,6 +44,7 @@ TESTED = (
     "codes",
     "checkpoints",
     "versions",
+    "forward",
 )  # what verdicts depend on
 
 
@@ -146,7 +147,9 @@ def _identify_target(config: Mapping[str, Any], about: Mapping[str, Any]) -> tup
     target = config.get("target") or {}
     shape = (target.get("shapes") or {}).get(target.get("shape"))
     kind = (about.get("device") or {}).get("kind")
-    return (*map(target.get, TARGET), shape, *map(about.get, WEIGHTS), kind)
+    forward = (about.get("forward") or {}).get("target") or {}
+    computed = forward.get("kind"), forward.get("products")
+    return (*map(target.get, TARGET), shape, *map(about.get, WEIGHTS), kind, computed)
 
 
 def _is_native(config: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import yaml
 
@@ -107,6 +107,17 @@ class SelfTest(TypedDict, total=False):
     beyond: dict[str, Compared] | None
 
 
+class ForwardKind(TypedDict):
+    kind: Literal["eager", "static", "compiled"]
+
+
+class ForwardChoice(ForwardKind, total=False):
+    """How the forwards of a target or draft model ran. why: they are not compiled. products: by shape of linear layer."""
+
+    why: str
+    products: dict[str, int | None]
+
+
 class Fingerprints(TypedDict, total=False):
     versions: dict[str, Name | None] | None
     code_sha256: Name | None
@@ -135,6 +146,8 @@ class Provenance(Fingerprints, total=False):
     baseline_failed: dict[str, Name] | None
     forward_ms: list[Forwards] | None
     self_test: dict[str, SelfTest] | None
+    forward: dict[str, ForwardChoice] | None
+    products: dict[str, int | None] | None
     leakage: dict[str, list[Store]] | None
     continued: list[Continued] | None
 

@@ -19,6 +19,7 @@ from specbench.errors import warn
 from specbench.machine.devices import count_default_threads, list_timed_devices, pick_device, release_memory
 from specbench.machine.load import LoadMeter
 from specbench.machine.locks import lock_devices, lock_run
+from specbench.models.products import PRODUCTS
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
@@ -55,17 +56,19 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
     drafters = _prepare_drafters(settings, tokenizer)
     with lock_devices(list_timed_devices(settings.target.device, settings.target.device_map), partial(_say_waiting, watcher)):
         release_memory(pick_device(settings.target.device))  # of the previous job
+        _recall_choices(run, engines)
         arms = build_arms(engines, _list_labels(settings))
         drafters = _complete_drafters(settings, drafters, tokenizer)
         target = objects.load_target(settings.target)
         check_prompts(questions, target)
+        watcher.show_status("compiling the forwards", long=True)
         for engine in engines.values():
             engine.open(target.model, drafters)
         sampling = Sampling(**asdict(settings.sampling), stop_token_ids=target.model.eos_ids)
         schedule = Schedule(settings.repeats, settings.seed, settings.context, sampling)
         with lock_run(run.path):
             watcher.set_run(run.path)
-            open_run(run, settings.recorded, _collect_run_info(settings, run, target, suite, questions, drafters, watcher))
+            open_run(run, settings.recorded, _collect_run_info(settings, run, target, suite, questions, drafters, engines, watcher))
             Harness(run, target, suite, questions, arms, schedule, watcher).run_schedule()
             write_summary(run.path)
     return run.path
@@ -90,6 +93,16 @@ def _complete_drafters(
     return {label: drafters[label] for label in settings.method}
 
 
+def _recall_choices(run: RunDirectory, engines: Mapping[str, Engine]) -> None:
+    """Let a resumed run go on with the forwards and products that it began with."""
+    PRODUCTS.clear()
+    if run.is_run():
+        before = run.read_provenance()
+        PRODUCTS.recall(before.get("products") or {})
+        for engine in engines.values():
+            engine.recall(before.get("forward") or {})
+
+
 def _say_waiting(watcher: Watcher, message: str) -> None:
     warn(message)
     watcher.show_status("waiting for another run on this device")
@@ -102,12 +115,15 @@ def _collect_run_info(
     suite: Suite,
     questions: list[Question],
     drafters: Mapping[str, Drafter],
+    engines: Mapping[str, Engine],
     watcher: Watcher,
 ) -> dict[str, Any]:
     """Return what run.json says, including the rates of other baselines."""
     turns = sum(len(question.turns) for question in questions)
     info = collect_provenance(target.model.device) | {"turns": turns, "watched": LoadMeter(target.model.device).watched}
     info |= objects.collect_fingerprints(settings, target, suite, drafters)
+    info["forward"] = {part: how for engine in engines.values() for part, how in engine.describe_forwards().items()}
+    info["products"] = dict(PRODUCTS.first_rows)
     watcher.show_status("searching the datastores for the questions")
     info["leakage"] = hide_home(measure_leakage(drafters, questions, target.tokenizer))
     if settings.check_baseline and not run.is_run():

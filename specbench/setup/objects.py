@@ -194,9 +194,8 @@ def _collect_self_tests(target: Target, drafters: Mapping[str, Drafter]) -> dict
     """Return what the self-tests at load found: of the target, and by method of its draft model."""
     tests = {"target": target.model.self_test}
     for label, drafter in drafters.items():
-        for part in drafter.iter_family():
-            model = getattr(part, "model", None)
-            if isinstance(model, LanguageModel) and model.self_test:  # loaded, not made of the target's own layers
+        for model in drafter.list_models():
+            if model.self_test:  # loaded, not made of the target's own layers
                 tests[label] = model.self_test
     return tests
 

@@ -1,0 +1,93 @@
+"""Additive masks: which entries of the KV store each node of a draft tree sees."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specbench.decoding.tree import DraftTree
+
+
+class Reach(NamedTuple):
+    """Which earlier positions a layer sees: the last `window` ones; those of its own chunk of `chunk`; None: all."""
+
+    window: int | None
+    chunk: int | None
+
+    def limit(self, seen: Tensor, positions: Tensor, first: int) -> Tensor:
+        """Return what of `seen` (n, S) stays in reach of the entries from `first` on. positions: (S,) of all entries."""
+        nodes = positions[first:, None]
+        if self.window is not None:
+            seen = seen & (positions > nodes - self.window)
+        if self.chunk is not None:
+            seen = seen & (positions // self.chunk == nodes // self.chunk)
+        return seen
+
+
+EVERYTHING = Reach(None, None)
+
+
+def align_on_cuda(mask: Tensor) -> Tensor:
+    """Return (N, S) as given, or on CUDA aligned for its kernels."""
+    return align_mask(mask) if mask.is_cuda else mask
+
+
+def align_mask(mask: Tensor) -> Tensor:
+    """Copy (N, S) so that CUDA's kernels can read it: row stride a multiple of 8 entries, start aligned to 16 bytes."""
+    nodes, entries = mask.shape
+    return mask.new_zeros(nodes, -(-entries // 8) * 8)[:, :entries].copy_(mask)
+
+
+class ChainBias:
+    """Masks of single sequences as slices of one buffer, in which the past is visible and new nodes see a causal triangle."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self._past, self._nodes = 0, 0
+        self._chain = self._tree = torch.empty(0)
+
+    def build_tree_mask(self, tree: DraftTree, past: int) -> Tensor:
+        """(N, past + N) additive mask of one tree after `past` committed tokens."""
+        return self.build_chain_mask(len(tree), past) if tree.linear else self.build_visible_mask(past, tree.ancestors)
+
+    def build_chain_mask(self, nodes: int, past: int) -> Tensor:
+        """(N, past + N): every node sees itself and all before it."""
+        self._grow(past, nodes)
+        return self._chain[:nodes, self._past - past : self._past + nodes]
+
+    def build_visible_mask(self, past: int, visible: Tensor) -> Tensor:
+        """(N, past + M): each node sees the whole past, and of the last M entries those in `visible` (N, M) bool."""
+        nodes, entries = visible.shape
+        self._grow(past, entries)
+        self._tree[:nodes, self._past : self._past + entries].zero_().masked_fill_(~visible, float("-inf"))
+        return self._tree[:nodes, self._past - past : self._past + entries]
+
+    def _grow(self, past: int, nodes: int) -> None:
+        if past <= self._past and nodes <= self._nodes:
+            return
+        self._past, self._nodes = max(past, 2 * self._past, 1024), max(nodes, self._nodes, 64)
+        triangle = torch.full((self._nodes, self._nodes), float("-inf"), dtype=self.dtype, device=self.device).triu_(1)
+        visible = torch.zeros(self._nodes, self._past, dtype=self.dtype, device=self.device)
+        self._chain = torch.cat([visible, triangle], dim=1)
+        self._tree = self._chain.clone()
+
+
+def build_padded_mask(
+    lengths: list[int], trees: list[DraftTree], reach: Reach, dtype: torch.dtype, entries: int | None = None
+) -> Tensor:
+    """(B, 1, N, S) mask of the general case, rows of different lengths; padding nodes see only entry 0.
+
+    entries: S, if there are more than are filled.
+    """
+    nodes = max(len(tree) for tree in trees)
+    entries = entries or max(length + len(tree) for length, tree in zip(lengths, trees, strict=True))
+    visible = torch.zeros(len(trees), 1, nodes, entries, dtype=torch.bool, device=trees[0].tokens.device)
+    visible[:, :, :, 0] = True
+    for row, (length, tree) in enumerate(zip(lengths, trees, strict=True)):
+        past = torch.ones(len(tree), length, dtype=torch.bool, device=visible.device)
+        seen = torch.cat([past, tree.ancestors], dim=1)  # (n, length + n)
+        if reach != EVERYTHING:
+            positions = torch.cat([torch.arange(length, device=visible.device), length + tree.depths])
+            seen = reach.limit(seen, positions, length)
+        visible[row, 0, : len(tree), : length + len(tree)] = seen
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
