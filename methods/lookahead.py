@@ -99,7 +99,7 @@ class Lookahead(Drafter):
         if self.prefill_row and len(prompt) + len(row) <= self.target.context:
             self.draft_forwards += 1
             (read,) = self.target.forward(context.past, [DraftTree.chain(self.to_tensor(row))])
-            self._shift(state, read.logits.argmax(dim=-1).tolist())
+            self._shift(state, read.logits.max(dim=-1).indices.tolist())
         return state
 
     def draft(self, state: LookaheadState, budget: int) -> DraftTree:
@@ -113,7 +113,7 @@ class Lookahead(Drafter):
 
     def observe(self, state: LookaheadState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         if state.layout is not None and tree.shape is state.layout.shape:  # the tree is this drafter's
-            self._shift(state, out.logits[state.layout.last].argmax(dim=-1).tolist())
+            self._shift(state, out.logits[state.layout.last].max(dim=-1).indices.tolist())
         state.place += len(verified.tokens)
         known = state.tokens + verified.tokens
         if self.text_pool:

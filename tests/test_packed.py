@@ -56,7 +56,12 @@ def test_a_packed_layer_equals_the_plain_one_for_1_to_64_rows(
 def test_few_rows_take_the_plain_product_where_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = PackedLinear(nn.Linear(64, 48), first_row=3)
     plain: list[int] = []
-    monkeypatch.setattr(packed, "linear", lambda x, *weights: plain.append(x.shape[-2]) or nn.functional.linear(x, *weights))
+
+    def multiply(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        plain.append(x.shape[-2])
+        return nn.functional.linear(x, *weights)
+
+    monkeypatch.setattr(packed, "linear", multiply)
     for rows in range(1, 6):
         layer(torch.randn(1, rows, 64))
     assert plain == [1, 2]

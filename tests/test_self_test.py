@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from methods.lookahead import Lookahead
-from specbench.decoding import attention, language_model
+from specbench.decoding import attention, language_model, masks
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
@@ -159,8 +159,8 @@ Break = Callable[[pytest.MonkeyPatch], object]
 
 def lose_the_tree(patch: pytest.MonkeyPatch) -> None:
     """Every node sees all nodes before it."""
-    visible = attention.ChainBias.build_chain_mask
-    patch.setattr(attention.ChainBias, "build_tree_mask", lambda self, tree, past: visible(self, len(tree), past))
+    visible = masks.ChainBias.build_chain_mask
+    patch.setattr(masks.ChainBias, "build_tree_mask", lambda self, tree, past: visible(self, len(tree), past))
 
 
 def shift_positions(patch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def drop_the_move(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_windows(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(attention.Reach, "limit", lambda self, seen, positions, first: seen)
+    patch.setattr(masks.Reach, "limit", lambda self, seen, positions, first: seen)
 
 
 def scale_scores(patch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from torch.nn.functional import linear
 from specbench.decoding.language_model import LanguageModel
 from specbench.errors import InputError
 from specbench.models import self_test
-from specbench.models.packed import PackedLinear
 from specbench.models.products import pack
 from specbench.models.self_test import check_float32_copy, check_forward
 from tests.test_self_test import RUN, Break, build, drop_the_move, lose_the_tree

@@ -1,4 +1,4 @@
-"""Forwards of fixed shape, without a compiler: every method writes what transformers writes, whatever the bucket holds besides."""
+"""Forwards of fixed shape, without a compiler: every method writes what transformers writes, whatever else the bucket holds."""
 
 from __future__ import annotations
 

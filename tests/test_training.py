@@ -17,8 +17,8 @@ from methods.eagle3 import ROUNDS, Eagle3Network
 from methods.hydra_heads import HydraNetwork
 from methods.medusa import MedusaHeads
 from specbench import ROOT
-from specbench.decoding.masks import ChainBias
 from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.masks import ChainBias
 from specbench.drafters.layers import DraftKV
 from specbench.drafters.lesson import TrainingPass
 from specbench.drafters.network import DraftNetwork

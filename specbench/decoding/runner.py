@@ -70,14 +70,12 @@ def _flatten(static: StaticPass) -> tuple[Any, ...]:
     return static.slots, static.masks, static.layers
 
 
-def _compile(
-    compute: Compute, inputs: tuple[Any, ...], chunks: Sequence[int | None], key: GraphKey
-) -> Callable[..., Output]:
+def _compile(compute: Compute, inputs: tuple[Any, ...], chunks: Sequence[int | None], key: GraphKey) -> Callable[..., Output]:
     def run(ids: Tensor, positions: Tensor, slots: Tensor, masks: Any, layers: Any) -> Output:
         return compute(ids, positions, StaticPass(layers, slots, masks, chunks, reduces=key.one_node))
 
     _mark_dynamic(inputs, key)
-    options = {"guard_filter_fn": _keep_no_guard, **(ONE_NODE if key.one_node else {})}
+    options: dict[str, Any] = {"guard_filter_fn": _keep_no_guard, **(ONE_NODE if key.one_node else {})}
     function: Any = torch.compile(run, fullgraph=True, options=options)
     compiled = function.aot_compile((inputs, {}))
     compiled.disable_guard_check()

@@ -5,8 +5,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from specbench.decoding.masks import ChainBias, align_on_cuda
 from specbench.decoding.kv_store import KVStore
+from specbench.decoding.masks import ChainBias, align_on_cuda
 from specbench.errors import InputError
 
 

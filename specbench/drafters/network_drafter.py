@@ -4,9 +4,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from specbench.decoding.masks import ChainBias
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel, check_taps
+from specbench.decoding.masks import ChainBias
 from specbench.drafters.checkpoints import RANDOM, fill_network, find_folder, read_tensors
 from specbench.drafters.config_keys import check_config
 from specbench.drafters.expand import expand_network

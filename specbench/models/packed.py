@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
-from typing import cast
+from typing import Any, cast
 from weakref import WeakValueDictionary
 
 import torch
@@ -44,14 +44,20 @@ class Product:
 
 _handles = count()
 _products: WeakValueDictionary[int, Product] = WeakValueDictionary()
-_library = torch.library.Library("specbench", "DEF")
-_library.define("multiply(Tensor x, int handle, int outputs) -> Tensor")
-_library.impl("multiply", lambda x, handle, outputs: _products[handle].multiply(x), "CPU")
 
 
-@torch.library.register_fake("specbench::multiply", lib=_library)
-def _shape_product(x: Tensor, handle: int, outputs: int) -> Tensor:
-    return x.new_empty(*x.shape[:-1], outputs)
+def _register_operation() -> Any:
+    """Register specbench::multiply, with the shape of its output, and return what keeps it registered."""
+    library: Any = torch.library.Library("specbench", "DEF")  # type: ignore[no-untyped-call]
+    library.define("multiply(Tensor x, int handle, int outputs) -> Tensor")
+    library.impl("multiply", lambda x, handle, outputs: _products[handle].multiply(x), "CPU")
+    torch.library.register_fake(
+        "specbench::multiply", lambda x, handle, outputs: x.new_empty(*x.shape[:-1], outputs), lib=library
+    )
+    return library
+
+
+_library = _register_operation()
 
 
 class PackedLinear(nn.Linear):
@@ -75,7 +81,8 @@ class Joint:
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         biases = [layer.bias for layer in layers]
         bias = None if biases[0] is None else torch.cat(biases).detach()
-        self.product = Product(torch.cat([layer.weight for layer in layers]).detach(), bias)
+        weights = tuple(layer.weight.detach() for layer in layers)
+        self.product = Product(torch.cat(weights), bias)
         self.product.weight = self.product.weight[:0]  # every layer has its own
         self.sizes = [layer.out_features for layer in layers]
         self._input: Tensor | None = None
@@ -84,7 +91,7 @@ class Joint:
     def get_part(self, x: Tensor, place: int) -> Tensor:
         """Return one layer's output, (..., out); all are computed when the first one, or another input, comes."""
         if place == 0 or self._input is not x:
-            self._input, self._parts = x, self.product(x).split(self.sizes, dim=-1)
+            self._input, self._parts = x, torch.split(self.product(x), self.sizes, dim=-1)
         part = self._parts[place]
         if place == len(self.sizes) - 1:
             self._input, self._parts = None, ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ PRODUCTS = Products()
 def pack(model: nn.Module) -> dict[str, int | None]:
     """Replace linear layers by packed ones where those are faster, in place. Return the choice for each of its shapes."""
     by_shape: dict[str, list[nn.Linear]] = {}
-    for layer in (module for module in model.modules() if _is_candidate(module)):
+    for layer in filter(_is_candidate, model.modules()):
         by_shape.setdefault(_name_shape(layer), []).append(layer)
     first_rows = {shape: PRODUCTS.choose(layers) for shape, layers in by_shape.items()}
     for module in list(model.modules()):
@@ -60,7 +61,7 @@ def pack(model: nn.Module) -> dict[str, int | None]:
     return first_rows
 
 
-def _is_candidate(module: nn.Module) -> bool:
+def _is_candidate(module: nn.Module) -> TypeGuard[nn.Linear]:
     return type(module) is nn.Linear and module.weight.numel() >= SMALLEST
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,23 +13,10 @@ from scipy import stats
 from specbench.analysis import metrics
 from specbench.analysis.loaded_run import LoadedRun, find_first
 from specbench.records.trial import BASELINE, OVERALL, PER_STEP
-from specbench.report.baseline import MARGIN, find_faster, find_slower_rows
+from specbench.report.alarm import Alarm
+from specbench.report.baseline import MARGIN, find_faster
 from specbench.report.disturbance import describe_disturbed
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """One warning. level: "alarm" (do not publish the row as it is) or "notice"."""
-
-    level: str
-    method: str
-    task: str
-    message: str
-
-    def __str__(self) -> str:
-        place = "" if self.task == OVERALL else f" on {self.task}"
-        return f"{self.level}: {self.method}{place}: {self.message}"
-
+from specbench.report.forward_alarms import warn_eager, warn_rows, warn_untested
 
 SummaryRow = Mapping[Hashable, Any]
 DRIFT_LEVEL = 1e-3  # significance level of the test for drift inside blocks
@@ -58,7 +44,7 @@ def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     """Return everything wrong with a run: what disturbed it, other alarms, notices. summary: summarise(run)."""
     run_checks = (
         _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_unreadable, _warn_bugs, _warn_unsteady,
-        _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling, _warn_rows, _warn_untested,
+        _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling, warn_rows, warn_untested, warn_eager,
     )  # fmt: skip
     alarms = [*_warn_disturbed(run), *_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
     alarms += [alarm for check in run_checks for alarm in check(run)]
@@ -98,27 +84,6 @@ def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
         yield Alarm("notice", BASELINE, OVERALL, message)
     for name, reason in (run.provenance.get("baseline_failed") or {}).items():
         yield Alarm("notice", BASELINE, OVERALL, f"not compared with {name}, which failed: {reason}")
-
-
-def _warn_untested(run: LoadedRun) -> Iterator[Alarm]:
-    """Notice where the self-test of a target or draft model left out a forward beyond a window: too long, or too large."""
-    for part, found in (run.provenance.get("self_test") or {}).items():
-        limits = [limit for limit, figures in (found.get("beyond") or {}).items() if not figures["tokens"]]
-        if limits:
-            whose, what = ("the run", "the target") if part == "target" else (part, "its draft model")
-            message = f"{what} was not compared with transformers beyond its window of {' and '.join(limits)} tokens"
-            yield Alarm("notice", whose, OVERALL, message)
-
-
-def _warn_rows(run: LoadedRun) -> Iterator[Alarm]:
-    """Compare forwards over few rows with those over more, timed before the run."""
-    times = {forward["rows"]: forward["milliseconds"] for forward in run.provenance.get("forward_ms") or []}
-    for few, more, ratio in find_slower_rows(times):
-        slower = f"a forward over {few} {'row' if few == 1 else 'rows'} takes {ratio:.2f} times as long as one over {more}"
-        if few == 1:
-            yield Alarm("alarm", BASELINE, OVERALL, f"{slower}: the baseline runs slower code, every speedup is too high")
-        else:
-            yield Alarm("notice", "the run", OVERALL, f"{slower}: methods that verify {few} run slower code")
 
 
 def _warn_profiled(run: LoadedRun) -> Iterator[Alarm]:

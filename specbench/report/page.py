@@ -22,7 +22,7 @@ from specbench.analysis.loaded_run import LoadedRun, find_first
 from specbench.analysis.summary import is_sampled
 from specbench.records.nested import look_up
 from specbench.records.trial import BASELINE, OVERALL
-from specbench.report.alarms import Alarm
+from specbench.report.alarm import Alarm
 from specbench.report.baseline import describe_rivals
 from specbench.report.disturbance import list_disturbed_blocks
 from specbench.report.tables import format_interval, format_label, format_number, format_rank, format_share, list_shown_tasks

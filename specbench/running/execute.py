@@ -68,7 +68,8 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
         schedule = Schedule(settings.repeats, settings.seed, settings.context, sampling)
         with lock_run(run.path):
             watcher.set_run(run.path)
-            open_run(run, settings.recorded, _collect_run_info(settings, run, target, suite, questions, drafters, engines, watcher))
+            info = _collect_run_info(settings, run, target, suite, questions, drafters, engines, watcher)
+            open_run(run, settings.recorded, info)
             Harness(run, target, suite, questions, arms, schedule, watcher).run_schedule()
             write_summary(run.path)
     return run.path

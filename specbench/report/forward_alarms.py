@@ -1,0 +1,42 @@
+"""Warnings about the forwards of a run: what was not compared, what runs slower code than it could."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from specbench.analysis.loaded_run import LoadedRun
+from specbench.records.trial import BASELINE, OVERALL
+from specbench.report.alarm import Alarm
+from specbench.report.baseline import find_slower_rows
+
+EXPECTED = ("is set", "too small", "on the CPU")  # reasons that need no notice
+
+
+def warn_eager(run: LoadedRun) -> Iterator[Alarm]:
+    """Notice where a forward was to be compiled and is not."""
+    for part, forward in (run.provenance.get("forward") or {}).items():
+        why = forward.get("why") or ""
+        if why and not any(reason in why for reason in EXPECTED):
+            whose, what = ("the run", "the target's forward") if part == "target" else (part, "its draft model's forward")
+            yield Alarm("notice", whose, OVERALL, f"{what} runs eagerly: {why}")
+
+
+def warn_untested(run: LoadedRun) -> Iterator[Alarm]:
+    """Notice where the self-test of a target or draft model left out a forward beyond a window: too long, or too large."""
+    for part, found in (run.provenance.get("self_test") or {}).items():
+        limits = [limit for limit, figures in (found.get("beyond") or {}).items() if not figures["tokens"]]
+        if limits:
+            whose, what = ("the run", "the target") if part == "target" else (part, "its draft model")
+            message = f"{what} was not compared with transformers beyond its window of {' and '.join(limits)} tokens"
+            yield Alarm("notice", whose, OVERALL, message)
+
+
+def warn_rows(run: LoadedRun) -> Iterator[Alarm]:
+    """Compare forwards over few rows with those over more, timed before the run."""
+    times = {forward["rows"]: forward["milliseconds"] for forward in run.provenance.get("forward_ms") or []}
+    for few, more, ratio in find_slower_rows(times):
+        slower = f"a forward over {few} {'row' if few == 1 else 'rows'} takes {ratio:.2f} times as long as one over {more}"
+        if few == 1:
+            yield Alarm("alarm", BASELINE, OVERALL, f"{slower}: the baseline runs slower code, every speedup is too high")
+        else:
+            yield Alarm("notice", "the run", OVERALL, f"{slower}: methods that verify {few} run slower code")
