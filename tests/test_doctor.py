@@ -14,7 +14,7 @@ from specbench.diagnose.doctor import Check, build_checks_table, check_weights, 
 
 @pytest.fixture(autouse=True)
 def quick_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "measure_copy_bandwidth", lambda device, size, repeats: 1e9)
+    monkeypatch.setattr(doctor, "measure_read_bandwidth", lambda size, repeats: 1e9)
 
 
 def render(checks: list[Check]) -> str:
@@ -31,11 +31,12 @@ def test_answers_everything() -> None:
         "device",
         "dtype",
         "threads",
-        "copy bandwidth",
+        "C++ compiler",
+        "memory bandwidth",
         "embedded target",
         "embedded draft",
     } <= checks.keys()
-    assert checks["Python"].ok and checks["device"].ok and checks["copy bandwidth"].detail.startswith("1 GB/s")
+    assert checks["Python"].ok and checks["device"].ok and checks["memory bandwidth"].detail.startswith("1 GB/s")
     assert all(check.detail for check in checks.values())
 
 

@@ -21,13 +21,13 @@ from tests.tiny import SHAPE, VOCABULARY, tiny_language_model, tiny_model
 
 @pytest.fixture(autouse=True)
 def quick_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roofline, "measure_copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(roofline, "measure_bandwidth", lambda device: 1e9)
 
 
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(roofline, "measure_copy_bandwidth", lambda device: 1e9)
+        patch.setattr(roofline, "measure_bandwidth", lambda device: 1e9)
         return measure_forwards(tiny_language_model(), tokens=[2, 8], contexts=[16, 4096], repeats=2, seconds_budget=20)
 
 
@@ -97,9 +97,10 @@ def test_sizes_that_do_not_fit() -> None:
             measure_forwards(tiny_language_model(), tokens, contexts)
 
 
-def test_copy_bandwidth_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bandwidths_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert roofline.measure_copy_bandwidth(torch.device("cpu"), size=1 << 16, repeats=1) > 0
+    assert roofline.measure_read_bandwidth(size=1 << 16, repeats=1) > 0
 
 
 def test_card_on_disk(frame: pd.DataFrame, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ COLUMNS = [
     "acceptance_rate", "conversion", "identical", "lossless", "peak_memory_mb", "kind", "state",
     "speedup_pooled", "speedup_decode", "speedup_with_failures", "speedup_median", "rank_best", "rank_worst", *LATENCIES,
     "decode_tokens_per_second", "accuracy", "tokens_per_forward", "conversion_low", "conversion_high", "joules_per_token",
-    "drafted", "errors", "unpaired", *SEEDS, *EVIDENCE, *disturbance.COUNTS,
+    "drafted", "errors", "unpaired", *SEEDS, *EVIDENCE, *disturbance.COUNTS, "memory_share",
 ]  # fmt: skip
 
 
@@ -54,6 +54,7 @@ def summarise(run: LoadedRun) -> pd.DataFrame:
     rows = cells.reset_index().assign(**identify_run(run))
     rows["lossless"] = [str(run.certified.get(method, UNKNOWN)) for method in rows["method"]]
     rows[EVIDENCE] = pd.DataFrame([_get_evidence(run, method) for method in rows["method"]], index=rows.index, dtype=float)
+    rows["memory_share"] = _compute_memory_share(run, rows)
     rows["engine"] = [find_engine(run, method) for method in rows["method"]]
     sampled = is_sampled(rows["temperature"].iloc[0])  # greedy repeats all have the same text
     rows.loc[(rows["method"] == BASELINE) | (not sampled), SEEDS] = np.nan
@@ -68,6 +69,14 @@ def _get_evidence(run: LoadedRun, method: str) -> tuple[float, float, float]:
     if known is None or not known.evidence.texts:
         return np.nan, np.nan, np.nan
     return known.evidence.texts, known.evidence.tokens, known.evidence.most_wrong
+
+
+def _compute_memory_share(run: LoadedRun, rows: pd.DataFrame) -> pd.Series:
+    """Return, of autoregressive decoding, which part of the memory's reading speed its weights take: 1 is the machine's limit."""
+    memory = run.provenance.get("memory") or {}
+    second = memory.get("read_bytes_per_second", np.nan)
+    shares: pd.Series = rows["decode_tokens_per_second"] * memory.get("weight_bytes", np.nan) / second
+    return shares.where(rows["method"] == BASELINE)
 
 
 def identify_run(run: LoadedRun) -> dict[str, Any]:

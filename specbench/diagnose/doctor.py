@@ -16,7 +16,7 @@ from rich.text import Text
 from safetensors import SafetensorError, safe_open
 
 from specbench import ROOT
-from specbench.diagnose.roofline import measure_copy_bandwidth
+from specbench.diagnose.roofline import measure_copy_bandwidth, measure_read_bandwidth
 from specbench.machine.devices import (
     count_usable_cores,
     get_device_name,
@@ -26,6 +26,7 @@ from specbench.machine.devices import (
     pick_device,
     pick_dtype,
 )
+from specbench.models.forwards import find_compiler
 from specbench.models.packed import can_pack
 
 PYTHON = ">=3.10"  # for a clone that is not installed
@@ -53,6 +54,7 @@ def run_checks() -> list[Check]:
         *_check_device(),
         _check_threads(),
         _check_packing(),
+        _check_compiler(),
         _check_bandwidth(),
         _check_memory(),
         _check_disk(),
@@ -126,8 +128,18 @@ def _check_packing() -> Check:
 
 def _check_bandwidth() -> Check:
     device = pick_device("auto")
-    speed = measure_copy_bandwidth(device, QUICK_COPY, repeats=3)
-    return Check("copy bandwidth", True, f"{speed / 1e9:.3g} GB/s on {device} (read and written bytes, a rough measurement)")
+    if device.type == "cpu":
+        detail = f"{measure_read_bandwidth(QUICK_COPY, repeats=3) / 1e9:.3g} GB/s on {device} (reading, a rough measurement)"
+    else:
+        speed = measure_copy_bandwidth(device, QUICK_COPY, repeats=3)
+        detail = f"{speed / 1e9:.3g} GB/s on {device} (copying, read and written bytes, a rough measurement)"
+    return Check("memory bandwidth", True, detail)
+
+
+def _check_compiler() -> Check:
+    compiler = find_compiler()
+    without = "none found: forwards run eagerly on the CPU, so the baseline is slower than this machine can be"
+    return Check("C++ compiler", bool(compiler) or None, f"{compiler}: forwards are compiled" if compiler else without)
 
 
 def _check_memory() -> Check:

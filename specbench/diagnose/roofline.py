@@ -6,6 +6,7 @@ tokens a verify costs little more than a decoding step; that number bounds the u
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -26,6 +27,7 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
 from specbench.machine.devices import get_device_name, synchronize
+from specbench.models.forwards import Shape, choose_forward
 from specbench.records.files import write_atomic
 from specbench.records.markdown import format_markdown_table
 from specbench.records.run_directory import RunDirectory
@@ -54,10 +56,10 @@ def measure_forwards(
 
     Times all cells in rounds, so that drift affects them alike: one to `repeats` rounds, as many as fit the budget.
     Columns: tokens, context, milliseconds (median), milliseconds_low and _high (quartiles), relative (median over rounds
-    of the ratio to 1 token), weight_bytes, kv_bytes, ceiling_ms (those bytes at copy_bandwidth). Raises InputError.
+    of the ratio to 1 token), weight_bytes, kv_bytes, ceiling_ms (those bytes at the memory's speed). Raises InputError.
     """
     cells = _list_cells(model, tokens, contexts)
-    bandwidth = measure_copy_bandwidth(model.device)
+    bandwidth = measure_bandwidth(model.device)
     store = model.create_store(max(map(sum, cells)))
     rounds = pd.DataFrame(list(_time_rounds(model, store, cells, repeats, seconds_budget)), columns=cells)
     weights, entry = count_weight_bytes(model.model), store.entry_bytes
@@ -144,6 +146,29 @@ def count_weight_bytes(model: nn.Module) -> int:
     return sum(read.values())
 
 
+def measure_bandwidth(device: torch.device) -> float:
+    """Return bytes per second: of reading on a CPU, whose forwards read and hardly write; else of copies."""
+    return measure_read_bandwidth() if device.type == "cpu" else measure_copy_bandwidth(device)
+
+
+def measure_read_bandwidth(size: int = 1 << 29, repeats: int = 7) -> float:
+    """Return the bytes per second at which all threads together read a CPU's memory: the fastest of several sums."""
+    numbers = torch.ones(size // 4)
+    seconds = []
+    for _ in range(repeats):
+        started = perf_counter()
+        numbers.sum()
+        seconds.append(perf_counter() - started)
+    return size / min(seconds)
+
+
+def describe_memory(model: LanguageModel) -> dict[str, Any] | None:
+    """Return the bound of autoregressive decoding for run.json; None where the model does not lie on the CPU."""
+    if model.device.type != "cpu":
+        return None
+    return {"weight_bytes": count_weight_bytes(model.model), "read_bytes_per_second": measure_read_bandwidth()}
+
+
 def measure_copy_bandwidth(device: torch.device, size: int | None = None, repeats: int = 5) -> float:
     """Return the median bytes per second of large copies, read and written bytes both counted.
 
@@ -175,14 +200,19 @@ def write_card(settings: RunSettings, out: Path) -> Table:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     target = load_target(settings.target)
+    choice = choose_forward(target.model, [Shape(), Shape(several=True)])
     device, dtype = target.model.device, target.model.dtype_name
     frame = measure_forwards(target.model)
     shaped = f", expanded to {settings.target.shape}" if settings.target.shape else ""
     random = ", random weights" if settings.target.weights == "random" else ""
-    title = f"One forward of {target.name}{shaped}{random}\n{dtype} on {get_device_name(device)}"
-    RunDirectory(out).write_provenance(
-        collect_provenance(device) | {"target": target.name, "dtype": dtype, "settings": settings.recorded["target"]}
-    )
+    title = f"One {choice.kind} forward of {target.name}{shaped}{random}\n{dtype} on {get_device_name(device)}"
+    about = {
+        "target": target.name,
+        "dtype": dtype,
+        "settings": settings.recorded["target"],
+        "forward": {"target": asdict(choice)},
+    }
+    RunDirectory(out).write_provenance(collect_provenance(device) | about)
     write_files(frame, out, title)
     return build_cost_table(frame, title)
 
@@ -205,7 +235,7 @@ def plot_cost(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:
             marker = MARKERS[number % len(MARKERS)]
             axes.plot(rows["tokens"], rows["milliseconds"], marker=marker, markersize=5, label=f"context {context}", **look)
             axes.plot(rows["tokens"], rows["ceiling_ms"], linestyle="--", **look)
-        axes.plot([], [], color=INK, linestyle="--", label="weight and KV bytes at copy bandwidth")
+        axes.plot([], [], color=INK, linestyle="--", label="weight and KV bytes at the memory's speed")
         _label_axes(axes, sorted(frame["tokens"].unique()), title)
         return save_figure(figure, out)
 
@@ -240,7 +270,7 @@ def _format_caption(frame: pd.DataFrame) -> str:
     bandwidth = (first["weight_bytes"] + first["kv_bytes"]) / first["ceiling_ms"] / 1e6
     return (
         f"Median, and in brackets the ratio to 1 token. Ceiling: {first['weight_bytes'] / 1e6:.4g} MB of weights and "
-        f"the KV entries at the measured copy bandwidth, {bandwidth:.3g} GB/s (read and written bytes)."
+        f"the KV entries at the memory's measured speed, {bandwidth:.3g} GB/s."
     )
 
 

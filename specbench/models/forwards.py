@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch._inductor.cpp_builder import get_cpp_compiler
 
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
@@ -89,9 +90,19 @@ def _find_obstacle(model: LanguageModel, wanted: Wanted, small: bool) -> str:
         return "it does not lie on the CPU"
     if wanted == "auto" and not small and sum(weight.numel() for weight in weights) < SMALLEST:
         return "the model is too small to gain"
+    if find_compiler() is None:
+        return "no C++ compiler is found"
     if model.context < CONTEXT + NODES:
         return "its context is too short to try it out"
     return ""
+
+
+def find_compiler() -> str | None:
+    """Return the C++ compiler that torch.compile would call, if there is one."""
+    try:
+        return str(get_cpp_compiler())
+    except Exception:  # of any type, by version of torch
+        return None
 
 
 def _try_compiled(model: LanguageModel, shapes: Sequence[Shape], before: Choice, timed: bool) -> Choice:

@@ -79,11 +79,10 @@ class Joint:
     """The one product of several layers that are called one after another with the same input."""
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        biases = [layer.bias for layer in layers]
-        bias = None if biases[0] is None else torch.cat(biases).detach()
-        weights = tuple(layer.weight.detach() for layer in layers)
-        self.product = Product(torch.cat(weights), bias)
-        self.product.weight = self.product.weight[:0]  # every layer has its own
+        weights: list[Tensor] = [layer.weight.detach() for layer in layers]
+        biases: list[Tensor] = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        self.product = Product(torch.cat(weights), torch.cat(biases) if biases else None)
+        self.product.weight = torch.empty(0)  # every layer has its own
         self.sizes = [layer.out_features for layer in layers]
         self._input: Tensor | None = None
         self._parts: Sequence[Tensor] = ()

@@ -77,10 +77,11 @@ def _pack_children(module: nn.Module, first_rows: Mapping[str, int | None]) -> N
         if _is_candidate(child) and (first := first_rows[_name_shape(child)]) is not None
     }
     for names in SIBLINGS:
-        if all(chosen.get(name) == 1 for name in names):
-            joint = Joint([getattr(module, name) for name in names])
+        layers = [getattr(module, name) for name in names if chosen.get(name) == 1]
+        if len(layers) == len(names) and len({(layer.in_features, layer.bias is None) for layer in layers}) == 1:
+            joint = Joint(layers)
             for place, name in enumerate(names):
-                setattr(module, name, JointLinear(getattr(module, name), joint, place))
+                setattr(module, name, JointLinear(layers[place], joint, place))
                 del chosen[name]
     for name, first in chosen.items():
         setattr(module, name, PackedLinear(getattr(module, name), first))

@@ -118,6 +118,13 @@ class ForwardChoice(ForwardKind, total=False):
     products: dict[str, int | None]
 
 
+class Memory(TypedDict):
+    """What bounds autoregressive decoding on a CPU: it reads all weights for each token."""
+
+    weight_bytes: Annotated[int, Within(1, 1e15)]
+    read_bytes_per_second: Annotated[float, Within(1e3, 1e15)]
+
+
 class Fingerprints(TypedDict, total=False):
     versions: dict[str, Name | None] | None
     code_sha256: Name | None
@@ -147,6 +154,7 @@ class Provenance(Fingerprints, total=False):
     forward_ms: list[Forwards] | None
     self_test: dict[str, SelfTest] | None
     forward: dict[str, ForwardChoice] | None
+    memory: Memory | None
     products: dict[str, int | None] | None
     leakage: dict[str, list[Store]] | None
     continued: list[Continued] | None

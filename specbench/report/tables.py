@@ -171,7 +171,14 @@ def format_latex(summary: pd.DataFrame) -> str:
 
 def describe_rows(summary: pd.DataFrame) -> list[str]:
     """Return the notes below a table."""
-    return [*filter(None, [describe_expansion(summary)]), *_describe_evidence(summary)]
+    return [*filter(None, [describe_expansion(summary)]), *_describe_speed(summary), *_describe_evidence(summary)]
+
+
+def _describe_speed(summary: pd.DataFrame) -> list[str]:
+    """Return how fast the baseline is, and how near to the machine's limit."""
+    rows = summary[(summary["task"] == OVERALL) & summary["memory_share"].notna()]
+    speeds = rows[["decode_tokens_per_second", "memory_share"]].to_numpy()
+    return [f"{BASELINE}: {rate:.4g} tokens/s while decoding, {share:.0%} of the memory's speed." for rate, share in speeds]
 
 
 def _describe_evidence(summary: pd.DataFrame) -> list[str]:

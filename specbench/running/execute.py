@@ -14,6 +14,7 @@ from specbench.analysis.summary import write_summary
 from specbench.datastore.leakage import measure_leakage
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.sampling import Sampling
+from specbench.diagnose.roofline import describe_memory
 from specbench.engine.base import Engine
 from specbench.errors import warn
 from specbench.machine.devices import count_default_threads, list_timed_devices, pick_device, release_memory
@@ -129,6 +130,7 @@ def _collect_run_info(
     info["leakage"] = hide_home(measure_leakage(drafters, questions, target.tokenizer))
     if settings.check_baseline and not run.is_run():
         watcher.show_status("timing other baselines", long=True)
+        info["memory"] = describe_memory(target.model)
         info["forward_ms"] = measure_rows(target, questions)
         info |= measure_baselines(settings, target, questions)
         release_memory(target.model.device)

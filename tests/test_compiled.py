@@ -1,0 +1,65 @@
+"""Compiled forwards: every method writes the target's text, one sequence and three side by side."""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+
+import pytest
+import torch
+
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.loop import generate
+from specbench.decoding.tree import DraftTree
+from specbench.models import forwards
+from specbench.models.forwards import Shape, choose_forward
+from tests.methods_under_test import LABELS, drafter_of, target_of
+from tests.random_trees import random_tree
+from tests.test_lossless import PROMPTS, SAMPLING, expected
+
+pytestmark = pytest.mark.slow
+SOME = 6
+
+
+@lru_cache
+def compiled(model: LanguageModel, taps: tuple[int, ...]) -> LanguageModel:
+    choose_forward(model, [Shape(), Shape(several=True), Shape(taps, several=True)], "compiled", small=True)
+    assert model.runner.kind == "compiled"
+    return model
+
+
+@pytest.fixture(autouse=True)
+def short_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwards, "CONTEXT", 30)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_every_method_writes_the_targets_text(label: str) -> None:
+    target, drafter = target_of("llama"), drafter_of(label, "llama")
+    drafter.bind(target)
+    models = [compiled(target, drafter.taps), *(compiled(model, ()) for model in drafter.list_models())]
+    for model in models:
+        model.runner.kind = "compiled"
+    outs = [generate(target, drafter, [prompt], SAMPLING)[0] for prompt in PROMPTS[:SOME]]
+    beside = generate(target, drafter, PROMPTS[:3], SAMPLING)
+    for model in models:
+        model.runner.kind = "eager"
+    assert [out.output_ids for out in outs] == expected("llama")[:SOME]
+    assert [out.output_ids for out in beside] == expected("llama")[:3]
+
+
+@torch.inference_mode()
+def test_one_graph_serves_every_bucket_and_number_of_nodes() -> None:
+    target, rng = compiled(target_of("llama"), ()), random.Random(4)
+    before = target.runner.graphs
+    for past in (20, 63, 64, 200):
+        store = target.create_store(300)
+        target.prefill(store, [torch.randint(2, 90, (past,))])
+        for nodes in (1, 2, 3, 9, 40):
+            tree: DraftTree = random_tree(rng, nodes, 90)
+            target.runner.kind = "eager"
+            eager = target.forward(store, [tree])[0].logits
+            target.runner.kind = "compiled"
+            assert torch.allclose(target.forward(store, [tree])[0].logits, eager, atol=1e-9), f"{nodes} nodes after {past}"
+    target.runner.kind = "eager"
+    assert target.runner.graphs == before
