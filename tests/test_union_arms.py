@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, is_typeddict
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
 
 import pytest
 import yaml
@@ -42,6 +42,8 @@ def iter_arms(hint: Any, within: Within | None = None) -> Iterator[Any]:
     elif origin in (Union, UnionType):
         for arm in inside:
             yield from iter_arms(arm, within)
+    elif origin is Literal:
+        yield from inside
     elif origin is list:
         yield from ([one] for one in iter_arms(inside[0]))
         yield from [[]] if is_typeddict(inside[0]) else []

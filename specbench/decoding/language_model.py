@@ -148,8 +148,13 @@ class LanguageModel:
         logits: Tensor = self.model(
             input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=kept, forward_pass=forward_pass
         ).logits
-        tapped = [self._tapped.pop(layer) for layer in self._taps]
-        return logits, torch.cat(tapped, dim=-1) if tapped else logits.new_empty(*ids.shape, 0)
+        return logits, self._take_tapped() if self._taps else logits.new_empty(*ids.shape, 0)
+
+    def _take_tapped(self) -> Tensor:
+        """Return the tapped hidden states of the last forward, (B, N, taps * H), and forget them."""
+        hidden = torch.cat([self._tapped[layer] for layer in self._taps], dim=-1)
+        self._tapped.clear()
+        return hidden
 
     def lay_out(self, store: KVStore, trees: list[DraftTree]) -> StaticPass:
         """Return what a forward of fixed shape over the trees reads. Every layer of the store must have written."""
@@ -165,7 +170,7 @@ class LanguageModel:
         """(B, T) whole texts, padded on the right -> tapped hidden states (B, T, taps * H), by transformers' own attention."""
         with self.use_original_attention():
             self.decoder(input_ids=ids, use_cache=False)
-        return torch.cat([self._tapped.pop(layer) for layer in self._taps], dim=-1)
+        return self._take_tapped()
 
     def prefill(self, store: KVStore, prompts: list[Tensor], all_logits: bool = False) -> list[TargetOutput]:
         """Commit whole prompts, (T,) int64 each, to an empty store."""

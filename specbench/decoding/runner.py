@@ -43,6 +43,10 @@ class Runner:
         """Number of compiled graphs."""
         return len(self._graphs)
 
+    def has_graph(self, taps: tuple[int, ...], several: bool) -> bool:
+        """Whether forwards of one sequence over one or several nodes are compiled."""
+        return GraphKey(taps, not several, True) in self._graphs
+
     def is_static(self, ids: Tensor, written: bool) -> bool:
         """Whether a forward of token ids (B, N) runs at a fixed shape. written: the store's layers exist."""
         return self.kind != "eager" and written and ids.numel() <= MOST_NODES

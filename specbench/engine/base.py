@@ -15,6 +15,9 @@ class Engine(ABC):
 
     in_process: ClassVar[bool] = True  # runs in this process, so its memory can be measured
 
+    def say(self, message: str) -> None:
+        """Called with what takes long; whoever opens the engine may replace it."""
+
     @abstractmethod
     def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
         """Attach the target and the methods; called before anything is generated."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,13 +46,16 @@ class Native(Engine):
 
     def _choose_forwards(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
         shapes = [Shape(), *(Shape(drafter.taps, several=True) for drafter in drafters.values() if drafter.offers)]
-        chosen = self._choices["target"] = choose_forward(target, shapes, self._known.get("target", self.forward))
+        compiling = partial(self.say, "compiling the target's forward")
+        wanted = self._known.get("target", self.forward)
+        chosen = self._choices["target"] = choose_forward(target, shapes, wanted, compiling)
         for label, drafter in drafters.items():
             for model in drafter.list_models():
                 loaded = bool(model.self_test)  # or made of the target's own layers, to be fed token by token
                 shapes = [Shape(), Shape(several=True)] if loaded else [Shape()]
                 wanted = self._known.get(label, self.forward if chosen.kind == "compiled" else chosen.kind)
-                self._choices[label] = choose_forward(model, shapes, wanted, small=True)
+                compiling = partial(self.say, f"compiling the forward of {label}'s model")
+                self._choices[label] = choose_forward(model, shapes, wanted, compiling, small=True)
 
     def has(self, label: str) -> bool:
         return True

@@ -6,7 +6,7 @@ the run's methods verify. Its difference may be as large as the self-test allows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter
@@ -61,18 +61,26 @@ _choices: WeakKeyDictionary[LanguageModel, Choice] = WeakKeyDictionary()
 
 
 @torch.inference_mode()
-def choose_forward(model: LanguageModel, shapes: Sequence[Shape], wanted: Wanted = "auto", small: bool = False) -> Choice:
-    """Set the kind of the model's forwards and return why. small: also compile a model of few weights (a draft model).
+def choose_forward(
+    model: LanguageModel,
+    shapes: Sequence[Shape],
+    wanted: Wanted = "auto",
+    compiling: Callable[[], None] = lambda: None,
+    small: bool = False,
+) -> Choice:
+    """Set the kind of the model's forwards and return why.
 
-    A second call for the same model compiles what is new and keeps the kind. Raises InputError where `compiled` is wanted and
-    cannot be had.
+    compiling: called before that starts. small: also compile a model of few weights (a draft model). A second call for the same
+    model compiles what is new and keeps the kind. Raises InputError where `compiled` is wanted and cannot be had.
     """
     known = _choices.get(model)
-    if known and wanted == "auto" and known.kind != "compiled":
+    shapes = [shape for shape in dict.fromkeys(shapes) if not model.runner.has_graph(shape.taps, shape.several)]
+    if known and wanted == "auto" and (known.kind != "compiled" or not shapes):
         return known
     if reason := "" if known and known.kind == "compiled" else _find_obstacle(model, wanted, small):
         choice = Choice("static" if wanted == "static" else "eager", reason)
     else:
+        compiling()
         choice = _try_compiled(model, shapes, known or Choice("compiled"), timed=wanted == "auto")
     if wanted == "compiled" and choice.kind != "compiled":
         raise InputError(f"engine.native.forward=compiled: {choice.why}")
@@ -127,7 +135,7 @@ def _compare(model: LanguageModel, shapes: Sequence[Shape], choice: Choice, time
     tokens = torch.randint(model.vocabulary, (CONTEXT + NODES,), generator=draw).to(model.device)
     model.prefill(store, [tokens[:CONTEXT]])
     bound = model.self_test.get("bound") or BOUND.get(model.dtype, BOUND_IN_16_BITS)
-    for shape in dict.fromkeys(shapes):
+    for shape in shapes:
         tree = DraftTree.chain(tokens[CONTEXT:] if shape.several else tokens[CONTEXT : CONTEXT + 1])
         model.tap(shape.taps)
         expected = _run(model, store, tree, "eager")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 from specbench.decoding.autoregressive import Autoregressive
@@ -22,6 +23,8 @@ from specbench.setup.settings import RunSettings
 from tasks.question import Question
 
 ROUNDS = 5
+CONTEXT = 64  # tokens before a node that is timed
+ROOM_TO_WIN = 0.8  # a rival that would be slower by more stays eager: compiling it takes longer than it is worth
 TOKENS = 24
 ROWS = (1, 2, 4, 8)  # autoregressive decoding's forward and small verifications
 ROW_ROUNDS = 9  # so many that a disturbance does not meet the same rows in all of them
@@ -40,14 +43,32 @@ def list_other_dtypes(model: LanguageModel, dtype: str) -> list[str]:
 
 
 def open_engines(models: Mapping[str, LanguageModel]) -> dict[tuple[str, str], Engine]:
-    """Open both engines on each model. models: by dtype; the engines come by (engine, dtype)."""
+    """Open both engines on each model. models: by dtype, the run's own first; the engines come by (engine, dtype)."""
     engines: dict[tuple[str, str], Engine] = {}
+    own = next(iter(models.values()))
     for dtype, model in models.items():
         plain = TransformersGenerate({BASELINE: {}}, draft=None, device="auto", weights="pretrained")
-        for name, engine in {"native": Native(profile=False), "hf": plain}.items():
+        native = Native(profile=False, forward="auto" if model is own or _may_win(model, own) else "eager")
+        for name, engine in {"native": native, "hf": plain}.items():
             engine.open(model, {BASELINE: Autoregressive()})
             engines[name, dtype] = engine
     return engines
+
+
+def _may_win(rival: LanguageModel, own: LanguageModel) -> bool:
+    """Whether the rival, once compiled, could be the faster one, if compiling gains as much as in the run's own dtype."""
+    if own.runner.kind != "compiled":
+        return False
+    compiled, rivals = (_time_node(model) for model in (own, rival))
+    own.runner.kind = "eager"
+    gain = _time_node(own) / compiled
+    own.runner.kind = "compiled"
+    return rivals / gain < compiled / ROOM_TO_WIN
+
+
+def _time_node(model: LanguageModel) -> float:
+    """Return the milliseconds of a forward over one node."""
+    return median(time_rows(model, [1], CONTEXT, ROUNDS)[1])
 
 
 def measure_rates(engines: Mapping[tuple[str, str], Engine], prompt: list[int]) -> tuple[Rates, dict[str, str]]:

@@ -62,8 +62,8 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
         drafters = _complete_drafters(settings, drafters, tokenizer)
         target = objects.load_target(settings.target)
         check_prompts(questions, target)
-        watcher.show_status("compiling the forwards", long=True)
         for engine in engines.values():
+            engine.say = partial(watcher.show_status, long=True)  # type: ignore[method-assign]
             engine.open(target.model, drafters)
         sampling = Sampling(**asdict(settings.sampling), stop_token_ids=target.model.eos_ids)
         schedule = Schedule(settings.repeats, settings.seed, settings.context, sampling)
