@@ -98,7 +98,7 @@ def _complete_drafters(
 def _recall_choices(run: RunDirectory, engines: Mapping[str, Engine]) -> None:
     """Let a resumed run go on with the forwards and products that it began with."""
     PRODUCTS.clear()
-    if run.is_run():
+    if (run.path / "run.json").is_file():
         before = run.read_provenance()
         PRODUCTS.recall(before.get("products") or {})
         for engine in engines.values():
