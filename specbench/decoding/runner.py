@@ -8,7 +8,8 @@ was traced is checked once, by `Runner.prepare`'s caller, and not at each call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from types import FunctionType
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -80,10 +81,15 @@ def _compile(compute: Compute, inputs: tuple[Any, ...], chunks: Sequence[int | N
 
     _mark_dynamic(inputs, key)
     options: dict[str, Any] = {"guard_filter_fn": _keep_no_guard, **(ONE_NODE if key.one_node else {})}
-    function: Any = torch.compile(run, fullgraph=True, options=options)
-    compiled = function.aot_compile((inputs, {}))
-    compiled.disable_guard_check()
-    return compiled  # type: ignore[no-any-return]
+    function = torch.compile(_copy_function(cast(FunctionType, run)), fullgraph=True, options=options)
+    function(*inputs)
+    return function
+
+
+def _copy_function(function: FunctionType) -> FunctionType:
+    """Return the function with a code object of its own: torch.compile keeps graphs by code object, and tells them by guards."""
+    code = function.__code__.replace()
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
 
 def _keep_no_guard(guards: Sequence[object]) -> list[bool]:

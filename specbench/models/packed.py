@@ -8,7 +8,8 @@ plain one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
@@ -19,6 +20,7 @@ from torch.nn.functional import linear
 from specbench.machine.devices import has_bf16_units
 
 ROWS = 8  # the block layout is chosen for this many rows
+HASHED = 1 << 14  # weights of a layer that its name depends on
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -29,8 +31,15 @@ class Product:
         self.weight, self.bias, self.first_row = weight, bias, first_row
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
         self.outputs = len(weight)
-        self.handle = next(_handles)
-        _products[self.handle] = self
+
+    @cached_property
+    def handle(self) -> int:
+        """Names the product in a compiled graph: by its weights, so that a later process finds the graph in the cache."""
+        handle = _hash(self.weight, self.outputs)
+        while handle in _products:
+            handle += 1
+        _products[handle] = self
+        return handle
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply by an operation that a compiler takes as it is: it cannot look into packed weights."""
@@ -42,7 +51,13 @@ class Product:
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], ""))
 
 
-_handles = count()
+def _hash(weight: Tensor, outputs: int) -> int:
+    sample = weight.detach().flatten()[:: max(1, weight.numel() // HASHED)]
+    digest = blake2b(sample.contiguous().view(torch.uint8).numpy().tobytes(), digest_size=6)
+    digest.update(f"{tuple(weight.shape)} {weight.dtype} {outputs}".encode())
+    return int.from_bytes(digest.digest(), "big")
+
+
 _products: WeakValueDictionary[int, Product] = WeakValueDictionary()
 
 
@@ -82,6 +97,7 @@ class Joint:
         weights: list[Tensor] = [layer.weight.detach() for layer in layers]
         biases: list[Tensor] = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self.product = Product(torch.cat(weights), torch.cat(biases) if biases else None)
+        assert self.product.handle >= 0  # named before its weights go
         self.product.weight = torch.empty(0)  # every layer has its own
         self.sizes = [layer.out_features for layer in layers]
         self._input: Tensor | None = None
