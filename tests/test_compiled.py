@@ -37,6 +37,7 @@ def short_context(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_method_writes_the_targets_text(label: str) -> None:
     target, drafter = target_of("llama"), drafter_of(label, "llama")
     drafter.bind(target)
+    target.tap(())
     models = [compiled(target, drafter.taps), *(compiled(model, ()) for model in drafter.list_models())]
     for model in models:
         model.runner.kind = "compiled"
@@ -60,6 +61,6 @@ def test_one_graph_serves_every_bucket_and_number_of_nodes() -> None:
             target.runner.kind = "eager"
             eager = target.forward(store, [tree])[0].logits
             target.runner.kind = "compiled"
-            assert torch.allclose(target.forward(store, [tree])[0].logits, eager, atol=1e-9), f"{nodes} nodes after {past}"
+            assert torch.allclose(target.forward(store, [tree])[0].logits, eager, atol=1e-5), f"{nodes} nodes after {past}"
     target.runner.kind = "eager"
     assert target.runner.graphs == before

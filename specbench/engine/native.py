@@ -49,6 +49,7 @@ class Native(Engine):
         compiling = partial(self.say, "compiling the target's forward")
         wanted = self._known.get("target", self.forward)
         chosen = self._choices["target"] = choose_forward(target, shapes, wanted, compiling)
+        target.tap(())  # its hooks would become part of graphs over its own layers
         for label, drafter in drafters.items():
             for model in drafter.list_models():
                 loaded = bool(model.self_test)  # or made of the target's own layers, to be fed token by token
