@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from specbench.bounds import Depth, StaticTree, Within
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.static import StaticPass
 from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Verification, Verifier
 from specbench.drafters.config_keys import FLAG, Rule, require_equal
@@ -26,6 +27,7 @@ from specbench.drafters.network import (
     DraftNetwork,
     TargetShape,
     build_layer_config,
+    draw_layer_inputs,
     embedding_scale,
     list_layer_keys,
 )
@@ -83,6 +85,14 @@ class EagleNetwork(DraftNetwork):
         fused = self.fc(torch.cat([self.embed_tokens(tokens), hidden], dim=-1))
         rotary = self.rotary.get_cos_sin(positions)
         return cast(Tensor, self.layers[0](fused, position_embeddings=rotary, forward_pass=forward_pass))
+
+    def run_layers(self, *inputs: Any) -> Tensor:
+        """As `forward`, with positions (1, N)."""
+        hidden, tokens, positions, layer_pass = inputs
+        return cast(Tensor, self(hidden, tokens, positions[0], layer_pass))
+
+    def list_layer_inputs(self, nodes: int) -> list[tuple[Tensor, ...]]:
+        return [draw_layer_inputs(self, self.layer_config.hidden_size, nodes)]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """(N, H) -> (N, draft vocabulary)."""
@@ -154,10 +164,10 @@ class EagleDrafter(LayerDrafter):
         state.hidden, state.tokens = state.hidden[:0], []
         return out[-1:]
 
-    def _forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: LayerPass) -> Tensor:
+    def _forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: LayerPass | StaticPass) -> Tensor:
         self.draft_forwards += 1
-        out: Tensor = self.network(hidden[None].to(self.network.dtype), tokens[None], positions, forward_pass)
-        return out[0]
+        inputs = hidden[None].to(self.network.dtype), tokens[None], positions[None]
+        return self.run_layers(inputs, forward_pass)[0]
 
     def _expand_level(self, kv: DraftKV, depth: int, hidden: Tensor, tokens: Tensor, visible: Tensor) -> Tensor:
         """Run the m expanded nodes of a depth (1: the root's children) -> (m, H); their KV stays for the levels below."""

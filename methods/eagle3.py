@@ -12,7 +12,14 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.config_keys import FLAG, Rule, is_whole, require_equal, require_whole
 from specbench.drafters.layers import Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
-from specbench.drafters.network import DEFAULT_EPS, DraftNetwork, TargetShape, build_layer_config, list_layer_keys
+from specbench.drafters.network import (
+    DEFAULT_EPS,
+    DraftNetwork,
+    TargetShape,
+    build_layer_config,
+    draw_layer_inputs,
+    list_layer_keys,
+)
 from specbench.errors import InputError
 
 ROUNDS = 7  # of the training-time test (section 3.2)
@@ -163,6 +170,14 @@ class Eagle3Network(DraftNetwork):
             hidden = self.fc(hidden)
         embedded = self._embed(tokens).to(hidden.dtype)
         return cast(Tensor, self.midlayer(embedded, hidden, self.rotary.get_cos_sin(positions), forward_pass))
+
+    def run_layers(self, *inputs: Any) -> Tensor:
+        """As `forward`, with positions (1, N)."""
+        hidden, tokens, positions, layer_pass = inputs
+        return cast(Tensor, self(hidden, tokens, positions[0], layer_pass))
+
+    def list_layer_inputs(self, nodes: int) -> list[tuple[Tensor, ...]]:
+        return [draw_layer_inputs(self, width, nodes) for width in (self.fc.in_features, self.layer_config.hidden_size)]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """(N, H) -> (N, draft vocabulary)."""

@@ -19,7 +19,7 @@ from specbench.decoding.verify import Verification
 from specbench.drafters.config_keys import MOST, Rule, require_equal, require_name, require_whole
 from specbench.drafters.layers import DraftKV, Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
-from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config, embedding_scale
+from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config, draw_layer_inputs, embedding_scale
 from specbench.drafters.network_drafter import LayerDrafter
 from specbench.drafters.tree_heads import TreeHeads
 
@@ -134,6 +134,15 @@ class HydraNetwork(DraftNetwork):
             return hidden
         return cast(Tensor, self.prefix_embeding_layer(hidden, self.rotary.get_cos_sin(positions), forward_pass))
 
+    def run_layers(self, *inputs: Any) -> Tensor:
+        """As `apply_prefix`, with positions (1, N)."""
+        hidden, positions, layer_pass = inputs
+        return self.apply_prefix(hidden, positions[0], layer_pass)
+
+    def list_layer_inputs(self, nodes: int) -> list[tuple[Tensor, ...]]:
+        hidden, _, positions = draw_layer_inputs(self, self.shape.hidden_size, nodes)
+        return [(hidden, positions)] if self.prefixed else []
+
     def embed(self, tokens: Tensor) -> Tensor:
         """(...) -> (..., H)."""
         return cast(Tensor, self._embed(tokens).to(self.dtype))
@@ -198,9 +207,8 @@ class HydraHeads(TreeHeads, LayerDrafter):
         """Run the prefix layer over all new hidden states; return its last output, (1, H)."""
         count = len(state.hidden)
         positions = torch.arange(state.kv.length, state.kv.length + count, device=self.target.device)
-        out: Tensor = self.network.apply_prefix(
-            state.hidden[None].to(self.network.dtype), positions, state.kv.build_token_pass(count)
-        )
+        inputs = state.hidden[None].to(self.network.dtype), positions[None]
+        out = self.run_layers(inputs, state.kv.build_token_pass(count))
         state.kv.keep(count)
         state.hidden = state.hidden[:0]
         self.draft_forwards += self.network.prefixed

@@ -11,11 +11,14 @@ import torch
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.tree import DraftTree
+from specbench.drafters import compiled_layers
+from specbench.drafters.compiled_layers import compile_layers
 from specbench.models import forwards
 from specbench.models.forwards import Shape, choose_forward
 from tests.methods_under_test import LABELS, drafter_of, target_of
 from tests.random_trees import random_tree
 from tests.test_lossless import PROMPTS, SAMPLING, expected
+from tests.test_static import list_layered
 
 pytestmark = pytest.mark.slow
 SOME = 6
@@ -31,6 +34,7 @@ def compiled(model: LanguageModel, taps: tuple[int, ...]) -> LanguageModel:
 @pytest.fixture(autouse=True)
 def short_context(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forwards, "CONTEXT", 30)
+    monkeypatch.setattr(compiled_layers, "CONTEXT", 30)
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -41,6 +45,9 @@ def test_every_method_writes_the_targets_text(label: str) -> None:
     models = [compiled(target, drafter.taps), *(compiled(model, ()) for model in drafter.list_models())]
     for model in models:
         model.runner.kind = "compiled"
+    for part in list_layered(drafter):
+        choice = compile_layers(part)
+        assert choice is None or choice.kind == "compiled", choice
     outs = [generate(target, drafter, [prompt], SAMPLING)[0] for prompt in PROMPTS[:SOME]]
     beside = generate(target, drafter, PROMPTS[:3], SAMPLING)
     for model in models:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.runner import Output, Runner
+from specbench.decoding.runner import Runner
 from specbench.decoding.static import StaticPass
 from specbench.engine.native import Native
 from specbench.errors import InputError
@@ -19,7 +19,6 @@ from tests.methods_under_test import drafter_of
 from tests.tiny import tiny_model
 
 SHAPES = [Shape(), Shape(several=True), Shape((1,), several=True)]
-Compile = Callable[..., Callable[..., Output]]
 
 
 def model() -> LanguageModel:
@@ -36,11 +35,11 @@ def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torc
     """A compiler that returns the static forward, its logits changed. Returns what it was asked for."""
     asked: list[Any] = []
 
-    def compile(compute: Any, inputs: Any, chunks: Any, key: Any) -> Any:
+    def compile(compute: Any, inputs: Any, static: StaticPass, key: Any) -> Any:
         asked.append(key)
 
-        def run(ids: Any, positions: Any, slots: Any, masks: Any, layers: Any) -> Output:
-            logits, hidden = compute(ids, positions, StaticPass(layers, slots, masks, chunks))
+        def run(inputs: Any, slots: Any, masks: Any, layers: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            logits, hidden = compute(*inputs, StaticPass(layers, slots, masks))
             return change(logits), hidden
 
         return run
@@ -50,7 +49,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torc
 
 
 def take(monkeypatch: pytest.MonkeyPatch, eager: float, compiled: float) -> None:
-    monkeypatch.setattr(forwards, "_time", lambda *_: (eager, compiled))
+    monkeypatch.setattr(forwards, "time_both", lambda *_: (eager, compiled))
 
 
 def test_a_faster_equal_forward_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +57,7 @@ def test_a_faster_equal_forward_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
     take(monkeypatch, 2.0, 1.0)
     choice = choose_forward(target, SHAPES)
     assert (choice.kind, choice.why, target.runner.kind) == ("compiled", "", "compiled")
-    assert [(key.taps, key.one_node) for key in asked] == [((), True), ((), False), ((1,), False)]
+    assert [(key.variant, key.one_node) for key in asked] == [((), True), ((), False), ((1,), False)]
     assert target.runner.graphs == 3 and choice.times == {"one node": (2.0, 1.0), "several nodes": (2.0, 1.0)}
     choose_forward(target, [*SHAPES, Shape((0,), several=True)])
     assert len(asked) == 4, "what is compiled stays"
@@ -95,7 +94,7 @@ def test_compiled_is_refused_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPa
 
 def test_compiled_is_taken_without_timing_where_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    monkeypatch.setattr(forwards, "_time", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(forwards, "time_both", lambda *_: pytest.fail("timed"))
     assert choose_forward(model(), SHAPES, "compiled").kind == "compiled"
 
 
@@ -130,9 +129,8 @@ def test_a_resumed_run_keeps_its_forward(monkeypatch: pytest.MonkeyPatch) -> Non
     assert target.runner.kind == "eager"
 
 
-@torch.inference_mode()
-def test_prompts_and_forwards_over_many_nodes_run_eagerly() -> None:
-    runner = Runner(lambda *_: pytest.fail("ran"))
+def test_forwards_over_many_nodes_run_eagerly() -> None:
+    runner: Runner[None] = Runner(lambda *_: pytest.fail("ran"))
+    assert not runner.is_static(9), "eager"
     runner.kind = "static"
-    few, many = torch.zeros(1, 9, dtype=torch.long), torch.zeros(1, 300, dtype=torch.long)
-    assert runner.is_static(few, True) and not runner.is_static(few, False) and not runner.is_static(many, True)
+    assert runner.is_static(9) and not runner.is_static(300)

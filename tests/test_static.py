@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 import torch
 
 from specbench.decoding import kv_store
+from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore, round_up
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.runner import Kind
 from specbench.decoding.tree import DraftTree
+from specbench.drafters.network_drafter import LayerDrafter
 from tests.methods_under_test import LABELS, drafter_of, target_of
 from tests.random_trees import random_tree
 from tests.test_lossless import PROMPTS, SAMPLING, expected, on_architectures
@@ -23,8 +25,13 @@ from tests.tiny import ARCHITECTURES, tiny_language_model
 SOME = 4
 
 
+def list_layered(drafter: Drafter) -> list[LayerDrafter]:
+    """The parts with layers of their own."""
+    return [part for part in drafter.iter_family() if isinstance(part, LayerDrafter)]
+
+
 @contextmanager
-def running(models: list[LanguageModel], kind: Kind) -> Iterator[None]:
+def running(models: Sequence[LanguageModel | LayerDrafter], kind: Kind) -> Iterator[None]:
     for model in models:
         model.runner.kind = kind
     yield
@@ -37,7 +44,7 @@ def running(models: list[LanguageModel], kind: Kind) -> Iterator[None]:
 def test_every_method_writes_the_targets_text(architecture: str, label: str) -> None:
     target, drafter = target_of(architecture), drafter_of(label, architecture)
     drafter.bind(target)
-    with running([target, *drafter.list_models()], "static"):
+    with running([target, *drafter.list_models(), *list_layered(drafter)], "static"):
         alone = [generate(target, drafter, [prompt], SAMPLING)[0].output_ids for prompt in PROMPTS[:SOME]]
         beside = [out.output_ids for out in generate(target, drafter, PROMPTS[:3], SAMPLING)]
     assert alone == expected(architecture)[:SOME] and beside == expected(architecture)[:3]

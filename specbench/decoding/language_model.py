@@ -130,8 +130,8 @@ class LanguageModel:
         last_only (prefill): return the logits of each tree's last node alone.
         """
         ids, positions = _batch_trees(trees, store.lengths)  # (B, N) each
-        if self.runner.is_static(ids, bool(store.layers)):
-            logits, hidden = self.runner.run(ids, positions, self.lay_out(store, trees), self._taps)
+        if store.layers and self.runner.is_static(ids.numel()):
+            logits, hidden = self.runner.run((ids, positions), self.lay_out(store, trees), self._taps)
         else:
             eager = ForwardPass(store, trees, self._bias, self._chunks, self._reaches)
             logits, hidden = self._compute(ids, positions, eager, LAST if last_only and len(trees) == 1 else 0)
@@ -163,7 +163,7 @@ class LanguageModel:
     def compile(self, store: KVStore, trees: list[DraftTree]) -> None:
         """Compile the forward for trees like these and the present taps. Raises whatever torch.compile does."""
         ids, positions = _batch_trees(trees, store.lengths)
-        self.runner.compile(ids, positions, self.lay_out(store, trees), self._taps)
+        self.runner.compile((ids, positions), self.lay_out(store, trees), self._taps)
 
     @torch.no_grad()
     def read_hidden(self, ids: Tensor) -> Tensor:

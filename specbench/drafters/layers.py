@@ -7,6 +7,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.masks import ChainBias, align_on_cuda
+from specbench.decoding.runner import Runner
+from specbench.decoding.static import StaticPass
 from specbench.errors import InputError
 
 
@@ -23,10 +25,13 @@ class LayerPass:
 
 
 class DraftKV:
-    """Keys and values of a drafter's layers for one sequence: committed tokens, then the levels of the tree until `drop`."""
+    """Keys and values of a drafter's layers for one sequence: committed tokens, then the levels of the tree until `drop`.
 
-    def __init__(self, capacity: int, bias: ChainBias) -> None:
-        self.store, self._bias = KVStore(1, capacity), bias
+    runner: of the layers. Passes have a fixed shape where it asks for that, except over a prompt.
+    """
+
+    def __init__(self, capacity: int, bias: ChainBias, runner: Runner[Tensor] | None = None) -> None:
+        self.store, self._bias, self._runner = KVStore(1, capacity), bias, runner
         self.length = 0  # committed tokens
 
     @property
@@ -37,9 +42,11 @@ class DraftKV:
         self.store.clear()
         self.length = 0
 
-    def build_token_pass(self, count: int) -> LayerPass:
+    def build_token_pass(self, count: int) -> LayerPass | StaticPass:
         """Return the pass of `count` further committed tokens; call `keep` after it."""
         past = self.length
+        if self._is_static(count):
+            return self._lay_out(self._bias.build_chain_mask(count, past))
         mask = align_on_cuda(self._bias.build_chain_mask(count, past)) if past and count > 1 else None
         return LayerPass(self.store, count, mask, first=past == 0)
 
@@ -48,10 +55,25 @@ class DraftKV:
         self.stack(count)
         self.length += count
 
-    def build_level_pass(self, visible: Tensor) -> LayerPass:
+    def build_level_pass(self, visible: Tensor) -> LayerPass | StaticPass:
         """Return the pass of the tree's next level. visible (N, M) bool: the tree entries, its own last, that each node sees."""
-        mask = align_on_cuda(self._bias.build_visible_mask(self.length, visible))
-        return LayerPass(self.store, len(visible), mask)
+        mask = self._bias.build_visible_mask(self.length, visible)
+        if self._is_static(len(visible)):
+            return self._lay_out(mask)
+        return LayerPass(self.store, len(visible), align_on_cuda(mask))
+
+    def _is_static(self, count: int) -> bool:
+        return self._runner is not None and self.length > 0 and self._runner.is_static(count)
+
+    def _lay_out(self, mask: Tensor) -> StaticPass:
+        """mask (N, S) of the filled entries."""
+        count, filled = mask.shape
+        self.store.reserve(count)
+        whole = mask.new_full((1, count, self.store.bucket), float("-inf"))
+        whole[0, :, :filled] = mask
+        start = self.store.lengths[0]
+        slots = torch.arange(start, start + count, device=mask.device)[None]
+        return StaticPass(self.store.layers, slots, {(None, None): whole}, reduces=count == 1)
 
     def stack(self, count: int) -> None:
         """Keep the entries of a level for the levels below it."""

@@ -131,6 +131,14 @@ class DraftNetwork(nn.Module):
     def attach_target(self, target: LanguageModel) -> None:
         """Keep references to what the network shares with its target, such as the output head."""
 
+    def run_layers(self, *inputs: Any) -> Tensor:
+        """Run the decoder layers of a network that has any, over hidden states (1, N, ...), other inputs, and a pass."""
+        raise NotImplementedError
+
+    def list_layer_inputs(self, nodes: int) -> list[tuple[Tensor, ...]]:
+        """Return inputs of `run_layers`, at random, over so many nodes: one per width of hidden states."""
+        raise NotImplementedError
+
     def prepare(self) -> None:
         """Rearrange the weights for drafting; called once they are loaded and final."""
 
@@ -147,6 +155,15 @@ class DraftNetwork(nn.Module):
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Compute the paper's training loss on a batch of conversations."""
         raise NotImplementedError
+
+
+def draw_layer_inputs(network: DraftNetwork, width: int, nodes: int) -> tuple[Tensor, ...]:
+    """Return hidden states (1, N, width), tokens (1, N) and positions (1, N), at random but for the positions."""
+    device = next(network.parameters()).device
+    draw = torch.Generator(device).manual_seed(nodes)
+    hidden = torch.randn(1, nodes, width, generator=draw, device=device, dtype=network.dtype)
+    tokens = torch.randint(network.shape.vocab_size, (1, nodes), generator=draw, device=device)
+    return hidden, tokens, torch.arange(nodes, device=device)[None]
 
 
 Network = TypeVar("Network", bound=DraftNetwork)

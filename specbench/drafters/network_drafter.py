@@ -3,15 +3,18 @@
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel, check_taps
 from specbench.decoding.masks import ChainBias
+from specbench.decoding.runner import Runner
+from specbench.decoding.static import StaticPass
 from specbench.drafters.checkpoints import RANDOM, fill_network, find_folder, read_tensors
 from specbench.drafters.config_keys import check_config
 from specbench.drafters.expand import expand_network
 from specbench.drafters.keeping import KeepingDrafter
-from specbench.drafters.layers import DraftKV
+from specbench.drafters.layers import DraftKV, LayerPass
 from specbench.drafters.network import Network, TargetShape
 from specbench.errors import InputError, format_error
 from specbench.machine.devices import pick_dtype
@@ -69,16 +72,31 @@ class NetworkDrafter(Drafter):
 
 
 class LayerDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
-    """A drafter whose network has decoder layers, with a DraftKV per sequence and one mask buffer for all."""
+    """A drafter whose network has decoder layers, with a DraftKV per sequence and one mask buffer for all.
+
+    The layers run through `run_layers`, so that they can be compiled as the target is.
+    """
 
     room: ClassVar[int] = 0  # KV entries besides the sequence's own
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
         self._bias = ChainBias(self.network.dtype, target.device)
+        self.runner: Runner[Tensor] = Runner(self.network.run_layers)
 
     def create_store(self, capacity: int) -> DraftKV:
-        return DraftKV(capacity + self.room, self._bias)
+        return DraftKV(capacity + self.room, self._bias, self.runner)
+
+    def run_layers(self, inputs: tuple[Tensor, ...], layer_pass: LayerPass | StaticPass) -> Tensor:
+        """inputs: of the network's `run_layers`, hidden states (1, N, ...) first -> (1, N, H)."""
+        if isinstance(layer_pass, StaticPass):
+            return self.runner.run(inputs, layer_pass, variant=inputs[0].shape[-1])
+        out: Tensor = self.network.run_layers(*inputs, layer_pass)
+        return out
+
+    def compile_layers(self, inputs: tuple[Tensor, ...], layer_pass: StaticPass) -> None:
+        """Compile the layers for inputs like these. Raises whatever torch.compile does."""
+        self.runner.compile(inputs, layer_pass, variant=inputs[0].shape[-1])
 
 
 def create_network(kind: type[Network], target: LanguageModel) -> Network:

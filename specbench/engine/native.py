@@ -13,6 +13,8 @@ from specbench.decoding.language_model import LanguageModel, check_taps
 from specbench.decoding.loop import Generation, capacity, generate
 from specbench.decoding.runner import Kind
 from specbench.decoding.sampling import Sampling
+from specbench.drafters.compiled_layers import compile_layers
+from specbench.drafters.network_drafter import LayerDrafter
 from specbench.drafters.yardstick import Yardstick
 from specbench.engine.base import Engine
 from specbench.models.forwards import Choice, Shape, Wanted, choose_forward
@@ -57,6 +59,15 @@ class Native(Engine):
                 wanted = self._known.get(label, self.forward if chosen.kind == "compiled" else chosen.kind)
                 compiling = partial(self.say, f"compiling the forward of {label}'s model")
                 self._choices[label] = choose_forward(model, shapes, wanted, compiling, small=True)
+            self._run_layers(label, drafter, chosen.kind)
+
+    def _run_layers(self, label: str, drafter: Drafter, kind: Kind) -> None:
+        """Run the layers of a drafter's own networks as the target runs: a method is not to be slower by its host code."""
+        for part in drafter.iter_family():
+            if isinstance(part, LayerDrafter):
+                part.runner.kind = kind
+                if kind == "compiled" and (choice := compile_layers(part)):
+                    self._choices[label] = choice
 
     def has(self, label: str) -> bool:
         return True

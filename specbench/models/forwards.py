@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Literal
@@ -31,6 +32,7 @@ ROUNDS, FORWARDS = 5, 6  # of a timing: eager and compiled in turns, so many for
 SMALLEST = 4_000_000  # weights of a target whose forward takes long enough to be worth a compiler's minute
 BOUND = {torch.float64: 1e-5, torch.float32: 1e-3}  # of a model without a self-test, as a share of the logits' spread
 BOUND_IN_16_BITS = 0.1
+KINDS: tuple[Kind, Kind] = ("eager", "compiled")
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _compare(model: LanguageModel, shapes: Sequence[Shape], choice: Choice, time
     store = model.create_store(CONTEXT + NODES)
     tokens = torch.randint(model.vocabulary, (CONTEXT + NODES,), generator=draw).to(model.device)
     model.prefill(store, [tokens[:CONTEXT]])
-    bound = model.self_test.get("bound") or BOUND.get(model.dtype, BOUND_IN_16_BITS)
+    bound = model.self_test.get("bound") or get_bound(model.dtype)
     for shape in shapes:
         tree = DraftTree.chain(tokens[CONTEXT:] if shape.several else tokens[CONTEXT : CONTEXT + 1])
         model.tap(shape.taps)
@@ -146,10 +148,16 @@ def _compare(model: LanguageModel, shapes: Sequence[Shape], choice: Choice, time
         if not difference <= bound:
             choice.kind, choice.why = "eager", f"compiled logits leave eager's by {difference:.2g} of their spread"
         elif timed and not shape.taps:
-            choice.times["several nodes" if shape.several else "one node"] = _time(model, store, tree)
+            eager, compiled = (partial(_run, model, store, tree, kind) for kind in KINDS)
+            choice.times["several nodes" if shape.several else "one node"] = time_both(eager, compiled)
     slower = [name for name, (eager, compiled) in choice.times.items() if compiled > eager]
     if slower and not choice.why:
         choice.kind, choice.why = "eager", f"compiled is slower over {' and '.join(slower)}"
+
+
+def get_bound(dtype: torch.dtype) -> float:
+    """Return how far a compiled output may be from the eager one, as a share of its spread, where no self-test says it."""
+    return BOUND.get(dtype, BOUND_IN_16_BITS)
 
 
 def _run(model: LanguageModel, store: KVStore, tree: DraftTree, kind: Kind) -> Tensor:
@@ -157,15 +165,15 @@ def _run(model: LanguageModel, store: KVStore, tree: DraftTree, kind: Kind) -> T
     return model.forward(store, [tree])[0].logits
 
 
-def _time(model: LanguageModel, store: KVStore, tree: DraftTree) -> tuple[float, float]:
-    """Return the milliseconds of an eager and of a compiled forward."""
-    seconds: dict[Kind, list[float]] = {"eager": [], "compiled": []}
+def time_both(eager: Callable[[], object], compiled: Callable[[], object]) -> tuple[float, float]:
+    """Return the milliseconds of an eager and of a compiled forward: medians of rounds in which they take turns."""
+    seconds: dict[Callable[[], object], list[float]] = {eager: [], compiled: []}
     for _ in range(ROUNDS):
-        for kind, taken in seconds.items():
-            _run(model, store, tree, kind)
+        for forward, taken in seconds.items():
+            forward()
             started = perf_counter()
             for _ in range(FORWARDS):
-                _run(model, store, tree, kind)
+                forward()
             taken.append((perf_counter() - started) / FORWARDS)
-    eager, compiled = (round(1e3 * median(taken), 4) for taken in seconds.values())
-    return eager, compiled
+    first, second = (round(1e3 * median(taken), 4) for taken in seconds.values())
+    return first, second
