@@ -68,6 +68,6 @@ def test_one_graph_serves_every_bucket_and_number_of_nodes() -> None:
             target.runner.kind = "eager"
             eager = target.forward(store, [tree])[0].logits
             target.runner.kind = "compiled"
-            assert torch.allclose(target.forward(store, [tree])[0].logits, eager, atol=1e-5), f"{nodes} nodes after {past}"
+            assert torch.allclose(target.forward(store, [tree])[0].logits, eager, atol=1e-4), f"{nodes} nodes after {past}"
     target.runner.kind = "eager"
     assert target.runner.graphs == before

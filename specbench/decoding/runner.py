@@ -57,13 +57,18 @@ class Runner(Generic[Output]):
         graph = self._graphs.get(_key(inputs, variant)) if self.kind == "compiled" else None
         if graph is None:
             return self._compute(*inputs, static)
-        return graph(inputs, static.slots, static.masks, static.layers)
+        return graph(_pack(inputs), static.slots, static.masks, static.layers)
 
     def compile(self, inputs: Inputs, static: StaticPass, variant: Hashable = ()) -> None:
         """Compile the graph for forwards like this one. Raises whatever torch.compile does."""
         key = _key(inputs, variant)
         if key not in self._graphs:
-            self._graphs[key] = _compile(self._compute, inputs, static, key)
+            self._graphs[key] = _compile(self._compute, _pack(inputs), static, key)
+
+
+def _pack(inputs: Inputs) -> Inputs:
+    """Return the inputs without gaps: a graph knows its inputs' strides."""
+    return tuple(tensor.contiguous() for tensor in inputs)
 
 
 def _key(inputs: Inputs, variant: Hashable) -> GraphKey:
