@@ -53,8 +53,8 @@ def build(dtype: torch.dtype = torch.float32, **changes: Any) -> LanguageModel:
     return LanguageModel(model)
 
 
-def write(folder: Path, model: LanguageModel, **options: bool) -> GgufExport:
-    return export_gguf(model, load_tokenizer(EMBEDDED, None, False), "tiny", folder / "tiny.gguf", **options)
+def write(folder: Path, model: LanguageModel, dtype: torch.dtype | None = None) -> GgufExport:
+    return export_gguf(model, load_tokenizer(EMBEDDED, None, False), "tiny", folder / "tiny.gguf", dtype=dtype)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -94,6 +94,14 @@ def test_vectors_are_float32_and_matrices_keep_their_type(tmp_path: Path) -> Non
     assert {kind for name, kind in kinds.items() if "norm" in name} == {"F32"}
     assert {kind for name, kind in kinds.items() if "norm" not in name} == {"BF16"}
     assert say(tmp_path / "tiny.gguf", "general.file_type") == 32
+
+
+def test_matrices_may_get_another_type(tmp_path: Path) -> None:
+    model = build(torch.bfloat16)
+    assert write(tmp_path, model, torch.float16).dtype == "float16"
+    stored = read(tmp_path / "tiny.gguf")["output.weight"]
+    assert torch.equal(torch.from_numpy(stored.data.copy()), model.model.state_dict()["lm_head.weight"].half())
+    assert say(tmp_path / "tiny.gguf", "general.file_type") == 1
 
 
 def test_sizes_and_end_of_sequence_are_the_models(tmp_path: Path) -> None:
@@ -237,7 +245,7 @@ def test_a_file_that_reads_back_differently_is_removed(
 
 def test_reading_back_finds_a_damaged_file(tmp_path: Path) -> None:
     model = build()
-    path, tensors = write(tmp_path, model).path, list(list_tensors(model.model))
+    path, tensors = write(tmp_path, model).path, list(list_tensors(model.model, torch.float32))
     assert find_differences(path, [], tensors) == []
     content = bytearray(path.read_bytes())
     content[-40] ^= 1

@@ -63,18 +63,24 @@ def import_gguf() -> Any:
 
 
 def export_gguf(
-    loaded: LanguageModel, tokenizer: PreTrainedTokenizerBase, name: str, path: Path, output_bias: bool = True
+    loaded: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    path: Path,
+    output_bias: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> GgufExport:
-    """Write the weights as they are loaded, in their dtype (vectors in float32), and the tokenizer.
+    """Write the weights as they are loaded, vectors in float32, and the tokenizer.
 
-    output_bias: refuse a model with a bias on its output instead of leaving the bias out. Raises InputError for what GGUF cannot
-    hold, and for a file that reads back as something else; then there is no file.
+    dtype: of matrices; by default that in which they are loaded. output_bias: refuse a model with a bias on its output instead of
+    leaving the bias out. Raises InputError for what GGUF cannot hold, and, without leaving a file, for one that reads back as
+    something else.
     """
-    gguf, model = import_gguf(), loaded.model
+    gguf, model, kind = import_gguf(), loaded.model, dtype or loaded.dtype
     check_model(model, output_bias)
     vocabulary = read_vocabulary(tokenizer, loaded.vocabulary, loaded.eos_ids)
-    settings = [*list_settings(model, name), *vocabulary.settings]
-    tensors = list(list_tensors(model))
+    settings = [*list_settings(model, name, kind), *vocabulary.settings]
+    tensors = list(list_tensors(model, kind))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -89,7 +95,7 @@ def export_gguf(
         raise
     weights = sum(item.tensor.numel() for item in tensors)
     biased = OUTPUT_BIAS in model.state_dict()
-    return GgufExport(path, weights, path.stat().st_size, loaded.dtype_name, vocabulary.splits_alike, biased)
+    return GgufExport(path, weights, path.stat().st_size, str(kind).removeprefix("torch."), vocabulary.splits_alike, biased)
 
 
 def _write(gguf: Any, path: Path, settings: Sequence[Setting], tensors: Sequence[GgufTensor]) -> None:

@@ -84,15 +84,18 @@ def check_model(model: PreTrainedModel, output_bias: bool) -> None:
         raise InputError(f"export gguf: GGUF's llama has no place for the bias on its output; {remedy}")
 
 
-def list_tensors(model: PreTrainedModel) -> Iterator[GgufTensor]:
-    """Yield the tensors of a checked model, without a bias on the output, and the factors of a scaled rotation."""
+def list_tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[GgufTensor]:
+    """Yield the tensors of a checked model, without a bias on the output, and the factors of a scaled rotation.
+
+    dtype: of matrices.
+    """
     config, tensors = model.config, model.state_dict()
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for name, tensor in tensors.items():
         if name == OUTPUT_BIAS or (name == "lm_head.weight" and config.tie_word_embeddings):
             continue
         translated = _translate(name) or ""
-        yield GgufTensor(translated, tensor, heads.get(translated.split(".")[-2], 0))
+        yield GgufTensor(translated, tensor.to(dtype) if tensor.ndim > 1 else tensor, heads.get(translated.split(".")[-2], 0))
     if config.rope_parameters["rope_type"] == "llama3":
         yield GgufTensor(ROPE_FACTORS, compute_rope_factors(model), 0)
 
@@ -105,8 +108,8 @@ def compute_rope_factors(model: PreTrainedModel) -> Tensor:
     return plain / scaled  # 1 to the last bit where a frequency is not scaled
 
 
-def list_settings(model: PreTrainedModel, name: str) -> list[Setting]:
-    """Return what the file says of a checked model, without its vocabulary."""
+def list_settings(model: PreTrainedModel, name: str, dtype: torch.dtype) -> list[Setting]:
+    """Return what the file says of a checked model, without its vocabulary. dtype: of matrices."""
     config, rope = model.config, model.config.rope_parameters
     sizes = {
         "vocab_size": config.vocab_size,
@@ -120,7 +123,7 @@ def list_settings(model: PreTrainedModel, name: str) -> list[Setting]:
         "attention.value_length": config.head_dim,
         "rope.dimension_count": config.head_dim,
     }
-    settings: list[Setting] = [("string", "general.name", name), ("uint32", "general.file_type", FILE_TYPES[model.dtype])]
+    settings: list[Setting] = [("string", "general.name", name), ("uint32", "general.file_type", FILE_TYPES[dtype])]
     settings += [("uint32", f"llama.{key}", size) for key, size in sizes.items()]
     settings += [("float32", "llama.attention.layer_norm_rms_epsilon", config.rms_norm_eps)]
     settings += [("float32", "llama.rope.freq_base", rope["rope_theta"])]
