@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,6 +23,7 @@ from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
+from specbench.errors import InputError
 from specbench.models.load import load_tokenizer
 from specbench.models.target import Target
 from specbench.setup.objects import EMBEDDED
@@ -78,7 +80,7 @@ def test_every_arm_decodes_every_prompt_in_a_moving_order(tmp_path: Path, monkey
             seen.append(engine)
             return Answer(text, len(text) - 1, 1.0, 0)
 
-        return Arm(engine, "pld", decode, True)
+        return Arm(engine, "pld", decode, "caller")
 
     contest = Contest(job, [build_arm("a", [5, 6, 1]), build_arm("b", [5, 6]), build_arm("c", [5, 7])])
     contest.run(rounds=2)
@@ -127,13 +129,17 @@ def test_a_missing_package_is_one_notice_and_a_mistake_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "xllamacpp" else SimpleNamespace())
-    names, notices = peers.list_engines(cast(Any, SimpleNamespace(engines=["specbench", "llama.cpp", "OpenVINO"])))
+    names, notices = peers.list_engines(
+        cast(Any, SimpleNamespace(engines=["specbench", "llama.cpp", "OpenVINO"], llama_server={}))
+    )
     assert names == ["specbench", "OpenVINO"]
     assert notices == ["llama.cpp is left out: xllamacpp missing; pip install -e '.[peers]'"]
     for argv, message in (
         (["--engines", "lama.cpp"], "--engines lama.cpp: expected some of llama.cpp, "),
+        (["--methods", ","], "argument --methods: expected a name or several"),
         (["--methods", "eagle"], "--methods eagle: expected some of "),
         (["--tokens", "1"], "--tokens: 2 or more, for prefill gives the first"),
+        (["--llama-server", "sps=8080"], "--llama-server sps=8080: expected METHOD=http://HOST:PORT with sps, "),
         (["--engines", "llama.cpp"], "no engine is left to compare"),
     ):
         assert run_peers(monkeypatch, *argv) == 2
@@ -157,11 +163,22 @@ def test_llama_cpp_writes_our_texts(kind: str, tmp_path: Path) -> None:
     model = build(**changes)
     with ExitStack() as stack:
         job = build_job(model, tmp_path, *(["autoregressive", "pld"] if kind == "plain" else ["autoregressive"]))
-        for arm in open_llama_cpp(job, stack):
+        arms = list(open_llama_cpp(job, stack))
+        if kind == "plain":  # the same server once more, by its address
+            client: Any = arms[0].decode
+            arms += open_llama_cpp(replace(job, servers={"pld": f"http://{client.__self__.place}"}), stack)
+        for arm in arms:
             for prompt in job.prompts:
                 out = arm.decode(prompt)
                 assert strip_end(out.ids, (1,)) == strip_end(answer_plainly(model, prompt), (1,)), arm.label
                 assert out.tokens == len(out.ids) - 1 and out.seconds > 0
+
+
+def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    from benchmarks.peers.llama_cpp import Client
+
+    with pytest.raises(InputError, match="llama.cpp at 127.0.0.1:9: ConnectionRefusedError"):
+        Client("http://127.0.0.1:9", build_job(tiny_language_model(), tmp_path)).decode([2, 3])
 
 
 @pytest.mark.full

@@ -48,7 +48,19 @@ PACKAGES = {"llama.cpp": ("xllamacpp", "gguf"), "OpenVINO": ("openvino_genai", "
 
 
 def parse_names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
+    """Parse an option such as sps,pld. Raises ArgumentTypeError."""
+    names = [name for name in text.split(",") if name]
+    if not names:
+        raise argparse.ArgumentTypeError("expected a name or several, such as sps,pld")
+    return names
+
+
+def parse_server(text: str) -> tuple[str, str]:
+    """Return method and address. Raises InputError."""
+    method, _, address = text.partition("=")
+    if method not in METHODS or not address.startswith("http://"):
+        raise InputError(f"--llama-server {text}: expected METHOD=http://HOST:PORT with {suggest_choices(method, METHODS)}")
+    return method, address.rstrip("/")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -63,12 +75,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="per answer, at most; default: as in a run")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    servers = "of llama.cpp, started with this method; may be given once per method, and replaces the wheel"
+    parser.add_argument("--llama-server", action="append", default=[], metavar="METHOD=http://HOST:PORT", help=servers)
     parser.add_argument("--out", type=Path, default=Path("reports/reference/peers"))
     options = parser.parse_intermixed_args()
     for name, known in (("engines", [*ENGINES]), ("methods", [*METHODS])):
         for given in getattr(options, name):
             if given not in known:
                 raise InputError(f"--{name} {given}: expected some of {suggest_choices(given, known)}")
+    options.llama_server = dict(map(parse_server, options.llama_server))
     if min(options.limit, options.rounds, options.tokens or 2) < 1 or options.tokens == 1:
         raise InputError("--limit and --rounds: expected 1 or more; --tokens: 2 or more, for prefill gives the first")
     check_threads(options.threads)
@@ -90,18 +105,21 @@ def compose_job(options: argparse.Namespace, folder: Path) -> Job:
     biased = OUTPUT_BIAS in target.model.model.state_dict()
     methods, notes = tuple(name for name in METHODS if name in options.methods), []
     if biased:
-        notes.append("GGUF has no place for the bias on this target's output: engines that read it write other texts")
+        notes.append("GGUF has no place for the bias on this target's output: engines that read it may write other texts")
     if (biased or options.model) and methods != (BASELINE,):
-        notes.append("autoregressive alone: " + ("drafts would meet other texts" if biased else "no draft model is known"))
+        notes.append(
+            "autoregressive alone: " + ("drafts might meet other texts" if biased else "--model is compared without drafts")
+        )
         methods = (BASELINE,)
     sampling = Sampling(**asdict(settings.sampling), stop_token_ids=target.model.eos_ids)
     prompts = [target.render_first_prompt(question) for question in questions]
-    return Job(settings, target, methods, prompts, sampling, folder, not biased, notes)
+    return Job(settings, target, methods, prompts, sampling, folder, not biased, notes, options.llama_server)
 
 
 def list_engines(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Return the chosen engines whose packages are here, and a notice for each of the others."""
-    missing = {name: [one for one in PACKAGES.get(name, ()) if find_spec(one) is None] for name in options.engines}
+    needed = {name: () if name == "llama.cpp" and options.llama_server else PACKAGES.get(name, ()) for name in options.engines}
+    missing = {name: [one for one in packages if find_spec(one) is None] for name, packages in needed.items()}
     notices = [
         f"{name} is left out: {' and '.join(packages)} missing; pip install -e '.[peers]'"
         for name, packages in missing.items()
@@ -114,7 +132,8 @@ def describe_run(options: argparse.Namespace, job: Job, names: list[str]) -> dic
     target = job.settings.target
     about = {"target": target.name, "shape": target.shape, "dtype": job.target.model.dtype_name, "rounds": options.rounds}
     about |= {"max_new_tokens": job.sampling.max_new_tokens, "notes": job.notes}
-    about["peers"] = {package: version(package) for name in names for package in PACKAGES.get(name, ())}
+    packages = {package for name in names for package in PACKAGES.get(name, ()) if find_spec(package)}
+    about["peers"] = {package: version(package) for package in sorted(packages)}
     return about | collect_provenance(job.target.model.device)
 
 

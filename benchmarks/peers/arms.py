@@ -1,9 +1,10 @@
 """What an engine of the comparison offers: one arm per method, which decodes a prompt and says how long it decoded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -32,12 +33,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Arm:
-    """A method on an engine. in_process: the thread that calls is the one that works."""
+    """A method on an engine. worker: who computes, the thread that calls, other threads of this process, or another process."""
 
     engine: str
     method: str
     decode: Callable[[list[int]], Answer]
-    in_process: bool
+    worker: Literal["caller", "threads", "process"]
 
     @property
     def label(self) -> str:
@@ -48,7 +49,7 @@ class Arm:
 class Job:
     """What all engines decode with. folder: for their files. notes: what a reader of the numbers has to know.
 
-    output_bias: refuse to leave out a bias on the target's output.
+    output_bias: refuse to leave out a bias on the target's output. servers: addresses of llama.cpp's own servers, by method.
     """
 
     settings: RunSettings
@@ -59,6 +60,7 @@ class Job:
     folder: Path
     output_bias: bool = True
     notes: list[str] = field(default_factory=list)
+    servers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def room(self) -> int:

@@ -1,18 +1,18 @@
 """The arms of llama.cpp: one server per method inside this process (xllamacpp), prompts and answers as token ids over HTTP.
 
 A request cannot choose how to speculate, so each method has its own server. The server times itself: `predicted_ms` runs from the
-first token on.
+first token on. Servers that were started by hand, such as of a native build, answer the same requests.
 """
 
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from importlib import import_module
 from typing import Any
 
 from benchmarks.peers.arms import CONTINUATION, DRAFT_TOKENS, NGRAM, Answer, Arm, Job
-from specbench.errors import InputError
+from specbench.errors import InputError, format_error
 from specbench.records.trial import BASELINE
 
 PATIENCE = 600  # seconds for one answer
@@ -20,14 +20,23 @@ QUIET = -1  # of the server's log: errors alone
 
 
 def open_llama_cpp(job: Job, stack: ExitStack) -> Iterator[Arm]:
-    """Yield the arms of llama.cpp."""
+    """Yield the arms of llama.cpp: of the servers whose addresses the job has, else of the wheel."""
+    if job.servers:
+        job.notes.append("llama.cpp ran in servers of its own; whether something else used the machine meanwhile is not known")
+    for method in (name for name in job.methods if name in job.servers):
+        yield Arm("llama.cpp", method, Client(job.servers[method], job).decode, worker="process")
+    if not job.servers:
+        yield from _open_wheel(job, stack)
+
+
+def _open_wheel(job: Job, stack: ExitStack) -> Iterator[Arm]:
     package: Any = import_module("xllamacpp")
     job.notes.append(f"llama.cpp is the wheel's, built for {', '.join(list_instructions(package.get_system_info()))}")
     for method in job.methods:
         server = package.Server(_choose_parameters(package, job, method))
         stack.callback(lambda held: None, server)  # it lives as long as this reference
         client = Client(server.listening_address, job)
-        yield Arm("llama.cpp", method, client.decode, in_process=False)
+        yield Arm("llama.cpp", method, client.decode, worker="threads")
 
 
 def list_instructions(info: str) -> list[str]:
@@ -75,7 +84,7 @@ class Client:
     """Asks one server, one prompt after another."""
 
     def __init__(self, address: str, job: Job) -> None:
-        self._place = address.removeprefix("http://")
+        self.place = address.removeprefix("http://")
         self._sampling = job.sampling
 
     def decode(self, prompt: list[int]) -> Answer:
@@ -96,10 +105,12 @@ class Client:
         return Answer(ids, len(ids) - 1, times["predicted_ms"] / 1e3, times.get("draft_n", 0))
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        connection = HTTPConnection(self._place, timeout=PATIENCE)
+        connection = HTTPConnection(self.place, timeout=PATIENCE)
         try:
             connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
             reply: dict[str, Any] = json.loads(connection.getresponse().read())
+        except (OSError, HTTPException, ValueError) as error:
+            raise InputError(f"llama.cpp at {self.place}: {format_error(error)}") from None
         finally:
             connection.close()
         if "tokens" not in reply:

@@ -27,7 +27,7 @@ def open_native(job: Job, stack: ExitStack) -> Iterator[Arm]:
         return Answer(out.output_ids, len(out.output_ids) - 1, out.decode_s, sum(out.drafted))
 
     for method in job.methods:
-        yield Arm("specbench", method, lambda prompt, method=method: decode(method, prompt), in_process=True)  # type: ignore[misc]
+        yield Arm("specbench", method, lambda prompt, method=method: decode(method, prompt), worker="caller")  # type: ignore[misc]
 
 
 class FirstTokens:
@@ -59,7 +59,7 @@ def open_transformers(job: Job, stack: ExitStack) -> Iterator[Arm]:
         return Answer(out.output_ids, len(out.output_ids) - watch.count, watch.ended - watch.at)
 
     for method in job.methods:
-        yield Arm("transformers", method, lambda prompt, method=method: decode(method, prompt), in_process=True)  # type: ignore[misc]
+        yield Arm("transformers", method, lambda prompt, method=method: decode(method, prompt), worker="caller")  # type: ignore[misc]
 
 
 def _instantiate_drafters(job: Job) -> dict[str, Drafter]:

@@ -197,7 +197,7 @@ def _export_model(argv: list[str]) -> int:
     """Export the target, at its shape and in its dtype, or its draft model as a GGUF file."""
     parser = build_parser("export gguf", _export_model.__doc__)
     parser.add_argument("--draft", action="store_true", help="the target's draft model, with the target's tokenizer")
-    without = "leave out a bias on the output, which GGUF's llama lacks: speed only, texts differ"
+    without = "leave out a bias on the output, which GGUF's llama lacks: speed only, texts may differ"
     parser.add_argument("--without-output-bias", action="store_true", help=without)
     options = parse_options(parser, argv)
     from specbench.setup.compose import compose_run

@@ -36,7 +36,7 @@ class GgufExport:
         """The file, and what there is to know about it."""
         size = f"{self.weights / 1e6:,.1f} M weights, {self.dtype}, {self.size / 1e6:,.1f} MB"
         notes = {
-            "without the bias on its output: speed only, texts differ": self.biased,
+            "without the bias on its output: speed only, texts may differ": self.biased,
             "llama.cpp may split a text into other tokens than specbench: send it token ids": not self.splits_alike,
         }
         return [f"gguf: {self.path}: {size}; read back, equal bit for bit", *(note for note, holds in notes.items() if holds)]

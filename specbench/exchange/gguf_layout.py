@@ -80,7 +80,7 @@ def check_model(model: PreTrainedModel, output_bias: bool) -> None:
     if unknown := [name for name in model.state_dict() if name != OUTPUT_BIAS and _translate(name) is None]:
         raise InputError(f"export gguf: GGUF's llama has no place for {abbreviate(unknown)}")
     if output_bias and OUTPUT_BIAS in model.state_dict():
-        remedy = "--without-output-bias leaves it out: speed only, texts differ"
+        remedy = "--without-output-bias leaves it out: speed only, texts may differ"
         raise InputError(f"export gguf: GGUF's llama has no place for the bias on its output; {remedy}")
 
 
