@@ -1,4 +1,4 @@
-"""The commands about finished runs: compare, plan, replay, paper, export, import."""
+"""The commands about finished runs: compare, plan, replay, paper, export (of a model, too), import."""
 
 import argparse
 from pathlib import Path
@@ -173,20 +173,49 @@ def paper(argv: list[str]) -> int:
 
 
 def export(argv: list[str]) -> int:
-    """Export a run in another tool's format: spec_bench, github, bencher, asv."""
+    """Export a run for another tool: spec_bench, github, bencher, asv; or a model for llama.cpp: gguf."""
+    if argv[:1] == ["gguf"]:
+        return _export_model(argv[1:])
     from specbench.analysis.loaded_run import read_run
     from specbench.exchange.spec_bench import export_answers
     from specbench.exchange.trackers import FORMATS
 
     formats = {"spec_bench": export_answers, **FORMATS}
-    parser = Parser(prog="specbench export", description=export.__doc__)
+    epilog = "A model: specbench export gguf --help"
+    parser = Parser(prog="specbench export", description=export.__doc__, epilog=epilog)
     parser.add_argument("format", metavar="FORMAT", help=", ".join(formats))
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--out", type=parse_folder, default=Path("exports"), metavar="FOLDER", help="default: exports")
     options = parser.parse_args(argv)
     if options.format not in formats:
-        raise InputError(f"{options.format}: no such format; expected {suggest_choices(options.format, list(formats))}")
+        raise InputError(f"{options.format}: no such format; expected {suggest_choices(options.format, [*formats, 'gguf'])}")
     print_lines(*formats[options.format](read_run(options.run), options.out))
+    return 0
+
+
+def _export_model(argv: list[str]) -> int:
+    """Export the target, at its shape and in its dtype, or its draft model as a GGUF file."""
+    parser = build_parser("export gguf", _export_model.__doc__)
+    parser.add_argument("--draft", action="store_true", help="the target's draft model, with the target's tokenizer")
+    without = "leave out a bias on the output, which GGUF's llama lacks: speed only, texts may differ"
+    parser.add_argument("--without-output-bias", action="store_true", help=without)
+    options = parse_options(parser, argv)
+    from specbench.setup.compose import compose_run
+
+    settings = compose_run(options.overrides, options.config_dir)
+    from specbench.exchange.gguf_file import check_path, export_gguf, import_gguf
+    from specbench.models.load import load_draft
+    from specbench.running.sweep import check_single_run
+    from specbench.setup import objects
+
+    check_single_run(settings, options.overrides, "export gguf")
+    path, target = check_path(settings.out), settings.target
+    import_gguf()  # before anything is loaded
+    objects.check_nodes(settings)
+    objects.check_models(target, options.draft)
+    tokenizer, _ = objects.load_target_tokenizer(target)
+    model = load_draft(target.draft, target.device, target.weights) if options.draft else objects.load_target_model(target)
+    print_lines(*export_gguf(model, tokenizer, path.stem, path, not options.without_output_bias).lines)
     return 0
 
 
