@@ -240,3 +240,15 @@ def test_a_model_without_a_longest_sequence_is_refused() -> None:
     config = AutoConfig.for_model("bloom", hidden_size=8, n_head=1, n_layer=1, vocab_size=16)
     with pytest.raises(InputError, match="bloom: its config has no max_position_embeddings"):
         LanguageModel(AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
+
+
+@torch.inference_mode()
+def test_a_batched_prefill_computes_no_logits_but_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tiny_language_model("llama", 2)
+    prompts = [torch.arange(2, 2 + length) for length in (5, 9, 5, 7)]
+    alone = [target.prefill(target.create_store(20), [prompt])[0].logits for prompt in prompts]
+    computed: list[int] = []
+    target.head.register_forward_hook(lambda _, inputs, out: computed.append(out.shape[1]))
+    outs = target.prefill(target.create_store(20, len(prompts)), prompts)
+    assert computed == [3], "three different lengths"
+    assert all(torch.allclose(out.logits, logits, atol=1e-9) for out, logits in zip(outs, alone, strict=True))

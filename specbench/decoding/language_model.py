@@ -130,19 +130,18 @@ class LanguageModel:
         last_only (prefill): return the logits of each tree's last node alone.
         """
         ids, positions = _batch_trees(trees, store.lengths)  # (B, N) each
-        if store.layers and self.runner.is_static(ids.numel()):
+        sizes = [len(tree) for tree in trees]
+        if min(store.lengths) and self.runner.is_static(ids.numel()):  # not of a prompt
+            rows = [slice(size - 1 if last_only else 0, size) for size in sizes]
             logits, hidden = self.runner.run((ids, positions), self.lay_out(store, trees), self._taps)
         else:
+            kept, rows = _choose_rows(sizes, last_only, ids.device)
             eager = ForwardPass(store, trees, self._bias, self._chunks, self._reaches)
-            logits, hidden = self._compute(ids, positions, eager, LAST if last_only and len(trees) == 1 else 0)
-        outs = []
-        for row, tree in enumerate(trees):
-            kept = logits[row, : len(tree)]
-            outs.append(TargetOutput(kept[-1:] if last_only else kept, hidden[row, : len(tree)]))
-        return outs
+            logits, hidden = self._compute(ids, positions, eager, kept)
+        return [TargetOutput(logits[row, rows[row]], hidden[row, :size]) for row, size in enumerate(sizes)]
 
     def _compute(
-        self, ids: Tensor, positions: Tensor, forward_pass: ForwardPass | StaticPass, kept: slice | int = 0
+        self, ids: Tensor, positions: Tensor, forward_pass: ForwardPass | StaticPass, kept: slice | Tensor | int = 0
     ) -> tuple[Tensor, Tensor]:
         """ids, positions (B, N) -> logits (B, N, V), or of the kept tokens, and hidden states (B, N, taps * H)."""
         logits: Tensor = self.model(
@@ -178,6 +177,17 @@ class LanguageModel:
         for row, prompt in enumerate(prompts):
             store.keep(row, range(len(prompt)))
         return outs
+
+
+def _choose_rows(sizes: list[int], last_only: bool, device: torch.device) -> tuple[slice | Tensor | int, list[slice]]:
+    """Return which logits a forward over sequences of these sizes is asked for, and each sequence's rows among them."""
+    if not last_only:
+        return 0, [slice(size) for size in sizes]
+    if len(sizes) == 1:
+        return LAST, [slice(1)]
+    ends = sorted(set(sizes))
+    places = [ends.index(size) for size in sizes]
+    return torch.tensor(ends, device=device) - 1, [slice(place, place + 1) for place in places]
 
 
 def check_taps(taps: tuple[int, ...], layers: int) -> None:
