@@ -93,7 +93,7 @@ def test_siblings_are_one_product_and_still_themselves(any_size: None) -> None:
 def test_packed_is_taken_from_the_row_on_from_which_it_is_never_slower(
     seconds: dict[int, float], expected: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_time_both", lambda x, *layers: (seconds.get(x.shape[1], 1.0), 1.0))
+    monkeypatch.setattr(products, "_time_both", lambda x, *layers: ([seconds.get(x.shape[1], 1.0)], [1.0]))
     monkeypatch.setattr(products, "Product", lambda weight, bias: None)
     assert MEASURE([nn.Linear(8, 8)]) == expected
 
@@ -164,3 +164,10 @@ def test_only_float32_and_native_bfloat16_on_a_cpu_are_packed(monkeypatch: pytes
     assert can_pack(CPU, torch.bfloat16) == (units and can_pack(CPU, torch.float32))
     assert not can_pack(CPU, torch.float64) and not can_pack(CPU, torch.float16)
     assert not can_pack(torch.device("cuda"), torch.float32) and not can_pack(torch.device("mps"), torch.float32)
+
+
+@pytest.mark.parametrize(
+    "plain, faster", [([0.5, 0.5, 0.5], True), ([0.5, 2, 2], False), ([0.95, 0.95, 0.95], False), ([0.5, 0.5, 9], True)]
+)
+def test_a_disturbed_round_decides_nothing(plain: list[float], faster: bool) -> None:
+    assert products._is_plain_faster(plain, [1.0, 1.0, 1.0]) == faster

@@ -84,8 +84,9 @@ def _compile(compute: Callable[..., Output], inputs: Inputs, static: StaticPass,
 
     _mark_dynamic(inputs, static, key)
     options: dict[str, Any] = {"guard_filter_fn": _keep_no_guard, **(ONE_NODE if key.one_node else {})}
-    function = torch.compile(_copy_function(cast(FunctionType, run)), fullgraph=True, options=options)
-    function(inputs, static.slots, static.masks, static.layers)
+    function = torch.compile(_copy_function(cast(FunctionType, run)), fullgraph=True, dynamic=True, options=options)
+    with torch._dynamo.config.patch(specialize_int=True):
+        function(inputs, static.slots, static.masks, static.layers)
     return function
 
 
@@ -100,7 +101,7 @@ def _keep_no_guard(guards: Sequence[object]) -> list[bool]:
 
 
 def _mark_dynamic(inputs: Inputs, static: StaticPass, key: GraphKey) -> None:
-    """Mark the dimensions that vary: S always, N and B where there are several."""
+    """Leave the dimensions free that vary: S always, N and B where there are several. Sizes that are equal here stay equal."""
     batch = () if key.one_sequence else (0,)
     nodes = () if key.one_node else (1,)
     _mark([*inputs, static.slots], (*batch, *nodes))
@@ -108,7 +109,6 @@ def _mark_dynamic(inputs: Inputs, static: StaticPass, key: GraphKey) -> None:
     _mark((tensor for pair in static.layers.values() for tensor in pair), (*batch, 2))
 
 
-def _mark(tensors: Iterable[Tensor], dimensions: Sequence[int]) -> None:
+def _mark(tensors: Iterable[Tensor], free: Sequence[int]) -> None:
     for tensor in tensors:
-        for dimension in dimensions:
-            torch._dynamo.mark_dynamic(tensor, dimension)
+        torch._dynamo.mark_static(tensor, [dimension for dimension in range(tensor.ndim) if dimension not in free])
