@@ -12,13 +12,14 @@ from benchmarks.embedded import Bench, load_bench
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.network import DraftNetwork
+from specbench.drafters.network_drafter import LayerDrafter
 
 
 class Stopwatch:
-    """Sums the time inside calls."""
+    """Sums the time inside calls; one inside another counts once."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds, self._depth = 0.0, 0
 
     @contextmanager
     def watch(self, calls: list[tuple[Any, str]]) -> Iterator[None]:
@@ -35,11 +36,12 @@ class Stopwatch:
 
     def wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            begun = perf_counter()
+            begun, self._depth = perf_counter(), self._depth + 1
             try:
                 return call(*args, **kwargs)
             finally:
-                self.seconds += perf_counter() - begun
+                self._depth -= 1
+                self.seconds += 0 if self._depth else perf_counter() - begun
 
         return timed
 
@@ -48,13 +50,20 @@ def measure_shares(methods: Sequence[str], *overrides: str) -> dict[str, float]:
     """Return by method the share of its turns' time outside all forwards of target, draft models and draft networks."""
     bench, watch = load_bench(f"method=[{','.join(methods)}]", *overrides), Stopwatch()
     forwards = [call for drafter in bench.drafters.values() for call in _iter_forwards(drafter)]
-    with watch.watch([(bench.target.model.model, "forward"), *forwards]):
+    with watch.watch([*_iter_model(bench.target.model), *forwards]):
         return {label: _measure_outside(bench, label, watch) for label in bench.drafters}
+
+
+def _iter_model(model: LanguageModel) -> Iterator[tuple[Any, str]]:
+    yield model.model, "forward"
+    yield model.runner, "run"
 
 
 def _iter_forwards(drafter: Drafter) -> Iterator[tuple[Any, str]]:
     if isinstance(model := getattr(drafter, "model", None), LanguageModel):
-        yield model.model, "forward"
+        yield from _iter_model(model)
+    if isinstance(drafter, LayerDrafter):
+        yield drafter.runner, "run"
     if isinstance(network := getattr(drafter, "network", None), DraftNetwork):
         yield network, "forward"
         yield network, "compute_logits"

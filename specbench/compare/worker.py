@@ -51,7 +51,7 @@ def _open_engine(first: dict[str, Any]) -> Native:
     if first["threads"]:
         torch.set_num_threads(first["threads"])
     target = load_target(settings.target)
-    engine = Native(profile=False)
+    engine = Native(profile=False, forward=(settings.engine.get("native") or {}).get("forward", "auto"))
     engine.open(target.model, instantiate_methods(settings.method))
     return engine
 
