@@ -28,6 +28,7 @@ from specbench.decoding import language_model, loop, verify
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.loop import Generation, generate
+from specbench.decoding.masks import ChainBias
 from specbench.decoding.sampling import Sampling, probabilities
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import SamplingVerifier, Verification
@@ -106,8 +107,8 @@ def shift_positions() -> AbstractContextManager[Any]:
     """Drafted tokens are one position too far."""
     batch_trees = language_model._batch_trees
 
-    def batch_shifted(trees: list[DraftTree], lengths: list[int]) -> tuple[Tensor, Tensor]:
-        ids, positions = batch_trees(trees, lengths)
+    def batch_shifted(trees: list[DraftTree], lengths: list[int], bias: ChainBias) -> tuple[Tensor, Tensor]:
+        ids, positions = batch_trees(trees, lengths, bias)
         return ids, positions + (positions > positions[:, :1]) * (lengths[0] > 0)
 
     return patch.object(language_model, "_batch_trees", batch_shifted)

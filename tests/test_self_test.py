@@ -167,8 +167,8 @@ def shift_positions(patch: pytest.MonkeyPatch) -> None:
     """Positions after the prompt are one too high."""
     batch = language_model._batch_trees
 
-    def shifted(trees: Any, lengths: list[int]) -> tuple[Tensor, Tensor]:
-        ids, positions = batch(trees, lengths)
+    def shifted(trees: Any, lengths: list[int], bias: Any) -> tuple[Tensor, Tensor]:
+        ids, positions = batch(trees, lengths, bias)
         return ids, positions + (1 if lengths[0] else 0)
 
     patch.setattr(language_model, "_batch_trees", shifted)

@@ -129,7 +129,7 @@ class LanguageModel:
 
         last_only (prefill): return the logits of each tree's last node alone.
         """
-        ids, positions = _batch_trees(trees, store.lengths)  # (B, N) each
+        ids, positions = _batch_trees(trees, store.lengths, self._bias)  # (B, N) each
         sizes = [len(tree) for tree in trees]
         if min(store.lengths) and self.runner.is_static(ids.numel()):  # not of a prompt
             rows = [slice(size - 1 if last_only else 0, size) for size in sizes]
@@ -161,7 +161,7 @@ class LanguageModel:
 
     def compile(self, store: KVStore, trees: list[DraftTree]) -> None:
         """Compile the forward for trees like these and the present taps. Raises whatever torch.compile does."""
-        ids, positions = _batch_trees(trees, store.lengths)
+        ids, positions = _batch_trees(trees, store.lengths, self._bias)
         self.runner.compile((ids, positions), self.lay_out(store, trees), self._taps)
 
     @torch.no_grad()
@@ -241,10 +241,11 @@ def _read_eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
     return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
 
 
-def _batch_trees(trees: list[DraftTree], lengths: list[int]) -> tuple[Tensor, Tensor]:
+def _batch_trees(trees: list[DraftTree], lengths: list[int], bias: ChainBias) -> tuple[Tensor, Tensor]:
     """Token ids and positions, (B, N) each; padding repeats token 0 at position 0."""
     if len(trees) == 1:
-        return trees[0].tokens[None], (trees[0].depths + lengths[0])[None]
+        tree, length = trees[0], lengths[0]
+        return tree.tokens[None], bias.number(length, len(tree)) if tree.linear else (tree.depths + length)[None]
     pad = nn.utils.rnn.pad_sequence
     ids = pad([tree.tokens for tree in trees], batch_first=True)
     return ids, pad([tree.depths + length for tree, length in zip(trees, lengths, strict=True)], batch_first=True)

@@ -43,8 +43,8 @@ class ChainBias:
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
-        self._past, self._nodes = 0, 0
-        self._chain = self._tree = torch.empty(0)
+        self._past, self._nodes, self._longest = 0, 0, 0
+        self._chain = self._tree = self._node = self._numbers = torch.empty(0)
 
     def build_tree_mask(self, tree: DraftTree, past: int) -> Tensor:
         """(N, past + N) additive mask of one tree after `past` committed tokens."""
@@ -62,6 +62,24 @@ class ChainBias:
         self._tree[:nodes, self._past : self._past + entries].zero_().masked_fill_(~visible, float("-inf"))
         return self._tree[:nodes, self._past - past : self._past + entries]
 
+    def build_node_mask(self, filled: int, bucket: int) -> Tensor:
+        """(1, 1, bucket): one node sees the first entries, its own the last of them, and nothing of the rest. A view."""
+        self._lengthen(bucket)
+        return self._node[self._longest - filled : self._longest - filled + bucket].view(1, 1, -1)
+
+    def number(self, start: int, count: int) -> Tensor:
+        """(1, count) int64: start, start + 1, … A view."""
+        self._lengthen(start + count)
+        return self._numbers[start : start + count].view(1, -1)
+
+    def _lengthen(self, entries: int) -> None:
+        if entries <= self._longest:
+            return
+        self._longest = max(entries, 2 * self._longest, 1024)
+        seen = torch.zeros(self._longest, dtype=self.dtype, device=self.device)
+        self._node = torch.cat([seen, torch.full_like(seen, float("-inf"))])
+        self._numbers = torch.arange(self._longest, device=self.device)
+
     def _grow(self, past: int, nodes: int) -> None:
         if past <= self._past and nodes <= self._nodes:
             return
@@ -70,6 +88,14 @@ class ChainBias:
         visible = torch.zeros(self._nodes, self._past, dtype=self.dtype, device=self.device)
         self._chain = torch.cat([visible, triangle], dim=1)
         self._tree = self._chain.clone()
+
+
+def widen(mask: Tensor, bucket: int) -> Tensor:
+    """Return (N, S) as (1, N, bucket): nothing is seen beyond S."""
+    nodes, entries = mask.shape
+    wide = mask.new_full((1, nodes, bucket), float("-inf"))
+    wide[0, :, :entries] = mask
+    return wide
 
 
 def build_padded_mask(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specbench.decoding.kv_store import KVStore, Layer
-from specbench.decoding.masks import EVERYTHING, ChainBias, Reach, build_padded_mask
+from specbench.decoding.masks import EVERYTHING, ChainBias, Reach, build_padded_mask, widen
 from specbench.decoding.tree import DraftTree
 
 
@@ -95,17 +95,19 @@ def lay_out(
     """Return the pass of one tree per row of a store whose layers have all written; its bucket grows as needed."""
     nodes = max(map(len, trees))
     store.reserve(nodes)
-    slots = torch.arange(nodes, device=bias.device) + torch.tensor(store.lengths, device=bias.device)[:, None]
+    slots = bias.number(store.lengths[0], nodes)
+    if len(trees) > 1:
+        slots = bias.number(0, nodes) + torch.tensor(store.lengths, device=bias.device)[:, None]
     masks = {(reach.window, reach.chunk): _lay_mask(store, trees, bias, reach) for reach in reaches}
     return StaticPass(store.layers, slots, masks, chunks, reduces=len(trees) == nodes == 1)
 
 
 def _lay_mask(store: KVStore, trees: list[DraftTree], bias: ChainBias, reach: Reach) -> Tensor:
-    """(B, N, bucket), a tensor of its own."""
+    """(B, N, bucket)."""
     longest = max(length + len(tree) for length, tree in zip(store.lengths, trees, strict=True))
     reach = Reach(*(None if limit is None or longest <= limit else limit for limit in reach))
     if reach != EVERYTHING or len(trees) > 1:
         return build_padded_mask(store.lengths, trees, reach, bias.dtype, store.bucket)[:, 0]
-    mask = torch.full((1, len(trees[0]), store.bucket), float("-inf"), dtype=bias.dtype, device=bias.device)
-    mask[0, :, :longest] = bias.build_tree_mask(trees[0], store.lengths[0])
-    return mask
+    if len(trees[0]) == 1:
+        return bias.build_node_mask(longest, store.bucket)
+    return widen(bias.build_tree_mask(trees[0], store.lengths[0]), store.bucket)

@@ -6,7 +6,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specbench.decoding.kv_store import KVStore
-from specbench.decoding.masks import ChainBias, align_on_cuda
+from specbench.decoding.masks import ChainBias, align_on_cuda, widen
 from specbench.decoding.runner import Runner
 from specbench.decoding.static import StaticPass
 from specbench.errors import InputError
@@ -67,13 +67,10 @@ class DraftKV:
 
     def _lay_out(self, mask: Tensor) -> StaticPass:
         """mask (N, S) of the filled entries."""
-        count, filled = mask.shape
+        count = len(mask)
         self.store.reserve(count)
-        whole = mask.new_full((1, count, self.store.bucket), float("-inf"))
-        whole[0, :, :filled] = mask
-        start = self.store.lengths[0]
-        slots = torch.arange(start, start + count, device=mask.device)[None]
-        return StaticPass(self.store.layers, slots, {(None, None): whole}, reduces=count == 1)
+        slots = self._bias.number(self.store.lengths[0], count)
+        return StaticPass(self.store.layers, slots, {(None, None): widen(mask, self.store.bucket)}, reduces=count == 1)
 
     def stack(self, count: int) -> None:
         """Keep the entries of a level for the levels below it."""
