@@ -163,6 +163,15 @@ def test_child_processes_are_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> No
     assert counters.read().own > 1201.0
 
 
+def test_a_turn_may_count_child_processes_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[Any] = [SimpleNamespace(pid=2**30 + i, cpu_times=lambda: (1000.0, 0.0, 0.0, 0.0)) for i in range(2)]
+    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: children)
+    meter = LoadMeter(CPU)
+    for foreign, expected in (((), 2), ([2**30], 1), ([2**30, 2**30 + 1], 0), ((), 2)):
+        meter.start(foreign)
+        assert meter._before.own // 1000 == expected
+
+
 def test_a_child_that_ends_takes_no_time_with_it() -> None:
     busy = subprocess.Popen([sys.executable, "-c", "sum(range(5_000_000)); print(flush=True); input()"], stdin=-1, stdout=-1)
     assert busy.stdout and busy.stdout.readline()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,13 +17,13 @@ from benchmarks.embedded import exit_with
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers.arms import Answer, Arm, Job
 from benchmarks.peers.contest import Contest, find_difference, strip_end
-from benchmarks.peers.llama_cpp import list_instructions
+from benchmarks.peers.llama_cpp import open_llama_cpp
 from benchmarks.peers.results import Turn, build_rows
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
-from specbench.errors import InputError
+from specbench.machine.load import LoadMeter
 from specbench.models.load import load_tokenizer
 from specbench.models.target import Target
 from specbench.setup.objects import EMBEDDED
@@ -44,7 +44,7 @@ def build_job(model: LanguageModel, folder: Path, *methods: str) -> Job:
     target = Target("tiny", model, load_tokenizer(EMBEDDED, None, False), "plain")
     prompts = [[2, *range(20, 60), 3], [2, *[30, 31, 32, 33] * 6, 3]]
     sampling = Sampling(max_new_tokens=TOKENS, stop_token_ids=model.eos_ids)
-    return Job(cast(Any, None), target, methods, prompts, sampling, folder)
+    return Job(cast(Any, None), target, methods, prompts, sampling, folder, folder)
 
 
 # Rates and turns
@@ -94,8 +94,22 @@ def test_texts_are_compared_without_the_token_that_ended_them() -> None:
     assert [find_difference([5, 6], other) for other in ([5, 6], [5, 7], [5], [5, 6, 7])] == [None, 1, 1, 2]
 
 
-def test_instructions_of_a_build() -> None:
-    assert list_instructions("CPU : SSE3 = 1 | AVX2 = 1 | AVX512 = 0 | ") == ["SSE3", "AVX2"]
+def test_servers_of_other_arms_are_others_in_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.peers.contest.PAUSE", 0.0)
+    seen: list[tuple[str, set[int]]] = []
+    names = ["own", "a", "b"]
+
+    def note(meter: LoadMeter, foreign: Collection[int] = ()) -> None:
+        seen.append((names[len(seen) % 3], set(foreign)))
+
+    monkeypatch.setattr(LoadMeter, "start", note)
+    answer = Answer([5], 0, 1.0, 0)
+    processes: list[list[int]] = [[], [1], [2, 3]]
+    arms = [
+        Arm(name, "pld", lambda prompt: answer, "others", frozenset(pids)) for name, pids in zip(names, processes, strict=True)
+    ]
+    Contest(build_job(tiny_language_model(), tmp_path, "pld"), arms).run(rounds=0)
+    assert seen[:3] == [("own", {1, 2, 3}), ("a", {2, 3}), ("b", {1})]
 
 
 # The command
@@ -130,7 +144,7 @@ def test_a_missing_package_is_one_notice_and_a_mistake_one_line(
 ) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "xllamacpp" else SimpleNamespace())
     names, notices = peers.list_engines(
-        cast(Any, SimpleNamespace(engines=["specbench", "llama.cpp", "OpenVINO"], llama_server={}))
+        cast(Any, SimpleNamespace(engines=["specbench", "llama.cpp", "OpenVINO"], llama_binary=None))
     )
     assert names == ["specbench", "OpenVINO"]
     assert notices == ["llama.cpp is left out: xllamacpp missing; pip install -e '.[peers]'"]
@@ -139,7 +153,7 @@ def test_a_missing_package_is_one_notice_and_a_mistake_one_line(
         (["--methods", ","], "argument --methods: expected a name or several"),
         (["--methods", "eagle"], "--methods eagle: expected some of "),
         (["--tokens", "1"], "--tokens: 2 or more, for prefill gives the first"),
-        (["--llama-server", "sps=8080"], "--llama-server sps=8080: expected METHOD=http://HOST:PORT with sps, "),
+        (["--llama-binary", "llama-server"], "--llama-binary llama-server: expected a program, llama.cpp's llama-server"),
         (["--engines", "llama.cpp"], "no engine is left to compare"),
     ):
         assert run_peers(monkeypatch, *argv) == 2
@@ -154,7 +168,6 @@ def test_a_missing_package_is_one_notice_and_a_mistake_one_line(
 def test_llama_cpp_writes_our_texts(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="needs the extra peers: pip install -e '.[peers]'")
     pytest.importorskip("gguf", reason="needs the extra gguf: pip install -e '.[gguf]'")
-    from benchmarks.peers.llama_cpp import open_llama_cpp
     from tests.test_gguf import ROPES, build
 
     changes: dict[str, Any] = {"biases": {"attention_bias": True, "mlp_bias": True}, "tied": {"tie_word_embeddings": True}}.get(
@@ -164,21 +177,11 @@ def test_llama_cpp_writes_our_texts(kind: str, tmp_path: Path) -> None:
     with ExitStack() as stack:
         job = build_job(model, tmp_path, *(["autoregressive", "pld"] if kind == "plain" else ["autoregressive"]))
         arms = list(open_llama_cpp(job, stack))
-        if kind == "plain":  # the same server once more, by its address
-            client: Any = arms[0].decode
-            arms += open_llama_cpp(replace(job, servers={"pld": f"http://{client.__self__.place}"}), stack)
         for arm in arms:
             for prompt in job.prompts:
                 out = arm.decode(prompt)
                 assert strip_end(out.ids, (1,)) == strip_end(answer_plainly(model, prompt), (1,)), arm.label
                 assert out.tokens == len(out.ids) - 1 and out.seconds > 0
-
-
-def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    from benchmarks.peers.llama_cpp import Client
-
-    with pytest.raises(InputError, match="llama.cpp at 127.0.0.1:9: ConnectionRefusedError"):
-        Client("http://127.0.0.1:9", build_job(tiny_language_model(), tmp_path)).decode([2, 3])
 
 
 @pytest.mark.full

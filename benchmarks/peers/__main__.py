@@ -8,6 +8,7 @@ up to 10 tokens after an n-gram of at most 3). Two prompts per task of the mini 
 """
 
 import argparse
+import os
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -44,7 +45,7 @@ ENGINES: dict[str, Opener] = {
     "llama.cpp": open_llama_cpp,
     "OpenVINO": open_openvino,
 }
-PACKAGES = {"llama.cpp": ("xllamacpp", "gguf"), "OpenVINO": ("openvino_genai", "gguf")}
+PACKAGES = {"llama.cpp": ("gguf", "xllamacpp"), "OpenVINO": ("gguf", "openvino_genai")}
 
 
 def parse_names(text: str) -> list[str]:
@@ -55,12 +56,11 @@ def parse_names(text: str) -> list[str]:
     return names
 
 
-def parse_server(text: str) -> tuple[str, str]:
-    """Return method and address. Raises InputError."""
-    method, _, address = text.partition("=")
-    if method not in METHODS or not address.startswith("http://"):
-        raise InputError(f"--llama-server {text}: expected METHOD=http://HOST:PORT with {suggest_choices(method, METHODS)}")
-    return method, address.rstrip("/")
+def check_binary(path: Path) -> str:
+    """Return the path as text. Raises InputError."""
+    if not (path.is_file() and os.access(path, os.X_OK)):
+        raise InputError(f"--llama-binary {path}: expected a program, llama.cpp's llama-server")
+    return str(path.resolve())
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -75,15 +75,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="per answer, at most; default: as in a run")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
-    servers = "of llama.cpp, started with this method; may be given once per method, and replaces the wheel"
-    parser.add_argument("--llama-server", action="append", default=[], metavar="METHOD=http://HOST:PORT", help=servers)
+    parser.add_argument("--llama-binary", type=Path, metavar="PATH", help="a llama-server instead of llama.cpp's wheel")
     parser.add_argument("--out", type=Path, default=Path("reports/reference/peers"))
     options = parser.parse_intermixed_args()
     for name, known in (("engines", [*ENGINES]), ("methods", [*METHODS])):
         for given in getattr(options, name):
             if given not in known:
                 raise InputError(f"--{name} {given}: expected some of {suggest_choices(given, known)}")
-    options.llama_server = dict(map(parse_server, options.llama_server))
+    options.llama_binary = check_binary(options.llama_binary) if options.llama_binary else None
     if min(options.limit, options.rounds, options.tokens or 2) < 1 or options.tokens == 1:
         raise InputError("--limit and --rounds: expected 1 or more; --tokens: 2 or more, for prefill gives the first")
     check_threads(options.threads)
@@ -113,12 +112,17 @@ def compose_job(options: argparse.Namespace, folder: Path) -> Job:
         methods = (BASELINE,)
     sampling = Sampling(**asdict(settings.sampling), stop_token_ids=target.model.eos_ids)
     prompts = [target.render_first_prompt(question) for question in questions]
-    return Job(settings, target, methods, prompts, sampling, folder, not biased, notes, options.llama_server)
+    return Job(settings, target, methods, prompts, sampling, folder, options.out, options.llama_binary, not biased, notes)
+
+
+def list_packages(engine: str, llama_binary: str | None) -> tuple[str, ...]:
+    """Return the packages that an engine needs."""
+    return tuple(one for one in PACKAGES.get(engine, ()) if not (llama_binary and one == "xllamacpp"))
 
 
 def list_engines(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Return the chosen engines whose packages are here, and a notice for each of the others."""
-    needed = {name: () if name == "llama.cpp" and options.llama_server else PACKAGES.get(name, ()) for name in options.engines}
+    needed = {name: list_packages(name, options.llama_binary) for name in options.engines}
     missing = {name: [one for one in packages if find_spec(one) is None] for name, packages in needed.items()}
     notices = [
         f"{name} is left out: {' and '.join(packages)} missing; pip install -e '.[peers]'"
@@ -132,7 +136,7 @@ def describe_run(options: argparse.Namespace, job: Job, names: list[str]) -> dic
     target = job.settings.target
     about = {"target": target.name, "shape": target.shape, "dtype": job.target.model.dtype_name, "rounds": options.rounds}
     about |= {"max_new_tokens": job.sampling.max_new_tokens, "notes": job.notes}
-    packages = {package for name in names for package in PACKAGES.get(name, ()) if find_spec(package)}
+    packages = {package for name in names for package in list_packages(name, job.llama_binary)}
     about["peers"] = {package: version(package) for package in sorted(packages)}
     return about | collect_provenance(job.target.model.device)
 

@@ -1,6 +1,6 @@
 """What an engine of the comparison offers: one arm per method, which decodes a prompt and says how long it decoded."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +33,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Arm:
-    """A method on an engine. worker: who computes, the thread that calls, other threads of this process, or another process."""
+    """A method on an engine. worker: who computes, the thread that calls or others. processes: those of this arm alone."""
 
     engine: str
     method: str
     decode: Callable[[list[int]], Answer]
-    worker: Literal["caller", "threads", "process"]
+    worker: Literal["caller", "others"]
+    processes: frozenset[int] = frozenset()
 
     @property
     def label(self) -> str:
@@ -47,9 +48,9 @@ class Arm:
 
 @dataclass(frozen=True)
 class Job:
-    """What all engines decode with. folder: for their files. notes: what a reader of the numbers has to know.
+    """What all engines decode with. folder: for their files. logs: where servers print. llama_binary: None: llama.cpp's wheel.
 
-    output_bias: refuse to leave out a bias on the target's output. servers: addresses of llama.cpp's own servers, by method.
+    output_bias: refuse to leave out a bias on the target's output. notes: what a reader of the numbers has to know.
     """
 
     settings: RunSettings
@@ -58,9 +59,10 @@ class Job:
     prompts: list[list[int]]
     sampling: Sampling
     folder: Path
+    logs: Path
+    llama_binary: str | None = None
     output_bias: bool = True
     notes: list[str] = field(default_factory=list)
-    servers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def room(self) -> int:

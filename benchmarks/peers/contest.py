@@ -19,6 +19,7 @@ class Contest:
         self.texts: dict[int, list[int]] = {}
         self.turns: list[Turn] = []
         self._load = LoadMeter(job.target.model.device)
+        self._processes = frozenset[int]().union(*(arm.processes for arm in arms))
 
     def run(self, rounds: int) -> None:
         """Run the warm-up and the rounds. The order of arms moves on by one with every prompt."""
@@ -33,10 +34,9 @@ class Contest:
 
     def _run_turn(self, arm: Arm, number: int, prompt: int) -> Turn:
         sleep(PAUSE)
-        self._load.start()
+        self._load.start(foreign=self._processes - arm.processes)
         answer = arm.decode(self.job.prompts[prompt])
-        load = self._load.stop(arm.worker == "caller")
-        disturbed = None if arm.worker == "process" else load.find_reasons()  # it would count as somebody else
+        disturbed = self._load.stop(arm.worker == "caller").find_reasons()
         text = strip_end(answer.ids, self.job.sampling.stop_token_ids)
         expected = self.texts.setdefault(prompt, text)
         counts = (len(answer.ids), answer.tokens, answer.seconds, answer.drafted)

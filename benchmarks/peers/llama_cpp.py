@@ -1,90 +1,125 @@
-"""The arms of llama.cpp: one server per method inside this process (xllamacpp), prompts and answers as token ids over HTTP.
+"""The arms of llama.cpp: one HTTP server per method, each in a process of its own; prompts and answers are token ids.
 
 A request cannot choose how to speculate, so each method has its own server. The server times itself: `predicted_ms` runs from the
-first token on. Servers that were started by hand, such as of a native build, answer the same requests.
+first token on.
 """
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from http.client import HTTPConnection, HTTPException
-from importlib import import_module
+from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
+import psutil
+
 from benchmarks.peers.arms import CONTINUATION, DRAFT_TOKENS, NGRAM, Answer, Arm, Job
+from benchmarks.peers.serve import ServerSettings
+from specbench import ROOT
 from specbench.errors import InputError, format_error
 from specbench.records.trial import BASELINE
 
-PATIENCE = 600  # seconds for one answer
-QUIET = -1  # of the server's log: errors alone
+PATIENCE = 600  # seconds for one answer, and for a start
+GRACE = 10  # seconds for an end
 
 
 def open_llama_cpp(job: Job, stack: ExitStack) -> Iterator[Arm]:
-    """Yield the arms of llama.cpp: of the servers whose addresses the job has, else of the wheel."""
-    if job.servers:
-        job.notes.append("llama.cpp ran in servers of its own; whether something else used the machine meanwhile is not known")
-    for method in (name for name in job.methods if name in job.servers):
-        yield Arm("llama.cpp", method, Client(job.servers[method], job).decode, worker="process")
-    if not job.servers:
-        yield from _open_wheel(job, stack)
-
-
-def _open_wheel(job: Job, stack: ExitStack) -> Iterator[Arm]:
-    package: Any = import_module("xllamacpp")
-    job.notes.append(f"llama.cpp is the wheel's, built for {', '.join(list_instructions(package.get_system_info()))}")
+    """Yield the arms of llama.cpp: of the binary that the job names, else of the wheel."""
     for method in job.methods:
-        server = package.Server(_choose_parameters(package, job, method))
-        stack.callback(lambda held: None, server)  # it lives as long as this reference
-        client = Client(server.listening_address, job)
-        yield Arm("llama.cpp", method, client.decode, worker="threads")
+        server = Server(choose_settings(job, method), job.logs / f"llama.cpp-{method}.log")
+        stack.callback(server.end)
+        server.await_health()
+        if method == job.methods[0]:
+            name = Path(job.llama_binary).name if job.llama_binary else "the wheel's"
+            job.notes.append(f"llama.cpp is {name}{describe_build(server.read_log())}")
+        yield Arm("llama.cpp", method, Client(server.place, job).decode, worker="others", processes=server.list_processes())
 
 
-def list_instructions(info: str) -> list[str]:
-    """Return what is on in a text like `CPU : AVX = 1 | AVX2 = 0`."""
-    parts = (part.split("=") for part in info.partition(":")[2].split("|") if "=" in part)
-    return [name.strip() for name, value in parts if value.strip() == "1"]
+def choose_settings(job: Job, method: str) -> ServerSettings:
+    return ServerSettings(
+        model=str(job.export()),
+        context=-(-job.room // 256) * 256,
+        threads=job.threads,
+        float32=job.target.model.dtype_name == "float32",
+        draft=(str(job.export(draft=True)), DRAFT_TOKENS) if method == "sps" else None,
+        ngram=(NGRAM, CONTINUATION) if method not in ("sps", BASELINE) else None,
+        binary=job.llama_binary,
+    )
 
 
-def _choose_parameters(package: Any, job: Job, method: str) -> Any:
-    """Return the settings of a server with one slot.
-
-    Under a float32 target, keys and values are float32 too, and its flash attention is off, which computes in float16 whatever
-    they are: logits are then 0.01 off instead of 0.00001. Under bfloat16 both are llama.cpp's defaults: float16, on.
-    """
-    params = package.CommonParams()
-    params.model.path = str(job.export())
-    params.port = 0  # any that is free
-    params.n_ctx, params.n_parallel = -(-job.room // 256) * 256, 1
-    params.cache_prompt = params.fit_params = False
-    params.cache_ram_mib = 0
-    params.verbosity = QUIET
-    _set_threads(params, job.threads)
-    draft = params.speculative.draft
-    if job.target.model.dtype_name == "float32":
-        float32 = package.ggml_type.GGML_TYPE_F32
-        params.flash_attn_type = package.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.cache_type_k = params.cache_type_v = draft.cache_type_k = draft.cache_type_v = float32
-    kinds = package.common_speculative_type
-    if method == "sps":
-        params.speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
-        draft.mparams.path = str(job.export(draft=True))
-        draft.n_max, draft.n_min, draft.p_min = DRAFT_TOKENS, 0, 0.0
-        _set_threads(draft, job.threads)
-    elif method != BASELINE:
-        params.speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
-        params.speculative.ngram_simple.size_n, params.speculative.ngram_simple.size_m = NGRAM, CONTINUATION
-    return params
+def describe_build(log: str) -> str:
+    """Return what a log says: a line with `build 1 (0c1e57098) with GNU 12.2.0`, and one like `CPU : AVX = 1 | AVX2 = 0`."""
+    build = re.search(r"\bbuild \d+ \(.*", log)
+    found = re.search(r"\bCPU : (.*)", log)
+    parts = (part.split("=") for part in (found[1] if found else "").split("|") if "=" in part)
+    instructions = ", ".join(name.strip() for name, value in parts if value.strip() == "1")
+    return (f", {build[0]}" if build else "") + (f", which uses {instructions}" if instructions else "")
 
 
-def _set_threads(params: Any, threads: int) -> None:
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+class Server:
+    """A process with one server, which ends with this one. log: where it prints."""
+
+    def __init__(self, settings: ServerSettings, log: Path) -> None:
+        self._log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "benchmarks.peers.serve", json.dumps(asdict(settings))]
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, start_new_session=True
+            )  # a session of its own, without the terminal's Ctrl-C
+        self.place = ""
+
+    def await_health(self) -> None:
+        """Wait until the server answers. Raises InputError if it ends before."""
+        assert self._process.stdout
+        self.place = self._process.stdout.readline().decode().strip().removeprefix("http://")
+        deadline = monotonic() + PATIENCE
+        while self.place and self._process.poll() is None and monotonic() < deadline:
+            if _is_healthy(self.place):
+                return
+            sleep(0.05)
+        raise InputError(f"llama.cpp did not start; {self._log} ends: {self.read_log()[-300:]}")
+
+    def read_log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def list_processes(self) -> frozenset[int]:
+        """Return the numbers of all processes that serve."""
+        process = psutil.Process(self._process.pid)
+        return frozenset(one.pid for one in (process, *process.children(recursive=True)))
+
+    def end(self) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()  # it waits for this
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+def _is_healthy(place: str) -> bool:
+    connection = HTTPConnection(place, timeout=GRACE)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 class Client:
     """Asks one server, one prompt after another."""
 
-    def __init__(self, address: str, job: Job) -> None:
-        self.place = address.removeprefix("http://")
+    def __init__(self, place: str, job: Job) -> None:
+        self.place = place
         self._sampling = job.sampling
 
     def decode(self, prompt: list[int]) -> Answer:

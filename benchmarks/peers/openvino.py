@@ -26,7 +26,7 @@ def open_openvino(job: Job, stack: ExitStack) -> Iterator[Arm]:
         job.notes.append(f"OpenVINO reads float16, which rounds {changed:.2%} of the weights")
     for method in job.methods:
         pipeline = Pipeline(package, job, method)
-        yield Arm("OpenVINO", method, pipeline.decode, worker="threads")
+        yield Arm("OpenVINO", method, pipeline.decode, worker="others")
 
 
 def count_changed(model: nn.Module) -> float:

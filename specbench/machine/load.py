@@ -15,7 +15,7 @@ run.json lists what was watched.
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import sqrt
@@ -129,8 +129,10 @@ class LoadMeter:
         }
         return [name for name, is_known in known.items() if is_known]
 
-    def start(self) -> None:
+    def start(self, foreign: Collection[int] = ()) -> None:
+        """Begin a turn. foreign: child processes that have nothing to do in it; what they use counts as others'."""
         self._counters.find_children()
+        self._counters.foreign = foreign
         self._before = self._read()
 
     def stop(self, in_process: bool = True) -> Load:
@@ -171,20 +173,25 @@ class SystemCounters:
         self._process = psutil.Process()
         self.cores = _list_cores(self._process)
         self._children: list[psutil.Process] = []
+        self.foreign: Collection[int] = ()  # children that count as others
         self._searched = -RESCAN
 
     def read(self) -> Counts:
         now, wall = time.perf_counter(), time.time()
         busy, stolen = _read_cores(self.cores)
         ended = os.times()
-        own = time.process_time() + ended.children_user + ended.children_system + sum(map(_read_time, self._children))
+        own = time.process_time() + ended.children_user + ended.children_system + sum(map(_read_time, self._own_children))
         waits = _read_waits(self.processes)
         return Counts(now, wall, own, time.thread_time(), threading.get_native_id(), busy, stolen, waits)
 
     @property
     def processes(self) -> list[int]:
         """The run's processes."""
-        return [self._process.pid, *(child.pid for child in self._children)]
+        return [self._process.pid, *(child.pid for child in self._own_children)]
+
+    @property
+    def _own_children(self) -> list[psutil.Process]:
+        return [child for child in self._children if child.pid not in self.foreign]
 
     def find_children(self) -> None:
         """Look up the child processes, if that is long ago. Not during a turn: one that is found brings its past with it."""
