@@ -171,3 +171,11 @@ def test_only_float32_and_native_bfloat16_on_a_cpu_are_packed(monkeypatch: pytes
 )
 def test_a_disturbed_round_decides_nothing(plain: list[float], faster: bool) -> None:
     assert products._is_plain_faster(plain, [1.0, 1.0, 1.0]) == faster
+
+
+@pytest.mark.parametrize("size, first, expected", [(8, 1, 1), (8, 4, None), (8, None, None), (600, 4, 4)])
+def test_small_layers_take_one_product_for_every_row(
+    size: int, first: int | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "measure_first_row", lambda layers: first)
+    assert products.Products().choose([nn.Linear(size, size)]) == expected

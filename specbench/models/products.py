@@ -21,6 +21,7 @@ ROWS = (1, 2, 4, 8, 32)  # numbers of rows at which products are timed
 ROUNDS = 5
 MARGIN = 1.1  # the plain product must be so many times as fast before it is taken
 SMALLEST = 32_768  # weights of a layer worth measuring
+LARGE = 1 << 18  # weights; in a smaller layer, choosing by rows at each call costs more than it gains
 BYTES = 1 << 28  # of weights read in one timing, at least where there are as many: beyond the caches
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names in transformers' layers
 
@@ -39,7 +40,9 @@ class Products:
         """Return the fewest rows at which layers of one shape take the packed product; None: never."""
         name = _name_shape(layers[0])
         if name not in self.first_rows:
-            self.first_rows[name] = measure_first_row(layers)
+            first = measure_first_row(layers)
+            undecided = first != 1 and layers[0].weight.numel() < LARGE
+            self.first_rows[name] = None if undecided else first
         return self.first_rows[name]
 
     def recall(self, known: Mapping[str, int | None]) -> None:
@@ -116,7 +119,7 @@ def _time_both(x: Tensor, plain: Sequence[nn.Linear], packed: Sequence[Product])
             linear(x, layer.weight, layer.bias)
         between = perf_counter()
         for product in packed:
-            product.multiply(x)
+            product(x)
         plain_s.append(between - started)
         packed_s.append(perf_counter() - between)
     return plain_s, packed_s
