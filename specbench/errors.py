@@ -90,7 +90,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_about_file(error: BaseException) -> bool:
     """Whether an error is about a file, for `describe_file_error` to name."""
-    return is_unusable(error) or (isinstance(error, OSError) and error.filename is not None)
+    return is_unusable(error) or (isinstance(error, OSError) and bool(error.filename))
 
 
 def is_unusable(error: BaseException) -> bool:

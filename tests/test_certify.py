@@ -276,3 +276,16 @@ def test_a_reference_certificate_is_what_its_folder_is_called(path: Path) -> Non
     assert path.parent.name in (name, f"{name}-1", f"{name}-2") and result.passed  # or halves of the presets
     assert target["dtype"] in ("auto", result.about["dtype"])
     assert (path.parent / "certificate.md").read_text().startswith("# Certificate: ")
+
+
+@pytest.mark.parametrize("first", sorted(OWN_FOLDERS[0].glob(f"*-1/{FILE}")), ids=lambda path: path.parent.name)
+def test_two_halves_are_one_certificate(first: Path) -> None:
+    """They share the baseline alone; target, code and settings are the same."""
+    name = first.parent.name.removesuffix("-1")
+    halves = [read_certificate(first.parent.with_name(f"{name}-{half}") / FILE) for half in (1, 2)]
+    methods = [set(half.config["method"]) for half in halves]
+    assert methods[0] & methods[1] == {"autoregressive"}
+    settings = [{key: value for key, value in half.config.items() if key != "method"} for half in halves]
+    assert settings[0] == settings[1]
+    same = ("code_sha256", "versions", "target_sha256", "dtype")
+    assert [halves[0].about[key] for key in same] == [halves[1].about[key] for key in same]
