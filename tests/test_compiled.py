@@ -13,12 +13,14 @@ from specbench.decoding.loop import generate
 from specbench.decoding.tree import DraftTree
 from specbench.drafters import compiled_layers
 from specbench.drafters.compiled_layers import compile_layers
-from specbench.models import forwards
+from specbench.models import forwards, products
 from specbench.models.forwards import Shape, choose_forward
+from specbench.models.packed import Product, can_pack
 from tests.methods_under_test import LABELS, drafter_of, target_of
 from tests.random_trees import random_tree
 from tests.test_lossless import PROMPTS, SAMPLING, expected
 from tests.test_static import list_layered
+from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.slow
 SOME = 6
@@ -71,3 +73,32 @@ def test_one_graph_serves_every_bucket_and_number_of_nodes() -> None:
             assert torch.allclose(target.forward(store, [tree])[0].logits, eager, atol=1e-4), f"{nodes} nodes after {past}"
     target.runner.kind = "eager"
     assert target.runner.graphs == before
+
+
+@pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this torch has no oneDNN to pack weights with")
+@torch.inference_mode()
+def test_one_row_takes_sums_and_several_the_packed_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(products, "measure_first_row", lambda layers: 1)
+    monkeypatch.setattr(products.PRODUCTS, "first_rows", {})
+    hf = tiny_model("llama", layers=2, dtype=torch.float32)
+    products.pack(hf)
+    model = compiled(LanguageModel(hf), ())
+    rows: list[int] = []
+    multiply = Product.multiply
+
+    def count(product: Product, x: torch.Tensor) -> torch.Tensor:
+        rows.append(x.shape[1])
+        return multiply(product, x)
+
+    monkeypatch.setattr(Product, "multiply", count)
+    for nodes in (1, 3):
+        store = model.create_store(64)
+        model.prefill(store, [torch.arange(2, 12)])
+        tree = [DraftTree.chain(torch.arange(5, 5 + nodes))]
+        model.runner.kind = "eager"
+        expected = model.forward(store, tree)[0].logits
+        model.runner.kind = "compiled"
+        rows.clear()
+        assert torch.allclose(model.forward(store, tree)[0].logits, expected, atol=1e-4)
+        assert set(rows) == ({3} if nodes == 3 else set()), f"{nodes} nodes"

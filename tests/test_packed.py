@@ -98,6 +98,31 @@ def test_packed_is_taken_from_the_row_on_from_which_it_is_never_slower(
     assert MEASURE([nn.Linear(8, 8)]) == expected
 
 
+@pytest.mark.parametrize("product_s, expected", [(1.0, 2), (0.95, 2), (0.5, 1)], ids=["equal", "within the margin", "product"])
+def test_compiled_forwards_take_sums_unless_the_product_is_clearly_faster(
+    product_s: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "LARGE", 64)
+    monkeypatch.setattr(products, "_time_both", lambda x, *ways: ([product_s], [1.0]))
+    chosen = products.Products()
+    layers = [PackedLinear(nn.Linear(8, 8), None) for _ in range(3)]
+    assert chosen.choose_sums(layers) == (expected == 2)
+    assert chosen.first_rows == {"float32 in compiled forwards": expected}
+    monkeypatch.setattr(products, "_time_both", lambda *_: pytest.fail("measured again"))
+    assert chosen.choose_sums(layers) == (expected == 2)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)], ids=str)
+@torch.inference_mode()
+def test_sums_equal_products(dtype: torch.dtype, tolerance: float, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(100, 70, bias=bias).to(dtype)
+    x = torch.randn(1, 1, 100).to(dtype)
+    found = packed.reduce(x, layer.weight, layer.bias)
+    assert found.shape == (1, 1, 70) and found.dtype == dtype and torch.allclose(found, layer(x), atol=tolerance)
+
+
 @packable
 def test_what_an_earlier_process_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = products.Products()
@@ -131,10 +156,10 @@ def test_every_linear_layer_is_packed_and_no_embedding(architecture: str, any_si
 def test_small_layers_stay_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "measure_first_row", lambda layers: 1)
     monkeypatch.setattr(products.PRODUCTS, "first_rows", {})
-    small, large = nn.Linear(150, 200), nn.Linear(200, 200)
-    model = nn.Sequential(small, large)
+    model: Any = nn.Sequential(nn.Linear(150, 200), nn.Linear(200, 200))
     assert pack(model) == {"float32 200 to 200 with bias": 1}
-    assert model[0] is small and isinstance(model[1], PackedLinear), f"30,000 and 40,000 weights, limit {products.SMALLEST:,}"
+    packed = [layer.product is not None for layer in model]
+    assert packed == [False, True], f"30,000 and 40,000 weights, limit {products.SMALLEST:,}"
 
 
 @packable
@@ -170,7 +195,7 @@ def test_only_float32_and_native_bfloat16_on_a_cpu_are_packed(monkeypatch: pytes
     "plain, faster", [([0.5, 0.5, 0.5], True), ([0.5, 2, 2], False), ([0.95, 0.95, 0.95], False), ([0.5, 0.5, 9], True)]
 )
 def test_a_disturbed_round_decides_nothing(plain: list[float], faster: bool) -> None:
-    assert products._is_plain_faster(plain, [1.0, 1.0, 1.0]) == faster
+    assert products._is_faster(plain, [1.0, 1.0, 1.0]) == faster
 
 
 @pytest.mark.parametrize("size, first, expected", [(8, 1, 1), (8, 4, None), (8, None, None), (600, 4, 4)])

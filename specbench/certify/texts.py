@@ -30,7 +30,7 @@ class TextSampler:
     ) -> None:
         self.settings, self.target, self.drafters = settings, target, drafters
         self.questions, self.watch = questions, watch
-        self.engine = Native(profile=False)
+        self.engine = Native(profile=False, forward=settings.forward)
         self.engine.open(target.model, drafters)
         self.greedy = Sampling(max_new_tokens=settings.sampling.max_new_tokens, stop_token_ids=target.model.eos_ids)
         self.sampled = replace(self.greedy, **{key: getattr(settings.sampling, key) for key in KEYS})
@@ -81,7 +81,7 @@ class TextSampler:
         """
         prompts = self.prompts[:ORDERED]
         self.watch(f"{label} in another order, by prompt", 0, len(prompts))
-        engine = Native(profile=False)
+        engine = Native(profile=False, forward=self.settings.forward)
         engine.open(self.target.model, instantiate_methods({label: self.settings.method[label]}))
         engine.reset(label)
         return count_leaks(lambda prompt: engine.generate(label, prompt, sampling), prompts), len(prompts)

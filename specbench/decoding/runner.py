@@ -85,7 +85,7 @@ def _compile(compute: Callable[..., Output], inputs: Inputs, static: StaticPass,
     _mark_dynamic(inputs, static, key)
     options: dict[str, Any] = {"guard_filter_fn": _keep_no_guard, **(ONE_NODE if key.one_node else {})}
     function = torch.compile(_copy_function(cast(FunctionType, run)), fullgraph=True, dynamic=True, options=options)
-    with torch._dynamo.config.patch(specialize_int=True):
+    with torch._dynamo.config.patch(specialize_int=True, specialize_float=True):
         function(inputs, static.slots, static.masks, static.layers)
     return function
 

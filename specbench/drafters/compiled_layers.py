@@ -16,6 +16,7 @@ from specbench.drafters.network_drafter import LayerDrafter
 from specbench.errors import format_error, is_out_of_memory
 from specbench.models.forwards import CONTEXT, Choice, get_bound, time_both
 from specbench.models.logits import is_finite, measure_distance
+from specbench.models.products import prepare_for_graphs
 
 SIZES = {"one node": 1, "several nodes": 6}
 
@@ -27,6 +28,7 @@ def compile_layers(drafter: LayerDrafter) -> Choice | None:
         return None
     started, choice = perf_counter(), Choice("compiled")
     try:
+        prepare_for_graphs(drafter.network)
         _compare(drafter, choice)
     except Exception as error:  # of any type: a compiler's
         if is_out_of_memory(error):

@@ -24,6 +24,7 @@ from specbench.decoding.runner import Kind
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError, format_error, is_out_of_memory
 from specbench.models.logits import is_finite, measure_distance
+from specbench.models.products import prepare_for_graphs
 
 Wanted = Literal["auto", "eager", "static", "compiled"]
 CONTEXT = 128  # tokens before the nodes of a trial
@@ -120,6 +121,7 @@ def _try_compiled(model: LanguageModel, shapes: Sequence[Shape], before: Choice,
     started = perf_counter()
     choice = replace(before, times=dict(before.times))
     try:
+        prepare_for_graphs(model.model)
         _compare(model, shapes, choice, timed)
     except Exception as error:  # of any type: a compiler's, or that none is there
         if is_out_of_memory(error):

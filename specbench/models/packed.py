@@ -2,7 +2,7 @@
 
 Layers that read the same input (query, key and value; gate and up) are one product. From how many rows on a layer takes the
 packed product is measured, see products.py. The cost is a second copy of the weights: tied embeddings and new drafters read the
-plain one.
+plain one, and so do compiled forwards of one row, where a product is a sum that the compiler fuses with the operations around it.
 """
 
 from __future__ import annotations
@@ -76,18 +76,29 @@ _library = _register_operation()
 
 
 class PackedLinear(nn.Linear):
-    """The same function as the layer it replaces, with shared parameters."""
+    """The same function as the layer it replaces, with shared parameters.
 
-    def __init__(self, layer: nn.Linear, first_row: int = 1) -> None:
+    first_row: the fewest rows that take the packed product; None: never, and nothing is packed. reduces: in a compiled forward,
+    one row takes neither product but a sum.
+    """
+
+    reduces = False
+
+    def __init__(self, layer: nn.Linear, first_row: int | None = 1) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
         self.product = self.build_product(first_row)
 
-    def build_product(self, first_row: int) -> Product:
-        return Product(self.weight, self.bias, first_row)
+    def build_product(self, first_row: int | None) -> Product | None:
+        return None if first_row is None else Product(self.weight, self.bias, first_row)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.product(input)
+        if self.reduces and torch.compiler.is_compiling() and input.shape[:-1].numel() == 1:
+            return reduce(input, self.weight, self.bias)
+        return self.multiply(input)
+
+    def multiply(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias) if self.product is None else self.product(input)
 
 
 class Joint:
@@ -120,11 +131,19 @@ class JointLinear(PackedLinear):
         self.joint, self.place = joint, place
         super().__init__(layer)
 
-    def build_product(self, first_row: int) -> Product:
+    def build_product(self, first_row: int | None) -> Product:
         return self.joint.product
 
-    def forward(self, input: Tensor) -> Tensor:
+    def multiply(self, input: Tensor) -> Tensor:
         return self.joint.get_part(input, self.place)
+
+
+def reduce(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply one row, (..., in) -> (..., out), by sums in float32 or wider: slow unless compiled."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    out = (x.reshape(1, -1).to(wide) * weight.to(wide)).sum(dim=-1)
+    out = out if bias is None else out + bias
+    return out.to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

@@ -7,7 +7,8 @@ one processor lets the baseline run slower code on the next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import perf_counter
 from typing import TypeGuard
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from specbench.models.packed import Joint, JointLinear, PackedLinear, Product
+from specbench.models.packed import Joint, JointLinear, PackedLinear, Product, reduce
 
 ROWS = (1, 2, 4, 8, 32)  # numbers of rows at which products are timed
 ROUNDS = 5
@@ -23,7 +24,10 @@ MARGIN = 1.1  # the plain product must be so many times as fast before it is tak
 SMALLEST = 32_768  # weights of a layer worth measuring
 LARGE = 1 << 18  # weights; in a smaller layer, choosing by rows at each call costs more than it gains
 BYTES = 1 << 28  # of weights read in one timing, at least where there are as many: beyond the caches
+GRAPHS = "in compiled forwards"  # 1: a single row takes the packed product there, too; 2: it takes sums, see packed.reduce
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names in transformers' layers
+
+Multiply = Callable[[Tensor], Tensor]
 
 
 class Products:
@@ -45,6 +49,13 @@ class Products:
             self.first_rows[name] = None if undecided else first
         return self.first_rows[name]
 
+    def choose_sums(self, layers: Sequence[PackedLinear]) -> bool:
+        """Return whether one row of a compiled forward takes sums instead of products."""
+        name = f"{str(layers[0].weight.dtype)[6:]} {GRAPHS}"
+        if name not in self.first_rows:
+            self.first_rows[name] = 2 if is_sum_as_fast(layers) else 1
+        return self.first_rows[name] == 2
+
     def recall(self, known: Mapping[str, int | None]) -> None:
         """Take over what an earlier process measured."""
         self.first_rows.update(known)
@@ -64,6 +75,14 @@ def pack(model: nn.Module) -> dict[str, int | None]:
     return first_rows
 
 
+def prepare_for_graphs(model: nn.Module) -> None:
+    """Decide what one row takes in the model's compiled forwards. Raises whatever torch.compile does."""
+    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    if layers and PRODUCTS.choose_sums(layers):
+        for layer in layers:
+            layer.reduces = True
+
+
 def _is_candidate(module: nn.Module) -> TypeGuard[nn.Linear]:
     return type(module) is nn.Linear and module.weight.numel() >= SMALLEST
 
@@ -74,11 +93,7 @@ def _name_shape(layer: nn.Linear) -> str:
 
 
 def _pack_children(module: nn.Module, first_rows: Mapping[str, int | None]) -> None:
-    chosen = {
-        name: first
-        for name, child in module.named_children()
-        if _is_candidate(child) and (first := first_rows[_name_shape(child)]) is not None
-    }
+    chosen = {name: first_rows.get(_name_shape(child)) for name, child in module.named_children() if type(child) is nn.Linear}
     for names in SIBLINGS:
         layers = [getattr(module, name) for name in names if chosen.get(name) == 1]
         if len(layers) == len(names) and len({(layer.in_features, layer.bias is None) for layer in layers}) == 1:
@@ -98,28 +113,47 @@ def measure_first_row(layers: Sequence[nn.Linear]) -> int | None:
     first: int | None = None
     for rows in reversed(ROWS):
         x = torch.randn(1, rows, some[0].in_features).to(some[0].weight.dtype)
-        if _is_plain_faster(*_time_both(x, some, packed)):
+        if _is_faster(*_time_both(x, [partial(linear, weight=layer.weight, bias=layer.bias) for layer in some], packed)):
             return first
         first = rows
     return first
 
 
-def _is_plain_faster(plain_s: Sequence[float], packed_s: Sequence[float]) -> bool:
-    """Whether the plain product is clearly faster, at its fastest and in most rounds: a busy machine disturbs some."""
-    faster = [plain * MARGIN < packed for plain, packed in zip(plain_s, packed_s, strict=True)]
-    return min(plain_s) * MARGIN < min(packed_s) and sum(faster) > len(faster) / 2
+@torch.inference_mode()
+def is_sum_as_fast(layers: Sequence[PackedLinear]) -> bool:
+    """Whether a compiled sum of one row is not clearly slower than the product, over the weights of several layers at once.
+
+    Inside a graph sums gain more, as the compiler fuses them with what surrounds them; for small layers that decides.
+    """
+    large = [layer for layer in layers if layer.weight.numel() >= LARGE]
+    if not large:
+        return True
+    width = large[0].in_features
+    weights = [layer.weight for layer in large if layer.in_features == width]
+    weight = torch.cat(weights[: max(1, BYTES // weights[0].nbytes)])
+    x = torch.randn(1, 1, width).to(weight.dtype)
+    known = large[0].product
+    product = Product(weight, None, known.first_row).multiply if known else partial(linear, weight=weight)
+    total = partial(torch.compile(reduce, dynamic=True), weight=weight, bias=None)
+    return not _is_faster(*_time_both(x, [product], [total]))
 
 
-def _time_both(x: Tensor, plain: Sequence[nn.Linear], packed: Sequence[Product]) -> tuple[list[float], list[float]]:
-    """Return the seconds of several passes through all layers, plain and packed in turns."""
-    plain_s, packed_s = [], []
+def _is_faster(first_s: Sequence[float], second_s: Sequence[float]) -> bool:
+    """Whether the first is clearly faster, at its fastest and in most rounds: a busy machine disturbs some."""
+    faster = [first * MARGIN < second for first, second in zip(first_s, second_s, strict=True)]
+    return min(first_s) * MARGIN < min(second_s) and sum(faster) > len(faster) / 2
+
+
+def _time_both(x: Tensor, first: Sequence[Multiply], second: Sequence[Multiply]) -> tuple[list[float], list[float]]:
+    """Return the seconds of several passes through all layers, computed in two ways in turns."""
+    first_s, second_s = [], []
     for _ in range(ROUNDS):
         started = perf_counter()
-        for layer in plain:
-            linear(x, layer.weight, layer.bias)
+        for multiply in first:
+            multiply(x)
         between = perf_counter()
-        for product in packed:
-            product(x)
-        plain_s.append(between - started)
-        packed_s.append(perf_counter() - between)
-    return plain_s, packed_s
+        for multiply in second:
+            multiply(x)
+        first_s.append(between - started)
+        second_s.append(perf_counter() - between)
+    return first_s, second_s

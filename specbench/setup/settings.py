@@ -144,6 +144,7 @@ class CertifySettings(Settings):
 
     method: Mapping[str, Node]
     sampling: SamplingSettings
+    forward: Literal["auto", "eager", "static", "compiled"]
     level: float
     draws: int
 
