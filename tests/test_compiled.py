@@ -12,7 +12,7 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.tree import DraftTree
 from specbench.drafters import compiled_layers
-from specbench.drafters.compiled_layers import compile_layers
+from specbench.drafters.compiled_layers import choose_layers
 from specbench.models import forwards, products
 from specbench.models.forwards import Shape, choose_forward
 from specbench.models.packed import Product, can_pack
@@ -48,7 +48,7 @@ def test_every_method_writes_the_targets_text(label: str) -> None:
     for model in models:
         model.runner.kind = "compiled"
     for part in list_layered(drafter):
-        choice = compile_layers(part)
+        choice = choose_layers(part, "compiled", "the test")
         assert choice is None or choice.kind == "compiled", choice
     outs = [generate(target, drafter, [prompt], SAMPLING)[0] for prompt in PROMPTS[:SOME]]
     beside = generate(target, drafter, PROMPTS[:3], SAMPLING)
@@ -81,6 +81,7 @@ def test_one_row_takes_sums_and_several_the_packed_product(monkeypatch: pytest.M
     monkeypatch.setattr(products, "SMALLEST", 0)
     monkeypatch.setattr(products, "measure_first_row", lambda layers: 1)
     monkeypatch.setattr(products.PRODUCTS, "first_rows", {})
+    monkeypatch.setattr(products.PRODUCTS, "sums", {})
     hf = tiny_model("llama", layers=2, dtype=torch.float32)
     products.pack(hf)
     model = compiled(LanguageModel(hf), ())

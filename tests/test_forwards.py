@@ -48,8 +48,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torc
     return asked
 
 
-def take(monkeypatch: pytest.MonkeyPatch, eager: float, compiled: float) -> None:
-    monkeypatch.setattr(forwards, "time_both", lambda *_: (eager, compiled))
+def take(monkeypatch: pytest.MonkeyPatch, eager_ms: float, compiled_ms: float) -> None:
+    monkeypatch.setattr(forwards, "time_both", lambda *_: ([eager_ms / 1e3] * 3, [compiled_ms / 1e3] * 3))
 
 
 def test_a_faster_equal_forward_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,8 @@ def test_a_faster_equal_forward_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
     choice = choose_forward(target, SHAPES)
     assert (choice.kind, choice.why, target.runner.kind) == ("compiled", "", "compiled")
     assert [(key.variant, key.one_node) for key in asked] == [((), True), ((), False), ((1,), False)]
-    assert target.runner.graphs == 3 and choice.times == {"one node": (2.0, 1.0), "several nodes": (2.0, 1.0)}
+    names = ["one node", "several nodes", "several nodes with hidden states 1"]
+    assert target.runner.graphs == 3 and choice.times == dict.fromkeys(names, (2.0, 1.0))
     choose_forward(target, [*SHAPES, Shape((0,), several=True)])
     assert len(asked) == 4, "what is compiled stays"
 
@@ -70,9 +71,13 @@ def fail(*_: object) -> Any:
 @pytest.mark.parametrize(
     "change, times, why",
     [
-        (lambda logits: logits + torch.linspace(0, 1, logits.shape[-1]), (2.0, 1.0), "leave eager's by"),
-        (lambda logits: logits * float("nan"), (2.0, 1.0), "leave eager's by inf"),
-        (lambda logits: logits, (1.0, 2.0), "compiled is slower over one node and several nodes"),
+        (lambda logits: logits + torch.linspace(0, 1, logits.shape[-1]), (2.0, 1.0), "it differs from eager by"),
+        (
+            lambda logits: logits * float("nan"),
+            (2.0, 1.0),
+            "from eager by inf of the output's spread; the bound is 0.001",
+        ),
+        (lambda logits: logits, (1.0, 2.0), "compiled, it is slower over one node and several nodes"),
         (fail, (2.0, 1.0), "it cannot be compiled: RuntimeError: no g++"),
     ],
 )
@@ -83,7 +88,7 @@ def test_another_one_is_not_and_says_why(
     take(monkeypatch, *times)
     target = model()
     choice = choose_forward(target, SHAPES)
-    assert choice.kind == target.runner.kind == "eager" and why in choice.why
+    assert choice.kind == target.runner.kind == "eager" and why in choice.why and not choice.expected
 
 
 def test_compiled_is_refused_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,10 +97,30 @@ def test_compiled_is_refused_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPa
         choose_forward(model(), SHAPES, "compiled")
 
 
-def test_compiled_is_taken_without_timing_where_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_set_wins_over_what_was_measured_or_set_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, target = plant(monkeypatch), model()
+    take(monkeypatch, 1.0, 2.0)
+    kinds: list[Any] = ["compiled", "eager", "auto", "static", "compiled", "auto"]
+    assert [choose_forward(target, SHAPES, kind).kind for kind in kinds] == [
+        "compiled",
+        "eager",
+        "eager",
+        "static",
+        "compiled",
+        "eager",
+    ]
+    assert len(asked) == 3, "compiled once"
+
+
+def test_a_busy_machine_overturns_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    monkeypatch.setattr(forwards, "time_both", lambda *_: pytest.fail("timed"))
-    assert choose_forward(model(), SHAPES, "compiled").kind == "compiled"
+    monkeypatch.setattr(forwards, "time_both", lambda *_: ([2.0, 2.0, 2.0], [1.0, 9.0, 1.0]))
+    assert choose_forward(model(), SHAPES).kind == "compiled"
+
+
+def test_a_compilers_first_complaint_is_the_reason() -> None:
+    error = RuntimeError("g++ -O3 " + "x" * 600 + "\nOutput:\na.cpp:3: warning: this\na.cpp:4: internal compiler error: boom\n")
+    assert forwards._find_cause(error) == "a.cpp:4: internal compiler error: boom"
 
 
 @pytest.mark.parametrize("wanted", ["eager", "static"])
@@ -127,6 +152,10 @@ def test_a_resumed_run_keeps_its_forward(monkeypatch: pytest.MonkeyPatch) -> Non
     engine.recall({"target": {"kind": "eager"}})
     engine.open(target, {"pld": drafter_of("pld", "llama")})
     assert target.runner.kind == "eager"
+    monkeypatch.setattr(forwards, "find_compiler", lambda: None)
+    engine.recall({"target": {"kind": "compiled"}})
+    with pytest.raises(InputError, match=r"^the run began with compiled forwards, so another out is needed: no C\+\+ compiler"):
+        engine.open(target, {"pld": drafter_of("pld", "llama")})
 
 
 def test_forwards_over_many_nodes_run_eagerly() -> None:

@@ -98,18 +98,19 @@ def test_packed_is_taken_from_the_row_on_from_which_it_is_never_slower(
     assert MEASURE([nn.Linear(8, 8)]) == expected
 
 
-@pytest.mark.parametrize("product_s, expected", [(1.0, 2), (0.95, 2), (0.5, 1)], ids=["equal", "within the margin", "product"])
-def test_compiled_forwards_take_sums_unless_the_product_is_clearly_faster(
-    product_s: float, expected: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("product_s, sums", [(1.0, True), (0.8, True), (0.5, False)])
+def test_compiled_forwards_take_sums_unless_the_product_is_much_faster(
+    product_s: float, sums: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "LARGE", 64)
+    monkeypatch.setattr(products, "CACHED", 1)
     monkeypatch.setattr(products, "_time_both", lambda x, *ways: ([product_s], [1.0]))
     chosen = products.Products()
     layers = [PackedLinear(nn.Linear(8, 8), None) for _ in range(3)]
-    assert chosen.choose_sums(layers) == (expected == 2)
-    assert chosen.first_rows == {"float32 in compiled forwards": expected}
+    assert chosen.choose_sums(layers) == sums
+    assert chosen.sums == {"float32": sums}
     monkeypatch.setattr(products, "_time_both", lambda *_: pytest.fail("measured again"))
-    assert chosen.choose_sums(layers) == (expected == 2)
+    assert chosen.choose_sums(layers) == sums
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
@@ -126,9 +127,11 @@ def test_sums_equal_products(dtype: torch.dtype, tolerance: float, bias: bool) -
 @packable
 def test_what_an_earlier_process_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = products.Products()
-    chosen.recall({"float32 8 to 8 with bias": None})
+    chosen.recall({"float32 8 to 8 with bias": None}, {"float32": False})
     monkeypatch.setattr(products, "measure_first_row", lambda layers: pytest.fail("measured again"))
+    monkeypatch.setattr(products, "is_sum_as_fast", lambda layers: pytest.fail("measured again"))
     assert chosen.choose([nn.Linear(8, 8)]) is None
+    assert not chosen.choose_sums([PackedLinear(nn.Linear(8, 8), None)])
 
 
 @packable
@@ -195,7 +198,7 @@ def test_only_float32_and_native_bfloat16_on_a_cpu_are_packed(monkeypatch: pytes
     "plain, faster", [([0.5, 0.5, 0.5], True), ([0.5, 2, 2], False), ([0.95, 0.95, 0.95], False), ([0.5, 0.5, 9], True)]
 )
 def test_a_disturbed_round_decides_nothing(plain: list[float], faster: bool) -> None:
-    assert products._is_faster(plain, [1.0, 1.0, 1.0]) == faster
+    assert products.is_faster(plain, [1.0, 1.0, 1.0]) == faster
 
 
 @pytest.mark.parametrize("size, first, expected", [(8, 1, 1), (8, 4, None), (8, None, None), (600, 4, 4)])

@@ -152,7 +152,10 @@ def test_a_missing_package_is_one_notice_and_a_mistake_one_line(
         (["--engines", "lama.cpp"], "--engines lama.cpp: expected some of llama.cpp, "),
         (["--methods", ","], "argument --methods: expected a name or several"),
         (["--methods", "eagle"], "--methods eagle: expected some of "),
-        (["--tokens", "1"], "--tokens: 2 or more, for prefill gives the first"),
+        (["--tokens", "0"], "--tokens: expected 2 or more, for prefill gives the first"),
+        (["method=[pld]"], "method=[pld]: here this is set by --methods"),
+        (["target.dtype=float16"], "target.dtype=float16: here this is set by --dtype"),
+        (["--engines", "specbench", "--out", __file__], f"--out {__file__}: File exists"),
         (["--llama-binary", "llama-server"], "--llama-binary llama-server: expected a program, llama.cpp's llama-server"),
         (["--engines", "llama.cpp"], "no engine is left to compare"),
     ):

@@ -12,7 +12,7 @@ from torch import nn
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.tree import DraftTree
 from specbench.diagnose import roofline
-from specbench.diagnose.roofline import build_cost_table, count_weight_bytes, measure_forwards, write_files
+from specbench.diagnose.roofline import build_cost_table, count_weight_bytes, measure_forwards, time_rows, write_files
 from specbench.errors import InputError
 from specbench.records.run_directory import RunDirectory
 from specbench.setup.compose import compose_run
@@ -34,6 +34,13 @@ def frame() -> pd.DataFrame:
 def test_every_cell_once_contexts_capped(frame: pd.DataFrame) -> None:
     cells = list(zip(frame["context"], frame["tokens"], strict=True))
     assert cells == [(context, n) for context in (16, 256 - 8) for n in (1, 2, 8)]
+
+
+def test_forwards_of_fixed_shape_are_timed_too() -> None:
+    model = tiny_language_model()
+    model.runner.kind = "static"
+    assert len(measure_forwards(model, tokens=[2], contexts=[16], repeats=1)) == 2
+    assert set(time_rows(model, [1, 4], 16, repeats=1)) == {1, 4}
 
 
 def test_numbers_are_positive_and_ordered(frame: pd.DataFrame) -> None:

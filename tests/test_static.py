@@ -67,6 +67,15 @@ def both(target: LanguageModel, store: KVStore, trees: list[DraftTree]) -> list[
     return logits
 
 
+@torch.inference_mode()
+def test_padding_beyond_the_stores_end_runs_eagerly() -> None:
+    target = target_of("llama")
+    store = prefilled(target, [63, 10], capacity=64)
+    trees = [DraftTree.chain(torch.arange(5, 5 + nodes)) for nodes in (1, 10)]
+    eager, static = both(target, store, trees)
+    assert all(torch.equal(*pair) for pair in zip(eager, static, strict=True))
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.inference_mode()
 def test_a_bucket_of_any_filling_equals_what_is_filled(architecture: str) -> None:

@@ -10,6 +10,7 @@ up to 10 tokens after an n-gram of at most 3). Two prompts per task of the mini 
 import argparse
 import os
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
@@ -45,6 +46,15 @@ ENGINES: dict[str, Opener] = {
     "llama.cpp": open_llama_cpp,
     "OpenVINO": open_openvino,
 }
+SET_BY_OPTIONS = {
+    "method": "--methods",
+    "engine": "--engines",
+    "limit": "--limit",
+    "threads": "--threads",
+    "target.dtype": "--dtype",
+    "sampling.max_new_tokens": "--tokens",
+    "out": "--out",
+}
 PACKAGES = {"llama.cpp": ("gguf", "xllamacpp"), "OpenVINO": ("gguf", "openvino_genai")}
 
 
@@ -78,15 +88,40 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--llama-binary", type=Path, metavar="PATH", help="a llama-server instead of llama.cpp's wheel")
     parser.add_argument("--out", type=Path, default=Path("reports/reference/peers"))
     options = parser.parse_intermixed_args()
+    check_words(options.overrides)
     for name, known in (("engines", [*ENGINES]), ("methods", [*METHODS])):
         for given in getattr(options, name):
             if given not in known:
                 raise InputError(f"--{name} {given}: expected some of {suggest_choices(given, known)}")
     options.llama_binary = check_binary(options.llama_binary) if options.llama_binary else None
-    if min(options.limit, options.rounds, options.tokens or 2) < 1 or options.tokens == 1:
-        raise InputError("--limit and --rounds: expected 1 or more; --tokens: 2 or more, for prefill gives the first")
+    check_counts(options)
     check_threads(options.threads)
     return options
+
+
+def create_folder(out: Path) -> None:
+    """Raises InputError, before anything is timed."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}") from None
+
+
+def check_counts(options: argparse.Namespace) -> None:
+    """Raises InputError."""
+    if min(options.limit, options.rounds) < 1:
+        raise InputError("--limit and --rounds: expected 1 or more")
+    if options.tokens is not None and options.tokens < 2:
+        raise InputError("--tokens: expected 2 or more, for prefill gives the first")
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raises InputError for a setting of a run that is an option here."""
+    for word in words:
+        key = word.partition("=")[0].lstrip("+~")
+        for name, option in SET_BY_OPTIONS.items():
+            if key == name or key.startswith(f"{name}."):
+                raise InputError(f"{word}: here this is set by {option}")
 
 
 def compose_job(options: argparse.Namespace, folder: Path) -> Job:
@@ -99,6 +134,8 @@ def compose_job(options: argparse.Namespace, folder: Path) -> Job:
         fixed.append(f"sampling.max_new_tokens={options.tokens}")
     settings = compose_run(["target=mini", "method=[sps,pld]", *chosen, *fixed, *options.overrides])
     check_nodes(settings)
+    if settings.sampling.temperature:
+        raise InputError(f"sampling.temperature={settings.sampling.temperature}: engines are compared greedily")
     target = load_target(settings.target)
     questions = select_questions(settings, open_suite(settings), settings.limit)
     biased = OUTPUT_BIAS in target.model.model.state_dict()
@@ -149,6 +186,7 @@ def main() -> int:
         warn(notice)
     if not names:
         raise InputError("no engine is left to compare")
+    create_folder(options.out)
     with ExitStack() as stack:
         stack.enter_context(lock_devices(["cpu"], warn))
         job = compose_job(options, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="specbench-peers-"))))

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from select import select
 from time import monotonic, sleep
 from typing import Any
 
@@ -77,8 +78,9 @@ class Server:
     def await_health(self) -> None:
         """Wait until the server answers. Raises InputError if it ends before."""
         assert self._process.stdout
-        self.place = self._process.stdout.readline().decode().strip().removeprefix("http://")
         deadline = monotonic() + PATIENCE
+        if select([self._process.stdout], [], [], PATIENCE)[0]:
+            self.place = self._process.stdout.readline().decode().strip().removeprefix("http://")
         while self.place and self._process.poll() is None and monotonic() < deadline:
             if _is_healthy(self.place):
                 return

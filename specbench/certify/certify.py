@@ -59,7 +59,7 @@ def certify(settings: CertifySettings, watch: Watch) -> tuple[Certificate, Path]
     about = collect_provenance(target.model.device) | collect_fingerprints(settings, target, suite, drafters)
     texts = TextSampler(settings, target, drafters, questions, watch)
     about["forward"] = {
-        part: {key: choice[key] for key in ("kind", "why", "products")}
+        part: {key: choice[key] for key in ("kind", "why", "expected", "products", "sums")}
         for part, choice in texts.engine.describe_forwards().items()
     }
     tests = _Tests(texts)

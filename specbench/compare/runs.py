@@ -20,7 +20,7 @@ from specbench.records.trial import BASELINE, PER_STEP, Trial
 PLACE = ("dtype", "device.name", "machine.cpu", "machine.cores", "machine.threads", "machine.architecture")
 DATA = ("suite_sha256", "target_sha256", "draft_sha256", "turns")
 SOFTWARE = ("versions.python", "versions.torch", "versions.transformers", "versions.numpy")
-GROWS = ("method", "engine")  # parts of a config that may have more entries than the reference's
+GROWS = ("method", "engine", "forward")  # facts that a run with more methods has more of than the reference
 COUNTERS = (
     *("prompt_sha256", "new_tokens", "finish_reason", "output_sha256", "steps", "target_forwards", "draft_forwards"),
     *PER_STEP,
@@ -89,9 +89,11 @@ def _iter_facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
     about = dict(flatten(run.provenance))
     for name in (*PLACE, *DATA, *SOFTWARE):
         yield name, about.get(name)
-    forward = (run.provenance.get("forward") or {}).get("target") or {}
-    yield "forward", forward.get("kind", "eager")  # older runs do not say it
-    yield from flatten({"products": forward.get("products") or {}})
+    forwards = {"target": {}} | (run.provenance.get("forward") or {})  # older runs have none
+    for part, forward in forwards.items():
+        yield f"forward.{part}", forward.get("kind", "eager")
+    yield from flatten({"products": forwards["target"].get("products") or {}})
+    yield "sums", forwards["target"].get("sums")
     if checkpoints := run.provenance.get("checkpoints"):
         yield from flatten({"checkpoints": checkpoints})
     for method, stores in (run.provenance.get("leakage") or {}).items():

@@ -108,6 +108,10 @@ class KVStore:
         self.lengths = [0] * len(self.lengths)
         self._memory.clear()
 
+    def has_room(self, nodes: int) -> bool:
+        """Whether every row can take so many new entries, padding included."""
+        return max(self.lengths) + nodes <= self.capacity
+
     def reserve(self, nodes: int) -> None:
         """Grow the bucket for so many new entries in every row."""
         self._memory.reserve(max(self.lengths) + nodes)

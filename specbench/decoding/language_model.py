@@ -131,7 +131,7 @@ class LanguageModel:
         """
         ids, positions = _batch_trees(trees, store.lengths, self._bias)  # (B, N) each
         sizes = [len(tree) for tree in trees]
-        if min(store.lengths) and self.runner.is_static(ids.numel()):  # not of a prompt
+        if min(store.lengths) and self.runner.is_static(ids.numel()) and store.has_room(ids.shape[1]):  # not of a prompt
             rows = [slice(size - 1 if last_only else 0, size) for size in sizes]
             logits, hidden = self.runner.run((ids, positions), self.lay_out(store, trees), self._taps)
         else:

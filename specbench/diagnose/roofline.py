@@ -94,6 +94,7 @@ def _time_rounds(
     """Yield per round the seconds of every cell, in the order of `cells`. Directions alternate; a first round warms up."""
     longest, largest = max(context for context, _ in cells), max(n for _, n in cells)
     trees = {n: DraftTree.chain(torch.randint(model.vocabulary, (n,), device=model.device)) for _, n in cells}
+    model.prefill(store, [trees[1].tokens])  # eagerly: it allocates the layers
     _time_forward(model, store, trees[largest], longest)
     begun = perf_counter()
     for number in range(max(repeats, 1) + 1):

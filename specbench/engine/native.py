@@ -13,11 +13,11 @@ from specbench.decoding.language_model import LanguageModel, check_taps
 from specbench.decoding.loop import Generation, capacity, generate
 from specbench.decoding.runner import Kind
 from specbench.decoding.sampling import Sampling
-from specbench.drafters.compiled_layers import compile_layers
+from specbench.drafters.compiled_layers import choose_layers
 from specbench.drafters.network_drafter import LayerDrafter
 from specbench.drafters.yardstick import Yardstick
 from specbench.engine.base import Engine
-from specbench.models.forwards import Choice, Shape, Wanted, choose_forward
+from specbench.models.forwards import SETTING, Choice, Shape, Wanted, choose_forward
 
 
 class Native(Engine):
@@ -47,27 +47,36 @@ class Native(Engine):
         self._choose_forwards(target, drafters)
 
     def _choose_forwards(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
+        """Choose for the target and, as it runs, for what drafts: a method is not to be slower by its host code."""
+        self._choices.clear()
         shapes = [Shape(), *(Shape(drafter.taps, several=True) for drafter in drafters.values() if drafter.offers)]
-        compiling = partial(self.say, "compiling the target's forward")
-        wanted = self._known.get("target", self.forward)
-        chosen = self._choices["target"] = choose_forward(target, shapes, wanted, compiling)
+        self._choose_model("target", target, shapes, "the target")
         target.tap(())  # its hooks would become part of graphs over its own layers
         for label, drafter in drafters.items():
-            for model in drafter.list_models():
+            for number, model in enumerate(drafter.list_models(), start=1):
                 loaded = bool(model.self_test)  # or made of the target's own layers, to be fed token by token
                 shapes = [Shape(), Shape(several=True)] if loaded else [Shape()]
-                wanted = self._known.get(label, self.forward if chosen.kind == "compiled" else chosen.kind)
-                compiling = partial(self.say, f"compiling the forward of {label}'s model")
-                self._choices[label] = choose_forward(model, shapes, wanted, compiling, small=True)
-            self._run_layers(label, drafter, chosen.kind)
+                self._choose_model(_name(label, number), model, shapes, f"{label}'s model")
+            layered = (part for part in drafter.iter_family() if isinstance(part, LayerDrafter))
+            for number, part in enumerate(layered, start=1):
+                self._choose_layers(_name(f"{label}'s layers", number), part)
 
-    def _run_layers(self, label: str, drafter: Drafter, kind: Kind) -> None:
-        """Run the layers of a drafter's own networks as the target runs: a method is not to be slower by its host code."""
-        for part in drafter.iter_family():
-            if isinstance(part, LayerDrafter):
-                part.runner.kind = kind
-                if kind == "compiled" and (choice := compile_layers(part)):
-                    self._choices[label] = choice
+    def _choose_model(self, name: str, model: LanguageModel, shapes: list[Shape], whose: str) -> None:
+        compiling = partial(self.say, f"compiling the forward of {whose}")
+        draft = name != "target"
+        self._choices[name] = choose_forward(model, shapes, *self._get_wanted(name), compiling=compiling, small=draft)
+
+    def _choose_layers(self, name: str, part: LayerDrafter) -> None:
+        if choice := choose_layers(part, *self._get_wanted(name)):
+            self._choices[name] = choice
+
+    def _get_wanted(self, name: str) -> tuple[Wanted, str]:
+        """Return the kind of a part's forwards, and who wants it, for a message."""
+        if name in self._known:
+            return self._known[name], f"the run began with {self._known[name]} forwards, so another out is needed"
+        target = self._choices.get("target")
+        wanted = target.kind if target and target.kind != "compiled" else self.forward
+        return wanted, f"{SETTING}={wanted}"
 
     def has(self, label: str) -> bool:
         return True
@@ -92,3 +101,7 @@ class Native(Engine):
     def get_kind(self, label: str) -> str:
         knows_answer = any(isinstance(part, Yardstick) for part in self.drafters[label].iter_family())
         return "synthetic" if knows_answer else "measured"
+
+
+def _name(part: str, number: int) -> str:
+    return part if number == 1 else f"{part} {number}"

@@ -6,16 +6,15 @@ the run's methods verify. Its difference may be as large as the self-test allows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from statistics import median
 from time import perf_counter
 from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._inductor.cpp_builder import get_cpp_compiler
 
 from specbench.decoding.kv_store import KVStore
@@ -24,7 +23,7 @@ from specbench.decoding.runner import Kind
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError, format_error, is_out_of_memory
 from specbench.models.logits import is_finite, measure_distance
-from specbench.models.products import prepare_for_graphs
+from specbench.models.products import is_faster, prepare_for_graphs
 
 Wanted = Literal["auto", "eager", "static", "compiled"]
 CONTEXT = 128  # tokens before the nodes of a trial
@@ -33,7 +32,8 @@ ROUNDS, FORWARDS = 5, 6  # of a timing: eager and compiled in turns, so many for
 SMALLEST = 4_000_000  # weights of a target whose forward takes long enough to be worth a compiler's minute
 BOUND = {torch.float64: 1e-5, torch.float32: 1e-3}  # of a model without a self-test, as a share of the logits' spread
 BOUND_IN_16_BITS = 0.1
-KINDS: tuple[Kind, Kind] = ("eager", "compiled")
+CHOSEN = "another kind was chosen"
+SETTING = "engine.native.forward"
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,87 @@ class Shape:
     taps: tuple[int, ...] = ()
     several: bool = False
 
+    @property
+    def name(self) -> str:
+        tapped = f" with hidden states {', '.join(map(str, self.taps))}" if self.taps else ""
+        return ("several nodes" if self.several else "one node") + tapped
+
 
 @dataclass
 class Choice:
-    """What run.json says of a model's forwards. why: they are not compiled, or empty.
+    """What run.json says of a model's forwards. why: they are not compiled, or empty; expected: that needs no notice.
 
-    products: of its linear layers, see products.py. difference: of logits, relative to their spread. times: milliseconds, eager
-    then compiled, by shape.
+    products, sums: of its linear layers, see products.py. seconds: of compiling and trying out. difference: of logits, relative
+    to their spread. times: milliseconds, eager then compiled, by shape.
     """
 
     kind: Kind
     why: str = ""
-    seconds: float = 0.0  # of compiling and trying out
+    expected: bool = True
+    products: dict[str, int | None] = field(default_factory=dict)
+    sums: bool | None = None
+    seconds: float = 0.0
     difference: float = 0.0
     times: dict[str, tuple[float, float]] = field(default_factory=dict)
-    products: dict[str, int | None] = field(default_factory=dict)
 
 
-_choices: WeakKeyDictionary[LanguageModel, Choice] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class Trial:
+    """A compiled forward beside the eager one. bound: how far their outputs may differ, as a share of the eager one's spread."""
+
+    name: str
+    eager: Callable[[], Tensor]
+    compiled: Callable[[], Tensor]
+    bound: float
+
+
+class Trials:
+    """What became of the compiled forwards of one model, or of a drafter's own layers."""
+
+    def __init__(self) -> None:
+        self.failure = ""
+        self.slower: list[str] = []
+        self.measured = Choice("compiled")
+
+    def run(self, trials: Iterator[Trial], module: nn.Module) -> None:
+        """Compare forwards, which `trials` compiles one by one. module: what they belong to."""
+        started = perf_counter()
+        try:
+            self.measured.sums = prepare_for_graphs(module)
+            for trial in trials:
+                self._compare(trial)
+                if self.failure:
+                    break
+        except Exception as error:  # of any type: a compiler's, or that none is there
+            if is_out_of_memory(error):
+                raise
+            self.failure = f"it cannot be compiled: {_find_cause(error)}"
+        self.measured.seconds = round(self.measured.seconds + perf_counter() - started, 2)
+
+    def _compare(self, trial: Trial) -> None:
+        expected, found = trial.eager(), trial.compiled()
+        difference = float(measure_distance(found.float(), expected.float()).max()) if is_finite(found) else float("inf")
+        self.measured.difference = max(self.measured.difference, difference)
+        if not difference <= trial.bound:
+            allowed = f"the bound is {trial.bound:.2g}"
+            self.failure = f"compiled, it differs from eager by {difference:.2g} of the output's spread; {allowed}"
+            return
+        eager_s, compiled_s = time_both(trial.eager, trial.compiled)
+        self.measured.times[trial.name] = (round(1e3 * min(eager_s), 4), round(1e3 * min(compiled_s), 4))
+        if is_faster(eager_s, compiled_s, margin=1.0):
+            self.slower.append(trial.name)
+
+    def choose(self, wanted: Wanted, asked: str) -> Choice:
+        """Return the choice. asked: who wants `compiled`. Raises InputError where that cannot be had."""
+        why = self.failure
+        if wanted == "auto" and self.slower and not why:
+            why = f"compiled, it is slower over {' and '.join(self.slower)}"
+        if wanted == "compiled" and why:
+            raise InputError(f"{asked}: {why}")
+        return replace(self.measured, kind="eager" if why else "compiled", why=why, expected=not why)
+
+
+_trials: WeakKeyDictionary[LanguageModel, Trials] = WeakKeyDictionary()
 
 
 @torch.inference_mode()
@@ -68,44 +131,52 @@ def choose_forward(
     model: LanguageModel,
     shapes: Sequence[Shape],
     wanted: Wanted = "auto",
+    asked: str = "",
     compiling: Callable[[], None] = lambda: None,
     small: bool = False,
 ) -> Choice:
-    """Set the kind of the model's forwards and return why.
+    """Set the kind of the model's forwards and return why. What was compiled and measured before is not compiled again.
 
-    compiling: called before that starts. small: also compile a model of few weights (a draft model). A second call for the same
-    model compiles what is new and keeps the kind. Raises InputError where `compiled` is wanted and cannot be had.
+    asked: who wants the kind, for a message. compiling: called before that starts. small: also compile a model of few weights (a
+    draft model). Raises InputError where the kind cannot be had.
     """
-    known = _choices.get(model)
-    shapes = [shape for shape in dict.fromkeys(shapes) if not model.runner.has_graph(shape.taps, shape.several)]
-    if known and wanted == "auto" and (known.kind != "compiled" or not shapes):
-        return known
-    if reason := "" if known and known.kind == "compiled" else _find_obstacle(model, wanted, small):
-        choice = Choice("static" if wanted == "static" else "eager", reason)
+    asked = asked or f"{SETTING}={wanted}"
+    trials = _trials.setdefault(model, Trials())
+    obstacle, expected = _find_obstacle(model, wanted, small)
+    if obstacle:
+        choice = _do_without(wanted, asked, obstacle, expected)
     else:
-        compiling()
-        choice = _try_compiled(model, shapes, known or Choice("compiled"), timed=wanted == "auto")
-    if wanted == "compiled" and choice.kind != "compiled":
-        raise InputError(f"engine.native.forward=compiled: {choice.why}")
+        new = [shape for shape in dict.fromkeys(shapes) if not model.runner.has_graph(shape.taps, shape.several)]
+        if new and not trials.failure:
+            compiling()
+            trials.run(_list_trials(model, new), model.model)
+            model.tap(())
+        choice = trials.choose(wanted, asked)
     model.runner.kind, choice.products = choice.kind, model.products
-    _choices[model] = choice
     return choice
 
 
-def _find_obstacle(model: LanguageModel, wanted: Wanted, small: bool) -> str:
-    """Return why the forward is not even tried compiled; empty if it is."""
-    if wanted in ("eager", "static"):
-        return f"{wanted} is set"
+def _do_without(wanted: Wanted, asked: str, obstacle: str, expected: bool) -> Choice:
+    if wanted == "compiled" or (wanted == "static" and obstacle != CHOSEN):
+        raise InputError(f"{asked}: {obstacle}")
+    return Choice("static" if wanted == "static" else "eager", obstacle, expected)
+
+
+def _find_obstacle(model: LanguageModel, wanted: Wanted, small: bool) -> tuple[str, bool]:
+    """Return why the forward is not even tried compiled, empty if it is, and whether that needs no notice."""
     weights = list(model.model.parameters())
-    if len({weight.device for weight in weights}) > 1 or model.device.type != "cpu":
-        return "it does not lie on the CPU"
+    devices = {weight.device for weight in weights}
+    if wanted == "eager" or (wanted == "static" and len(devices) == 1):
+        return CHOSEN, True
+    if len(devices) > 1 or model.device.type != "cpu":
+        return "the model is not on the CPU alone" if len(devices) > 1 else "the model is not on the CPU", True
     if wanted == "auto" and not small and sum(weight.numel() for weight in weights) < SMALLEST:
-        return "the model is too small to gain"
+        return "the model is too small to gain", True
     if find_compiler() is None:
-        return "no C++ compiler is found"
+        return "no C++ compiler is found", False
     if model.context < CONTEXT + NODES:
-        return "its context is too short to try it out"
-    return ""
+        return "its context is too short to try it out", False
+    return "", True
 
 
 def find_compiler() -> str | None:
@@ -116,45 +187,25 @@ def find_compiler() -> str | None:
         return None
 
 
-def _try_compiled(model: LanguageModel, shapes: Sequence[Shape], before: Choice, timed: bool) -> Choice:
-    """Return the choice once these shapes are compiled, too. before: the choice so far."""
-    started = perf_counter()
-    choice = replace(before, times=dict(before.times))
-    try:
-        prepare_for_graphs(model.model)
-        _compare(model, shapes, choice, timed)
-    except Exception as error:  # of any type: a compiler's, or that none is there
-        if is_out_of_memory(error):
-            raise
-        choice.kind, choice.why = "eager", f"it cannot be compiled: {format_error(error)}"
-    finally:
-        model.tap(())
-    choice.seconds = round(before.seconds + perf_counter() - started, 2)
-    return choice
+def _find_cause(error: Exception) -> str:
+    """Return what a compiler complains about first, or else the error's own words."""
+    complaints = [line.strip() for line in str(error).splitlines() if "error:" in line]
+    return complaints[0] if complaints else format_error(error)
 
 
-def _compare(model: LanguageModel, shapes: Sequence[Shape], choice: Choice, timed: bool) -> None:
+def _list_trials(model: LanguageModel, shapes: Sequence[Shape]) -> Iterator[Trial]:
     draw = torch.Generator().manual_seed(0)
     store = model.create_store(CONTEXT + NODES)
     tokens = torch.randint(model.vocabulary, (CONTEXT + NODES,), generator=draw).to(model.device)
+    model.tap(())
     model.prefill(store, [tokens[:CONTEXT]])
     bound = model.self_test.get("bound") or get_bound(model.dtype)
     for shape in shapes:
         tree = DraftTree.chain(tokens[CONTEXT:] if shape.several else tokens[CONTEXT : CONTEXT + 1])
         model.tap(shape.taps)
-        expected = _run(model, store, tree, "eager")
         model.compile(store, [tree])
-        found = _run(model, store, tree, "compiled")
-        difference = float(measure_distance(found.float(), expected.float()).max()) if is_finite(found) else float("inf")
-        choice.difference = max(choice.difference, difference)
-        if not difference <= bound:
-            choice.kind, choice.why = "eager", f"compiled logits leave eager's by {difference:.2g} of their spread"
-        elif timed and not shape.taps:
-            eager, compiled = (partial(_run, model, store, tree, kind) for kind in KINDS)
-            choice.times["several nodes" if shape.several else "one node"] = time_both(eager, compiled)
-    slower = [name for name, (eager, compiled) in choice.times.items() if compiled > eager]
-    if slower and not choice.why:
-        choice.kind, choice.why = "eager", f"compiled is slower over {' and '.join(slower)}"
+        eager, compiled = partial(_run, model, store, tree, "eager"), partial(_run, model, store, tree, "compiled")
+        yield Trial(shape.name, eager, compiled, bound)
 
 
 def get_bound(dtype: torch.dtype) -> float:
@@ -167,8 +218,8 @@ def _run(model: LanguageModel, store: KVStore, tree: DraftTree, kind: Kind) -> T
     return model.forward(store, [tree])[0].logits
 
 
-def time_both(eager: Callable[[], object], compiled: Callable[[], object]) -> tuple[float, float]:
-    """Return the milliseconds of an eager and of a compiled forward: medians of rounds in which they take turns."""
+def time_both(eager: Callable[[], object], compiled: Callable[[], object]) -> tuple[list[float], list[float]]:
+    """Return the seconds of an eager and of a compiled forward, by round; in a round they take turns."""
     seconds: dict[Callable[[], object], list[float]] = {eager: [], compiled: []}
     for _ in range(ROUNDS):
         for forward, taken in seconds.items():
@@ -177,5 +228,4 @@ def time_both(eager: Callable[[], object], compiled: Callable[[], object]) -> tu
             for _ in range(FORWARDS):
                 forward()
             taken.append((perf_counter() - started) / FORWARDS)
-    first, second = (round(1e3 * median(taken), 4) for taken in seconds.values())
-    return first, second
+    return seconds[eager], seconds[compiled]

@@ -21,24 +21,26 @@ from specbench.models.packed import Joint, JointLinear, PackedLinear, Product, r
 ROWS = (1, 2, 4, 8, 32)  # numbers of rows at which products are timed
 ROUNDS = 5
 MARGIN = 1.1  # the plain product must be so many times as fast before it is taken
+SUM_MARGIN = 1.5  # the product alone must be so many times as fast as the sum alone: inside a graph, sums gain that much
 SMALLEST = 32_768  # weights of a layer worth measuring
 LARGE = 1 << 18  # weights; in a smaller layer, choosing by rows at each call costs more than it gains
 BYTES = 1 << 28  # of weights read in one timing, at least where there are as many: beyond the caches
-GRAPHS = "in compiled forwards"  # 1: a single row takes the packed product there, too; 2: it takes sums, see packed.reduce
+CACHED = 1 << 24  # bytes of weights; calling a compiled function takes as long as reading less than these
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names in transformers' layers
 
 Multiply = Callable[[Tensor], Tensor]
 
 
 class Products:
-    """What was measured in this process, or by the run that is resumed: by shape, the rows from which packed is taken."""
+    """What was measured in this process, or by the run that is resumed.
+
+    first_rows: by shape, the fewest rows that take the packed product. sums: by dtype, whether a single row takes sums in
+    compiled forwards, see `packed.reduce`.
+    """
 
     def __init__(self) -> None:
         self.first_rows: dict[str, int | None] = {}
-
-    def clear(self) -> None:
-        """Measure anew."""
-        self.first_rows.clear()
+        self.sums: dict[str, bool] = {}
 
     def choose(self, layers: Sequence[nn.Linear]) -> int | None:
         """Return the fewest rows at which layers of one shape take the packed product; None: never."""
@@ -50,15 +52,16 @@ class Products:
         return self.first_rows[name]
 
     def choose_sums(self, layers: Sequence[PackedLinear]) -> bool:
-        """Return whether one row of a compiled forward takes sums instead of products."""
-        name = f"{str(layers[0].weight.dtype)[6:]} {GRAPHS}"
-        if name not in self.first_rows:
-            self.first_rows[name] = 2 if is_sum_as_fast(layers) else 1
-        return self.first_rows[name] == 2
+        """Return whether a single row takes sums in compiled forwards."""
+        name = str(layers[0].weight.dtype)[6:]
+        if name not in self.sums:
+            self.sums[name] = is_sum_as_fast(layers)
+        return self.sums[name]
 
-    def recall(self, known: Mapping[str, int | None]) -> None:
+    def recall(self, first_rows: Mapping[str, int | None], sums: Mapping[str, bool]) -> None:
         """Take over what an earlier process measured."""
-        self.first_rows.update(known)
+        self.first_rows.update(first_rows)
+        self.sums.update(sums)
 
 
 PRODUCTS = Products()
@@ -75,12 +78,18 @@ def pack(model: nn.Module) -> dict[str, int | None]:
     return first_rows
 
 
-def prepare_for_graphs(model: nn.Module) -> None:
-    """Decide what one row takes in the model's compiled forwards. Raises whatever torch.compile does."""
+def prepare_for_graphs(model: nn.Module) -> bool | None:
+    """Decide whether a single row takes sums in the model's compiled forwards; None: it has no layers to decide for.
+
+    Raises whatever torch.compile does.
+    """
     layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    if layers and PRODUCTS.choose_sums(layers):
-        for layer in layers:
-            layer.reduces = True
+    if not layers:
+        return None
+    reduces = PRODUCTS.choose_sums(layers)
+    for layer in layers:
+        layer.reduces = reduces
+    return reduces
 
 
 def _is_candidate(module: nn.Module) -> TypeGuard[nn.Linear]:
@@ -113,7 +122,7 @@ def measure_first_row(layers: Sequence[nn.Linear]) -> int | None:
     first: int | None = None
     for rows in reversed(ROWS):
         x = torch.randn(1, rows, some[0].in_features).to(some[0].weight.dtype)
-        if _is_faster(*_time_both(x, [partial(linear, weight=layer.weight, bias=layer.bias) for layer in some], packed)):
+        if is_faster(*_time_both(x, [partial(linear, weight=layer.weight, bias=layer.bias) for layer in some], packed)):
             return first
         first = rows
     return first
@@ -121,27 +130,27 @@ def measure_first_row(layers: Sequence[nn.Linear]) -> int | None:
 
 @torch.inference_mode()
 def is_sum_as_fast(layers: Sequence[PackedLinear]) -> bool:
-    """Whether a compiled sum of one row is not clearly slower than the product, over the weights of several layers at once.
+    """Whether a compiled sum of one row is not much slower than the product, over large layers of one width, taken together.
 
-    Inside a graph sums gain more, as the compiler fuses them with what surrounds them; for small layers that decides.
+    Inside a graph sums gain: the compiler fuses them with what surrounds them, and no call is left. For small layers that decides.
     """
     large = [layer for layer in layers if layer.weight.numel() >= LARGE]
-    if not large:
-        return True
-    width = large[0].in_features
+    width = large[0].in_features if large else 0
     weights = [layer.weight for layer in large if layer.in_features == width]
+    if sum(weight.nbytes for weight in weights) < CACHED:
+        return True
     weight = torch.cat(weights[: max(1, BYTES // weights[0].nbytes)])
     x = torch.randn(1, 1, width).to(weight.dtype)
     known = large[0].product
     product = Product(weight, None, known.first_row).multiply if known else partial(linear, weight=weight)
     total = partial(torch.compile(reduce, dynamic=True), weight=weight, bias=None)
-    return not _is_faster(*_time_both(x, [product], [total]))
+    return not is_faster(*_time_both(x, [product], [total]), margin=SUM_MARGIN)
 
 
-def _is_faster(first_s: Sequence[float], second_s: Sequence[float]) -> bool:
-    """Whether the first is clearly faster, at its fastest and in most rounds: a busy machine disturbs some."""
-    faster = [first * MARGIN < second for first, second in zip(first_s, second_s, strict=True)]
-    return min(first_s) * MARGIN < min(second_s) and sum(faster) > len(faster) / 2
+def is_faster(first_s: Sequence[float], second_s: Sequence[float], margin: float = MARGIN) -> bool:
+    """Whether the first is so many times as fast, at its fastest and in most rounds: a busy machine disturbs some."""
+    faster = [first * margin < second for first, second in zip(first_s, second_s, strict=True)]
+    return min(first_s) * margin < min(second_s) and sum(faster) > len(faster) / 2
 
 
 def _time_both(x: Tensor, first: Sequence[Multiply], second: Sequence[Multiply]) -> tuple[list[float], list[float]]:

@@ -148,7 +148,7 @@ def _identify_target(config: Mapping[str, Any], about: Mapping[str, Any]) -> tup
     shape = (target.get("shapes") or {}).get(target.get("shape"))
     kind = (about.get("device") or {}).get("kind")
     forward = (about.get("forward") or {}).get("target") or {}
-    computed = forward.get("kind"), forward.get("products")
+    computed = forward.get("kind", "eager"), forward.get("products"), forward.get("sums")
     return (*map(target.get, TARGET), shape, *map(about.get, WEIGHTS), kind, computed)
 
 

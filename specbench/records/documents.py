@@ -112,10 +112,12 @@ class ForwardKind(TypedDict):
 
 
 class ForwardChoice(ForwardKind, total=False):
-    """How the forwards of a target or draft model ran. why: they are not compiled. products: by shape of linear layer."""
+    """How forwards ran. why: they are not compiled; expected: that needs no notice. products: by shape of linear layer."""
 
     why: str
+    expected: bool
     products: dict[str, int | None]
+    sums: bool | None
 
 
 class Memory(TypedDict):
@@ -156,6 +158,7 @@ class Provenance(Fingerprints, total=False):
     forward: dict[str, ForwardChoice] | None
     memory: Memory | None
     products: dict[str, int | None] | None
+    sums: dict[str, bool] | None
     leakage: dict[str, list[Store]] | None
     continued: list[Continued] | None
 

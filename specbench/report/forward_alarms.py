@@ -9,16 +9,13 @@ from specbench.records.trial import BASELINE, OVERALL
 from specbench.report.alarm import Alarm
 from specbench.report.baseline import find_slower_rows
 
-EXPECTED = ("is set", "too small", "on the CPU")  # reasons that need no notice
-
 
 def warn_eager(run: LoadedRun) -> Iterator[Alarm]:
     """Notice where a forward was to be compiled and is not."""
     for part, forward in (run.provenance.get("forward") or {}).items():
-        why = forward.get("why") or ""
-        if why and not any(reason in why for reason in EXPECTED):
-            whose, what = ("the run", "the target's forward") if part == "target" else (part, "its draft model's forward")
-            yield Alarm("notice", whose, OVERALL, f"{what} runs eagerly: {why}")
+        if not forward.get("expected", True):
+            what = "the target's forward" if part == "target" else f"what drafts ({part})"
+            yield Alarm("notice", "the run", OVERALL, f"{what} runs eagerly: {forward.get('why')}")
 
 
 def warn_untested(run: LoadedRun) -> Iterator[Alarm]:

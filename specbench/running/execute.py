@@ -97,10 +97,9 @@ def _complete_drafters(
 
 def _recall_choices(run: RunDirectory, engines: Mapping[str, Engine]) -> None:
     """Let a resumed run go on with the forwards and products that it began with."""
-    PRODUCTS.clear()
     if (run.path / "run.json").is_file():
         before = run.read_provenance()
-        PRODUCTS.recall(before.get("products") or {})
+        PRODUCTS.recall(before.get("products") or {}, before.get("sums") or {})
         for engine in engines.values():
             engine.recall(before.get("forward") or {})
 
@@ -125,7 +124,7 @@ def _collect_run_info(
     info = collect_provenance(target.model.device) | {"turns": turns, "watched": LoadMeter(target.model.device).watched}
     info |= objects.collect_fingerprints(settings, target, suite, drafters)
     info["forward"] = {part: how for engine in engines.values() for part, how in engine.describe_forwards().items()}
-    info["products"] = dict(PRODUCTS.first_rows)
+    info |= {"products": dict(PRODUCTS.first_rows), "sums": dict(PRODUCTS.sums)}
     watcher.show_status("searching the datastores for the questions")
     info["leakage"] = hide_home(measure_leakage(drafters, questions, target.tokenizer))
     if settings.check_baseline and not run.is_run():
