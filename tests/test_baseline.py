@@ -14,7 +14,7 @@ from specbench.analysis.summary import summarise
 from specbench.records.trial import BASELINE
 from specbench.report.alarms import find_alarms
 from specbench.report.baseline import describe_rivals, find_faster
-from specbench.running.baseline import ROUNDS, ROW_ROUNDS, list_other_dtypes, measure_rates
+from specbench.running.baseline import ROUNDS, ROW_ROUNDS, list_other_dtypes, measure_rates, open_engines
 from tests.conftest import Cli, Tiny
 from tests.fake_engine import FakeEngine
 from tests.tiny import tiny_language_model
@@ -30,6 +30,16 @@ def test_a_run_times_its_baseline_and_the_other_ways(tiny: Tiny, cli: Cli, tmp_p
     assert sorted(ways) == [("hf", "bfloat16"), ("hf", "float32"), ("native", "bfloat16"), ("native", "float32")]
     assert all(len(way["tokens_per_second"]) == ROUNDS and min(way["tokens_per_second"]) > 0 for way in rates)
     assert [(one["rows"], len(one["milliseconds"])) for one in by_rows] == [(rows, ROW_ROUNDS) for rows in (1, 2, 4, 8)]
+
+
+@pytest.mark.parametrize("kind", ["eager", "static"])
+def test_timing_other_baselines_leaves_the_runs_forward_as_it_is(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specbench.models.forwards.SMALLEST", 0)
+    monkeypatch.setattr("specbench.decoding.runner._compile", lambda *_: pytest.fail("compiled"))
+    model = tiny_language_model()
+    model.runner.kind = kind
+    open_engines({"float64": model})
+    assert model.runner.kind == kind
 
 
 def test_a_rival_that_cannot_generate_is_dropped_and_the_run_goes_on(

@@ -132,7 +132,7 @@ def measure_first_row(layers: Sequence[nn.Linear]) -> int | None:
 def is_sum_as_fast(layers: Sequence[PackedLinear]) -> bool:
     """Whether a compiled sum of one row is not much slower than the product, over large layers of one width, taken together.
 
-    Inside a graph sums gain: the compiler fuses them with what surrounds them, and no call is left. For small layers that decides.
+    Inside a graph sums gain: the compiler fuses them with what surrounds them. For small layers that decides.
     """
     large = [layer for layer in layers if layer.weight.numel() >= LARGE]
     width = large[0].in_features if large else 0

@@ -48,7 +48,8 @@ def open_engines(models: Mapping[str, LanguageModel]) -> dict[tuple[str, str], E
     own = next(iter(models.values()))
     for dtype, model in models.items():
         plain = TransformersGenerate({BASELINE: {}}, draft=None, device="auto", weights="pretrained")
-        native = Native(profile=False, forward="auto" if model is own or _may_win(model, own) else "eager")
+        forward = own.runner.kind if model is own else "auto" if _may_win(model, own) else "eager"
+        native = Native(profile=False, forward=forward)
         for name, engine in {"native": native, "hf": plain}.items():
             engine.open(model, {BASELINE: Autoregressive()})
             engines[name, dtype] = engine
