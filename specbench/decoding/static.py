@@ -13,6 +13,8 @@ from specbench.decoding.kv_store import KVStore, Layer
 from specbench.decoding.masks import EVERYTHING, ChainBias, Reach, build_padded_mask, widen
 from specbench.decoding.tree import DraftTree
 
+SHARING = 4  # query heads per key-value head from which on matrix products are faster, as reductions read the keys for each
+
 
 @dataclass(frozen=True)
 class StaticPass:
@@ -52,7 +54,8 @@ class StaticPass:
         batch, heads, nodes, width = query.shape
         groups, entries = keys.shape[1:3]  # query heads that share a key-value head are further rows of one product
         rows = query.reshape(batch, groups, -1, width)
-        products = _reduce_keys(rows, keys) if self.reduces else (rows @ keys.mT).to(_widen(query.dtype))
+        reduces = self.reduces and rows.shape[2] < SHARING
+        products = _reduce_keys(rows, keys) if reduces else (rows @ keys.mT).to(_widen(query.dtype))
         scores = products * (width**-0.5 if scaling is None else scaling)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
@@ -63,7 +66,7 @@ class StaticPass:
         weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
         total = weights.sum(dim=-1, keepdim=True)
         weights = weights[..., :entries].reshape(batch, groups, -1, entries)
-        out = _reduce_values(weights, values) if self.reduces else weights.to(values.dtype) @ values
+        out = _reduce_values(weights, values) if reduces else weights.to(values.dtype) @ values
         return (out.view(batch, heads, nodes, -1) / total).to(values.dtype)
 
 

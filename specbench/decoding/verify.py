@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from specbench.decoding.largest import find_largest
 from specbench.decoding.sampling import Dice, Sampling, probabilities
 from specbench.decoding.tree import DraftTree, Pick
 from specbench.errors import InputError
@@ -71,7 +72,7 @@ class GreedyVerifier:
         return _accept_path(tree, depths.argmax(), best, finite)
 
     def pick(self, logits: Tensor) -> Pick:
-        return logits.max(dim=-1).indices, None  # the first of equals, as argmax, which is slow in bfloat16
+        return find_largest(logits)[1], None
 
     def rank(self, logits: Tensor, width: int) -> Pick:
         return logits.topk(width).indices, None
@@ -217,7 +218,7 @@ def _choose_best(logits: Tensor) -> tuple[Tensor, Tensor]:
 
     NaN and +inf win every maximum; -inf, a forbidden token, wins none unless all are forbidden.
     """
-    largest, best = logits.max(dim=-1)
+    largest, best = find_largest(logits)
     return best, largest.isfinite().long()
 
 
