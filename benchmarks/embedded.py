@@ -10,11 +10,12 @@ from typing import NoReturn
 import pandas as pd
 from rich.table import Table
 
+from specbench.cli.last_line import explain
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
 from specbench.engine.native import Native
-from specbench.errors import InputError, refuse
+from specbench.errors import InputError
 from specbench.machine.devices import pick_device, release_memory
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
@@ -65,11 +66,11 @@ def build_table(frame: pd.DataFrame, title: str | None = None) -> Table:
 
 
 def exit_with(main: Callable[[], int]) -> NoReturn:
-    """Run a script and exit with its status; an InputError is one line."""
+    """Run a script and exit with its status; whatever escapes it is one line, as on the command line."""
     try:
         sys.exit(main())
-    except InputError as error:
-        sys.exit(refuse(error))
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(explain(error))
 
 
 def load_bench(*overrides: str, limit: int = 1) -> Bench:
