@@ -12,6 +12,7 @@ with their own logits in the same way (`pick`, `rank`).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from math import isfinite
 from typing import Protocol
 
 import torch
@@ -56,20 +57,18 @@ class GreedyVerifier:
     """Accepts a draft token x_i if x_i = argmax p(. | x_<i)."""
 
     def choose_first(self, logits: Tensor) -> int:
-        best, finite = torch.stack(_choose_best(logits)).tolist()
-        _check_finite(finite)
+        best, largest = torch.stack(_choose_best(logits)).tolist()
+        _check_finite(isfinite(largest))
         return int(best)
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
         """Accept the deepest path that follows the argmax, the first of equals; one device-to-host copy."""
-        best, finite = _choose_best(logits)  # (N,) each
+        best, largest = _choose_best(logits)  # (N,) each
         if tree.linear:
-            tokens, choices, numbers = torch.stack([tree.tokens, best, finite]).tolist()
-            _check_finite(all(numbers))
-            return _accept_chain(tokens, choices)
+            return _accept_chain(*_copy_to_host(tree.tokens, best, largest))
         right = tree.tokens == best[tree.parents.clamp(min=0)]
         depths = torch.where(_mask_reached(tree, right), tree.depths, -1)
-        return _accept_path(tree, depths.argmax(), best, finite)
+        return _accept_path(tree, depths.argmax(), best, largest)
 
     def pick(self, logits: Tensor) -> Pick:
         return find_largest(logits)[1], None
@@ -214,24 +213,30 @@ def _mask_reached(tree: DraftTree, right: Tensor) -> Tensor:
 
 
 def _choose_best(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., V) -> the argmax, the first of equals, and whether the maximum is finite (1 or 0), (...) int64 each.
+    """(..., V) -> the argmax, the first of equals, and the maximum in float64, (...) each.
 
     NaN and +inf win every maximum; -inf, a forbidden token, wins none unless all are forbidden.
     """
     largest, best = find_largest(logits)
-    return best, largest.isfinite().long()
+    return best, largest.double()
 
 
-def _check_finite(finite: bool | int) -> None:
+def _copy_to_host(*rows: Tensor) -> list[list[int]]:
+    """Return rows (N,) of integers in one copy; the last row, maxima, is checked and left out. Float64 keeps them exact."""
+    *numbers, largest = torch.stack(rows).tolist()
+    _check_finite(all(map(isfinite, largest)))
+    return [[int(number) for number in row] for row in numbers]
+
+
+def _check_finite(finite: bool) -> None:
     """Raises ArithmeticError unless the logits are finite."""
     if not finite:
         raise ArithmeticError("logits are not finite numbers")
 
 
-def _accept_path(tree: DraftTree, node: Tensor, best: Tensor, finite: Tensor) -> Verification:
+def _accept_path(tree: DraftTree, node: Tensor, best: Tensor, largest: Tensor) -> Verification:
     """Accept the path to a node (), then the target's choice best (N,) after it; one device-to-host copy."""
-    tokens, choices, on_path, numbers = torch.stack([tree.tokens, best, tree.ancestors[node].long(), finite]).tolist()
-    _check_finite(all(numbers))
+    tokens, choices, on_path = _copy_to_host(tree.tokens, best, tree.ancestors[node], largest)
     path = list(compress(range(len(tokens)), on_path))
     next_token = choices[path[-1]]
     return Verification(path, next_token, [tokens[node] for node in path[1:]] + [next_token])
