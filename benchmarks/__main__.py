@@ -1,9 +1,9 @@
 """make benchmarks: speed and memory that no report shows, each measured against its bound.
 
-    python -m benchmarks [outside] [choosing] [memory] [datastores]
+    python -m benchmarks [outside] [forwards] [contexts] [choosing] [memory] [datastores]
 
-Without arguments, all four. The output ends with a table: promise, bound, measured, kept. For speedups see the report of
-`make bench-all`.
+Without arguments, all six; contexts takes 5 GB of memory. The output ends with a table: promise, bound, measured, kept. For
+speedups see the report of `make bench-all`.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from benchmarks import datastore, memory, overhead, verification
+from benchmarks import datastore, forwards, memory, overhead, verification
 from specbench.cli.parser import console, widen_console
 
 WIDE = "target.shape=100m"
@@ -21,7 +21,7 @@ TRAINING_FREE = (
     *("token_recycling", "rest", "lookahead", "self_speculative"),
 )
 OUTSIDE = {  # per cent of a turn, by method
-    WIDE: {"autoregressive": 1, "pld": 3, "sps": 3, **dict.fromkeys(TRAINING_FREE, 5)},
+    WIDE: dict.fromkeys(("autoregressive", "pld", "sps", *TRAINING_FREE), 5),
     SMALL: {"autoregressive": 3, "pld": 5, "sps": 5},
 }
 
@@ -44,7 +44,22 @@ def outside(promises: Promises) -> None:
             promises.add(promise, f"≤ {bounds[label]} %", f"{100 * share:.2f} %", 100 * share <= bounds[label])
 
 
+def time_forwards(promises: Promises) -> None:
+    step = forwards.measure_step(WIDE)
+    promises.add("one node, 100m: of the reading bandwidth", "≥ 78 %", f"{100 * step.share:.0f} %", step.share >= 0.78)
+    several = 1e3 * step.several
+    promises.add(f"{forwards.NODES} nodes, 100m", "≤ 7.8 ms", f"{several:.1f} ms; one: {1e3 * step.one:.1f} ms", several <= 7.8)
+
+
+def contexts(promises: Promises) -> None:
+    growth = forwards.measure_growth("target.shape=1b")
+    promises.add("growth of a step from 4k to 16k entries, 1b", "≤ 1.5 of the bytes'", f"{growth:.1f}", growth <= 1.5)
+
+
 def choosing(promises: Promises) -> None:
+    ours, argmax = forwards.measure_choosing()
+    what = f"choosing among {forwards.VOCABULARY:,} tokens, {forwards.ROWS} rows"
+    promises.add(what, "≤ 1 ms", f"{1e3 * ours:.2f} ms; argmax: {1e3 * argmax:.2f} ms", ours <= 1e-3)
     for (label, rule), share in verification.measure_shares(WIDE).items():
         bound = verification.BOUNDS[rule]
         promises.add(f"choosing, {rule}, {label}, 100m", f"≤ {bound} % of a step", f"{100 * share:.2f} %", 100 * share <= bound)
@@ -77,6 +92,8 @@ def datastores(promises: Promises) -> None:
 
 PARTS: dict[str, Callable[[Promises], None]] = {
     "outside": outside,
+    "forwards": time_forwards,
+    "contexts": contexts,
     "choosing": choosing,
     "memory": growth,
     "datastores": datastores,
