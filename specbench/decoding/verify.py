@@ -213,16 +213,16 @@ def _mask_reached(tree: DraftTree, right: Tensor) -> Tensor:
 
 
 def _choose_best(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., V) -> the argmax, the first of equals, and the maximum in float64, (...) each.
+    """(..., V) -> the argmax, the first of equals, and the maximum in float32, (...) each.
 
     NaN and +inf win every maximum; -inf, a forbidden token, wins none unless all are forbidden.
     """
     largest, best = find_largest(logits)
-    return best, largest.double()
+    return best, largest.float()
 
 
 def _copy_to_host(*rows: Tensor) -> list[list[int]]:
-    """Return rows (N,) of integers in one copy; the last row, maxima, is checked and left out. Float64 keeps them exact."""
+    """Return rows (N,) of integers, below 2^24, in one float32 copy; the last row, maxima, is checked and left out."""
     *numbers, largest = torch.stack(rows).tolist()
     _check_finite(all(map(isfinite, largest)))
     return [[int(number) for number in row] for row in numbers]
