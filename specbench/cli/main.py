@@ -154,6 +154,23 @@ def datastore(argv: list[str]) -> int:
     return 0
 
 
+def target(argv: list[str]) -> int:
+    """Print a YAML for a model of your own (specbench target new PATH)."""
+    if argv[:1] in ([], ["-h"], ["--help"]):
+        argv = ["new", "--help"]
+    if argv[0] != "new":
+        raise InputError(f"target {argv[0]}: no such command; expected new")
+    parser = Parser(prog="specbench target new", description=target.__doc__)
+    parser.add_argument("path", help="a folder or a hub id")
+    path = parser.parse_args(argv[1:]).path
+    from specbench.models.load import check_model
+    from specbench.setup.local import build_yaml
+
+    check_model(path)
+    print_lines(build_yaml(path))
+    return 0
+
+
 def doctor(argv: list[str]) -> int:
     """Check what this machine can do, and what is missing."""
     Parser(prog="specbench doctor", description=doctor.__doc__).parse_args(argv)
@@ -182,7 +199,7 @@ def list_(argv: list[str]) -> int:
 
 FINISHED = (commands.compare, commands.plan, commands.replay, commands.paper, commands.export, commands.import_)
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    command.__name__.rstrip("_"): command for command in (run, report, *FINISHED, certify, train, datastore, cost, doctor, list_)
+    command.__name__.rstrip("_"): command for command in (run, report, *FINISHED, certify, train, datastore, target, cost, doctor, list_)
 }
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from specbench import __version__
 from specbench.datastore.integrity import find_largest_id, hash_ids, is_suffix_array
 from specbench.errors import InputError
-from specbench.models.load import find_local_folder
+from specbench.models.place import find_local_folder
 from specbench.records.files import read_object
 
 VERSION = 1

@@ -16,7 +16,7 @@ from torch import Tensor
 from specbench.drafters.network import DraftNetwork
 from specbench.errors import InputError, abbreviate, format_error
 from specbench.models.finite import check_weights
-from specbench.models.load import find_local_folder
+from specbench.models.place import find_local_folder
 from specbench.records.files import read_object
 
 OURS = "model.safetensors"

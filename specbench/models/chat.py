@@ -1,6 +1,7 @@
 """Render conversations as prompt token ids and decode answers to text, outside the clock.
 
-`vicuna` is Spec-Bench's rendering (FastChat's vicuna_v1.1), `template` the tokenizer's chat template, `plain` the texts alone.
+`vicuna` is Spec-Bench's rendering (FastChat's vicuna_v1.1), `template` the tokenizer's chat template, `plain` the texts alone, `auto`
+the template where there is one, else plain.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ class ChatFormat:
 
     prompt: Callable[[Turns, Tokenizer], list[int]]
     answer: Callable[[Tokenizer, Sequence[int]], str]
+
+
+def pick_format(format: str, tokenizer: Tokenizer) -> str:
+    """Return the format that `auto` means for a tokenizer, any other as it is."""
+    return format if format != "auto" else "template" if tokenizer.chat_template else "plain"
 
 
 def render_prompt(format: str, turns_so_far: Turns, tokenizer: Tokenizer) -> list[int]:
@@ -122,5 +128,5 @@ FORMATS = {
 
 def _get_format(name: str) -> ChatFormat:
     if name not in FORMATS:
-        raise InputError(f"target.format={name}: expected {suggest_choices(name, list(FORMATS))}")
+        raise InputError(f"target.format={name}: expected {suggest_choices(name, ['auto', *FORMATS])}")
     return FORMATS[name]

@@ -20,7 +20,6 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from specbench import ROOT
 from specbench.bounds import MOST_LAYERS, find_depth
 from specbench.decoding.language_model import LanguageModel
 from specbench.errors import InputError, is_out_of_memory
@@ -28,19 +27,19 @@ from specbench.machine.devices import get_free_memory, get_total_memory, pick_de
 from specbench.models.expand import expand_config, expand_model
 from specbench.models.finite import check_weights
 from specbench.models.packed import can_pack
+from specbench.models.place import Place, find_local_folder, locate
 from specbench.models.products import pack
 from specbench.models.refusals import (
     check_decoder,
     check_keys,
     check_plain_layers,
     check_quantization,
-    check_settings,
     describe_failure,
     describe_misfits,
     take_message,
 )
 from specbench.models.self_test import check_float32_copy, check_forward
-from specbench.models.stored import UNREAD, check_files, check_stored_types
+from specbench.models.stored import check_stored_types
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 
@@ -133,14 +132,15 @@ def check_model(
     where = pick_device(device)
     if weights != "random" and not path:
         raise InputError(f"path={'null' if path is None else repr(path)}: expected a hub id or a folder")
-    place = _resolve_path(path) if weights != "random" and path else None
+    place = locate(path) if weights != "random" and path else None
     if shape is None:
         return
     try:
         if place is None:
             architecture = create_config(config)
         else:
-            architecture = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+            remote = {"revision": revision, "trust_remote_code": trust_remote_code}
+            architecture = AutoConfig.from_pretrained(place.name, **remote, **place.options)
         with torch.device("meta"):
             large = _build_model(expand_config(_build_model(architecture), shape))
     except (OSError, ValueError, TypeError):  # of the model's own config, which loading it explains
@@ -166,27 +166,27 @@ def _load_shared_draft(settings: str) -> LanguageModel:
 
 
 def load_tokenizer(path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    place = locate(path)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            _resolve_path(path), revision=revision, trust_remote_code=trust_remote_code
+            place.name, revision=revision, trust_remote_code=trust_remote_code, **place.options
         )
         return tokenizer
-    except InputError:
-        raise
     except Exception as error:  # the tokenizers library raises bare exceptions
-        reason = _describe_surroundings(path, revision, trust_remote_code)
+        reason = _describe_surroundings(path, place, revision, trust_remote_code)
         raise InputError(reason or f"no tokenizer at {path}: {take_message(error)}") from None
 
 
-def _describe_surroundings(path: str, revision: str | None, trust_remote_code: bool) -> str | None:
+def _describe_surroundings(path: str, place: Place, revision: str | None, trust_remote_code: bool) -> str | None:
     """Return what keeps a tokenizer from being loaded, if it is not the tokenizer: no file of it, or a broken config.json."""
     folder = find_local_folder(path)
     if folder and not any((folder / name).is_file() for name in TOKENIZERS):
         return f"no tokenizer at {path}: expected a folder with one of {', '.join(TOKENIZERS)}"
     try:
-        AutoConfig.from_pretrained(_resolve_path(path), revision=revision, trust_remote_code=trust_remote_code)
+        AutoConfig.from_pretrained(place.name, revision=revision, trust_remote_code=trust_remote_code, **place.options)
     except Exception as error:  # of any type: a config is read by its own class
-        return f"{path}/config.json: {describe_failure(error, _read_config(_resolve_path(path), revision))}"
+        file = path if place.gguf else f"{path}/config.json"
+        return f"{file}: {describe_failure(error, _read_config(place, revision))}"
     return None
 
 
@@ -195,21 +195,22 @@ def _load_pretrained(
 ) -> PreTrainedModel:
     if path is None:
         raise InputError("target.path is missing; expected a hub id or a folder")
-    place = _resolve_path(path)
+    place = locate(path)
     config = _read_config(place, revision)
     quantization = config.get("quantization_config")
-    check_quantization(quantization, place)
+    check_quantization(quantization, place.name)
     if deep := find_depth(config):
         raise InputError(f"{path}/config.json: {deep}: expected at most {MOST_LAYERS:,}")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place,
+            place.name,
             revision=revision,
             dtype=dtype,
             device_map=device_map,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below
+            **place.options,
         )
     except UnpicklingError:
         raise InputError(f"no model at {path}: its .bin file holds more than plain tensors, which is never executed") from None
@@ -221,16 +222,16 @@ def _load_pretrained(
     if wrong := describe_misfits(model, info):
         raise InputError(f"the checkpoint at {path} does not fit its config: {wrong}")
     if quantization:
-        check_plain_layers(model, dtype, place)
-    else:
-        check_stored_types(model, _find_stored(place, revision), path)
+        check_plain_layers(model, dtype, place.name)
+    elif not place.gguf:
+        check_stored_types(model, _find_stored(place.name, revision), path)
     return cast(PreTrainedModel, model)
 
 
-def _read_config(place: str, revision: str | None) -> dict[str, Any]:
-    """Return the config.json of a folder or hub id; nothing where it cannot be read, which loading the model explains."""
+def _read_config(place: Place, revision: str | None) -> dict[str, Any]:
+    """Return a model's config; nothing where it cannot be read, which loading the model explains."""
     try:
-        config: dict[str, Any] = PretrainedConfig.get_config_dict(place, revision=revision)[0]
+        config: dict[str, Any] = PretrainedConfig.get_config_dict(place.name, revision=revision, **place.options)[0]
     except Exception:  # of any type: a hub's, a file's
         return {}
     return config
@@ -272,21 +273,3 @@ def create_config(config: Mapping[str, Any] | None) -> PretrainedConfig:
 def _build_model(config: PretrainedConfig, **options: torch.dtype) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-untyped-call]
     return model
-
-
-def find_local_folder(path: str) -> Path | None:
-    """Return the folder of a path, relative to the checkout or to the working directory; None for a hub id."""
-    return next((folder for folder in (ROOT / path, Path(path).expanduser()) if folder.is_dir()), None)
-
-
-def _resolve_path(path: str) -> str:
-    """Return a folder or hub id. Raises InputError for a path that cannot be a hub id and does not exist, or broken settings."""
-    if (folder := find_local_folder(path)) is not None:
-        check_settings(folder)
-        check_files(folder)
-        return str(folder)
-    if path.endswith(".gguf"):
-        raise InputError(f"{path}: {UNREAD}")
-    if path.count("/") > 1 or path.startswith((".", "~", "/")):
-        raise InputError(f"no model at {path}: no such folder, and a hub id has the form owner/name")
-    return path

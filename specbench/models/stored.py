@@ -13,19 +13,37 @@ from specbench.errors import InputError, abbreviate
 
 PATTERNS = ("model*.safetensors", "pytorch_model*.bin")  # the first that a folder has is what transformers reads
 FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
-UNREAD = "GGUF is not read; expected a folder with config.json and model.safetensors or pytorch_model.bin"
+MAGIC = b"GGUF"
 
 
 def check_files(folder: Path) -> None:
     """Raises InputError for weights that are empty files, for GGUF alone, and for an index that transformers cannot read."""
-    if any(folder.glob("*.gguf")) and not (folder / "config.json").exists():
-        raise InputError(f"{folder}: {UNREAD}")
+    if (files := sorted(folder.glob("*.gguf"))) and not (folder / "config.json").exists():
+        raise InputError(f"{folder}: expected config.json and model.safetensors, or the path of one GGUF file, such as {files[0]}")
     for file in _find_files(folder):
         if file.is_file() and not file.stat().st_size:
             raise InputError(f"{file}: is empty")
     index = folder / "model.safetensors.index.json"
     if index.is_file() and not {"metadata", "weight_map"} <= json.loads(index.read_bytes()).keys():
         raise InputError(f'{index}: expected {{"metadata": {{…}}, "weight_map": {{tensor: file beside this one, …}}}}')
+
+
+def check_gguf(file: Path) -> None:
+    """Raises InputError for a file that does not begin as GGUF does."""
+    with file.open("rb") as stream:
+        if stream.read(len(MAGIC)) != MAGIC:
+            raise InputError(f"{file}: is not a GGUF file")
+
+
+def name_gguf_types(file: Path) -> str:
+    """Return how a GGUF file stores its weights, such as MOSTLY_Q4_1; the tensors' own types where it does not say."""
+    from gguf import GGUFReader, LlamaFileType
+
+    reader = GGUFReader(file)
+    field = reader.get_field("general.file_type")
+    if field is not None:
+        return LlamaFileType(int(field.contents())).name
+    return ", ".join(sorted({tensor.tensor_type.name for tensor in reader.tensors}))
 
 
 def check_stored_types(model: PreTrainedModel, folder: Path, place: str) -> None:

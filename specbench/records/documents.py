@@ -35,6 +35,7 @@ class Target(TypedDict, total=False):
     name: Name | None
     shape: Name | None
     dtype: Name | None
+    dequantised: Name | None
     shapes: dict[str, Any] | None
 
 
@@ -142,6 +143,7 @@ class Continued(Fingerprints, total=False):
 class Provenance(Fingerprints, total=False):
     started: Name | None
     dtype: Name | None
+    dequantised: Name | None
     device: Device | None
     machine: Machine | None
     git: Git | None

@@ -18,6 +18,13 @@ def warn_eager(run: LoadedRun) -> Iterator[Alarm]:
             yield Alarm("notice", "the run", OVERALL, f"{what} runs eagerly: {forward.get('why')}")
 
 
+def warn_dequantised(run: LoadedRun) -> Iterator[Alarm]:
+    """Notice weights that were computed from quantised ones: they take the memory and time of plain weights."""
+    if kind := run.provenance.get("dequantised"):
+        message = f"the target's weights were read from a GGUF file ({kind}) and run as {run.provenance.get('dtype')}, not quantised"
+        yield Alarm("notice", "the run", OVERALL, message)
+
+
 def warn_untested(run: LoadedRun) -> Iterator[Alarm]:
     """Notice where the self-test of a target or draft model left out a forward beyond a window: too long, or too large."""
     for part, found in (run.provenance.get("self_test") or {}).items():

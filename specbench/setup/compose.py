@@ -18,11 +18,12 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from specbench import ROOT
-from specbench.errors import InputError, show_value, suggest_choices, suggest_nearest
+from specbench.errors import InputError, show_value, suggest_choices, suggest_nearest, warn
 from specbench.records.files import read_text
 from specbench.records.nested import flatten, look_up
 from specbench.setup import settings
 from specbench.setup.launching import KINDS, check_hydra, check_plugin
+from specbench.setup.local import imply_local, leave_out, list_asked, name_target
 from specbench.setup.overrides import (
     LISTS,
     check_choices,
@@ -64,10 +65,11 @@ def compose_datastore(overrides: Sequence[str], config_dir: Path | None = None) 
 def _compose(kind: type[settings.S], overrides: Sequence[str], config_dir: Path | None) -> settings.S:
     with translate_errors(overrides, config_dir, kind.root):
         check_folder(config_dir)
+        overrides = imply_local(overrides, parse_overrides(overrides))
         _check_overrides(overrides, config_dir, kind.root)
         config = _run_hydra(overrides, config_dir, kind.root)
         _check_hydra(config, overrides, config_dir, kind.root)
-        parsed = _parse_config(kind, config)
+        parsed = _parse_config(kind, config, list_asked(parse_overrides(overrides)))
     if any(task not in list_options("task", config_dir) for task in parsed.tasks):
         check_tasks(parsed)
     return parsed
@@ -80,11 +82,16 @@ def parse_job(config: DictConfig, out: str) -> settings.RunSettings:
         return _parse_config(settings.RunSettings, config)
 
 
-def _parse_config(kind: type[settings.S], config: DictConfig) -> settings.S:
+def _parse_config(kind: type[settings.S], config: DictConfig, asked: Sequence[str] = ()) -> settings.S:
+    """Return the settings. asked: methods that are not left out, even if the target lacks what they need."""
     defaults: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{kind.root}.yaml"))
     del defaults["defaults"]
     _check_structure(kind, OmegaConf.to_container(config), defaults)
     plain = _resolve(config)
+    name_target(plain["target"])
+    if isinstance(plain.get("method"), dict):
+        for label, need in leave_out(plain["method"], asked).items():
+            warn(f"notice: {label} is left out: it needs {need}")
     changed = frozenset(name for name, default in flatten(defaults) if look_up(plain, name) != default)
     return settings.parse_settings(kind, plain, changed)
 

@@ -17,7 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from specbench import ROOT
-from specbench.models.load import find_local_folder
+from specbench.models.place import find_local_folder
 from specbench.setup.instantiate import iter_nodes, locate_class
 
 CODE_KIND = "definitions"  # what fingerprints of code cover; those of different kinds cannot be compared

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import transformers.utils.logging as transformers_logging
@@ -16,8 +17,10 @@ from specbench.drafters.checkpoints import RANDOM
 from specbench.engine.base import Engine
 from specbench.errors import InputError, show_value
 from specbench.machine.devices import count_usable_cores, pick_device, pick_dtype
-from specbench.models.chat import render_prompt
+from specbench.models.chat import pick_format, render_prompt
 from specbench.models.load import check_model, create_config, load_draft, load_model, load_tokenizer
+from specbench.models.place import locate
+from specbench.models.stored import name_gguf_types
 from specbench.models.target import Target
 from specbench.records.trial import BASELINE
 from specbench.records.typed import Label, check
@@ -171,8 +174,9 @@ def load_target_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizer
     if not settings.path:
         raise InputError(f"target.path={'null' if settings.path is None else repr('')}: expected a hub id or a folder")
     tokenizer = load_tokenizer(settings.path, settings.revision, settings.trust_remote_code)
-    render_prompt(settings.format, [("Hello", None)], tokenizer)
-    return tokenizer, settings.format
+    chat = pick_format(settings.format, tokenizer)
+    render_prompt(chat, [("Hello", None)], tokenizer)
+    return tokenizer, chat
 
 
 def collect_fingerprints(
@@ -183,11 +187,19 @@ def collect_fingerprints(
         "dtype": target.model.dtype_name,
         "suite_sha256": suite.fingerprint,
         **_hash_weights(settings.target),
+        "dequantised": _name_gguf(settings.target),
         "self_test": _collect_self_tests(target, drafters),
         "code_kind": CODE_KIND,
         "codes": {label: hash_method_code(node) for label, node in settings.method.items()},
         "checkpoints": _hash_checkpoints(drafters),
     }
+
+
+def _name_gguf(target: TargetSettings) -> str | None:
+    """Return how the target's GGUF file stores its weights; None for other files."""
+    if target.weights == "random" or not target.path or not (place := locate(target.path)).gguf:
+        return None
+    return name_gguf_types(Path(place.name) / place.gguf)
 
 
 def _collect_self_tests(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""Where a model lies: a folder, a GGUF file, or a hub id; a path is relative to the checkout or to the working directory."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from specbench import ROOT
+from specbench.errors import InputError
+from specbench.models.refusals import check_settings
+from specbench.models.stored import check_files, check_gguf
+
+GGUF = ".gguf"
+
+
+class Place(NamedTuple):
+    """name: a folder or a hub id, as transformers takes it. gguf: the file in it that holds everything, if there is one."""
+
+    name: str
+    gguf: str | None = None
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What transformers' from_pretrained is told besides the name."""
+        return {"gguf_file": self.gguf} if self.gguf else {}
+
+
+def find_local_folder(path: str) -> Path | None:
+    """Return the folder of a path; None for a hub id or a file."""
+    return next((folder for folder in _list_candidates(path) if folder.is_dir()), None)
+
+
+def locate(path: str) -> Place:
+    """Return where a model lies. Raises InputError for a path that cannot be a hub id and does not exist, or broken settings."""
+    if (folder := find_local_folder(path)) is not None:
+        check_settings(folder)
+        check_files(folder)
+        return Place(str(folder))
+    if path.endswith(GGUF):
+        return _locate_gguf(path)
+    if path.count("/") > 1 or path.startswith((".", "~", "/")):
+        raise InputError(f"no model at {path}: no such folder, and a hub id has the form owner/name")
+    return Place(path)
+
+
+def _locate_gguf(path: str) -> Place:
+    file = next((file for file in _list_candidates(path) if file.is_file()), None)
+    if file is None:
+        raise InputError(f"no model at {path}: no such file")
+    if find_spec("gguf") is None:
+        raise InputError(f"{path}: GGUF needs the package gguf: pip install -e '.[gguf]'")
+    check_gguf(file)
+    return Place(str(file.parent), file.name)
+
+
+def _list_candidates(path: str) -> list[Path]:
+    return [ROOT / path, Path(path).expanduser()]

@@ -1,0 +1,67 @@
+"""A target from one line: `target.path=FOLDER`."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from specbench.errors import InputError
+from specbench.models.chat import pick_format
+from specbench.models.load import load_tokenizer
+from specbench.setup.compose import compose_run
+from specbench.setup.local import build_yaml
+
+
+def test_a_path_alone_is_a_local_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = compose_run([f"target.path={tmp_path}/my-model"])
+    assert settings.target.name == "my-model"
+    assert settings.plain["target"]["name"] == "my-model"
+    assert (settings.target.shapes, settings.plain["target"]["datastore"]) == (None, None)
+    assert list(settings.method) == ["autoregressive", "pld"]
+    assert "notice: sps is left out: it needs a draft model" in capsys.readouterr().err
+
+
+def test_names_come_from_hub_ids_and_folders() -> None:
+    assert compose_run(["target.path=owner/Some-Model.1B"]).target.name == "Some-Model.1B"
+    assert compose_run(["target=local", "target.path=owner/x", "target.name=mine"]).target.name == "mine"
+    assert compose_run(["target.path='my models/é'"]).target.name == "local"
+
+
+def test_what_is_asked_for_stays_and_what_is_named_serves(tmp_path: Path) -> None:
+    asked = compose_run(["target.path=owner/x", "method=[pld,eagle2]"])
+    assert "eagle2" in asked.method
+    named = compose_run(["target.path=owner/x", "target.draft.path=owner/y", "target.checkpoints.medusa=z"])
+    assert "sps" in named.method
+
+
+def test_every_lacking_method_of_an_experiment_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = compose_run(["target=local", "target.path=owner/x", "experiment=survey"])
+    left = [line.split()[2] for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert left and not set(left) & set(settings.method)
+
+
+def test_the_embedded_target_keeps_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(compose_run([]).method) == ["autoregressive", "pld", "sps"]
+    assert not capsys.readouterr().err
+
+
+def test_auto_is_the_template_where_there_is_one() -> None:
+    tokenizer = load_tokenizer("specbench/zoo/target", None, False)
+    assert pick_format("auto", tokenizer) == "template"
+    tokenizer.chat_template = None
+    assert (pick_format("auto", tokenizer), pick_format("vicuna", tokenizer)) == ("plain", "vicuna")
+
+
+def test_a_yaml_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "mine.yaml").write_text(build_yaml("owner/My-Model"), encoding="utf-8")
+    settings = compose_run(["target=mine"], tmp_path)
+    assert (settings.target.name, settings.target.path) == ("My-Model", "owner/My-Model")
+    assert yaml.safe_load(build_yaml("owner/x"))["format"] == "auto"
+
+
+def test_local_without_a_path_is_refused() -> None:
+    from specbench.setup.objects import load_target_tokenizer
+
+    with pytest.raises(InputError, match="target.path=null: expected a hub id or a folder"):
+        load_target_tokenizer(compose_run(["target=local"]).target)
