@@ -108,7 +108,7 @@ class SelfTest(TypedDict, total=False):
 
 
 class ForwardKind(TypedDict):
-    kind: Literal["eager", "static", "compiled"]
+    kind: Literal["eager", "static", "compiled", "graph"]
 
 
 class ForwardChoice(ForwardKind, total=False):
