@@ -13,6 +13,9 @@ from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.drafters.network_drafter import LayerDrafter
 from specbench.engine.native import Native
+from specbench.errors import InputError
+from specbench.models import forwards
+from specbench.models.forwards import Choice, Shape, choose_forward
 from tests import fake_graph
 from tests.methods_under_test import LABELS, LAYERS, drafter_of
 from tests.tiny import VOCABULARY, prompts, tiny_model
@@ -111,3 +114,37 @@ def test_a_captured_region_may_not_ask_the_device() -> None:
         fake_graph.record(lambda: torch.ones(3).sum().item())
     with pytest.raises(RuntimeError, match="index"):
         fake_graph.record(lambda: torch.ones(3)[torch.ones(3) > 0])
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, eager_s: float, graph_s: float) -> tuple[Choice, LanguageModel]:
+    """Choose as on CUDA, with given times."""
+    monkeypatch.setattr(forwards, "SMALLEST", 0)
+    monkeypatch.setattr(forwards, "get_fast_kind", lambda device: "graph")
+    monkeypatch.setattr(forwards, "time_both", lambda *_: ([eager_s] * 3, [graph_s] * 3))
+    target = LanguageModel(tiny_model("llama", LAYERS))
+    return choose_forward(target, [Shape(), Shape((1,), several=True)]), target
+
+
+def test_a_faster_equal_graph_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice, target = choose(monkeypatch, 2.0, 1.0)
+    assert (choice.kind, choice.why, target.runner.kind) == ("graph", "", "graph")
+    assert set(choice.times) == {"one node", "several nodes with hidden states 1"}
+    assert choice.difference < 1e-9
+
+
+def test_a_graph_that_is_slower_or_fails_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice, target = choose(monkeypatch, 1.0, 2.0)
+    assert (choice.kind, target.runner.kind) == ("eager", "eager")
+    assert choice.why.startswith("as a graph, it is slower over one node")
+
+    def fail(_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("specbench.decoding.capture.record", fail)
+    choice, _ = choose(monkeypatch, 2.0, 1.0)
+    assert choice.why.startswith("it cannot be captured: RuntimeError: operation not permitted")
+
+
+def test_graphs_need_cuda() -> None:
+    with pytest.raises(InputError, match="engine.native.forward=graph: the model is on cpu"):
+        choose_forward(LanguageModel(tiny_model("llama", LAYERS)), [Shape()], "graph")
