@@ -1,13 +1,14 @@
 """make gpu: all measurements on a GPU machine, in pieces that are not repeated once they have succeeded.
 
-1. equality: float32 output on the GPU equal to the CPU's, token for token, for every method
-2. shape-equality: the mini target's output equal to its large shape's, and the counts of both
-3. ceilings: copy bandwidth; memory besides weights and KV store
-4. attention: torch's primitives at the large shape
-5. cards: the roofline cards of large shapes
-6. bench: all methods on the mini suite at the large shape in float16, three repeats; one more, profiled, for the phases of a step
-7. contexts: autoregressive decoding, PLD and EAGLE-2 after long prompts
-8. certificates: whether every method's text is the target's own in float16 and bfloat16, greedy and sampled
+1. waits: how often the host waits for the GPU per step, by method and line of code, as torch's own check reports it
+2. equality: float32 output on the GPU equal to the CPU's, token for token, for every method
+3. shape-equality: the mini target's output equal to its large shape's, and the counts of both
+4. ceilings: copy bandwidth; memory besides weights and KV store
+5. attention: torch's primitives at the large shape
+6. cards: the roofline cards of large shapes
+7. bench: all methods on the mini suite at the large shape in float16, three repeats; one more, profiled, for the phases of a step
+8. contexts: autoregressive decoding, PLD and EAGLE-2 after long prompts
+9. certificates: whether every method's text is the target's own in float16 and bfloat16, greedy and sampled
 
     python -m benchmarks.gpu [--device cpu] [--limit N] [--shape 7b] [--cards 7b,8b,13b] [--lengths 1000,16000] [--out DIR]
 
@@ -27,7 +28,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks import attention, contexts, memory, shapes
+from benchmarks import attention, contexts, memory, shapes, waits
 from benchmarks.embedded import build_table, check_complete, decode_questions, exit_with, parse_numbers
 from specbench.analysis.summary import format_csv
 from specbench.certify.certify import certify
@@ -74,6 +75,10 @@ class GpuPlan:
 
     def get_file(self, piece: str) -> Path:
         return self.reports / "checks" / f"{piece}.txt"
+
+
+def count_waits(plan: GpuPlan) -> Table:
+    return waits.measure_waits(METHODS.split(","), *plan.on_device("target.shape=100m", _half(plan)))
 
 
 def equality(plan: GpuPlan) -> Table:
@@ -144,13 +149,14 @@ def growing(plan: GpuPlan) -> Table:
 
 
 def _half(plan: GpuPlan) -> str:
-    return "target.dtype=auto" if plan.device.type == "cpu" else "target.dtype=float16"
+    return "target.dtype=auto" if plan.device.type == "cpu" else "target.dtype=float16"  # the embedded target does not overflow
 
 
 def pieces(plan: GpuPlan) -> dict[str, Callable[[], RenderableType]]:
     """Return the measurements by name, in order."""
     halves = ("float16", "bfloat16") if plan.device.type != "cpu" else ("bfloat16",)
     return {
+        "waits": lambda: count_waits(plan),
         "equality": lambda: equality(plan),
         "shape-equality": lambda: shape_equality(plan),
         "ceilings": lambda: ceilings(plan),

@@ -77,7 +77,7 @@ class ColdBonus(SamplingVerifier):
         if tree.children[result.path[-1]]:
             return result
         bonus = int(self.dice.draw(probabilities(logits[result.path[-1]], replace(self.sampling, temperature=1.0))))
-        return Verification(result.path, bonus, [*result.tokens[:-1], bonus])
+        return Verification(result.path, bonus, [*result.tokens[:-1], bonus], result.device)
 
 
 class IndependentSiblings(SamplingVerifier):
@@ -90,7 +90,7 @@ class IndependentSiblings(SamplingVerifier):
             kept = [node for node in tree.children[path[-1]] if int(self.dice.draw(p)) == tokens[node]]
             if not kept:
                 last = int(self.dice.draw(p))
-                return Verification(path, last, [tokens[node] for node in path[1:]] + [last])
+                return Verification(path, last, [*(tokens[node] for node in path[1:]), last], tree.tokens.device)
             path.append(kept[0])
 
 

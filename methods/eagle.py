@@ -134,7 +134,7 @@ class EagleState:
     kv: DraftKV
     verifier: Verifier
     hidden: Tensor
-    tokens: list[int]
+    tokens: Tensor
 
 
 class EagleDrafter(LayerDrafter):
@@ -144,10 +144,10 @@ class EagleDrafter(LayerDrafter):
     room = ROOM
 
     def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> EagleState:
-        return EagleState(store, context.verifier, out.hidden, prompt[1:])
+        return EagleState(store, context.verifier, out.hidden, self.to_tensor(prompt[1:]))
 
     def draft(self, state: EagleState, budget: int) -> DraftTree:
-        root = self.to_tensor(state.tokens[-1:])
+        root = state.tokens[-1:]
         if budget == 0:
             return DraftTree.chain(root)
         hidden = self._catch_up(state)
@@ -159,9 +159,9 @@ class EagleDrafter(LayerDrafter):
         """Run the drafter over all committed tokens; return its output for the root, (1, H)."""
         count = len(state.tokens)
         positions = torch.arange(state.kv.length, state.kv.length + count, device=self.target.device)
-        out = self._forward(state.hidden, self.to_tensor(state.tokens), positions, state.kv.build_token_pass(count))
+        out = self._forward(state.hidden, state.tokens, positions, state.kv.build_token_pass(count))
         state.kv.keep(count)
-        state.hidden, state.tokens = state.hidden[:0], []
+        state.hidden, state.tokens = state.hidden[:0], state.tokens[:0]
         return out[-1:]
 
     def _forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: LayerPass | StaticPass) -> Tensor:
@@ -181,8 +181,8 @@ class EagleDrafter(LayerDrafter):
         raise NotImplementedError
 
     def observe(self, state: EagleState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        state.hidden = torch.cat([state.hidden, out.hidden[verified.path]])
-        state.tokens += verified.tokens
+        state.hidden = torch.cat([state.hidden, out.hidden.index_select(0, verified.path_ids)])
+        state.tokens = torch.cat([state.tokens, verified.token_ids])
 
 
 class Eagle(EagleDrafter):
@@ -248,19 +248,20 @@ class Eagle2(EagleDrafter):
             frontier, rows = len(values) + chosen, chosen // k
             values, tokens = torch.cat([values, products]), torch.cat([tokens, best.flatten()])
             hidden, visible = hidden[rows], torch.cat([visible[rows], eye], dim=1)
-        return self._select_tree(root, values, tokens, parents)
+        return self._select_tree(root, values, tokens, parents, deepest=min(self.depth + 1, budget))
 
     def _rank_children(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(m, H) -> float32 log-probabilities and target ids of the top k tokens, (m, k) each."""
         best = self.network.compute_logits(hidden).float().log_softmax(dim=-1).topk(self.top_k)
         return best.values, self.network.to_target_tokens(best.indices)
 
-    def _select_tree(self, root: Tensor, values: Tensor, tokens: Tensor, candidates: Tensor) -> DraftTree:
+    def _select_tree(self, root: Tensor, values: Tensor, tokens: Tensor, candidates: Tensor, deepest: int) -> DraftTree:
         """Rerank: return the best candidates as a tree, in drafting order. candidates (C,): each one's parent."""
         kept = _select_best(values, self.total_tokens - 1).sort().values
         above = candidates[kept]
         parents = torch.where(above < 0, 0, torch.searchsorted(kept, above) + 1)
-        return DraftTree(torch.cat([root, tokens[kept]]), torch.cat([parents.new_tensor([-1]), parents]))
+        parents = nn.functional.pad(parents, (1, 0), value=-1)
+        return DraftTree(torch.cat([root, tokens[kept]]), parents, deepest=deepest)
 
 
 def _select_best(values: Tensor, count: int) -> Tensor:

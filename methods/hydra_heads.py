@@ -175,11 +175,11 @@ def _build_blocks(vectors: int, hidden: int, config: Mapping[str, Any]) -> list[
 
 @dataclass
 class HydraState:
-    """hidden (n, H): the target's hidden states not read yet; the root was chosen from the last of them."""
+    """hidden (n, H): the target's hidden states not read yet; the root (1,) was chosen from the last of them."""
 
     kv: DraftKV
     hidden: Tensor
-    root: int
+    root: Tensor
 
 
 class HydraHeads(TreeHeads, LayerDrafter):
@@ -188,10 +188,10 @@ class HydraHeads(TreeHeads, LayerDrafter):
     network_class: ClassVar = HydraNetwork
 
     def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> HydraState:
-        return HydraState(store, out.hidden, prompt[-1])
+        return HydraState(store, out.hidden, self.to_tensor(prompt[-1:]))
 
     def draft(self, state: HydraState, budget: int) -> DraftTree:
-        shape, root = self.tree.cut(budget), self.to_tensor([state.root])
+        shape, root = self.tree.cut(budget), state.root
         if shape.depth == 0:
             return DraftTree.chain(root)
         drafted = [root]
@@ -215,5 +215,5 @@ class HydraHeads(TreeHeads, LayerDrafter):
         return out[0, -1:]
 
     def observe(self, state: HydraState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        state.hidden = torch.cat([state.hidden, out.hidden[verified.path]])
-        state.root = verified.next_token
+        state.hidden = torch.cat([state.hidden, out.hidden.index_select(0, verified.path_ids)])
+        state.root = verified.token_ids[-1:]

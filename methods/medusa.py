@@ -110,10 +110,10 @@ def _stack_parameters(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 @dataclass
 class MedusaState:
-    """hidden (1, H): the hidden state that the root was chosen from."""
+    """hidden (1, H): the hidden state that the root (1,) was chosen from."""
 
     hidden: Tensor
-    root: int
+    root: Tensor
 
 
 class Medusa(TreeHeads):
@@ -122,10 +122,10 @@ class Medusa(TreeHeads):
     network_class: ClassVar = MedusaHeads
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> MedusaState:
-        return MedusaState(out.hidden[-1:], prompt[-1])
+        return MedusaState(out.hidden[-1:], self.to_tensor(prompt[-1:]))
 
     def draft(self, state: MedusaState, budget: int) -> DraftTree:
-        shape, root = self.tree.cut(budget), self.to_tensor([state.root])
+        shape, root = self.tree.cut(budget), state.root
         if shape.depth == 0:
             return DraftTree.chain(root)
         logits = self.network.compute_logits(state.hidden.to(self.network.dtype), shape.depth)
@@ -134,4 +134,4 @@ class Medusa(TreeHeads):
 
     def observe(self, state: MedusaState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         last = verified.path[-1]
-        state.hidden, state.root = out.hidden[last : last + 1], verified.next_token
+        state.hidden, state.root = out.hidden[last : last + 1], verified.token_ids[-1:]

@@ -3,7 +3,6 @@
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 
 from specbench.bounds import Length, Nodes, TokenId, Within
 from specbench.datastore.build import build_in_memory
@@ -85,10 +84,10 @@ class Rest(Drafter):
         return prefixes.cut_by_cost(self.most) if self.cut == "cost" else prefixes.keep_most_frequent(self.most)
 
     def _build_tree(self, root: int, prefixes: Prefixes) -> DraftTree:
-        """Transfer tokens and parents to the device in one copy."""
-        nodes = np.stack([np.append(root, prefixes.tokens), np.append(-1, prefixes.parents + 1)])
-        tokens, parents = torch.from_numpy(nodes).to(self.target.device)
-        return DraftTree.chain(tokens) if prefixes.depth[-1] + 1 == len(prefixes) else DraftTree(tokens, parents)
+        tokens = [root, *prefixes.tokens.tolist()]
+        if prefixes.depth[-1] + 1 == len(prefixes):
+            return DraftTree.chain(self.to_tensor(tokens))
+        return DraftTree.from_lists(tokens, [-1, *(prefixes.parents + 1).tolist()], self.target.device)
 
     def observe(self, state: list[int], tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state.extend(verified.tokens)

@@ -90,7 +90,7 @@ class SelfSpeculative(SkippingDrafter):
 
     def observe(self, state: SelfDraftState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state.committed += len(verified.path)
-        state.root = self.to_tensor([verified.next_token])
+        state.root = verified.token_ids[-1:]
         drafted, state.drafted = state.drafted, 0
         if self.adaptive and drafted:
             self._adapt(state, len(verified.path) - 1, drafted)

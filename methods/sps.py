@@ -23,8 +23,9 @@ Schedule = Literal["fixed", "heuristic"]
 class DraftState:
     store: KVStore  # the draft model's
     verifier: Verifier
-    pending: list[int]  # committed tokens that are not in the store yet, the root last
+    pending: Tensor  # (n,) committed tokens that are not in the store yet, the root last
     length: int  # K, the next draft's length
+    drafted: int = 0  # tokens of its own draft in flight
 
 
 class SpeculativeSampling(KeepingDrafter[KVStore]):
@@ -54,19 +55,20 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
         return self.model.create_store(capacity)
 
     def start_in(self, store: KVStore, prompt: list[int], out: TargetOutput, context: SequenceContext) -> DraftState:
-        return DraftState(store, context.verifier, prompt, self.draft_tokens)
+        return DraftState(store, context.verifier, self.to_tensor(prompt), self.draft_tokens)
 
     def draft(self, state: DraftState, budget: int) -> DraftTree:
-        root, fed = self.to_tensor(state.pending[-1:]), self.to_tensor(state.pending)
         picks: list[Pick] = []
+        fed = state.pending
         while len(picks) < min(state.length, budget):
             logits = self._forward(state.store, fed)
             picks.append(state.verifier.pick(logits))
             fed = picks[-1][0]  # (1,)
-            if self._should_stop(logits, fed):
+            if self._is_unsure(logits, fed):
                 break
-        state.pending = [] if picks else state.pending
-        return DraftTree.from_picks(root, picks)
+        picks = self._cut_at_eos(state.store, picks)
+        state.drafted = len(picks)
+        return DraftTree.from_picks(state.pending[-1:], picks)
 
     def _forward(self, store: KVStore, fed: Tensor) -> Tensor:
         """Feed tokens to the draft model, which keeps their KV; return the logits (1, V) after them."""
@@ -77,17 +79,26 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
         missing = self.target.vocabulary - self.model.vocabulary  # negative: logits are cut off
         return nn.functional.pad(out.logits, (0, missing), value=-torch.inf) if missing else out.logits
 
-    def _should_stop(self, logits: Tensor, token: Tensor) -> bool:
-        if self.confidence and logits.softmax(dim=-1)[0, token] < self.confidence:
-            return True
-        return self.stop_at_eos and int(token) in self.model.eos_ids
+    def _is_unsure(self, logits: Tensor, token: Tensor) -> bool:
+        return self.confidence > 0 and bool(logits.softmax(dim=-1).index_select(1, token) < self.confidence)
+
+    def _cut_at_eos(self, store: KVStore, picks: list[Pick]) -> list[Pick]:
+        """Drop what was drafted after an end-of-sequence token, as if drafting had stopped; one copy for the whole draft."""
+        if not self.stop_at_eos or not picks:
+            return picks
+        tokens = torch.cat([token for token, _ in picks]).tolist()
+        kept = next((place for place, token in enumerate(tokens, start=1) if token in self.model.eos_ids), len(tokens))
+        store.rewind(0, store.lengths[0] - (len(tokens) - kept))
+        self.draft_forwards -= len(tokens) - kept
+        return picks[:kept]
 
     def observe(self, state: DraftState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        accepted, drafted = len(verified.path) - 1, len(tree) - 1
-        if not state.pending:  # the draft was its own; all drafted tokens but the last are in the store
-            state.store.rewind(0, state.store.lengths[0] - max(0, drafted - 1 - accepted))
-            state.pending = verified.tokens[-2:] if accepted == drafted else verified.tokens[-1:]
-            if self.schedule == "heuristic":
-                state.length = state.length + 2 if accepted == state.length else max(1, state.length - 1)
-        else:
-            state.pending = state.pending + verified.tokens
+        accepted, drafted = len(verified.path) - 1, state.drafted
+        if not drafted:
+            state.pending = torch.cat([state.pending, verified.token_ids])
+            return
+        state.store.rewind(0, state.store.lengths[0] - max(0, drafted - 1 - accepted))  # it has all but the last of the draft
+        state.pending = verified.token_ids[-2:] if accepted == drafted else verified.token_ids[-1:]
+        state.drafted = 0
+        if self.schedule == "heuristic":
+            state.length = state.length + 2 if accepted == state.length else max(1, state.length - 1)

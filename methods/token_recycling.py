@@ -63,7 +63,7 @@ class TokenRecycling(Drafter):
 
     def observe(self, state: RecyclingState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         self._recycle(state.matrix, tree.tokens, out.logits)
-        state.root = self.to_tensor([verified.next_token])
+        state.root = verified.token_ids[-1:]
 
     def _recycle(self, matrix: Tensor, tokens: Tensor, logits: Tensor) -> None:
         """Set the successors of tokens (N,) from the logits (N, V) after them; of equal tokens the last one counts."""

@@ -33,4 +33,9 @@ def _node(label: str) -> Node:
 
 def drafter_of(label: str, architecture: str) -> Drafter:
     """A new drafter as its YAML describes it; a language model in it is a tiny one, checkpoint and datastore are random."""
-    return made(_node(label), draft_model_of(architecture))
+    return build_method(label, draft_model_of(architecture))
+
+
+def build_method(label: str, draft: LanguageModel) -> Drafter:
+    """A new drafter that drafts, if it needs a language model, with the given one."""
+    return made(_node(label), draft)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter, SequenceContext
@@ -268,8 +269,8 @@ def test_the_walk_visits_every_token_once() -> None:
 
 def test_a_draft_deeper_than_its_budget_is_refused_by_name() -> None:
     class Deep(Autoregressive):
-        def draft(self, state: list[int], budget: int) -> DraftTree:
-            return DraftTree.chain(self.to_tensor(state * (budget + 2)))
+        def draft(self, state: list[Tensor], budget: int) -> DraftTree:
+            return DraftTree.chain(state[0].repeat(budget + 2))
 
     drafter, target = Deep(), tiny_language_model()
     drafter.bind(target)

@@ -176,7 +176,7 @@ def shift_positions(patch: pytest.MonkeyPatch) -> None:
 
 def drop_the_move(patch: pytest.MonkeyPatch) -> None:
     """A commit keeps the first entries instead of the path's."""
-    patch.setattr(KVStore, "_move", lambda self, row, start, path: None)
+    patch.setattr(KVStore, "_move", lambda self, row, nodes: None)
 
 
 def forget_windows(patch: pytest.MonkeyPatch) -> None:

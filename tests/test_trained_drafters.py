@@ -305,6 +305,6 @@ def test_eagle2_by_hand() -> None:
     scores = torch.tensor([-0.1, -0.2, -0.3, -0.1, -0.25, -0.9, -0.15, -0.1, -0.3, -0.4])  # 2 + 4 + 4 candidates
     tokens = torch.arange(10, 20)
     above = torch.tensor([-1, -1, 0, 0, 1, 1, 3, 3, 4, 4])
-    tree = drafter._select_tree(root, scores, tokens, above)
+    tree = drafter._select_tree(root, scores, tokens, above, deepest=3)
     assert tree.tokens.tolist() == [9, 10, 11, 13, 16, 17], "of equal scores (-0.1) the ones drafted first; -0.15 and -0.2 next"
     assert tree.parents.tolist() == [-1, 0, 0, 1, 3, 3]

@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from specbench.decoding.kv_store import KVStore
-from specbench.decoding.masks import EVERYTHING, ChainBias, Reach, align_on_cuda, build_padded_mask
+from specbench.decoding.masks import EVERYTHING, ChainBias, Reach, build_padded_mask, share
 from specbench.decoding.static import StaticPass
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
@@ -38,22 +38,26 @@ class ForwardPass:
         self.single = len(trees) == 1
         self.first = self.single and store.lengths[0] == 0 and trees[0].linear
         self._longest = max(length + size for length, size in zip(store.lengths, self.sizes, strict=True))
-        self._masks: dict[Reach, Tensor | None] = {}
+        self._masks: dict[tuple[Reach, int], Tensor | None] = {}
 
-    def get_mask(self, layer: int, window: int | None) -> Tensor | None:
-        """Return the additive mask, broadcastable to (B, heads, N, S); None if all is visible, or causal (see `first`)."""
+    def get_mask(self, layer: int, window: int | None, heads: int = 1) -> Tensor | None:
+        """Return the additive mask, broadcastable to (B, heads, N, S); None if all is visible, or causal (see `first`).
+
+        heads: query heads that are rows of one product: (B, heads, heads * N, S).
+        """
         limits = Reach(window, self._chunks[layer] if self._chunks else None)
         self._reaches.add(limits)
         reach = Reach(*(None if limit is None or self._longest <= limit else limit for limit in limits))
-        if reach not in self._masks:
-            self._masks[reach] = self._build_mask(reach)
-        return self._masks[reach]
+        if (reach, heads) not in self._masks:
+            mask = self._build_mask(reach)
+            self._masks[reach, heads] = None if mask is None else share(mask, heads)
+        return self._masks[reach, heads]
 
     def _build_mask(self, reach: Reach) -> Tensor | None:
         if self.single and reach == EVERYTHING:
             if self.sizes[0] == 1 or self.first:
                 return None
-            return align_on_cuda(self._bias.build_tree_mask(self.trees[0], self.store.lengths[0]))
+            return self._bias.build_tree_mask(self.trees[0], self.store.lengths[0])
         return build_padded_mask(self.store.lengths, self.trees, reach, self._bias.dtype)
 
 
@@ -84,17 +88,17 @@ def attend(
         out = forward_pass.attend(query, keys, values, seen, scaling, softcap, s_aux)
         return out.transpose(1, 2).contiguous(), None
     keys, values = forward_pass.store.write(layer, key, value, forward_pass.sizes)
-    mask = forward_pass.get_mask(layer, sliding_window)
+    explicit, heads = softcap is not None or s_aux is not None, query.shape[1] // keys.shape[1]
+    mask = forward_pass.get_mask(layer, sliding_window, 1 if explicit else heads)
     if mask is not None and mask.device != query.device:  # a model spread over devices
         mask = mask.to(query.device)
-    grouped = query.shape[1] != keys.shape[1]
     causal = forward_pass.first and mask is None and query.shape[2] > 1
-    if softcap is not None or s_aux is not None:
+    if explicit:
         out = _attend_explicitly(query, keys, values, mask, forward_pass.first, scaling, softcap, s_aux)
-    elif grouped and not causal:
+    elif heads > 1 and not causal:
         out = _attend_grouped(query, keys, values, mask, scaling)
     else:
-        out = scaled_dot_product_attention(query, keys, values, mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
+        out = scaled_dot_product_attention(query, keys, values, mask, is_causal=causal, scale=scaling, enable_gqa=heads > 1)
     return out.transpose(1, 2).contiguous(), None  # some models take views of it
 
 
@@ -112,13 +116,12 @@ def _refuse_others(forward_pass: ForwardPass | StaticPass | None, mask: Tensor |
 def _attend_grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
     """Attend with the query heads that share a key-value head as further rows: KV is read once, and every kernel supports it.
 
-    CUDA's fast kernels take a mask or grouped heads, not both; baseline and methods must run the same one.
+    mask: of all these rows, see `share`. CUDA's fast kernels take a mask or grouped heads, not both; baseline and methods must
+    run the same one.
     """
     batch, heads, nodes, width = query.shape
     shared = heads // keys.shape[1]
     rows = query.reshape(batch, heads // shared, shared * nodes, width)
-    if mask is not None:
-        mask = mask.repeat(*[1] * (mask.ndim - 2), shared, 1)
     return scaled_dot_product_attention(rows, keys, values, mask, scale=scaling).reshape(batch, heads, nodes, -1)
 
 
@@ -138,7 +141,7 @@ def _attend_explicitly(
     """
     repeats = query.shape[1] // keys.shape[1]
     keys, values = (x.repeat_interleave(repeats, dim=1) for x in (keys, values))
-    scores = query @ keys.mT * (scaling or query.shape[-1] ** -0.5)  # (B, heads, N, S)
+    scores = (query * (scaling or query.shape[-1] ** -0.5)) @ keys.mT  # (B, heads, N, S); unscaled, float16 may overflow
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if causal and mask is None:
@@ -152,3 +155,4 @@ def _attend_explicitly(
 
 
 AttentionInterface.register(NAME, attend)
+torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length of the KV store, which takes longer than a step

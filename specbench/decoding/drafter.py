@@ -12,6 +12,7 @@ from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verification, Verifier, make_verifier
+from specbench.machine.devices import upload
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,11 @@ class Drafter:
     def observe(self, state: Any, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         """Update the state from the target's output for the tree, logits (N, V) and hidden (N, taps * H), and the accepted path.
 
-        verified.tokens follow the old root; the last of them is the next root. In a method of several parts the tree may come
-        from another part.
+        verified.tokens follow the old root; the last of them is the next root. verified.path_ids and token_ids are on the device.
+        In a method of several parts the tree may come from another part.
         """
         raise NotImplementedError
 
     def to_tensor(self, tokens: list[int]) -> Tensor:
         """Return token ids as a tensor on the target's device."""
-        return torch.tensor(tokens, device=self.target.device)
+        return upload(torch.tensor(tokens), self.target.device)

@@ -131,20 +131,23 @@ class KVStore:
             values[row, :, length : length + size] = value[row, :, :size]
         return keys[:, :, :filled], values[:, :, :filled]
 
-    def keep(self, row: int, path: Sequence[int]) -> None:
-        """Commit the nodes of `path` (tree indices, ascending from the root's 0) of those written last; drop the rest."""
-        start = self.lengths[row]
-        if path[-1] != len(path) - 1:
-            self._move(row, start, path)
-        self.lengths[row] = start + len(path)
+    def keep(self, row: int, path: Sequence[int], nodes: Tensor | None = None) -> None:
+        """Commit the nodes of `path` (tree indices, ascending from the root's 0) of those written last; drop the rest.
 
-    def _move(self, row: int, start: int, path: Sequence[int]) -> None:
+        nodes: the path on the device, (A,), if it is there already.
+        """
+        if path[-1] != len(path) - 1:
+            self._move(row, torch.tensor(list(path)) if nodes is None else nodes)
+        self.lengths[row] += len(path)
+
+    def _move(self, row: int, nodes: Tensor) -> None:
+        """Move the entries of some nodes to the front, by one index per device."""
+        start, count = self.lengths[row], len(nodes)
         places: dict[torch.device, Tensor] = {}
         for tensor in (tensor for pair in self.layers.values() for tensor in pair):
             if tensor.device not in places:
-                places[tensor.device] = torch.tensor(list(path), device=tensor.device) + start
-            picked = tensor[row].index_select(1, places[tensor.device])
-            tensor[row, :, start : start + len(path)] = picked
+                places[tensor.device] = (nodes + start).to(tensor.device)
+            tensor[row, :, start : start + count] = tensor[row].index_select(1, places[tensor.device])
 
     def rewind(self, row: int, length: int) -> None:
         """Drop every entry of the row from `length` on."""

@@ -188,8 +188,8 @@ def _run_step(
     budgets = [sequence.budget for sequence in sequences]
     trees = drafter.propose(states, budgets)  # one draft tree per sequence
     for tree, budget in zip(trees, budgets, strict=True):
-        if tree.depth > budget:
-            raise ValueError(f"{type(drafter).__name__} drafted {tree.depth} tokens deep, with a budget of {budget}")
+        if tree.limit > budget:
+            raise ValueError(f"{type(drafter).__name__} drafted {tree.limit} tokens deep, with a budget of {budget}")
     drafted = clock.now()
     outs = target.forward(store, trees)  # one forward for all sequences
     verified = [sequence.verify(tree, out.logits) for sequence, tree, out in zip(sequences, trees, outs, strict=True)]
@@ -197,6 +197,6 @@ def _run_step(
     clock.verify += clock.now() - drafted
     for row, (sequence, tree, choice) in enumerate(zip(sequences, trees, verified, strict=True)):
         if not sequence.done:
-            store.keep(row, choice.path)  # keep the KV of the accepted path, drop the rest of the tree
+            store.keep(row, choice.path, choice.path_ids if choice.branches else None)  # drop the rest of the tree
             sequence.record(tree, choice)
     drafter.update(states, trees, outs, verified)

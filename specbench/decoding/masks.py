@@ -27,15 +27,17 @@ class Reach(NamedTuple):
 EVERYTHING = Reach(None, None)
 
 
-def align_on_cuda(mask: Tensor) -> Tensor:
-    """Return (N, S) as given, or on CUDA aligned for its kernels."""
+def share(mask: Tensor, heads: int) -> Tensor:
+    """(..., N, S) -> (..., heads * N, S), for query heads that are rows of one product; on CUDA aligned for its kernels."""
+    if heads > 1:
+        mask = mask.repeat(*[1] * (mask.ndim - 2), heads, 1)
     return align_mask(mask) if mask.is_cuda else mask
 
 
 def align_mask(mask: Tensor) -> Tensor:
-    """Copy (N, S) so that CUDA's kernels can read it: row stride a multiple of 8 entries, start aligned to 16 bytes."""
-    nodes, entries = mask.shape
-    return mask.new_zeros(nodes, -(-entries // 8) * 8)[:, :entries].copy_(mask)
+    """Copy (..., N, S) so that CUDA's kernels can read it: row stride a multiple of 8 entries, start aligned to 16 bytes."""
+    *rows, entries = mask.shape
+    return mask.new_zeros(*rows, -(-entries // 8) * 8)[..., :entries].copy_(mask)
 
 
 class ChainBias:

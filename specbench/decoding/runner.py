@@ -1,4 +1,4 @@
-"""How forwards run: eager, static (fixed shapes) or compiled (the same, through torch.compile).
+"""How forwards run: eager, static (fixed shapes), compiled (these through torch.compile) or graph (these captured on CUDA).
 
 A compiled graph serves every KV length and, but for one node of one sequence, every number of nodes: those are its dynamic
 dimensions, so nothing is padded but the KV bucket. It reads tensors and nothing else of its surroundings. What was true when it
@@ -14,9 +14,10 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
+from specbench.decoding.capture import Captures
 from specbench.decoding.static import StaticPass
 
-Kind = Literal["eager", "static", "compiled"]
+Kind = Literal["eager", "static", "compiled", "graph"]
 Output = TypeVar("Output")
 Inputs = tuple[Tensor, ...]  # (B, N, ...) each
 MOST_NODES = 256  # of all sequences together, in a forward of fixed shape; prompts run eagerly
@@ -39,15 +40,12 @@ class Runner(Generic[Output]):
         self.kind: Kind = "eager"
         self._compute = compute
         self._graphs: dict[GraphKey, Callable[..., Output]] = {}
+        self.captures: Captures[Output] = Captures()
 
     @property
     def graphs(self) -> int:
         """Number of compiled graphs."""
         return len(self._graphs)
-
-    def has_graph(self, variant: Hashable, several: bool) -> bool:
-        """Whether forwards of one sequence over one or several nodes are compiled."""
-        return GraphKey(variant, not several, True) in self._graphs
 
     def is_static(self, nodes: int) -> bool:
         """Whether a forward over so many nodes, in all, runs at a fixed shape."""
@@ -55,6 +53,8 @@ class Runner(Generic[Output]):
 
     def run(self, inputs: Inputs, static: StaticPass, variant: Hashable = ()) -> Output:
         """Run one forward; static, where no graph of its kind has been compiled."""
+        if self.kind == "graph":
+            return self.captures.run(self._compute, inputs, static, variant)
         graph = self._graphs.get(_key(inputs, variant)) if self.kind == "compiled" else None
         if graph is None:
             return self._compute(*inputs, static)

@@ -55,8 +55,10 @@ class StaticPass:
         groups, entries = keys.shape[1:3]  # query heads that share a key-value head are further rows of one product
         rows = query.reshape(batch, groups, -1, width)
         reduces = self.reduces and rows.shape[2] < SHARING
-        products = _reduce_keys(rows, keys) if reduces else (rows @ keys.mT).to(_widen(query.dtype))
-        scores = products * (width**-0.5 if scaling is None else scaling)
+        scale = width**-0.5 if scaling is None else scaling
+        if query.dtype == torch.float16:  # whose products may overflow
+            rows, scale = rows * scale, 1.0
+        scores = (_reduce_keys(rows, keys) if reduces else (rows @ keys.mT).to(_widen(query.dtype))) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         scores = scores.view(batch, heads, nodes, entries) + mask[:, None]

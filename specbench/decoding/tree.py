@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from specbench.errors import InputError
+from specbench.machine.devices import upload
 
 Pick = tuple[Tensor, Tensor | None]  # tokens, and the probabilities they were drawn from: None if chosen greedily
 
@@ -30,7 +32,8 @@ class DraftTree:
     probs: Tensor | None = None  # (P, V) float: q of every node with children; siblings are drawn in order, without replacement
     scratch: Tensor | None = None  # (N,) bool: nodes that are computed but never accepted
     linear: bool = False  # a chain: every node's parent is the node before it
-    shape: "TreeShape | None" = None  # the static tree it fills
+    shape: "TreeShape | Outline | None" = None  # the static tree it fills, or what its maker knows of it
+    deepest: int | None = None  # no node is deeper, where its maker knows that and the device need not be asked
 
     @staticmethod
     def chain(tokens: Tensor, probs: Tensor | None = None) -> "DraftTree":
@@ -42,6 +45,17 @@ class DraftTree:
         """Build a chain of tokens picked one after another. root (1,)."""
         probs = [weights for _, weights in picks if weights is not None]
         return DraftTree.chain(torch.cat([root, *(token for token, _ in picks)]), torch.cat(probs) if probs else None)
+
+    @staticmethod
+    def from_lists(tokens: Sequence[int], parents: Sequence[int], device: torch.device) -> "DraftTree":
+        """Build a tree that the host knows, in one copy. tokens, parents: N each, the root first, its parent -1."""
+        above = np.eye(len(parents), dtype=np.int64)  # row i: 1 at node i and at every node above it
+        for node, parent in enumerate(parents[1:], start=1):
+            above[node] |= above[parent]
+        depths = above.sum(axis=1) - 1
+        rows = upload(torch.from_numpy(np.vstack([tokens, parents, depths, above])), device)
+        outline = Outline(rows[3:].bool(), rows[2], int(depths.max()), len(parents) - 1, _list_children(parents))
+        return DraftTree(rows[0], rows[1], shape=outline)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -56,7 +70,11 @@ class DraftTree:
     @cached_property
     def children(self) -> list[list[int]]:
         """Per node, its children that may be accepted, in order; on the host."""
-        return _list_children(self.parents, self.scratch) if self.shape is None else self.shape.children
+        if self.shape is not None:
+            return self.shape.children
+        if self.linear:
+            return [*([node] for node in range(1, len(self))), []]
+        return _list_children(self.parents.tolist(), None if self.scratch is None else self.scratch.tolist())
 
     @cached_property
     def ancestors(self) -> Tensor:
@@ -65,7 +83,7 @@ class DraftTree:
             return self.shape.ancestors
         if self.linear:
             return torch.ones(len(self), len(self), dtype=torch.bool, device=self.tokens.device).tril()
-        return _build_ancestor_mask(self.parents)
+        return _build_ancestor_mask(self.parents, self.deepest)
 
     @cached_property
     def depths(self) -> Tensor:
@@ -84,23 +102,40 @@ class DraftTree:
         offered = self.depths if self.scratch is None else self.depths[~self.scratch]
         return int(offered.max())
 
+    @property
+    def limit(self) -> int:
+        """A depth that no node exceeds; the device is not asked if the tree's maker knew one."""
+        return self.depth if self.deepest is None else self.deepest
 
-def _build_ancestor_mask(parents: Tensor) -> Tensor:
-    """(N, N) bool from parents (N,), one round per level."""
+
+@dataclass(frozen=True)
+class Outline:
+    """What follows from a tree's parents, where the host knows them; as in DraftTree."""
+
+    ancestors: Tensor
+    depths: Tensor
+    depth: int
+    drafted: int
+    children: list[list[int]]
+
+
+def _build_ancestor_mask(parents: Tensor, deepest: int | None = None) -> Tensor:
+    """(N, N) bool from parents (N,), one round per level: as many as `deepest`, or until no node is left below another."""
     nodes = ancestors = torch.arange(len(parents), device=parents.device)
     above = parents.clamp(min=0)
     mask = torch.eye(len(parents), dtype=torch.bool, device=parents.device)
-    while bool(ancestors.any()):
+    for _ in range(len(parents) if deepest is None else deepest):
+        if deepest is None and not bool(ancestors.any()):
+            break
         ancestors = above[ancestors]
         mask[nodes, ancestors] = True
     return mask
 
 
-def _list_children(parents: Tensor, scratch: Tensor | None) -> list[list[int]]:
+def _list_children(parents: Sequence[int], scratch: Sequence[bool] | None = None) -> list[list[int]]:
     children: list[list[int]] = [[] for _ in parents]
-    excluded = [False] * len(parents) if scratch is None else scratch.tolist()
-    for node, parent in enumerate(parents.tolist()):
-        if node and not excluded[node]:
+    for node, parent in enumerate(parents):
+        if node and not (scratch and scratch[node]):
             children[parent].append(node)
     return children
 
@@ -161,7 +196,7 @@ class TreeShape:
 
     @cached_property
     def children(self) -> list[list[int]]:
-        return _list_children(self.parents, self.scratch)
+        return _list_children(self.parents.tolist(), None if self.scratch is None else self.scratch.tolist())
 
     @cached_property
     def levels(self) -> "list[Level]":

@@ -11,6 +11,7 @@ with their own logits in the same way (`pick`, `rank`).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress
 from math import isfinite
 from typing import Protocol
@@ -22,6 +23,9 @@ from specbench.decoding.largest import find_largest
 from specbench.decoding.sampling import Dice, Sampling, probabilities
 from specbench.decoding.tree import DraftTree, Pick
 from specbench.errors import InputError
+from specbench.machine.devices import upload
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,26 @@ class Verification:
     path: list[int]  # (A,) nodes, the root and the accepted ones
     next_token: int  # recovered or bonus token: the next root
     tokens: list[int]  # (A,) committed: the accepted tokens, then next_token
+    device: torch.device = CPU  # of the tree
+
+    @cached_property
+    def _ids(self) -> Tensor:
+        return upload(torch.tensor([*self.path, *self.tokens]), self.device)
+
+    @property
+    def path_ids(self) -> Tensor:
+        """The path on the device, (A,) int64; one copy brings it and the tokens."""
+        return self._ids[: len(self.path)]
+
+    @property
+    def token_ids(self) -> Tensor:
+        """The committed tokens on the device, (A,) int64."""
+        return self._ids[len(self.path) :]
+
+    @property
+    def branches(self) -> bool:
+        """Whether the path leaves the first nodes, which a chain never does."""
+        return self.path[-1] != len(self.path) - 1
 
 
 class Verifier(Protocol):
@@ -65,7 +89,7 @@ class GreedyVerifier:
         """Accept the deepest path that follows the argmax, the first of equals; one device-to-host copy."""
         best, largest = _choose_best(logits)  # (N,) each
         if tree.linear:
-            return _accept_chain(*_copy_to_host(tree.tokens, best, largest))
+            return _accept_chain(tree, *_copy_to_host(tree.tokens, best, largest))
         right = tree.tokens == best[tree.parents.clamp(min=0)]
         depths = torch.where(_mask_reached(tree, right), tree.depths, -1)
         return _accept_path(tree, depths.argmax(), best, largest)
@@ -113,7 +137,7 @@ class SamplingVerifier:
             committed.append(x)
             matching = [child for node in nodes for child in children[node] if tokens[child] == x]
             if not matching:
-                return Verification(_trace_path(tree, nodes[0]), x, committed)
+                return Verification(_trace_path(children, nodes[0]), x, committed, tree.tokens.device)
             nodes = matching
 
     def _test_drawn(self, tree: DraftTree, drawn_from: Tensor, logits: Tensor) -> Verification:
@@ -128,7 +152,8 @@ class SamplingVerifier:
             kept, p = self._accept_sibling(siblings, tokens, p, drawn_from[rows[path[-1]]]) if siblings else (None, p)
             if kept is None:
                 next_token = self._draw(p)
-                return Verification(path, next_token, [tokens[node] for node in path[1:]] + [next_token])
+                committed = [*(tokens[node] for node in path[1:]), next_token]
+                return Verification(path, next_token, committed, tree.tokens.device)
             path.append(kept)
 
     def _draw(self, p: Tensor) -> int:
@@ -196,12 +221,12 @@ def parse_thresholds(typical: Mapping[str, float]) -> tuple[float, float]:
     return typical["threshold"], typical["alpha"]
 
 
-def _accept_chain(tokens: list[int], choices: list[int]) -> Verification:
+def _accept_chain(tree: DraftTree, tokens: list[int], choices: list[int]) -> Verification:
     """tokens: of the chain, the root first; choices: the argmax after each."""
     accepted = 0
     while accepted + 1 < len(tokens) and tokens[accepted + 1] == choices[accepted]:
         accepted += 1
-    return Verification(list(range(accepted + 1)), choices[accepted], choices[: accepted + 1])
+    return Verification(list(range(accepted + 1)), choices[accepted], choices[: accepted + 1], tree.tokens.device)
 
 
 def _mask_reached(tree: DraftTree, right: Tensor) -> Tensor:
@@ -236,15 +261,16 @@ def _check_finite(finite: bool) -> None:
 
 def _accept_path(tree: DraftTree, node: Tensor, best: Tensor, largest: Tensor) -> Verification:
     """Accept the path to a node (), then the target's choice best (N,) after it; one device-to-host copy."""
-    tokens, choices, on_path = _copy_to_host(tree.tokens, best, tree.ancestors[node], largest)
+    tokens, choices, on_path = _copy_to_host(tree.tokens, best, tree.ancestors.index_select(0, node[None])[0], largest)
     path = list(compress(range(len(tokens)), on_path))
     next_token = choices[path[-1]]
-    return Verification(path, next_token, [tokens[node] for node in path[1:]] + [next_token])
+    return Verification(path, next_token, [tokens[node] for node in path[1:]] + [next_token], tree.tokens.device)
 
 
-def _trace_path(tree: DraftTree, node: int) -> list[int]:
+def _trace_path(children: list[list[int]], node: int) -> list[int]:
     """Return the nodes from the root to a node."""
-    path, parents = [node], tree.parents.tolist()
+    parents = {child: parent for parent, below in enumerate(children) for child in below}
+    path = [node]
     while path[-1]:
         path.append(parents[path[-1]])
     return path[::-1]

@@ -6,7 +6,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specbench.decoding.kv_store import KVStore
-from specbench.decoding.masks import ChainBias, align_on_cuda, widen
+from specbench.decoding.masks import ChainBias, share, widen
 from specbench.decoding.runner import Runner
 from specbench.decoding.static import StaticPass
 from specbench.errors import InputError
@@ -19,9 +19,15 @@ class LayerPass:
         self.store, self.sizes = store, [count]
         self.first = first
         self._mask = mask
+        self._shared: dict[int, Tensor] = {}
 
-    def get_mask(self, layer: int, window: int | None) -> Tensor | None:
-        return self._mask
+    def get_mask(self, layer: int, window: int | None, heads: int = 1) -> Tensor | None:
+        """Return the mask as the target's pass does."""
+        if self._mask is None:
+            return None
+        if heads not in self._shared:
+            self._shared[heads] = share(self._mask, heads)
+        return self._shared[heads]
 
 
 class DraftKV:
@@ -47,7 +53,7 @@ class DraftKV:
         past = self.length
         if self._is_static(count):
             return self._lay_out(self._bias.build_chain_mask(count, past))
-        mask = align_on_cuda(self._bias.build_chain_mask(count, past)) if past and count > 1 else None
+        mask = self._bias.build_chain_mask(count, past) if past and count > 1 else None
         return LayerPass(self.store, count, mask, first=past == 0)
 
     def keep(self, count: int) -> None:
@@ -60,7 +66,7 @@ class DraftKV:
         mask = self._bias.build_visible_mask(self.length, visible)
         if self._is_static(len(visible)):
             return self._lay_out(mask)
-        return LayerPass(self.store, len(visible), align_on_cuda(mask))
+        return LayerPass(self.store, len(visible), mask)
 
     def _is_static(self, count: int) -> bool:
         return self._runner is not None and self.length > 0 and self._runner.is_static(count)

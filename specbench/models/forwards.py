@@ -1,6 +1,6 @@
-"""Choose how a model's forwards run: compiled where a compiler is there and measuring says that it pays, else eager.
+"""Choose how a model's forwards run: compiled, on CUDA as graphs, where that works and measuring says that it pays; else eager.
 
-The compiled forward is compared with the eager one before it is used, in logits and in time, on random tokens in the shapes that
+The faster forward is compared with the eager one before it is used, in logits and in time, on random tokens in the shapes that
 the run's methods verify. Its difference may be as large as the self-test allows between ours and transformers'.
 """
 
@@ -22,10 +22,11 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.runner import Kind
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError, format_error, is_out_of_memory
+from specbench.machine.devices import synchronize
 from specbench.models.logits import is_finite, measure_distance
 from specbench.models.products import is_faster, prepare_for_graphs
 
-Wanted = Literal["auto", "eager", "static", "compiled"]
+Wanted = Literal["auto", "eager", "static", "compiled", "graph"]
 CONTEXT = 128  # tokens before the nodes of a trial
 NODES = 9  # of a trial of several
 ROUNDS, FORWARDS = 5, 6  # of a timing: eager and compiled in turns, so many forwards each
@@ -51,10 +52,10 @@ class Shape:
 
 @dataclass
 class Choice:
-    """What run.json says of a model's forwards. why: they are not compiled, or empty; expected: that needs no notice.
+    """What run.json says of a model's forwards. why: they are eager, or empty; expected: that needs no notice.
 
     products, sums: of its linear layers, see products.py. seconds: of compiling and trying out. difference: of logits, relative
-    to their spread. times: milliseconds, eager then compiled, by shape.
+    to their spread. times: milliseconds, eager then compiled or as a graph, by shape.
     """
 
     kind: Kind
@@ -69,27 +70,29 @@ class Choice:
 
 @dataclass(frozen=True)
 class Trial:
-    """A compiled forward beside the eager one. bound: how far their outputs may differ, as a share of the eager one's spread."""
+    """A faster forward beside the eager one. bound: how far their outputs may differ, as a share of the eager one's spread."""
 
     name: str
     eager: Callable[[], Tensor]
-    compiled: Callable[[], Tensor]
+    faster: Callable[[], Tensor]
     bound: float
 
 
 class Trials:
-    """What became of the compiled forwards of one model, or of a drafter's own layers."""
+    """What became of the faster forwards of one model, or of a drafter's own layers: compiled, or graphs on CUDA."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.failure = ""
         self.slower: list[str] = []
-        self.measured = Choice("compiled")
+        self.measured = Choice(get_fast_kind(device))
+        self._how = "as a graph" if self.measured.kind == "graph" else "compiled"
 
     def run(self, trials: Iterator[Trial], module: nn.Module) -> None:
-        """Compare forwards, which `trials` compiles one by one. module: what they belong to."""
+        """Compare forwards, which `trials` makes one by one. module: what they belong to."""
         started = perf_counter()
         try:
-            self.measured.sums = prepare_for_graphs(module)
+            if self.measured.kind == "compiled":
+                self.measured.sums = prepare_for_graphs(module)
             for trial in trials:
                 self._compare(trial)
                 if self.failure:
@@ -97,30 +100,30 @@ class Trials:
         except Exception as error:  # of any type: a compiler's, or that none is there
             if is_out_of_memory(error):
                 raise
-            self.failure = f"it cannot be compiled: {_find_cause(error)}"
+            self.failure = f"it cannot be {'captured' if self.measured.kind == 'graph' else 'compiled'}: {_find_cause(error)}"
         self.measured.seconds = round(self.measured.seconds + perf_counter() - started, 2)
 
     def _compare(self, trial: Trial) -> None:
-        expected, found = trial.eager(), trial.compiled()
+        expected, found = trial.eager(), trial.faster()
         difference = float(measure_distance(found.float(), expected.float()).max()) if is_finite(found) else float("inf")
         self.measured.difference = max(self.measured.difference, difference)
         if not difference <= trial.bound:
             allowed = f"the bound is {trial.bound:.2g}"
-            self.failure = f"compiled, it differs from eager by {difference:.2g} of the output's spread; {allowed}"
+            self.failure = f"{self._how}, it differs from eager by {difference:.2g} of the output's spread; {allowed}"
             return
-        eager_s, compiled_s = time_both(trial.eager, trial.compiled)
-        self.measured.times[trial.name] = (round(1e3 * min(eager_s), 4), round(1e3 * min(compiled_s), 4))
-        if is_faster(eager_s, compiled_s, margin=1.0):
+        eager_s, faster_s = time_both(trial.eager, trial.faster)
+        self.measured.times[trial.name] = (round(1e3 * min(eager_s), 4), round(1e3 * min(faster_s), 4))
+        if is_faster(eager_s, faster_s, margin=1.0):
             self.slower.append(trial.name)
 
     def choose(self, wanted: Wanted, asked: str) -> Choice:
-        """Return the choice. asked: who wants `compiled`. Raises InputError where that cannot be had."""
+        """Return the choice. asked: who wants the faster kind. Raises InputError where that cannot be had."""
         why = self.failure
         if wanted == "auto" and self.slower and not why:
-            why = f"compiled, it is slower over {' and '.join(self.slower)}"
-        if wanted == "compiled" and why:
+            why = f"{self._how}, it is slower over {' and '.join(self.slower)}"
+        if wanted == self.measured.kind and why:
             raise InputError(f"{asked}: {why}")
-        return replace(self.measured, kind="eager" if why else "compiled", why=why, expected=not why)
+        return replace(self.measured, kind="eager" if why else self.measured.kind, why=why, expected=not why)
 
 
 _trials: WeakKeyDictionary[LanguageModel, Trials] = WeakKeyDictionary()
@@ -141,12 +144,12 @@ def choose_forward(
     draft model). Raises InputError where the kind cannot be had.
     """
     asked = asked or f"{SETTING}={wanted}"
-    trials = _trials.setdefault(model, Trials())
+    trials = _trials.setdefault(model, Trials(model.device))
     obstacle, expected = _find_obstacle(model, wanted, small)
     if obstacle:
         choice = _do_without(wanted, asked, obstacle, expected)
     else:
-        new = [shape for shape in dict.fromkeys(shapes) if not model.runner.has_graph(shape.taps, shape.several)]
+        new = [shape for shape in dict.fromkeys(shapes) if shape.name not in trials.measured.times]
         if new and not trials.failure:
             compiling()
             trials.run(_list_trials(model, new), model.model)
@@ -157,26 +160,33 @@ def choose_forward(
 
 
 def _do_without(wanted: Wanted, asked: str, obstacle: str, expected: bool) -> Choice:
-    if wanted == "compiled" or (wanted == "static" and obstacle != CHOSEN):
+    if wanted in ("compiled", "graph") or (wanted == "static" and obstacle != CHOSEN):
         raise InputError(f"{asked}: {obstacle}")
     return Choice("static" if wanted == "static" else "eager", obstacle, expected)
 
 
 def _find_obstacle(model: LanguageModel, wanted: Wanted, small: bool) -> tuple[str, bool]:
-    """Return why the forward is not even tried compiled, empty if it is, and whether that needs no notice."""
+    """Return why no faster forward is even tried, empty if one is, and whether that needs no notice."""
     weights = list(model.model.parameters())
     devices = {weight.device for weight in weights}
     if wanted == "eager" or (wanted == "static" and len(devices) == 1):
         return CHOSEN, True
-    if len(devices) > 1 or model.device.type != "cpu":
-        return "the model is not on the CPU alone" if len(devices) > 1 else "the model is not on the CPU", True
+    if len(devices) > 1:
+        return "the model is spread over devices", True
+    device = model.device.type
+    if device not in ("cpu", "cuda") or (wanted in ("compiled", "graph") and wanted != get_fast_kind(model.device)):
+        return f"the model is on {device}", True
     if wanted == "auto" and not small and sum(weight.numel() for weight in weights) < SMALLEST:
         return "the model is too small to gain", True
-    if find_compiler() is None:
+    if device == "cpu" and find_compiler() is None:
         return "no C++ compiler is found", False
     if model.context < CONTEXT + NODES:
         return "its context is too short to try it out", False
     return "", True
+
+
+def get_fast_kind(device: torch.device) -> Literal["compiled", "graph"]:
+    return "graph" if device.type == "cuda" else "compiled"
 
 
 def find_compiler() -> str | None:
@@ -199,13 +209,14 @@ def _list_trials(model: LanguageModel, shapes: Sequence[Shape]) -> Iterator[Tria
     tokens = torch.randint(model.vocabulary, (CONTEXT + NODES,), generator=draw).to(model.device)
     model.tap(())
     model.prefill(store, [tokens[:CONTEXT]])
-    bound = model.self_test.get("bound") or get_bound(model.dtype)
+    bound, fast = model.self_test.get("bound") or get_bound(model.dtype), get_fast_kind(model.device)
     for shape in shapes:
         tree = DraftTree.chain(tokens[CONTEXT:] if shape.several else tokens[CONTEXT : CONTEXT + 1])
         model.tap(shape.taps)
-        model.compile(store, [tree])
-        eager, compiled = partial(_run, model, store, tree, "eager"), partial(_run, model, store, tree, "compiled")
-        yield Trial(shape.name, eager, compiled, bound)
+        if fast == "compiled":
+            model.compile(store, [tree])
+        eager, faster = partial(_run, model, store, tree, "eager"), partial(_run, model, store, tree, fast)
+        yield Trial(shape.name, eager, faster, bound)
 
 
 def get_bound(dtype: torch.dtype) -> float:
@@ -218,14 +229,15 @@ def _run(model: LanguageModel, store: KVStore, tree: DraftTree, kind: Kind) -> T
     return model.forward(store, [tree])[0].logits
 
 
-def time_both(eager: Callable[[], object], compiled: Callable[[], object]) -> tuple[list[float], list[float]]:
-    """Return the seconds of an eager and of a compiled forward, by round; in a round they take turns."""
-    seconds: dict[Callable[[], object], list[float]] = {eager: [], compiled: []}
+def time_both(eager: Callable[[], Tensor], faster: Callable[[], Tensor]) -> tuple[list[float], list[float]]:
+    """Return the seconds of an eager and of a faster forward, by round; in a round they take turns."""
+    seconds: dict[Callable[[], Tensor], list[float]] = {eager: [], faster: []}
     for _ in range(ROUNDS):
         for forward, taken in seconds.items():
-            forward()
+            synchronize(forward().device)
             started = perf_counter()
             for _ in range(FORWARDS):
-                forward()
+                out = forward()
+            synchronize(out.device)
             taken.append((perf_counter() - started) / FORWARDS)
-    return seconds[eager], seconds[compiled]
+    return seconds[eager], seconds[faster]

@@ -109,7 +109,7 @@ class SelfTest(TypedDict, total=False):
 
 
 class ForwardKind(TypedDict):
-    kind: Literal["eager", "static", "compiled"]
+    kind: Literal["eager", "static", "compiled", "graph"]
 
 
 class ForwardChoice(ForwardKind, total=False):

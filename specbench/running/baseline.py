@@ -29,6 +29,7 @@ TOKENS = 24
 ROWS = (1, 2, 4, 8)  # autoregressive decoding's forward and small verifications
 ROW_ROUNDS = 9  # so many that a disturbance does not meet the same rows in all of them
 ROOM = 0.7  # share of the free memory that one copy of the weights may take
+STATIC = {"cache_implementation": "static"}  # of `generate`, which then compiles its forward on CUDA
 ALTERNATIVES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float16"), "mps": ("bfloat16", "float16")}
 
 Rates = list[dict[str, Any]]  # as in run.json: engine, dtype, tokens_per_second of each round; the run's own pair first
@@ -43,28 +44,32 @@ def list_other_dtypes(model: LanguageModel, dtype: str) -> list[str]:
 
 
 def open_engines(models: Mapping[str, LanguageModel]) -> dict[tuple[str, str], Engine]:
-    """Open both engines on each model. models: by dtype, the run's own first; the engines come by (engine, dtype)."""
+    """Open every engine on each model. models: by dtype, the run's own first; the engines come by (engine, dtype)."""
     engines: dict[tuple[str, str], Engine] = {}
     own = next(iter(models.values()))
     for dtype, model in models.items():
         plain = TransformersGenerate({BASELINE: {}}, draft=None, device="auto", weights="pretrained")
         forward = own.runner.kind if model is own else "auto" if _may_win(model, own) else "eager"
         native = Native(profile=False, forward=forward)
-        for name, engine in {"native": native, "hf": plain}.items():
+        ways: dict[str, Engine] = {"native": native, "hf": plain}
+        if model.device.type == "cuda":
+            ways["hf static"] = TransformersGenerate({BASELINE: STATIC}, draft=None, device="auto", weights="pretrained")
+        for name, engine in ways.items():
             engine.open(model, {BASELINE: Autoregressive()})
             engines[name, dtype] = engine
     return engines
 
 
 def _may_win(rival: LanguageModel, own: LanguageModel) -> bool:
-    """Whether the rival, once compiled, could be the faster one, if compiling gains as much as in the run's own dtype."""
-    if own.runner.kind != "compiled":
+    """Whether the rival, once compiled or captured, could be the faster one, if that gains as much as in the run's own dtype."""
+    kind = own.runner.kind
+    if kind in ("eager", "static"):
         return False
-    compiled, rivals = (_time_node(model) for model in (own, rival))
+    fast, rivals = (_time_node(model) for model in (own, rival))
     own.runner.kind = "eager"
-    gain = _time_node(own) / compiled
-    own.runner.kind = "compiled"
-    return rivals / gain < compiled / ROOM_TO_WIN
+    gain = _time_node(own) / fast
+    own.runner.kind = kind
+    return rivals / gain < fast / ROOM_TO_WIN
 
 
 def _time_node(model: LanguageModel) -> float:

@@ -45,6 +45,18 @@ def collect_provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
+def list_attention_kernels() -> list[str]:
+    """Return the kernels that scaled_dot_product_attention may choose from on CUDA."""
+    cuda: Any = torch.backends.cuda
+    allowed = {
+        "flash": cuda.flash_sdp_enabled,
+        "memory-efficient": cuda.mem_efficient_sdp_enabled,
+        "cuDNN": cuda.cudnn_sdp_enabled,
+        "mathematical": cuda.math_sdp_enabled,
+    }
+    return [name for name, is_on in allowed.items() if is_on()]
+
+
 def _get_version(package: str) -> str | None:
     """Return the installed version; None for specbench itself in a clone that is not installed."""
     try:
@@ -77,6 +89,7 @@ def _describe_device(device: torch.device) -> dict[str, Any]:
         "memory_bytes": gpu.total_memory,
         "multiprocessors": gpu.multi_processor_count,
         "capability": f"{gpu.major}.{gpu.minor}",
+        "attention": list_attention_kernels(),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         **_query_nvidia(device),

@@ -144,7 +144,7 @@ class CertifySettings(Settings):
 
     method: Mapping[str, Node]
     sampling: SamplingSettings
-    forward: Literal["auto", "eager", "static", "compiled"]
+    forward: Literal["auto", "eager", "static", "compiled", "graph"]
     level: float
     draws: int
 

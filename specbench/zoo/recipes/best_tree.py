@@ -15,7 +15,7 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
-from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.verify import Verification
 from specbench.setup.compose import compose_run
 from specbench.setup.objects import instantiate_methods, load_target
@@ -32,7 +32,7 @@ def count_accepted(drafter: Drafter) -> Counter[TreePath]:
 
     def observe_and_count(state: object, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         counts[()] += 1
-        if tree.shape is not None:
+        if isinstance(tree.shape, TreeShape):
             counts.update(tree.shape.paths[node - 1] for node in verified.path[1:])
         observe(state, tree, out, verified)
 

@@ -1,0 +1,192 @@
+"""Every method on the pretend card: the same output as on the CPU, and no more copies and synchronisations than it needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from specbench.certify.miniature import add_noise
+from specbench.decoding import loop
+from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.loop import Generation, generate
+from specbench.decoding.runner import Kind
+from specbench.decoding.sampling import Sampling
+from specbench.decoding.tree import DraftTree
+from specbench.running.baseline import open_engines
+from specbench.setup.provenance import list_attention_kernels
+from tests.methods_under_test import LABELS, LAYERS, NOISE, build_method
+from tests.pretend_card import CARD, LEDGER, CardTensor, put_on_card, use_card, why_not
+from tests.tiny import VOCABULARY, tiny_model
+
+pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not())]
+
+GREEDY = Sampling(max_new_tokens=20)
+SAMPLED = Sampling(max_new_tokens=20, temperature=0.9, top_p=0.95, seed=3)
+MOTIF = torch.randint(2, VOCABULARY, (12,), generator=torch.Generator().manual_seed(1)).tolist()
+PROMPT = MOTIF * 4
+
+ALLOWED = 2  # copies and synchronisations of a greedy step: what was chosen comes to the host, and goes to the next draft
+MORE = {  # and why
+    "eagle2": (3, "the depth of a tree grown on the card is read"),
+    "rest": (3, "the tree is copied, and the path where it branches"),
+    "sam_decoding_static": (3, "as rest"),
+    "lookahead": (4, "the window's guesses are read, and the path where it branches is copied"),
+    "sps_spec_bench": (3, "stops at an end-of-sequence token: the draft is read once"),
+    "sps_confidence": (2 + 16, "stops at an unsure token: each is asked"),
+    "self_speculative": (2 + 24, "stops at an unsure token: each is asked"),
+}
+MORE |= dict.fromkeys(("eagle2_spec_bench", "eagle3", "eagle3_depth7", "eagle3_spec_bench"), MORE["eagle2"])
+MORE |= dict.fromkeys(("sam_eagle2", "sam_eagle2_spec_bench"), (4, "as eagle2, and the copy that SAM-Decoding offers first"))
+MORE |= {"rest_spec_bench": MORE["rest"], "lookahead_spec_bench": MORE["lookahead"]}
+MORE |= {"self_speculative_paper": MORE["self_speculative"]}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step took: the counts, and who asked for copies and synchronisations."""
+
+    waits: int
+    kernels: int
+    places: tuple[str, ...]
+
+
+def run(label: str, sampling: Sampling, on_card: bool, kind: Kind = "eager") -> tuple[Generation, list[Step]]:
+    """Decode a prompt twice, as only the first turn lays out static trees; return the second turn and its steps."""
+    with use_card() if on_card else nullcontext():
+        drafter = build(label, on_card, kind)
+        ids = torch.tensor(PROMPT, device=drafter.target.device)
+        generate(drafter.target, drafter, [ids], sampling)
+        drafter.reset()
+        steps: list[Step] = []
+        with watch_steps(steps):
+            (out,) = generate(drafter.target, drafter, [ids], sampling)
+    return out, steps
+
+
+def build(label: str, on_card: bool, kind: Kind) -> Drafter:
+    target, draft = tiny_model("llama", LAYERS), add_noise(tiny_model("llama", LAYERS), NOISE).model
+    if on_card:
+        put_on_card(target)
+        put_on_card(draft)
+    models = LanguageModel(target), LanguageModel(draft)
+    for model in models:
+        model.runner.kind = kind
+    drafter = build_method(label, models[1])
+    drafter.bind(models[0])
+    return drafter
+
+
+@contextmanager
+def watch_steps(steps: list[Step]) -> Iterator[None]:
+    real = loop._run_step
+
+    def run_step(*arguments: Any) -> None:
+        with LEDGER.open():
+            real(*arguments)
+        places = tuple(LEDGER.list_places("upload", "sync"))
+        steps.append(Step(LEDGER.count("upload", "sync"), LEDGER.count("kernel"), places))
+
+    with patch.object(loop, "_run_step", run_step):
+        yield
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("label", LABELS)
+def test_card_decodes_as_the_cpu_and_greedy_steps_keep_their_budget(label: str, sampling: Sampling) -> None:
+    expected, _ = run(label, sampling, on_card=False)
+    found, steps = run(label, sampling, on_card=True)
+    assert found.output_ids == expected.output_ids
+    assert (found.drafted, found.accepted, found.draft_forwards) == (expected.drafted, expected.accepted, expected.draft_forwards)
+    if sampling is GREEDY:
+        allowed, _ = MORE.get(label, (ALLOWED, ""))
+        worst = max(steps, key=lambda step: step.waits)
+        report = "; ".join(worst.places)
+        assert worst.waits <= allowed, f"{label}: {worst.waits} copies and synchronisations in a step, not {allowed}: {report}"
+
+
+@pytest.mark.parametrize("label", ["autoregressive", "medusa", "sps"])
+def test_fixed_shapes_on_the_card_decode_as_the_cpu(label: str) -> None:
+    expected, _ = run(label, GREEDY, on_card=False)
+    found, steps = run(label, GREEDY, on_card=True, kind="static")
+    assert found.output_ids == expected.output_ids
+    assert max(step.waits for step in steps) <= ALLOWED
+
+
+def count_kernels(layers: int, key_value_heads: int, kind: Kind) -> int:
+    """Return the kernels of a forward over a branched tree of few nodes."""
+    with use_card(), patch.dict("tests.tiny.SHAPE", num_key_value_heads=key_value_heads), torch.inference_mode():
+        target = tiny_model("llama", layers)
+        put_on_card(target)
+        model = LanguageModel(target)
+        model.runner.kind = kind
+        store = model.create_store(64)
+        model.prefill(store, [torch.tensor(PROMPT, device=CARD)])
+        tree = build_branched_tree()
+        with LEDGER.open():
+            model.forward(store, [tree])
+        return LEDGER.count("kernel")
+
+
+@pytest.mark.parametrize(("kind", "copies"), [("eager", 2), ("static", 1)])
+def test_heads_in_groups_copy_queries_and_output_but_no_mask_in_each_layer(kind: Kind, copies: int) -> None:
+    few, many = (count_kernels(layers, 2, kind) - count_kernels(layers, 4, kind) for layers in (2, 6))
+    assert many - few <= copies * (6 - 2)
+
+
+def build_branched_tree() -> DraftTree:
+    return DraftTree.from_lists([5, 6, 7, 8], [-1, 0, 0, 1], CARD)
+
+
+def test_a_commit_copies_its_path_once_however_many_layers() -> None:
+    def count(layers: int) -> int:
+        with use_card(), torch.inference_mode():
+            target = tiny_model("llama", layers)
+            put_on_card(target)
+            model = LanguageModel(target)
+            store = model.create_store(64)
+            model.prefill(store, [torch.tensor(PROMPT, device=CARD)])
+            model.forward(store, [build_branched_tree()])
+            with LEDGER.open():
+                store.keep(0, [0, 2], torch.tensor([0, 2]).pin_memory().to(CARD, non_blocking=True))
+            return LEDGER.count("upload", "sync")
+
+    assert count(1) == count(5) == 1
+
+
+def test_the_card_refuses_mixed_devices_and_names_who_waits() -> None:
+    with use_card():
+        here, there = torch.ones(3), torch.ones(3, device=CARD)
+        with pytest.raises(RuntimeError, match="same device"):
+            here + there
+        with pytest.raises(RuntimeError, match="host"):
+            here[torch.tensor([0], device=CARD)]
+        assert isinstance(there + 1, CardTensor)
+        assert (there * 2).tolist() == [2, 2, 2]
+        with LEDGER.open():
+            there[[0, 1]]
+            there[there > 0]
+            bool(there.sum() > 2)
+            there.cpu()
+            there.view(3, 1).unsqueeze(0)
+            there.copy_(here)
+        assert LEDGER.count("upload") == 2
+        assert LEDGER.count("sync") == 3
+        assert LEDGER.count("view") == 2
+
+
+def test_cudnn_attention_is_off() -> None:
+    assert "cuDNN" not in list_attention_kernels()
+
+
+def test_on_a_card_the_baseline_meets_a_compiled_generate() -> None:
+    with use_card():
+        target = tiny_model("llama", LAYERS)
+        put_on_card(target)
+        ways = open_engines({"float64": LanguageModel(target)})
+    assert sorted(engine for engine, _ in ways) == ["hf", "hf static", "native"]
