@@ -199,7 +199,8 @@ def list_(argv: list[str]) -> int:
 
 FINISHED = (commands.compare, commands.plan, commands.replay, commands.paper, commands.export, commands.import_)
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    command.__name__.rstrip("_"): command for command in (run, report, *FINISHED, certify, train, datastore, target, cost, doctor, list_)
+    command.__name__.rstrip("_"): command
+    for command in (run, report, *FINISHED, certify, train, datastore, target, cost, doctor, list_)
 }
 
 

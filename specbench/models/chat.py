@@ -1,7 +1,7 @@
 """Render conversations as prompt token ids and decode answers to text, outside the clock.
 
-`vicuna` is Spec-Bench's rendering (FastChat's vicuna_v1.1), `template` the tokenizer's chat template, `plain` the texts alone, `auto`
-the template where there is one, else plain.
+`vicuna` is Spec-Bench's rendering (FastChat's vicuna_v1.1), `template` the tokenizer's chat template, `plain` the texts alone;
+`auto` is the template where there is one, else plain.
 """
 
 from __future__ import annotations

@@ -221,11 +221,18 @@ def _load_pretrained(
     model, info = loaded
     if wrong := describe_misfits(model, info):
         raise InputError(f"the checkpoint at {path} does not fit its config: {wrong}")
-    if quantization:
+    if place.gguf:
+        _forget_quantization(model)
+    elif quantization:
         check_plain_layers(model, dtype, place.name)
-    elif not place.gguf:
+    else:
         check_stored_types(model, _find_stored(place.name, revision), path)
     return cast(PreTrainedModel, model)
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """Let a model whose weights were computed from a GGUF file be cast like any other: nothing of it is quantised."""
+    model.is_quantized = False  # type: ignore[attr-defined]
 
 
 def _read_config(place: Place, revision: str | None) -> dict[str, Any]:

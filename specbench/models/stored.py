@@ -19,7 +19,9 @@ MAGIC = b"GGUF"
 def check_files(folder: Path) -> None:
     """Raises InputError for weights that are empty files, for GGUF alone, and for an index that transformers cannot read."""
     if (files := sorted(folder.glob("*.gguf"))) and not (folder / "config.json").exists():
-        raise InputError(f"{folder}: expected config.json and model.safetensors, or the path of one GGUF file, such as {files[0]}")
+        raise InputError(
+            f"{folder}: expected config.json and model.safetensors, or the path of one GGUF file, such as {files[0]}"
+        )
     for file in _find_files(folder):
         if file.is_file() and not file.stat().st_size:
             raise InputError(f"{file}: is empty")

@@ -21,7 +21,9 @@ def warn_eager(run: LoadedRun) -> Iterator[Alarm]:
 def warn_dequantised(run: LoadedRun) -> Iterator[Alarm]:
     """Notice weights that were computed from quantised ones: they take the memory and time of plain weights."""
     if kind := run.provenance.get("dequantised"):
-        message = f"the target's weights were read from a GGUF file ({kind}) and run as {run.provenance.get('dtype')}, not quantised"
+        message = (
+            f"the target's weights were read from a GGUF file ({kind}) and run as {run.provenance.get('dtype')}, not quantised"
+        )
         yield Alarm("notice", "the run", OVERALL, message)
 
 

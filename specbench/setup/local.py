@@ -29,10 +29,14 @@ def imply_local(overrides: Sequence[str], parsed: Sequence[Override]) -> list[st
 
 def name_target(target: dict[str, Any]) -> None:
     """Name a target without a name after its folder, file or hub id."""
-    if "name" in target and target["name"] is None and isinstance(target.get("path"), str):
-        last = Path(target["path"]).expanduser().resolve().name if target["path"].startswith((".", "~")) else target["path"]
-        words = re.sub(r"[^A-Za-z0-9._-]+", "_", last.rstrip("/").rpartition("/")[2].removesuffix(".gguf")).strip("_.")
-        target["name"] = words or LOCAL
+    if "name" in target and target["name"] is None:
+        target["name"] = _find_name(str(target.get("path") or LOCAL))
+
+
+def _find_name(path: str) -> str:
+    """Return the last part of a path, in characters that a folder's name may have."""
+    last = Path(path).expanduser().resolve().name if path.startswith((".", "~")) else path.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", last.removesuffix(".gguf")).strip("_.") or LOCAL
 
 
 def build_yaml(path: str) -> str:

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import transformers.utils.logging as transformers_logging
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils.tqdm import enable_progress_bars
-from transformers import PreTrainedTokenizerBase
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase, modeling_gguf_pytorch_utils
 
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
@@ -38,6 +40,7 @@ def silence_libraries() -> None:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=True)  # it heeds no verbosity
     enable_progress_bars()
 
 
