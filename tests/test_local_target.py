@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from specbench.errors import InputError
-from specbench.models.chat import pick_format
+from specbench.models.chat import Chat, choose_chat, render_prompt
 from specbench.models.load import load_tokenizer
 from specbench.setup.compose import compose_run
 from specbench.setup.local import build_yaml
@@ -47,9 +47,41 @@ def test_the_embedded_target_keeps_its_own(capsys: pytest.CaptureFixture[str]) -
 
 def test_auto_is_the_template_where_there_is_one() -> None:
     tokenizer = load_tokenizer("specbench/zoo/target", None, False)
-    assert pick_format("auto", tokenizer) == "template"
+    assert choose_chat(Chat("auto"), tokenizer) == Chat("template")
     tokenizer.chat_template = None
-    assert (pick_format("auto", tokenizer), pick_format("vicuna", tokenizer)) == ("plain", "vicuna")
+    assert choose_chat(Chat("auto"), tokenizer) == Chat("plain")
+    assert choose_chat(Chat("vicuna"), tokenizer) == Chat("vicuna")
+
+
+MESSAGES = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+THINKING = MESSAGES + "{% if think %}<t>{% endif %}{% if system %}{% endif %}"
+
+
+def test_a_template_gets_its_arguments_and_a_system_message() -> None:
+    tokenizer = load_tokenizer("specbench/zoo/target", None, False)
+    tokenizer.chat_template = THINKING
+
+    def render(chat: Chat) -> str:
+        return str(tokenizer.decode(render_prompt(choose_chat(chat, tokenizer), [("a", None)], tokenizer)))
+
+    assert render(Chat("auto")) == "user: a\n"
+    assert render(Chat("auto", {"think": True})) == "user: a\n<t>"
+    assert render(Chat("auto", {"think": False}, "Be short.")) == "system: Be short.\nuser: a\n"
+
+
+def test_arguments_that_change_nothing_are_refused() -> None:
+    tokenizer = load_tokenizer("specbench/zoo/target", None, False)
+    tokenizer.chat_template = THINKING
+    with pytest.raises(InputError, match=r"target.template.thinking: the chat template does not read it; it reads system, think"):
+        choose_chat(Chat("auto", {"thinking": True}), tokenizer)
+    with pytest.raises(InputError, match="only a chat template takes target.template and target.system"):
+        choose_chat(Chat("plain", system="x"), tokenizer)
+
+
+def test_the_template_is_part_of_the_recorded_settings() -> None:
+    settings = compose_run(["target.path=owner/x", "target.template={enable_thinking: false}", "target.system=Hi"])
+    assert settings.recorded["target"]["template"] == {"enable_thinking": False}
+    assert settings.target.system == "Hi"
 
 
 def test_a_yaml_of_ones_own(tmp_path: Path) -> None:

@@ -76,9 +76,9 @@ def test_plain_ends_every_text_with_a_line_break() -> None:
 def test_a_users_mistakes_are_named() -> None:
     with pytest.raises(InputError, match="no chat template"):
         render_prompt("template", [("q", None)], byte_tokenizer())
-    with pytest.raises(InputError, match="target.format=vicunia: expected vicuna, "):
+    with pytest.raises(InputError, match="target.format=vicunia: expected vicuna"):
         render_prompt("vicunia", [("q", None)], byte_tokenizer())
-    with pytest.raises(InputError, match="target.format=zzz: expected vicuna, template or plain"):
+    with pytest.raises(InputError, match="target.format=zzz: expected auto, vicuna, template or plain"):
         decode_answer("zzz", byte_tokenizer(), [])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from specbench.errors import InputError, format_error, suggest_choices
-from specbench.models.chat import render_prompt
+from specbench.models.chat import Chat, render_prompt
 from specbench.models.texts import WRONG, Text, iter_exchanges
 from specbench.records.files import open_regular
 
@@ -23,7 +23,7 @@ class DocumentEncoder:
     """Encodes documents for a target: its tokenizer, its chat format (chat.FORMATS) and its number of ids."""
 
     tokenizer: PreTrainedTokenizerBase
-    chat: str
+    chat: Chat | str
     vocabulary: int
 
     def encode_text(self, text: str) -> list[int]:

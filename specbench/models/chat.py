@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, TemplateError, meta
 
 from specbench.errors import InputError, format_error, suggest_choices
 
@@ -23,37 +25,71 @@ VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 VICUNA_STOP = "</s>"
+GIVEN = {"messages", "add_generation_prompt", "raise_exception", "strftime_now"} | {
+    f"{x}_token" for x in ("bos", "eos", "pad", "unk")
+}
+_PARSER = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)  # of templates; rendering is transformers'
 
 
 @dataclass(frozen=True)
 class ChatFormat:
     """Renders a conversation as prompt ids (T,), and new ids as the text in the next turn's context."""
 
-    prompt: Callable[[Turns, Tokenizer], list[int]]
+    prompt: Callable[[Turns, Tokenizer, Chat], list[int]]
     answer: Callable[[Tokenizer, Sequence[int]], str]
 
 
-def pick_format(format: str, tokenizer: Tokenizer) -> str:
-    """Return the format that `auto` means for a tokenizer, any other as it is."""
-    return format if format != "auto" else "template" if tokenizer.chat_template else "plain"
+@dataclass(frozen=True)
+class Chat:
+    """How conversations become prompts: a key of FORMATS, and for a chat template its arguments and the system's message."""
+
+    format: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
 
 
-def render_prompt(format: str, turns_so_far: Turns, tokenizer: Tokenizer) -> list[int]:
-    """Return the prompt ids (T,) of the last turn.
+def choose_chat(chat: Chat, tokenizer: Tokenizer) -> Chat:
+    """Return the chat with `auto` replaced. Raises InputError for what its format does not take or its template does not read."""
+    format = chat.format if chat.format != "auto" else "template" if tokenizer.chat_template else "plain"
+    if format != "template" and (chat.arguments or chat.system is not None):
+        raise InputError(f"target.format={format}: only a chat template takes target.template and target.system")
+    for name in chat.arguments:
+        _check_argument(name, tokenizer)
+    return replace(chat, format=format)
+
+
+def _check_argument(name: str, tokenizer: Tokenizer) -> None:
+    """Raise InputError for an argument that the template never reads: it would change nothing, without a word."""
+    if not isinstance(tokenizer.chat_template, str):
+        return
+    try:
+        read = meta.find_undeclared_variables(_PARSER.parse(tokenizer.chat_template))
+    except TemplateError:  # rendering explains it
+        return
+    own = sorted(read - GIVEN)
+    if name not in own:
+        raise InputError(f"target.template.{name}: the chat template does not read it; it reads {', '.join(own) or 'none'}")
+
+
+def render_prompt(chat: Chat | str, turns_so_far: Turns, tokenizer: Tokenizer) -> list[int]:
+    """Return the prompt ids (T,) of the last turn. chat: or a format alone.
 
     Raises InputError for an unknown format, for a chat template that is missing or fails, and for a prompt without a token.
     """
     if [answer is None for _, answer in turns_so_far] != [False] * (len(turns_so_far) - 1) + [True]:
         raise ValueError("every turn but the last must have an answer, and the last must have None")
-    ids = _get_format(format).prompt(turns_so_far, tokenizer)
+    chat = chat if isinstance(chat, Chat) else Chat(chat)
+    ids = _get_format(chat.format).prompt(turns_so_far, tokenizer, chat)
     if not ids:
-        raise InputError(f"target.format={format}: the prompt of {len(turns_so_far)} turns has no token; expected one or more")
+        raise InputError(
+            f"target.format={chat.format}: the prompt of {len(turns_so_far)} turns has no token; expected one or more"
+        )
     return ids
 
 
-def decode_answer(format: str, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+def decode_answer(chat: Chat | str, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Return the text of new token ids, without special tokens."""
-    return _get_format(format).answer(tokenizer, ids)
+    return _get_format(chat.format if isinstance(chat, Chat) else chat).answer(tokenizer, ids)
 
 
 def count_retokenised(tokenizer: Tokenizer, text: str) -> int:
@@ -76,18 +112,19 @@ def format_plain(turns: Turns) -> str:
     return "".join(f"{text}\n" for turn in turns for text in turn if text is not None)
 
 
-def _apply_template(turns: Turns, tokenizer: Tokenizer) -> list[int]:
+def _apply_template(turns: Turns, tokenizer: Tokenizer, chat: Chat) -> list[int]:
     """Encode without adding special tokens, as transformers does: the template writes its own BOS."""
     if not tokenizer.chat_template:
         raise InputError("target.format is template, but the tokenizer has no chat template; try target.format=plain")
-    messages = [
+    messages = [] if chat.system is None else [{"role": "system", "content": chat.system}]
+    messages += [
         {"role": role, "content": text}
         for turn in turns
         for role, text in zip(("user", "assistant"), turn, strict=True)
         if text is not None
     ]
     try:
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **chat.arguments))
     except Exception as error:  # of any type: a template is a program
         raise InputError(f"the chat template of {tokenizer.name_or_path}: {format_error(error)}") from None
 
@@ -120,9 +157,9 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 FORMATS = {
-    "vicuna": ChatFormat(lambda turns, tokenizer: _encode(tokenizer, format_vicuna(turns)), _decode_vicuna),
+    "vicuna": ChatFormat(lambda turns, tokenizer, _: _encode(tokenizer, format_vicuna(turns)), _decode_vicuna),
     "template": ChatFormat(_apply_template, _decode),
-    "plain": ChatFormat(lambda turns, tokenizer: _encode(tokenizer, format_plain(turns)), _decode),
+    "plain": ChatFormat(lambda turns, tokenizer, _: _encode(tokenizer, format_plain(turns)), _decode),
 }
 
 

@@ -232,7 +232,7 @@ def _load_pretrained(
 
 def _forget_quantization(model: PreTrainedModel) -> None:
     """Let a model whose weights were computed from a GGUF file be cast like any other: nothing of it is quantised."""
-    model.is_quantized = False  # type: ignore[attr-defined]
+    vars(model)["is_quantized"] = False
 
 
 def _read_config(place: Place, revision: str | None) -> dict[str, Any]:

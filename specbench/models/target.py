@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from specbench.decoding.language_model import LanguageModel
-from specbench.models.chat import render_prompt
+from specbench.models.chat import Chat, render_prompt
 from tasks.question import Question
 
 
 @dataclass(frozen=True)
 class Target:
-    """A loaded model, its tokenizer and its chat format (a key of chat.FORMATS)."""
+    """A loaded model, its tokenizer, and how conversations become prompts."""
 
     name: str
     model: LanguageModel
     tokenizer: PreTrainedTokenizerBase
-    chat: str
+    chat: Chat | str
 
     def render_first_prompt(self, question: Question) -> list[int]:
         """Return the prompt ids (T,) of the question's first turn."""

@@ -18,7 +18,7 @@ from specbench.errors import InputError, suggest_choices
 from specbench.exchange import spec_bench as answers
 from specbench.exchange.answer_rules import FAILED
 from specbench.exchange.ids import RecordedAnswer, Turn, build_answer, build_trial, read_ids, read_turns
-from specbench.models.chat import render_prompt
+from specbench.models.chat import Chat, render_prompt
 from specbench.records.files import JsonLines
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, Prompt, Trial
@@ -99,7 +99,7 @@ class AnswerReader:
     """Turns rows of an answer file into prompts and answers of a target."""
 
     def __init__(
-        self, suite: str, questions: Mapping[str, Question], tokenizer: PreTrainedTokenizerBase, chat: str, limit: int
+        self, suite: str, questions: Mapping[str, Question], tokenizer: PreTrainedTokenizerBase, chat: Chat | str, limit: int
     ) -> None:
         self.suite, self.questions = suite, questions
         self.tokenizer, self.chat, self.limit = tokenizer, chat, limit

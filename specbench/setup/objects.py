@@ -19,7 +19,7 @@ from specbench.drafters.checkpoints import RANDOM
 from specbench.engine.base import Engine
 from specbench.errors import InputError, show_value
 from specbench.machine.devices import count_usable_cores, pick_device, pick_dtype
-from specbench.models.chat import pick_format, render_prompt
+from specbench.models.chat import Chat, choose_chat, render_prompt
 from specbench.models.load import check_model, create_config, load_draft, load_model, load_tokenizer
 from specbench.models.place import locate
 from specbench.models.stored import name_gguf_types
@@ -40,7 +40,7 @@ def silence_libraries() -> None:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=True)  # it heeds no verbosity
+    vars(modeling_gguf_pytorch_utils)["tqdm"] = partial(tqdm, disable=True)  # it heeds no verbosity
     enable_progress_bars()
 
 
@@ -164,7 +164,7 @@ def load_target_model(settings: TargetSettings) -> LanguageModel:
     )
 
 
-def load_target_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, str]:
+def load_target_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, Chat]:
     """Load the target's tokenizer and chat format, and try them out. Raises InputError.
 
     Random weights have none of their own and take those of the embedded target.
@@ -173,11 +173,11 @@ def load_target_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizer
     if settings.weights == "random":
         if settings.config is None:
             raise InputError("target.weights=random needs target.config, the model's architecture")
-        return load_tokenizer(EMBEDDED, None, False), "template"
+        return load_tokenizer(EMBEDDED, None, False), Chat("template")
     if not settings.path:
         raise InputError(f"target.path={'null' if settings.path is None else repr('')}: expected a hub id or a folder")
     tokenizer = load_tokenizer(settings.path, settings.revision, settings.trust_remote_code)
-    chat = pick_format(settings.format, tokenizer)
+    chat = choose_chat(Chat(settings.format, settings.template or {}, settings.system), tokenizer)
     render_prompt(chat, [("Hello", None)], tokenizer)
     return tokenizer, chat
 

@@ -49,6 +49,8 @@ class TargetSettings:
     shape: str | None
     draft: DraftSettings | None
     shapes: Mapping[str, Any] | None = None
+    template: Mapping[str, Any] | None = None
+    system: str | None = None
 
     @property
     def sizes(self) -> Any:
