@@ -64,7 +64,7 @@ class _PositionStore:
     def clear(self) -> None:
         self.lengths = [0] * len(self.lengths)
 
-    def keep(self, row: int, path: Sequence[int]) -> None:
+    def keep(self, row: int, path: Sequence[int], nodes: Tensor | None = None) -> None:
         self.lengths[row] += len(path)
 
     def view_row(self, row: int) -> UnseenTensor:
