@@ -33,8 +33,11 @@ MEASURED = ("prefill_s", "decode_s", "draft_s", "verify_s", "retokenised", "peak
 class CertainLogits:
     """Replaces logits (N, V) by the token (N,) that each row is certain of: all that greedy verification reads."""
 
+    device = torch.device("cpu")
+
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
+        self.shape = (*tokens.shape, 1)
 
     def __getitem__(self, row: int) -> CertainLogits:
         return CertainLogits(self.tokens[row])
