@@ -87,9 +87,11 @@ def build(label: str, on_card: bool, kind: Kind) -> Drafter:
     model = LanguageModel(target)
     drafter = build_method(label, LanguageModel(draft))
     drafter.bind(model)
-    layers = [part for part in drafter.iter_family() if isinstance(part, LayerDrafter)]
-    for part in (model, *drafter.list_models(), *layers):
-        part.runner.kind = kind
+    for part in drafter.iter_family():
+        if isinstance(part, LayerDrafter):
+            part.runner.kind = kind
+    for each in (model, *drafter.list_models()):
+        each.runner.kind = kind
     return drafter
 
 
