@@ -7,9 +7,8 @@ from unittest.mock import patch
 
 from benchmarks.embedded import load_bench
 from benchmarks.overhead import Stopwatch
-from specbench.decoding import drafter
 from specbench.decoding.sampling import Sampling
-from specbench.decoding.verify import Verifier, make_verifier
+from specbench.decoding.verify import Verifier
 
 METHODS = ("medusa_spec_bench", "eagle_spec_bench")  # trees of 64 nodes, and of 26 whose drafts are drawn
 RULES = {"greedy": Sampling(max_new_tokens=128), "sampled": Sampling(temperature=1.0, top_p=0.9, max_new_tokens=128, seed=1)}
@@ -21,8 +20,8 @@ def measure_shares(*overrides: str) -> dict[tuple[str, str], float]:
     bench, shares = load_bench(f"method=[{','.join(METHODS)}]", *overrides), {}
     for name, sampling in RULES.items():
         for label in METHODS:
-            watch, total = Stopwatch(), 0.0
-            with patch.object(drafter, "make_verifier", _time_verifiers(watch)):
+            watch, total, drafter = Stopwatch(), 0.0, bench.drafters[label]
+            with patch.object(drafter, "verifier", _time_verifiers(drafter.verifier, watch)):
                 bench.engine.generate(label, bench.prompts[0], sampling)
                 watch.seconds = 0.0
                 for prompt in bench.prompts:
@@ -31,9 +30,9 @@ def measure_shares(*overrides: str) -> dict[tuple[str, str], float]:
     return shares
 
 
-def _time_verifiers(watch: Stopwatch) -> Callable[..., Verifier]:
+def _time_verifiers(make: Callable[..., Verifier], watch: Stopwatch) -> Callable[..., Verifier]:
     def make_timed(*arguments: Any) -> Verifier:
-        verifier = copy(make_verifier(*arguments))
+        verifier = copy(make(*arguments))
         verifier.verify = watch.wrap(verifier.verify)  # type: ignore[method-assign]
         return verifier
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from specbench.decoding.masks import share
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -70,8 +72,9 @@ class TrainingPass:
         """Whether attention is plainly causal and needs no mask."""
         return self._mask is None
 
-    def get_mask(self, layer: int, window: int | None) -> Tensor | None:
-        return self._mask
+    def get_mask(self, layer: int, window: int | None, heads: int = 1) -> Tensor | None:
+        """Return the mask as the target's pass does."""
+        return None if self._mask is None else share(self._mask, heads)
 
     def write(self, layer: int | Tensor, key: Tensor, value: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
         """Return all keys and values so far, (B, heads, rounds * T, D) each."""

@@ -33,8 +33,11 @@ MEASURED = ("prefill_s", "decode_s", "draft_s", "verify_s", "retokenised", "peak
 class CertainLogits:
     """Replaces logits (N, V) by the token (N,) that each row is certain of: all that greedy verification reads."""
 
+    device = torch.device("cpu")
+
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
+        self.shape = (*tokens.shape, 1)
 
     def __getitem__(self, row: int) -> CertainLogits:
         return CertainLogits(self.tokens[row])
@@ -64,7 +67,7 @@ class _PositionStore:
     def clear(self) -> None:
         self.lengths = [0] * len(self.lengths)
 
-    def keep(self, row: int, path: Sequence[int]) -> None:
+    def keep(self, row: int, path: Sequence[int], nodes: Tensor | None = None) -> None:
         self.lengths[row] += len(path)
 
     def view_row(self, row: int) -> UnseenTensor:
