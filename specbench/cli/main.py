@@ -161,7 +161,7 @@ def target(argv: list[str]) -> int:
     if argv[0] != "new":
         raise InputError(f"target {argv[0]}: no such command; expected new")
     parser = Parser(prog="specbench target new", description=target.__doc__)
-    parser.add_argument("path", help="a folder or a hub id")
+    parser.add_argument("path", help="a folder, a GGUF file or a hub id")
     path = parser.parse_args(argv[1:]).path
     from specbench.models.load import check_model
     from specbench.setup.local import build_yaml
