@@ -11,7 +11,7 @@ from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree, Pick
-from specbench.decoding.verify import Verification, Verifier
+from specbench.decoding.verify import GREEDY, Verification, Verifier
 from specbench.drafters.keeping import KeepingDrafter
 from specbench.errors import InputError
 
@@ -60,13 +60,15 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
     def draft(self, state: DraftState, budget: int) -> DraftTree:
         picks: list[Pick] = []
         fed = state.pending
+        late = fed.is_cuda and state.verifier is GREEDY  # nothing is drawn for tokens that are dropped, and asking takes long
         while len(picks) < min(state.length, budget):
             logits = self._forward(state.store, fed)
             picks.append(state.verifier.pick(logits))
             fed = picks[-1][0]  # (1,)
-            if self._is_unsure(logits, fed):
+            if self._is_unsure(logits, fed) or (self.stop_at_eos and not late and int(fed) in self.model.eos_ids):
                 break
-        picks = self._cut_at_eos(state.store, picks)
+        if self.stop_at_eos and late and picks:
+            picks = self._cut_at_eos(state.store, picks)
         state.drafted = len(picks)
         return DraftTree.from_picks(state.pending[-1:], picks)
 
@@ -83,9 +85,7 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
         return self.confidence > 0 and bool(logits.softmax(dim=-1).index_select(1, token) < self.confidence)
 
     def _cut_at_eos(self, store: KVStore, picks: list[Pick]) -> list[Pick]:
-        """Drop what was drafted after an end-of-sequence token, as if drafting had stopped; one copy for the whole draft."""
-        if not self.stop_at_eos or not picks:
-            return picks
+        """Drop what was drafted after an end-of-sequence token, and do not count it; one copy for all tokens."""
         tokens = torch.cat([token for token, _ in picks]).tolist()
         kept = next((place for place, token in enumerate(tokens, start=1) if token in self.model.eos_ids), len(tokens))
         store.rewind(0, store.lengths[0] - (len(tokens) - kept))

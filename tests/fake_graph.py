@@ -25,7 +25,7 @@ class Call(NamedTuple):
     operator: Any
     args: Any
     kwargs: Any
-    results: list[Tensor]  # to write to; empty where the operator writes to its operands, or returns views of them
+    results: list[Tensor | None]  # to write to; None for what lies in an operand's memory
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -40,8 +40,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         recorded[name] += 1
         out = operator(*args, **kwargs)
         operands = {tensor.untyped_storage()._cdata for tensor in _list_tensors((args, kwargs))}
-        results = [tensor for tensor in _list_tensors(out) if tensor.untyped_storage()._cdata not in operands]
-        if results or operator._schema.is_mutable:
+        results = [None if tensor.untyped_storage()._cdata in operands else tensor for tensor in _list_tensors(out)]
+        if any(result is not None for result in results) or operator._schema.is_mutable:
             self.calls.append(Call(operator, args, kwargs, results))
         return out
 
@@ -53,11 +53,12 @@ def _list_tensors(tree: Any) -> list[Tensor]:
 def _refuse(name: str, args: Any, kwargs: Any) -> None:
     """Raise what a capture would: the host may not wait for the device, nor copy to it."""
     masks = name.startswith("index") and any(index.dtype == torch.bool for index in _list_tensors(args[1:2]))
-    if masks or name.rstrip("_") in WAITING or (kwargs.get("device") is not None and name == "_to_copy"):
+    copies = name.startswith("lift_fresh") or (kwargs.get("device") is not None and name == "_to_copy")
+    if masks or copies or name.rstrip("_") in WAITING:
         raise RuntimeError(f"{name} in a captured region")
 
 
-def record(forward: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
+def record(forward: Callable[[], Output], device: torch.device, pool: object) -> tuple[Callable[[], None], Output, object]:
     """As specbench.decoding.capture.record."""
     with _Recorder() as recorder:
         output = forward()
@@ -65,7 +66,8 @@ def record(forward: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
     def replay() -> None:
         for call in recorder.calls:
             made = _list_tensors(call.operator(*call.args, **call.kwargs))
-            for own, new in zip(call.results, made, strict=False):
-                own.copy_(new)
+            for own, new in zip(call.results, made, strict=True):
+                if own is not None:
+                    own.copy_(new)
 
-    return replay, output
+    return replay, output, pool

@@ -1,6 +1,8 @@
 """Forwards as graphs, on a fake graph: every method decodes as it does eagerly, from fixed addresses, and asks for no number."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from time import perf_counter, sleep
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from specbench.models.forwards import Choice, Shape, choose_forward
 from tests import fake_graph
 from tests.methods_under_test import LABELS, LAYERS, drafter_of
 from tests.tiny import VOCABULARY, prompts, tiny_model
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +72,7 @@ def test_graphs_of_other_architectures(architecture: str) -> None:
         assert [out.output_ids for out in found] == [out.output_ids for out in expected]
 
 
-def test_a_graph_is_recorded_once_per_shape_and_store() -> None:
+def test_a_graph_is_recorded_once_per_shape_over_the_latest_store() -> None:
     target = LanguageModel(tiny_model("llama", LAYERS))
     target.runner.kind = "graph"
     drafter = drafter_of("autoregressive", "llama")
@@ -78,9 +82,21 @@ def test_a_graph_is_recorded_once_per_shape_and_store() -> None:
     for _ in range(2):
         generate(target, drafter, [prompt], Sampling(max_new_tokens=50), store)
     buckets = {64, 128}  # 28 + 50 tokens
-    assert target.runner.captures.made == len(buckets)
+    assert len(target.runner.captures) == len(buckets)
     generate(target, drafter, [prompt], Sampling(max_new_tokens=3), target.create_store(160))
-    assert target.runner.captures.made == len(buckets) + 1
+    assert len(target.runner.captures) == 1, "graphs over a former store are dropped, and it with them"
+
+
+def test_graphs_used_least_recently_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specbench.decoding.capture.MOST_GRAPHS", 2)
+    target = LanguageModel(tiny_model("llama", LAYERS))
+    target.runner.kind = "graph"
+    store = target.create_store(64)
+    with torch.inference_mode():
+        target.prefill(store, [torch.arange(2, 12)])
+        logits = [target.forward(store, [DraftTree.chain(torch.arange(5, 5 + n))])[0].logits[0] for n in (1, 2, 3, 1)]
+    assert len(target.runner.captures) == 2
+    assert all(torch.allclose(logits[0], other) for other in logits)
 
 
 def test_outputs_are_the_callers_own() -> None:
@@ -96,24 +112,35 @@ def test_outputs_are_the_callers_own() -> None:
     assert torch.equal(first, kept)
 
 
-def test_no_capture_belongs_to_a_turns_time() -> None:
-    target = LanguageModel(tiny_model("llama", LAYERS))
+@pytest.mark.parametrize("label", ["medusa", "token_recycling_warm", "sps"])
+def test_no_recording_belongs_to_a_turns_time(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def record_slowly(*arguments: Any) -> Any:
+        sleep(0.5)
+        return fake_graph.record(*arguments)
+
+    monkeypatch.setattr("specbench.decoding.capture.record", record_slowly)
+    target, drafter = LanguageModel(tiny_model("llama", LAYERS)), drafter_of(label, "llama")
     engine = Native(profile=False, forward="eager")
-    engine.open(target, {"medusa": drafter_of("medusa", "llama")})
-    target.runner.kind = "graph"
+    engine.open(target, {label: drafter})
+    models = [target, *drafter.list_models()]
+    for model in models:
+        model.runner.kind = "graph"
     prompt = torch.randint(VOCABULARY, (20,), generator=torch.Generator().manual_seed(0)).tolist()
-    engine.generate("medusa", prompt, Sampling(max_new_tokens=12))
-    made = target.runner.captures.made
-    assert made
-    engine.generate("medusa", prompt, Sampling(max_new_tokens=12))
-    assert target.runner.captures.made == made
+    started = perf_counter()
+    out = engine.generate(label, prompt, Sampling(max_new_tokens=12))
+    recorded = 0.5 * sum(len(model.runner.captures) for model in models)
+    assert recorded and 0 < out.decode_s <= perf_counter() - started - recorded
+    for model in models:
+        model.runner.kind = "eager"
 
 
 def test_a_captured_region_may_not_ask_the_device() -> None:
     with pytest.raises(RuntimeError, match="_local_scalar_dense in a captured region"):
-        fake_graph.record(lambda: torch.ones(3).sum().item())
+        fake_graph.record(lambda: torch.ones(3).sum().item(), CPU, None)
     with pytest.raises(RuntimeError, match="index"):
-        fake_graph.record(lambda: torch.ones(3)[torch.ones(3) > 0])
+        fake_graph.record(lambda: torch.ones(3)[torch.ones(3) > 0], CPU, None)
+    with pytest.raises(RuntimeError, match="lift_fresh"):
+        fake_graph.record(lambda: torch.tensor([1]) + 1, CPU, None)
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, eager_s: float, graph_s: float) -> tuple[Choice, LanguageModel]:
@@ -137,12 +164,22 @@ def test_a_graph_that_is_slower_or_fails_is_not(monkeypatch: pytest.MonkeyPatch)
     assert (choice.kind, target.runner.kind) == ("eager", "eager")
     assert choice.why.startswith("as a graph, it is slower over one node")
 
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr("specbench.decoding.capture.record", fail)
     choice, _ = choose(monkeypatch, 2.0, 1.0)
     assert choice.why.startswith("it cannot be captured: RuntimeError: operation not permitted")
+
+
+def test_a_graph_that_keeps_a_number_of_its_recording_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def record_once(forward: Callable[[], Any], device: torch.device, pool: object) -> Any:
+        output = forward()
+        return lambda: None, output, pool  # replays nothing
+
+    monkeypatch.setattr("specbench.decoding.capture.record", record_once)
+    choice, _ = choose(monkeypatch, 2.0, 1.0)
+    assert choice.why.startswith("as a graph, it differs from eager by")
 
 
 def test_graphs_need_cuda() -> None:

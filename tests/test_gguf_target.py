@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from specbench.errors import InputError
 from specbench.models.load import check_model, load_model, load_tokenizer
@@ -34,7 +35,8 @@ def test_a_quantised_file_runs_dequantised(file: Path, tmp_path: Path) -> None:
         right, close = compute_logits(expected), compute_logits(found)
     assert not torch.equal(close, right)
     assert (close - right).std() < 0.1 * right.std()
-    assert name_gguf_types(quantised) == "MOSTLY_Q8_0"
+    assert name_gguf_types(quantised) == "Q8_0"
+    assert not name_gguf_types(file)
 
 
 def quantise(file: Path, out: Path) -> Path:
@@ -59,8 +61,10 @@ def quantise(file: Path, out: Path) -> Path:
 def test_a_run_names_the_file_and_says_that_it_is_dequantised(file: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "run"
     small = ["limit=1", "repeats=1", "task=[qa]", "sampling.max_new_tokens=4", "check_baseline=false", "target.format=plain"]
-    said = cli("run", f"target.path={file}", "target.dtype=float32", *small, f"out={out}")
-    assert "read from a GGUF file (ALL_F32) and run as float32" in " ".join(said.out.split())
+    paths = [f"target.path={quantise(file, tmp_path / 'small.gguf')}", "target.dtype=float32"]
+    said = cli("run", *paths, *small, f"out={out}")
+    assert "read from a GGUF file (Q8_0) and run as float32, not quantised" in " ".join(said.out.split())
+    assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["target"]["name"] == "small"
 
 
 @pytest.mark.parametrize("content", [b"", b"GGU", b"not a model"])

@@ -10,6 +10,7 @@ from specbench.models.chat import Chat, choose_chat, render_prompt
 from specbench.models.load import load_tokenizer
 from specbench.setup.compose import compose_run
 from specbench.setup.local import build_yaml
+from tests.conftest import Cli, Tiny
 
 
 def test_a_path_alone_is_a_local_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,6 +37,7 @@ def test_what_is_asked_for_stays_and_what_is_named_serves(tmp_path: Path) -> Non
 
 def test_every_lacking_method_of_an_experiment_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     settings = compose_run(["target=local", "target.path=owner/x", "experiment=survey"])
+    assert settings.target.name == "x"
     left = [line.split()[2] for line in capsys.readouterr().err.splitlines() if "left out" in line]
     assert left and not set(left) & set(settings.method)
 
@@ -97,3 +99,49 @@ def test_local_without_a_path_is_refused() -> None:
 
     with pytest.raises(InputError, match="target.path=null: expected a hub id or a folder"):
         load_target_tokenizer(compose_run(["target=local"]).target)
+
+
+def test_an_experiment_needs_the_target_named() -> None:
+    with pytest.raises(InputError, match="an experiment has a target of its own; expected target=local or another"):
+        compose_run(["target.path=owner/x", "experiment=survey"])
+
+
+def test_a_sweep_runs_the_local_target(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
+    small = ["limit=1", "repeats=1", "task=[qa]", "sampling.max_new_tokens=4", "check_baseline=false", "method=[pld]"]
+    paths = [f"target.path={tiny.target}", "target.dtype=float32"]
+    assert cli("run", "-m", *paths, *small, "seed=0,1", f"out={tmp_path / 'sweep'}").status == 0
+    configs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (tmp_path / "sweep").rglob("config.yaml")]
+    assert [(config["target"]["name"], config["target"]["format"]) for config in configs] == [("target", "auto")] * 2
+
+
+def test_what_was_asked_for_under_another_label_stays() -> None:
+    assert "mine" in compose_run(["target.path=owner/x", "+method@method.mine=eagle2"]).method
+
+
+def test_a_system_message_that_is_left_out_is_refused() -> None:
+    tokenizer = load_tokenizer("specbench/zoo/target", None, False)
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(InputError, match="leaves the system's message out"):
+        choose_chat(Chat("auto", system="Be short."), tokenizer)
+
+
+def test_what_specbench_sets_and_tags_of_transformers() -> None:
+    tokenizer = load_tokenizer("specbench/zoo/target", None, False)
+    tokenizer.chat_template = "{% generation %}{{ messages[0].content }}{% endgeneration %}{% if think %}<t>{% endif %}"
+    assert choose_chat(Chat("auto", {"think": True}), tokenizer).arguments
+    for name, message in (("thinking", "it reads think"), ("add_generation_prompt", "specbench sets it")):
+        with pytest.raises(InputError, match=message):
+            choose_chat(Chat("auto", {name: True}), tokenizer)
+
+
+def test_folders_that_hold_no_model_are_named(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="a LoRA adapter without its model"):
+        load_tokenizer(str(tmp_path), None, False)
+    with pytest.raises(InputError, match="expected a folder, or a file that ends in .gguf"):
+        load_tokenizer(str(tiny.target / "model.safetensors"), None, False)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((tiny.target / "config.json").read_bytes())
+    with pytest.raises(InputError, match="no tokenizer at .*bare: expected a folder with one of tokenizer.json"):
+        load_tokenizer(str(bare), None, False)

@@ -155,4 +155,3 @@ def _attend_explicitly(
 
 
 AttentionInterface.register(NAME, attend)
-torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length of the KV store, which takes longer than a step

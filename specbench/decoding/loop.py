@@ -188,8 +188,8 @@ def _run_step(
     budgets = [sequence.budget for sequence in sequences]
     trees = drafter.propose(states, budgets)  # one draft tree per sequence
     for tree, budget in zip(trees, budgets, strict=True):
-        if tree.limit > budget:
-            raise ValueError(f"{type(drafter).__name__} drafted {tree.limit} tokens deep, with a budget of {budget}")
+        if tree.depth_limit > budget:
+            raise ValueError(f"{type(drafter).__name__} drafted {tree.depth_limit} tokens deep, with a budget of {budget}")
     drafted = clock.now()
     outs = target.forward(store, trees)  # one forward for all sequences
     verified = [sequence.verify(tree, out.logits) for sequence, tree, out in zip(sequences, trees, outs, strict=True)]

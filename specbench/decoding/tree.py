@@ -103,7 +103,7 @@ class DraftTree:
         return int(offered.max())
 
     @property
-    def limit(self) -> int:
+    def depth_limit(self) -> int:
         """A depth that no node exceeds; the device is not asked if the tree's maker knew one."""
         return self.depth if self.deepest is None else self.deepest
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ VICUNA_STOP = "</s>"
 GIVEN = {"messages", "add_generation_prompt", "raise_exception", "strftime_now"} | {
     f"{x}_token" for x in ("bos", "eos", "pad", "unk")
 }
+MARKS = re.compile(r"{%-?\s*(end)?generation\s*-?%}")  # transformers' own tag, around answers
 _PARSER = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)  # of templates; rendering is transformers'
 
 
@@ -55,16 +57,25 @@ def choose_chat(chat: Chat, tokenizer: Tokenizer) -> Chat:
         raise InputError(f"target.format={format}: only a chat template takes target.template and target.system")
     for name in chat.arguments:
         _check_argument(name, tokenizer)
-    return replace(chat, format=format)
+    chosen = replace(chat, format=format)
+    if chat.system is not None and _render_greeting(chosen, tokenizer) == _render_greeting(
+        replace(chosen, system=None), tokenizer
+    ):
+        raise InputError("target.system: the chat template leaves the system's message out")
+    return chosen
+
+
+def _render_greeting(chat: Chat, tokenizer: Tokenizer) -> list[int]:
+    return render_prompt(chat, [("Hello", None)], tokenizer)
 
 
 def _check_argument(name: str, tokenizer: Tokenizer) -> None:
     """Raise InputError for an argument that the template never reads: it would change nothing, without a word."""
-    if not isinstance(tokenizer.chat_template, str):
-        return
+    if name in GIVEN:
+        raise InputError(f"target.template.{name}: specbench sets it")
     try:
-        read = meta.find_undeclared_variables(_PARSER.parse(tokenizer.chat_template))
-    except TemplateError:  # rendering explains it
+        read = meta.find_undeclared_variables(_PARSER.parse(MARKS.sub("", tokenizer.get_chat_template())))
+    except (TemplateError, ValueError):  # which rendering explains
         return
     own = sorted(read - GIVEN)
     if name not in own:

@@ -211,12 +211,14 @@ def _list_trials(model: LanguageModel, shapes: Sequence[Shape]) -> Iterator[Tria
     model.prefill(store, [tokens[:CONTEXT]])
     bound, fast = model.self_test.get("bound") or get_bound(model.dtype), get_fast_kind(model.device)
     for shape in shapes:
-        tree = DraftTree.chain(tokens[CONTEXT:] if shape.several else tokens[CONTEXT : CONTEXT + 1])
+        count = NODES if shape.several else 1
+        first, other = (DraftTree.chain(tokens[start : start + count]) for start in (CONTEXT, CONTEXT - count))
         model.tap(shape.taps)
         if fast == "compiled":
-            model.compile(store, [tree])
-        eager, faster = partial(_run, model, store, tree, "eager"), partial(_run, model, store, tree, fast)
-        yield Trial(shape.name, eager, faster, bound)
+            model.compile(store, [first])
+        else:
+            _run(model, store, first, fast)  # recorded with other tokens than it is compared on: nothing of them may stay
+        yield Trial(shape.name, partial(_run, model, store, other, "eager"), partial(_run, model, store, other, fast), bound)
 
 
 def get_bound(dtype: torch.dtype) -> float:

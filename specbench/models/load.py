@@ -171,10 +171,13 @@ def load_tokenizer(path: str, revision: str | None, trust_remote_code: bool) -> 
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             place.name, revision=revision, trust_remote_code=trust_remote_code, **place.options
         )
-        return tokenizer
+        known = bool(tokenizer("Hello").input_ids)  # where no file is, transformers makes an empty one for some architectures
     except Exception as error:  # the tokenizers library raises bare exceptions
         reason = _describe_surroundings(path, place, revision, trust_remote_code)
         raise InputError(reason or f"no tokenizer at {path}: {take_message(error)}") from None
+    if not known and (reason := _describe_surroundings(path, place, revision, trust_remote_code)):
+        raise InputError(reason)
+    return tokenizer
 
 
 def _describe_surroundings(path: str, place: Place, revision: str | None, trust_remote_code: bool) -> str | None:

@@ -10,6 +10,7 @@ from specbench.models.refusals import check_settings
 from specbench.models.stored import check_files, check_gguf
 
 GGUF = ".gguf"
+ADAPTER = "adapter_config.json"
 
 
 class Place(NamedTuple):
@@ -32,11 +33,15 @@ def find_local_folder(path: str) -> Path | None:
 def locate(path: str) -> Place:
     """Return where a model lies. Raises InputError for a path that cannot be a hub id and does not exist, or broken settings."""
     if (folder := find_local_folder(path)) is not None:
+        if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+            raise InputError(f"{path}: a LoRA adapter without its model; merge it into the base model that its {ADAPTER} names")
         check_settings(folder)
         check_files(folder)
         return Place(str(folder))
     if path.endswith(GGUF):
         return _locate_gguf(path)
+    if any(file.is_file() for file in _list_candidates(path)):
+        raise InputError(f"{path}: expected a folder, or a file that ends in {GGUF}")
     if path.count("/") > 1 or path.startswith((".", "~", "/")):
         raise InputError(f"no model at {path}: no such folder, and a hub id has the form owner/name")
     return Place(path)

@@ -14,6 +14,7 @@ from specbench.errors import InputError, abbreviate
 PATTERNS = ("model*.safetensors", "pytorch_model*.bin")  # the first that a folder has is what transformers reads
 FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 MAGIC = b"GGUF"
+PLAIN = {"F64", "F32", "F16", "BF16"}  # of GGUF
 
 
 def check_files(folder: Path) -> None:
@@ -38,14 +39,11 @@ def check_gguf(file: Path) -> None:
 
 
 def name_gguf_types(file: Path) -> str:
-    """Return how a GGUF file stores its weights, such as MOSTLY_Q4_1; the tensors' own types where it does not say."""
-    from gguf import GGUFReader, LlamaFileType
+    """Return the types in which a GGUF file stores its weights, such as `Q4_1, Q6_K`; empty if all are plain floats."""
+    from gguf import GGUFReader
 
-    reader = GGUFReader(file)
-    field = reader.get_field("general.file_type")
-    if field is not None:
-        return LlamaFileType(int(field.contents())).name
-    return ", ".join(sorted({tensor.tensor_type.name for tensor in reader.tensors}))
+    kinds = {tensor.tensor_type.name for tensor in GGUFReader(file).tensors}
+    return ", ".join(sorted(kinds - PLAIN))
 
 
 def check_stored_types(model: PreTrainedModel, folder: Path, place: str) -> None:

@@ -19,6 +19,7 @@ from specbench.records.files import write_atomic
 from specbench.records.nested import flatten
 from specbench.records.run_directory import find_runs
 from specbench.setup.compose import CONF, add_import_path, compose_run, parse_job, translate_errors
+from specbench.setup.local import imply_local, list_asked
 from specbench.setup.overrides import parse_overrides
 from specbench.setup.settings import RunSettings
 
@@ -43,6 +44,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | None) -> SweepResult:
     Raises InputError, and once the jobs have started, KeyboardInterrupt with the folder.
     """
     with translate_errors(overrides, config_dir):
+        overrides = imply_local(overrides, parse_overrides(overrides))  # Hydra composes the jobs again
         parsed = parse_overrides(overrides)
     jobs = [compose_run(job, config_dir) for job in _list_jobs(parsed)]  # before torch is imported, which takes seconds
     if swept := expand_sweep(jobs[0].sweep, overrides):
@@ -113,7 +115,7 @@ def _run_job(config: Any) -> None:
     out = runtime.output_dir
     try:
         with ProgressDisplay(Console(markup=False, emoji=False)) as display:
-            execute(parse_job(config, out), display)
+            execute(parse_job(config, out, list_asked(parse_overrides(HydraConfig.get().overrides.task))), display)
     except Exception as error:  # of any type: the other jobs go on
         write_atomic(Path(out) / NOTE, " ".join(_describe(error).split()))
 

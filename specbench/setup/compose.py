@@ -75,11 +75,11 @@ def _compose(kind: type[settings.S], overrides: Sequence[str], config_dir: Path 
     return parsed
 
 
-def parse_job(config: DictConfig, out: str) -> settings.RunSettings:
-    """Return the settings of a sweep's job, whose config Hydra has composed. Raises InputError."""
+def parse_job(config: DictConfig, out: str, asked: Sequence[str]) -> settings.RunSettings:
+    """Return the settings of a sweep's job, whose config Hydra has composed. asked: see `_parse_config`. Raises InputError."""
     config.out = out
     with translate_errors():
-        return _parse_config(settings.RunSettings, config)
+        return _parse_config(settings.RunSettings, config, asked)
 
 
 def _parse_config(kind: type[settings.S], config: DictConfig, asked: Sequence[str] = ()) -> settings.S:
@@ -89,11 +89,12 @@ def _parse_config(kind: type[settings.S], config: DictConfig, asked: Sequence[st
     _check_structure(kind, OmegaConf.to_container(config), defaults)
     plain = _resolve(config)
     name_target(plain["target"])
-    if isinstance(plain.get("method"), dict):
-        for label, need in leave_out(plain["method"], asked).items():
-            warn(f"notice: {label} is left out: it needs {need}")
+    left_out = leave_out(plain["method"], asked, plain["target"]) if isinstance(plain.get("method"), dict) else {}
     changed = frozenset(name for name, default in flatten(defaults) if look_up(plain, name) != default)
-    return settings.parse_settings(kind, plain, changed)
+    parsed = settings.parse_settings(kind, plain, changed)
+    for label, need in left_out.items():
+        warn(f"notice: {label} is left out: it needs {need}")
+    return parsed
 
 
 def _resolve(config: DictConfig) -> Any:

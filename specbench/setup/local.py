@@ -9,22 +9,27 @@ import yaml
 from hydra.core.override_parser.types import Override
 
 from specbench import ROOT
+from specbench.errors import InputError
 from specbench.setup.settings import Node
 
 CONF = ROOT / "conf/target"
 LOCAL = "local"  # its choice in conf/target
-HOW = {  # to get what a method needs, by the argument that is null
-    "draft": "a draft model: target.draft.path=FOLDER",
-    "checkpoint": "trained weights: specbench train method=[{label}], then method.{label}.checkpoint=FOLDER",
-    "datastore": "a datastore: specbench datastore build, then target.datastore=FOLDER",
-}
+NEEDS = ("draft", "checkpoint", "datastore")  # arguments of methods that name weights or texts
 
 
 def imply_local(overrides: Sequence[str], parsed: Sequence[Override]) -> list[str]:
-    """Return the overrides with target=local where a path is given and no target."""
+    """Return the overrides with target=local where a path is given and no target.
+
+    Raises InputError beside an experiment: its target would lend the path its name and its drafters.
+    """
     keys = {override.key_or_group for override in parsed}
-    implied = [f"target={LOCAL}"] if "target.path" in keys and not keys & {"target", "experiment"} else []
-    return [*implied, *overrides]
+    if "target.path" not in keys or "target" in keys:
+        return list(overrides)
+    if "experiment" in keys:
+        raise InputError(
+            f"target.path: an experiment has a target of its own; expected target={LOCAL} or another beside the path"
+        )
+    return [f"target={LOCAL}", *overrides]
 
 
 def name_target(target: dict[str, Any]) -> None:
@@ -46,12 +51,21 @@ def build_yaml(path: str) -> str:
     return f"# docs/own_model.md explains every key.\n{yaml.safe_dump(target, sort_keys=False)}"
 
 
-def leave_out(methods: dict[str, Node], asked: Sequence[str]) -> dict[str, str]:
+def leave_out(methods: dict[str, Node], asked: Sequence[str], target: Mapping[str, Any]) -> dict[str, str]:
     """Take out methods that lack weights and that nobody asked for by name; return by label what each needs."""
     lacking = {label: need for label, node in methods.items() if label not in asked and (need := _find_need(node))}
     for label in lacking:
         del methods[label]
-    return {label: HOW[need].format(label=label) for label, need in lacking.items()}
+    return {label: _explain(label, need, target.get("path")) for label, need in lacking.items()}
+
+
+def _explain(label: str, need: str, path: Any) -> str:
+    """Return how to get what a method needs."""
+    if need == "draft":
+        return "a draft model: target.draft.path=FOLDER"
+    if need == "datastore":
+        return f"a datastore: specbench datastore build target.path={path} data=FILE, then target.datastore=FOLDER"
+    return f"trained weights: specbench train target.path={path} (docs/own_model.md), then target.checkpoints"
 
 
 def list_asked(parsed: Sequence[Override]) -> list[str]:
@@ -61,15 +75,20 @@ def list_asked(parsed: Sequence[Override]) -> list[str]:
 
 def _iter_asked(parsed: Sequence[Override]) -> Iterator[Any]:
     for override in parsed:
-        if override.key_or_group == "method" and not override.is_sweep_override():
-            value = override.value()
+        if override.key_or_group != "method":
+            continue
+        if override.package:  # method@method.LABEL=NAME
+            yield override.package.rpartition(".")[2]
+            continue
+        swept: Any = list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
+        for value in swept:
             yield from value if isinstance(value, list) else [value]
 
 
 def _find_need(node: Mapping[str, Any]) -> str | None:
     """Return the argument of a method, or of a part of it, that names no weights."""
     for name, value in node.items():
-        if name in HOW and (value is None or _is_empty_draft(value)):
+        if name in NEEDS and (value is None or _is_empty_draft(value)):
             return name
         if isinstance(value, dict) and (need := _find_need(value)):
             return need

@@ -199,10 +199,10 @@ def collect_fingerprints(
 
 
 def _name_gguf(target: TargetSettings) -> str | None:
-    """Return how the target's GGUF file stores its weights; None for other files."""
+    """Return how the target's GGUF file quantises its weights; None if nothing does."""
     if target.weights == "random" or not target.path or not (place := locate(target.path)).gguf:
         return None
-    return name_gguf_types(Path(place.name) / place.gguf)
+    return name_gguf_types(Path(place.name) / place.gguf) or None
 
 
 def _collect_self_tests(target: Target, drafters: Mapping[str, Drafter]) -> dict[str, Any]:
