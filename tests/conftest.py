@@ -107,7 +107,13 @@ class Tiny(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
     def overrides(self, *more: str) -> list[str]:
-        paths = [f"target.path={self.target}", f"target.draft.path={self.draft}", "target.dtype=float32", "threads=1"]
+        paths = [
+            "target=mini",
+            f"target.path={self.target}",
+            f"target.draft.path={self.draft}",
+            "target.dtype=float32",
+            "threads=1",
+        ]
         return [*paths, "check_baseline=false", "suite.per_task=2", "sampling.max_new_tokens=8", *more]
 
     def model(self, folder: Path, layers: int = 1, **changes: int) -> Path:

@@ -87,7 +87,7 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["target.dtype=bloat16"], "dtype=bloat16: on cpu expected bfloat16, "),
         (["target.device=cdua"], "device=cdua: not on this machine; expected "),
         (["target.device=cuda:99"], "device=cuda:99: not on this machine; expected "),
-        (["target.format=vicnua"], "target.format=vicnua: expected vicuna, template or plain"),
+        (["target.format=vicnua"], "target.format=vicnua: expected vicuna, auto, template or plain"),
         (["target.shape=[100m]"], "target.shape=['100m']: expected the name of a shape, or null"),
         (["suite.split=valid"], "suite.split=valid: expected train or test"),
         (["~suite._target_"], "suite: expected a _target_, the class to build; given: "),

@@ -175,7 +175,7 @@ def test_a_datastore_from_the_target_s_own_answers_and_a_run_with_it(cli: Cli, t
     status, out, err = cli("datastore", "build", *target, *chosen, "out=store")
     assert status == 0 and "2/2 · the target answers" in out and "datastore: store;" in out, err
     about = json.loads((tmp_path / "store" / "store.json").read_text())
-    assert about["documents"] == 2 and about["source"] == "suite mini, test split, answered by mini"
+    assert about["documents"] == 2 and about["source"] == "suite mini, test split, answered by target"
 
     run = ["method=[rest,pld]", "target.datastore=store", "task=[qa,mt_bench]", "limit=1", "repeats=1", "out=results/leaky"]
     status, out, err = cli("run", *tiny.overrides(*run))

@@ -13,13 +13,19 @@ from specbench.setup.local import build_yaml
 from tests.conftest import Cli, Tiny
 
 
-def test_a_path_alone_is_a_local_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_alone_is_a_local_target(tmp_path: Path) -> None:
     settings = compose_run([f"target.path={tmp_path}/my-model"])
     assert settings.target.name == "my-model"
     assert settings.plain["target"]["name"] == "my-model"
     assert (settings.target.shapes, settings.plain["target"]["datastore"]) == (None, None)
     assert list(settings.method) == ["autoregressive", "pld"]
-    assert "notice: sps is left out: it needs a draft model" in capsys.readouterr().err
+    assert settings.left_out == {"sps": "a draft model: target.draft.path=FOLDER"}
+
+
+def test_a_run_says_what_is_left_out(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
+    small = ["limit=1", "repeats=1", "task=[qa]", "sampling.max_new_tokens=4", "check_baseline=false"]
+    out = cli("run", f"target.path={tiny.target}", "target.dtype=float32", *small, f"out={tmp_path / 'run'}")
+    assert (out.status, out.err) == (0, "specbench: notice: sps is left out: it needs a draft model: target.draft.path=FOLDER\n")
 
 
 def test_names_come_from_hub_ids_and_folders() -> None:
@@ -35,16 +41,16 @@ def test_what_is_asked_for_stays_and_what_is_named_serves(tmp_path: Path) -> Non
     assert "sps" in named.method
 
 
-def test_every_lacking_method_of_an_experiment_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_lacking_method_of_an_experiment_is_left_out() -> None:
     settings = compose_run(["target=local", "target.path=owner/x", "experiment=survey"])
     assert settings.target.name == "x"
-    left = [line.split()[2] for line in capsys.readouterr().err.splitlines() if "left out" in line]
-    assert left and not set(left) & set(settings.method)
+    assert {"sps_spec_bench", "medusa_spec_bench"} <= settings.left_out.keys()
+    assert not settings.left_out.keys() & settings.method.keys()
 
 
-def test_the_embedded_target_keeps_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_embedded_target_keeps_its_own() -> None:
     assert list(compose_run([]).method) == ["autoregressive", "pld", "sps"]
-    assert not capsys.readouterr().err
+    assert not compose_run([]).left_out
 
 
 def test_auto_is_the_template_where_there_is_one() -> None:

@@ -55,6 +55,8 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
     _check_labels(engines, settings)
     tokenizer, _ = objects.load_target_tokenizer(settings.target)
     drafters = _prepare_drafters(settings, tokenizer)
+    for label, need in settings.left_out.items():
+        warn(f"notice: {label} is left out: it needs {need}")
     with lock_devices(list_timed_devices(settings.target.device, settings.target.device_map), partial(_say_waiting, watcher)):
         release_memory(pick_device(settings.target.device))  # of the previous job
         _recall_choices(run, engines)

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from specbench import ROOT
-from specbench.errors import InputError, show_value, suggest_choices, suggest_nearest, warn
+from specbench.errors import InputError, show_value, suggest_choices, suggest_nearest
 from specbench.records.files import read_text
 from specbench.records.nested import flatten, look_up
 from specbench.setup import settings
@@ -91,10 +91,7 @@ def _parse_config(kind: type[settings.S], config: DictConfig, asked: Sequence[st
     name_target(plain["target"])
     left_out = leave_out(plain["method"], asked, plain["target"]) if isinstance(plain.get("method"), dict) else {}
     changed = frozenset(name for name, default in flatten(defaults) if look_up(plain, name) != default)
-    parsed = settings.parse_settings(kind, plain, changed)
-    for label, need in left_out.items():
-        warn(f"notice: {label} is left out: it needs {need}")
-    return parsed
+    return settings.parse_settings(kind, plain, changed, left_out)
 
 
 def _resolve(config: DictConfig) -> Any:

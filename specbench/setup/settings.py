@@ -15,7 +15,7 @@ from specbench.setup.instantiate import check_types
 from specbench.setup.rules import check_rules
 
 Node = dict[str, Any]  # a YAML mapping of `_target_`, the class, and its arguments
-UNTYPED = ("plain", "suite", "method", "engine")  # the whole config, and nodes, which `instantiate` checks
+UNTYPED = ("plain", "left_out", "suite", "method", "engine")  # the whole config, and nodes, which `instantiate` checks
 EXTRA = ("checkpoints", "datastore", "draft_dtypes", "draft_shapes")  # keys of a target's YAML that YAMLs of methods refer to
 
 
@@ -91,12 +91,17 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all commands share. plain: the whole resolved config; changed: dotted names of settings that are not the default."""
+    """What all commands share.
+
+    plain: the whole resolved config. changed: dotted names of settings that are not the default. left_out: methods whose weights
+    the target lacks, and what each needs.
+    """
 
     root: ClassVar[str]
 
     plain: Mapping[str, Any]
     changed: frozenset[str]
+    left_out: Mapping[str, str]
     target: TargetSettings
     suite: Node
     tasks: list[str]
@@ -186,7 +191,9 @@ S = TypeVar("S", bound=Settings)
 SECTIONS: dict[str, type] = {"target": TargetSettings, "sampling": SamplingSettings, "search": SearchSettings}
 
 
-def parse_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[str]) -> S:
+def parse_settings(
+    kind: type[S], plain: Mapping[str, Any], changed: frozenset[str], left_out: Mapping[str, str] | None = None
+) -> S:
     """Return a resolved config as settings. Raises InputError for a value of the wrong type or out of range."""
     check_rules(plain, kind.root)
     for place in ("target.config", "target.draft.config", "target.draft.shape", f"target.shapes.{plain['target'].get('shape')}"):
@@ -194,7 +201,8 @@ def parse_settings(kind: type[S], plain: Mapping[str, Any], changed: frozenset[s
     sections = {name: _construct(section, plain[name], name) for name, section in SECTIONS.items() if name in plain}
     sections["target"].check_shape()
     tasks = [task["name"] for task in plain["task"].values()]
-    settings: S = _construct(kind, {**plain, **sections, "tasks": tasks, "plain": plain, "changed": changed}, "")
+    more = {"tasks": tasks, "plain": plain, "changed": changed, "left_out": left_out or {}}
+    settings: S = _construct(kind, {**plain, **sections, **more}, "")
     return settings
 
 
