@@ -47,9 +47,8 @@ def _list_trials(drafter: LayerDrafter) -> Iterator[Trial]:
             if fast == "compiled":
                 drafter.compile_layers(inputs, layer_pass)
             else:
-                _run(drafter, store, inputs, fast)
-            other = (-inputs[0], *inputs[1:])  # than those that it was compiled or recorded with
-            eager, faster = partial(_run, drafter, store, other, "eager"), partial(_run, drafter, store, other, fast)
+                _run(drafter, store, (-inputs[0], *inputs[1:]), fast)  # recorded with other inputs than it is compared on
+            eager, faster = partial(_run, drafter, store, inputs, "eager"), partial(_run, drafter, store, inputs, fast)
             yield Trial(f"{name} of width {inputs[0].shape[-1]}", eager, faster, get_bound(drafter.network.dtype))
 
 

@@ -212,13 +212,13 @@ def _list_trials(model: LanguageModel, shapes: Sequence[Shape]) -> Iterator[Tria
     bound, fast = model.self_test.get("bound") or get_bound(model.dtype), get_fast_kind(model.device)
     for shape in shapes:
         count = NODES if shape.several else 1
-        first, other = (DraftTree.chain(tokens[start : start + count]) for start in (CONTEXT, CONTEXT - count))
+        tree, other = (DraftTree.chain(tokens[start : start + count]) for start in (CONTEXT, CONTEXT - count))
         model.tap(shape.taps)
         if fast == "compiled":
-            model.compile(store, [first])
+            model.compile(store, [tree])
         else:
-            _run(model, store, first, fast)  # recorded with other tokens than it is compared on: nothing of them may stay
-        yield Trial(shape.name, partial(_run, model, store, other, "eager"), partial(_run, model, store, other, fast), bound)
+            _run(model, store, other, fast)  # recorded with other tokens than it is compared on: nothing of them may stay
+        yield Trial(shape.name, partial(_run, model, store, tree, "eager"), partial(_run, model, store, tree, fast), bound)
 
 
 def get_bound(dtype: torch.dtype) -> float:
