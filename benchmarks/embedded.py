@@ -79,7 +79,7 @@ def load_bench(*overrides: str, limit: int = 1) -> Bench:
     target = load_target(config.target)
     drafters = instantiate_methods(config.method)
     check_drafters(drafters, config.target, target.tokenizer)
-    engine = Native(profile=False)
+    engine = Native(profile=False, forward=config.engine["native"]["forward"])
     engine.open(target.model, drafters)
     questions = select_questions(config, open_suite(config), config.limit)
     return Bench(target, drafters, engine, [target.render_first_prompt(question) for question in questions])

@@ -50,6 +50,7 @@ METHODS = (
 )
 CHOSEN = f"method=[{METHODS}]"
 CHOSEN_AT_100M = f"method=[{METHODS},self_speculative]"  # refuses shapes with more layers
+EAGER = ["engine.native.forward=eager"]  # on a CPU, where compiling takes longer than what it would save here
 WIDTH = 140
 
 
@@ -71,7 +72,7 @@ class GpuPlan:
         return f"{get_device_name(self.device)} --limit {self.limit} --shape {self.shape} --cards {cards} --lengths {lengths}"
 
     def on_device(self, *overrides: str) -> list[str]:
-        return [f"target.device={self.device}", *overrides]
+        return [f"target.device={self.device}", *overrides, *EAGER * (self.device.type == "cpu")]
 
     def get_file(self, piece: str) -> Path:
         return self.reports / "checks" / f"{piece}.txt"
@@ -84,7 +85,7 @@ def count_waits(plan: GpuPlan) -> Table:
 def equality(plan: GpuPlan) -> Table:
     """Compare float32 output with the CPU's."""
     chosen, few = (CHOSEN_AT_100M, "target.shape=100m", "target.dtype=float32"), min(plan.limit, 2)
-    on_cpu = decode_questions(*chosen, "target.device=cpu", limit=few)
+    on_cpu = decode_questions(*chosen, "target.device=cpu", *EAGER, limit=few)
     on_device = decode_questions(*plan.on_device(*chosen), limit=few)
     found = Table("method", f"float32 on {plan.device} equal to the CPU's")
     for label, outs in on_device.items():
@@ -103,7 +104,8 @@ def shape_equality(plan: GpuPlan) -> Table:
 def certificates(plan: GpuPlan, dtype: str) -> Table:
     """Certify few texts; distributions are enumerated on the CPU."""
     limit = min(plan.limit, 4)
-    chosen = plan.on_device(CHOSEN_AT_100M, "target.shape=100m", f"target.dtype={dtype}", f"limit={limit}", "draws=1024")
+    chosen = [f"target.device={plan.device}", CHOSEN_AT_100M, "target.shape=100m", f"target.dtype={dtype}"]
+    chosen += [f"limit={limit}", "draws=1024", *["forward=eager"] * (plan.device.type == "cpu")]
     folder = Path("results/reference/certificates") / f"{plan.runs.name}-{dtype}"
     if not (folder / FILE).exists():
         with TrainingDisplay(console) as display:
