@@ -11,7 +11,7 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.largest import find_largest
 from specbench.decoding.tree import DraftTree
-from specbench.diagnose.roofline import measure_read_bandwidth
+from specbench.diagnose.roofline import measure_read_bandwidth, time_rows
 from specbench.models.forwards import Shape, choose_forward
 from specbench.setup.compose import compose_run
 from specbench.setup.objects import load_target
@@ -32,14 +32,12 @@ class Step:
     share: float
 
 
-@torch.inference_mode()
 def measure_step(*overrides: str) -> Step:
     """Time the target's forwards after a prompt, in turns."""
     model = _load(*overrides)
-    store = _fill(model, PROMPT, PROMPT + NODES)
-    trees = [DraftTree.chain(torch.arange(nodes) + 5) for nodes in (1, NODES)]
-    one, several = _time([lambda tree=tree: model.forward(store, [tree]) for tree in trees])  # type: ignore[misc]
-    return Step(one, several, _read_bytes(model, store) / one / measure_read_bandwidth())
+    one, several = (median(taken) / 1e3 for taken in time_rows(model, [1, NODES], PROMPT, REPEATS).values())
+    weights = sum(weight.nbytes for weight in model.model.parameters())
+    return Step(one, several, weights / one / measure_read_bandwidth())
 
 
 @torch.inference_mode()

@@ -134,7 +134,7 @@ class KVStore:
     def keep(self, row: int, path: Sequence[int], nodes: Tensor | None = None) -> None:
         """Commit the nodes of `path` (tree indices, ascending from the root's 0) of those written last; drop the rest.
 
-        nodes: the path on the device, (A,), if it is there already.
+        nodes: the same path on the device, (A,) int64; None copies it there.
         """
         if path[-1] != len(path) - 1:
             self._move(row, torch.tensor(list(path)) if nodes is None else nodes)

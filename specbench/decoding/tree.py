@@ -74,7 +74,7 @@ class DraftTree:
             return self.shape.children
         if self.linear:
             return [*([node] for node in range(1, len(self))), []]
-        return _list_children(self.parents.tolist(), None if self.scratch is None else self.scratch.tolist())
+        return _list_children(self.parents.tolist(), self.scratch)
 
     @cached_property
     def ancestors(self) -> Tensor:
@@ -112,8 +112,8 @@ class DraftTree:
 class Outline:
     """What follows from a tree's parents, where the host knows them; as in DraftTree."""
 
-    ancestors: Tensor
-    depths: Tensor
+    ancestors: Tensor  # (N, N) bool
+    depths: Tensor  # (N,) int64
     depth: int
     drafted: int
     children: list[list[int]]
@@ -132,10 +132,12 @@ def _build_ancestor_mask(parents: Tensor, deepest: int | None = None) -> Tensor:
     return mask
 
 
-def _list_children(parents: Sequence[int], scratch: Sequence[bool] | None = None) -> list[list[int]]:
+def _list_children(parents: Sequence[int], scratch: Tensor | None = None) -> list[list[int]]:
+    """scratch: (N,) bool."""
+    excluded = set() if scratch is None else {node for node, out in enumerate(scratch.tolist()) if out}
     children: list[list[int]] = [[] for _ in parents]
     for node, parent in enumerate(parents):
-        if node and not (scratch and scratch[node]):
+        if node and node not in excluded:
             children[parent].append(node)
     return children
 
@@ -196,7 +198,7 @@ class TreeShape:
 
     @cached_property
     def children(self) -> list[list[int]]:
-        return _list_children(self.parents.tolist(), None if self.scratch is None else self.scratch.tolist())
+        return _list_children(self.parents.tolist(), self.scratch)
 
     @cached_property
     def levels(self) -> "list[Level]":

@@ -43,6 +43,7 @@ class Verification:
 
     @cached_property
     def _ids(self) -> Tensor:
+        """(2 A,) int64: the path, then the tokens."""
         return upload(torch.tensor([*self.path, *self.tokens]), self.device)
 
     @property
