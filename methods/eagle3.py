@@ -187,25 +187,39 @@ class Eagle3Network(DraftNetwork):
         """Map ids of the draft vocabulary, of any shape, to ids of the target's."""
         return tokens + self.d2t[tokens] if self.draft_vocabulary < self.shape.vocab_size else tokens
 
-    def count_logits(self) -> int:
-        return 2 * ROUNDS + 3
+    def choose_vocabulary(self, tokens: Tensor) -> None:
+        self.d2t.copy_(tokens - torch.arange(len(tokens), device=tokens.device))
+        self.t2d[tokens] = True
+
+    def count_logits(self) -> float:
+        return 3 + (2 * ROUNDS + 1) * self.draft_vocabulary / self.shape.vocab_size
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Training-time test (section 3.2): in each of ROUNDS rounds the network reads its own output, one token further."""
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
         hidden, rounds, losses, right = lesson.hidden, TrainingPass(), [], []
+        teacher, known = self._compute_teacher(lesson)
+        places = lesson.locate_answers()
         for i in range(ROUNDS):
             hidden = self(hidden, lesson.ids.roll(-1 - i, dims=1), positions + i, rounds)
             mask, tokens = lesson.select_ahead(2 + i)
-            logits, teacher = self.compute_logits(hidden[mask]), lesson.compute_teacher(mask, 2 + i)
-            if self.draft_vocabulary < self.shape.vocab_size:  # learn where the target's best token is in the draft vocabulary
-                known = self.t2d[teacher.argmax(-1)]
-                losses.append(DECAY**i * divergence(logits[known], teacher[known][:, self.t2d]))
-            else:
-                losses.append(DECAY**i * divergence(logits, teacher))
+            taught = places >= 2 + i
+            learned = known[taught]
+            logits = self.compute_logits(hidden[mask])
+            losses.append(DECAY**i * divergence(logits[learned], teacher[taught][learned]))
             right.append(mean(self.to_target_tokens(logits.argmax(-1)) == tokens))
             rounds.advance_round()
         return LessonLoss(torch.stack(losses).sum(), right)
+
+    def _compute_teacher(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        """Return the target's logits over the draft vocabulary for every answer token but one at place 0, and whether its best
+        token is among them: only there is something learned.
+        """
+        mask, _ = lesson.select_ahead(1)
+        logits = lesson.compute_teacher(mask, 1)
+        if self.draft_vocabulary == self.shape.vocab_size:
+            return logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        return logits[:, self.t2d], self.t2d[logits.argmax(-1)]
 
 
 class Eagle3(Eagle2):

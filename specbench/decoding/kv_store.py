@@ -28,6 +28,7 @@ class _Memory:
 
     def __init__(self, batch: int, capacity: int) -> None:
         self.batch, self.capacity = batch, round_up(capacity)
+        self.rows = list(range(batch))  # by place, the row that it was at first
         self.bucket = 0
         self.layers: dict[int, Layer] = {}  # views of the buffers
         self._buffers: dict[int, Layer] = {}
@@ -37,7 +38,18 @@ class _Memory:
         return sum(buffer.nbytes for pair in self._buffers.values() for buffer in pair)
 
     def clear(self) -> None:
-        self.bucket = 0
+        self.bucket, self.rows = 0, list(range(self.batch))
+
+    def retain(self, places: list[int]) -> None:
+        """Keep the rows at these places alone; they move together."""
+        self.rows = [self.rows[place] for place in places]
+        for layer, pair in self.layers.items():
+            keys, values = (self._copy(buffer, old[places]) for buffer, old in zip(self._buffers[layer], pair, strict=True))
+            self.layers[layer] = keys, values
+
+    def _copy(self, buffer: Tensor, rows: Tensor) -> Tensor:
+        view = _view(buffer, len(rows), self.bucket)
+        return view.copy_(rows)
 
     def reserve(self, entries: int) -> None:
         """Grow the bucket to hold so many entries per row."""
@@ -59,7 +71,7 @@ class _Memory:
 
         The others become zeros: what is masked is still multiplied, by 0, so a NaN of an earlier turn may not stay.
         """
-        keys, values = (_view(buffer, self.bucket) for buffer in self._buffers[layer])
+        keys, values = (_view(buffer, len(self.rows), self.bucket) for buffer in self._buffers[layer])
         for place, new in enumerate((keys, values)):
             if filled:
                 new[:, :, :filled] = self.layers[layer][place].clone()
@@ -67,9 +79,9 @@ class _Memory:
         self.layers[layer] = keys, values
 
 
-def _view(buffer: Tensor, bucket: int) -> Tensor:
-    """Return the start of a buffer (B, heads, capacity, D) as (B, heads, bucket, D)."""
-    batch, heads, _, width = buffer.shape
+def _view(buffer: Tensor, batch: int, bucket: int) -> Tensor:
+    """Return the start of a buffer (rows, heads, capacity, D) as (B, heads, bucket, D)."""
+    _, heads, _, width = buffer.shape
     return buffer.view(-1)[: prod((batch, heads, bucket, width))].view(batch, heads, bucket, width)
 
 
@@ -77,7 +89,7 @@ class KVStore:
     """The sequences of a batch. Every layer that has written has keys and values of its own sizes."""
 
     def __init__(self, batch: int, capacity: int) -> None:
-        self.capacity = capacity
+        self.batch, self.capacity = batch, capacity
         self.lengths = [0] * batch
         self._memory = _Memory(batch, capacity)
         self._row: int | None = None  # of a view of one sequence
@@ -91,7 +103,8 @@ class KVStore:
         """The bucket's entries of each layer that has written: committed, in flight, and of no meaning."""
         if self._row is None:
             return self._memory.layers
-        rows = slice(self._row, self._row + 1)
+        place = self._memory.rows.index(self._row)
+        rows = slice(place, place + 1)
         return {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._memory.layers.items()}
 
     @property
@@ -104,9 +117,14 @@ class KVStore:
         return sum(tensor[:, :, 0].nbytes for pair in self.layers.values() for tensor in pair)
 
     def clear(self) -> None:
-        """Drop every sequence and keep the memory."""
-        self.lengths = [0] * len(self.lengths)
+        """Drop every sequence, bring back every row and keep the memory."""
+        self.lengths = [0] * self.batch
         self._memory.clear()
+
+    def retain(self, places: list[int]) -> None:
+        """Keep the rows at these places alone: the others have ended, and forwards run without them."""
+        self.lengths = [self.lengths[place] for place in places]
+        self._memory.retain(places)
 
     def has_room(self, nodes: int) -> bool:
         """Whether every row can take so many new entries, padding included."""
@@ -156,6 +174,6 @@ class KVStore:
     def view_row(self, row: int) -> "KVStore":
         """Return a store of one sequence over the same memory; the caller maintains its length."""
         view = KVStore.__new__(KVStore)
-        view.capacity, view.lengths = self.capacity, [self.lengths[row]]
+        view.batch, view.capacity, view.lengths = 1, self.capacity, [self.lengths[row]]
         view._memory, view._row = self._memory, row
         return view

@@ -147,7 +147,7 @@ def generate(
     """
     sequences = [_start_sequence(target, drafter, row, len(prompt), sampling) for row, prompt in enumerate(prompts)]
     needed = max(capacity(target, drafter, len(prompt), sampling) for prompt in prompts)
-    if store is None or store.capacity < needed or len(store.lengths) != len(prompts):
+    if store is None or store.capacity < needed or store.batch != len(prompts):
         store = target.create_store(needed, len(prompts))
     store.clear()
     drafter.prepare(prompts, sampling, store.capacity)
@@ -174,11 +174,22 @@ def _decode(
         contexts = [SequenceContext(store.view_row(row), sequence.verifier) for row, sequence in enumerate(sequences)]
         texts = [[*prompt.tolist(), root] for prompt, root in zip(prompts, roots, strict=True)]
         states = drafter.begin(texts, outs, contexts)
-        while not all(sequence.done for sequence in sequences):
-            _run_step(target, drafter, states, sequences, store, clock)
+        running = sequences
+        while not all(sequence.done for sequence in running):
+            running, states = _drop_finished(running, states, store)
+            _run_step(target, drafter, states, running, store, clock)
     end = perf_counter()
     for sequence in sequences:
         sequence.generation.prefill_s, sequence.generation.decode_s = prefilled - start, end - prefilled
+
+
+def _drop_finished(sequences: list[_Sequence], states: list[Any], store: KVStore) -> tuple[list[_Sequence], list[Any]]:
+    """Take finished sequences out of the batch once they are half of it; every time would move the others' entries too often."""
+    places = [place for place, sequence in enumerate(sequences) if not sequence.done]
+    if 2 * len(places) > len(sequences):
+        return sequences, states
+    store.retain(places)
+    return [sequences[place] for place in places], [states[place] for place in places]
 
 
 def _run_step(

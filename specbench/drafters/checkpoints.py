@@ -22,6 +22,7 @@ from specbench.records.files import read_object
 OURS = "model.safetensors"
 INDEX = ".index.json"  # after the name of a weight file that is split into shards
 RANDOM = "random"
+FACTORS = "_scale"  # after the name of a matrix that is stored as int8: a factor for each of its rows, (rows, 1)
 
 
 def fill_network(network: DraftNetwork, tensors: Mapping[str, Tensor], place: str) -> None:
@@ -72,7 +73,7 @@ def read_tensors(folder: Path, files: Iterable[str]) -> dict[str, Tensor]:
     names = [OURS, *files]
     for name in names:
         if (folder / name).is_file():
-            return _read_file(folder / name)
+            return _dequantize(_read_file(folder / name))
         if (folder / f"{name}{INDEX}").is_file():
             return _read_shards(folder / f"{name}{INDEX}")
     raise InputError(f"no checkpoint at {folder}: expected one of {', '.join(names)}")
@@ -123,13 +124,34 @@ def find_folder(checkpoint: str) -> Path:
         raise InputError(f"no checkpoint at {checkpoint}: no such folder, and {str(error).splitlines()[0]}") from None
 
 
-def write_checkpoint(network: DraftNetwork, folder: Path, file: str = OURS) -> None:
-    """Write config.json and the weights (floats as float16) under one of the file names that `read_tensors` knows."""
+def write_checkpoint(network: DraftNetwork, folder: Path, file: str = OURS, storage: str = "float16") -> None:
+    """Write config.json and the weights under one of the file names that `read_tensors` knows.
+
+    storage: of floats, float16; int8: of matrices, whole numbers with a float16 factor per row (`NAME_scale`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
+    if storage == "int8":
+        tensors = {name: part for whole in tensors.items() for name, part in _quantize(*whole).items()}
     tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     (folder / "config.json").write_text(json.dumps(network.config, indent=2) + "\n", encoding="utf-8")
     if file.endswith(".safetensors"):
         save_file(tensors, folder / file)
     else:
         torch.save(tensors, folder / file)
+
+
+def _quantize(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Return a matrix as int8 with a factor per row, and anything else as it is."""
+    if tensor.ndim != 2 or not tensor.is_floating_point():
+        return {name: tensor}
+    factors = (tensor.abs().amax(dim=1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float16).tiny).half()
+    return {name: (tensor / factors.float()).round().clamp(-127, 127).to(torch.int8), f"{name}{FACTORS}": factors}
+
+
+def _dequantize(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with matrices of int8 times their factors as float32."""
+    factors = {name.removesuffix(FACTORS): tensor for name, tensor in tensors.items() if name.endswith(FACTORS)}
+    pairs = {name for name in factors if name in tensors and tensors[name].dtype == torch.int8}
+    rest = {name: tensor for name, tensor in tensors.items() if name.removesuffix(FACTORS) not in pairs}
+    return rest | {name: tensors[name].float() * factors[name].float() for name in pairs}

@@ -25,6 +25,10 @@ class Lesson:
         mask[:, :-places] = self.wanted[:, places:]
         return mask, self.ids[:, places:][self.wanted[:, places:]]
 
+    def locate_answers(self) -> Tensor:
+        """Return the places of the answers' tokens in their conversations, (n,) int64, without any at place 0."""
+        return self.wanted[:, 1:].nonzero()[:, 1] + 1
+
     def compute_teacher(self, mask: Tensor, places: int) -> Tensor:
         """Return the target's logits (n, V) for the tokens `places` ahead of the positions in mask (B, T)."""
         with torch.no_grad():

@@ -145,7 +145,11 @@ class DraftNetwork(nn.Module):
     def init_weights(self, target: LanguageModel) -> None:
         """Set the weights that training starts from, if the paper does not start from random ones."""
 
-    def count_logits(self) -> int:
+    def choose_vocabulary(self, tokens: Tensor) -> None:
+        """Draft only these ids of the target, (draft vocabulary,) ascending; for networks of a vocabulary of their own."""
+        raise NotImplementedError
+
+    def count_logits(self) -> float:
         """Return how many float32 matrices (answer tokens, V) the loss and its gradient hold at their peak, about.
 
         `divergence` keeps two, `cross_entropy` one; computing one of them takes two or three more.

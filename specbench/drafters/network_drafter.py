@@ -1,5 +1,6 @@
 """Drafters with a network of their own: loaded or created for a target, expanded, packed."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -99,14 +100,19 @@ class LayerDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
         self.runner.compile(inputs, layer_pass, variant=inputs[0].shape[-1])
 
 
-def create_network(kind: type[Network], target: LanguageModel) -> Network:
-    """Create the network that training starts from, float32 on the target's device."""
+def create_network(kind: type[Network], target: LanguageModel, changes: Mapping[str, Any] | None = None) -> Network:
+    """Create the network that training starts from, float32 on the target's device. changes: of its config."""
     _check_target(target)
     shape = TargetShape.of(target.config)
-    network = kind(kind.create_config(shape), shape).to(target.device)
+    network = kind(build_config(kind, shape, changes or {}), shape).to(target.device)
     network.init_weights(target)
     network.attach_target(target)
     return network
+
+
+def build_config(kind: type[Network], shape: TargetShape, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a new network's config.json with changes. Raises InputError for one that it does not know or allow."""
+    return check_config({**kind.create_config(shape), **changes}, kind.list_keys(shape), where="network.")
 
 
 def _read_network(kind: type[Network], checkpoint: str, shape: TargetShape) -> Network:

@@ -15,9 +15,11 @@ from specbench.errors import InputError
 from specbench.models.chat import decode_answer, render_prompt
 from specbench.models.target import Target
 from specbench.records.files import open_regular
+from specbench.watch import Watch
 from tasks.question import Question
 
 SIDE_BY_SIDE = 64  # conversations per batch
+Keep = Callable[[int, Callable[[], list[Any]]], list[Any]]  # returns a batch by number: kept earlier, else made now
 WRONG = (ValueError, KeyError, TypeError, AttributeError)  # raised by rows of another form
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
@@ -30,19 +32,26 @@ class Text:
     answer_ids: list[int]
 
 
+def make_anew(number: int, make: Callable[[], list[Any]]) -> list[Any]:
+    """Return the batch, kept nowhere; a `Keep`."""
+    return make()
+
+
 def generate_answers(
-    target: Target, questions: list[Question], max_new_tokens: int, watch: Callable[[str, int, int], None], last: bool = False
+    target: Target, questions: list[Question], max_new_tokens: int, watch: Watch, last: bool = False, keep: Keep = make_anew
 ) -> Iterator[Text]:
     """Yield every turn of every question with the target's greedy answer, in batches of similar length.
 
-    last: yield only each question's last turn, whose prompt contains the others.
+    last: yield only each question's last turn, whose prompt contains the others. keep: keeps finished batches.
     """
     drafter = Autoregressive()
     drafter.bind(target.model)
     sampling = Sampling(max_new_tokens=max_new_tokens, stop_token_ids=target.model.eos_ids)
     ordered = sorted(questions, key=lambda question: (len(question.turns), sum(map(len, question.turns))))
-    for start in range(0, len(ordered), SIDE_BY_SIDE):
-        yield from _answer_group(target, drafter, ordered[start : start + SIDE_BY_SIDE], sampling, last)
+    for number, start in enumerate(range(0, len(ordered), SIDE_BY_SIDE)):
+        group = ordered[start : start + SIDE_BY_SIDE]
+        rows = keep(number, lambda group=group: [asdict(text) for text in _answer_group(target, drafter, group, sampling, last)])
+        yield from (Text(**row) for row in rows)
         watch("the target answers", min(start + SIDE_BY_SIDE, len(ordered)), len(ordered))
 
 

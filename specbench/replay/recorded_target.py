@@ -62,10 +62,13 @@ class _PositionStore:
     capacity = ENDLESS
 
     def __init__(self, rows: int) -> None:
-        self.lengths = [0] * rows
+        self.batch, self.lengths = rows, [0] * rows
 
     def clear(self) -> None:
-        self.lengths = [0] * len(self.lengths)
+        self.lengths = [0] * self.batch
+
+    def retain(self, places: list[int]) -> None:
+        self.lengths = [self.lengths[place] for place in places]
 
     def keep(self, row: int, path: Sequence[int], nodes: Tensor | None = None) -> None:
         self.lengths[row] += len(path)

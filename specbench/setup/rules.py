@@ -87,6 +87,11 @@ TRAIN: Rules = (
     | dict.fromkeys(("batch_tokens", "max_new_tokens", "search.max_new_tokens"), count(MOST_TOKENS))
     | {
         "seed": count(2**32 - 1, least=0),  # of numpy's generators
+        "questions.count": count(MILLION),
+        "questions.max_new_tokens": count(MOST_TOKENS),
+        "questions.openings": (lambda value: isinstance(value, list) and value != [], "a list of texts, at least one"),
+        "questions.temperature": (lambda value: is_number(value, 0.001, 1000), "a number from 0.001 to 1000"),
+        "questions.top_p": SAMPLING["sampling.top_p"],
         "epochs": (lambda value: is_number(value, 1e-6, 10_000), "a number above 0, at most 10,000"),
         "rate": (lambda value: is_number(value, 1e-12, 10), "a number above 0, at most 10"),
         "muon": (or_null(lambda value: is_number(value, 1e-12, 10)), "a number above 0, at most 10, or null"),

@@ -90,6 +90,18 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
+class QuestionSettings:
+    """The questions that a target asks itself, with data=self."""
+
+    count: int
+    openings: list[str]
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    avoid: list[str]
+
+
+@dataclass(frozen=True)
 class Settings:
     """What all commands share.
 
@@ -162,6 +174,10 @@ class TrainSettings(Settings):
 
     method: Mapping[str, Node]
     search: SearchSettings
+    questions: QuestionSettings
+    cache_dir: str
+    network: Mapping[str, Any] | None
+    storage: Literal["float16", "int8"]
     data: str | None
     max_new_tokens: int
     held_out: int
@@ -188,7 +204,7 @@ class DatastoreSettings(Settings):
 
 
 S = TypeVar("S", bound=Settings)
-SECTIONS: dict[str, type] = {"target": TargetSettings, "sampling": SamplingSettings, "search": SearchSettings}
+SECTIONS: dict[str, type] = {"target": TargetSettings, "sampling": SamplingSettings, "search": SearchSettings, "questions": QuestionSettings}
 
 
 def parse_settings(

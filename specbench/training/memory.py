@@ -1,5 +1,6 @@
 """Does a training fit in memory: estimated before it starts, since a CPU's allocator never refuses what the system then kills."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class TrainingMemory:
         return TrainingMemory(
             fixed=FLOAT * (STATES * trained + weights),
             token=FLOAT * shape.hidden_size * vectors,
-            answer=FLOAT * shape.vocab_size * network.count_logits(),
+            answer=math.ceil(FLOAT * shape.vocab_size * network.count_logits()),
         )
 
     def sum(self, tokens: int, answers: int) -> int:

@@ -70,7 +70,7 @@ def _search(settings: TrainSettings, label: str, out: Path, watch: Watch) -> Non
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
-def describe_kept(out: Path) -> str:
+def describe_kept(settings: TrainSettings, out: Path) -> str:
     """Return how many trials are recorded."""
     trials = len((out / TABLE).read_text(encoding="utf-8").splitlines()) - 1 if (out / TABLE).is_file() else 0
     return f"{trials} trials of the search" if trials else ""

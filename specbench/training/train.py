@@ -38,7 +38,7 @@ class TrainingMode(Protocol):
     def make(self, settings: TrainSettings, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
         """Write the drafter's checkpoint into `out`; resume from what `out` holds."""
 
-    def describe_kept(self, out: Path) -> str:
+    def describe_kept(self, settings: TrainSettings, out: Path) -> str:
         """Return what an unfinished training has saved in `out`, in words."""
 
 
@@ -58,7 +58,7 @@ def train(settings: TrainSettings, watch: Watch) -> Path:
     try:
         mode.make(settings, label, drafter, out, watch if processes.is_main_process else lambda *_: None)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(out, f"kept: {mode.describe_kept(out) or 'nothing yet'}") from None
+        raise KeyboardInterrupt(out, f"kept: {mode.describe_kept(settings, out) or 'nothing yet'}") from None
     return out
 
 

@@ -9,28 +9,29 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from specbench.datastore.leakage import GRAM
 from specbench.drafters.checkpoints import OURS, write_checkpoint
 from specbench.drafters.network import DraftNetwork, TargetShape
-from specbench.drafters.network_drafter import create_network
+from specbench.drafters.network_drafter import build_config, create_network
 from specbench.errors import InputError, suggest_choices
 from specbench.models.target import Target
-from specbench.models.texts import Text, generate_answers, read_texts, write_texts
+from specbench.models.texts import Text
 from specbench.setup.objects import load_target
-from specbench.setup.questions import open_suite, select_questions
-from specbench.setup.settings import TrainSettings
+from specbench.setup.settings import QuestionSettings, TrainSettings
 from specbench.training.card import describe_questions, describe_versions
 from specbench.training.curves import plot_curves
+from specbench.training.gathering import SELF, check_held_out, count_turns, find_texts, gather_texts
 from specbench.training.memory import LEAST_ANSWERS, check_memory, explain_exhaustion
 from specbench.training.trainer import LOG, Trainer, TrainingPlan, count_saved_steps
 from specbench.watch import Watch
 
-TEXTS = "texts.jsonl"
 DONE = "trained"
 
 
 SETTINGS: tuple[str, ...] = (
     *("batch_tokens", "accumulate", "save_every", "max_new_tokens", "held_out", "epochs", "rate", "muon"),
-    *("data", "limit", "precision", "file"),
+    *("data", "limit", "precision", "file", "network", "storage", "cache_dir"),
+    *(f"questions.{field.name}" for field in fields(QuestionSettings)),
 )
 
 
@@ -48,67 +49,55 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
     with processes.main_process_first():
         target = load_target(settings.target)
         _check_room(settings, drafter.network_class, target)
-        texts = _load_texts(settings, target, out, watch)
-        _check_held_out(settings.held_out, len(texts))
+        with explain_exhaustion(target.model.device, f"data={settings.data or 'null'}", "many questions are answered at once"):
+            texts = gather_texts(settings, target, watch)
+        check_held_out(settings.held_out, len(texts))
         shuffled = random.Random(settings.seed).sample(texts, len(texts))
         texts, held_out = shuffled[settings.held_out :], shuffled[: settings.held_out]
     torch.manual_seed(settings.seed)
     plan = TrainingPlan(**{field.name: getattr(settings, field.name) for field in fields(TrainingPlan)})
-    with explain_exhaustion(target.model.device, f"batch_tokens={plan.batch_tokens}", _advise(out)):
-        network = create_network(drafter.network_class, target.model)
+    with explain_exhaustion(target.model.device, f"batch_tokens={plan.batch_tokens}", "expected fewer tokens, and another out"):
+        network = _create_network(settings, drafter.network_class, target, texts)
         Trainer(network, target.model, plan, out).fit(texts, held_out, lambda *now: watch("training", *now))
     if processes.is_main_process:
-        write_checkpoint(network, out, settings.file)
+        write_checkpoint(network, out, settings.file, settings.storage)
         plot_curves(out / LOG, out / "curves.png")
         card = _format_card(label, _describe_source(settings), plan, target, out, len(texts), len(held_out))
         (out / "README.md").write_text(card, encoding="utf-8")
 
 
+def _create_network(settings: TrainSettings, kind: type[DraftNetwork], target: Target, texts: list[Text]) -> DraftNetwork:
+    """Create the network; a draft vocabulary holds the most frequent tokens of the answers."""
+    network = create_network(kind, target.model, settings.network)
+    size = (settings.network or {}).get("draft_vocab_size", target.model.vocabulary)
+    if size < target.model.vocabulary:
+        counts = torch.bincount(torch.tensor([token for text in texts for token in text.answer_ids]), minlength=target.model.vocabulary)
+        network.choose_vocabulary(counts.topk(size).indices.sort().values)
+    return network
+
+
 def _check_room(settings: TrainSettings, kind: type[DraftNetwork], target: Target) -> None:
     """Raise InputError before the target answers, if not even the least that training needs is free."""
-    if settings.data is not None:
+    if settings.data not in (None, SELF):
         return  # texts are read at once, and Trainer counts their tokens
     shape = TargetShape.of(target.model.config)
     with torch.device("meta"):
-        network = kind(kind.create_config(shape), shape)
-    questions = select_questions(settings, open_suite(settings), settings.limit)
-    most = sum(len(question.turns) for question in questions) * 2 * settings.max_new_tokens  # of all texts, about
-    tokens = min(settings.batch_tokens, most)
+        network = kind(build_config(kind, shape, settings.network or {}), shape)
+    tokens = min(settings.batch_tokens, count_turns(settings) * 2 * settings.max_new_tokens)  # of all texts, about
     check_memory(network, target.model.device, tokens, int(LEAST_ANSWERS * tokens), settings.batch_tokens)
 
 
-def describe_kept(out: Path) -> str:
-    """Return what is saved: the target's answers, and the steps up to the last state."""
+def describe_kept(settings: TrainSettings, out: Path) -> str:
+    """Return what is saved: the target's texts, and the steps up to the last state."""
     steps = count_saved_steps(out)
-    answers = ["the target's answers"] if (out / TEXTS).is_file() else []
-    return " and ".join([*answers, *([f"{steps:,} steps of training"] if steps else [])])
-
-
-def _load_texts(settings: TrainSettings, target: Target, out: Path, watch: Watch) -> list[Text]:
-    """Read the texts of `data`, else the target's own answers, kept in the folder for resuming and for other methods."""
-    if settings.data is not None:
-        return read_texts(Path(settings.data).expanduser(), target)
-    if not (out / TEXTS).is_file():
-        questions = select_questions(settings, open_suite(settings), settings.limit)
-        _check_held_out(settings.held_out, sum(len(question.turns) for question in questions))
-        with explain_exhaustion(target.model.device, "data=null", "many questions are answered at once; expected data=FILE"):
-            write_texts(out / TEXTS, generate_answers(target, questions, settings.max_new_tokens, watch))
-    return read_texts(out / TEXTS, target)
-
-
-def _advise(out: Path) -> str:
-    """Return how to train with less memory without losing the target's answers."""
-    kept = f", with data={out / TEXTS} and another out" if (out / TEXTS).is_file() else ""
-    return f"expected fewer tokens{kept}"
-
-
-def _check_held_out(held_out: int, answers: int) -> None:
-    """Raise InputError if no answer would be left to train on."""
-    if held_out >= answers:
-        raise InputError(f"held_out={held_out}: expected fewer than the {answers} answers, so that some are left to train on")
+    texts = ["the target's texts"] if settings.data in (None, SELF) and find_texts(settings).parent.exists() else []
+    return " and ".join([*texts, *([f"{steps:,} steps of training"] if steps else [])])
 
 
 def _describe_source(settings: TrainSettings) -> str:
+    if settings.data == SELF:
+        avoided = ", ".join(Path(path).name for path in settings.questions.avoid)
+        return f"questions that the target asked itself, none of which shares {GRAM} tokens with one of {avoided or 'no file'}"
     if settings.data is not None:
         return Path(settings.data).name
     return f"the target's own to {describe_questions(settings)}"
