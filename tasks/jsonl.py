@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from specbench import ROOT
 from specbench.errors import InputError
 from tasks.question import Question, parse_questions, read_file
 from tasks.suite import Suite
 
 
 class Jsonl(Suite):
-    """The questions of one file. Raises InputError if it does not have the sha256 given."""
+    """The questions of one file. Raises InputError if it does not have the sha256 given.
+
+    path: relative to the working directory, or else to the checkout.
+    """
 
     def __init__(self, path: str | None, sha256: str | None = None, name: str = "jsonl") -> None:
         if path is None:
             raise InputError(f"suite {name} needs a questions file: give suite.path=FILE")
-        self.path, self.name = Path(path).expanduser(), name
+        given = Path(path).expanduser()
+        self.path, self.name = given if given.exists() else ROOT / given, name
         self._content = read_file(self.path)
         self.fingerprint = hashlib.sha256(self._content).hexdigest()
         if sha256 is not None and self.fingerprint != sha256:

@@ -93,3 +93,17 @@ def test_a_row_is_a_store_of_its_own_over_the_same_memory() -> None:
     over = torch.randn(2, HEADS, 1, WIDTH)
     committed, _ = store.write(0, over, over, [1, 1])
     assert torch.equal(committed[1, :, 2:3], over[1]) and torch.equal(committed[0, :, :4], first[0])
+
+
+def test_retained_rows_move_together_and_their_views_follow() -> None:
+    store, first = uneven()
+    view = store.view_row(1)
+    store.retain([1])
+    assert store.lengths == [2]
+    new = torch.randn(1, HEADS, 2, WIDTH)
+    keys, values = store.write(0, new, new, [2])
+    assert keys.shape[0] == 1 and torch.equal(keys[0, :, :2], first[1, :, :2]) and torch.equal(values[0, :, 2:4], new[0])
+    assert torch.equal(view.layers[0][0][0, :, :2], first[1, :, :2]), "a view of row 1, now at place 0"
+    store.clear()
+    both = torch.randn(2, HEADS, 3, WIDTH)
+    assert store.lengths == [0, 0] and store.write(0, both, both, [3, 3])[0].shape[0] == 2, "every row is back"

@@ -234,7 +234,16 @@ def test_one_forward_a_step_for_all_sequences_and_none_beyond_the_longest() -> N
     target, drafter = Walker(), Guess(1)
     outs = run(drafter, [[1], [2]], target, max_new_tokens=9, stop_token_ids=(walk(2, 3)[-1],))
     assert [out.steps for out in outs] == [4, 1] and target.forwards == 1 + 4, "prefill and the longest one's steps"
-    assert [budgets[1] for budgets in drafter.budgets] == [7, 0, 0, 0], "a finished sequence idles with the root alone"
+    assert [len(budgets) for budgets in drafter.budgets] == [2, 1, 1, 1], "a finished sequence leaves the batch"
+
+
+def test_finished_sequences_idle_until_they_are_half_of_the_batch() -> None:
+    """Of four, one ends after 2 tokens, one after 4 and two after 9."""
+    target, drafter = Walker(), Guess(0)
+    outs = run(drafter, [[1], [2], [3], [4]], target, max_new_tokens=9, stop_token_ids=(walk(2, 2)[-1], walk(3, 4)[-1]))
+    assert [len(out.output_ids) for out in outs] == [9, 2, 4, 9]
+    assert [budgets[1:] for budgets in drafter.budgets][:3] == [[7, 7, 7], [0, 6, 6], [0, 5, 5]]
+    assert [len(budgets) for budgets in drafter.budgets] == [4] * 3 + [2] * 5
 
 
 # --- the rest

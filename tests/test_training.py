@@ -185,7 +185,7 @@ def overrides(tiny: Tiny, out: Path, method: str = "medusa", *more: str) -> list
     return [
         *(f"target.path={tiny.target}", f"target.draft.path={tiny.draft}", "target.dtype=float32", f"method={method}"),
         *("suite.per_task=2", "max_new_tokens=12", "held_out=4", "epochs=4", "batch_tokens=1024"),
-        *("save_every=3", f"out={out}", *more),
+        *("save_every=3", f"cache_dir={out.parent / 'cache'}", f"out={out}", *more),
     ]
 
 
@@ -218,7 +218,7 @@ def test_a_killed_training_resumes_and_ends_with_equal_weights(tiny: Tiny, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("step", "kept"), [(None, "nothing yet"), (5, "the target's answers and 3 steps of training")], ids=["answers", "training"]
+    ("step", "kept"), [(None, "nothing yet"), (5, "the target's texts and 3 steps of training")], ids=["answers", "training"]
 )
 def test_a_stopped_training_says_what_is_kept(
     tiny: Tiny, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int | None, kept: str

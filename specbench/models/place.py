@@ -1,4 +1,7 @@
-"""Where a model lies: a folder, a GGUF file, or a hub id; a path is relative to the checkout or to the working directory."""
+"""Where a model lies: a folder, a GGUF file, an installed package that holds one, or a hub id.
+
+A path is relative to the checkout or to the working directory.
+"""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +13,7 @@ from specbench.models.refusals import check_settings
 from specbench.models.stored import check_files, check_gguf
 
 GGUF = ".gguf"
+PACKAGE = "package:"  # before the name of a package
 ADAPTER = "adapter_config.json"
 
 
@@ -30,6 +34,11 @@ def find_local_folder(path: str) -> Path | None:
     return next((folder for folder in _list_candidates(path) if folder.is_dir()), None)
 
 
+def find_local_file(path: str) -> Path | None:
+    """Return the file of a path or package; None for a hub id or a folder."""
+    return next((file for file in _list_candidates(path) if file.is_file()), None)
+
+
 def locate(path: str) -> Place:
     """Return where a model lies. Raises InputError for a path that cannot be a hub id and does not exist, or broken settings."""
     if (folder := find_local_folder(path)) is not None:
@@ -38,9 +47,9 @@ def locate(path: str) -> Place:
         check_settings(folder)
         check_files(folder)
         return Place(str(folder))
-    if path.endswith(GGUF):
+    if path.endswith(GGUF) or path.startswith(PACKAGE):
         return _locate_gguf(path)
-    if any(file.is_file() for file in _list_candidates(path)):
+    if find_local_file(path) is not None:
         raise InputError(f"{path}: expected a folder, or a file that ends in {GGUF}")
     if path.count("/") > 1 or path.startswith((".", "~", "/")):
         raise InputError(f"no model at {path}: no such folder, and a hub id has the form owner/name")
@@ -48,7 +57,9 @@ def locate(path: str) -> Place:
 
 
 def _locate_gguf(path: str) -> Place:
-    file = next((file for file in _list_candidates(path) if file.is_file()), None)
+    file = find_local_file(path)
+    if file is None and path.startswith(PACKAGE):
+        raise InputError(f"{path}: no such package is installed, or it does not hold one {GGUF} file")
     if file is None:
         raise InputError(f"no model at {path}: no such file")
     if find_spec("gguf") is None:
@@ -58,4 +69,8 @@ def _locate_gguf(path: str) -> Place:
 
 
 def _list_candidates(path: str) -> list[Path]:
+    if path.startswith(PACKAGE):
+        found = find_spec(path.removeprefix(PACKAGE))
+        files = [file for folder in (found and found.submodule_search_locations) or () for file in Path(folder).glob(f"*{GGUF}")]
+        return files if len(files) == 1 else []
     return [ROOT / path, Path(path).expanduser()]

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from specbench.decoding.autoregressive import Autoregressive
-from specbench.decoding.loop import generate
+from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.models.chat import decode_answer, render_prompt
@@ -44,20 +45,28 @@ def generate_answers(
 
     last: yield only each question's last turn, whose prompt contains the others. keep: keeps finished batches.
     """
-    drafter = Autoregressive()
-    drafter.bind(target.model)
     sampling = Sampling(max_new_tokens=max_new_tokens, stop_token_ids=target.model.eos_ids)
     ordered = sorted(questions, key=lambda question: (len(question.turns), sum(map(len, question.turns))))
     for number, start in enumerate(range(0, len(ordered), SIDE_BY_SIDE)):
         group = ordered[start : start + SIDE_BY_SIDE]
-        rows = keep(number, lambda group=group: [asdict(text) for text in _answer_group(target, drafter, group, sampling, last)])
+        rows = keep(number, partial(_list_rows, target, group, sampling, last))
         yield from (Text(**row) for row in rows)
         watch("the target answers", min(start + SIDE_BY_SIDE, len(ordered)), len(ordered))
 
 
-def _answer_group(
-    target: Target, drafter: Autoregressive, group: list[Question], sampling: Sampling, last: bool
-) -> Iterator[Text]:
+def _list_rows(target: Target, group: list[Question], sampling: Sampling, last: bool) -> list[dict[str, list[int]]]:
+    return [asdict(text) for text in _answer_group(target, group, sampling, last)]
+
+
+def continue_prompts(target: Target, prompts: list[list[int]], sampling: Sampling) -> list[Generation]:
+    """Decode prompts, (T,) each, side by side and autoregressively."""
+    drafter = Autoregressive()
+    drafter.bind(target.model)
+    on_device = [torch.tensor(prompt, device=target.model.device) for prompt in prompts]
+    return generate(target.model, drafter, on_device, sampling)
+
+
+def _answer_group(target: Target, group: list[Question], sampling: Sampling, last: bool) -> Iterator[Text]:
     """Yield the texts of one batch; a conversation ends before a prompt that does not fit the context."""
     chats: list[list[tuple[str, str | None]]] = [[] for _ in group]
     prompts: dict[int, list[int]] = {i: [] for i in range(len(group))}
@@ -67,8 +76,7 @@ def _answer_group(
         prompts = {i: prompt for i, prompt in rendered.items() if len(prompt) < target.model.context}
         if not prompts:
             return
-        on_device = [torch.tensor(prompt, device=target.model.device) for prompt in prompts.values()]
-        outs = generate(target.model, drafter, on_device, sampling)
+        outs = continue_prompts(target, list(prompts.values()), sampling)
         for (i, prompt), out in zip(prompts.items(), outs, strict=True):
             if not last or turn + 1 == len(group[i].turns):
                 yield Text(prompt, out.output_ids)
@@ -77,6 +85,7 @@ def _answer_group(
 
 def write_texts(path: Path, texts: Iterator[Text]) -> None:
     """Write one JSON line per text; the file appears once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(text)) + "\n" for text in texts)

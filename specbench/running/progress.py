@@ -118,10 +118,24 @@ class ProgressDisplay(_Display):
 class TrainingDisplay(_Display):
     """The display of a training, with its loss and the accuracy by depth, and of other long jobs."""
 
+    def __init__(self, console: Console, every: float = 30.0) -> None:
+        super().__init__(console, every)
+        self._what, self._begun, self._first = "", 0.0, 0  # the part of the job that runs, when it began, and what was done then
+
     def update(self, what: str, done: int, of: int | None, row: Mapping[str, Any] | None = None) -> None:
         """Show how far the job is; a `Watch`."""
+        if what != self._what:
+            self._what, self._begun, self._first = what, time.monotonic(), done
+            self._bar.reset(self._task, total=of, completed=done)
         if row:
             shares = " ".join(f"{100 * share:.0f}" for share in row["held_out_right"])
             what = f"{what} · held-out loss {row['held_out_loss']:.3f}, right by depth {shares} %"
         self._bar.update(self._task, description=what, completed=done, total=of)
-        self._print_due(f"{done}{f'/{of}' if of is not None else ''} · {what}", done == of)
+        self._print_due(f"{done}{f'/{of}' if of is not None else ''} · {what}{self._format_left(done, of)}", done == of)
+
+    def _format_left(self, done: int, of: int | None) -> str:
+        """Return the minutes that are left at the speed so far, if they can be known and are at least one."""
+        if of is None or done <= self._first:
+            return ""
+        minutes = (of - done) * (time.monotonic() - self._begun) / (done - self._first) / 60
+        return f" · about {minutes:.0f} min left" if minutes >= 1 else ""

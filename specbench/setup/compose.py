@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,9 @@ def _compose(kind: type[settings.S], overrides: Sequence[str], config_dir: Path 
         _check_overrides(overrides, config_dir, kind.root)
         config = _run_hydra(overrides, config_dir, kind.root)
         _check_hydra(config, overrides, config_dir, kind.root)
-        parsed = _parse_config(kind, config, list_asked(parse_overrides(overrides)))
+        given = parse_overrides(overrides)
+        named = frozenset(override.key_or_group.partition(".")[0] for override in given)
+        parsed = replace(_parse_config(kind, config, list_asked(given)), named=named)
     if any(task not in list_options("task", config_dir) for task in parsed.tasks):
         check_tasks(parsed)
     return parsed

@@ -17,7 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from specbench import ROOT
-from specbench.models.place import find_local_folder
+from specbench.models.place import find_local_file, find_local_folder
 from specbench.setup.instantiate import iter_nodes, locate_class
 
 CODE_KIND = "definitions"  # what fingerprints of code cover; those of different kinds cannot be compared
@@ -99,8 +99,7 @@ def hash_path(path: str | Path, revision: str | None = None) -> str | None:
 
 
 def _find_place(path: str, revision: str | None) -> Path | None:
-    files = (file for file in (ROOT / path, Path(path).expanduser()) if file.is_file())
-    if local := find_local_folder(path) or next(files, None):
+    if local := find_local_folder(path) or find_local_file(path):
         return local
     try:
         cached = try_to_load_from_cache(path, "config.json", revision=revision)

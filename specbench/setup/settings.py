@@ -15,7 +15,7 @@ from specbench.setup.instantiate import check_types
 from specbench.setup.rules import check_rules
 
 Node = dict[str, Any]  # a YAML mapping of `_target_`, the class, and its arguments
-UNTYPED = ("plain", "left_out", "suite", "method", "engine")  # the whole config, and nodes, which `instantiate` checks
+UNTYPED = ("plain", "left_out", "named", "suite", "method", "engine")  # the whole config, and nodes, which `instantiate` checks
 EXTRA = ("checkpoints", "datastore", "draft_dtypes", "draft_shapes")  # keys of a target's YAML that YAMLs of methods refer to
 
 
@@ -105,8 +105,8 @@ class QuestionSettings:
 class Settings:
     """What all commands share.
 
-    plain: the whole resolved config. changed: dotted names of settings that are not the default. left_out: methods whose weights
-    the target lacks, and what each needs.
+    plain: the whole resolved config. changed: dotted names of settings that are not the default. named: sections that the command
+    line names. left_out: methods whose weights the target lacks, and what each needs.
     """
 
     root: ClassVar[str]
@@ -120,6 +120,7 @@ class Settings:
     limit: int | None
     seed: int
     out: str | None
+    named: frozenset[str]
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -204,7 +205,12 @@ class DatastoreSettings(Settings):
 
 
 S = TypeVar("S", bound=Settings)
-SECTIONS: dict[str, type] = {"target": TargetSettings, "sampling": SamplingSettings, "search": SearchSettings, "questions": QuestionSettings}
+SECTIONS: dict[str, type] = {
+    "target": TargetSettings,
+    "sampling": SamplingSettings,
+    "search": SearchSettings,
+    "questions": QuestionSettings,
+}
 
 
 def parse_settings(
@@ -217,7 +223,7 @@ def parse_settings(
     sections = {name: _construct(section, plain[name], name) for name, section in SECTIONS.items() if name in plain}
     sections["target"].check_shape()
     tasks = [task["name"] for task in plain["task"].values()]
-    more = {"tasks": tasks, "plain": plain, "changed": changed, "left_out": left_out or {}}
+    more = {"tasks": tasks, "plain": plain, "changed": changed, "left_out": left_out or {}, "named": frozenset()}
     settings: S = _construct(kind, {**plain, **sections, **more}, "")
     return settings
 

@@ -12,22 +12,18 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from specbench.datastore.leakage import GRAM
-from specbench.decoding.autoregressive import Autoregressive
-from specbench.decoding.loop import Generation, generate
+from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.models.chat import decode_answer, render_prompt
 from specbench.models.target import Target
-from specbench.models.texts import Keep
+from specbench.models.texts import SIDE_BY_SIDE, Keep, continue_prompts
 from specbench.records.files import open_regular
 from specbench.setup.settings import QuestionSettings
 from specbench.watch import Watch
 from tasks.question import Question
 
-SIDE_BY_SIDE = 64  # questions per batch
 SHORTEST = 3  # characters of a question
 MOST_TRIES = 4  # questions written per question that was asked for; a target whose questions are mostly unfit is refused
 MOST_BATCHES = 1_000_000  # per seed
@@ -98,13 +94,12 @@ class OwnQuestions:
         self.target, self.settings, self.seed, self.keep = target, settings, seed, keep
         self.turn = find_user_turn(target)
         self.known = KnownTexts(settings.avoid, target)
-        self._drafter = Autoregressive()
-        self._drafter.bind(target.model)
 
     def write(self, watch: Watch) -> list[Question]:
         """Return so many questions as were asked for. Raises InputError if too few of what the target writes are fit."""
-        wanted, found = self.settings.count, {}
-        for batch in range(math.ceil(MOST_TRIES * wanted / SIDE_BY_SIDE)):
+        wanted = self.settings.count
+        found: dict[str, str] = {}
+        for batch in range(MOST_TRIES * math.ceil(wanted / SIDE_BY_SIDE)):
             for text in self.keep(batch, partial(self._draw_batch, batch)):
                 found.setdefault(text.casefold(), text)
             watch("the target writes questions", min(len(found), wanted), wanted)
@@ -120,14 +115,13 @@ class OwnQuestions:
         return [text for text in texts if text is not None]
 
     def _continue(self, openings: list[str], batch: int) -> list[Generation]:
-        chosen, model = self.settings, self.target.model
-        stops = (self.turn.end, *model.eos_ids)
+        chosen = self.settings
+        stops = (self.turn.end, *self.target.model.eos_ids)
         seed = self.seed * MOST_BATCHES + batch
         sampling = Sampling(chosen.temperature, chosen.top_p, 0, chosen.max_new_tokens, stops, seed)
         encode = self.target.tokenizer
         prompts = [[*self.turn.before, *encode(opening, add_special_tokens=False).input_ids] for opening in openings]
-        on_device = [torch.tensor(prompt, device=model.device) for prompt in prompts]
-        return generate(model, self._drafter, on_device, sampling)
+        return continue_prompts(self.target, prompts, sampling)
 
     def _read_question(self, opening: str, out: Generation) -> str | None:
         """Return the question, or None: cut off, too short, with special tokens or broken characters, or known."""

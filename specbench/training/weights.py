@@ -20,7 +20,7 @@ from specbench.setup.objects import load_target
 from specbench.setup.settings import QuestionSettings, TrainSettings
 from specbench.training.card import describe_questions, describe_versions
 from specbench.training.curves import plot_curves
-from specbench.training.gathering import SELF, check_held_out, count_turns, find_texts, gather_texts
+from specbench.training.gathering import SELF, asks_itself, check_held_out, count_turns, gather_texts, holds_texts
 from specbench.training.memory import LEAST_ANSWERS, check_memory, explain_exhaustion
 from specbench.training.trainer import LOG, Trainer, TrainingPlan, count_saved_steps
 from specbench.watch import Watch
@@ -71,7 +71,9 @@ def _create_network(settings: TrainSettings, kind: type[DraftNetwork], target: T
     network = create_network(kind, target.model, settings.network)
     size = (settings.network or {}).get("draft_vocab_size", target.model.vocabulary)
     if size < target.model.vocabulary:
-        counts = torch.bincount(torch.tensor([token for text in texts for token in text.answer_ids]), minlength=target.model.vocabulary)
+        counts = torch.bincount(
+            torch.tensor([token for text in texts for token in text.answer_ids]), minlength=target.model.vocabulary
+        )
         network.choose_vocabulary(counts.topk(size).indices.sort().values)
     return network
 
@@ -90,12 +92,12 @@ def _check_room(settings: TrainSettings, kind: type[DraftNetwork], target: Targe
 def describe_kept(settings: TrainSettings, out: Path) -> str:
     """Return what is saved: the target's texts, and the steps up to the last state."""
     steps = count_saved_steps(out)
-    texts = ["the target's texts"] if settings.data in (None, SELF) and find_texts(settings).parent.exists() else []
+    texts = ["the target's texts"] if settings.data in (None, SELF) and holds_texts(settings) else []
     return " and ".join([*texts, *([f"{steps:,} steps of training"] if steps else [])])
 
 
 def _describe_source(settings: TrainSettings) -> str:
-    if settings.data == SELF:
+    if asks_itself(settings):
         avoided = ", ".join(Path(path).name for path in settings.questions.avoid)
         return f"questions that the target asked itself, none of which shares {GRAM} tokens with one of {avoided or 'no file'}"
     if settings.data is not None:
