@@ -1,4 +1,4 @@
-"""Questions in Spec-Bench's JSONL schema (question_id, category, turns, reference): reading and subsampling.
+"""Questions in Spec-Bench's JSONL schema (question_id, category, turns, reference), plus task and strata: reading, subsampling.
 
 A mistake in a file raises an InputError of one line that begins with file:line.
 """
@@ -9,10 +9,11 @@ import json
 import random
 from codecs import BOM_UTF8
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from specbench.errors import InputError, show_value, suggest_choices
 
@@ -26,13 +27,17 @@ TASK_OF_CATEGORY = dict.fromkeys(MT_BENCH, "mt_bench") | {category: category for
 
 @dataclass(frozen=True)
 class Question:
-    """One conversation: the user's turns. `reference` is text, or JSON text where the source has a list."""
+    """One conversation: the user's turns. `reference` is text, or JSON text where the source has a list.
+
+    strata: what else groups questions, by name: language, difficulty, length bucket.
+    """
 
     id: str
     task: str
     category: str
     turns: tuple[str, ...]
     reference: str | None = None
+    strata: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def read_questions(path: str | Path) -> list[Question]:
@@ -60,11 +65,9 @@ def parse_questions(content: bytes, path: str | Path) -> list[Question]:
     """Return the questions in a JSONL file's content. Raises InputError (file:line)."""
     questions: list[Question] = []
     line_of_id: dict[str, int] = {}
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in split_lines(content):
         try:
-            question = _parse_line(line)
+            question = parse_question(parse_object(line))
             if question.id in line_of_id:
                 raise InputError(f"question_id {question.id!r} is already used on line {line_of_id[question.id]}")
         except InputError as error:
@@ -74,6 +77,11 @@ def parse_questions(content: bytes, path: str | Path) -> list[Question]:
     if not questions:
         raise InputError(f"{path}: no questions in this file")
     return questions
+
+
+def split_lines(content: bytes) -> list[tuple[int, bytes]]:
+    """Return the lines that are not blank, each with its number."""
+    return [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
 
 
 def subsample(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
@@ -100,16 +108,22 @@ def _draw(task: str, members: dict[str, list[int]], seed: int) -> list[int]:
     return [index for drawn in zip_longest(*shuffled) for index in drawn if index is not None]
 
 
-def _parse_line(line: bytes) -> Question:
-    """Parse a line as a JSON object whose texts can all be encoded (a lone surrogate cannot)."""
-    if line.startswith(BOM_UTF8):
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Parse a line as a JSON object. Raises InputError."""
+    row = parse_json(line)
+    if not isinstance(row, dict):
+        raise InputError(f"expected a JSON object, got {type(row).__name__}")
+    return row
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON whose texts can all be encoded (a lone surrogate cannot). Raises InputError."""
+    if content.startswith(BOM_UTF8):
         raise InputError("starts with a byte order mark; save the file as UTF-8 without one")
     try:
-        row = json.loads(line.decode(), object_pairs_hook=_build_object, parse_constant=_refuse_constant)
-        json.dumps(row, ensure_ascii=False).encode()
-        if not isinstance(row, dict):
-            raise InputError(f"expected a JSON object, got {type(row).__name__}")
-        return _parse_question(row)
+        value = json.loads(content.decode(), object_pairs_hook=_build_object, parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         raise InputError(f"not valid JSON: {error.msg} at column {error.colno}") from None
     except UnicodeDecodeError:
@@ -134,13 +148,14 @@ def _refuse_constant(name: str) -> None:
     raise InputError(f"not valid JSON: {name} is not a number")
 
 
-def _parse_question(row: dict[str, object]) -> Question:
-    for field in ("question_id", "category", "turns"):
-        if field not in row:
-            raise InputError(f"field {field!r} is missing; expected question_id, category and turns")
+def parse_question(row: Mapping[str, object]) -> Question:
+    """Return the question of a row. Raises InputError."""
+    for name in ("question_id", "category", "turns"):
+        if name not in row:
+            raise InputError(f"field {name!r} is missing; expected question_id, category and turns")
     category, task = _parse_category(row)
     turns, reference = _parse_turns(row["turns"]), _parse_reference(row.get("reference"))
-    return Question(_parse_id(row["question_id"]), task, category, turns, reference)
+    return Question(_parse_id(row["question_id"]), task, category, turns, reference, _parse_strata(row.get("strata")))
 
 
 def _parse_id(value: object) -> str:
@@ -158,7 +173,7 @@ def _check_name(value: object, field: str) -> str:
     return value
 
 
-def _parse_category(row: dict[str, object]) -> tuple[str, str]:
+def _parse_category(row: Mapping[str, object]) -> tuple[str, str]:
     """Return category and task. A row's own `task` wins and allows any category; otherwise Spec-Bench's category decides."""
     category, task = _check_name(row["category"], "category"), row.get("task")
     if task == ALL_TASKS:
@@ -187,3 +202,11 @@ def _parse_reference(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
+
+
+def _parse_strata(value: object) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"strata is {show_value(repr(value))}, expected a mapping such as {{'language': 'German'}}")
+    return {_check_name(name, "a name in strata"): _check_name(text, f"strata.{name}") for name, text in value.items()}

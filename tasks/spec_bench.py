@@ -1,4 +1,7 @@
-"""Spec-Bench's 480 questions (Xia et al., ACL 2024 Findings, arXiv 2401.07851): from a file or downloaded once."""
+"""Spec-Bench's 480 questions (Xia et al., ACL 2024 Findings, arXiv 2401.07851): from a file or downloaded once.
+
+Also other files of that schema, such as MT-bench's own.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,22 @@ from specbench.errors import InputError
 from tasks.jsonl import Jsonl
 from tasks.question import read_file
 
-REMEDY = "give Spec-Bench's data/spec_bench/question.jsonl as suite.path=FILE"
+REMEDY = "give the authors' question.jsonl as suite.path=FILE"
 TIMEOUT = 30  # seconds without a byte
 
 
 class SpecBench(Jsonl):
     """The file at `path`, else the one at `url`, cached in `cache_dir`. sha256=null accepts any content."""
 
-    def __init__(self, path: str | None, url: str, sha256: str | None, cache_dir: str) -> None:
+    def __init__(self, path: str | None, url: str, sha256: str | None, cache_dir: str, name: str = "spec_bench") -> None:
         if path is None:
-            path = str(download_once(url, sha256, Path(cache_dir).expanduser()))
-        super().__init__(path, sha256, name="spec_bench")
+            path = str(download_once(url, sha256, Path(cache_dir).expanduser(), name))
+        super().__init__(path, sha256, name=name)
 
 
-def download_once(url: str, sha256: str | None, cache_dir: Path) -> Path:
+def download_once(url: str, sha256: str | None, cache_dir: Path, name: str) -> Path:
     """Return the cached copy of `url`, downloaded if missing or damaged. Raises InputError: no network, wrong sha256."""
-    file = cache_dir / f"spec_bench-{hashlib.sha256(url.encode()).hexdigest()[:12]}.jsonl"
+    file = cache_dir / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}.jsonl"
     if file.is_file() and sha256 in (None, hashlib.sha256(read_file(file)).hexdigest()):
         return file
     data = _fetch(url)

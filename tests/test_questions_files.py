@@ -45,6 +45,8 @@ BROKEN = {
     "mapping as id": (line(question_id={"a": 1}), "2: question_id is {'a': 1}, expected a whole number or a non-empty string"),
     "list as category": (line(category=["qa"]), "2: category is ['qa'], expected a non-empty string"),
     "number as task": (line(task=3), "2: task is 3, expected a non-empty string"),
+    "strata is a text": (line(strata="German"), "2: strata is 'German', expected a mapping such as {'language': 'German'}"),
+    "number in strata": (line(strata={"level": 3}), "2: strata.level is 3, expected a non-empty string"),
     "nested turns": (line(turns=[["x"]]), "2: turn 1 is list, expected a text"),
 }
 
@@ -120,10 +122,14 @@ def test_a_task_that_the_suite_lacks(given: str, expected: str, refuse: Refuse, 
     assert refuse("run", "suite=jsonl", "suite.path=q.jsonl", given, "out=run").startswith(expected)
 
 
-def test_without_a_default_task_the_suite_s_own_are_named(refuse: Refuse, tmp_path: Path) -> None:
-    (tmp_path / "q.jsonl").write_text(ROYAL.splitlines()[0])
-    line = refuse("run", "suite=jsonl", "suite.path=q.jsonl", "out=run")
-    assert line.endswith("; it has royal; choose task=[royal]")
+def test_by_default_all_tasks_of_the_suite_are_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from specbench.setup.compose import compose_run
+    from specbench.setup.questions import open_suite, select_questions
+
+    monkeypatch.chdir(tmp_path)
+    Path("q.jsonl").write_text(ROYAL)
+    config = compose_run(["suite=jsonl", "suite.path=q.jsonl"])
+    assert [one.task for one in select_questions(config, open_suite(config), None)] == ["royal", "royal house", "qa"]
 
 
 @pytest.mark.full

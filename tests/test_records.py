@@ -139,10 +139,17 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_prompts_come_back(tmp_path: Path) -> None:
     run = write_run(tmp_path, [])
     prompts = [Prompt(question_id=1, turn=0, prompt_ids=[3, 4], sha256=hash_ids([3, 4]))]
-    prompts.append(Prompt(question_id=1, turn=1, prompt_ids=[5], sha256=hash_ids([5]), method="pld"))
+    prompts.append(Prompt(question_id=1, turn=1, prompt_ids=[5], sha256=hash_ids([5]), method="pld", strata={"a": "b"}))
     for prompt in prompts:
         run.append_prompt(prompt)
     assert run.read_prompts() == prompts
+
+
+def test_a_prompt_of_an_older_run_has_no_strata() -> None:
+    row = {"question_id": 1, "turn": 0, "prompt_ids": [5], "sha256": hash_ids([5]), "method": None}
+    assert Prompt.from_row(row).strata is None
+    with pytest.raises(InputError, match=r"strata\.level is 3"):
+        Prompt.from_row(row | {"strata": {"level": 3}})
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

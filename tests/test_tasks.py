@@ -11,11 +11,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from specbench.errors import InputError
+from specbench.setup.compose import compose_run
+from specbench.setup.questions import open_suite
 from tasks.jsonl import Jsonl
 from tasks.question import MT_BENCH, TASK_OF_CATEGORY, Question, read_questions, subsample
 from tasks.spec_bench import SpecBench
@@ -226,10 +226,9 @@ def test_every_task_that_the_reader_knows_has_its_yaml() -> None:
 
 def test_a_list_of_tasks_merges_and_the_suite_instantiates(tmp_path: Path) -> None:
     file = write(tmp_path, row())
-    with initialize_config_dir(str(CONF), version_base=None):
-        config = compose(overrides=["+task=[rag,qa]", "+suite=jsonl", f"suite.path='{file}'"])
-    assert list(config.task) == ["rag", "qa"]
-    assert [question.id for question in instantiate(config.suite).questions()] == ["1"]
+    settings = compose_run(["task=[rag,qa]", "suite=jsonl", f"suite.path='{file}'"])
+    assert settings.tasks == ["rag", "qa"]
+    assert [question.id for question in open_suite(settings).questions()] == ["1"]
 
 
 # --- Spec-Bench's real questions
@@ -237,9 +236,7 @@ def test_a_list_of_tasks_merges_and_the_suite_instantiates(tmp_path: Path) -> No
 
 @needs_real_file
 def test_spec_bench_has_80_questions_per_task() -> None:
-    with initialize_config_dir(str(CONF), version_base=None):
-        config = compose(overrides=["+suite=spec_bench", f"suite.path='{REAL}'"])
-    questions = instantiate(config.suite).questions()
+    questions = open_suite(compose_run(["suite=spec_bench", f"suite.path='{REAL}'"])).questions()
     assert [q.id for q in questions] == [str(i) for i in range(81, 561)]
     assert Counter(q.task for q in questions) == dict.fromkeys(set(TASK_OF_CATEGORY.values()), 80)
     assert Counter(q.category for q in questions if q.task == "mt_bench") == dict.fromkeys(MT_BENCH, 10)

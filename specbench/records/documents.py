@@ -128,6 +128,13 @@ class Memory(TypedDict):
     read_bytes_per_second: Annotated[float, Within(1e3, 1e15)]
 
 
+class AboutSuite(TypedDict, total=False):
+    """Where a suite's questions come from, as its YAML says."""
+
+    licence: Name | None
+    source: Name | None
+
+
 class Fingerprints(TypedDict, total=False):
     versions: dict[str, Name | None] | None
     code_sha256: Name | None
@@ -148,6 +155,7 @@ class Provenance(Fingerprints, total=False):
     machine: Machine | None
     git: Git | None
     code_kind: Any
+    suite: AboutSuite | None
     suite_sha256: Name | None
     target_sha256: Name | None
     draft_sha256: Name | None

@@ -149,21 +149,25 @@ IMPORTED: dict[str, Any] = {"context": "own", "seed": 0, "order": 0, "state": "c
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """The token ids that a turn started from; `method` is set only if every method has its own context."""
+    """The token ids that a turn started from; `method` is set only if every method has its own context.
+
+    strata: what groups the question besides task and category, by name; None if nothing does.
+    """
 
     question_id: QuestionId
     turn: int
     prompt_ids: list[int]
     sha256: str
     method: str | None = None
+    strata: dict[str, str] | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Prompt:
         """Parse a row. Raises InputError on other fields, types or another fingerprint than that of its ids."""
         fields = {field.name for field in dataclasses.fields(cls)}
-        if not fields - {"method"} <= set(row) <= fields:
+        if not fields - {"method", "strata"} <= set(row) <= fields:
             raise InputError(f"not a prompt: fields {sorted(row)}")
-        check_fields(cls, row, LIMITS | {"method": Label | None})
+        check_fields(cls, row, LIMITS | {"method": Label | None, "strata": dict[str, Label] | None})
         if row["sha256"] != hash_ids(row["prompt_ids"]):
             raise InputError("sha256 is not that of prompt_ids")
         return cls(**row)

@@ -163,6 +163,8 @@ def _collect_facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
         "engine": row["engine"],
         "temperature": f"{row['temperature']}{seeds}",
         "suite": f"{run.trials[0].suite}, {workload}",
+        "licence of the questions": find_first(run.provenance, "suite.licence"),
+        "source of the questions": find_first(run.provenance, "suite.source"),
         "date": find_first(run.provenance, "started"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "commit": str(find_first(run.provenance, "git.commit"))[:12] + changes,

@@ -124,6 +124,7 @@ def _collect_run_info(
     """Return what run.json says, including the rates of other baselines."""
     turns = sum(len(question.turns) for question in questions)
     info = collect_provenance(target.model.device) | {"turns": turns, "watched": LoadMeter(target.model.device).watched}
+    info["suite"] = dict(settings.about_suite)
     info |= objects.collect_fingerprints(settings, target, suite, drafters)
     info["forward"] = {part: how for engine in engines.values() for part, how in engine.describe_forwards().items()}
     info |= {"products": dict(PRODUCTS.first_rows), "sums": dict(PRODUCTS.sums)}

@@ -177,7 +177,7 @@ class Harness:
         key = (block.question.id, block.turn, source)
         if key not in self._prompts:
             self._prompts[key] = self._render_prompt(block.question, block.turn, source)
-            self._record_prompt(block.question.id, block.turn, self._prompts[key], source if own else None)
+            self._record_prompt(block.question, block.turn, self._prompts[key], source if own else None)
         return self._prompts[key]
 
     def _render_prompt(self, question: Question, turn: int, source: str) -> list[int]:
@@ -189,11 +189,13 @@ class Harness:
             conversation.append((question.turns[earlier], decode_answer(self.target.chat, self.target.tokenizer, ids)))
         return render_prompt(self.target.chat, [*conversation, (question.turns[turn], None)], self.target.tokenizer)
 
-    def _record_prompt(self, question: QuestionId, turn: int, ids: list[int], method: str | None) -> None:
-        sha256 = hash_ids(ids)
-        if (question, turn, sha256) not in self._recorded:
-            self._recorded.add((question, turn, sha256))
-            self.run.append_prompt(Prompt(question_id=question, turn=turn, prompt_ids=ids, sha256=sha256, method=method))
+    def _record_prompt(self, question: Question, turn: int, ids: list[int], method: str | None) -> None:
+        key = (question.id, turn, hash_ids(ids))
+        if key not in self._recorded:
+            self._recorded.add(key)
+            strata = dict(question.strata) or None
+            prompt = Prompt(question_id=question.id, turn=turn, prompt_ids=ids, sha256=key[2], method=method, strata=strata)
+            self.run.append_prompt(prompt)
 
     def _collect_results(self, arm: Arm, block: Block, out: Generation) -> dict[str, Any]:
         """Return counts, seconds and ids; of repeat 0's first attempts also write the text and its score to texts.jsonl."""

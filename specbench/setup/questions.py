@@ -6,7 +6,7 @@ from specbench.setup.settings import Settings
 from tasks.question import TASK_OF_CATEGORY, Question, subsample
 from tasks.suite import Suite
 
-DEFAULT = frozenset(TASK_OF_CATEGORY.values())  # the tasks of every command's config; a suite need not have all of them
+DEFAULT = frozenset(TASK_OF_CATEGORY.values())  # the tasks of every command's config: they stand for all that the suite has
 
 
 def open_suite(settings: Settings) -> Suite:
@@ -20,22 +20,21 @@ def check_tasks(settings: Settings) -> None:
 
 
 def select_questions(settings: Settings, suite: Suite, limit: int | None) -> list[Question]:
-    """Return the suite's questions of the chosen tasks, at most `limit` of each.
+    """Return the suite's questions of the chosen tasks, by default of all, at most `limit` of each.
 
-    Raises InputError if there are none, and for a chosen task without a question unless the choice is the default.
+    Raises InputError if there are none, and for a chosen task without a question.
     """
     questions = suite.questions()
     has = list(dict.fromkeys(question.task for question in questions))
-    missing = [task for task in settings.tasks if task not in has]
-    if len(missing) == len(settings.tasks) or (missing and set(settings.tasks) != DEFAULT):
-        raise _refuse_tasks(missing, suite.name, has)
-    chosen = [question for question in questions if question.task in settings.tasks]
-    return subsample(chosen, limit, settings.seed)
+    tasks = has if set(settings.tasks) == DEFAULT else settings.tasks
+    missing = [task for task in tasks if task not in has]
+    if missing or not has:
+        raise _refuse_tasks(missing or settings.tasks, suite.name, has)
+    return subsample([question for question in questions if question.task in tasks], limit, settings.seed)
 
 
 def _refuse_tasks(missing: list[str], suite: str, has: list[str]) -> InputError:
     choices = suggest_choices(missing[0], has) or "none at all"
     if has and missing[0] not in DEFAULT:
         return InputError(f"task={missing[0]}: no such task; expected {choices}: those of suite {suite}")
-    remedy = f"; choose task=[{has[0]}]" if has and set(missing) == DEFAULT else ""
-    return InputError(f"suite {suite} has no question of task {', '.join(missing)}; it has {choices}{remedy}")
+    return InputError(f"suite {suite} has no question of task {', '.join(missing)}; it has {choices}")

@@ -25,6 +25,10 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
+def is_line(value: Any) -> bool:
+    return is_text(value) and value.isprintable()
+
+
 def or_null(test: Test) -> Test:
     return lambda value: value is None or test(value)
 
@@ -49,6 +53,7 @@ SHARED: Rules = {
     "limit": count_or_all("questions per task", " for all"),
     "out": (or_null(is_text), "a folder, or null"),
     "target.shape": (or_null(is_text), "the name of a shape, or null"),
+    **dict.fromkeys(("suite.licence", "suite.source"), (or_null(is_line), "a line of text, or null")),
 }
 SAMPLING: Rules = {
     "sampling.max_new_tokens": count(MOST_TOKENS),

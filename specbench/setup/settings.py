@@ -15,7 +15,9 @@ from specbench.setup.instantiate import check_types
 from specbench.setup.rules import check_rules
 
 Node = dict[str, Any]  # a YAML mapping of `_target_`, the class, and its arguments
-UNTYPED = ("plain", "left_out", "named", "suite", "method", "engine")  # the whole config, and nodes, which `instantiate` checks
+# The whole config, and nodes, which `instantiate` checks.
+UNTYPED = ("plain", "left_out", "named", "suite", "about_suite", "method", "engine")
+ABOUT = ("licence", "source")  # keys of a suite's YAML that run.json and reports show; no class reads them
 EXTRA = ("checkpoints", "datastore", "draft_dtypes", "draft_shapes")  # keys of a target's YAML that YAMLs of methods refer to
 
 
@@ -106,7 +108,8 @@ class Settings:
     """What all commands share.
 
     plain: the whole resolved config. changed: dotted names of settings that are not the default. named: sections that the command
-    line names. left_out: methods whose weights the target lacks, and what each needs.
+    line names. left_out: methods whose weights the target lacks, and what each needs. about_suite: licence and source of its
+    questions.
     """
 
     root: ClassVar[str]
@@ -116,6 +119,7 @@ class Settings:
     left_out: Mapping[str, str]
     target: TargetSettings
     suite: Node
+    about_suite: Mapping[str, str | None]
     tasks: list[str]
     limit: int | None
     seed: int
@@ -124,8 +128,8 @@ class Settings:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The config as config.yaml records it: without `out`, and with ~ for the home folder."""
-        return {key: hide_home(value) for key, value in self.plain.items() if key != "out"}
+        """The config as config.yaml records it: without `out` and `about_suite`, and with ~ for the home folder."""
+        return {key: hide_home(value) for key, value in {**self.plain, "suite": self.suite}.items() if key != "out"}
 
     def check_recorded(self) -> None:
         """Raise InputError for what could not be read again from config.yaml, such as .nan or a key that is a number."""
@@ -223,7 +227,10 @@ def parse_settings(
     sections = {name: _construct(section, plain[name], name) for name, section in SECTIONS.items() if name in plain}
     sections["target"].check_shape()
     tasks = [task["name"] for task in plain["task"].values()]
-    more = {"tasks": tasks, "plain": plain, "changed": changed, "left_out": left_out or {}, "named": frozenset()}
+    suite = {key: value for key, value in plain["suite"].items() if key not in ABOUT}
+    about = {key: plain["suite"].get(key) for key in ABOUT}
+    more = {"tasks": tasks, "plain": plain, "changed": changed, "suite": suite, "about_suite": about}
+    more |= {"left_out": left_out or {}, "named": frozenset()}
     settings: S = _construct(kind, {**plain, **sections, **more}, "")
     return settings
 
