@@ -12,6 +12,7 @@ import torch
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
+from specbench.models.chat import Chat
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import Trial
@@ -123,7 +124,7 @@ def harness(
         run.write_config({})
         run.write_provenance({})
     model: Any = SimpleNamespace(device=torch.device("cpu"), context=1000)
-    target = Target("fake", model, ByteTokenizer(), "plain")  # type: ignore[arg-type]
+    target = Target("fake", model, ByteTokenizer(), Chat("plain"))  # type: ignore[arg-type]
     arms = [Arm(method, method, engine) for method in methods]
     schedule = Schedule(repeats, seed, context, Sampling(max_new_tokens=16))
     return Harness(run, target, FakeSuite(), list(questions), arms, schedule, Quiet())

@@ -106,6 +106,7 @@ def test_a_run_is_covered_by_a_certificate_of_the_same_target_method_and_samplin
         (run | {"sampling": warm | {"top_p": 0.9}}, PROVENANCE),
         (run | {"method": {"pld": {"length": 9}}}, PROVENANCE),
         (run | {"target": target | {"shape": None}}, PROVENANCE),
+        (run | {"sampling": {"temperature": 0, "min_new_tokens": 9}}, PROVENANCE),
         (run, PROVENANCE | {"dtype": "float32"}),
         (run, PROVENANCE | {"target_sha256": "another"}),
         (run, PROVENANCE | {"checkpoints": {"pld": "another"}}),

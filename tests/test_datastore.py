@@ -21,7 +21,7 @@ from specbench.datastore.store import INFO_FILE, Datastore
 from specbench.datastore.tokenizers import hash_tokenizer
 from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
-from specbench.models.chat import render_prompt
+from specbench.models.chat import Chat, render_prompt
 from specbench.models.load import load_tokenizer
 from specbench.setup.objects import EMBEDDED
 from specbench.zoo.recipes.chats import write_chats
@@ -40,7 +40,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def encoder(tokenizer: PreTrainedTokenizerBase) -> DocumentEncoder:
-    return DocumentEncoder(tokenizer, "template", len(tokenizer))
+    return DocumentEncoder(tokenizer, Chat("template"), len(tokenizer))
 
 
 @every_kind
@@ -204,7 +204,7 @@ SHARED = [{"from": role, "value": text} for turn in CHAT for role, text in zip((
 
 def test_a_conversation_is_one_document_as_in_a_run(tmp_path: Path, encoder: DocumentEncoder) -> None:
     tokenizer = encoder.tokenizer
-    prompt = render_prompt("template", [CHAT[0], (CHAT[1][0], None)], tokenizer)
+    prompt = render_prompt(Chat("template"), [CHAT[0], (CHAT[1][0], None)], tokenizer)
     expected = [*prompt, *tokenizer("Grace.", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     whole = [text for turn in CHAT for text in turn]
     chats: list[dict[str, Any]] = [{"messages": MESSAGES}, {"conversations": SHARED}, {"talk": whole}, {"talk": MESSAGES}]

@@ -68,7 +68,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"turn": -1}, "turn is -1"),
     ({"repeat": -1}, "repeat is -1"),
     ({"order": "first"}, "order is 'first'"),
-    ({"finish_reason": "stop"}, "finish_reason is 'stop', expected eos or length or capacity or error"),
+    ({"finish_reason": "stop"}, "finish_reason is 'stop', expected eos or stop_string or length or capacity or error"),
     ({"state": None}, "state is null, expected cold or warm"),
     ({"kind": "true"}, "kind is 'true'"),
     ({"kind": "replayed"}, "expected null in a replayed turn"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from specbench import ROOT
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.loop import CapacityError
 from specbench.decoding.sampling import Sampling
@@ -18,6 +19,7 @@ from specbench.records.trial import PER_STEP
 from specbench.running import execute as runs
 from specbench.running.schedule import build_arms
 from specbench.setup.compose import compose_run
+from tests.fake_engine import Quiet
 from tests.methods_under_test import drafter_of, target_of
 from tests.tiny import SHAPE, prompts, tiny_language_model
 
@@ -75,6 +77,35 @@ def test_the_context_ends_for_both_alike(make: Callable[[], Any], room: int) -> 
         return
     out = engine.generate("pld", prompt, Sampling(max_new_tokens=16))
     assert (len(out.output_ids), out.finish_reason) == (room, "capacity")
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_both_engines_keep_a_least_length(label: str) -> None:
+    sampling, lengths = Sampling(max_new_tokens=16, stop_token_ids=tuple(range(0, 128, 5)), min_new_tokens=6), set()
+    native, hf = opened(Native(profile=False)), opened(peer())
+    for prompt in prompts(6):
+        ours, theirs = (engine.generate(label, prompt.tolist(), sampling) for engine in (native, hf))
+        assert (ours.output_ids, ours.finish_reason) == (theirs.output_ids, theirs.finish_reason)
+        lengths.add(len(ours.output_ids))
+    assert 7 in lengths, "some text ends as soon as it may"
+
+
+@pytest.mark.parametrize(
+    "engine, setting, value",
+    [
+        ("hf", "sampling.stop", "[END]"),
+        ("reference", "sampling.min_new_tokens", "2"),
+        ("reference", "sampling.ignore_eos", "true"),
+        ("reference", "sampling.stop", "[END]"),
+    ],
+)
+def test_an_engine_refuses_what_it_does_not_know(engine: str, setting: str, value: str, tmp_path: Path) -> None:
+    """Also the second engine, before anything is loaded; an engine of one's own knows what it says."""
+    root = [f"engine.reference.root={ROOT}"] if engine == "reference" else []
+    settings = compose_run([f"engine=[native,{engine}]", f"{setting}={value}", f"out={tmp_path}", *root])
+    with pytest.raises(InputError, match=rf"{setting}=.*: engine {engine} does not know it; expected null"):
+        runs.execute(settings, Quiet())
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_peer_without_stop_tokens_runs_to_the_length() -> None:

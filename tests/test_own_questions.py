@@ -12,7 +12,7 @@ import pytest
 from specbench import ROOT
 from specbench.decoding.loop import Generation
 from specbench.errors import InputError
-from specbench.models.chat import render_prompt
+from specbench.models.chat import Chat, render_prompt
 from specbench.models.load import load_model, load_tokenizer
 from specbench.models.target import Target
 from specbench.models.texts import SIDE_BY_SIDE, make_anew
@@ -29,7 +29,7 @@ ZOO = ROOT / "specbench/zoo/target"
 @pytest.fixture(scope="module")
 def target() -> Target:
     tokenizer = load_tokenizer(str(ZOO), None, False)
-    return Target("mini", load_model(str(ZOO), dtype="float32", device="cpu"), tokenizer, "template")
+    return Target("mini", load_model(str(ZOO), dtype="float32", device="cpu"), tokenizer, Chat("template"))
 
 
 def encode(target: Target, text: str) -> list[int]:
@@ -50,7 +50,7 @@ def test_a_users_turn_is_what_the_messages_stand_in(target: Target) -> None:
 
 def test_a_format_without_an_end_of_turn_is_refused(tiny: Tiny) -> None:
     class Unending:
-        chat, tokenizer = "plain", tiny.tokenizer
+        chat, tokenizer = Chat("plain"), tiny.tokenizer
 
     turn = find_user_turn(Unending())  # type: ignore[arg-type]
     assert turn.before == [] or turn.end == encode(Unending(), "\n")[0]  # type: ignore[arg-type]

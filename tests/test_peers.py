@@ -24,6 +24,7 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.machine.load import LoadMeter
+from specbench.models.chat import Chat
 from specbench.models.load import load_tokenizer
 from specbench.models.target import Target
 from specbench.setup.objects import EMBEDDED
@@ -41,7 +42,7 @@ def answer_plainly(model: LanguageModel, prompt: list[int]) -> list[int]:
 
 
 def build_job(model: LanguageModel, folder: Path, *methods: str) -> Job:
-    target = Target("tiny", model, load_tokenizer(EMBEDDED, None, False), "plain")
+    target = Target("tiny", model, load_tokenizer(EMBEDDED, None, False), Chat("plain"))
     prompts = [[2, *range(20, 60), 3], [2, *[30, 31, 32, 33] * 6, 3]]
     sampling = Sampling(max_new_tokens=TOKENS, stop_token_ids=model.eos_ids)
     return Job(cast(Any, None), target, methods, prompts, sampling, folder, folder)

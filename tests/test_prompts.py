@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from specbench.errors import InputError
-from specbench.models.chat import count_retokenised, decode_answer, render_prompt
+from specbench.models.chat import Chat, count_retokenised, decode_answer, render_prompt
 from tasks.question import read_questions
 
 REAL = os.environ.get("SPEC_BENCH_QUESTIONS")
@@ -38,7 +38,7 @@ def byte_tokenizer(bos: bool = True, template: str | None = None) -> PreTrainedT
 
 
 def literal(format: str, turns: list[tuple[str, str | None]], tokenizer: PreTrainedTokenizerFast) -> str:
-    text = tokenizer.decode(render_prompt(format, turns, tokenizer))
+    text = tokenizer.decode(render_prompt(Chat(format), turns, tokenizer))
     assert isinstance(text, str)
     return text
 
@@ -57,7 +57,7 @@ def test_vicuna_is_rendered_literally(turns: list[tuple[str, str | None]], expec
 
 
 def test_the_end_of_a_vicuna_answer_is_the_eos_token() -> None:
-    ids = render_prompt("vicuna", [("q1", "a1"), ("q2", None)], byte_tokenizer())
+    ids = render_prompt(Chat("vicuna"), [("q1", "a1"), ("q2", None)], byte_tokenizer())
     assert ids[0] == 0 and ids.count(0) == 1 and ids.count(1) == 1, "one BOS, and </s> as one token"
 
 
@@ -75,17 +75,17 @@ def test_plain_ends_every_text_with_a_line_break() -> None:
 
 def test_a_users_mistakes_are_named() -> None:
     with pytest.raises(InputError, match="no chat template"):
-        render_prompt("template", [("q", None)], byte_tokenizer())
+        render_prompt(Chat("template"), [("q", None)], byte_tokenizer())
     with pytest.raises(InputError, match="target.format=vicunia: expected vicuna"):
-        render_prompt("vicunia", [("q", None)], byte_tokenizer())
+        render_prompt(Chat("vicunia"), [("q", None)], byte_tokenizer())
     with pytest.raises(InputError, match="target.format=zzz: expected auto, vicuna, template or plain"):
-        decode_answer("zzz", byte_tokenizer(), [])
+        decode_answer(Chat("zzz"), byte_tokenizer(), [])
 
 
 @pytest.mark.parametrize("turns", [[], [("q", "a")], [("q", None), ("q", None)]])
 def test_only_the_last_turn_is_open(turns: list[tuple[str, str | None]]) -> None:
     with pytest.raises(ValueError, match="the last must have None"):
-        render_prompt("plain", turns, byte_tokenizer())
+        render_prompt(Chat("plain"), turns, byte_tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_only_the_last_turn_is_open(turns: list[tuple[str, str | None]]) -> None
 )
 def test_vicuna_answers_are_processed_like_spec_bench(text: str, expected: str) -> None:
     tokenizer = byte_tokenizer()
-    assert decode_answer("vicuna", tokenizer, tokenizer(text, add_special_tokens=False).input_ids) == expected
+    assert decode_answer(Chat("vicuna"), tokenizer, tokenizer(text, add_special_tokens=False).input_ids) == expected
 
 
 def test_other_answers_only_lose_their_special_tokens() -> None:
     tokenizer = byte_tokenizer()
     ids = tokenizer(" a .\n</s>", add_special_tokens=False).input_ids
-    assert decode_answer("template", tokenizer, ids) == decode_answer("plain", tokenizer, ids) == " a .\n"
+    assert decode_answer(Chat("template"), tokenizer, ids) == decode_answer(Chat("plain"), tokenizer, ids) == " a .\n"
 
 
 @pytest.mark.parametrize("text, count", [("", 0), ("é!", 3)])
@@ -123,4 +123,4 @@ def test_spec_bench_survives_the_tokenizer_without_losing_a_character() -> None:
         for turn in question.turns:
             assert literal("vicuna", [(turn, None)], tokenizer) == f"<s>{SYSTEM} USER: {turn} ASSISTANT:"
             ids = tokenizer(turn, add_special_tokens=False).input_ids
-            assert decode_answer("plain", tokenizer, ids) == turn
+            assert decode_answer(Chat("plain"), tokenizer, ids) == turn

@@ -11,6 +11,7 @@ import torch
 
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
+from specbench.decoding.stopping import StopStrings
 from specbench.errors import InputError
 from specbench.exchange.ids import RecordedAnswer, read_ids
 from specbench.records.run_directory import RunDirectory
@@ -47,6 +48,24 @@ def test_a_replay_takes_the_steps_of_the_live_run(label: str, temperature: float
     assert any(sum(out.accepted) for out in again) or label.startswith(("rest", "sam_decoding_static"))
 
 
+@pytest.mark.parametrize("label", LIVE)
+def test_a_replay_ends_at_the_stop_string(label: str) -> None:
+    """Drafts go on to the limit there, as the live run's do."""
+    target, live = target_of("llama"), drafter_of(label, "llama")
+    live.bind(target)
+    ending = StopStrings(("xx", "xyx"), lambda ids: "".join("xyz"[token % 3] for token in ids))
+    answers, outs = [], []
+    for prompt in prompts(16, seed=3):
+        outs += generate(target, live, [prompt], Sampling(max_new_tokens=40, ending=ending))
+        ended = outs[-1].finish_reason == "stop_string"
+        answers.append(RecordedAnswer(prompt.tolist(), outs[-1].output_ids, 40, ended=ended))
+    again = replay_answers(label, drafter_of(label, "llama"), answers, VOCABULARY)
+    assert sum(answer.ended for answer in answers) > 4
+    for out, other in zip(outs, again, strict=True):
+        for name in ("output_ids", "drafted", "nodes", "depth", "accepted", "committed"):
+            assert getattr(out, name) == getattr(other, name), name
+
+
 @pytest.mark.parametrize("label", ["medusa", "eagle2", "token_recycling", "lookahead", "self_speculative"])
 def test_a_method_that_reads_the_target_is_refused(label: str) -> None:
     answers = [RecordedAnswer([5, 6, 7, 5, 6], [7, 8, 9, 10, 11, 12], 6)]
@@ -66,6 +85,12 @@ def test_a_method_that_needs_a_model_is_refused_by_name(label: str, why: str, re
     write(tmp_path / "a.jsonl", {"prompt_ids": [5, 6, 7, 5, 6], "output_ids": [7, 8, 9, 10, 11, 12]})
     message = refuse("replay", "--of", "a.jsonl", f"method=[{label}]", "out=other")
     assert message.startswith(f"method {label} cannot be replayed: {why}")
+
+
+def test_a_replay_does_not_end_answers_otherwise(refuse: Refuse, tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", {"prompt_ids": [5, 6, 7, 5, 6], "output_ids": [7, 8, 9, 10, 11, 12]})
+    message = refuse("replay", "--of", "a.jsonl", "method=[pld]", "sampling.ignore_eos=true", "out=other")
+    assert message == "sampling.ignore_eos=True: a recorded answer ends where it ended; expected null"
 
 
 def write(path: Path, *rows: dict[str, Any]) -> None:

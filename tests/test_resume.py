@@ -144,6 +144,15 @@ def test_a_setting_that_is_null_and_one_that_is_absent_differ(tmp_path: Path) ->
         choose_run_directory(str(tmp_path), "a", stored | {"sampling": {"temperature": 0}})
 
 
+def test_a_setting_that_is_new_and_null_does_not_keep_an_older_run_from_its_end(tmp_path: Path) -> None:
+    stored = {"method": {}, "engine": {}, "repeats": 1, "sampling": {"temperature": 0}}
+    RunDirectory(tmp_path).write_config(stored)
+    new = {"sampling": {"temperature": 0, "stop": None, "ignore_eos": None}}
+    assert choose_run_directory(str(tmp_path), "a", stored | new).path == tmp_path
+    with pytest.raises(InputError, match="its sampling.ignore_eos is absent, here True"):
+        choose_run_directory(str(tmp_path), "a", stored | {"sampling": {"temperature": 0, "ignore_eos": True}})
+
+
 def test_other_versions_are_noted_once_and_never_lost(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     about = {"device": {"name": "cpu"}, **dict.fromkeys(SAME), "versions": {"torch": "1"}, "git": None, "machine": {"threads": 2}}

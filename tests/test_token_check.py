@@ -44,6 +44,21 @@ def test_texts_are_checked_token_by_token(target: LanguageModel, sampling: Sampl
     assert 1e-6 < float(misfits(target, changed[0])[5]) <= check.worst
 
 
+def test_a_stop_token_that_comes_early_is_a_bug(target: LanguageModel) -> None:
+    """Not the target's most probable token where that must not come: then the text goes on with the best of the others."""
+    free = generate_texts(target, "autoregressive", Sampling(max_new_tokens=12))
+    stops = tuple({token for text in free for token in text.output[:6]})
+    for sampling in (
+        Sampling(max_new_tokens=12, stop_token_ids=stops, min_new_tokens=6),
+        replace(WARM, stop_token_ids=stops, min_new_tokens=6),
+    ):
+        ours = generate_texts(target, "pld", sampling)
+        check = check_tokens(target, ours, generate_texts(target, "autoregressive", sampling), 1e-6)
+        assert (check.class_, check.equal, check.wrong, check.ended) == ("exact", 6, 0, 0)
+        early = [replace(text, output=[*text.output[:3], stops[0]]) for text in ours]
+        assert check_tokens(target, early, ours, 1e-6).wrong == 6
+
+
 def test_a_difference_within_the_rounding_is_a_tie(target: LanguageModel) -> None:
     ours = generate_texts(target, "autoregressive", Sampling(max_new_tokens=12))
     logits = compute_logits(target, ours[0])

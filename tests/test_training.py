@@ -24,6 +24,7 @@ from specbench.drafters.lesson import TrainingPass
 from specbench.drafters.network import DraftNetwork
 from specbench.drafters.network_drafter import create_network
 from specbench.errors import InputError
+from specbench.models.chat import Chat
 from specbench.models.load import load_model
 from specbench.models.target import Target
 from specbench.models.texts import Text, generate_answers, read_texts
@@ -42,7 +43,7 @@ KINDS: list[type[DraftNetwork]] = [MedusaHeads, HydraNetwork, EagleNetwork, Eagl
 
 @pytest.fixture
 def target(tiny: Tiny) -> Target:
-    return Target("tiny", load_model(str(tiny.target), dtype="float32", device="cpu"), tiny.tokenizer, "template")
+    return Target("tiny", load_model(str(tiny.target), dtype="float32", device="cpu"), tiny.tokenizer, Chat("template"))
 
 
 def six_layers() -> LanguageModel:

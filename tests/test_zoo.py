@@ -11,7 +11,7 @@ from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
-from specbench.models.chat import decode_answer, render_prompt
+from specbench.models.chat import Chat, decode_answer, render_prompt
 from specbench.models.load import load_model, load_tokenizer
 from specbench.setup.compose import compose_run
 from specbench.setup.instantiate import instantiate
@@ -52,9 +52,9 @@ def test_the_target_knows_its_world() -> None:
     drafter.bind(model)
     scores = []
     for question in suite.questions():
-        ids = torch.tensor(render_prompt("template", [(question.turns[0], None)], tokenizer))
+        ids = torch.tensor(render_prompt(Chat("template"), [(question.turns[0], None)], tokenizer))
         (out,) = generate(model, drafter, [ids], Sampling(max_new_tokens=256, stop_token_ids=model.eos_ids))
-        scores.append(suite.score(question, 0, decode_answer("template", tokenizer, out.output_ids)) or 0.0)
+        scores.append(suite.score(question, 0, decode_answer(Chat("template"), tokenizer, out.output_ids)) or 0.0)
     assert sum(scores) >= 10, f"{sum(scores)} of 12 held-out answers right; at 97 %, 9 or fewer come 5 times in 1,000"
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from specbench.analysis import disturbance, metrics, statistics
 from specbench.analysis.loaded_run import LoadedRun, find_first, order_methods, order_tasks, read_run
 from specbench.analysis.metrics import CELL, QUESTION
+from specbench.analysis.prompting import describe_ends, describe_template
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, OVERALL
 
@@ -28,7 +29,7 @@ COLUMNS = [
     "acceptance_rate", "conversion", "identical", "lossless", "peak_memory_mb", "kind", "state",
     "speedup_pooled", "speedup_decode", "speedup_with_failures", "speedup_median", "rank_best", "rank_worst", *LATENCIES,
     "decode_tokens_per_second", "accuracy", "tokens_per_forward", "conversion_low", "conversion_high", "joules_per_token",
-    "drafted", "errors", "unpaired", *SEEDS, *EVIDENCE, *disturbance.COUNTS, "memory_share",
+    "drafted", "errors", "unpaired", *SEEDS, *EVIDENCE, *disturbance.COUNTS, "memory_share", "ends", "template",
 ]  # fmt: skip
 
 
@@ -89,6 +90,8 @@ def identify_run(run: LoadedRun) -> dict[str, Any]:
         "dtype": find_first(provenance, "dtype") or find_first(config, "target.dtype"),
         "device": find_first(provenance, "device.name", "device.kind"),
         "temperature": find_first(config, "sampling.temperature"),
+        "ends": describe_ends(config.get("sampling") or {}),
+        "template": describe_template(config.get("target") or {}),
     }
 
 

@@ -29,6 +29,8 @@ LEAST_EXPECTED = 20.0  # draws in a cell; rarer ones are pooled: with 5, one G-t
 POWER = 0.99
 IMPOSSIBLE = 1e9  # the statistic of what has a probability of 0
 AGAIN = 4  # times as many fresh texts where the first tests fail; only the second tests count
+STOP = 3  # the token that must not come, if answers have a least length
+CUT_SHORT = [VOCABULARY - 1] * LONGEST  # after a text that ended early: tokens that are never written
 PROMPT = (2, 5, 3, 4, 2, 5, 3, 4, 6, 2, 5, 3, 4, 2, 5)  # repeats itself, so that lookup methods find something
 
 Array = NDArray[Any]
@@ -57,6 +59,8 @@ def exact(target: LanguageModel, sampling: Sampling) -> Array:
     prompt = torch.tensor(PROMPT).expand(len(texts), -1)
     with target.use_original_attention() as model:
         logits: Tensor = model(torch.cat([prompt, texts], dim=1), use_cache=False).logits[:, -1 - LONGEST :]
+    if sampling.min_new_tokens:
+        logits[..., STOP] = -torch.inf
     p = probabilities(logits, sampling).double()
     assert float(p[..., TOKENS:].sum()) == 0
     p = p[..., :TOKENS].reshape(*[TOKENS] * LONGEST, LONGEST + 1, TOKENS)
@@ -69,17 +73,21 @@ def exact(target: LanguageModel, sampling: Sampling) -> Array:
 
 
 def draw_tokens(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws: int) -> Array:
-    """Return (draws, 3) tokens after the first one, reproducible by the seed of `sampling`."""
+    """Return (draws, 3) tokens after the first one, reproducible by the seed of `sampling`.
+
+    No text ends early. If answers have a least length, STOP is forbidden throughout.
+    """
     drafter.bind(target)
     drafter.reset()
     prompt = torch.tensor(PROMPT)
     tokens: list[list[int]] = []
+    stops, least = ((STOP,), max(WRITTEN)) if sampling.min_new_tokens else ((), 0)
+    sampling = replace(sampling, stop_token_ids=stops, min_new_tokens=least)
     for batch, start in enumerate(range(0, draws, BATCH)):
-        batch_sampling = replace(
-            sampling, max_new_tokens=WRITTEN[batch % 2], stop_token_ids=(), seed=sampling.seed * 1_000_003 + batch
-        )
+        seed = sampling.seed * 1_000_003 + batch
+        batch_sampling = replace(sampling, max_new_tokens=WRITTEN[batch % 2], seed=seed)
         outs = generate(target, drafter, [prompt] * min(BATCH, draws - start), batch_sampling)
-        tokens += [out.output_ids[1 : 1 + LONGEST] for out in outs]
+        tokens += [(out.output_ids[1:] + CUT_SHORT)[:LONGEST] for out in outs]
     return np.array(tokens)
 
 

@@ -11,9 +11,8 @@ from specbench.decoding.sampling import Sampling
 from specbench.engine.native import Native
 from specbench.models.chat import decode_answer, render_prompt
 from specbench.models.target import Target
-from specbench.records.certificates import KEYS
 from specbench.records.trial import BASELINE
-from specbench.setup.objects import instantiate_methods
+from specbench.setup.objects import build_sampling, instantiate_methods
 from specbench.setup.settings import CertifySettings
 from specbench.watch import Watch
 from tasks.question import Question
@@ -32,8 +31,8 @@ class TextSampler:
         self.questions, self.watch = questions, watch
         self.engine = Native(profile=False, forward=settings.forward)
         self.engine.open(target.model, drafters)
-        self.greedy = Sampling(max_new_tokens=settings.sampling.max_new_tokens, stop_token_ids=target.model.eos_ids)
-        self.sampled = replace(self.greedy, **{key: getattr(settings.sampling, key) for key in KEYS})
+        self.sampled = build_sampling(settings.sampling, target)
+        self.greedy = replace(self.sampled, temperature=0.0, top_p=1.0, top_k=0)
 
     @cached_property
     def prompts(self) -> list[list[int]]:

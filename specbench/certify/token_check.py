@@ -91,7 +91,7 @@ def _compute_cdf(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def misfits(target: LanguageModel, text: GeneratedText) -> Tensor:
     """Return (n,) misfits: in logits for greedy text, else in probability."""
-    logits = compute_logits(target, text)
+    logits = _forbid_stops(compute_logits(target, text), text.sampling)
     tokens = torch.tensor(text.output, device=logits.device)[:, None]
     if text.sampling.temperature == 0:
         return logits.amax(dim=-1) - logits.gather(1, tokens)[:, 0]
@@ -102,6 +102,13 @@ def misfits(target: LanguageModel, text: GeneratedText) -> Tensor:
     above = cdf.gather(1, tokens)[:, 0]
     below = torch.where(tokens[:, 0] > 0, cdf.gather(1, (tokens - 1).clamp(min=0))[:, 0], 0.0)
     return torch.maximum(below - drawn, drawn - above).clamp(min=0)  # also for a token that rounding put outside the nucleus
+
+
+def _forbid_stops(logits: Tensor, sampling: Sampling) -> Tensor:
+    """(n, V) logits of the first n output tokens -> the same with -inf for stop tokens that come too early."""
+    allowed = logits.clone()
+    allowed[: sampling.min_new_tokens, list(sampling.stop_token_ids)] = -torch.inf
+    return allowed
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,8 @@ def _find_divergence(target: LanguageModel, text: GeneratedText, other: Generate
     pairs = zip(text.output, other.output, strict=False)
     index = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(text.output), len(other.output)))
     longer = max(text, other, key=lambda text: len(text.output))
-    logits = compute_logits(target, GeneratedText(longer.prompt, longer.output[: index + 1], longer.sampling))[-1:]
+    logits = compute_logits(target, GeneratedText(longer.prompt, longer.output[: index + 1], longer.sampling))
+    logits = _forbid_stops(logits, longer.sampling)[-1:]
     return index, float(_gap(logits, logits.topk(2).indices))
 
 

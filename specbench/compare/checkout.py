@@ -75,10 +75,10 @@ class Checkout(Engine):
         return label in self._methods
 
     def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
-        return Generation(**self._ask({"do": "generate", "label": label, "prompt": prompt, "sampling": asdict(sampling)}))
+        return Generation(**self._ask({"do": "generate", "label": label, "prompt": prompt, "sampling": _describe(sampling)}))
 
     def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
-        self._ask({"do": "reserve", "prompt_tokens": prompt_tokens, "sampling": asdict(sampling)})
+        self._ask({"do": "reserve", "prompt_tokens": prompt_tokens, "sampling": _describe(sampling)})
 
     def reset(self, label: str) -> None:
         self._ask({"do": "reset", "label": label})
@@ -89,6 +89,11 @@ class Checkout(Engine):
     def get_kind(self, label: str) -> str:
         kind: str = self._methods[label]["kind"]
         return kind
+
+
+def _describe(sampling: Sampling) -> dict[str, Any]:
+    """Return what every checkout of this protocol knows: the rest is the default, since `honours` is empty."""
+    return {key: value for key, value in asdict(sampling).items() if key not in ("min_new_tokens", "ending")}
 
 
 def check_protocol(root: Path) -> None:

@@ -20,10 +20,10 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class DocumentEncoder:
-    """Encodes documents for a target: its tokenizer, its chat format (chat.FORMATS) and its number of ids."""
+    """Encodes documents for a target: its tokenizer, its chat format and its number of ids."""
 
     tokenizer: PreTrainedTokenizerBase
-    chat: Chat | str
+    chat: Chat
     vocabulary: int
 
     def encode_text(self, text: str) -> list[int]:

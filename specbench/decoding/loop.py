@@ -13,6 +13,7 @@ from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
+from specbench.decoding.stopping import Ending, Forbidden
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import Verification, Verifier
 from specbench.machine.devices import synchronize
@@ -27,7 +28,7 @@ class Generation:
     """The output of one sequence and its cost. Lists have one entry per step; seconds are wall time."""
 
     output_ids: list[int] = field(default_factory=list)
-    finish_reason: Literal["eos", "length", "capacity"] | None = None
+    finish_reason: Literal["eos", "stop_string", "length", "capacity"] | None = None
     drafted: list[int] = field(default_factory=list)  # draft nodes, without root and scratch nodes
     nodes: list[int] = field(default_factory=list)  # rows of the target's forward, root included
     depth: list[int] = field(default_factory=list)  # of the draft's deepest node
@@ -52,6 +53,9 @@ class _Sequence:
     why: Literal["length", "capacity"]  # finish reason at the limit
     stops: frozenset[int]
     verifier: Verifier
+    free: int  # tokens at the start that no stop token and no text ends
+    forbidden: Forbidden | None
+    ending: Ending | None
 
     @property
     def done(self) -> bool:
@@ -64,6 +68,9 @@ class _Sequence:
 
     def choose_first(self, logits: Tensor) -> int:
         """Choose and commit the token after the prompt. logits (V,)."""
+        if self.forbidden is not None:
+            depth = torch.zeros(1, dtype=torch.long, device=logits.device)
+            (logits,) = self.forbidden.mask_logits(logits[None], depth, 0)
         with self._say_where():
             root = self.verifier.choose_first(logits)
         self.commit([root])
@@ -71,6 +78,8 @@ class _Sequence:
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
         """Verify one draft tree. logits (N, V)."""
+        if self.forbidden is not None:
+            logits = self.forbidden.mask_logits(logits, tree.depths, len(self.generation.output_ids))
         with self._say_where():
             return self.verifier.verify(tree, logits)
 
@@ -82,17 +91,29 @@ class _Sequence:
             raise ArithmeticError(f"after {len(self.generation.output_ids)} new tokens: {error}") from None
 
     def commit(self, tokens: list[int]) -> int:
-        """Append tokens up to the first stop token or the limit; return how many were appended."""
+        """Append tokens up to the first stop token, the end of a text or the limit; return how many were appended."""
         out = self.generation
         kept = tokens[: self.limit - len(out.output_ids)]
         for i, token in enumerate(kept):
             if token in self.stops:
                 kept, out.finish_reason = kept[: i + 1], "eos"
                 break
+        if self.ending is not None:
+            kept = self._cut_at_end(self.ending, kept)
         out.output_ids += kept
         if out.finish_reason is None and len(out.output_ids) >= self.limit:
             out.finish_reason = self.why
         return len(kept)
+
+    def _cut_at_end(self, ending: Ending, tokens: list[int]) -> list[int]:
+        """Return the tokens up to the end of a text; a stop token that ends with it counts as the reason."""
+        out = self.generation
+        written = len(out.output_ids)
+        end = ending.find_end([*out.output_ids, *tokens], written, self.free)
+        if end is None or (out.finish_reason and end == written + len(tokens)):
+            return tokens
+        out.finish_reason = "stop_string"
+        return tokens[: end - written]
 
     def record(self, tree: DraftTree, choice: Verification) -> None:
         """Commit the tokens of one step and append its counts."""
@@ -111,7 +132,11 @@ def _start_sequence(target: LanguageModel, drafter: Drafter, row: int, prompt: i
         raise CapacityError(f"a prompt of {prompt} tokens does not fit a context of {target.context}")
     why: Literal["length", "capacity"] = "length" if room >= sampling.max_new_tokens else "capacity"
     limit = min(room, sampling.max_new_tokens)
-    return _Sequence(Generation(), limit, why, frozenset(sampling.stop_token_ids), drafter.verifier(sampling, row))
+    stops, least = sampling.stop_token_ids, sampling.min_new_tokens
+    forbidden = Forbidden.build(stops, least, target.vocabulary, target.device) if least else None
+    return _Sequence(
+        Generation(), limit, why, frozenset(stops), drafter.verifier(sampling, row), least, forbidden, sampling.ending
+    )
 
 
 class Clock:

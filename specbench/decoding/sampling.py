@@ -6,12 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specbench.decoding.stopping import Ending
+
 HEAD = 256  # most probable tokens examined before a whole vocabulary is sorted
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature 0 is greedy; top_p 1 and top_k 0 keep all tokens; a stop token ends a sequence and is its last token."""
+    """Temperature 0 is greedy; top_p 1 and top_k 0 keep all tokens; a stop token ends a sequence and is its last token.
+
+    Nothing but the length ends a sequence within its first `min_new_tokens`: the target's stop tokens have probability 0 there,
+    before temperature, top-k and top-p, and `ending` does not look at these tokens.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -19,6 +25,8 @@ class Sampling:
     max_new_tokens: int = 1024
     stop_token_ids: tuple[int, ...] = ()
     seed: int = 0
+    min_new_tokens: int = 0
+    ending: Ending | None = None
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -14,6 +14,7 @@ class Engine(ABC):
     """Generates with one target and several methods, each identified by its label."""
 
     in_process: ClassVar[bool] = True  # runs in this process, so its memory can be measured
+    honours: ClassVar[frozenset[str]] = frozenset()  # the settings of how answers end that it knows, by dotted name
 
     def say(self, message: str) -> None:
         """Called with what takes long; whoever opens the engine may replace it."""

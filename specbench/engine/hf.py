@@ -24,6 +24,9 @@ from specbench.models.load import load_draft
 class TransformersGenerate(Engine):
     """methods: label -> arguments of `generate`; `assistant` holds the draft model's generation config."""
 
+    # it looks for texts only at the end of what it commits at once: a draft may run past one
+    honours = frozenset({"sampling.min_new_tokens", "sampling.ignore_eos"})
+
     def __init__(
         self, methods: Mapping[str, Mapping[str, Any]], draft: Mapping[str, Any] | None, device: str, weights: str
     ) -> None:
@@ -47,6 +50,7 @@ class TransformersGenerate(Engine):
         if room < 1:
             raise CapacityError(f"a prompt of {len(prompt)} tokens does not fit a context of {self.target.context}")
         ids = torch.tensor([prompt], device=self.target.device)
+        most = min(sampling.max_new_tokens, room)
         settings = dict(self.methods[label])
         assistant = self._assistant if "assistant" in settings else None
         extra = self._configure_assistant(assistant, settings.pop("assistant", {}))
@@ -56,8 +60,8 @@ class TransformersGenerate(Engine):
             out = model.generate(  # type: ignore[operator]
                 ids,
                 attention_mask=torch.ones_like(ids),
-                **_build_options(sampling),
-                max_new_tokens=min(sampling.max_new_tokens, room),
+                **_build_options(sampling, most),
+                max_new_tokens=most,
                 eos_token_id=list(sampling.stop_token_ids),
                 pad_token_id=sampling.stop_token_ids[0] if sampling.stop_token_ids else 0,
                 **settings,
@@ -87,11 +91,13 @@ def _check_settings(settings: Mapping[str, Any], label: str) -> None:
                 raise InputError(f"engine.hf.methods.{place}.{key}: no such setting{suggest_nearest(key, list(known))}")
 
 
-def _build_options(sampling: Sampling) -> dict[str, Any]:
+def _build_options(sampling: Sampling, most: int) -> dict[str, Any]:
+    """most: new tokens."""
+    least = {"min_new_tokens": min(sampling.min_new_tokens, most)} if sampling.min_new_tokens and sampling.stop_token_ids else {}
     if sampling.temperature == 0:
-        return {"do_sample": False}
+        return {"do_sample": False, **least}
     temperature, top_p = float(sampling.temperature), float(sampling.top_p)
-    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": sampling.top_k}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": sampling.top_k, **least}
 
 
 def _build_generation(out: list[int], sampling: Sampling, seconds: float, room: int) -> Generation:

@@ -26,6 +26,8 @@ class Native(Engine):
     forward: how the models' forwards run (`auto`: compiled where that is faster), see models/forwards.py.
     """
 
+    honours = frozenset({"sampling.min_new_tokens", "sampling.ignore_eos", "sampling.stop"})
+
     def __init__(self, profile: bool, forward: Wanted = "auto") -> None:
         self.profile, self.forward = profile, forward
         self._known: dict[str, Kind] = {}

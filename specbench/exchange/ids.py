@@ -26,12 +26,16 @@ STOPPED = ("eos", "stop")  # vLLM, SGLang and OpenAI's interface say stop, also 
 
 @dataclass(frozen=True)
 class RecordedAnswer:
-    """Ids of a prompt and its output. limit: of new tokens, where drafts are cut; stops: the id that ended it, if one did."""
+    """Ids of a prompt and its output. limit: of new tokens, where drafts are cut; stops: the id that ended it, if one did.
+
+    ended: a stop string did.
+    """
 
     prompt: list[int]
     output: list[int]
     limit: int
     stops: tuple[int, ...] = ()
+    ended: bool = False
 
 
 Turn = tuple[Trial, RecordedAnswer]

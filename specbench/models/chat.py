@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -65,6 +66,13 @@ def choose_chat(chat: Chat, tokenizer: Tokenizer) -> Chat:
     return chosen
 
 
+def describe_chat(chat: Chat, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what decides the prompts besides the questions, as run.json records it beside their fingerprints."""
+    text = tokenizer.get_chat_template() if chat.format == "template" else None
+    sha256 = hashlib.sha256(text.encode()).hexdigest() if text is not None else None
+    return {"format": chat.format, "template_sha256": sha256, "arguments": dict(chat.arguments), "system": chat.system}
+
+
 def _render_greeting(chat: Chat, tokenizer: Tokenizer) -> list[int]:
     return render_prompt(chat, [("Hello", None)], tokenizer)
 
@@ -82,14 +90,13 @@ def _check_argument(name: str, tokenizer: Tokenizer) -> None:
         raise InputError(f"target.template.{name}: the chat template does not read it; it reads {', '.join(own) or 'none'}")
 
 
-def render_prompt(chat: Chat | str, turns_so_far: Turns, tokenizer: Tokenizer) -> list[int]:
-    """Return the prompt ids (T,) of the last turn. chat: or a format alone.
+def render_prompt(chat: Chat, turns_so_far: Turns, tokenizer: Tokenizer) -> list[int]:
+    """Return the prompt ids (T,) of the last turn.
 
     Raises InputError for an unknown format, for a chat template that is missing or fails, and for a prompt without a token.
     """
     if [answer is None for _, answer in turns_so_far] != [False] * (len(turns_so_far) - 1) + [True]:
         raise ValueError("every turn but the last must have an answer, and the last must have None")
-    chat = chat if isinstance(chat, Chat) else Chat(chat)
     ids = _get_format(chat.format).prompt(turns_so_far, tokenizer, chat)
     if not ids:
         raise InputError(
@@ -98,9 +105,14 @@ def render_prompt(chat: Chat | str, turns_so_far: Turns, tokenizer: Tokenizer) -
     return ids
 
 
-def decode_answer(chat: Chat | str, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+def decode_answer(chat: Chat, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Return the text of new token ids, without special tokens."""
-    return _get_format(chat.format if isinstance(chat, Chat) else chat).answer(tokenizer, ids)
+    return _get_format(chat.format).answer(tokenizer, ids)
+
+
+def decode_whole(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Return the text of token ids with special tokens: what stop strings are looked for in."""
+    return _decode(tokenizer, ids, skip_special_tokens=False)
 
 
 def count_retokenised(tokenizer: Tokenizer, text: str) -> int:
@@ -142,7 +154,7 @@ def _apply_template(turns: Turns, tokenizer: Tokenizer, chat: Chat) -> list[int]
 
 def _decode_vicuna(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Post-process as Spec-Bench: cut at `</s>` unless it comes first, drop special tokens, strip."""
-    text = _decode(tokenizer, ids, skip_special_tokens=False)
+    text = decode_whole(tokenizer, ids)
     if (end := text.find(VICUNA_STOP)) > 0:
         text = text[:end]
     for token in tokenizer.all_special_tokens:

@@ -16,7 +16,7 @@ class Target:
     name: str
     model: LanguageModel
     tokenizer: PreTrainedTokenizerBase
-    chat: Chat | str
+    chat: Chat
 
     def render_first_prompt(self, question: Question) -> list[int]:
         """Return the prompt ids (T,) of the question's first turn."""

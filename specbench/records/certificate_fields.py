@@ -66,11 +66,15 @@ class JournalRow(VerdictFields):
     greedy: bool
 
 
-class TestedSampling(TypedDict):
+class _TestedSampling(TypedDict):
     temperature: Annotated[float, Within(0, 1e6)]
     top_p: Annotated[float, Within(0, 1e6)]
     top_k: int
     max_new_tokens: Annotated[int, Within(1, 2**31)]
+
+
+class TestedSampling(_TestedSampling, total=False):
+    min_new_tokens: Annotated[int, Within(1, 2**31)] | None
 
 
 class _TestedTarget(TypedDict):

@@ -33,6 +33,7 @@ JOURNAL = "verdicts.jsonl"
 OWN_FOLDERS = (ROOT / "results" / "reference" / "certificates", ROOT / "results" / "certificates")  # of this checkout
 GRAVITY = ("untested", SO_FAR, EXACT, "sampled", "tie", "lossy", "bug")  # from the least grave
 KEYS = ("temperature", "top_p", "top_k")
+LEAST = "min_new_tokens"  # of sampling: also at temperature 0 it decides the text
 TARGET = ("name", "shape", "path", "revision", "weights", "config")  # of a run's config
 ENGINE = "specbench.engine.native.Native"  # the engine whose texts are tested
 VERSIONS = ("torch", "transformers")
@@ -94,6 +95,8 @@ class Certificate:
             return {}
         sampling, tested = config.get("sampling") or {}, self.config["sampling"]
         greedy = sampling.get("temperature") == 0
+        if sampling.get(LEAST) != tested.get(LEAST):
+            return {}
         if not greedy and any(sampling.get(key) != tested[key] for key in KEYS):
             return {}
         return {

@@ -16,7 +16,7 @@ from specbench.bounds import Within
 from specbench.errors import InputError
 from specbench.records.files import parse_object, read_text
 from specbench.records.trial import LIMITS
-from specbench.records.typed import Label, Name, check, find_odd
+from specbench.records.typed import Label, Name, Sha256, check, find_odd
 
 YAML = 4 * 2**20  # bytes of the largest YAML that is read
 Rate = Annotated[float, Within(1e-6, 1e9)]  # tokens per second
@@ -29,6 +29,9 @@ class Sampling(TypedDict, total=False):
     top_p: Annotated[float, Within(0, 1e6)] | None
     top_k: int | None
     max_new_tokens: Annotated[int, Within(1, 2**31)] | None
+    min_new_tokens: Annotated[int, Within(1, 2**31)] | None
+    ignore_eos: bool | None
+    stop: list[str] | None
 
 
 class Target(TypedDict, total=False):
@@ -37,6 +40,8 @@ class Target(TypedDict, total=False):
     dtype: Name | None
     dequantised: Name | None
     shapes: dict[str, Any] | None
+    template: dict[str, Any] | None
+    system: str | None
 
 
 class Named(TypedDict, total=False):
@@ -147,6 +152,15 @@ class Continued(Fingerprints, total=False):
     differs: list[Name]
 
 
+class Chat(TypedDict, total=False):
+    """How questions became prompts: the format in use, and of a chat template its fingerprint, its arguments and the system."""
+
+    format: Name
+    template_sha256: Sha256 | None
+    arguments: dict[str, Any]
+    system: str | None
+
+
 class Provenance(Fingerprints, total=False):
     started: Name | None
     dtype: Name | None
@@ -159,6 +173,7 @@ class Provenance(Fingerprints, total=False):
     suite_sha256: Name | None
     target_sha256: Name | None
     draft_sha256: Name | None
+    chat: Chat | None
     turns: Annotated[int, Within(0, 1e9)] | None
     watched: list[Name] | None
     baseline: list[Rates] | None

@@ -40,7 +40,7 @@ LIMITS: dict[str, Any] = {
     "state": Literal["cold", "warm"],
     "kind": Literal["measured", "synthetic", "replayed", "imported"],
     "prompt_sha256": Sha256 | Literal[""],
-    "finish_reason": Literal["eos", "length", "capacity", "error"],
+    "finish_reason": Literal["eos", "stop_string", "length", "capacity", "error"],
     "prefill_s": Seconds | None,
     "decode_s": Seconds | None,
     "draft_s": Seconds | None,
@@ -81,7 +81,7 @@ class Trial:
     prompt_tokens: int
     prompt_sha256: str
     new_tokens: int
-    finish_reason: str  # eos | length | capacity | error
+    finish_reason: str  # eos | stop_string | length | capacity | error
     steps: int | None = None
     target_forwards: int | None = None
     draft_forwards: int | None = None

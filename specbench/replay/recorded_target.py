@@ -115,6 +115,16 @@ def _find_next_tokens(tree: DraftTree, left: list[int]) -> Tensor:
     return torch.tensor([left[depth + 1] if on_path else NOTHING for depth, on_path in zip(depths, follows, strict=True)])
 
 
+@dataclasses.dataclass(frozen=True)
+class _EndAt:
+    """Ends an answer at the length where a stop string ended the recorded one."""
+
+    length: int
+
+    def find_end(self, output: Sequence[int], checked: int, free: int) -> int | None:
+        return self.length if len(output) >= self.length else None
+
+
 class _TokenOnlyDrafter(Drafter):
     """A drafter that sees only tokens."""
 
@@ -158,7 +168,8 @@ def replay_answers(
 def _replay_answer(label: str, drafter: Drafter, target: RecordedTarget, answer: RecordedAnswer, number: int) -> Generation:
     target.answer = answer.output
     # Nothing is drawn: the seed only tells answers apart.
-    sampling = Sampling(max_new_tokens=answer.limit, stop_token_ids=answer.stops, seed=number)
+    ending = _EndAt(len(answer.output)) if answer.ended else None
+    sampling = Sampling(max_new_tokens=answer.limit, stop_token_ids=answer.stops, seed=number, ending=ending)
     try:
         (out,) = generate(cast(LanguageModel, target), drafter, [torch.tensor(answer.prompt)], sampling)
     except Exception as error:

@@ -12,7 +12,7 @@ from rich.table import Table
 from specbench.analysis import acceptance
 from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
-from specbench.errors import InputError
+from specbench.errors import InputError, show_value
 from specbench.records.moved import translate_targets
 from specbench.records.names import stamp_path
 from specbench.records.run_directory import RunDirectory
@@ -41,6 +41,8 @@ class MethodReplay:
 def replay_run(of: Path, settings: RunSettings) -> tuple[Path, list[MethodReplay], str | None]:
     """Return the new run directory (`out`, or results/replay-...), its methods, and a note for the user. Raises InputError."""
     check_nodes(settings)
+    for name, value in settings.sampling.endings.items():
+        raise InputError(f"{name}={show_value(value)}: a recorded answer ends where it ended; expected null")
     recordings = read_recordings(of, settings)
     default = stamp_path(Path("results"), f"replay-{recordings.name}")
     out = RunDirectory(Path(settings.out).expanduser() if settings.out else default)

@@ -69,7 +69,8 @@ def collect_turns(trials: Iterable[Trial], prompts: Iterable[Prompt], max_new_to
         if trial.method == BASELINE and not trial.failed and trial.output_ids and trial.prompt_sha256 in ids:
             limit = len(trial.output_ids) if trial.finish_reason == "capacity" else max_new_tokens
             stops = tuple(trial.output_ids[-1:]) if trial.finish_reason == "eos" else ()
-            turns.append((trial, RecordedAnswer(ids[trial.prompt_sha256], trial.output_ids, limit, stops)))
+            ended = trial.finish_reason == "stop_string"
+            turns.append((trial, RecordedAnswer(ids[trial.prompt_sha256], trial.output_ids, limit, stops, ended)))
     if not turns:
         raise InputError(f"no answer of {BASELINE} with its prompt and output ids to replay")
     return turns
@@ -99,7 +100,7 @@ class AnswerReader:
     """Turns rows of an answer file into prompts and answers of a target."""
 
     def __init__(
-        self, suite: str, questions: Mapping[str, Question], tokenizer: PreTrainedTokenizerBase, chat: Chat | str, limit: int
+        self, suite: str, questions: Mapping[str, Question], tokenizer: PreTrainedTokenizerBase, chat: Chat, limit: int
     ) -> None:
         self.suite, self.questions = suite, questions
         self.tokenizer, self.chat, self.limit = tokenizer, chat, limit

@@ -162,6 +162,8 @@ def _collect_facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
         "dtype": row["dtype"],
         "engine": row["engine"],
         "temperature": f"{row['temperature']}{seeds}",
+        "answers end": row["ends"],
+        "chat template": row["template"],
         "suite": f"{run.trials[0].suite}, {workload}",
         "licence of the questions": find_first(run.provenance, "suite.licence"),
         "source of the questions": find_first(run.provenance, "suite.source"),

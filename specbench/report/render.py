@@ -20,7 +20,15 @@ from specbench.report.folder import claim_folder
 from specbench.report.page import Section, render_page
 
 FILES = ("table.md", "table.tex", "summary.csv", "alarms.csv", "acceptance.csv", "conventions.csv", "time.csv")
-SWEPT = ("temperature", "dtype", "shape", "target", "device")  # columns in which the runs of a sweep may differ
+SWEPT = (
+    "temperature",
+    "dtype",
+    "shape",
+    "target",
+    "device",
+    "ends",
+    "template",
+)  # columns in which the runs of a sweep may differ
 CAPTIONS = {
     "forest": "Overall speedups, every task weighing the same. Line: 95 % interval; broad band: the range without any one task;"
     " small points: tasks. A rank is a range where methods do not differ significantly (Holm's procedure over all pairs, 5 %).",

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from specbench.analysis.prompting import DEFAULT, NATURAL
 from specbench.analysis.summary import EVIDENCE
 from specbench.records.evidence import describe_length
 from specbench.records.markdown import format_markdown_table
@@ -17,6 +18,7 @@ from specbench.records.trial import BASELINE, OVERALL
 
 SummaryRow: TypeAlias = pd.Series
 TOTALS = ("rank", "mean accepted tokens", "tokens/s", "identical", "lossless")  # columns after those of the tasks
+USUAL = {"ends": NATURAL, "template": DEFAULT}
 MARKS = ("warm", "synthetic", "replayed", "imported")  # states and kinds that a label shows
 
 _LATEX = str.maketrans(
@@ -45,12 +47,19 @@ def build_grid(
     for (run, _), cells in summary.groupby(["run", "method"], sort=False):
         by_task = {str(row["task"]): row for _, row in cells.iterrows()}
         label = format_label(by_task[OVERALL])
-        shape = by_task[OVERALL]["shape"]
-        run_label = f"{run} (expanded to {shape})" if shape and not pd.isna(shape) else str(run)
+        run_label = f"{run}{_describe_settings(by_task[OVERALL])}"
         speedups = [cell(by_task[task]) if task in by_task else missing for task in tasks]
         totals = _format_totals(by_task[OVERALL], missing)
         rows.append([*[run_label] * several, label, *speedups, *totals, _format_verdict(by_task[OVERALL], evidence)])
     return Grid(["run", "method"] if several else ["method"], [*tasks, *TOTALS], rows)
+
+
+def _describe_settings(row: SummaryRow) -> str:
+    """Return in brackets what a run's name need not say: its target's shape, where its answers end, its chat template."""
+    parts = [f"expanded to {row['shape']}"] if row["shape"] and not pd.isna(row["shape"]) else []
+    parts += [f"answers end {row['ends']}"] * (row["ends"] != NATURAL)
+    parts += [f"chat template {row['template']}"] * (row["template"] != DEFAULT)
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def list_shown_tasks(summary: pd.DataFrame) -> list[str]:
@@ -171,7 +180,14 @@ def format_latex(summary: pd.DataFrame) -> str:
 
 def describe_rows(summary: pd.DataFrame) -> list[str]:
     """Return the notes below a table."""
-    return [*filter(None, [describe_expansion(summary)]), *_describe_speed(summary), *_describe_evidence(summary)]
+    notes = [*filter(None, [describe_expansion(summary)]), *_describe_speed(summary), *_describe_evidence(summary)]
+    return [*notes, *_describe_prompting(summary)]
+
+
+def _describe_prompting(summary: pd.DataFrame) -> list[str]:
+    """Return where answers end and what the chat template is given, if that is not the default."""
+    ends, templates = (sorted(set(summary[name].astype(str)) - {usual}) for name, usual in USUAL.items())
+    return [f"Answers end {one}." for one in ends] + [f"Chat template: {one}." for one in templates]
 
 
 def _describe_speed(summary: pd.DataFrame) -> list[str]:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from specbench.analysis.summary import write_summary
 from specbench.datastore.leakage import measure_leakage
 from specbench.decoding.drafter import Drafter
-from specbench.decoding.sampling import Sampling
 from specbench.diagnose.roofline import describe_memory
 from specbench.engine.base import Engine
-from specbench.errors import warn
+from specbench.errors import InputError, show_value, warn
 from specbench.machine.devices import count_default_threads, list_timed_devices, pick_device, release_memory
 from specbench.machine.load import LoadMeter
 from specbench.machine.locks import lock_devices, lock_run
@@ -52,7 +50,7 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
     default = count_default_threads()  # known before the first job of a sweep sets another number
     torch.set_num_threads(settings.threads or default)
     engines = _instantiate_engines(settings)
-    _check_labels(engines, settings)
+    _check_engines(engines, settings)
     tokenizer, _ = objects.load_target_tokenizer(settings.target)
     drafters = _prepare_drafters(settings, tokenizer)
     for label, need in settings.left_out.items():
@@ -67,7 +65,7 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
         for engine in engines.values():
             engine.say = partial(watcher.show_status, long=True)  # type: ignore[method-assign]
             engine.open(target.model, drafters)
-        sampling = Sampling(**asdict(settings.sampling), stop_token_ids=target.model.eos_ids)
+        sampling = objects.build_sampling(settings.sampling, target)
         schedule = Schedule(settings.repeats, settings.seed, settings.context, sampling)
         with lock_run(run.path):
             watcher.set_run(run.path)
@@ -152,8 +150,15 @@ def _instantiate_engines(settings: RunSettings) -> dict[str, Engine]:
     return {name: instantiate(node, Engine, f"engine.{name}") for name, node in settings.engine.items()}
 
 
-def _check_labels(engines: Mapping[str, Engine], settings: RunSettings) -> None:
-    """Raise InputError for a method that the first engine lacks. Another process's engine would load its model to tell."""
+def _check_engines(engines: Mapping[str, Engine], settings: RunSettings) -> None:
+    """Raise InputError for a method that the first engine lacks, and for a setting that any engine does not know.
+
+    Another process's engine would load its model to tell which methods it has.
+    """
+    for name, engine in engines.items():
+        for setting, value in settings.sampling.endings.items():
+            if setting not in engine.honours:
+                raise InputError(f"{setting}={show_value(value)}: engine {name} does not know it; expected null")
     name, first = next(iter(engines.items()))
     if first.in_process:
         build_arms({name: first}, _list_labels(settings))

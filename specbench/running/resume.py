@@ -58,11 +58,20 @@ def _check_config(run: RunDirectory, new: Mapping[str, Any]) -> None:
         raise _build_error(run, "first engine", first, first_now)
     for key in sorted((old.keys() | new.keys()) - {"repeats"}):
         before, now = old.get(key), new.get(key)
+        now = _drop_new_nulls(before, now)
         if key in ("method", "engine") and isinstance(before, dict) and isinstance(now, dict):
             shared = before.keys() & now.keys()
             before, now = ({name: value[name] for name in shared} for value in (before, now))
         if before != now:
             raise _build_error(run, *_find_difference(key, before, now))
+
+
+def _drop_new_nulls(before: Any, now: Any) -> Any:
+    """Return a setting without what is null now and was not there before: settings that the run's specbench did not have."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return now
+    kept = {key: value for key, value in now.items() if key in before or value is not None}
+    return {key: _drop_new_nulls(before.get(key), value) for key, value in kept.items()}
 
 
 def _find_difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:

@@ -88,11 +88,18 @@ def expand_sweep(swept: Mapping[str, Any], overrides: Sequence[str]) -> list[str
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     expanded = []
     for key, values in flatten(swept):
-        if not isinstance(values, list) or not values or any(not isinstance(value, (str, int, float)) for value in values):
+        if not isinstance(values, list) or not values or any(isinstance(value, list) for value in values):
             raise InputError(f"sweep.{key}={values}: expected a list of values")
         if key not in given:
-            expanded.append(f"{key}={','.join(map(str, values))}")
+            expanded.append(f"{key}={','.join(map(_format_value, values))}")
     return expanded
+
+
+def _format_value(value: Any) -> str:
+    """Return a value as Hydra reads it: null, true, {enable_thinking: false}."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_format_value(inner)}" for name, inner in value.items()) + "}"
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def check_single_run(settings: RunSettings, overrides: Sequence[str], command: str) -> None:

@@ -15,11 +15,13 @@ from transformers import PreTrainedTokenizerBase, modeling_gguf_pytorch_utils
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.sampling import Sampling
+from specbench.decoding.stopping import StopStrings
 from specbench.drafters.checkpoints import RANDOM
 from specbench.engine.base import Engine
 from specbench.errors import InputError, show_value
 from specbench.machine.devices import count_usable_cores, pick_device, pick_dtype
-from specbench.models.chat import Chat, choose_chat, render_prompt
+from specbench.models.chat import Chat, choose_chat, decode_whole, describe_chat, render_prompt
 from specbench.models.load import check_model, create_config, load_draft, load_model, load_tokenizer
 from specbench.models.place import locate
 from specbench.models.stored import name_gguf_types
@@ -28,7 +30,7 @@ from specbench.records.trial import BASELINE
 from specbench.records.typed import Label, check
 from specbench.setup.fingerprints import CODE_KIND, hash_method_code, hash_path
 from specbench.setup.instantiate import check_node, instantiate, iter_nodes, locate_class
-from specbench.setup.settings import CertifySettings, Node, RunSettings, TargetSettings
+from specbench.setup.settings import CertifySettings, Node, RunSettings, SamplingSettings, TargetSettings
 from tasks.suite import Suite
 
 EMBEDDED = "specbench/zoo/target"
@@ -182,6 +184,21 @@ def load_target_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizer
     return tokenizer, chat
 
 
+def build_sampling(settings: SamplingSettings, target: Target) -> Sampling:
+    """Return how tokens are chosen, and how answers end, on this target."""
+    tokenizer = target.tokenizer
+    stops = StopStrings(tuple(settings.stop), partial(decode_whole, tokenizer)) if settings.stop else None
+    return Sampling(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        max_new_tokens=settings.max_new_tokens,
+        stop_token_ids=() if settings.ignore_eos else target.model.eos_ids,
+        min_new_tokens=settings.min_new_tokens or 0,
+        ending=stops,
+    )
+
+
 def collect_fingerprints(
     settings: RunSettings | CertifySettings, target: Target, suite: Suite, drafters: Mapping[str, Drafter]
 ) -> dict[str, Any]:
@@ -189,6 +206,7 @@ def collect_fingerprints(
     return {
         "dtype": target.model.dtype_name,
         "suite_sha256": suite.fingerprint,
+        "chat": describe_chat(target.chat, target.tokenizer),
         **_hash_weights(settings.target),
         "dequantised": _name_gguf(settings.target),
         "self_test": _collect_self_tests(target, drafters),

@@ -29,6 +29,15 @@ def is_line(value: Any) -> bool:
     return is_text(value) and value.isprintable()
 
 
+def is_stop_list(value: Any) -> bool:
+    """Whether it is a list of texts that an answer can contain: none is empty, or a character that stands for broken ones."""
+    return isinstance(value, list) and 1 <= len(value) <= MOST_STOPS and all(map(is_stop, value))
+
+
+def is_stop(text: Any) -> bool:
+    return is_text(text) and "\ufffd" not in text and len(text.encode(errors="replace")) <= LONGEST_STOP
+
+
 def or_null(test: Test) -> Test:
     return lambda value: value is None or test(value)
 
@@ -45,6 +54,8 @@ def count_or_all(what: str, null: str = "") -> Rule:
 
 MILLION = 1_000_000
 MOST_TOKENS = 10_000_000  # of an answer; the longest contexts have as many
+MOST_STOPS = 64
+LONGEST_STOP = 256
 MOST_THREADS = 1024  # `objects.check_threads` knows how many cores there are
 LEAST_LEVEL = 0.0001  # far below, the p-value of a G-test is a poor approximation
 LEAST_SHARE = 0.0001  # of top_p: below, only one token is left, as at temperature 0
@@ -57,6 +68,11 @@ SHARED: Rules = {
 }
 SAMPLING: Rules = {
     "sampling.max_new_tokens": count(MOST_TOKENS),
+    "sampling.min_new_tokens": (
+        or_null(partial(is_whole, most=MOST_TOKENS)),
+        f"a number of tokens, at least 1, or null (at most {MOST_TOKENS:,})",
+    ),
+    "sampling.stop": (or_null(is_stop_list), f"a list of 1 to {MOST_STOPS} texts of at most {LONGEST_STOP} bytes, or null"),
     "sampling.temperature": (
         lambda value: is_number(value, 0, 0) or is_number(value, 0.001, 1000),
         "0 (greedy), or a number from 0.001 to 1000",

@@ -80,6 +80,22 @@ class SamplingSettings:
     top_p: float
     top_k: int
     max_new_tokens: int
+    min_new_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop: list[str] | None = None
+
+    @property
+    def endings(self) -> dict[str, Any]:
+        """The settings of how answers end that are not the default, by dotted name."""
+        chosen = {f"sampling.{name}": getattr(self, name) for name in ("min_new_tokens", "ignore_eos", "stop")}
+        return {name: value for name, value in chosen.items() if value}
+
+    def check_lengths(self) -> None:
+        """Raise InputError for a least length above the greatest."""
+        if (self.min_new_tokens or 0) > self.max_new_tokens:
+            raise InputError(
+                f"sampling.min_new_tokens={self.min_new_tokens}: expected at most max_new_tokens, {self.max_new_tokens}"
+            )
 
 
 @dataclass(frozen=True)
@@ -226,6 +242,8 @@ def parse_settings(
         _check_layers(look_up(plain, place), place)
     sections = {name: _construct(section, plain[name], name) for name, section in SECTIONS.items() if name in plain}
     sections["target"].check_shape()
+    if "sampling" in sections:
+        sections["sampling"].check_lengths()
     tasks = [task["name"] for task in plain["task"].values()]
     suite = {key: value for key, value in plain["suite"].items() if key not in ABOUT}
     about = {key: plain["suite"].get(key) for key in ABOUT}
