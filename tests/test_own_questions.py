@@ -143,7 +143,7 @@ def test_a_stopped_gathering_resumes_and_serves_other_methods(cli: Cli, tmp_path
         return real(self, number, count)
 
     monkeypatch.setattr(Batches, "keep", keep)
-    monkeypatch.setattr(own_questions, "SHORTEST", 1)
+    monkeypatch.setattr(OwnQuestions, "_draw_batch", lambda _, batch: [f"Who is {batch}-{row}?" for row in range(SIDE_BY_SIDE)])
     stopped = cli("train", *overrides(tmp_path))
     assert stopped.status == 130 and "kept: the target's texts" in stopped.err, stopped.err
     assert cli("train", *overrides(tmp_path)).status == 0
