@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from specbench.records.attempts import select_complete, select_counted
 from specbench.records.certificates import Certification, find_certifications, list_folders, read_certificates
 from specbench.records.nested import look_up
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE, Trial
+from specbench.records.trial import BASELINE, QuestionId, Trial
 
 EPOCH = "1970-01-01T00:00:00Z"  # of a run that does not record its start, such as an imported one
 
@@ -37,6 +37,7 @@ class LoadedRun:
     texts: list[dict[str, Any]]
     certified: dict[str, Certification]  # by method
     unreadable: list[str]  # certificates that cannot be read
+    strata: dict[QuestionId, dict[str, str]] = field(default_factory=dict)  # what the suite says of its questions
 
     @property
     def missing(self) -> dict[str, int]:
@@ -69,7 +70,6 @@ def read_run(path: Path) -> LoadedRun:
     config, provenance = directory.read_config(), directory.read_provenance()
     certificates, unreadable = read_certificates(list_folders(path))
     trials = select_counted(attempts)
-    directory.read_prompts()  # no report shows them, but what is wrong with them is wrong with the run
     return LoadedRun(
         name=directory.name,
         config=config,
@@ -80,6 +80,7 @@ def read_run(path: Path) -> LoadedRun:
         texts=directory.read_texts(),
         certified=find_certifications(config, provenance, certificates),
         unreadable=unreadable,
+        strata={prompt.question_id: prompt.strata for prompt in directory.read_prompts() if prompt.strata},
     )
 
 
