@@ -16,7 +16,7 @@ from specbench.bounds import Within
 from specbench.errors import InputError
 from specbench.records.files import parse_object, read_text
 from specbench.records.trial import LIMITS
-from specbench.records.typed import Label, Name, check, find_odd
+from specbench.records.typed import Label, Name, Sha256, check, find_odd
 
 YAML = 4 * 2**20  # bytes of the largest YAML that is read
 Rate = Annotated[float, Within(1e-6, 1e9)]  # tokens per second
@@ -163,16 +163,24 @@ class Provenance(Fingerprints, total=False):
     sums: dict[str, bool] | None
     leakage: dict[str, list[Store]] | None
     continued: list[Continued] | None
+    stripped: bool | None
 
 
-class AnswerText(TypedDict):
-    """A row of texts.jsonl: a decoded answer of the first repeat, and its score if the suite can score it."""
-
+class Answer(TypedDict):
     method: Label
     question_id: QuestionId  # type: ignore[valid-type]
     turn: int
-    text: str
+    text: str | None
     score: Share | None
+
+
+class AnswerText(Answer, total=False):
+    """A row of texts.jsonl: a decoded answer of the first repeat, and its score if the suite can score it.
+
+    sha256: in place of the text (records/stripped.py).
+    """
+
+    sha256: Sha256
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
