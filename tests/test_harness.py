@@ -162,8 +162,8 @@ def test_prompts_are_written_once_and_trials_point_at_them(tmp_path: Path) -> No
     assert len(tested.run.read_prompts()) == len(prompts) == len(TURNS)
     for trial in tested.run.read_trials():
         prompt = prompts[(trial.question_id, trial.turn)]
-        assert (trial.prompt_sha256, trial.prompt_tokens) == (prompt.sha256, len(prompt.prompt_ids))
-        assert prompt.sha256 == hash_ids(prompt.prompt_ids)
+        assert (trial.prompt_sha256, trial.prompt_tokens) == (prompt.sha256, len(prompt.prompt_ids or []))
+        assert prompt.sha256 == hash_ids(prompt.prompt_ids or [])
 
 
 def test_texts_of_repeat_0_are_scored(tmp_path: Path) -> None:

@@ -70,7 +70,6 @@ def read_run(path: Path) -> LoadedRun:
     config, provenance = directory.read_config(), directory.read_provenance()
     certificates, unreadable = read_certificates(list_folders(path))
     trials = select_counted(attempts)
-    prompts = directory.read_prompts()  # no report shows their ids, but what is wrong with them is wrong with the run
     return LoadedRun(
         name=directory.name,
         config=config,
@@ -81,7 +80,7 @@ def read_run(path: Path) -> LoadedRun:
         texts=directory.read_texts(),
         certified=find_certifications(config, provenance, certificates),
         unreadable=unreadable,
-        strata={prompt.question_id: prompt.strata for prompt in prompts if prompt.strata},
+        strata={prompt.question_id: prompt.strata for prompt in directory.read_prompts() if prompt.strata},
     )
 
 

@@ -96,12 +96,17 @@ def add_overall(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def pool_counts(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return ratios of pooled counts, indexed by (method, task), overall included.
+    """Return `pool_cells`, overall included."""
+    return pool_cells(add_overall(pairs))
+
+
+def pool_cells(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return ratios of pooled counts, indexed by (method, task).
 
     mean_accepted_tokens = committed / steps; acceptance_rate = accepted / depth offered; tokens_per_forward =
     new tokens / (steps + 1 per turn); speedup_pooled = ratio of all tokens per all seconds.
     """
-    groups = add_overall(pairs).groupby(CELL, sort=False)
+    groups = pairs.groupby(CELL, sort=False)
     sums = groups.sum(numeric_only=True, min_count=1)
     return pd.DataFrame(
         {

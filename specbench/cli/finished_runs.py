@@ -173,22 +173,29 @@ def paper(argv: list[str]) -> int:
 
 
 def export(argv: list[str]) -> int:
-    """Export a run for another tool: spec_bench, github, bencher, asv; or a model for llama.cpp: gguf."""
+    """Export a run for another tool: spec_bench, github, bencher, asv; without its texts: stripped; or a model: gguf."""
     if argv[:1] == ["gguf"]:
         return _export_model(argv[1:])
     from specbench.analysis.loaded_run import read_run
     from specbench.exchange.spec_bench import export_answers
     from specbench.exchange.trackers import FORMATS
+    from specbench.records.stripped import strip_run
 
     formats = {"spec_bench": export_answers, **FORMATS}
     epilog = "A model: specbench export gguf --help"
     parser = Parser(prog="specbench export", description=export.__doc__, epilog=epilog)
-    parser.add_argument("format", metavar="FORMAT", help=", ".join(formats))
+    parser.add_argument("format", metavar="FORMAT", help=", ".join([*formats, "stripped"]))
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--out", type=parse_folder, default=Path("exports"), metavar="FOLDER", help="default: exports")
     options = parser.parse_args(argv)
+    if options.format == "stripped":
+        copy = strip_run(options.run, options.out)
+        print_lines(f"run: {copy}; specbench report {copy}")
+        return 0
     if options.format not in formats:
-        raise InputError(f"{options.format}: no such format; expected {suggest_choices(options.format, [*formats, 'gguf'])}")
+        raise InputError(
+            f"{options.format}: no such format; expected {suggest_choices(options.format, [*formats, 'stripped', 'gguf'])}"
+        )
     print_lines(*formats[options.format](read_run(options.run), options.out))
     return 0
 

@@ -68,7 +68,8 @@ def report(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     from specbench.records.run_directory import expand_paths
 
-    return _report(expand_paths(options.runs), options.out or Path("reports") / options.runs[0].resolve().name)
+    out = options.out or Path("reports") / options.runs[0].resolve().name
+    return _report(expand_paths(options.runs), out, strata=True)
 
 
 def cost(argv: list[str]) -> int:
@@ -204,12 +205,12 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def _report(runs: list[Path], out: Path) -> int:
+def _report(runs: list[Path], out: Path, strata: bool = False) -> int:
     from specbench.report.render import render_report
 
     files = render_report(runs, out)
     widen_console()
-    for table in files.terminal:
+    for table in [*files.terminal, *(files.build_strata_tables(console.width) if strata else [])]:
         console.print(table)
     print_lines(*files.alarms, f"page: {files.page}")
     return 0

@@ -22,6 +22,7 @@ from specbench.models.chat import count_retokenised
 from specbench.records.files import JsonLines, write_atomic
 from specbench.records.names import make_file_name
 from specbench.records.run_directory import RunDirectory
+from specbench.records.stripped import check_texts
 from specbench.records.trial import BASELINE, IMPORTED, QuestionId, Trial, TrialKey
 from specbench.records.trial_rules import parse_trial
 from tasks.question import TASK_OF_CATEGORY
@@ -41,6 +42,7 @@ def export_answers(run: LoadedRun, out: Path) -> list[Path]:
 
     Raises InputError if none of them has stored text.
     """
+    check_texts(run.provenance, run.name)
     texts = {(row["method"], row["question_id"], row["turn"]): row["text"] for row in run.texts}
     first = {(trial.method, trial.question_id, trial.turn): trial.output_sha256 for trial in run.trials if trial.repeat == 0}
     complete = _find_complete(run.trials)

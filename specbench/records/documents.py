@@ -186,16 +186,24 @@ class Provenance(Fingerprints, total=False):
     sums: dict[str, bool] | None
     leakage: dict[str, list[Store]] | None
     continued: list[Continued] | None
+    stripped: bool | None
 
 
-class AnswerText(TypedDict):
-    """A row of texts.jsonl: a decoded answer of the first repeat, and its score if the suite can score it."""
-
+class Answer(TypedDict):
     method: Label
     question_id: QuestionId  # type: ignore[valid-type]
     turn: int
-    text: str
+    text: str | None
     score: Share | None
+
+
+class AnswerText(Answer, total=False):
+    """A row of texts.jsonl: a decoded answer of the first repeat, and its score if the suite can score it.
+
+    sha256: in place of the text (records/stripped.py).
+    """
+
+    sha256: Sha256
 
 
 def read_provenance(path: Path) -> dict[str, Any]:

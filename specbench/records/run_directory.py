@@ -163,4 +163,6 @@ def _parse_rows(lines: JsonLines, parse: Callable[[dict[str, Any]], Row]) -> Ite
 
 def _parse_text(row: dict[str, Any]) -> dict[str, Any]:
     check(row, AnswerText, "")
+    if (row["text"] is None) != ("sha256" in row):
+        raise InputError("expected a text, or null and its sha256")
     return row

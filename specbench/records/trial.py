@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from specbench.bounds import LARGEST, Within
 from specbench.errors import InputError
-from specbench.records.typed import Label, Name, Sha256, check_fields
+from specbench.records.typed import Label, Name, Sha256, check, check_fields
 
 SCHEMA = 1
 
@@ -45,7 +45,7 @@ LIMITS: dict[str, Any] = {
     "decode_s": Seconds | None,
     "draft_s": Seconds | None,
     "verify_s": Seconds | None,
-    "prompt_ids": list[TokenId],
+    "prompt_ids": list[TokenId] | None,
     "output_ids": list[TokenId] | None,
     "output_sha256": Sha256 | None,
     "retokenised": Annotated[int, Within(-1, LARGEST)] | None,  # Spec-Bench takes one off, also from an empty text
@@ -151,12 +151,13 @@ IMPORTED: dict[str, Any] = {"context": "own", "seed": 0, "order": 0, "state": "c
 class Prompt:
     """The token ids that a turn started from; `method` is set only if every method has its own context.
 
-    strata: what groups the question besides task and category, by name; None if nothing does.
+    prompt_ids: None in a run that keeps no texts. strata: what groups the question besides task and category, by name; None if
+    nothing does.
     """
 
     question_id: QuestionId
     turn: int
-    prompt_ids: list[int]
+    prompt_ids: list[int] | None
     sha256: str
     method: str | None = None
     strata: dict[str, str] | None = None
@@ -168,7 +169,9 @@ class Prompt:
         if not fields - {"method", "strata"} <= set(row) <= fields:
             raise InputError(f"not a prompt: fields {sorted(row)}")
         check_fields(cls, row, LIMITS | {"method": Label | None, "strata": dict[str, Label] | None})
-        if row["sha256"] != hash_ids(row["prompt_ids"]):
+        for name in row.get("strata") or ():
+            check(name, Label, "a name in strata")
+        if row["prompt_ids"] is not None and row["sha256"] != hash_ids(row["prompt_ids"]):
             raise InputError("sha256 is not that of prompt_ids")
         return cls(**row)
 

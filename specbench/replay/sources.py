@@ -21,6 +21,7 @@ from specbench.exchange.ids import RecordedAnswer, Turn, build_answer, build_tri
 from specbench.models.chat import Chat, render_prompt
 from specbench.records.files import JsonLines
 from specbench.records.run_directory import RunDirectory
+from specbench.records.stripped import check_texts
 from specbench.records.trial import BASELINE, Prompt, Trial
 from specbench.setup.objects import load_target_tokenizer
 from specbench.setup.questions import open_suite
@@ -54,6 +55,7 @@ def read_recordings(path: Path, settings: RunSettings) -> Recordings:
 def read_run_answers(path: Path) -> Recordings:
     """Read autoregressive decoding's answers in a run directory."""
     run = read_run(path)
+    check_texts(run.provenance, f"--of {path}")
     limit = (run.config.get("sampling") or {}).get("max_new_tokens")
     if not isinstance(limit, int):
         raise InputError(f"{path}: its config does not say sampling.max_new_tokens")
@@ -63,7 +65,7 @@ def read_run_answers(path: Path) -> Recordings:
 
 def collect_turns(trials: Iterable[Trial], prompts: Iterable[Prompt], max_new_tokens: int) -> list[Turn]:
     """Return the records and answers of autoregressive decoding. Raises InputError if there is none."""
-    ids = {prompt.sha256: prompt.prompt_ids for prompt in prompts}
+    ids = {prompt.sha256: prompt.prompt_ids for prompt in prompts if prompt.prompt_ids is not None}
     turns = []
     for trial in trials:
         if trial.method == BASELINE and not trial.failed and trial.output_ids and trial.prompt_sha256 in ids:

@@ -1,4 +1,4 @@
-"""The figures of a run: speedup by task, speedup against acceptance, acceptance by position, the time of a step."""
+"""The figures of a run: speedup by task and prompt length, speedup against acceptance, by position, the time of a step."""
 
 from __future__ import annotations
 
@@ -58,6 +58,39 @@ def _plot_points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look
     cut = [place for place, limit in zip(places, high, strict=True) if limit > top]
     if cut:
         axes.plot(cut, [top] * len(cut), ls="", marker="^", color=look.colour, markersize=5, clip_on=False)
+
+
+def plot_prompt_lengths(buckets: pd.DataFrame, style: Style) -> Figure:
+    """Plot speedup and mean accepted tokens over the prompt's length. buckets: see strata.tabulate_strata; two or more."""
+    levels = list(buckets["level"].unique())
+    places = {level: math.log2(int(level.partition("–")[0])) for level in levels}  # a bucket without a question leaves a gap
+    methods = list(buckets["method"].unique())
+    first, last = min(places.values()) - 0.5, max(places.values()) + 0.5
+    top = _compute_top(buckets.dropna(subset=["speedup"]))
+    figure = Figure(figsize=(max(11, 1.2 * (last - first) + 1.5), 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for position, method in enumerate(methods):
+        look, rows = style[method], buckets[buckets["method"] == method]
+        shifted = [places[level] + 0.6 * ((position + 0.5) / len(methods) - 0.5) for level in rows["level"]]
+        _plot_points(left, shifted, rows, look, top)
+        options: dict[str, Any] = {"ls": look.line, "linewidth": 1, "alpha": 0.6, "color": look.colour}
+        left.plot(shifted, rows["speedup"], **options)
+        right.plot(shifted, rows["mean_accepted_tokens"], **options)
+        right.plot(shifted, rows["mean_accepted_tokens"], ls="", markersize=6, **look.marks)
+    mark_baseline(left)
+    left.set(title="Speedup, 95 % intervals over questions")
+    left.set_ylim(min(0.5, 0.9 * buckets[["speedup_low", "speedup"]].min().min()), top)
+    right.set(title="Mean accepted tokens")
+    right.set_ylim(bottom=1)
+    questions = buckets.groupby("level")["questions"].max()
+    labels = [f"{level}\n({questions[level]})".replace("–", "–\n") for level in levels]
+    for axes in (left, right):
+        axes.set_xticks(list(places.values()), labels)
+        axes.set_xlim(first, last)
+        axes.set_xlabel("prompt tokens (questions)")
+        axes.grid(axis="y")
+    add_legend(figure, left)
+    return figure
 
 
 def plot_forest(summary: pd.DataFrame, style: Style) -> Figure:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from markupsafe import Markup
 
 from specbench.analysis.disturbance import COUNTS
 from specbench.analysis.loaded_run import LoadedRun, find_first
+from specbench.analysis.strata import COLUMNS
 from specbench.analysis.summary import is_sampled
 from specbench.records.nested import look_up
 from specbench.records.trial import BASELINE, OVERALL
 from specbench.report.alarm import Alarm
 from specbench.report.baseline import describe_rivals
 from specbench.report.disturbance import list_disturbed_blocks
+from specbench.report.strata import describe_few, list_levels
 from specbench.report.tables import format_interval, format_label, format_number, format_rank, format_share, list_shown_tasks
 
 EXAMPLES = 6
@@ -34,12 +36,13 @@ COSTS = {"memory": "peak_memory_mb", "energy": "joules_per_token"}  # not measur
 
 @dataclass(frozen=True)
 class Section:
-    """One run on the page. figures: (caption, inline SVG)."""
+    """One run on the page. figures: (caption, inline SVG); strata: see analysis.strata.tabulate_strata."""
 
     run: LoadedRun
     summary: pd.DataFrame
     alarms: Sequence[Alarm]
     figures: Sequence[tuple[str, str]]
+    strata: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS))
 
 
 def render_page(sections: Sequence[Section], across: Sequence[tuple[str, str]] = ()) -> str:
@@ -82,6 +85,8 @@ def _build_view(section: Section) -> dict[str, Any]:
         "alarms": section.alarms,
         "disturbed": list_disturbed_blocks(run),
         "figures": [(caption, Markup(svg)) for caption, svg in section.figures],
+        "levels": list_levels(section.strata),
+        "few": describe_few(section.strata),
         "examples": select_examples(run),
         "settings": _list_settings(run, summary),
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, default_flow_style=None),
@@ -173,6 +178,7 @@ def _collect_facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
         "other autoregressive engines": describe_rivals(run.provenance.get("baseline") or []),
         "disturbed turns": _format_disturbed(summary),
         "numbers": row["kind"],
+        "texts": "kept as hashes" * bool(run.provenance.get("stripped")),
         "certified": "; ".join(sorted({one.coverage for one in run.certified.values()})),
         "datastores": "; ".join(_list_stores(run)),
     }
@@ -210,6 +216,8 @@ def select_examples(run: LoadedRun) -> list[dict[str, Any]]:
     tasks = {trial.question_id: trial.task for trial in run.trials}
     turns: dict[tuple[Any, Any], dict[str, str]] = {}
     for row in run.texts:
+        if row["text"] is None:
+            continue
         texts = turns.setdefault((row.get("question_id"), row.get("turn")), {})
         texts[str(row.get("method"))] = str(row.get("text"))
     usable = [key for key, texts in turns.items() if BASELINE in texts and len(texts) > 1]

@@ -11,15 +11,17 @@ from rich.table import Table
 
 from specbench.analysis import metrics
 from specbench.analysis.loaded_run import LoadedRun, order_methods, pick_trial, read_run
+from specbench.analysis.strata import LENGTH, tabulate_strata
 from specbench.analysis.summary import format_csv, summarise
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
-from specbench.report import canvas, figures, palette, tables, tree_sizes
+from specbench.report import canvas, figures, palette, strata, tables, tree_sizes
 from specbench.report.alarms import find_alarms
 from specbench.report.folder import claim_folder
 from specbench.report.page import Section, render_page
 
-FILES = ("table.md", "table.tex", "summary.csv", "alarms.csv", "acceptance.csv", "conventions.csv", "time.csv")
+TABLES = ("table.md", "table.tex", "strata.md")
+FILES = (*TABLES, "summary.csv", "strata.csv", "alarms.csv", "acceptance.csv", "conventions.csv", "time.csv")
 SWEPT = (
     "temperature",
     "dtype",
@@ -34,6 +36,8 @@ CAPTIONS = {
     " small points: tasks. A rank is a range where methods do not differ significantly (Holm's procedure over all pairs, 5 %).",
     "questions": "Boxes span the quartiles over questions, whiskers 1.5 times the interquartile range.",
     "speedup": "Speedup of every method on every task. Bars are 95 % intervals over questions; an arrow marks a cut one.",
+    "prompt_length": "Speedup and mean accepted tokens over the length of the prompt, in buckets from one power of two to the"
+    " next; below each bucket its questions. The buckets hold different tasks.",
     "conversion": "Speedup against mean accepted tokens. On the line ×0.8, a speedup is 0.8 of the mean"
     " accepted tokens (its conversion). The lines leave out prefill, one more forward per turn.",
     "time": "What a step of every method costs in steps of autoregressive decoding, and the tokens it commits. A diamond to the"
@@ -50,6 +54,7 @@ class Report:
     files: list[Path]
     summary: pd.DataFrame  # the rows of summary.csv
     alarms: list[str]
+    strata: list[pd.DataFrame]  # of every run that has some, the rows of strata.csv
 
     @property
     def page(self) -> Path:
@@ -62,9 +67,14 @@ class Report:
         groups = list(self.summary.groupby("run", sort=False))
         return [tables.build_headline_table(rows, str(run) if len(groups) > 1 else "") for run, rows in groups]
 
+    def build_strata_tables(self, width: int) -> list[Table]:
+        """Return the second table of a report on one run, for a terminal of so many columns."""
+        alone = self.summary["run"].nunique() == 1
+        return [table for rows in self.strata if alone for table in strata.build_strata_tables(rows, width)]
+
 
 def render_report(run_dirs: Sequence[Path], out: Path) -> Report:
-    """Write index.html, table.md, table.tex, the CSV files and the figures into `out`; time.csv only for profiled runs.
+    """Write index.html, the tables, the CSV files and the figures into `out`; time.csv only for profiled runs.
 
     Raises InputError when a directory is not a run, when none is given, or when two have the same name.
     """
@@ -79,6 +89,7 @@ def render_report(run_dirs: Sequence[Path], out: Path) -> Report:
     positions = pd.concat([metrics.tabulate_positions(run.trials).assign(run=run.name) for run in runs], ignore_index=True)
     splits = pd.concat([metrics.split_step_time(run.frame).assign(run=run.name) for run in runs], ignore_index=True)
     counted = pd.concat([metrics.tabulate_conventions(run.trials).assign(run=run.name) for run in runs], ignore_index=True)
+    split_up = [section.strata for section in sections if len(section.strata)]
     warned = [{"run": section.run.name, **asdict(alarm)} for section in sections for alarm in section.alarms]
     across, pictures = _plot_across_runs(summary, style, out)
     contents = {
@@ -90,13 +101,21 @@ def render_report(run_dirs: Sequence[Path], out: Path) -> Report:
         "acceptance.csv": format_csv(positions),
         "conventions.csv": format_csv(counted),
         **({"time.csv": format_csv(splits)} if len(splits) else {}),
+        **(_format_strata(split_up) if split_up else {}),
     }
     for name, content in contents.items():
         write_atomic(out / name, content)
     named = {section.run.name: f"{section.run.name}: " * (len(runs) > 1) for section in sections}
     raised = [f"{named[section.run.name]}{alarm}" for section in sections for alarm in section.alarms]
     written = [*(path for _, paths in drawn for path in paths), *pictures]
-    return Report(out, [*(out / name for name in contents), *written], summary, raised)
+    return Report(out, [*(out / name for name in contents), *written], summary, raised, split_up)
+
+
+def _format_strata(split_up: Sequence[pd.DataFrame]) -> dict[str, str]:
+    """Return strata.md and strata.csv. split_up: of every run that has strata."""
+    names = [f"## {rows['run'].iloc[0]}\n\n" * (len(split_up) > 1) for rows in split_up]
+    texts = [name + strata.format_strata(rows) for name, rows in zip(names, split_up, strict=True)]
+    return {"strata.md": "\n".join(texts), "strata.csv": format_csv(pd.concat(split_up).drop(columns="label"))}
 
 
 def _plot_across_runs(summary: pd.DataFrame, style: palette.Style, out: Path) -> tuple[list[tuple[str, str]], list[Path]]:
@@ -112,7 +131,8 @@ def _plot_across_runs(summary: pd.DataFrame, style: palette.Style, out: Path) ->
 
 
 def _build_section(run: LoadedRun, style: palette.Style, out: Path, prefix: str) -> tuple[Section, list[Path]]:
-    summary = summarise(run)
+    summary, levels = summarise(run), tabulate_strata(run)
+    levels = levels.assign(run=run.name, label=[style[method].label for method in levels["method"]])
     with canvas.use_figure_settings():
         latencies = metrics.compute_question_latencies(metrics.pair_with_baseline(metrics.build_question_frame(run.frame)))
         plots = {
@@ -121,6 +141,8 @@ def _build_section(run: LoadedRun, style: palette.Style, out: Path, prefix: str)
             "conversion": figures.plot_conversion(summary, style),
             "acceptance": figures.plot_acceptance(metrics.tabulate_positions(run.trials), style),
         }
+        if len(buckets := levels[levels["factor"] == LENGTH]) and buckets["level"].nunique() > 1:
+            plots["prompt_length"] = figures.plot_prompt_lengths(buckets, style)
         if len(latencies):
             plots["questions"] = figures.plot_questions(latencies, style)
         captions = dict(CAPTIONS)
@@ -131,4 +153,4 @@ def _build_section(run: LoadedRun, style: palette.Style, out: Path, prefix: str)
             captions["tree_size"] = tree_sizes.describe_best_size(sizes)
         paths = [path for name, figure in plots.items() for path in canvas.save_figure(figure, out / f"{prefix}{name}")]
         inlined = [(captions[name], canvas.inline_svg(canvas.render_svg(figure))) for name, figure in plots.items()]
-    return Section(run, summary, find_alarms(run, summary), inlined), paths
+    return Section(run, summary, find_alarms(run, summary), inlined, levels), paths

@@ -146,11 +146,11 @@ def build_headline_table(summary: pd.DataFrame, run: str = "") -> Table:
     for name in cells.numbers:
         table.add_column(Text(name.replace("_", " ")), justify="right", overflow="fold", min_width=4)
     for values in cells.rows:
-        table.add_row(*map(_dim_below, values))
+        table.add_row(*map(dim_below, values))
     return table
 
 
-def _dim_below(cell: str) -> Text:
+def dim_below(cell: str) -> Text:
     """Return a cell whose first line is the number; the others are its limits, or what it rests on."""
     first, *others = cell.split("\n")
     return Text.assemble(first, *((f"\n{line}", "dim") for line in others))

@@ -10,6 +10,7 @@ from typing import Any
 from specbench.errors import InputError
 from specbench.records.names import stamp_path
 from specbench.records.run_directory import RunDirectory
+from specbench.records.stripped import check_texts
 
 RECORDED = ("versions", "git", "machine", "code_kind", "code_sha256")  # may differ when a run is resumed, and is then recorded
 SAME = ("dtype", "suite_sha256", "target_sha256", "draft_sha256")  # of run.json: the same for every trial of a run
@@ -21,6 +22,8 @@ def choose_run_directory(out: str | None, name: str, config: Mapping[str, Any]) 
     """Return the run directory `out`, by default results/<name>-<time>. Raises InputError if it holds something else."""
     run = RunDirectory(Path(out).expanduser() if out else stamp_path(Path("results"), name))
     if run.is_run():
+        if (run.path / "run.json").is_file():
+            check_texts(run.read_provenance(), f"out={run.path}")
         _check_config(run, config)
     elif not run.is_new():
         raise InputError(f"out={run.path}: expected a run's folder, an empty one or a new one")
