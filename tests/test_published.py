@@ -83,8 +83,16 @@ def test_a_row_in_the_authors_schema(name: str, tmp_path: Path) -> None:
 def test_every_suite_is_tried_here_or_elsewhere() -> None:
     assert set(list_options("suite")) - set(ROWS) == {
         *("jsonl", "mini", "mini_train", "spec_bench"),  # test_tasks.py, test_mini_suite.py
-        *("speed_bench_throughput", "long_context"),  # below
+        *("speed_bench_throughput", "long_context", "written"),  # below
     }
+
+
+def test_the_written_questions_lie_in_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose_run(["suite=written"])
+    questions = select_questions(config, open_suite(config), None)
+    assert len(questions) == 33 and {question.task for question in questions} == set(config.tasks)
+    assert all(len(question.turns) == 2 for question in questions if question.task == "mt_bench")
 
 
 def test_every_suite_says_its_licence_and_source() -> None:

@@ -9,9 +9,9 @@ from specbench.datastore.store import Datastore
 from specbench.datastore.tokenizers import hash_tokenizer
 from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
+from specbench.models.texts import GRAM
 from tasks.question import Question
 
-GRAM = 13  # tokens: too long to occur by chance (Brown et al. 2020, appendix C)
 LEAKED = 0.5  # a question counts as leaked from this share of its grams
 
 

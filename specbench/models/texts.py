@@ -19,6 +19,7 @@ from specbench.records.files import open_regular
 from specbench.watch import Watch
 from tasks.question import Question
 
+GRAM = 13  # tokens that texts share: too many for chance (Brown et al. 2020, appendix C)
 SIDE_BY_SIDE = 64  # conversations per batch
 Keep = Callable[[int, Callable[[], list[Any]]], list[Any]]  # returns a batch by number: kept earlier, else made now
 WRONG = (ValueError, KeyError, TypeError, AttributeError)  # raised by rows of another form

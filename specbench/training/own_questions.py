@@ -12,13 +12,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from specbench.datastore.leakage import GRAM
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.models.chat import decode_answer, render_prompt
 from specbench.models.target import Target
-from specbench.models.texts import SIDE_BY_SIDE, Keep, continue_prompts
+from specbench.models.texts import GRAM, SIDE_BY_SIDE, Keep, continue_prompts
 from specbench.records.files import open_regular
 from specbench.setup.settings import QuestionSettings
 from specbench.watch import Watch

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from specbench.datastore.leakage import GRAM
 from specbench.drafters.checkpoints import OURS, write_checkpoint
 from specbench.drafters.network import DraftNetwork, TargetShape
 from specbench.drafters.network_drafter import build_config, create_network
 from specbench.errors import InputError, suggest_choices
 from specbench.models.target import Target
-from specbench.models.texts import Text
+from specbench.models.texts import GRAM, Text
 from specbench.setup.objects import load_target
 from specbench.setup.settings import QuestionSettings, TrainSettings
 from specbench.training.card import describe_questions, describe_versions
