@@ -115,7 +115,7 @@ def by_hand(model: str, question: int, category: str, lengths: list[int], second
 
 def test_lines_that_are_no_answers_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"question_id": 1, "category": "qa", "choices": [{"turns": ["x"]}]}\n')
-    with pytest.raises(InputError, match="a.jsonl:1: not an answer of Spec-Bench: it has no decoding_steps"):
+    with pytest.raises(InputError, match="a.jsonl:1: not an answer: it has no decoding_steps or idxs"):
         import_answers([], [tmp_path / "a.jsonl"], None, RunDirectory(tmp_path / "back"))
     good = json.loads(by_hand("vicuna", 81, "qa", [1] * 4, 1.0))
 
@@ -138,7 +138,7 @@ def test_lines_that_are_no_answers_are_named(tmp_path: Path) -> None:
         (counting(decoding_steps=[7]), "accept_lengths holds 4 steps, but decoding_steps makes 7"),
     ):
         (tmp_path / "c.jsonl").write_text(json.dumps(good | failed) + "\n" + json.dumps(good | change) + "\n")
-        with pytest.raises(InputError, match=f"c.jsonl:2: not an answer of Spec-Bench: {said}"):
+        with pytest.raises(InputError, match=f"c.jsonl:2: not an answer: {said}"):
             import_answers([], [tmp_path / "c.jsonl"], None, RunDirectory(tmp_path / "back"))
     with pytest.raises(InputError, match="no such file"):
         import_answers([], [tmp_path / "b.jsonl"], None, RunDirectory(tmp_path / "back"))

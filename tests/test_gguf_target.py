@@ -63,7 +63,7 @@ def test_a_run_names_the_file_and_says_that_it_is_dequantised(file: Path, cli: C
     small = ["limit=1", "repeats=1", "task=[qa]", "sampling.max_new_tokens=4", "check_baseline=false", "target.format=plain"]
     paths = [f"target.path={quantise(file, tmp_path / 'small.gguf')}", "target.dtype=float32"]
     said = cli("run", *paths, *small, f"out={out}")
-    assert "read from a GGUF file (Q8_0) and run as float32, not quantised" in " ".join(said.out.split())
+    assert "stored quantised (Q8_0) and run as float32, not quantised" in " ".join(said.out.split())
     assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["target"]["name"] == "small"
 
 

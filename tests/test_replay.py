@@ -159,8 +159,8 @@ ANSWER: dict[str, Any] = {
         ([{**IDS, "turn": "first"}], "a.jsonl:1: turn is 'first', expected a whole number"),
         ([ANSWER, ANSWER], "a.jsonl:2: turn 0 of question qa-1 already exists"),
         ([{**ANSWER, "question_id": "qa-999"}], "a.jsonl:1: question qa-999 is not in suite mini, which has qa-9"),
-        ([ANSWER, {**ANSWER, "choices": []}], "a.jsonl:2: not an answer of Spec-Bench: it has no turns"),
-        ([{**ANSWER, "choices": [{**ANSWER["choices"][0], "new_tokens": 3}]}], "a.jsonl:1: not an answer of Spec-Bench: new_tok"),
+        ([ANSWER, {**ANSWER, "choices": []}], "a.jsonl:2: not an answer: it has no turns"),
+        ([{**ANSWER, "choices": [{**ANSWER["choices"][0], "new_tokens": 3}]}], "a.jsonl:1: not an answer: new_tok"),
         ([], "a.jsonl: holds no answer"),
     ],
 )

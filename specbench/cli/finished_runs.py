@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specbench.cli.parser import Parser, build_parser, console, parse_folder, parse_options, print_lines, widen_console
-from specbench.errors import InputError, suggest_choices
+from specbench.errors import InputError, suggest_choices, warn
 
 if TYPE_CHECKING:
     from specbench.compare.comparison import Comparison
@@ -142,7 +142,7 @@ def plan(argv: list[str]) -> int:
 def replay(argv: list[str]) -> int:
     """Replay drafters that need only tokens on recorded answers: what would be accepted. Loads no model."""
     parser = build_parser("replay", replay.__doc__)
-    recordings = "a run directory, a JSONL of prompt_ids and output_ids, or an answer file of Spec-Bench; see docs/replay.md"
+    recordings = "a run directory, a JSONL of prompt_ids and output_ids, or an answer file; see docs/replay.md"
     parser.add_argument("--of", type=Path, required=True, metavar="PATH", help=recordings)
     options = parse_options(parser, argv)
     from specbench.setup.compose import compose_run
@@ -152,10 +152,10 @@ def replay(argv: list[str]) -> int:
     from specbench.running.sweep import check_single_run
 
     check_single_run(settings, options.overrides, "replay")
-    folder, replayed, note = replay_run(options.of, settings)
+    folder, replayed, notes = replay_run(options.of, settings)
     widen_console()
     console.print(build_replay_table(replayed))
-    print_lines(*filter(None, [note]), f"replay: {folder}")
+    print_lines(*notes, f"replay: {folder}")
     return 0
 
 
@@ -227,22 +227,27 @@ def _export_model(argv: list[str]) -> int:
 
 
 def import_(argv: list[str]) -> int:
-    """Import Spec-Bench's answer files as a run, for report and replay."""
+    """Import answer files of Spec-Bench, REST, EAGLE or Medusa as a run, for report."""
     parser = Parser(prog="specbench import", description=import_.__doc__)
     answers = "answers of a method, named like the file; files of one name (model_answer_run_*/pld.jsonl) are its repeats"
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=answers)
     baseline = "answers of autoregressive decoding, one file per repeat"
     parser.add_argument("--baseline", nargs="+", type=Path, required=True, metavar="FILE", help=baseline)
+    questions = "the questions, for tasks and categories of files without them"
+    parser.add_argument("--questions", type=Path, metavar="JSONL", help=questions)
     parser.add_argument("--tokenizer", metavar="PATH", help="counts the baseline's tokens as Spec-Bench does")
     parser.add_argument("--out", type=parse_folder, required=True, metavar="FOLDER")
     options = parser.parse_args(argv)
     from specbench.exchange.spec_bench import import_answers
     from specbench.models.load import load_tokenizer
     from specbench.records.run_directory import RunDirectory
+    from tasks.question import read_questions
 
+    asked = read_questions(options.questions) if options.questions else None
     tokenizer = load_tokenizer(options.tokenizer, None, False) if options.tokenizer else None
     if options.out.exists():
         raise InputError(f"--out {options.out}: already exists; choose another folder")
-    import_answers(options.files, options.baseline, tokenizer, RunDirectory(options.out))
+    for notice in import_answers(options.files, options.baseline, tokenizer, RunDirectory(options.out), asked):
+        warn(f"notice: {notice}")
     print_lines(f"run: {options.out}; specbench report {options.out}")
     return 0

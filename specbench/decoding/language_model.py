@@ -48,6 +48,8 @@ class LanguageModel:
         self.context: int = _read_context(self.config)
         self.eos_ids = _read_eos_ids(model)
         self.self_test: dict[str, Any] = {}  # what run.json says of it; of a loaded model
+        self.quantised: str | None = None  # by which method layers are kept quantised,
+        self.dequantised: str | None = None  # or were, before transformers made plain ones of them
         self.products: dict[str, int | None] = {}  # by shape of linear layer, the rows from which its packed product is taken
         self._chunks = _read_chunks(self.config)
         self._bias = ChainBias(self.dtype, self.device)

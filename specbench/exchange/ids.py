@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from specbench.errors import InputError
 from specbench.records.files import JsonLines
@@ -39,6 +39,7 @@ class RecordedAnswer:
 
 
 Turn = tuple[Trial, RecordedAnswer]
+Row = TypeVar("Row")
 
 
 def read_ids(path: Path, max_new_tokens: int) -> list[Turn]:
@@ -110,9 +111,7 @@ def build_answer(prompt: list[int], output: list[int], limit: int, stopped: bool
     return RecordedAnswer(prompt, output, len(output))
 
 
-def read_turns(
-    path: Path, rows: Iterable[tuple[int, dict[str, Any]]], parse: Callable[[dict[str, Any], int], Iterable[Turn]]
-) -> list[Turn]:
+def read_turns(path: Path, rows: Iterable[tuple[int, Row]], parse: Callable[[Row, int], Iterable[Turn]]) -> list[Turn]:
     """Parse all rows. Raises InputError (file:line), also for a turn that comes twice."""
     turns: dict[tuple[QuestionId, int], Turn] = {}
     for number, row in rows:

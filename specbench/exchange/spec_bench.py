@@ -1,4 +1,4 @@
-"""Spec-Bench's answer files: export a run for its scripts, and import its files as a run.
+"""Spec-Bench's answer files: export a run for its scripts, and import its files, and others of that form, as a run.
 
 One line per question: question_id, category, answer_id, model_id, choices [{index, turns (texts), decoding_steps, new_tokens and
 wall_time (s) by turn, accept_lengths (of all turns, one after the other)}], tstamp. Its speed.py pairs folders, one per repeat.
@@ -8,33 +8,47 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specbench.analysis.loaded_run import LoadedRun
-from specbench.errors import InputError
-from specbench.exchange.answer_rules import FAILED, check_same_counts, find_contradiction
+from specbench.errors import InputError, suggest_choices
+from specbench.exchange.answer_rules import FAILED, Answer, check_same_counts, describe_counts
+from specbench.exchange.answers import read_answers
 from specbench.models.chat import count_retokenised
-from specbench.records.files import JsonLines, write_atomic
+from specbench.records.files import write_atomic
 from specbench.records.names import make_file_name
 from specbench.records.run_directory import RunDirectory
 from specbench.records.stripped import check_texts
 from specbench.records.trial import BASELINE, IMPORTED, QuestionId, Trial, TrialKey
 from specbench.records.trial_rules import parse_trial
-from tasks.question import TASK_OF_CATEGORY
+from tasks.question import TASK_OF_CATEGORY, Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 FOLDER = "model_answer_run_{}"
-FIELDS = ("question_id", "category", "choices")
-CHOICE = ("turns", "decoding_steps", "new_tokens", "wall_time", "accept_lengths")
-BY_TURN: dict[str, type | tuple[type, ...]] = {"turns": str, "decoding_steps": int, "new_tokens": int, "wall_time": (int, float)}
-COUNTS = ("decoding_steps", "new_tokens", "accept_lengths")
+SUITE = "spec_bench"
+
+
+@dataclass(frozen=True)
+class AnswerFile:
+    """The answers of a method in one repeat, each with the number of its line."""
+
+    path: Path
+    method: str
+    repeat: int
+    answers: list[tuple[int, Answer]]
+
+    @property
+    def notice(self) -> str | None:
+        """By how much its counts miss each other."""
+        said = describe_counts([answer for _, answer in self.answers])
+        return f"{self.path}: {said}" if said else None
 
 
 def export_answers(run: LoadedRun, out: Path) -> list[Path]:
@@ -92,39 +106,92 @@ def _build_row(run: LoadedRun, turns: Sequence[Trial], texts: Sequence[str]) -> 
     }
 
 
-def import_answers(files: Sequence[Path], baselines: Sequence[Path], tokenizer: Tokenizer | None, run: RunDirectory) -> None:
+def import_answers(
+    files: Sequence[Path],
+    baselines: Sequence[Path],
+    tokenizer: Tokenizer | None,
+    run: RunDirectory,
+    questions: Sequence[Question] | None = None,
+) -> list[str]:
     """Write answer files as a run. Methods are named after the files; the i-th file of a name is repeat i, as for the baseline.
 
-    tokenizer: for Spec-Bench's count of the baseline's tokens. Times are wall times of whole turns; texts are compared as texts.
-    Raises InputError for a file with other content, naming its line, and for a method with more or fewer files than the baseline.
+    tokenizer: for Spec-Bench's count of the baseline's tokens. questions: those that were answered, with tasks and categories.
+    Times are wall times of whole turns; texts are compared as texts. Returns notices of what the files' counts miss. Raises
+    InputError for a file with other content, naming its line, and for a method with more or fewer files than the baseline.
     """
-    labelled = [*((BASELINE, path) for path in baselines), *((path.stem, path) for path in files if path not in baselines)]
+    read = _read_files([path for path in files if path not in baselines], baselines)
+    places = _place_questions(read, questions, baselines[0].stem)
+    placed = [_build_trials(file, places, tokenizer) for file in read]
+    trials = [[trial for _, trial in rows] for rows in placed]
+    _check_same_questions([file.path for file in read], trials)
+    check_same_counts(chain(*trials[: len(baselines)]), chain(*placed))
+    suite = next(iter(places.values())).suite
+    run.write_config({"target": {"name": baselines[0].stem}, "suite": {"name": suite}, "sampling": {}, "method": {}})
+    run.write_provenance({"imported": [f"{file.path.parent.name}/{file.path.name}" for file in read]})
+    for trial in chain(*trials):
+        run.append_trial(trial)
+    return [file.notice for file in read if file.notice]
+
+
+def _read_files(files: Sequence[Path], baselines: Sequence[Path]) -> list[AnswerFile]:
+    """Return the baseline's files, then the others."""
+    labelled = [*((BASELINE, path) for path in baselines), *((path.stem, path) for path in files)]
     labels = [label for label, _ in labelled]
     for method, count in Counter(labels).items():
         if count != len(baselines):
             raise InputError(f"--baseline: {len(baselines)} files, {method} has {count}")
-    placed = [_read_trials(path, label, labels[:index].count(label), tokenizer) for index, (label, path) in enumerate(labelled)]
-    read = [[trial for _, trial in trials] for trials in placed]
-    _check_same_questions([path for _, path in labelled], read)
-    check_same_counts(chain(*read[: len(baselines)]), chain(*placed))
-    run.write_config({"target": {"name": baselines[0].stem}, "suite": {"name": "spec_bench"}, "sampling": {}, "method": {}})
-    run.write_provenance({"imported": [f"{path.parent.name}/{path.name}" for _, path in labelled]})
-    for trial in (trial for trials in read for trial in trials):
-        run.append_trial(trial)
+    return [
+        AnswerFile(path, label, labels[:index].count(label), list(read_answers(path)))
+        for index, (label, path) in enumerate(labelled)
+    ]
 
 
-def _read_trials(path: Path, label: str, repeat: int, tokenizer: Tokenizer | None) -> list[tuple[str, Trial]]:
+@dataclass(frozen=True)
+class _Place:
+    """Where a question belongs."""
+
+    suite: str
+    task: str
+    category: str
+
+
+def _place_questions(files: Sequence[AnswerFile], questions: Sequence[Question] | None, name: str) -> dict[str, _Place]:
+    """Return the place of each answered question: from the questions, else from a file that says it, else `name` is all of it."""
+    if questions is not None:
+        known = {question.id: _Place(name, question.task, question.category) for question in questions}
+        _check_known(files, known)
+        return known
+    answers = [answer for file in files for _, answer in file.answers]
+    suite = SUITE if all(answer.steps_key == "decoding_steps" for answer in answers) else name
+    said = {str(answer.question_id): answer.category for answer in answers if answer.category is not None}
+    categories = {str(answer.question_id): said.get(str(answer.question_id), name) for answer in answers}
+    return {question: _Place(suite, TASK_OF_CATEGORY.get(one, one), one) for question, one in categories.items()}
+
+
+def _check_known(files: Sequence[AnswerFile], known: Mapping[str, _Place]) -> None:
+    for file in files:
+        for number, answer in file.answers:
+            if str(answer.question_id) not in known:
+                choices = suggest_choices(str(answer.question_id), list(known))
+                raise InputError(
+                    f"{file.path}:{number}: question {answer.question_id} is not in --questions, which has {choices}"
+                )
+
+
+def _build_trials(file: AnswerFile, places: Mapping[str, _Place], tokenizer: Tokenizer | None) -> list[tuple[str, Trial]]:
     """Return one file's turns, each with its file:line. Raises InputError (file:line), also for a question that comes twice."""
     trials: dict[TrialKey, tuple[str, Trial]] = {}
-    for number, row in read_answers(path):
-        for turn, committed in enumerate(_split_by_turn(row["choices"][0])):
-            trial = _build_trial(label, repeat, row, turn, committed, tokenizer)
-            try:
+    for number, answer in file.answers:
+        try:
+            if answer.uncounted and file.method != BASELINE:
+                raise InputError("new_tokens is 0 in all turns, which only the baseline's steps make up for")
+            for turn, committed in enumerate(answer.split_lengths()):
+                trial = _build_trial(file, answer, places[str(answer.question_id)], turn, committed, tokenizer)
                 if trial.key in trials:
                     raise InputError(f"turn {turn} of question {trial.question_id} already exists")
-                trials[trial.key] = f"{path}:{number}", parse_trial(trial.to_row())
-            except InputError as error:
-                raise InputError(f"{path}:{number}: not an answer of Spec-Bench: {error}") from None
+                trials[trial.key] = f"{file.path}:{number}", parse_trial(trial.to_row())
+        except InputError as error:
+            raise InputError(f"{file.path}:{number}: not an answer: {error}") from None
     return list(trials.values())
 
 
@@ -138,82 +205,28 @@ def _check_same_questions(paths: Sequence[Path], files: Sequence[Sequence[Trial]
                 raise InputError(f"{path}: turn {turn + 1} of question {question} is {here}, in {paths[0]} it is {there}")
 
 
-def read_answers(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line numbers and rows of an answer file. Raises InputError with the line, and for a file without an answer."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    number = 0
-    for number, row in JsonLines(path).read_numbered(torn=False):
-        if error := _find_error(row):
-            raise InputError(f"{path}:{number}: not an answer of Spec-Bench: {error}")
-        yield number, row
-    if not number:
-        raise InputError(f"{path}: holds no answer")
-
-
-def _find_error(row: dict[str, Any]) -> str | None:
-    """Return what is wrong with a row, or None."""
-    choices: Any = row.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    missing = [*(name for name in FIELDS if name not in row), *(name for name in CHOICE if name not in choice)]
-    if missing:
-        return f"it has no {', '.join(missing)}"
-    if len(choices) > 1:
-        return f"it has {len(choices)} choices, expected one"
-    if type(row["question_id"]) not in (int, str):
-        return "question_id is not an integer or a text"
-    if not isinstance(row["category"], str):
-        return "category is not a text"
-    for name, kind in BY_TURN.items():
-        values = choice[name]
-        if not _is_list_of(values, kind) or len(values) != len(choice["turns"]):
-            return f"{name} is not a list of {'texts' if kind is str else 'numbers'}, one per turn"
-    if not choice["turns"]:
-        return "turns is empty"
-    if not all(0 < wall < math.inf or text == FAILED for wall, text in zip(choice["wall_time"], choice["turns"], strict=True)):
-        return f"wall_time is not above 0 in a turn whose text is not {FAILED}"
-    if not _is_list_of(choice["accept_lengths"], int):
-        return "accept_lengths is not a list of integers"
-    negative = [name for name in COUNTS if any(count < 0 for count in choice[name])]
-    return f"{negative[0]} is below 0" if negative else find_contradiction(choice)
-
-
-def _is_list_of(values: object, kind: type | tuple[type, ...]) -> bool:
-    return isinstance(values, list) and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
-
-
-def _split_by_turn(choice: dict[str, Any]) -> list[list[int]]:
-    """Return the accepted lengths of each turn; if the steps do not add up to them, all belong to the first turn."""
-    lengths, steps = choice["accept_lengths"], choice["decoding_steps"]
-    if sum(steps) != len(lengths):
-        return [lengths if turn == 0 else [] for turn in range(len(steps))]
-    ends = [sum(steps[: turn + 1]) for turn in range(len(steps))]
-    return [lengths[end - count : end] for end, count in zip(ends, steps, strict=True)]
-
-
 def _build_trial(
-    label: str, repeat: int, row: dict[str, Any], turn: int, committed: list[int], tokenizer: Tokenizer | None
+    file: AnswerFile, answer: Answer, place: _Place, turn: int, committed: list[int] | None, tokenizer: Tokenizer | None
 ) -> Trial:
-    choice, category = row["choices"][0], row["category"]
-    text = choice["turns"][turn]
+    text, steps = answer.texts[turn], answer.steps[turn]
     return Trial(
         **IMPORTED,
-        run_id=label,
-        suite="spec_bench",
-        task=TASK_OF_CATEGORY.get(category, category),
-        category=category,
-        question_id=row["question_id"],
+        run_id=file.method,
+        suite=place.suite,
+        task=place.task,
+        category=place.category,
+        question_id=answer.question_id,
         turn=turn,
-        method=label,
-        new_tokens=choice["new_tokens"][turn],
+        method=file.method,
+        new_tokens=steps if answer.uncounted else answer.new_tokens[turn],
         finish_reason="error" if text == FAILED else "length",
         output_sha256=hashlib.sha256(text.encode()).hexdigest(),
-        repeat=repeat,
+        repeat=file.repeat,
         prompt_tokens=0,
         prompt_sha256="",
-        steps=len(committed),
-        accepted=[max(0, count - 1) for count in committed],
+        steps=steps if committed is None else len(committed),
+        accepted=None if committed is None else [max(0, count - 1) for count in committed],
         committed=committed,
-        decode_s=choice["wall_time"][turn],
-        retokenised=count_retokenised(tokenizer, text) if tokenizer and label == BASELINE else None,
+        decode_s=answer.seconds[turn],
+        retokenised=count_retokenised(tokenizer, text) if tokenizer and file.method == BASELINE else None,
     )

@@ -27,7 +27,7 @@ from specbench.machine.devices import get_free_memory, get_total_memory, pick_de
 from specbench.models.expand import expand_config, expand_model
 from specbench.models.finite import check_weights
 from specbench.models.packed import can_pack
-from specbench.models.place import Place, find_local_folder, locate
+from specbench.models.place import Place, check_hub_id, find_local_folder, locate
 from specbench.models.products import pack
 from specbench.models.refusals import (
     check_decoder,
@@ -77,10 +77,22 @@ def load_model(
             model = _expand(model, shape, kind, where, packed)
         if device_map is None:
             model = model.to(where)  # type: ignore[arg-type]
-        return _try_out(model, one_device=device_map is None, packed=packed and can_pack(where, kind))
+        loaded = _try_out(model, one_device=device_map is None, packed=packed and can_pack(where, kind))
     except torch.OutOfMemoryError:
         what = "config: its model" if weights == "random" else path
         raise InputError(f"{what} does not fit the memory of {where}; try another device, dtype or device_map") from None
+    if path and weights == "pretrained":
+        _name_quantization(loaded, locate(path), revision)
+    return loaded
+
+
+def _name_quantization(loaded: LanguageModel, place: Place, revision: str | None) -> None:
+    """Say which method the checkpoint's config names, and whether transformers kept it: without a GPU it undoes some."""
+    given = None if place.gguf else _read_config(place, revision).get("quantization_config")
+    if given is not None:
+        method = str(given.get("quant_method", "bitsandbytes"))
+        kept = bool(getattr(loaded.model, "is_quantized", False))
+        loaded.quantised, loaded.dequantised = (method, None) if kept else (None, method)
 
 
 def _expand(
@@ -167,6 +179,7 @@ def _load_shared_draft(settings: str) -> LanguageModel:
 
 def load_tokenizer(path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     place = locate(path)
+    check_hub_id(place, revision)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             place.name, revision=revision, trust_remote_code=trust_remote_code, **place.options
@@ -199,6 +212,7 @@ def _load_pretrained(
     if path is None:
         raise InputError("target.path is missing; expected a hub id or a folder")
     place = locate(path)
+    check_hub_id(place, revision)
     config = _read_config(place, revision)
     quantization = config.get("quantization_config")
     check_quantization(quantization, place.name)
@@ -222,7 +236,7 @@ def _load_pretrained(
             raise torch.OutOfMemoryError(str(error)) from None
         raise InputError(f"no model at {path}: {describe_failure(error, config)}") from None
     model, info = loaded
-    if wrong := describe_misfits(model, info):
+    if wrong := describe_misfits(model, info, config):
         raise InputError(f"the checkpoint at {path} does not fit its config: {wrong}")
     if place.gguf:
         _forget_quantization(model)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 from weakref import WeakValueDictionary
 
 import torch
@@ -73,6 +73,15 @@ def _register_operation() -> Any:
 
 
 _library = _register_operation()
+
+
+def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module is a linear layer with a weight as it is multiplied, not one that a library keeps quantised."""
+    return type(module) is nn.Linear and "weight" in dict(module.named_parameters(recurse=False)) and not is_quantized(module)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    return hasattr(module, "quantization_scheme")  # compressed-tensors': the layer's class and perhaps its weight stay
 
 
 class PackedLinear(nn.Linear):

@@ -7,14 +7,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from transformers.utils.hub import cached_file
+
 from specbench import ROOT
 from specbench.errors import InputError
-from specbench.models.refusals import check_settings
-from specbench.models.stored import check_files, check_gguf
+from specbench.models.refusals import check_settings, take_message
+from specbench.models.stored import check_files, check_gguf, find_weights
 
 GGUF = ".gguf"
 PACKAGE = "package:"  # before the name of a package
 ADAPTER = "adapter_config.json"
+CONFIG = "config.json"
 
 
 class Place(NamedTuple):
@@ -42,8 +45,7 @@ def find_local_file(path: str) -> Path | None:
 def locate(path: str) -> Place:
     """Return where a model lies. Raises InputError for a path that cannot be a hub id and does not exist, or broken settings."""
     if (folder := find_local_folder(path)) is not None:
-        if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
-            raise InputError(f"{path}: a LoRA adapter without its model; merge it into the base model that its {ADAPTER} names")
+        _check_adapter(path, folder)
         check_settings(folder)
         check_files(folder)
         return Place(str(folder))
@@ -54,6 +56,26 @@ def locate(path: str) -> Place:
     if path.count("/") > 1 or path.startswith((".", "~", "/")):
         raise InputError(f"no model at {path}: no such folder, and a hub id has the form owner/name")
     return Place(path)
+
+
+def _check_adapter(path: str, folder: Path) -> None:
+    """Raise InputError for a LoRA adapter, also beside a model: whether transformers applies it depends on the package peft."""
+    if not (folder / ADAPTER).is_file():
+        return
+    if any(find_weights(folder)):
+        raise InputError(f"{path}: a model and a LoRA adapter; merge them, or remove {ADAPTER} to run the model alone")
+    raise InputError(f"{path}: a LoRA adapter without its model; merge it into the base model that its {ADAPTER} names")
+
+
+def check_hub_id(place: Place, revision: str | None) -> None:
+    """Raise InputError for the name of a model that is neither here nor on the hub, nor in its cache. Asks the hub once."""
+    if Path(place.name).is_dir():
+        return
+    try:
+        cached_file(place.name, CONFIG, revision=revision)
+    except (OSError, ValueError) as error:
+        where = "no such folder or file here, and no hub id that can be read"
+        raise InputError(f"no model at {place.name}: {where}: {take_message(error)}") from None
 
 
 def _locate_gguf(path: str) -> Place:

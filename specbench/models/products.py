@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from specbench.models.packed import Joint, JointLinear, PackedLinear, Product, reduce
+from specbench.models.packed import Joint, JointLinear, PackedLinear, Product, is_plain, reduce
 
 ROWS = (1, 2, 4, 8, 32)  # numbers of rows at which products are timed
 ROUNDS = 5
@@ -93,7 +93,7 @@ def prepare_for_graphs(model: nn.Module) -> bool | None:
 
 
 def _is_candidate(module: nn.Module) -> TypeGuard[nn.Linear]:
-    return type(module) is nn.Linear and module.weight.numel() >= SMALLEST
+    return is_plain(module) and module.weight.numel() >= SMALLEST
 
 
 def _name_shape(layer: nn.Linear) -> str:
@@ -102,7 +102,7 @@ def _name_shape(layer: nn.Linear) -> str:
 
 
 def _pack_children(module: nn.Module, first_rows: Mapping[str, int | None]) -> None:
-    chosen = {name: first_rows.get(_name_shape(child)) for name, child in module.named_children() if type(child) is nn.Linear}
+    chosen = {name: first_rows.get(_name_shape(child)) for name, child in module.named_children() if is_plain(child)}
     for names in SIBLINGS:
         layers = [getattr(module, name) for name in names if chosen.get(name) == 1]
         if len(layers) == len(names) and len({(layer.in_features, layer.bias is None) for layer in layers}) == 1:

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from specbench.errors import InputError, abbreviate, format_error, suggest_choices, suggest_nearest
+from specbench.models.packed import is_plain
 from specbench.records.files import read_text
 from specbench.records.nested import flatten
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors.index.json")
 LARGEST = 64 * 2**20  # bytes of a settings file; an index of 200,000 tensors has 20 million
+OTHER_INPUTS = ("vision_config", "audio_config")
 LONGEST = 400  # characters of a library's message
 
 
@@ -43,10 +44,19 @@ def describe_failure(error: BaseException, config: Mapping[str, Any]) -> str:
     if isinstance(error, KeyError) and error.args and (names := _find_settings(error.args[0], config)):
         return f"transformers knows no {' and no '.join(f'{name}={error.args[0]}' for name in names)}"
     if found := re.search(r"Unrecognized configuration class <class '[\w.]*\.(\w+)'>", str(error)):
-        return f"{found[1]} is no config of a decoder-only language model"
+        return describe_other_inputs(config) or f"{found[1]} is no config of a decoder-only language model"
     if isinstance(error, (ImportError, OSError, ValueError, RuntimeError)) and str(error).strip():
         return take_message(error)
     return format_error(error)
+
+
+def describe_other_inputs(config: Mapping[str, Any]) -> str | None:
+    """Return that a config is of a model for pictures or sound, too, which is more than a language model; None for others."""
+    parts = [name for name in OTHER_INPUTS if config.get(name)]
+    if not parts:
+        return None
+    kind = config.get("model_type")
+    return f"{kind} reads more than text ({', '.join(parts)}), and transformers does not load its text part alone"
 
 
 def _find_settings(value: Any, config: Mapping[str, Any]) -> list[str]:
@@ -98,7 +108,7 @@ def check_quantization(given: Any, place: str) -> None:
 
 def check_plain_layers(model: PreTrainedModel, dtype: torch.dtype, place: str) -> None:
     """Raises InputError for a checkpoint that says it is quantised, whose plain layers come in another type than asked for."""
-    plain = (module.weight.dtype for module in model.modules() if type(module) is nn.Linear)
+    plain = (module.weight.dtype for module in model.modules() if is_plain(module))
     other = next((found for found in plain if found != dtype), None)
     if other is not None:
         raise InputError(
@@ -107,10 +117,12 @@ def check_plain_layers(model: PreTrainedModel, dtype: torch.dtype, place: str) -
         )
 
 
-def describe_misfits(model: PreTrainedModel, info: Mapping[str, Any]) -> str:
-    """Return the misshapen, missing and unexpected tensors of a checkpoint; empty if all fit."""
+def describe_misfits(model: PreTrainedModel, info: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Return the misshapen, missing and unexpected tensors of a checkpoint; empty if all fit. config: its own."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     misshapen = [f"{name} is {tuple(given)}, expected {tuple(expected)}" for name, given, expected in info["mismatched_keys"]]
     missing = [f"{name}, expected {shapes.get(name, 'it')}" for name in info["missing_keys"]]
     kinds = {"misshapen": misshapen, "missing": missing, "not in the model": list(info["unexpected_keys"])}
-    return "; ".join(f"{kind}: {abbreviate(sorted(names))}" for kind, names in kinds.items() if names)
+    said = [f"{kind}: {abbreviate(sorted(names))}" for kind, names in kinds.items() if names]
+    other = describe_other_inputs(config) if info["unexpected_keys"] else None
+    return "; ".join([*said, *([other] if other else [])])

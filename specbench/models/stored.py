@@ -23,7 +23,7 @@ def check_files(folder: Path) -> None:
         raise InputError(
             f"{folder}: expected config.json and model.safetensors, or the path of one GGUF file, such as {files[0]}"
         )
-    for file in _find_files(folder):
+    for file in find_weights(folder):
         if file.is_file() and not file.stat().st_size:
             raise InputError(f"{file}: is empty")
     index = folder / "model.safetensors.index.json"
@@ -52,7 +52,7 @@ def check_stored_types(model: PreTrainedModel, folder: Path, place: str) -> None
     prefix = f"{model.base_model_prefix}."
     wrong = [
         f"{name} is {kind}, expected a float of 16 to 64 bits"
-        for file in _find_files(folder)
+        for file in find_weights(folder)
         for name, kind in _list_types(file)
         if kind not in FLOATS and (name in floating or prefix + name in floating)
     ]
@@ -60,7 +60,8 @@ def check_stored_types(model: PreTrainedModel, folder: Path, place: str) -> None
         raise InputError(f"the checkpoint at {place} does not fit its config: of another kind: {abbreviate(sorted(wrong))}")
 
 
-def _find_files(folder: Path) -> list[Path]:
+def find_weights(folder: Path) -> list[Path]:
+    """Return the files that transformers reads a folder's weights from; none if it holds none."""
     found = (sorted(folder.glob(pattern)) for pattern in PATTERNS)
     return next((files for files in found if files), [])
 

@@ -165,6 +165,7 @@ class Provenance(Fingerprints, total=False):
     started: Name | None
     dtype: Name | None
     dequantised: Name | None
+    quantised: Name | None
     device: Device | None
     machine: Machine | None
     git: Git | None

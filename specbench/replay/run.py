@@ -38,8 +38,8 @@ class MethodReplay:
     equal: int
 
 
-def replay_run(of: Path, settings: RunSettings) -> tuple[Path, list[MethodReplay], str | None]:
-    """Return the new run directory (`out`, or results/replay-...), its methods, and a note for the user. Raises InputError."""
+def replay_run(of: Path, settings: RunSettings) -> tuple[Path, list[MethodReplay], tuple[str, ...]]:
+    """Return the new run directory (`out`, or results/replay-...), its methods, and notes for the user. Raises InputError."""
     check_nodes(settings)
     for name, value in settings.sampling.endings.items():
         raise InputError(f"{name}={show_value(value)}: a recorded answer ends where it ended; expected null")
@@ -57,7 +57,7 @@ def replay_run(of: Path, settings: RunSettings) -> tuple[Path, list[MethodReplay
     _write_run(out, recordings, replayed)
     live = {trial.key: trial for trial in recordings.live}
     methods = [_compare_live(label, trials, [live.get(trial.key) for trial in trials]) for label, trials in replayed.items()]
-    return out.path, methods, recordings.note
+    return out.path, methods, recordings.notes
 
 
 def _load_drafter(label: str, node: Node) -> Drafter:

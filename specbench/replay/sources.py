@@ -1,4 +1,4 @@
-"""Answers to replay: from a run directory, from ids that an engine logged (exchange/ids.py), or from Spec-Bench's answer files.
+"""Answers to replay: from a run directory, from ids that an engine logged (exchange/ids.py), or from answer files.
 
 Answer files hold texts. The suite's questions are rendered for the config's target, each turn after the file's own answers, and
 the texts are encoded by its tokenizer, which need not give the ids that the engine wrote.
@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from specbench.analysis.loaded_run import read_run
 from specbench.errors import InputError, suggest_choices
-from specbench.exchange import spec_bench as answers
-from specbench.exchange.answer_rules import FAILED
+from specbench.exchange.answer_rules import FAILED, Answer, describe_counts
+from specbench.exchange.answers import read_answers
 from specbench.exchange.ids import RecordedAnswer, Turn, build_answer, build_trial, read_ids, read_turns
 from specbench.models.chat import Chat, render_prompt
 from specbench.records.files import JsonLines
@@ -39,7 +39,7 @@ class Recordings:
     provenance: dict[str, Any]
     live: tuple[Trial, ...] = ()
     tokenizer: PreTrainedTokenizerBase | None = None  # that made the ids, where known
-    note: str | None = None  # how far they can be trusted
+    notes: tuple[str, ...] = ()  # how far they can be trusted
 
 
 def read_recordings(path: Path, settings: RunSettings) -> Recordings:
@@ -85,17 +85,19 @@ def read_id_file(path: Path, max_new_tokens: int) -> Recordings:
 
 
 def read_answer_file(path: Path, settings: RunSettings) -> Recordings:
-    """Read texts in Spec-Bench's format, encoded for the config's target."""
+    """Read texts in the form of exchange/answers.py, encoded for the config's target."""
     suite = open_suite(settings)
     tokenizer, chat = load_target_tokenizer(settings.target)
     questions = {question.id: question for question in suite.questions()}
     reader = AnswerReader(suite.name, questions, tokenizer, chat, settings.sampling.max_new_tokens)
-    turns = read_turns(path, answers.read_answers(path), reader.read_turns)
+    read = list(read_answers(path))
+    turns = read_turns(path, read, reader.read_turns)
     name = settings.target.name
     config = {"target": {"name": name}, "suite": {"name": suite.name}, "sampling": {"max_new_tokens": reader.limit}}
-    counts = reader.describe_counts(turns)
-    note = f"texts, encoded by the tokenizer of {name}: not always the ids that were written; {counts}"
-    return Recordings(path.stem, turns, config, {"recorded": note}, tokenizer=tokenizer, note=note)
+    note = f"texts, encoded by the tokenizer of {name}: not always the ids that were written; {reader.describe_ids()}"
+    missed = describe_counts([answer for _, answer in read])
+    notes = (note, *([f"{path}: {missed}"] if missed else []))
+    return Recordings(path.stem, turns, config, {"recorded": note}, tokenizer=tokenizer, notes=notes)
 
 
 class AnswerReader:
@@ -106,28 +108,29 @@ class AnswerReader:
     ) -> None:
         self.suite, self.questions = suite, questions
         self.tokenizer, self.chat, self.limit = tokenizer, chat, limit
-        self.counts: list[int] = []  # new tokens, as the file counts them
+        self.gaps: list[int] = []  # ids less new tokens, as the file counts them
 
-    def read_turns(self, row: Mapping[str, Any], number: int) -> Iterator[Turn]:
-        question, choice = self._find_question(row), row["choices"][0]
+    def read_turns(self, answer: Answer, number: int) -> Iterator[Turn]:
+        question = self._find_question(answer)
         earlier: list[tuple[str, str | None]] = []
-        for turn, (text, count) in enumerate(zip(choice["turns"], choice["new_tokens"], strict=True)):
+        counts = answer.steps if answer.uncounted else answer.new_tokens
+        for turn, (text, count) in enumerate(zip(answer.texts, counts, strict=True)):
             prompt = render_prompt(self.chat, [*earlier, (question.turns[turn], None)], self.tokenizer)
             earlier.append((question.turns[turn], text))
             output = self._encode_output(text, ended=count < self.limit)
             if text != FAILED and output:
-                self.counts.append(count)
-                answer = build_answer(prompt, output, max(self.limit, len(output)), count < self.limit)
-                yield build_trial(self.suite, question.task, question.category, question.id, turn, answer), answer
+                self.gaps.append(len(output) - count)
+                recorded = build_answer(prompt, output, max(self.limit, len(output)), count < self.limit)
+                yield build_trial(self.suite, question.task, question.category, question.id, turn, recorded), recorded
 
-    def _find_question(self, row: Mapping[str, Any]) -> Question:
-        name = str(row["question_id"])
+    def _find_question(self, answer: Answer) -> Question:
+        name = str(answer.question_id)
         if name not in self.questions:
             raise InputError(
                 f"question {name} is not in suite {self.suite}, which has {suggest_choices(name, list(self.questions))}"
             )
         question = self.questions[name]
-        if len(row["choices"][0]["turns"]) > len(question.turns):
+        if len(answer.texts) > len(question.turns):
             raise InputError(f"more answers than the {len(question.turns)} turns of question {name} in suite {self.suite}")
         return question
 
@@ -135,6 +138,8 @@ class AnswerReader:
         end = self.tokenizer.eos_token_id
         return [*self.tokenizer(text, add_special_tokens=False).input_ids, *([end] if ended and end is not None else [])]
 
-    def describe_counts(self, turns: list[Turn]) -> str:
-        same = sum(len(answer.output) == count for (_, answer), count in zip(turns, self.counts, strict=True))
-        return f"{same} of {len(turns)} turns have as many ids as the file counts"
+    def describe_ids(self) -> str:
+        """Return how many turns have as many ids as the file counts, and how far the others are from it."""
+        others = [gap for gap in self.gaps if gap]
+        said = f"{len(self.gaps) - len(others)} of {len(self.gaps)} turns have as many ids as the file counts"
+        return f"{said}, the others from {min(others):+d} to {max(others):+d}" if others else said

@@ -18,12 +18,14 @@ def warn_eager(run: LoadedRun) -> Iterator[Alarm]:
             yield Alarm("notice", "the run", OVERALL, f"{what} runs eagerly: {forward.get('why')}")
 
 
-def warn_dequantised(run: LoadedRun) -> Iterator[Alarm]:
-    """Notice weights that were computed from quantised ones: they take the memory and time of plain weights."""
+def warn_quantised(run: LoadedRun) -> Iterator[Alarm]:
+    """Notice weights that are quantised, or were: those take the memory and time of plain weights."""
+    dtype = run.provenance.get("dtype")
     if kind := run.provenance.get("dequantised"):
-        message = (
-            f"the target's weights were read from a GGUF file ({kind}) and run as {run.provenance.get('dtype')}, not quantised"
-        )
+        message = f"the target's weights are stored quantised ({kind}) and run as {dtype}, not quantised"
+        yield Alarm("notice", "the run", OVERALL, message)
+    if kind := run.provenance.get("quantised"):
+        message = f"the target's layers are quantised ({kind}); {dtype} is the type of the others"
         yield Alarm("notice", "the run", OVERALL, message)
 
 
