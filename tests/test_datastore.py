@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specbench import ROOT
 from specbench.datastore.build import build_datastore, build_in_memory
-from specbench.datastore.leakage import GRAM, check_tokenizers, extract_grams, iter_datastores, measure_leakage, measure_share
+from specbench.datastore.leakage import check_tokenizers, extract_grams, iter_datastores, measure_leakage, measure_share
 from specbench.datastore.sources import DocumentEncoder, read_dataset, read_file
 from specbench.datastore.store import INFO_FILE, Datastore
 from specbench.datastore.tokenizers import hash_tokenizer
@@ -23,6 +23,7 @@ from specbench.decoding.drafter import Drafter
 from specbench.errors import InputError
 from specbench.models.chat import Chat, render_prompt
 from specbench.models.load import load_tokenizer
+from specbench.models.texts import GRAM
 from specbench.setup.objects import EMBEDDED
 from specbench.zoo.recipes.chats import write_chats
 from tasks.mini.suite import Mini
