@@ -9,6 +9,7 @@ import yaml
 
 from specbench.errors import InputError
 from specbench.models.load import check_model, load_model, load_tokenizer
+from specbench.models.place import locate
 from specbench.models.stored import name_gguf_types
 from specbench.setup.fingerprints import hash_path
 from tests.conftest import Cli
@@ -93,3 +94,31 @@ def test_a_missing_file_and_a_folder_of_files_are_named(file: Path, tmp_path: Pa
         check_model(str(tmp_path / "other.gguf"))
     with pytest.raises(InputError, match=r"the path of one GGUF file, such as .*tiny.gguf"):
         check_model(str(tmp_path))
+
+
+def test_a_file_is_saved_once_as_a_folder(file: Path, cli: Cli, tmp_path: Path) -> None:
+    quantised, folder = quantise(file, tmp_path / "small.gguf"), tmp_path / "plain"
+    given = ["export", "folder", f"target.path={quantised}", "target.dtype=float32", "target.device=cpu", f"out={folder}"]
+    assert cli(*given).status == 0
+    sides = [load_model(str(path), dtype="float32", device="cpu", packed=False) for path in (quantised, folder)]
+    first, second = (side.model.state_dict() for side in sides)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    tokens = [load_tokenizer(str(path), None, False)("3 apples").input_ids for path in (quantised, folder)]
+    assert tokens[0] == tokens[1]
+    assert "already exists" in cli(*given).err and "expected a folder" in cli(*given[:-1]).err
+
+
+def test_a_package_may_hold_the_file(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "tiny_weights"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        InputError, match="package:tiny_weights: no such package is installed, or it does not hold one .gguf file"
+    ):
+        locate("package:tiny_weights")
+    held = file.rename(package / "tiny.gguf")
+    assert locate("package:tiny_weights") == (str(package), "tiny.gguf")
+    assert hash_path("package:tiny_weights") == hash_path(held)
+    with pytest.raises(InputError, match="no such package is installed"):
+        locate("package:no_such_weights")

@@ -248,8 +248,9 @@ def _load_pretrained(
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:
-    """Let a model whose weights were computed from a GGUF file be cast like any other: nothing of it is quantised."""
-    vars(model)["is_quantized"] = False
+    """Let a model whose weights were computed from a GGUF file be cast and saved like any other: nothing of it is quantised."""
+    vars(model).update(is_quantized=False, hf_quantizer=None)
+    vars(model.config).pop("quantization_config", None)
 
 
 def _read_config(place: Place, revision: str | None) -> dict[str, Any]:
