@@ -21,7 +21,8 @@ class Jsonl(Suite):
         if path is None:
             raise InputError(f"suite {name} needs a questions file: give suite.path=FILE")
         given = Path(path).expanduser()
-        self.path, self.name = given if given.exists() else ROOT / given, name
+        ours = ROOT / given
+        self.path, self.name = ours if ours.exists() and not given.exists() else given, name
         self._content = read_file(self.path)
         self.fingerprint = hashlib.sha256(self._content).hexdigest()
         if sha256 is not None and self.fingerprint != sha256:

@@ -243,6 +243,7 @@ def test_keys_that_transformers_reads_in_another_way_are_known() -> None:
 def test_a_quantisation_that_transformers_ignores_is_refused_of_a_hub_id_too(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"model_type": "llama", "quantization_config": {"quant_method": "zzz"}}
     monkeypatch.setattr(PretrainedConfig, "get_config_dict", lambda place, revision: (found, {}))
+    monkeypatch.setattr("specbench.models.place.cached_file", lambda *_, **__: "config.json")
     with pytest.raises(InputError, match="owner/name/config.json: quantization_config.quant_method=zzz: expected "):
         load_model("owner/name", revision="main", dtype="float32", device="cpu")
 

@@ -149,7 +149,7 @@ def test_numbers_of_other_commands(command: Any, override: str) -> None:
         ("+method.pld.zzz=1", "method.pld.zzz: methods.pld.PromptLookup takes no zzz; expected max_ngram, "),
         ("+task.qa.zzz=1", "task.qa.zzz: no such setting; expected name"),
         ("+zzz=1", "zzz: no such setting"),
-        ("+sampling.zzz=1", "sampling.zzz: no such setting; expected temperature, top_p, top_k or max_new_tokens"),
+        ("+sampling.zzz=1", "sampling.zzz: no such setting; expected temperature, top_p, top_k, max_new_tokens"),
         ("~method.autoregressive", "~method.autoregressive: every method is compared with autoregressive"),
         ("~suite.per_task", "suite: tasks.mini.suite.Mini needs per_task"),
         ("~sampling.top_p", "sampling.top_p=null: expected a number above 0"),

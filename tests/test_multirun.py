@@ -25,7 +25,7 @@ def test_jobs_of_a_launcher_take_turns_on_the_device_and_one_that_fails_keeps_no
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # locks of this test alone
     reported: list[list[Path]] = []
 
-    def record(runs: list[Path], out: Path) -> int:
+    def record(runs: list[Path], out: Path, strata: bool = False) -> int:
         reported.append(runs)
         return 0
 

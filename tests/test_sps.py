@@ -42,15 +42,17 @@ class Watched(SpeculativeSampling):
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[DraftState]:
         self.steps: list[Step] = []
         self.committed = [list(prompt) for prompt in prompts]
-        return super().begin(prompts, outs, contexts)
+        self.begun = super().begin(prompts, outs, contexts)
+        return list(self.begun)
 
     def propose(self, states: list[DraftState], budgets: list[int]) -> list[DraftTree]:
         trees = super().propose(states, budgets)
+        rows = [next(row for row, state in enumerate(self.begun) if state is one) for one in states]  # some may have ended
         self.now = [
             Step(row, list(self.committed[row]), budget, tree.tokens.tolist()[1:])
-            for row, (budget, tree) in enumerate(zip(budgets, trees, strict=True))
+            for row, budget, tree in zip(rows, budgets, trees, strict=True)
         ]
-        assert [tree.tokens.tolist()[0] for tree in trees] == [committed[-1] for committed in self.committed], "the roots"
+        assert [tree.tokens.tolist()[0] for tree in trees] == [self.committed[row][-1] for row in rows], "the roots"
         return trees
 
     def update(

@@ -12,7 +12,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,14 +28,13 @@ from benchmarks.peers.openvino import open_openvino
 from benchmarks.peers.own import open_native, open_transformers
 from benchmarks.peers.results import HEADER, OWN, build_rows, format_row, write_results
 from specbench.cli.parser import Parser, console, print_lines, widen_console
-from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError, suggest_choices, warn
 from specbench.exchange.gguf_layout import OUTPUT_BIAS
 from specbench.machine.locks import lock_devices
 from specbench.records.names import make_file_name
 from specbench.records.trial import BASELINE
 from specbench.setup.compose import compose_run
-from specbench.setup.objects import check_nodes, check_threads, load_target
+from specbench.setup.objects import build_sampling, check_nodes, check_threads, load_target
 from specbench.setup.provenance import collect_provenance
 from specbench.setup.questions import open_suite, select_questions
 
@@ -147,7 +145,7 @@ def compose_job(options: argparse.Namespace, folder: Path) -> Job:
             "autoregressive alone: " + ("drafts might meet other texts" if biased else "--model is compared without drafts")
         )
         methods = (BASELINE,)
-    sampling = Sampling(**asdict(settings.sampling), stop_token_ids=target.model.eos_ids)
+    sampling = build_sampling(settings.sampling, target)
     prompts = [target.render_first_prompt(question) for question in questions]
     return Job(settings, target, methods, prompts, sampling, folder, options.out, options.llama_binary, not biased, notes)
 
