@@ -191,9 +191,6 @@ class Eagle3Network(DraftNetwork):
         self.d2t.copy_(tokens - torch.arange(len(tokens), device=tokens.device))
         self.t2d[tokens] = True
 
-    def count_logits(self) -> float:
-        return 3 + (2 * ROUNDS + 1) * self.draft_vocabulary / self.shape.vocab_size
-
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Training-time test (section 3.2): in each of ROUNDS rounds the network reads its own output, one token further."""
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)

@@ -151,9 +151,6 @@ class HydraNetwork(DraftNetwork):
         """read (m, (head + 2) H): a hidden state, then the embeddings of the root and the drafted tokens -> (m, V)."""
         return cast(Tensor, self.hydra_lm_head[head](self.hydra_mlp[head](read)))
 
-    def count_logits(self) -> int:
-        return 2 * len(self) + 3
-
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Sum over heads k of 0.8^k times the cross-entropy with the target's distribution (Hydra++, section 4)."""
         positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)

@@ -86,9 +86,6 @@ class MedusaHeads(DraftNetwork):
             read = read + nn.functional.silu(torch.baddbmm(bias[:heads, None], read, weight[:heads].mT))
         return torch.bmm(read, self._logits[:heads].mT)[:, 0]
 
-    def count_logits(self) -> int:
-        return len(self) + 2
-
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """L = sum over k of lambda_k * (cross-entropy of head k), lambda_k = 0.8^k (section 2.2.1)."""
         losses, right = [], []

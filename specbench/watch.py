@@ -17,6 +17,9 @@ class Watcher(Protocol):
     def show_status(self, what: str, long: bool = False) -> None:
         """Something other than a trial is running; long: it takes more than a few seconds."""
 
+    def announce(self, lines: list[str]) -> None:
+        """What the run needs is known, before anything is loaded."""
+
     def begin(self, run: Path, total: int, done: int) -> None:
         """The run has `total` turns; `done` of them are on disk."""
 

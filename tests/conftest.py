@@ -51,6 +51,12 @@ def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def nothing_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run is rehearsed, which takes a second, unless a test asks for it."""
+    monkeypatch.setattr("specbench.running.execute.say_needs", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
     """Hydra's sweeps set up logging for their process: their handlers write to a test's captured streams, which close with it."""
     before = list(logging.root.handlers)

@@ -94,6 +94,9 @@ class Quiet:
     def set_run(self, run: Path) -> None:
         pass
 
+    def announce(self, lines: list[str]) -> None:
+        pass
+
     def show_status(self, what: str, long: bool = False) -> None:
         pass
 

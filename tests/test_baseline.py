@@ -82,7 +82,7 @@ def test_other_dtypes_are_those_of_the_device_that_fit_its_memory(
     monkeypatch: pytest.MonkeyPatch, free: int, expected: list[str]
 ) -> None:
     monkeypatch.setattr("specbench.running.baseline.get_free_memory", lambda device: free)
-    assert list_other_dtypes(tiny_language_model("llama", layers=1), "float64") == expected
+    assert list_other_dtypes(tiny_language_model("llama", layers=1)) == expected
 
 
 def test_packed_float32_weights_count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_packed_float32_weights_count_twice(monkeypatch: pytest.MonkeyPatch) -> 
     weights = sum(p.numel() for p in model.model.parameters())
     monkeypatch.setattr("specbench.models.load.can_pack", lambda device, dtype: dtype == torch.float32)
     monkeypatch.setattr("specbench.running.baseline.get_free_memory", lambda device: 6 * weights)
-    assert list_other_dtypes(model, "float64") == ["bfloat16"], "0.7 * 6 = 4.2 bytes per weight: 2 fit, 4 + 4 do not"
+    assert list_other_dtypes(model) == ["bfloat16"], "0.7 * 6 = 4.2 bytes per weight: 2 fit, 4 + 4 do not"
 
 
 def way(engine: str, dtype: str, *rates: float) -> dict[str, Any]:

@@ -207,3 +207,13 @@ def test_small_layers_take_one_product_for_every_row(
 ) -> None:
     monkeypatch.setattr(products, "measure_first_row", lambda layers: first)
     assert products.Products().choose([nn.Linear(size, size)]) == expected
+
+
+def test_a_gradient_flows_through_a_packed_layer() -> None:
+    """EAGLE's loss goes through the target's head."""
+    plain = nn.Linear(256, 300, bias=False).requires_grad_(False)
+    x = torch.randn(3, 256, requires_grad=True)
+    torch.autograd.backward(PackedLinear(plain)(x).square().sum())
+    other = x.detach().clone().requires_grad_()
+    torch.autograd.backward(plain(other).square().sum())
+    assert x.grad is not None and other.grad is not None and torch.equal(x.grad, other.grad)

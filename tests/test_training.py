@@ -30,8 +30,8 @@ from specbench.models.target import Target
 from specbench.models.texts import Text, generate_answers, read_texts
 from specbench.running.progress import TrainingDisplay
 from specbench.setup.compose import compose_train
+from specbench.training.steps import Batches, build_lesson
 from specbench.training.train import train
-from specbench.training.trainer import Batches, build_lesson
 from tasks.question import Question
 from tests.conftest import Cli, Tiny
 from tests.tiny import tiny_model

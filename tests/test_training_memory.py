@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -17,55 +15,86 @@ from methods.hydra_heads import HydraNetwork
 from methods.medusa import MedusaHeads
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.network import DraftNetwork, TargetShape
-from specbench.drafters.network_drafter import create_network
 from specbench.errors import InputError
-from specbench.machine.devices import get_peak_memory, reset_peak_memory
 from specbench.models.texts import Text
 from specbench.training import memory
-from specbench.training.memory import TrainingMemory, check_memory, explain_exhaustion
-from specbench.training.trainer import Batches, build_lesson
+from specbench.training.memory import check_memory, explain_exhaustion, rehearse_training
+from specbench.training.steps import Batches, TrainingPlan
 from tests.conftest import Cli, Tiny
 from tests.test_training import overrides
 
 KINDS: list[type[DraftNetwork]] = [MedusaHeads, HydraNetwork, EagleNetwork, Eagle3Network]
-SHAPE = TargetShape(64, 1000, 8, 96, 4, 4, 16, 1e-6, 2048)
 CPU = torch.device("cpu")
 
 
-def build(kind: type[DraftNetwork], device: str = "meta") -> DraftNetwork:
-    with torch.device(device):
-        return kind(kind.create_config(SHAPE), SHAPE)
+PLAN = TrainingPlan(epochs=1, batch_tokens=4096, accumulate=1, rate=1e-3, muon=None, precision="no", save_every=10, seed=0)
 
 
-def test_the_estimate_by_hand() -> None:
-    """Medusa: four heads of 64 × 64 + 64 and 1,000 × 64 weights; at most 4 + 2 matrices of logits."""
-    weights = 4 * (64 * 64 + 64 + 1000 * 64)
-    found = TrainingMemory.of(build(MedusaHeads))
-    assert found == TrainingMemory(fixed=4 * 4 * weights, token=4 * 64 * (12 + 1 + 1), answer=4 * 1000 * 6)
-    assert TrainingMemory.of(build(MedusaHeads, "cpu")).fixed == 3 * 4 * weights, "its weights are there already"
-    assert found.sum(tokens=100, answers=40) == found.fixed + 100 * found.token + 40 * found.answer
-    assert TrainingMemory.of(build(Eagle3Network)).answer == 4 * 1000 * 18
+@pytest.fixture(scope="module")
+def target() -> LanguageModel:
+    config = AutoConfig.for_model(
+        "llama", vocab_size=3000, hidden_size=32, intermediate_size=64, num_hidden_layers=8, num_attention_heads=4
+    )
+    return LanguageModel(AutoModelForCausalLM.from_config(config).requires_grad_(False))  # type: ignore[no-untyped-call]
+
+
+def config_of(kind: type[DraftNetwork], target: LanguageModel, **changes: int) -> dict[str, Any]:
+    return kind.create_config(TargetShape.of(target.config)) | changes
+
+
+def texts_of(count: int) -> list[Text]:
+    return [Text([5] * 10, [7] * 90) for _ in range(count)]
+
+
+def test_the_estimate_by_hand(target: LanguageModel) -> None:
+    """Medusa: four heads of 32 × 32 + 32 and 3,000 × 32 weights; each with a gradient and AdamW's two moments."""
+    weights = 4 * (32 * 32 + 32 + 3000 * 32)
+    need = rehearse_training(MedusaHeads, config_of(MedusaHeads, target), target, PLAN, texts_of(2))
+    assert need.weights == 4 * weights and need.fixed == pytest.approx(4 * need.weights, rel=1e-3)
+    logits = 4 * 180 * 3000
+    assert 4 * logits < need.peak - need.fixed < 8 * logits, "one matrix per head, and two to three to compute one"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_does_not_fit_is_refused_with_what_would(kind: type[DraftNetwork], monkeypatch: pytest.MonkeyPatch) -> None:
-    network = build(kind)
-    need = TrainingMemory.of(network)
-    monkeypatch.setattr(memory, "get_free_memory", lambda device: need.sum(500, 300))
-    check_memory(network, CPU, 500, 300, 4096)
+def test_more_answers_need_more_and_a_small_draft_vocabulary_less(kind: type[DraftNetwork], target: LanguageModel) -> None:
+    config = config_of(kind, target)
+    one, two = (rehearse_training(kind, config, target, PLAN, texts_of(count)) for count in (2, 4))
+    assert one.fixed == pytest.approx(two.fixed, rel=1e-3) and two.peak - two.fixed > 1.5 * (one.peak - one.fixed) > 0
+    if kind is Eagle3Network:
+        small = rehearse_training(kind, config_of(kind, target, draft_vocab_size=300), target, PLAN, texts_of(2))
+        assert small.fixed < one.fixed / 2 and small.peak < one.peak / 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_does_not_fit_is_refused_with_what_would(
+    kind: type[DraftNetwork], target: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(kind, target)
+    half, whole = (rehearse_training(kind, config, target, PLAN, texts_of(count)) for count in (3, 6))
+    monkeypatch.setattr(memory, "get_free_memory", lambda device: half.peak)
+    assert check_memory(kind, config, target, PLAN, [texts_of(3)]).endswith(" GB free")
     with pytest.raises(InputError) as error:
-        check_memory(network, CPU, 1000, 600, 4096)
+        check_memory(kind, config, target, PLAN, [texts_of(6)])
     said = str(error.value)
-    assert said.startswith("batch_tokens=4096: expected at most about 500: training needs ") and " GB are free" in said
-    assert "600 answer tokens × 1,000 ids" in said and "\n" not in said
-    monkeypatch.setattr(memory, "get_free_memory", lambda device: need.fixed // 2)
+    room = int(said.partition("at most about ")[2].partition(":")[0])
+    assert 0.8 * 300 < room < 1.2 * 300, said
+    assert said.startswith("batch_tokens=4096: expected at most about ") and " GB are free" in said
+    assert "540 answer tokens × 3,000 ids" in said and "\n" not in said
+    check_memory(kind, config, target, PLAN, [texts_of(1)], made=True)
+    monkeypatch.setattr(memory, "get_free_memory", lambda device: whole.fixed // 3)
     with pytest.raises(InputError, match="batch_tokens=4096: no batch is small enough"):
-        check_memory(network, CPU, 10, 5, 4096)
+        check_memory(kind, config, target, PLAN, [texts_of(1)])
 
 
-def test_the_largest_batch_counts_padding_and_answers() -> None:
-    made = Batches([Text([2] * 3, [4] * 7), Text([2] * 8, [4] * 4), Text([2] * 20, [4] * 5)], tokens=24, longest=100)
-    assert made.find_largest() == (25, 11)
+def test_nothing_is_claimed_of_a_loss_that_cannot_be_rehearsed(target: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MedusaHeads, "compute_loss", lambda *_: torch.zeros(3).numpy())
+    assert check_memory(MedusaHeads, config_of(MedusaHeads, target), target, PLAN, [texts_of(1)]) == ""
+
+
+def test_the_largest_batches_by_padding_and_by_answers() -> None:
+    wide, many = [Text([2] * 20, [4] * 5)], [Text([2] * 3, [4] * 7), Text([2] * 8, [4] * 4)]
+    assert Batches([*many, *wide], tokens=24, longest=100).list_largest() == [wide, many]
+    assert Batches(wide, tokens=24, longest=100).list_largest() == [wide]
 
 
 def test_too_much_is_refused_before_the_target_answers(
@@ -101,24 +130,3 @@ def test_every_way_in_which_memory_runs_out(error: Exception) -> None:
 def raise_inside(error: Exception) -> None:
     with explain_exhaustion(CPU, "batch_tokens=7", "do less"):
         raise error
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_estimate_is_near_what_is_measured(kind: type[DraftNetwork]) -> None:
-    """Of a small network over a large vocabulary, whose logits take most; within a factor of 1.7 of the peak."""
-    config = AutoConfig.for_model(
-        "llama", vocab_size=30_000, hidden_size=32, intermediate_size=64, num_hidden_layers=8, num_attention_heads=4
-    )
-    target = LanguageModel(AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
-    network = create_network(kind, target)
-    texts = [Text([5] * 20, [7] * 180) for _ in range(6)]
-    gc.collect()
-    before = psutil.Process().memory_info().rss
-    reset_peak_memory(CPU)
-    lesson = build_lesson(texts, target, network.taps)
-    torch.autograd.backward(network.compute_loss(lesson).loss)
-    measured = (get_peak_memory(CPU) or 0) - before
-    trained = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
-    estimated = TrainingMemory.of(network).sum(1200, 1080) - 2 * 4 * trained  # without AdamW's moments
-    assert 1 / 1.7 < estimated / measured < 1.7, (estimated, measured)

@@ -9,6 +9,7 @@ from specbench.errors import InputError, suggest_choices, warn
 
 if TYPE_CHECKING:
     from specbench.compare.comparison import Comparison
+    from specbench.setup.settings import RunSettings
 
 UNDECIDED = ("fail", "pass")  # what an undecided comparison counts as
 
@@ -110,9 +111,9 @@ def _check_folder(folder: Path, run: Path) -> None:
 
 
 def plan(argv: list[str]) -> int:
-    """Estimate from a pilot run how many questions, minutes and bytes it takes to detect a difference."""
+    """Estimate a run's memory and minutes; from a pilot run also how many questions it takes to detect a difference."""
     parser = build_parser("plan", plan.__doc__)
-    parser.add_argument("--pilot", type=Path, required=True, metavar="RUN", help="two questions per task and two repeats or more")
+    parser.add_argument("--pilot", type=Path, metavar="RUN", help="two questions per task and two repeats or more")
     parser.add_argument("--effect", type=float, default=0.05, help="relative change of a speedup; default: 0.05")
     parser.add_argument("--power", type=float, default=0.95, help="probability of detecting it; default: 0.95")
     options = parse_options(parser, argv)
@@ -127,6 +128,8 @@ def plan(argv: list[str]) -> int:
     from specbench.running.execute import outline_run
     from specbench.running.sweep import check_single_run
 
+    if options.pilot is None:
+        return _plan_needs(settings, options.overrides)
     if options.effect <= 1 - FAILS_BELOW:
         raise InputError(f"--effect {options.effect}: expected more than {1 - FAILS_BELOW:g}; compare ignores smaller changes")
     check_single_run(settings, options.overrides, "plan")
@@ -136,6 +139,21 @@ def plan(argv: list[str]) -> int:
     questions, methods, repeats = outline_run(settings)
     console.print(build_methods_table(plan_methods(pilot, methods, options.effect, options.power), options.effect, options.power))
     console.print(build_run_table(plan_run(pilot, questions, methods, repeats)))
+    return 0
+
+
+def _plan_needs(settings: "RunSettings", overrides: list[str]) -> int:
+    """Print what the run needs, and return the exit status."""
+    from specbench.running.execute import plan_needs
+    from specbench.running.sweep import check_single_run
+
+    check_single_run(settings, overrides, "plan")
+    announced = plan_needs(settings)
+    if announced is None:
+        raise InputError(f"target={settings.target.name}: its architecture cannot be estimated; a run with limit=1 measures it")
+    widen_console()
+    console.print(announced.build_table())
+    announced.check()
     return 0
 
 

@@ -25,7 +25,7 @@ def expand_network(network: Network, base: TargetShape, shape: TargetShape, dtyp
         raise InputError(f"a drafter with a hidden size of {hidden} cannot be expanded: its target has {base.hidden_size}")
     shape = replace(shape, num_hidden_layers=base.num_hidden_layers)  # its taps count the layers of the original target
     with torch.device("meta"):
-        large = type(network)(network.config | _expand_config(network.config, base, shape), shape).to(dtype)
+        large = type(network)(network.config | expand_config(network.config, base, shape), shape).to(dtype)
         heads = _find_unbiased_heads(large) if shape.vocab_size > base.vocab_size else {}
         for name, head in heads.items():
             if large.packs:
@@ -76,7 +76,7 @@ def _silence_new_tokens(network: DraftNetwork, base: TargetShape) -> None:
         logits.weight[tokens:, spare] = NEVER / (CONSTANT * len(blocks))
 
 
-def _expand_config(config: Mapping[str, Any], base: TargetShape, shape: TargetShape) -> dict[str, Any]:
+def expand_config(config: Mapping[str, Any], base: TargetShape, shape: TargetShape) -> dict[str, Any]:
     """Return the entries of a drafter's config.json that change."""
     changed = {key: value for key, value in asdict(shape).items() if key in config and key != "num_hidden_layers"}
     if "rms_norm_eps" in changed:

@@ -66,10 +66,15 @@ class TrainingPass:
     """
 
     def __init__(self) -> None:
-        self.store, self.sizes = self, [0]
+        self.sizes = [0]
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._mask: Tensor | None = None
+
+    @property
+    def store(self) -> "TrainingPass":
+        """Itself; kept as an attribute, it would keep the entries of a batch until Python collects cycles."""
+        return self
 
     @property
     def first(self) -> bool:

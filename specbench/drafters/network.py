@@ -149,13 +149,6 @@ class DraftNetwork(nn.Module):
         """Draft only these ids of the target, (draft vocabulary,) ascending; for networks of a vocabulary of their own."""
         raise NotImplementedError
 
-    def count_logits(self) -> float:
-        """Return how many float32 matrices (answer tokens, V) the loss and its gradient hold at their peak, about.
-
-        `divergence` keeps two, `cross_entropy` one; computing one of them takes two or three more.
-        """
-        return 5
-
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Compute the paper's training loss on a batch of conversations."""
         raise NotImplementedError

@@ -1,6 +1,8 @@
 """Drafters with a network of their own: loaded or created for a target, expanded, packed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,12 +15,13 @@ from specbench.decoding.runner import Runner
 from specbench.decoding.static import StaticPass
 from specbench.drafters.checkpoints import RANDOM, fill_network, find_folder, read_tensors
 from specbench.drafters.config_keys import check_config
-from specbench.drafters.expand import expand_network
+from specbench.drafters.expand import expand_config, expand_network
 from specbench.drafters.keeping import KeepingDrafter
 from specbench.drafters.layers import DraftKV, LayerPass
 from specbench.drafters.network import Network, TargetShape
 from specbench.errors import InputError, format_error
 from specbench.machine.devices import pick_dtype
+from specbench.machine.rehearsal import is_rehearsing, pause_rehearsal
 from specbench.models.expand import SEED, get_small_sizes, map_layer
 from specbench.models.finite import check_weights
 from specbench.models.packed import can_pack
@@ -29,16 +32,18 @@ from specbench.records.files import read_object
 def load_network(kind: type[Network], checkpoint: str | None, target: LanguageModel, dtype: str = "auto") -> Network:
     """Load a drafter's network from a folder, a hub id (owner/name@revision) or `random`, expanded if the target is.
 
-    dtype: `auto` is the target's. Raises InputError.
+    dtype: `auto` is the target's. Raises InputError. In a rehearsal the weights are neither read nor packed.
     """
     _check_target(target)
     base, checkpoint = TargetShape.of_base(target.config), require_checkpoint(checkpoint)
+    weights_dtype = target.dtype if dtype == "auto" else pick_dtype(dtype, target.device)
+    if is_rehearsing():
+        return _outline_network(kind, checkpoint, base, target, weights_dtype)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         random = checkpoint == RANDOM
         network = kind(kind.create_config(base), base) if random else _read_network(kind, checkpoint, base)
     check_taps(network.taps, base.num_hidden_layers)
-    weights_dtype = target.dtype if dtype == "auto" else pick_dtype(dtype, target.device)
     if get_small_sizes(target.config):
         network = expand_network(network, base, TargetShape.of(target.config), weights_dtype, target.device)
     network = network.to(target.device, weights_dtype).eval().requires_grad_(False)
@@ -48,6 +53,35 @@ def load_network(kind: type[Network], checkpoint: str | None, target: LanguageMo
     network.attach_target(target)
     network.prepare()
     return network
+
+
+def _outline_network(
+    kind: type[Network], checkpoint: str, base: TargetShape, target: LanguageModel, dtype: torch.dtype
+) -> Network:
+    """Return a network of the sizes that `load_network` gives it, for a rehearsal."""
+    with pause_rehearsal():
+        config = kind.create_config(base) if checkpoint == RANDOM else _read_checkpoint(kind, checkpoint, base)[0]
+    shape = base
+    if get_small_sizes(target.config):
+        shape = replace(TargetShape.of(target.config), num_hidden_layers=base.num_hidden_layers)
+        config = config | expand_config(config, base, shape)
+    network = build_network(kind, config, shape, target.device, dtype).eval().requires_grad_(False)
+    network.attach_target(target)
+    network.prepare()
+    return network
+
+
+def build_network(
+    kind: type[Network], config: Mapping[str, Any], shape: TargetShape, device: torch.device, dtype: torch.dtype
+) -> Network:
+    """Return a new network whose weights are made on a device and in a dtype: a rehearsal cannot move them."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return kind(config, shape)
+    finally:
+        torch.set_default_dtype(default)
 
 
 def require_checkpoint(checkpoint: str | None) -> str:
@@ -116,18 +150,30 @@ def build_config(kind: type[Network], shape: TargetShape, changes: Mapping[str, 
 
 
 def _read_network(kind: type[Network], checkpoint: str, shape: TargetShape) -> Network:
-    folder, place = find_folder(checkpoint), f"{checkpoint}/config.json"
+    config, tensors = _read_checkpoint(kind, checkpoint, shape)
+    with _name_config(checkpoint), torch.device("meta"):
+        network = kind(config, shape)
+    fill_network(network, tensors, checkpoint)
+    return network
+
+
+def _read_checkpoint(kind: type[Network], checkpoint: str, shape: TargetShape) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config.json, checked, and the tensors."""
+    folder = find_folder(checkpoint)
     tensors, config = read_tensors(folder, kind.files), read_object(folder / "config.json")
+    with _name_config(checkpoint):
+        return kind.normalise_checkpoint(check_config(config, kind.list_keys(shape)), tensors)
+
+
+@contextmanager
+def _name_config(checkpoint: str) -> Iterator[None]:
+    place = f"{checkpoint}/config.json"
     try:
-        config, tensors = kind.normalise_checkpoint(check_config(config, kind.list_keys(shape)), tensors)
-        with torch.device("meta"):
-            network = kind(config, shape)
+        yield
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
     except Exception as error:  # of any type: sizes may fit no network
         raise InputError(f"{place} makes no network: {format_error(error)}") from None
-    fill_network(network, tensors, checkpoint)
-    return network
 
 
 def _check_target(target: LanguageModel) -> None:

@@ -100,7 +100,7 @@ def _expand(
 ) -> PreTrainedModel:
     """Return the model at a shape. Raises InputError if its device does not hold it."""
     with torch.device("meta"):
-        check_room(_build_model(expand_config(model, shape)), dtype, device, packed)
+        check_room(build_model(expand_config(model, shape)), dtype, device, packed)
     return expand_model(model, shape, device)
 
 
@@ -154,7 +154,7 @@ def check_model(
             remote = {"revision": revision, "trust_remote_code": trust_remote_code}
             architecture = AutoConfig.from_pretrained(place.name, **remote, **place.options)
         with torch.device("meta"):
-            large = _build_model(expand_config(_build_model(architecture), shape))
+            large = build_model(expand_config(build_model(architecture), shape))
     except (OSError, ValueError, TypeError):  # of the model's own config, which loading it explains
         return
     check_room(large, pick_dtype(dtype, where), where, packed=True, total=True)
@@ -272,7 +272,7 @@ def _build_random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: 
     try:
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(0)
-            return _build_model(architecture, dtype=dtype)
+            return build_model(architecture, dtype=dtype)
     except Exception as error:  # of any type: the config may fit no architecture
         if is_out_of_memory(error):
             raise torch.OutOfMemoryError(str(error)) from None
@@ -295,6 +295,7 @@ def create_config(config: Mapping[str, Any] | None) -> PretrainedConfig:
     return architecture
 
 
-def _build_model(config: PretrainedConfig, **options: torch.dtype) -> PreTrainedModel:
+def build_model(config: PretrainedConfig, **options: torch.dtype) -> PreTrainedModel:
+    """Return a model of random weights."""
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-untyped-call]
     return model

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from specbench.machine.devices import has_bf16_units
+from specbench.machine.rehearsal import is_rehearsing
 
 ROWS = 8  # the block layout is chosen for this many rows
 HASHED = 1 << 14  # weights of a layer that its name depends on
@@ -102,6 +103,8 @@ class PackedLinear(nn.Linear):
         return None if first_row is None else Product(self.weight, self.bias, first_row)
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.requires_grad:  # of a drafter that is trained through the target's head: packed products have no gradient
+            return linear(input, self.weight, self.bias)
         if self.reduces and torch.compiler.is_compiling() and input.shape[:-1].numel() == 1:
             return reduce(input, self.weight, self.bias)
         return self.multiply(input)
@@ -156,7 +159,16 @@ def reduce(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return True on a CPU, if torch has oneDNN, for float32, and for bfloat16 if the processor has units for it."""
+    """Return True on a CPU, if torch has oneDNN, for float32, and for bfloat16 if the processor has units for it.
+
+    Never in a rehearsal: packing reads the weights; `count_packed` counts the copies.
+    """
+    if is_rehearsing():
+        return False
+    return has_packed_products(device, dtype)
+
+
+def has_packed_products(device: torch.device, dtype: torch.dtype) -> bool:
     built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if device.type != "cpu" or dtype not in DTYPES or not (built and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
         return False

@@ -78,6 +78,12 @@ def pack(model: nn.Module) -> dict[str, int | None]:
     return first_rows
 
 
+def count_packed(model: nn.Module) -> int:
+    """Return the bytes of the packed copies that `pack` would make: of every layer whose product is not known to stay plain."""
+    layers = [module for module in model.modules() if _is_candidate(module)]
+    return sum(layer.weight.nbytes for layer in layers if PRODUCTS.first_rows.get(_name_shape(layer), 1) is not None)
+
+
 def prepare_for_graphs(model: nn.Module) -> bool | None:
     """Decide whether a single row takes sums in the model's compiled forwards; None: it has no layers to decide for.
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+import torch
+
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
@@ -28,19 +30,27 @@ ROOM_TO_WIN = 0.8  # a rival that would be slower by more stays eager: compiling
 TOKENS = 24
 ROWS = (1, 2, 4, 8)  # autoregressive decoding's forward and small verifications
 ROW_ROUNDS = 9  # so many that a disturbance does not meet the same rows in all of them
-ROOM = 0.7  # share of the free memory that one copy of the weights may take
+ROOM = 0.7  # share of the free memory that all copies of the weights together may take
 STATIC = {"cache_implementation": "static"}  # of `generate`, which then compiles its forward on CUDA
 ALTERNATIVES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float16"), "mps": ("bfloat16", "float16")}
 
 Rates = list[dict[str, Any]]  # as in run.json: engine, dtype, tokens_per_second of each round; the run's own pair first
 
 
-def list_other_dtypes(model: LanguageModel, dtype: str) -> list[str]:
-    """Return the device's other usual dtypes, if its memory holds a copy of the weights in them beside the model."""
+def list_other_dtypes(model: LanguageModel) -> list[str]:
+    """Return the device's other usual dtypes, as far as its memory holds copies of the weights in them beside the model."""
     weights = sum(p.numel() for p in model.model.parameters())
-    room = ROOM * get_free_memory(model.device)
-    others = [other for other in ALTERNATIVES.get(model.device.type, ()) if other != dtype]
-    return [other for other in others if estimate_memory(weights, DTYPES[other], model.device) < room]
+    return choose_dtypes(weights, model.dtype, model.device, get_free_memory(model.device))
+
+
+def choose_dtypes(weights: int, dtype: torch.dtype, device: torch.device, free: int) -> list[str]:
+    """Return the dtypes other than a model's in which copies of so many weights, all at once, take a share of `free` bytes."""
+    room, chosen = ROOM * free, []
+    for other in ALTERNATIVES.get(device.type, ()):
+        if DTYPES[other] != dtype and (needed := estimate_memory(weights, DTYPES[other], device)) < room:
+            chosen.append(other)
+            room -= needed
+    return chosen
 
 
 def open_engines(models: Mapping[str, LanguageModel]) -> dict[tuple[str, str], Engine]:
@@ -112,7 +122,7 @@ def measure_baselines(settings: RunSettings, target: Target, questions: list[Que
     dtype = target.model.dtype_name
     models = {dtype: target.model}
     if settings.target.device_map is None:
-        for other in list_other_dtypes(target.model, dtype):
+        for other in list_other_dtypes(target.model):
             with suppress(InputError):  # in that dtype the model cannot be run, so it is no rival
                 models[other] = load_target_model(replace(settings.target, dtype=other))
     shortest = min(map(target.render_first_prompt, questions), key=len)

@@ -18,10 +18,12 @@ from specbench.errors import InputError, show_value, warn
 from specbench.machine.devices import count_default_threads, list_timed_devices, pick_device, release_memory
 from specbench.machine.load import LoadMeter
 from specbench.machine.locks import lock_devices, lock_run
+from specbench.models.chat import Chat
 from specbench.models.products import PRODUCTS
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
+from specbench.running.announce import Announcement, announce
 from specbench.running.baseline import measure_baselines, measure_rows
 from specbench.running.checks import check_drafters, check_prompts
 from specbench.running.harness import Harness
@@ -51,7 +53,7 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
     torch.set_num_threads(settings.threads or default)
     engines = _instantiate_engines(settings)
     _check_engines(engines, settings)
-    tokenizer, _ = objects.load_target_tokenizer(settings.target)
+    tokenizer, chat = objects.load_target_tokenizer(settings.target)
     drafters = _prepare_drafters(settings, tokenizer)
     for label, need in settings.left_out.items():
         warn(f"notice: {label} is left out: it needs {need}")
@@ -59,6 +61,8 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
         release_memory(pick_device(settings.target.device))  # of the previous job
         _recall_choices(run, engines)
         arms = build_arms(engines, _list_labels(settings))
+        if any(engine.in_process for engine in engines.values()):
+            say_needs(settings, questions, [arm.label for arm in arms], tokenizer, chat, watcher)
         drafters = _complete_drafters(settings, drafters, tokenizer)
         target = objects.load_target(settings.target)
         check_prompts(questions, target)
@@ -74,6 +78,21 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
             Harness(run, target, suite, questions, arms, schedule, watcher).run_schedule()
             write_summary(run.path)
     return run.path
+
+
+def say_needs(
+    settings: RunSettings,
+    questions: list[Question],
+    labels: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
+    watcher: Watcher,
+) -> None:
+    """Say what the run needs. Raise InputError for what cannot fit."""
+    watcher.show_status("estimating memory and time")
+    if announced := announce(settings, questions, labels, tokenizer, chat):
+        watcher.announce(announced.format_lines())
+        announced.check()
 
 
 def _prepare_drafters(settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Drafter]:
@@ -144,6 +163,18 @@ def outline_run(settings: RunSettings) -> tuple[dict[str, int], list[str], int]:
     counts = Counter(question.task for question in questions)
     arms = build_arms(_instantiate_engines(settings), _list_labels(settings))
     return dict(counts), [arm.label for arm in arms], settings.repeats
+
+
+def plan_needs(settings: RunSettings) -> Announcement | None:
+    """Return what a run that was not made yet needs, without loading a model. Raises InputError."""
+    objects.silence_libraries()
+    objects.check_nodes(settings)
+    questions = select_questions(settings, open_suite(settings), settings.limit)
+    torch.set_num_threads(settings.threads or count_default_threads())
+    tokenizer, chat = objects.load_target_tokenizer(settings.target)
+    _prepare_drafters(settings, tokenizer)
+    labels = [arm.label for arm in build_arms(_instantiate_engines(settings), _list_labels(settings))]
+    return announce(settings, questions, labels, tokenizer, chat)
 
 
 def _instantiate_engines(settings: RunSettings) -> dict[str, Engine]:

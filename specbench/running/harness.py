@@ -14,6 +14,7 @@ from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE, PER_STEP, BlockKey, Prompt, QuestionId, Trial, TrialKey, hash_ids
 from specbench.records.trial_rules import parse_trial
+from specbench.running.announce import bound_prompt
 from specbench.running.attempts import Attempts
 from specbench.running.schedule import Arm, Block, Schedule, schedule_blocks
 from specbench.watch import Watcher
@@ -104,10 +105,8 @@ class Harness:
 
     def _bound_prompt(self) -> int:
         """Return an upper bound of prompt tokens: whole conversations in which every answer has its maximum length."""
-        longest = 0
-        for question in self.questions:
-            turns = [render_prompt(self.target.chat, [(turn, None)], self.target.tokenizer) for turn in question.turns]
-            longest = max(longest, sum(map(len, turns)) + (len(question.turns) - 1) * self.schedule.sampling.max_new_tokens)
+        target = self.target
+        longest = bound_prompt(self.questions, target.chat, target.tokenizer, self.schedule.sampling.max_new_tokens)
         return min(longest, self.target.model.context - 1)
 
     def _run_block(self, block: Block) -> None:

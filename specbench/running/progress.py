@@ -80,6 +80,10 @@ class ProgressDisplay(_Display):
     def set_run(self, run: Path) -> None:
         self.run = run
 
+    def announce(self, lines: list[str]) -> None:
+        for line in lines:
+            self._print_line(line)
+
     def show_status(self, what: str, long: bool = False) -> None:
         self._bar.update(self._task, description=what, refresh=True)
         if long and not self.console.is_terminal:

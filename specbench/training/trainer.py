@@ -6,8 +6,6 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +21,11 @@ from specbench.errors import InputError
 from specbench.models.texts import Text
 from specbench.records.files import write_atomic
 from specbench.training.memory import check_memory
-from specbench.training.muon import Muon
+from specbench.training.steps import Batches, TrainingPlan, build_lesson, build_optimizers, list_trained
 
 WARM_UP = 0.05  # of all steps
 CLIP = 1.0  # of the gradient's norm
 STATE, LOG = "state", "training_log.jsonl"
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """batch_tokens: tokens per forward; accumulate: forwards per step; rate, muon: peak rates of AdamW and of Muon."""
-
-    epochs: float
-    batch_tokens: int
-    accumulate: int
-    rate: float
-    muon: float | None
-    precision: str
-    save_every: int
-    seed: int
 
 
 class _LossModule(nn.Module):
@@ -56,57 +40,6 @@ class _LossModule(nn.Module):
         return result.loss, torch.stack(result.right)
 
 
-class Batches:
-    """Batches of texts of similar length, of about `tokens` tokens with padding, shuffled every epoch."""
-
-    def __init__(self, texts: list[Text], tokens: int, longest: int) -> None:
-        fitting = [text for text in texts if _count_tokens(text) <= longest and len(text.answer_ids) > 1]
-        fitting.sort(key=_count_tokens)
-        if not fitting:
-            raise InputError(f"no answer of two tokens or more in a conversation of at most {longest}")
-        self.batches: list[list[Text]] = [[]]
-        for text in fitting:
-            if (len(self.batches[-1]) + 1) * _count_tokens(text) > tokens and self.batches[-1]:
-                self.batches.append([])
-            self.batches[-1].append(text)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def find_largest(self) -> tuple[int, int]:
-        """Return the most tokens of a batch, padding included, and the most answer tokens of one."""
-        sizes = [len(batch) * max(map(_count_tokens, batch)) for batch in self.batches]
-        return max(sizes), max(sum(len(text.answer_ids) for text in batch) for batch in self.batches)
-
-    def get_batch(self, place: int, seed: int) -> list[Text]:
-        """Return batch number `place` in the seed's order."""
-        return self.batches[_shuffle(len(self), seed)[place]]
-
-
-@lru_cache(maxsize=2)
-def _shuffle(count: int, seed: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def _count_tokens(text: Text) -> int:
-    return len(text.prompt_ids) + len(text.answer_ids)
-
-
-def build_lesson(texts: list[Text], target: LanguageModel, taps: tuple[int, ...]) -> Lesson:
-    """Run the target over the texts. taps: the network's; the final norm's output is added to them."""
-    ids = [text.prompt_ids + text.answer_ids for text in texts]
-    width = max(map(len, ids))
-    padded = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=target.device)
-    answers = torch.zeros_like(padded, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        answers[row, len(text.prompt_ids) : len(ids[row])] = True
-    last = target.config.num_hidden_layers
-    target.tap((*taps, last))
-    states = target.read_hidden(padded)
-    hidden = target.config.hidden_size
-    return Lesson(padded, answers, states[..., :-hidden].float(), states[..., -hidden:], target.head)
-
-
 class Trainer:
     """Trains a network; `out` holds its log and the state from which training resumes."""
 
@@ -116,6 +49,7 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=plan.precision, gradient_accumulation_steps=plan.accumulate, cpu=target.device.type == "cpu"
         )
+        self.need = ""  # what the training was found to need, in words
         self._done, self._seen = 0, 0  # steps, tokens
         self._seconds = 0.0
         self._recent: deque[Tensor] = deque(maxlen=plan.save_every)  # loss and shares of the last steps
@@ -123,12 +57,13 @@ class Trainer:
     def fit(self, texts: list[Text], held_out: list[Text], watch: Callable[[int, int, dict[str, Any]], None]) -> None:
         """Train to the end of the plan. watch(step, steps, row): `row` is the latest log line, written with each saved state."""
         lessons, tests = (Batches(part, self.plan.batch_tokens, self.target.context) for part in (texts, held_out))
-        for part in (lessons, tests):
-            check_memory(self.network, self.target.device, *part.find_largest(), self.plan.batch_tokens)
+        self.need = check_memory(
+            type(self.network), self.network.config, self.target, self.plan, lessons.list_largest(), made=True
+        )
         batches_per_step = self.plan.accumulate * self.accelerator.num_processes
         steps = max(1, math.ceil(self.plan.epochs * len(lessons) / batches_per_step))
-        self._trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizers = self._build_optimizers(self._trained)
+        self._trained = list_trained(self.network)
+        optimizers = build_optimizers(self.network, self.plan)
         self._schedules = [LambdaLR(optimizer, lambda step: _schedule_rate(step / steps)) for optimizer in optimizers]
         self._loss, *self._optimizers = self.accelerator.prepare(_LossModule(self.network), *optimizers)
         self._resume()
@@ -142,18 +77,6 @@ class Trainer:
                 row = self._build_log_row(tests)
                 self._save(row)
             watch(self._done, steps, row)
-
-    def _build_optimizers(self, trained: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
-        """Return AdamW for all, or Muon for the matrices between hidden dimensions and AdamW for the rest."""
-        vocabulary = self.network.shape.vocab_size
-        matrices = [p for p in trained if p.ndim == 2 and vocabulary not in p.shape] if self.plan.muon else []
-        others = [p for p in trained if not any(p is matrix for matrix in matrices)]
-        optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=self.plan.rate, betas=(0.9, 0.95), weight_decay=0.0)
-        ]
-        if self.plan.muon and matrices:
-            optimizers.append(Muon(matrices, lr=self.plan.muon))
-        return optimizers
 
     def _run_step(self, lessons: Batches) -> Tensor:
         """Take one optimizer step; return loss and accuracies of its last forward, (1 + depths,)."""

@@ -20,8 +20,9 @@ from specbench.setup.settings import QuestionSettings, TrainSettings
 from specbench.training.card import describe_questions, describe_versions
 from specbench.training.curves import plot_curves
 from specbench.training.gathering import SELF, asks_itself, check_held_out, count_turns, gather_texts, holds_texts
-from specbench.training.memory import LEAST_ANSWERS, check_memory, explain_exhaustion
-from specbench.training.trainer import LOG, Trainer, TrainingPlan, count_saved_steps
+from specbench.training.memory import assume_texts, check_memory, explain_exhaustion
+from specbench.training.steps import TrainingPlan
+from specbench.training.trainer import LOG, Trainer, count_saved_steps
 from specbench.watch import Watch
 
 DONE = "trained"
@@ -47,6 +48,7 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
     processes = PartialState()
     with processes.main_process_first():
         target = load_target(settings.target)
+        target.model.model.requires_grad_(False)  # or a loss through its head would keep gradients of it
         _check_room(settings, drafter.network_class, target)
         with explain_exhaustion(target.model.device, f"data={settings.data or 'null'}", "many questions are answered at once"):
             texts = gather_texts(settings, target, watch)
@@ -54,10 +56,11 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
         shuffled = random.Random(settings.seed).sample(texts, len(texts))
         texts, held_out = shuffled[settings.held_out :], shuffled[: settings.held_out]
     torch.manual_seed(settings.seed)
-    plan = TrainingPlan(**{field.name: getattr(settings, field.name) for field in fields(TrainingPlan)})
+    plan = _plan(settings)
     with explain_exhaustion(target.model.device, f"batch_tokens={plan.batch_tokens}", "expected fewer tokens, and another out"):
         network = _create_network(settings, drafter.network_class, target, texts)
-        Trainer(network, target.model, plan, out).fit(texts, held_out, lambda *now: watch("training", *now))
+        trainer = Trainer(network, target.model, plan, out)
+        trainer.fit(texts, held_out, lambda *now: watch(f"training{trainer.need and f' in {trainer.need}'}", *now))
     if processes.is_main_process:
         write_checkpoint(network, out, settings.file, settings.storage)
         plot_curves(out / LOG, out / "curves.png")
@@ -81,11 +84,14 @@ def _check_room(settings: TrainSettings, kind: type[DraftNetwork], target: Targe
     """Raise InputError before the target answers, if not even the least that training needs is free."""
     if settings.data not in (None, SELF):
         return  # texts are read at once, and Trainer counts their tokens
-    shape = TargetShape.of(target.model.config)
-    with torch.device("meta"):
-        network = kind(build_config(kind, shape, settings.network or {}), shape)
-    tokens = min(settings.batch_tokens, count_turns(settings) * 2 * settings.max_new_tokens)  # of all texts, about
-    check_memory(network, target.model.device, tokens, int(LEAST_ANSWERS * tokens), settings.batch_tokens)
+    config = build_config(kind, TargetShape.of(target.model.config), settings.network or {})
+    longest = min(2 * settings.max_new_tokens, target.model.context)
+    tokens = min(settings.batch_tokens, count_turns(settings) * longest)  # of all texts, about
+    check_memory(kind, config, target.model, _plan(settings), [assume_texts(tokens, longest)])
+
+
+def _plan(settings: TrainSettings) -> TrainingPlan:
+    return TrainingPlan(**{field.name: getattr(settings, field.name) for field in fields(TrainingPlan)})
 
 
 def describe_kept(settings: TrainSettings, out: Path) -> str:
