@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psutil
@@ -84,7 +84,7 @@ def compare_run(label: str, vocabulary: int, hidden: int, dtype: str, prompt: in
     return announced, measure(lambda: decode(config, dtype, nodes, label, prompt))
 
 
-def decode(config: dict[str, Any], dtype: str, nodes: dict[str, Node], label: str, prompt: int) -> None:
+def decode(config: dict[str, Any], dtype: str, nodes: Mapping[str, Node], label: str, prompt: int) -> None:
     """Load a target and a method, and decode a few tokens with all the memory of a long answer."""
     target = load_model(None, weights="random", config=config, dtype=dtype, device="cpu")
     drafter = instantiate_methods(nodes)[label]

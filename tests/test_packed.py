@@ -216,4 +216,4 @@ def test_a_gradient_flows_through_a_packed_layer() -> None:
     torch.autograd.backward(PackedLinear(plain)(x).square().sum())
     other = x.detach().clone().requires_grad_()
     torch.autograd.backward(plain(other).square().sum())
-    assert x.grad is not None and torch.equal(x.grad, other.grad)
+    assert x.grad is not None and other.grad is not None and torch.equal(x.grad, other.grad)
