@@ -49,17 +49,25 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=plan.precision, gradient_accumulation_steps=plan.accumulate, cpu=target.device.type == "cpu"
         )
-        self.need = ""  # what the training was found to need, in words
         self._done, self._seen = 0, 0  # steps, tokens
         self._seconds = 0.0
         self._recent: deque[Tensor] = deque(maxlen=plan.save_every)  # loss and shares of the last steps
 
-    def fit(self, texts: list[Text], held_out: list[Text], watch: Callable[[int, int, dict[str, Any]], None]) -> None:
-        """Train to the end of the plan. watch(step, steps, row): `row` is the latest log line, written with each saved state."""
+    def fit(
+        self,
+        texts: list[Text],
+        held_out: list[Text],
+        watch: Callable[[int, int, dict[str, Any]], None],
+        announce: Callable[[str], None],
+    ) -> None:
+        """Train to the end of the plan. watch(step, steps, row): `row` is the latest log line, written with each saved state.
+
+        announce: called with the memory that training needs, where that can be known. Raises InputError if it does not fit.
+        """
         lessons, tests = (Batches(part, self.plan.batch_tokens, self.target.context) for part in (texts, held_out))
-        self.need = check_memory(
-            type(self.network), self.network.config, self.target, self.plan, lessons.list_largest(), made=True
-        )
+        kind, config = type(self.network), self.network.config
+        if need := check_memory(kind, config, self.target, self.plan, lessons.list_largest(), made=True):
+            announce(need)
         batches_per_step = self.plan.accumulate * self.accelerator.num_processes
         steps = max(1, math.ceil(self.plan.epochs * len(lessons) / batches_per_step))
         self._trained = list_trained(self.network)

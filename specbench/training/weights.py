@@ -60,7 +60,7 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
     with explain_exhaustion(target.model.device, f"batch_tokens={plan.batch_tokens}", "expected fewer tokens, and another out"):
         network = _create_network(settings, drafter.network_class, target, texts)
         trainer = Trainer(network, target.model, plan, out)
-        trainer.fit(texts, held_out, lambda *now: watch(f"training{trainer.need and f' in {trainer.need}'}", *now))
+        trainer.fit(texts, held_out, lambda *now: watch("training", *now), lambda need: watch(f"training needs {need}", 0, None))
     if processes.is_main_process:
         write_checkpoint(network, out, settings.file, settings.storage)
         plot_curves(out / LOG, out / "curves.png")
