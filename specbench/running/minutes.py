@@ -17,7 +17,7 @@ from specbench.running.needs import Minutes, RunNeed
 
 PROBE = 1 << 27  # bytes that are read
 ROWS, WIDTH = 256, 1024  # of the products that are timed
-SOURCE = "answers of full length at the memory's measured speed, nothing accepted"
+SOURCE = "if every answer has its full length and no draft is accepted, at the memory's measured speed"
 
 
 def estimate_minutes(need: RunNeed, prompts: Sequence[int], new_tokens: int, labels: Sequence[str], repeats: int) -> Minutes:

@@ -131,7 +131,7 @@ def format_need(need: RunNeed, minutes: Minutes, free: int) -> list[str]:
     unknown = [label for label, method in need.methods.items() if method is None]
     beside = f"; {abbreviate(unknown)}: not known" if unknown else ""
     lines = [f"memory: {format_bytes(need.total)} of {format_bytes(free)} free: {'; '.join(parts)}{beside}"]
-    return [*lines, *_format_copies(need), f"time: about {_format_minutes(minutes.total)}, {minutes.source}"]
+    return [*lines, *_format_copies(need), f"time: about {_format_minutes(minutes.total)} {minutes.source}"]
 
 
 def _describe(need: Need) -> str:
@@ -163,5 +163,5 @@ def build_need_table(need: RunNeed, minutes: Minutes, free: int) -> Table:
         time = minutes.by_method.get(label)
         table.add_row("target" if label == BASELINE else label, *cells, "?" if time is None else f"{time:.1f}")
     memory = f"{format_bytes(need.total)} at once, of {format_bytes(free)} free"
-    table.caption = "\n".join([memory, *_format_copies(need), f"about {_format_minutes(minutes.total)}: {minutes.source}"])
+    table.caption = "\n".join([memory, *_format_copies(need), f"about {_format_minutes(minutes.total)} {minutes.source}"])
     return table
