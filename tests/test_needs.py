@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from specbench.decoding.kv_store import round_up
 from specbench.decoding.sampling import Sampling
@@ -17,7 +19,7 @@ from specbench.running.baseline import choose_dtypes
 from specbench.running.execute import say_needs
 from specbench.running.needs import Minutes, Need, RunNeed, check_need, format_need
 from specbench.running.rehearse import rehearse_methods
-from specbench.setup.compose import compose_run
+from specbench.setup.compose import CONF, compose_run
 from tests.conftest import Cli, Tiny
 
 CPU = torch.device("cpu")
@@ -83,6 +85,17 @@ def test_methods_bring_weights_and_keys_and_values_of_their_own() -> None:
     assert need.total == need.target.lasting + medusa.lasting + eagle.lasting + max(
         [need.target.working, *(method.working for method in need.methods.values() if method)]
     )
+
+
+def test_nothing_of_a_rehearsal_stays() -> None:
+    """A tensor without contents in some cache would end in a run's forwards."""
+    labels = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+    need = rehearse(f"method=[{','.join(labels)}]", "target.draft=null", "~method.oracle", "~method.synthetic")
+    unknown = [label for label, method in need.methods.items() if method is None]
+    assert unknown == [label for label in labels if label.startswith("sps")], "there is no draft model"
+    del need
+    gc.collect()
+    assert not any(issubclass(type(thing), FakeTensor) for thing in gc.get_objects())
 
 
 def test_what_depends_on_contents_is_not_guessed() -> None:

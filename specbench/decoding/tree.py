@@ -11,13 +11,16 @@ from torch import Tensor
 
 from specbench.errors import InputError
 from specbench.machine.devices import upload
+from specbench.machine.rehearsal import is_rehearsing
 
 Pick = tuple[Tensor, Tensor | None]  # tokens, and the probabilities they were drawn from: None if chosen greedily
 
 
-@lru_cache(maxsize=512)
 def _build_chain_parents(nodes: int, device: torch.device) -> Tensor:
     return torch.arange(-1, nodes - 1, device=device)
+
+
+_get_chain_parents = lru_cache(maxsize=512)(_build_chain_parents)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class DraftTree:
     @staticmethod
     def chain(tokens: Tensor, probs: Tensor | None = None) -> "DraftTree":
         """Build a tree without branches. tokens (N,) int64, the root first."""
-        return DraftTree(tokens, _build_chain_parents(len(tokens), tokens.device), probs, linear=True)
+        get_parents = _build_chain_parents if is_rehearsing() else _get_chain_parents  # nothing of a rehearsal is kept
+        return DraftTree(tokens, get_parents(len(tokens), tokens.device), probs, linear=True)
 
     @staticmethod
     def from_picks(root: Tensor, picks: Sequence[Pick]) -> "DraftTree":
