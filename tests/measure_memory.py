@@ -79,7 +79,7 @@ def compare_run(label: str, vocabulary: int, hidden: int, dtype: str, prompt: in
     checkpoints = [f"target.checkpoints.{name}=random" for name in KINDS]
     nodes = compose_run([f"method=[{label}]", *checkpoints]).method
     with Rehearsal() as rehearsal:
-        outline = outline_model(None, weights="random", config=config, dtype=dtype, device="cpu")
+        outline = outline_model(path=None, weights="random", config=config, dtype=dtype, device="cpu")
         announced = rehearse_methods(rehearsal, outline, nodes, SAMPLING, prompt).total
     return announced, measure(lambda: decode(config, dtype, nodes, label, prompt))
 

@@ -42,7 +42,7 @@ ALL_LOGITS = 4 * PROMPT * VOCABULARY  # float32, of every row of the prompt
 def rehearse(*overrides: str, dtype: str = "float32", max_new_tokens: int = NEW) -> RunNeed:
     nodes = compose_run([*RANDOM, *overrides]).method
     with Rehearsal() as rehearsal:
-        target = outline_model(None, weights="random", config=CONFIG, dtype=dtype, device="cpu")
+        target = outline_model(path=None, weights="random", config=CONFIG, dtype=dtype, device="cpu")
         return rehearse_methods(rehearsal, target, nodes, Sampling(max_new_tokens=max_new_tokens), PROMPT)
 
 

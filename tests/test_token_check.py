@@ -45,7 +45,7 @@ def test_texts_are_checked_token_by_token(target: LanguageModel, sampling: Sampl
 
 
 def test_a_stop_token_that_comes_early_is_a_bug(target: LanguageModel) -> None:
-    """Not the target's most probable token where that must not come: then the text goes on with the best of the others."""
+    """Where the most probable token is forbidden, the right text continues with the best of the allowed ones."""
     free = generate_texts(target, "autoregressive", Sampling(max_new_tokens=12))
     stops = tuple({token for text in free for token in text.output[:6]})
     for sampling in (

@@ -26,6 +26,7 @@ from specbench.models.products import count_packed
 from specbench.records.trial import BASELINE
 from specbench.running.needs import Need, RunNeed
 from specbench.setup.instantiate import TARGET, instantiate, locate_class
+from specbench.setup.objects import list_model_arguments
 from specbench.setup.settings import Node, RunSettings
 
 OUTLINE = f"{outline_draft.__module__}.{outline_draft.__name__}"
@@ -33,19 +34,8 @@ OUTLINE = f"{outline_draft.__module__}.{outline_draft.__name__}"
 
 def rehearse_run(settings: RunSettings, prompt: int) -> RunNeed:
     """Return the need of a run whose longest prompt has so many tokens. Raises whatever building its target does."""
-    target = settings.target
     with Rehearsal() as rehearsal:
-        model = outline_model(
-            target.path,
-            target.revision,
-            target.weights,
-            target.config,
-            target.dtype,
-            target.device,
-            target.device_map,
-            target.trust_remote_code,
-            target.sizes,
-        )
+        model = outline_model(**list_model_arguments(settings.target))
         chosen = settings.sampling
         sampling = Sampling(chosen.temperature, chosen.top_p, chosen.top_k, chosen.max_new_tokens)
         return rehearse_methods(rehearsal, model, settings.method, sampling, prompt)

@@ -153,17 +153,13 @@ def load_target(settings: TargetSettings) -> Target:
 
 def load_target_model(settings: TargetSettings) -> LanguageModel:
     """Load the target's weights, expanded to its shape. Raises InputError."""
-    return load_model(
-        path=settings.path,
-        revision=settings.revision,
-        weights=settings.weights,
-        config=settings.config,
-        dtype=settings.dtype,
-        device=settings.device,
-        device_map=settings.device_map,
-        trust_remote_code=settings.trust_remote_code,
-        shape=settings.sizes,
-    )
+    return load_model(**list_model_arguments(settings))
+
+
+def list_model_arguments(settings: TargetSettings) -> dict[str, Any]:
+    """Return the arguments of `load_model` for the target."""
+    names = ("path", "revision", "weights", "config", "dtype", "device", "device_map", "trust_remote_code")
+    return {name: getattr(settings, name) for name in names} | {"shape": settings.sizes}
 
 
 def load_target_tokenizer(settings: TargetSettings) -> tuple[PreTrainedTokenizerBase, Chat]:

@@ -72,7 +72,7 @@ def check_memory(
 ) -> str:
     """Return what training on the largest batches needs, in words; nothing where it cannot be rehearsed.
 
-    made: the network is there already, so that the free memory is without it. Raises InputError for what does not fit.
+    made: the network already exists, so its weights are not part of the free memory. Raises InputError for what does not fit.
     """
     free = get_free_memory(target.device)
     try:
