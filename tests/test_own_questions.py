@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from specbench.models.texts import SIDE_BY_SIDE, make_anew
 from specbench.setup.compose import compose_train
 from specbench.setup.settings import QuestionSettings
 from specbench.training import gathering, own_questions
-from specbench.training.gathering import Batches, asks_itself, find_texts
+from specbench.training.gathering import KeptBatches, asks_itself, find_texts
 from specbench.training.own_questions import KnownTexts, OwnQuestions, find_user_turn
-from tests.conftest import Cli, Tiny
+from tests.conftest import Cli
 
 ZOO = ROOT / "specbench/zoo/target"
 
@@ -48,12 +49,10 @@ def test_a_users_turn_is_what_the_messages_stand_in(target: Target) -> None:
     assert prompt[len(turn.before) :][: len(said)] == said and prompt[len(turn.before) + len(said)] == turn.end
 
 
-def test_a_format_without_an_end_of_turn_is_refused(tiny: Tiny) -> None:
-    class Unending:
-        chat, tokenizer = Chat("plain"), tiny.tokenizer
-
-    turn = find_user_turn(Unending())  # type: ignore[arg-type]
-    assert turn.before == [] or turn.end == encode(Unending(), "\n")[0]  # type: ignore[arg-type]
+def test_a_format_without_turns_is_refused(target: Target) -> None:
+    with pytest.raises(InputError, match="data=self: the format plain does not mark a user's turn; expected data=FILE"):
+        find_user_turn(replace(target, chat=Chat("plain")))
+    assert find_user_turn(replace(target, chat=Chat("vicuna"))).before
 
 
 def continue_as(target: Target, monkeypatch: pytest.MonkeyPatch, batches: list[list[str]]) -> list[int]:
@@ -116,9 +115,9 @@ def test_a_broken_file_of_test_questions_is_named(target: Target, tmp_path: Path
 
 
 def test_batches_are_made_once(tmp_path: Path) -> None:
-    batches = Batches(tmp_path)
+    batches = KeptBatches(tmp_path)
     assert batches.keep(3, lambda: ["a"]) == ["a"]
-    assert Batches(tmp_path).keep(3, lambda: pytest.fail("made again")) == ["a"]
+    assert KeptBatches(tmp_path).keep(3, lambda: pytest.fail("made again")) == ["a"]
 
 
 def overrides(tmp_path: Path, *more: str) -> list[str]:
@@ -129,10 +128,10 @@ def overrides(tmp_path: Path, *more: str) -> list[str]:
 
 @pytest.mark.full
 def test_a_stopped_gathering_resumes_and_serves_other_methods(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = gathering.Batches.keep
+    real = gathering.KeptBatches.keep
     made: list[str] = []
 
-    def keep(self: Batches, number: int, make: Any) -> list[Any]:
+    def keep(self: KeptBatches, number: int, make: Any) -> list[Any]:
         def count() -> list[Any]:
             if made == ["questions", "questions", "questions", "answers"]:
                 made.append("stopped")
@@ -142,7 +141,7 @@ def test_a_stopped_gathering_resumes_and_serves_other_methods(cli: Cli, tmp_path
 
         return real(self, number, count)
 
-    monkeypatch.setattr(Batches, "keep", keep)
+    monkeypatch.setattr(KeptBatches, "keep", keep)
     monkeypatch.setattr(OwnQuestions, "_draw_batch", lambda _, batch: [f"Who is {batch}-{row}?" for row in range(SIDE_BY_SIDE)])
     stopped = cli("train", *overrides(tmp_path))
     assert stopped.status == 130 and "kept: the target's texts" in stopped.err, stopped.err

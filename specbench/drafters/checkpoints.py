@@ -152,6 +152,12 @@ def _quantize(name: str, tensor: Tensor) -> dict[str, Tensor]:
 def _dequantize(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors with matrices of int8 times their factors as float32."""
     factors = {name.removesuffix(FACTORS): tensor for name, tensor in tensors.items() if name.endswith(FACTORS)}
-    pairs = {name for name in factors if name in tensors and tensors[name].dtype == torch.int8}
+    pairs = {name for name in factors if name in tensors and _is_quantized(tensors[name], factors[name])}
     rest = {name: tensor for name, tensor in tensors.items() if name.removesuffix(FACTORS) not in pairs}
     return rest | {name: tensors[name].float() * factors[name].float() for name in pairs}
+
+
+def _is_quantized(matrix: Tensor, factors: Tensor) -> bool:
+    """Return whether these are what `_quantize` makes; anything else is left to `fill_network`, which refuses it by name."""
+    rows = matrix.dtype == torch.int8 and matrix.ndim == 2 and factors.shape == (len(matrix), 1)
+    return rows and factors.is_floating_point()

@@ -146,7 +146,7 @@ def create_network(kind: type[Network], target: LanguageModel, changes: Mapping[
 
 def build_config(kind: type[Network], shape: TargetShape, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a new network's config.json with changes. Raises InputError for one that it does not know or allow."""
-    return check_config({**kind.create_config(shape), **changes}, kind.list_keys(shape), where="network.")
+    return check_config({**kind.create_config(shape), **changes}, kind.list_keys(shape), where="network: ")
 
 
 def _read_network(kind: type[Network], checkpoint: str, shape: TargetShape) -> Network:

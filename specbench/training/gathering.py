@@ -1,6 +1,6 @@
 """The texts that a drafter learns from, gathered once per target and questions, and kept for other methods.
 
-They lie in `cache_dir`, outside the work tree. Every batch is written as soon as it is complete, so what was stopped goes on.
+They lie in `cache_dir`, outside the work tree. Every batch is written as soon as it is complete, so a stopped job resumes.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ DECIDES_TARGET = ("path", "revision", "format", "template", "system", "dtype", "
 
 
 @dataclass(frozen=True)
-class Batches:
+class KeptBatches:
     """Batches kept in a folder, one file each."""
 
     folder: Path
@@ -79,7 +79,7 @@ def gather_texts(settings: TrainSettings, target: Target, watch: Watch) -> list[
     if not (path := find_texts(settings)).is_file():
         watch(f"questions and answers: about {_estimate_minutes(settings, target):.0f} minutes at most", 0, count_turns(settings))
         questions = _gather_questions(settings, target, path.parent, watch)
-        answers = Batches(path.parent / "answers")
+        answers = KeptBatches(path.parent / "answers")
         write_texts(path, generate_answers(target, questions, settings.max_new_tokens, watch, keep=answers.keep))
         shutil.rmtree(answers.folder)
     return read_texts(path, target)
@@ -103,7 +103,7 @@ def count_turns(settings: TrainSettings) -> int:
 def _gather_questions(settings: TrainSettings, target: Target, folder: Path, watch: Watch) -> list[Question]:
     if not asks_itself(settings):
         return select_questions(settings, open_suite(settings), settings.limit)
-    batches = Batches(folder / "questions")
+    batches = KeptBatches(folder / "questions")
     return OwnQuestions(target, settings.questions, settings.seed, batches.keep).write(watch)
 
 

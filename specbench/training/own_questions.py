@@ -38,11 +38,11 @@ class UserTurn:
 
 
 def find_user_turn(target: Target) -> UserTurn:
-    """Return what surrounds a first message. Raises InputError for a format that does not say where a message ends."""
+    """Return what surrounds a first message. Raises InputError for a format without turns."""
     prompts = [render_prompt(target.chat, [(message, None)], target.tokenizer) for message in EXAMPLES]
     before, after = _share_start(prompts), _share_start([prompt[::-1] for prompt in prompts])[::-1]
-    if not after:
-        raise InputError(f"data=self: the format {target.chat.format} does not end a user's turn; expected data=FILE")
+    if target.chat.format == "plain" or not before or not after:
+        raise InputError(f"data=self: the format {target.chat.format} does not mark a user's turn; expected data=FILE")
     return UserTurn(before, after[0])
 
 

@@ -50,7 +50,9 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
         target = load_target(settings.target)
         target.model.model.requires_grad_(False)  # or a loss through its head would keep gradients of it
         _check_room(settings, drafter.network_class, target)
-        with explain_exhaustion(target.model.device, f"data={settings.data or 'null'}", "many questions are answered at once"):
+        with explain_exhaustion(
+            target.model.device, f"data={settings.data or 'null'}", "many questions are answered at once; expected data=FILE"
+        ):
             texts = gather_texts(settings, target, watch)
         check_held_out(settings.held_out, len(texts))
         shuffled = random.Random(settings.seed).sample(texts, len(texts))
