@@ -13,12 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from specbench.errors import InputError, suggest_choices
+from specbench.errors import InputError, abbreviate
 from tasks.answers import COMPARE
 from tasks.question import Question, parse_question
 from tasks.rows import Row, Rows, read_dataset, read_rows
 from tasks.suite import Suite
 
+ADDED = ("subset", "row")  # fields that every row gets
 FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -130,7 +131,8 @@ def _has_fields(wording: str, row: Row) -> bool:
 
 def _get(row: Row, name: str) -> Any:
     if name not in row:
-        raise InputError(f"no field {name!r}, expected {suggest_choices(name, list(row))}")
+        found = abbreviate([key for key in row if key not in ADDED])
+        raise InputError(f"expected a field {name!r}, as this suite's rows have; found {found}")
     return row[name]
 
 

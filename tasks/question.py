@@ -22,6 +22,7 @@ SINGLE_TURN = ("translation", "summarization", "qa", "math_reasoning", "rag")
 MOST_BYTES = 2**30
 LONGEST_NAME = 200  # characters of an id, a category or a task
 ALL_TASKS = "overall"  # the tables' name for all tasks together
+STRATA = ("category", "turns per question", "turn", "prompt tokens")  # the reports' own
 TASK_OF_CATEGORY = dict.fromkeys(MT_BENCH, "mt_bench") | {category: category for category in SINGLE_TURN}
 
 
@@ -209,4 +210,6 @@ def _parse_strata(value: object) -> dict[str, str]:
         return {}
     if not isinstance(value, dict):
         raise InputError(f"strata is {show_value(repr(value))}, expected a mapping such as {{'language': 'German'}}")
+    if taken := sorted(set(value) & set(STRATA)):
+        raise InputError(f"strata.{taken[0]}: reports tell this of every question themselves; expected another name")
     return {_check_name(name, "a name in strata"): _check_name(text, f"strata.{name}") for name, text in value.items()}

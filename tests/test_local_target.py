@@ -1,13 +1,17 @@
 """A target from one line: `target.path=FOLDER`."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from specbench import ROOT
 from specbench.errors import InputError
 from specbench.models.chat import Chat, choose_chat, render_prompt
 from specbench.models.load import load_tokenizer
+from specbench.models.place import find_local_folder, locate
+from specbench.running.checks import check_draft_tokenizer
 from specbench.setup.compose import compose_run
 from specbench.setup.local import build_yaml
 from tests.conftest import Cli, Tiny
@@ -151,3 +155,38 @@ def test_folders_that_hold_no_model_are_named(tiny: Tiny, tmp_path: Path) -> Non
     (bare / "config.json").write_bytes((tiny.target / "config.json").read_bytes())
     with pytest.raises(InputError, match="no tokenizer at .*bare: expected a folder with one of tokenizer.json"):
         load_tokenizer(str(bare), None, False)
+
+
+def test_a_folder_here_comes_before_one_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_local_folder("specbench/zoo/target") == ROOT / "specbench/zoo/target"
+    (tmp_path / "tests").mkdir()
+    assert find_local_folder("tests") == Path("tests") and find_local_folder(".") == Path()
+
+
+@pytest.mark.parametrize("name", ["nope.sub", "a..b", "", "nope", "json"])
+def test_a_package_without_a_model_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="no such package is installed, or it does not hold one .gguf file"):
+        locate(f"package:{name}")
+
+
+def test_a_yaml_needs_a_model(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "empty").mkdir()
+    refused = cli("target", "new", str(tmp_path / "empty"))
+    assert refused.status == 2 and "expected a folder with config.json and model.safetensors" in refused.err
+
+
+def test_a_draft_model_shares_the_targets_tokenizer(tiny: Tiny, tmp_path: Path) -> None:
+    settings = compose_run(tiny.overrides("method=[sps]"))
+    check_draft_tokenizer(settings.target, tiny.tokenizer)
+    other = json.loads((tiny.target / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = other["model"]["vocab"]
+    first, second = (next(token for token in vocabulary if token == letter) for letter in "Te")
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (tmp_path / "draft").mkdir()
+    for file in tiny.draft.iterdir():
+        (tmp_path / "draft" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "draft" / "tokenizer.json").write_text(json.dumps(other), encoding="utf-8")
+    swapped = compose_run(tiny.overrides("method=[sps]", f"target.draft.path={tmp_path / 'draft'}"))
+    with pytest.raises(InputError, match="its tokenizer gives other tokens than the target's"):
+        check_draft_tokenizer(swapped.target, tiny.tokenizer)

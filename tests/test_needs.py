@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from specbench.decoding.kv_store import round_up
 from specbench.decoding.sampling import Sampling
@@ -17,8 +18,9 @@ from specbench.models import products
 from specbench.models.outline import outline_model
 from specbench.running.baseline import choose_dtypes
 from specbench.running.execute import say_needs
+from specbench.running.minutes import estimate_minutes
 from specbench.running.needs import Minutes, Need, RunNeed, check_need, format_need
-from specbench.running.rehearse import rehearse_methods
+from specbench.running.rehearse import count_active, rehearse_methods
 from specbench.setup.compose import CONF, compose_run
 from tests.conftest import Cli, Tiny
 
@@ -166,3 +168,27 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(tiny: Tiny, cli: C
     for command in (["run", "out=run"], ["plan"]):
         status, _, err = cli(*command, *tiny.overrides("task=[qa]", "method=[pld]", "limit=1"))
         assert status == 2 and err.count("\n") == 1 and "where 0 MB are free" in err, err
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 1}),
+        ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 48}),
+    ],
+)
+def test_a_token_takes_a_part_of_the_experts(kind: str, changes: dict[str, int]) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(kind, **sizes, **changes)
+    model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    parameters, active = count_active(model)
+    experts = 2 * 4 * 3 * 32 * 48  # layers, experts, products of H × 48
+    assert parameters == sum(weight.numel() for weight in model.parameters())
+    assert active == pytest.approx(parameters - experts * 3 / 4)
+
+
+def test_a_dense_model_takes_all_of_its_parameters() -> None:
+    assert rehearse("method=[pld]").active == 1.0
+    half = replace(made_up(), active=0.5)
+    both = [sum(estimate_minutes(need, [60] * 9, 40, ["pld"], 1).by_method.values()) for need in (made_up(), half)]
+    assert both[1] < both[0]

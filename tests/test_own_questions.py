@@ -52,7 +52,8 @@ def test_a_users_turn_is_what_the_messages_stand_in(target: Target) -> None:
 def test_a_format_without_turns_is_refused(target: Target) -> None:
     with pytest.raises(InputError, match="data=self: the format plain does not mark a user's turn; expected data=FILE"):
         find_user_turn(replace(target, chat=Chat("plain")))
-    assert find_user_turn(replace(target, chat=Chat("vicuna"))).before
+    with pytest.raises(InputError, match="the format vicuna ends a user's turn with words, which a question may hold"):
+        find_user_turn(replace(target, chat=Chat("vicuna")))
 
 
 def continue_as(target: Target, monkeypatch: pytest.MonkeyPatch, batches: list[list[str]]) -> list[int]:
@@ -168,3 +169,15 @@ def test_what_decides_the_texts_names_their_folder() -> None:
 
     assert find() == find("rate=0.1", "target.checkpoints.eagle3=x", "method.eagle3.depth=2")
     assert len({find(), find("seed=1"), find("questions.count=7"), find("max_new_tokens=9"), find("target.path=/b/model")}) == 5
+
+
+def test_other_contents_in_the_same_place_are_other_texts(tmp_path: Path) -> None:
+    model, asked = tmp_path / "model", tmp_path / "asked.jsonl"
+    model.mkdir()
+    found = set()
+    for weights, questions in (("a", "{}"), ("b", "{}"), ("b", "{}\n{}")):
+        (model / "config.json").write_text(weights)
+        asked.write_text(questions)
+        found.add(find_texts(compose_train(["method=eagle3", f"target.path={model}", f"questions.avoid=[{asked}]"])))
+        gathering._hash_files.cache_clear()
+    assert len(found) == 3

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from specbench.machine.rehearsal import Rehearsal, is_rehearsing, pause_rehearsal
+from specbench.models.outline import outline_model
+from tests.tiny import EXTRA, SHAPE
 
 
 def test_what_is_made_counts_until_it_goes() -> None:
@@ -61,3 +66,13 @@ def test_contents_are_there_in_a_pause() -> None:
             assert torch.tensor([7]).tolist() == [7]
         assert is_rehearsing() and torch.tensor([7]).tolist() == [1]
     assert torch.tensor([7]).tolist() == [7] and not is_rehearsing()
+
+
+def test_weights_that_are_drawn_until_they_fit_are_not_drawn(tmp_path: Path) -> None:
+    text = {"model_type": "gemma3_text", **SHAPE, **EXTRA["gemma3_text"], "num_hidden_layers": 2}
+    seen = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    AutoConfig.for_model("gemma3", text_config=text, vision_config=seen | {"patch_size": 14}).save_pretrained(tmp_path)
+    with Rehearsal() as rehearsal:
+        outline = outline_model(path=str(tmp_path), dtype="float32", device="cpu")
+        assert rehearsal.held >= sum(weight.nbytes for weight in outline.model.parameters()) > 0
+        assert outline.embedding.get_parameter("weight") is outline.head.get_parameter("weight"), "tied, so counted once"

@@ -137,3 +137,21 @@ def test_a_change_that_no_network_knows_is_one_line(
 ) -> None:
     outcome = cli("train", *overrides(tiny, tmp_path / "out", method), f"network={network}")
     assert outcome.status == 2 and outcome.err.count("\n") == 1 and said in outcome.err, outcome.err
+
+
+def test_a_training_starts_from_a_checkpoint(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:
+    chats = tmp_path / "chats.jsonl"
+    answers = [[7, 8, 9, 7, 8, 7, 20 + row] for row in range(8)]
+    chats.write_text("".join(json.dumps({"prompt_ids": [5, 6, 3], "answer_ids": ids}) + "\n" for ids in answers))
+    given = [one for one in overrides(tiny, tmp_path / "first", "eagle3") if not one.startswith("suite.")] + [f"data={chats}"]
+    assert cli("train", *given, "network={draft_vocab_size: 3, intermediate_size: 16}").status == 0
+    more = [one for one in given if not one.startswith(("out=", "rate="))] + [f"out={tmp_path / 'more'}", "rate=1e-9"]
+    assert cli("train", *more, f"start={tmp_path / 'first'}").status == 0
+    first, second = (read_tensors(tmp_path / name, []) for name in ("first", "more"))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.allclose(tensor.float(), second[name].float(), atol=1e-3), name
+    losses = [json.loads((tmp_path / name / "training_log.jsonl").read_text().splitlines()[-1]) for name in ("first", "more")]
+    assert losses[1]["held_out_loss"] == pytest.approx(losses[0]["held_out_loss"], rel=0.01)
+    refused = cli("train", *more, f"start={tmp_path / 'first'}", "network={intermediate_size: 24}", f"out={tmp_path / 'third'}")
+    assert refused.status == 2 and "has its own; expected null" in refused.err

@@ -11,12 +11,13 @@ from rich.console import Console
 
 from specbench import ROOT
 from specbench.analysis.loaded_run import read_run
-from specbench.analysis.strata import LENGTH, MOST_LEVELS, SPEEDUPS, name_bucket, tabulate_strata
+from specbench.analysis.strata import LENGTH, MOST_LEVELS, SPEEDUPS, assign_levels, name_bucket, tabulate_strata
 from specbench.analysis.summary import summarise
 from specbench.errors import InputError
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import Prompt, Trial, hash_ids
 from specbench.report.render import render_report
+from tasks.question import STRATA, parse_question
 from tests.fake_run import made_up_trials, write_run
 
 METHODS = {"pld": 0.3, "sps": 0.7}
@@ -193,3 +194,11 @@ def test_an_older_runs_prompts_have_no_strata() -> None:
     assert list(rows["factor"].unique()) == ["category", "turns per question", "turn", LENGTH]
     assert rows.loc[rows["factor"] == "category", "speedup_low"].isna().all(), "one question of each category"
     assert rows.loc[rows["factor"] == "turn", "speedup_low"].notna().all()
+
+
+def test_no_question_may_take_a_name_of_the_reports(tmp_path: Path) -> None:
+    named = list(assign_levels(read_run(store(tmp_path / "run", trials()).path)))
+    assert tuple(named[: len(STRATA)]) == STRATA
+    for name in STRATA:
+        with pytest.raises(InputError, match=f"strata.{name}: reports tell this of every question themselves"):
+            parse_question({"question_id": 1, "category": "qa", "turns": ["Who?"], "strata": {name: "x"}})

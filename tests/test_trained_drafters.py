@@ -265,7 +265,7 @@ def test_pickles_are_never_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("checkpoint", "said"),
     [
-        (None, "names no checkpoint: set method.LABEL.checkpoint"),
+        (None, "names no checkpoint: set target.checkpoints.METHOD"),
         ("nowhere/at/all", "no checkpoint at nowhere/at/all"),
         ("tests", "expected one of"),
     ],

@@ -165,9 +165,11 @@ def target(argv: list[str]) -> int:
     parser.add_argument("path", help="a folder, a GGUF file or a hub id")
     path = parser.parse_args(argv[1:]).path
     from specbench.models.load import check_model
+    from specbench.models.place import check_holds_model
     from specbench.setup.local import build_yaml
 
     check_model(path)
+    check_holds_model(path)
     print_lines(build_yaml(path))
     return 0
 

@@ -87,7 +87,8 @@ def build_network(
 def require_checkpoint(checkpoint: str | None) -> str:
     """Raises InputError where neither the target's YAML nor the method's names one."""
     if checkpoint is None:
-        raise InputError("this target names no checkpoint: set method.LABEL.checkpoint to a folder, a hub id or random")
+        where = "target.checkpoints.METHOD, or method.LABEL.checkpoint,"
+        raise InputError(f"this target names no checkpoint: set {where} to a folder, a hub id or random")
     return checkpoint
 
 
@@ -140,6 +141,21 @@ def create_network(kind: type[Network], target: LanguageModel, changes: Mapping[
     shape = TargetShape.of(target.config)
     network = kind(build_config(kind, shape, changes or {}), shape).to(target.device)
     network.init_weights(target)
+    network.attach_target(target)
+    return network
+
+
+def read_config(kind: type[Network], checkpoint: str, shape: TargetShape) -> dict[str, Any]:
+    """Return a checkpoint's config.json, checked."""
+    return _read_checkpoint(kind, checkpoint, shape)[0]
+
+
+def resume_network(kind: type[Network], checkpoint: str, target: LanguageModel) -> Network:
+    """Load a checkpoint to train it further, as `create_network` makes a new one."""
+    _check_target(target)
+    network = _read_network(kind, checkpoint, TargetShape.of(target.config)).to(target.device, torch.float32)
+    check_taps(network.taps, target.config.num_hidden_layers)
+    check_weights(network, f"the checkpoint at {checkpoint}")
     network.attach_target(target)
     return network
 

@@ -57,7 +57,7 @@ def write_skip_set(skipped: SkipSet, folder: Path) -> None:
 
 
 def _find_file(checkpoint: str) -> Path:
-    given = next((path for path in (ROOT / checkpoint, Path(checkpoint).expanduser()) if path.exists()), None)
+    given = next((path for path in (Path(checkpoint).expanduser(), ROOT / checkpoint) if path.exists()), None)
     path = given / FILE if given is not None and given.is_dir() else given
     if path is None or not path.is_file():
         raise InputError(f"no skip set at {checkpoint}: expected a YAML file, or a folder with {FILE}")

@@ -55,6 +55,8 @@ def find_contradiction(answer: Answer) -> str | None:
         return None
     if any(count == 0 and text != FAILED for count, text in zip(answer.new_tokens, answer.texts, strict=True)):
         return f"new_tokens is 0 in a turn whose text is not {FAILED}"
+    if any(count and not steps for count, steps in zip(answer.new_tokens, answer.steps, strict=True)):
+        return f"{answer.steps_key} is 0 in a turn with new_tokens"
     if answer.lengths is None:  # each step makes a token, but the one that only finds the end
         return f"{answer.steps_key} makes {steps} steps, but new_tokens {tokens} tokens" if steps > tokens + turns else None
     if not tokens - MISSING * turns <= sum(answer.lengths) <= tokens + SURPLUS * turns:

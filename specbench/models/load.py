@@ -29,6 +29,7 @@ from specbench.models.finite import check_weights
 from specbench.models.packed import can_pack
 from specbench.models.place import Place, check_hub_id, find_local_folder, locate
 from specbench.models.products import pack
+from specbench.models.quantize import quantize_layers
 from specbench.models.refusals import (
     check_decoder,
     check_keys,
@@ -55,11 +56,13 @@ def load_model(
     trust_remote_code: bool = False,
     shape: Mapping[str, int] | None = None,
     packed: bool = True,
+    quantize: str | None = None,
 ) -> LanguageModel:
     """Load a model. weights: pretrained, or random from `config` alone. shape: expand to it, outputs unchanged.
 
-    packed: pack linear layers in oneDNN's layout where `can_pack` allows. Raises InputError if the model cannot be loaded, if a
-    weight is not a finite number, or if our forward does not compute what transformers' own does.
+    packed: pack linear layers in oneDNN's layout where `can_pack` allows. quantize: store their weights as whole numbers instead.
+    Raises InputError if the model cannot be loaded, if a weight is not a finite number, or if our forward does not compute what
+    transformers' own does.
     """
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
@@ -77,7 +80,7 @@ def load_model(
             model = _expand(model, shape, kind, where, packed)
         if device_map is None:
             model = model.to(where)  # type: ignore[arg-type]
-        loaded = _try_out(model, one_device=device_map is None, packed=packed and can_pack(where, kind))
+        loaded = _try_out(model, device_map is None, packed and can_pack(where, kind), quantize)
     except torch.OutOfMemoryError:
         what = "config: its model" if weights == "random" else path
         raise InputError(f"{what} does not fit the memory of {where}; try another device, dtype or device_map") from None
@@ -89,7 +92,7 @@ def load_model(
 def _name_quantization(loaded: LanguageModel, place: Place, revision: str | None) -> None:
     """Say which method the checkpoint's config names, and whether transformers kept it: without a GPU it undoes some."""
     given = None if place.gguf else _read_config(place, revision).get("quantization_config")
-    if given is not None:
+    if given is not None and loaded.quantised is None:
         method = str(given.get("quant_method", "bitsandbytes"))
         kept = bool(getattr(loaded.model, "is_quantized", False))
         loaded.quantised, loaded.dequantised = (method, None) if kept else (None, method)
@@ -104,12 +107,18 @@ def _expand(
     return expand_model(model, shape, device)
 
 
-def _try_out(model: PreTrainedModel, one_device: bool, packed: bool) -> LanguageModel:
-    """Return the model as it will run, after the self-test. Raises InputError."""
+def _try_out(model: PreTrainedModel, one_device: bool, packed: bool, quantize: str | None) -> LanguageModel:
+    """Return the model as it will run, after the self-test. Raises InputError.
+
+    A quantised model is not compared with the float32 copy, whose weights are others.
+    """
     check_decoder(model)
     loaded = LanguageModel(model)
-    float32 = check_float32_copy(loaded) if one_device else None  # before it is packed
-    if packed:
+    float32 = check_float32_copy(loaded) if one_device and not quantize else None  # before it is packed
+    if quantize:
+        quantize_layers(model, quantize)
+        loaded.quantised = quantize
+    elif packed:
         loaded.products = pack(model)
     loaded.self_test = check_forward(loaded, float32) | {"in_float32": float32.figures if float32 else None}
     return loaded

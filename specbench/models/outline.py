@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
+from transformers.initialization import no_init_weights
 
 from specbench.decoding.language_model import LanguageModel
 from specbench.errors import InputError
@@ -20,10 +21,15 @@ from specbench.models.place import locate
 
 
 def outline_model(**given: Any) -> LanguageModel:
-    """Return, in a rehearsal, the model that `load_model` would return for the same arguments, unpacked and on one device."""
+    """Return, in a rehearsal, the model that `load_model` would return for the same arguments, unpacked and on one device.
+
+    Raises InputError for layers that are quantised at load: what their library takes in a forward is not known.
+    """
     bound = signature(load_model).bind(**given)
     bound.apply_defaults()
     chosen = SimpleNamespace(**bound.arguments)
+    if chosen.quantize is not None:
+        raise InputError(f"quantize={chosen.quantize}: its memory is not known before the target is loaded")
     where = pick_device(chosen.device)
     with pause_rehearsal():
         random = chosen.weights == "random"
@@ -31,8 +37,10 @@ def outline_model(**given: Any) -> LanguageModel:
         if chosen.shape is not None:
             with torch.device("meta"):
                 architecture = expand_config(build_model(architecture), chosen.shape)
-    with torch.device(where):
-        return LanguageModel(build_model(architecture, dtype=pick_dtype(chosen.dtype, where)))
+    with torch.device(where), no_init_weights():  # which may draw until a number fits, and no number is ever read here
+        model = build_model(architecture, dtype=pick_dtype(chosen.dtype, where))
+    model.tie_weights()
+    return LanguageModel(model)
 
 
 def _read_architecture(chosen: SimpleNamespace) -> PretrainedConfig:

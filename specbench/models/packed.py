@@ -82,7 +82,8 @@ def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    return hasattr(module, "quantization_scheme")  # compressed-tensors': the layer's class and perhaps its weight stay
+    """Whether a library keeps a layer's weight quantised, although its class stays: compressed-tensors, torchao."""
+    return hasattr(module, "quantization_scheme") or type(module.get_parameter("weight")).__module__.startswith("torchao.")
 
 
 class PackedLinear(nn.Linear):

@@ -1,6 +1,6 @@
 """Where a model lies: a folder, a GGUF file, an installed package that holds one, or a hub id.
 
-A path is relative to the checkout or to the working directory.
+A path is relative to the working directory, else to the checkout.
 """
 
 from importlib.util import find_spec
@@ -58,6 +58,14 @@ def locate(path: str) -> Place:
     return Place(path)
 
 
+def check_holds_model(path: str) -> None:
+    """Raise InputError for a folder without a config or without weights."""
+    if (folder := find_local_folder(path)) is None:
+        return
+    if not (folder / CONFIG).is_file() or not any(find_weights(folder)):
+        raise InputError(f"no model at {path}: expected a folder with {CONFIG} and model.safetensors, whole or in shards")
+
+
 def _check_adapter(path: str, folder: Path) -> None:
     """Raise InputError for a LoRA adapter, also beside a model: whether transformers applies it depends on the package peft."""
     if not (folder / ADAPTER).is_file():
@@ -92,7 +100,15 @@ def _locate_gguf(path: str) -> Place:
 
 def _list_candidates(path: str) -> list[Path]:
     if path.startswith(PACKAGE):
-        found = find_spec(path.removeprefix(PACKAGE))
-        files = [file for folder in (found and found.submodule_search_locations) or () for file in Path(folder).glob(f"*{GGUF}")]
+        files = [file for folder in _find_package(path.removeprefix(PACKAGE)) for file in Path(folder).glob(f"*{GGUF}")]
         return files if len(files) == 1 else []
-    return [ROOT / path, Path(path).expanduser()]
+    return [Path(path).expanduser(), ROOT / path]
+
+
+def _find_package(name: str) -> list[str]:
+    """Return the folders of an installed package; none if there is no such package."""
+    try:
+        found = find_spec(name)
+    except (ImportError, ValueError):
+        return []
+    return list((found and found.submodule_search_locations) or ())

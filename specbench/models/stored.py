@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from specbench.errors import InputError, abbreviate
@@ -14,6 +15,7 @@ from specbench.errors import InputError, abbreviate
 PATTERNS = ("model*.safetensors", "pytorch_model*.bin")  # the first that a folder has is what transformers reads
 FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 MAGIC = b"GGUF"
+POINTER = b"version https://git-lfs"
 PLAIN = {"F64", "F32", "F16", "BF16"}  # of GGUF
 
 
@@ -26,16 +28,37 @@ def check_files(folder: Path) -> None:
     for file in find_weights(folder):
         if file.is_file() and not file.stat().st_size:
             raise InputError(f"{file}: is empty")
+        if file.suffix == ".safetensors" and file.is_file():
+            _check_header(file)
     index = folder / "model.safetensors.index.json"
     if index.is_file() and not {"metadata", "weight_map"} <= json.loads(index.read_bytes()).keys():
         raise InputError(f'{index}: expected {{"metadata": {{…}}, "weight_map": {{tensor: file beside this one, …}}}}')
 
 
+def _check_header(file: Path) -> None:
+    """Raises InputError for a file of another length than its header says, or without one."""
+    with file.open("rb") as stream:
+        if stream.read(len(POINTER)) == POINTER:
+            raise InputError(f"{file}: is a pointer of Git LFS; fetch the file that it names: git lfs pull")
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise InputError(f"{file}: is damaged or incomplete: {error}") from None
+
+
+@lru_cache(maxsize=1)  # a large vocabulary takes seconds to read
 def check_gguf(file: Path) -> None:
-    """Raises InputError for a file that does not begin as GGUF does."""
+    """Raises InputError for a file that does not begin as GGUF does, or that is cut off."""
+    from gguf import GGUFReader
+
     with file.open("rb") as stream:
         if stream.read(len(MAGIC)) != MAGIC:
             raise InputError(f"{file}: is not a GGUF file")
+    try:
+        GGUFReader(file)
+    except Exception as error:  # of any type: it trusts the file's sizes and offsets
+        raise InputError(f"{file}: is damaged or incomplete ({type(error).__name__})") from None
 
 
 def name_gguf_types(file: Path) -> str:

@@ -166,6 +166,7 @@ class Provenance(Fingerprints, total=False):
     dtype: Name | None
     dequantised: Name | None
     quantised: Name | None
+    eos_token_ids: list[int] | None
     device: Device | None
     machine: Machine | None
     git: Git | None

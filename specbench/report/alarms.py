@@ -16,7 +16,7 @@ from specbench.records.trial import BASELINE, OVERALL, PER_STEP
 from specbench.report.alarm import Alarm
 from specbench.report.baseline import MARGIN, find_faster
 from specbench.report.disturbance import describe_disturbed
-from specbench.report.forward_alarms import warn_eager, warn_quantised, warn_rows, warn_untested
+from specbench.report.forward_alarms import warn_eager, warn_endless, warn_quantised, warn_rows, warn_untested
 
 SummaryRow = Mapping[Hashable, Any]
 DRIFT_LEVEL = 1e-3  # significance level of the test for drift inside blocks
@@ -45,6 +45,7 @@ def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     run_checks = (
         _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_unreadable, _warn_bugs, _warn_unsteady,
         _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling, warn_rows, warn_untested, warn_eager, warn_quantised,
+        warn_endless,
     )  # fmt: skip
     alarms = [*_warn_disturbed(run), *_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
     alarms += [alarm for check in run_checks for alarm in check(run)]

@@ -29,6 +29,13 @@ def warn_quantised(run: LoadedRun) -> Iterator[Alarm]:
         yield Alarm("notice", "the run", OVERALL, message)
 
 
+def warn_endless(run: LoadedRun) -> Iterator[Alarm]:
+    """Notice a target that names no token at which an answer ends."""
+    if run.provenance.get("eos_token_ids") == []:
+        message = "the target's config names no end-of-sequence token (eos_token_id): every answer is as long as it may be"
+        yield Alarm("notice", "the run", OVERALL, message)
+
+
 def warn_untested(run: LoadedRun) -> Iterator[Alarm]:
     """Notice where the self-test of a target or draft model left out a forward beyond a window: too long, or too large."""
     for part, found in (run.provenance.get("self_test") or {}).items():

@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
+from specbench.decoding.language_model import check_token
 from specbench.drafters.checkpoints import RANDOM, find_folder
 from specbench.drafters.network_drafter import NetworkDrafter, require_checkpoint
 from specbench.drafters.skip_sets import check_shape, find_skip_set
@@ -13,10 +14,13 @@ from specbench.drafters.skipping_drafter import SkippingDrafter
 from specbench.errors import InputError
 from specbench.machine.devices import pick_device, pick_dtype
 from specbench.models.chat import render_prompt
+from specbench.models.load import load_tokenizer
 from specbench.models.target import Target
 from specbench.setup.objects import name_place
 from specbench.setup.settings import TargetSettings
 from tasks.question import Question
+
+PROBE = "The 7 naïve cats wrote:\n\tdef f(x): return x**2\n日本 — Да, ¿por qué?"
 
 
 def check_drafters(drafters: Mapping[str, Drafter], target: TargetSettings, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -29,6 +33,21 @@ def check_drafters(drafters: Mapping[str, Drafter], target: TargetSettings, toke
     for label, drafter in drafters.items():
         for part in drafter.iter_family():
             check_checkpoint(part, target, label)
+
+
+def check_draft_tokenizer(target: TargetSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InputError for a draft model whose own tokenizer gives other tokens than the target's: its drafts would be noise."""
+    draft = target.draft or {}
+    path = draft.get("path")
+    if path is None or draft.get("weights", target.weights) == "random":
+        return
+    try:
+        own = load_tokenizer(path, draft.get("revision"), draft.get("trust_remote_code", False))
+    except InputError:  # it has none of its own
+        return
+    given, expected = (one.encode(PROBE, add_special_tokens=False) for one in (own, tokenizer))
+    if given != expected:
+        raise InputError(f"target.draft.path={path}: its tokenizer gives other tokens than the target's; they must share one")
 
 
 def check_checkpoint(drafter: Drafter, target: TargetSettings, label: str) -> None:
@@ -45,8 +64,11 @@ def check_checkpoint(drafter: Drafter, target: TargetSettings, label: str) -> No
 def check_prompts(questions: list[Question], target: Target) -> None:
     """Raise InputError for another model's tokenizer, and for a task without any first prompt that fits the context.
 
-    Also for a chat template that fails at a second turn, if a question has one.
+    Also for an end of answers that the target does not have, and for a chat template that fails at a second turn, if a question
+    has one.
     """
+    for token in target.model.eos_ids:
+        check_token(token, "the target's eos_token_id", target.model.vocabulary)
     shortest: dict[str, int] = {}
     for question in questions:
         ids = target.render_first_prompt(question)

@@ -25,7 +25,7 @@ from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
 from specbench.running.announce import Announcement, announce
 from specbench.running.baseline import measure_baselines, measure_rows
-from specbench.running.checks import check_drafters, check_prompts
+from specbench.running.checks import check_draft_tokenizer, check_drafters, check_prompts
 from specbench.running.harness import Harness
 from specbench.running.resume import choose_run_directory, open_run
 from specbench.running.schedule import Schedule, build_arms
@@ -99,6 +99,8 @@ def _prepare_drafters(settings: RunSettings, tokenizer: PreTrainedTokenizerBase)
     """Return the methods that need no device yet, once all is checked that needs none. Raises InputError."""
     drafting = [label for label, node in settings.method.items() if objects.drafts_with_model(node)]
     objects.check_models(settings.target, draft=bool(drafting))
+    if drafting:
+        check_draft_tokenizer(settings.target, tokenizer)
     drafters = objects.instantiate_methods({label: node for label, node in settings.method.items() if label not in drafting})
     check_drafters(drafters, settings.target, tokenizer)
     return drafters

@@ -1,7 +1,8 @@
 """How long a run may take, before its target is loaded: from the bytes that its forwards move, at the memory's measured speed.
 
 At batch 1 a forward over one token reads all weights and the sequence's KV entries once; a prompt's forward multiplies every
-weight with every token. A method that drafts well takes less, and a model whose layers are small more.
+weight with every token. Of a mixture of experts, a token takes a part of the weights. A method that drafts well takes less, and a
+model whose layers are small more.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from specbench.running.needs import Minutes, RunNeed
 
 PROBE = 1 << 27  # bytes that are read
 ROWS, WIDTH = 256, 1024  # of the products that are timed
-SOURCE = "if every answer has its full length and no draft is accepted, at the memory's measured speed"
+SOURCE = "beside loading and compiling, if every answer has its full length and no draft is accepted"
 
 
 def estimate_minutes(need: RunNeed, prompts: Sequence[int], new_tokens: int, labels: Sequence[str], repeats: int) -> Minutes:
     """Return the minutes of every method, by label. prompts: tokens of each turn's."""
     speed, products = measure_speed(need.device), measure_products(need.device, need.dtype)
-    read = (need.target.weights + need.target.kv / 2) / speed * new_tokens * len(prompts)
-    multiplied = 2 * need.parameters / products * sum(prompts)
+    read = (need.target.weights * need.active + need.target.kv / 2) / speed * new_tokens * len(prompts)
+    multiplied = 2 * need.parameters * need.active / products * sum(prompts)
     return Minutes(dict.fromkeys(labels, repeats * (read + multiplied) / 60), SOURCE)
 
 

@@ -40,7 +40,8 @@ class Need:
 class RunNeed:
     """The need of the target, whose turn is autoregressive decoding's, and by label of the methods; None where it is not known.
 
-    parameters: of the target. prompt: tokens of the longest one. dtypes: in which the baseline is checked besides its own.
+    parameters: of the target. active: the share of them that a token takes. prompt: tokens of the longest one. dtypes: in which
+    the baseline is checked besides its own.
     """
 
     target: Need
@@ -49,6 +50,7 @@ class RunNeed:
     dtype: torch.dtype
     device: torch.device
     prompt: int
+    active: float = 1.0
     dtypes: tuple[str, ...] = field(default=())
 
     @property
@@ -147,7 +149,7 @@ def _format_copies(need: RunNeed) -> list[str]:
 
 
 def _format_minutes(minutes: float) -> str:
-    return f"{minutes:.0f} minutes" if minutes >= 10 else f"{minutes:.1f} minutes"
+    return f"{minutes:.0f} minutes" if minutes >= 10 else f"{max(minutes, 0.1):.1f} minutes"
 
 
 def build_need_table(need: RunNeed, minutes: Minutes, free: int) -> Table:

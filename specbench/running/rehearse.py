@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.drafter import Drafter, SequenceContext
@@ -23,6 +24,7 @@ from specbench.models.load import load_draft
 from specbench.models.outline import outline_draft, outline_model
 from specbench.models.packed import has_packed_products
 from specbench.models.products import count_packed
+from specbench.models.self_test import EXPERTS
 from specbench.records.trial import BASELINE
 from specbench.running.needs import Need, RunNeed
 from specbench.setup.instantiate import TARGET, instantiate, locate_class
@@ -57,7 +59,8 @@ def rehearse_methods(
     store, model = turns.store, target.model
     need = Need(_count_bytes(model), _count_copies(model, target.device), store.bytes, max(own.working, verifying))
     needs = {label: turns.try_out(drafter) if drafter else None for label, drafter in drafters.items()}
-    return RunNeed(need, needs, sum(weight.numel() for weight in model.parameters()), target.dtype, target.device, prompt)
+    parameters, active = count_active(model)
+    return RunNeed(need, needs, parameters, target.dtype, target.device, prompt, active / parameters)
 
 
 def _bind(label: str, node: Node, target: LanguageModel) -> Drafter | None:
@@ -151,6 +154,15 @@ def _find_module(drafter: Drafter, target: LanguageModel) -> nn.Module | None:
     model = getattr(drafter, "model", None)
     shared = isinstance(model, LanguageModel) and model.embedding is target.embedding  # made of the target's own layers
     return model.model if isinstance(model, LanguageModel) and not shared else None
+
+
+def count_active(model: PreTrainedModel) -> tuple[int, float]:
+    """Return a model's parameters, and how many of them a token takes: of its experts, those that it is sent to."""
+    config = model.config.get_text_config()
+    experts = next((count for name in EXPERTS if (count := getattr(config, name, None))), 0)
+    share = getattr(config, "num_experts_per_tok", experts) / experts if experts else 1.0
+    sizes = [(weight.numel(), share if ".experts." in name else 1.0) for name, weight in model.named_parameters()]
+    return sum(size for size, _ in sizes), sum(size * part for size, part in sizes)
 
 
 def _count_bytes(module: nn.Module | None) -> int:

@@ -24,6 +24,7 @@ from specbench.machine.devices import count_usable_cores, pick_device, pick_dtyp
 from specbench.models.chat import Chat, choose_chat, decode_whole, describe_chat, render_prompt
 from specbench.models.load import check_model, create_config, load_draft, load_model, load_tokenizer
 from specbench.models.place import locate
+from specbench.models.quantize import check_quantize
 from specbench.models.stored import name_gguf_types
 from specbench.models.target import Target
 from specbench.records.trial import BASELINE
@@ -116,6 +117,8 @@ def check_models(target: TargetSettings, draft: bool) -> None:
     if target.sizes is not None and target.device_map is not None:
         raise InputError("target.shape: an expanded target lies on one device; set device_map=null")
     check_architectures(target, draft)
+    with name_place("target."):
+        check_quantize(target.quantize)
     with name_place("target: "):
         check_model(
             target.path,
@@ -158,7 +161,7 @@ def load_target_model(settings: TargetSettings) -> LanguageModel:
 
 def list_model_arguments(settings: TargetSettings) -> dict[str, Any]:
     """Return the arguments of `load_model` for the target."""
-    names = ("path", "revision", "weights", "config", "dtype", "device", "device_map", "trust_remote_code")
+    names = ("path", "revision", "weights", "config", "dtype", "device", "device_map", "trust_remote_code", "quantize")
     return {name: getattr(settings, name) for name in names} | {"shape": settings.sizes}
 
 
@@ -206,6 +209,7 @@ def collect_fingerprints(
         **_hash_weights(settings.target),
         "dequantised": _name_gguf(settings.target) or target.model.dequantised,
         "quantised": target.model.quantised,
+        "eos_token_ids": list(target.model.eos_ids),
         "self_test": _collect_self_tests(target, drafters),
         "code_kind": CODE_KIND,
         "codes": {label: hash_method_code(node) for label, node in settings.method.items()},

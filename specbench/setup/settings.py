@@ -53,6 +53,7 @@ class TargetSettings:
     shapes: Mapping[str, Any] | None = None
     template: Mapping[str, Any] | None = None
     system: str | None = None
+    quantize: str | None = None
 
     @property
     def sizes(self) -> Any:
@@ -198,6 +199,7 @@ class TrainSettings(Settings):
     questions: QuestionSettings
     cache_dir: str
     network: Mapping[str, Any] | None
+    start: str | None
     storage: Literal["float16", "int8"]
     data: str | None
     max_new_tokens: int

@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from specbench.models.target import Target
 from specbench.models.texts import SIDE_BY_SIDE, Text, continue_prompts, generate_answers, read_texts, write_texts
 from specbench.records.files import write_atomic
 from specbench.records.names import make_file_name
+from specbench.setup.fingerprints import hash_path
 from specbench.setup.questions import open_suite, select_questions
 from specbench.setup.settings import TrainSettings
 from specbench.training.own_questions import OwnQuestions
@@ -61,9 +63,16 @@ def find_texts(settings: TrainSettings) -> Path:
     plain = settings.recorded
     decisive = {name: plain[name] for name in (*DECIDES, *(() if asks_itself(settings) else DECIDES_SUITE))}
     decisive |= {"self": asks_itself(settings), "target": {name: plain["target"].get(name) for name in DECIDES_TARGET}}
+    decisive["contents"] = _hash_files(str(settings.target.path), settings.target.revision, tuple(settings.questions.avoid))
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
     name = make_file_name(f"{settings.target.name}-{digest}")
     return Path(settings.cache_dir).expanduser() / "texts" / name / TEXTS
+
+
+@lru_cache(maxsize=1)
+def _hash_files(target: str, revision: str | None, avoided: tuple[str, ...]) -> list[str | None]:
+    """Return the fingerprints of a target and of files of test questions; None for what does not lie here."""
+    return [hash_path(target, revision), *map(hash_path, avoided)]
 
 
 def holds_texts(settings: TrainSettings) -> bool:

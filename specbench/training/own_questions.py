@@ -3,14 +3,15 @@
 Xu et al. 2024 (Magpie): an instruct model was trained on such turns, so what it writes there resembles what its users ask.
 """
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
@@ -18,10 +19,11 @@ from specbench.errors import InputError
 from specbench.models.chat import decode_answer, render_prompt
 from specbench.models.target import Target
 from specbench.models.texts import GRAM, SIDE_BY_SIDE, Keep, continue_prompts
-from specbench.records.files import open_regular
+from specbench.setup.objects import name_place
 from specbench.setup.settings import QuestionSettings
 from specbench.watch import Watch
 from tasks.question import Question
+from tasks.rows import read_rows
 
 SHORTEST = 3  # characters of a question
 MOST_TRIES = 4  # questions written per question that was asked for; a target whose questions are mostly unfit is refused
@@ -43,7 +45,16 @@ def find_user_turn(target: Target) -> UserTurn:
     before, after = _share_start(prompts), _share_start([prompt[::-1] for prompt in prompts])[::-1]
     if target.chat.format == "plain" or not before or not after:
         raise InputError(f"data=self: the format {target.chat.format} does not mark a user's turn; expected data=FILE")
+    if not is_special(target.tokenizer, after[0]):
+        reason = f"the format {target.chat.format} ends a user's turn with words, which a question may hold"
+        raise InputError(f"data=self: {reason}; expected data=FILE")
     return UserTurn(before, after[0])
+
+
+def is_special(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    """Return whether a token stands for no text."""
+    added = tokenizer.added_tokens_decoder.get(token)
+    return token in tokenizer.all_special_ids or bool(added and added.special)
 
 
 def _share_start(rows: Sequence[list[int]]) -> list[int]:
@@ -68,20 +79,18 @@ class KnownTexts:
 
 
 def _read_strings(path: Path) -> Iterator[str]:
-    """Yield every string of a file of JSON lines, in any schema."""
-    with open_regular(path) as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield from _iter_strings(json.loads(line))
-            except ValueError as error:
-                raise InputError(f"questions.avoid: {path}:{number}: expected JSON: {error}") from None
+    """Yield every string of a data file, in any schema."""
+    with name_place("questions.avoid: "):
+        rows = read_rows(path)
+    for _, row in rows:
+        yield from _iter_strings(row)
 
 
 def _iter_strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, list | dict):
-        for part in value.values() if isinstance(value, dict) else value:
+    elif isinstance(value, list | Mapping):
+        for part in value.values() if isinstance(value, Mapping) else value:
             yield from _iter_strings(part)
 
 

@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from specbench.drafters.checkpoints import OURS, write_checkpoint
 from specbench.drafters.network import DraftNetwork, TargetShape
-from specbench.drafters.network_drafter import build_config, create_network
+from specbench.drafters.network_drafter import build_config, create_network, read_config, resume_network
 from specbench.errors import InputError, suggest_choices
 from specbench.models.target import Target
 from specbench.models.texts import GRAM, Text
@@ -30,7 +30,7 @@ DONE = "trained"
 
 SETTINGS: tuple[str, ...] = (
     *("batch_tokens", "accumulate", "save_every", "max_new_tokens", "held_out", "epochs", "rate", "muon"),
-    *("data", "limit", "precision", "file", "network", "storage", "cache_dir"),
+    *("data", "limit", "precision", "file", "network", "start", "storage", "cache_dir"),
     *(f"questions.{field.name}" for field in fields(QuestionSettings)),
 )
 
@@ -39,6 +39,8 @@ def check(settings: TrainSettings, drafter: type[Any]) -> None:
     files = [OURS, *drafter.network_class.files]
     if settings.file not in files:
         raise InputError(f"file={settings.file}: expected {suggest_choices(str(settings.file), files)}")
+    if settings.start is not None and settings.network is not None:
+        raise InputError(f"network={settings.network}: the checkpoint of start={settings.start} has its own; expected null")
     if settings.target.shape is not None:
         raise InputError(f"target.shape={settings.target.shape}: expected null: drafters are trained for the unexpanded model")
 
@@ -66,12 +68,15 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
     if processes.is_main_process:
         write_checkpoint(network, out, settings.file, settings.storage)
         plot_curves(out / LOG, out / "curves.png")
-        card = _format_card(label, _describe_source(settings), plan, target, out, len(texts), len(held_out))
+        source = _describe_source(settings) + (f"; from the weights at {settings.start}" if settings.start else "")
+        card = _format_card(label, source, plan, target, out, len(texts), len(held_out))
         (out / "README.md").write_text(card, encoding="utf-8")
 
 
 def _create_network(settings: TrainSettings, kind: type[DraftNetwork], target: Target, texts: list[Text]) -> DraftNetwork:
-    """Create the network; a draft vocabulary holds the most frequent tokens of the answers."""
+    """Create the network, or load the one to start from; a new draft vocabulary holds the most frequent tokens of the answers."""
+    if settings.start is not None:
+        return resume_network(kind, settings.start, target.model)
     network = create_network(kind, target.model, settings.network)
     size = (settings.network or {}).get("draft_vocab_size", target.model.vocabulary)
     if size < target.model.vocabulary:
@@ -86,7 +91,10 @@ def _check_room(settings: TrainSettings, kind: type[DraftNetwork], target: Targe
     """Raise InputError before the target answers, if not even the least that training needs is free."""
     if settings.data not in (None, SELF):
         return  # texts are read at once, and Trainer counts their tokens
-    config = build_config(kind, TargetShape.of(target.model.config), settings.network or {})
+    shape = TargetShape.of(target.model.config)
+    config = (
+        build_config(kind, shape, settings.network or {}) if settings.start is None else read_config(kind, settings.start, shape)
+    )
     longest = min(2 * settings.max_new_tokens, target.model.context)
     tokens = min(settings.batch_tokens, count_turns(settings) * longest)  # of all texts, about
     check_memory(kind, config, target.model, _plan(settings), [assume_texts(tokens, longest)])
