@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from specbench.errors import InputError
 from specbench.records.files import read_bytes, write_atomic
 from specbench.records.run_directory import RunDirectory
@@ -33,10 +35,19 @@ def strip_run(path: Path, folder: Path) -> Path:
     copy.write_provenance(provenance)
     for name, rows in (("prompts", prompts), ("trials", trials), ("texts", texts)):
         write_atomic(copy.path / f"{name}.jsonl", _format_rows(rows))
-    for name in ("summary.csv", "config.yaml"):  # config.yaml last, so that a torn copy is no run
-        if (path / name).is_file():
-            write_atomic(copy.path / name, read_bytes(path / name))
+    if (path / "summary.csv").is_file():
+        write_atomic(copy.path / "summary.csv", read_bytes(path / "summary.csv"))
+    write_atomic(copy.path / "config.yaml", _name_files(read_bytes(path / "config.yaml")))  # last, so that a torn copy is no run
     return copy.path
+
+
+def _name_files(config: bytes) -> str:
+    """Return a config whose suite is named by its file alone: the folder is somebody's own."""
+    settings = yaml.safe_load(config)
+    suite = settings.get("suite")
+    if isinstance(suite, dict) and suite.get("path"):
+        suite["path"] = Path(suite["path"]).name
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def _strip_text(row: Mapping[str, Any]) -> dict[str, Any]:
