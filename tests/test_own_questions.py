@@ -52,7 +52,7 @@ def test_a_users_turn_is_what_the_messages_stand_in(target: Target) -> None:
 def test_a_format_without_turns_is_refused(target: Target) -> None:
     with pytest.raises(InputError, match="data=self: the format plain does not mark a user's turn; expected data=FILE"):
         find_user_turn(replace(target, chat=Chat("plain")))
-    with pytest.raises(InputError, match="the format vicuna ends a user's turn with words, which a question may hold"):
+    with pytest.raises(InputError, match="the format vicuna does not mark a user's turn"):
         find_user_turn(replace(target, chat=Chat("vicuna")))
 
 

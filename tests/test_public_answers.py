@@ -109,7 +109,10 @@ def test_steps_are_the_last_ones_number_plus_one_unless_lengths_say_otherwise() 
         ({"idxs": [1, 2]}, "it has no new_tokens"),
         ({"new_tokens": [5, 7]}, "it has no decoding_steps or idxs"),
         (MEDUSA | {"new_tokens": [5, 0]}, "new_tokens is 0 in a turn whose text is not ERROR"),
-        (MEDUSA | {"idxs": [-1, 3]}, "idxs is 0 in a turn with new_tokens"),
+        (
+            {"new_tokens": [5, 7], "wall_time": [1.0, 1.0], "decoding_steps": [0, 3]},
+            "decoding_steps is 0 in a turn with new_tokens",
+        ),
         (MEDUSA | {"idxs": [9, 9]}, "idxs makes 20 steps, but new_tokens 12 tokens"),
         (MEDUSA | {"idxs": [1]}, "idxs is not a list of numbers, one per turn"),
         (MEDUSA | {"idxs": [1, -2]}, "idxs is below 0"),

@@ -148,7 +148,7 @@ def test_a_wording_keeps_what_is_no_field_and_fills_each_field_once(tmp_path: Pa
 
 HOLE = SPEED | {"turns": ["FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING SPECDEC_BENCH\n\nX"]}
 REFUSED: dict[str, tuple[str, list[object], list[str], str]] = {
-    "another schema": ("gsm8k", [MBPP], [], "d.jsonl:1: no field 'question', expected "),
+    "another schema": ("gsm8k", [MBPP], [], "d.jsonl:1: expected a field 'question', as this suite's rows have; found "),
     "an id twice": ("mbpp", [MBPP, MBPP], [], "suite mbpp: two rows have the id '11'"),
     "an empty turn": ("gsm8k", [{"question": " ", "answer": ""}], [], "d.jsonl:1: turn 1 is empty"),
     "a placeholder": ("speed_bench", [HOLE], [], "d.jsonl:1: a placeholder; fill the data in with its authors' program"),

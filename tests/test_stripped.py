@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from specbench import ROOT
 from specbench.analysis.loaded_run import read_run
@@ -69,6 +71,16 @@ def test_no_prompt_and_no_answer_is_left(tmp_path: Path) -> None:
     assert len(texts) > 100 and len(ids) > 100
     assert not [text for text in [*texts, *ids] if text in content]
     assert {row["text"] for row in read_rows(copy, "texts")} == {None}
+
+
+def test_the_file_of_questions_is_named_without_its_folder(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    settings["suite"]["path"] = "/home/somebody/question.jsonl"
+    (run / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    copied = yaml.safe_load((strip_run(run, tmp_path / "there") / "config.yaml").read_text(encoding="utf-8"))
+    assert copied == settings | {"suite": settings["suite"] | {"path": "question.jsonl"}}
 
 
 def test_equal_answers_are_still_equal_and_others_are_not(whole: Path, tmp_path: Path) -> None:

@@ -11,8 +11,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
@@ -28,6 +26,7 @@ from tasks.rows import read_rows
 SHORTEST = 3  # characters of a question
 MOST_TRIES = 4  # questions written per question that was asked for; a target whose questions are mostly unfit is refused
 MOST_BATCHES = 1_000_000  # per seed
+TEMPLATE = "template"  # the format of a tokenizer's own chat template
 EXAMPLES = ("Hello", "Why 7?", "-", "ä")  # messages whose prompts have only the format in common
 
 
@@ -43,18 +42,9 @@ def find_user_turn(target: Target) -> UserTurn:
     """Return what surrounds a first message. Raises InputError for a format without turns."""
     prompts = [render_prompt(target.chat, [(message, None)], target.tokenizer) for message in EXAMPLES]
     before, after = _share_start(prompts), _share_start([prompt[::-1] for prompt in prompts])[::-1]
-    if target.chat.format == "plain" or not before or not after:
+    if target.chat.format != TEMPLATE or not before or not after:  # what ends a turn in words may stand in a question
         raise InputError(f"data=self: the format {target.chat.format} does not mark a user's turn; expected data=FILE")
-    if not is_special(target.tokenizer, after[0]):
-        reason = f"the format {target.chat.format} ends a user's turn with words, which a question may hold"
-        raise InputError(f"data=self: {reason}; expected data=FILE")
     return UserTurn(before, after[0])
-
-
-def is_special(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
-    """Return whether a token stands for no text."""
-    added = tokenizer.added_tokens_decoder.get(token)
-    return token in tokenizer.all_special_ids or bool(added and added.special)
 
 
 def _share_start(rows: Sequence[list[int]]) -> list[int]:
