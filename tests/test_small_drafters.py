@@ -15,7 +15,7 @@ from methods.eagle3 import DECAY, ROUNDS, Eagle3Network
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.checkpoints import read_tensors, write_checkpoint
 from specbench.drafters.lesson import Lesson, TrainingPass, divergence
-from specbench.drafters.network_drafter import create_network, load_network
+from specbench.drafters.network_drafter import create_network, load_network, resume_network
 from specbench.errors import InputError
 from specbench.models.expand import expand_model
 from specbench.models.texts import Text
@@ -137,6 +137,17 @@ def test_a_change_that_no_network_knows_is_one_line(
 ) -> None:
     outcome = cli("train", *overrides(tiny, tmp_path / "out", method), f"network={network}")
     assert outcome.status == 2 and outcome.err.count("\n") == 1 and said in outcome.err, outcome.err
+
+
+def test_what_a_new_network_does_not_train_is_not_trained_further(tmp_path: Path) -> None:
+    model = rounded()
+    new = create_network(EagleNetwork, model)
+    write_checkpoint(new, tmp_path)
+    loaded = resume_network(EagleNetwork, str(tmp_path), model)
+    frozen = [name for name, weight in new.named_parameters() if not weight.requires_grad]
+    assert frozen == [name for name, weight in loaded.named_parameters() if not weight.requires_grad] == ["embed_tokens.weight"]
+    for name, weight in new.named_parameters():
+        assert torch.equal(dict(loaded.named_parameters())[name], weight.half().float()), name
 
 
 def test_a_training_starts_from_a_checkpoint(tiny: Tiny, cli: Cli, tmp_path: Path) -> None:

@@ -151,13 +151,11 @@ def read_config(kind: type[Network], checkpoint: str, shape: TargetShape) -> dic
 
 
 def resume_network(kind: type[Network], checkpoint: str, target: LanguageModel) -> Network:
-    """Load a checkpoint to train it further, as `create_network` makes a new one."""
-    _check_target(target)
-    network = _read_network(kind, checkpoint, TargetShape.of(target.config)).to(target.device, torch.float32)
-    check_taps(network.taps, target.config.num_hidden_layers)
-    check_weights(network, f"the checkpoint at {checkpoint}")
-    network.attach_target(target)
-    return network
+    """Load a checkpoint to train it further, as `create_network` makes a new one: what stays as it is there stays here, too."""
+    config, tensors = _read_checkpoint(kind, checkpoint, TargetShape.of(target.config))
+    network = create_network(kind, target, config)
+    fill_network(network, tensors, checkpoint)
+    return network.to(target.device, torch.float32)
 
 
 def build_config(kind: type[Network], shape: TargetShape, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from tasks.rows import read_rows
 SHORTEST = 3  # characters of a question
 MOST_TRIES = 4  # questions written per question that was asked for; a target whose questions are mostly unfit is refused
 MOST_BATCHES = 1_000_000  # per seed
-TEMPLATE = "template"  # the format of a tokenizer's own chat template
 EXAMPLES = ("Hello", "Why 7?", "-", "ä")  # messages whose prompts have only the format in common
 
 
@@ -42,7 +41,7 @@ def find_user_turn(target: Target) -> UserTurn:
     """Return what surrounds a first message. Raises InputError for a format without turns."""
     prompts = [render_prompt(target.chat, [(message, None)], target.tokenizer) for message in EXAMPLES]
     before, after = _share_start(prompts), _share_start([prompt[::-1] for prompt in prompts])[::-1]
-    if target.chat.format != TEMPLATE or not before or not after:  # what ends a turn in words may stand in a question
+    if target.chat.format != "template" or not before or not after:  # what ends a turn in words may stand in a question
         raise InputError(f"data=self: the format {target.chat.format} does not mark a user's turn; expected data=FILE")
     return UserTurn(before, after[0])
 
