@@ -91,6 +91,8 @@ def test_packed_float32_weights_count_twice(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("specbench.models.load.can_pack", lambda device, dtype: dtype == torch.float32)
     monkeypatch.setattr("specbench.running.baseline.get_free_memory", lambda device: 6 * weights)
     assert list_other_dtypes(model) == ["bfloat16"], "0.7 * 6 = 4.2 bytes per weight: 2 fit, 4 + 4 do not"
+    model.quantised = "gptq"
+    assert list_other_dtypes(model) == [], "quantised layers have a type of their own"
 
 
 def way(engine: str, dtype: str, *rates: float) -> dict[str, Any]:

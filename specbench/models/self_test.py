@@ -84,10 +84,13 @@ class Float32Copy:
 
 @torch.inference_mode()
 def check_float32_copy(model: LanguageModel) -> Float32Copy | None:
-    """Test a float32 copy of a model in 16 bits on one device; None where none is needed or memory does not hold it."""
+    """Test a float32 copy of a model in 16 bits on one device; None where there is none or memory does not hold it.
+
+    A quantised checkpoint has none: some libraries keep whole numbers in buffers, which no conversion makes into weights.
+    """
     weights = list(model.model.parameters())
     needed = sum(weight.numel() for weight in weights) * torch.float32.itemsize
-    plain = all(weight.dtype in SIXTEEN_BITS for weight in weights)
+    plain = all(weight.dtype in SIXTEEN_BITS for weight in weights) and not getattr(model.model, "is_quantized", False)
     if not plain or needed > get_free_memory(model.device) / 2 or model.context <= AFTER_PROMPT:
         return None
     started = time.perf_counter()

@@ -38,7 +38,12 @@ Rates = list[dict[str, Any]]  # as in run.json: engine, dtype, tokens_per_second
 
 
 def list_other_dtypes(model: LanguageModel) -> list[str]:
-    """Return the device's other usual dtypes, as far as its memory holds copies of the weights in them beside the model."""
+    """Return the device's other usual dtypes, as far as its memory holds copies of the weights in them beside the model.
+
+    Quantised layers have a type of their own, whatever that of the others: with them there is none.
+    """
+    if model.quantised is not None:
+        return []
     weights = sum(p.numel() for p in model.model.parameters())
     return choose_dtypes(weights, model.dtype, model.device, get_free_memory(model.device))
 

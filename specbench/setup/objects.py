@@ -1,5 +1,6 @@
 """Build the objects that settings describe: the target and its tokenizer, and the methods."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -43,6 +44,7 @@ def silence_libraries() -> None:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every product
     vars(modeling_gguf_pytorch_utils)["tqdm"] = partial(tqdm, disable=True)  # it heeds no verbosity
     enable_progress_bars()
 
