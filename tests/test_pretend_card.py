@@ -42,7 +42,7 @@ MORE = {  # and why
     "sps_confidence": (3, "as sps_spec_bench"),
 }
 ASKING = ("sps_confidence", "self_speculative", "self_speculative_paper")  # stop at an unsure token: each drafted one is asked
-MORE |= dict.fromkeys(("eagle2_spec_bench", "eagle3", "eagle3_depth7", "eagle3_spec_bench"), MORE["eagle2"])
+MORE |= dict.fromkeys(("eagle2_spec_bench", "eagle3", "eagle3_depth2", "eagle3_depth7", "eagle3_spec_bench"), MORE["eagle2"])
 MORE |= dict.fromkeys(("sam_eagle2", "sam_eagle2_spec_bench"), (4, "as eagle2, and the copy that SAM-Decoding offers first"))
 MORE |= {"rest_spec_bench": MORE["rest"], "lookahead_spec_bench": MORE["lookahead"]}
 KERNELS = 40  # launched per greedy step besides forwards
@@ -52,7 +52,7 @@ MORE_KERNELS = {  # by draft loops, which are not captured
     **dict.fromkeys(("hydra_heads", "hydra_heads_spec_bench"), 180),
     **dict.fromkeys(("eagle", "eagle_spec_bench"), 130),
     **dict.fromkeys(("eagle2", "eagle2_spec_bench", "sam_eagle2", "sam_eagle2_spec_bench"), 240),
-    **dict.fromkeys(("eagle3", "eagle3_spec_bench"), 305),
+    **dict.fromkeys(("eagle3", "eagle3_depth2", "eagle3_spec_bench"), 305),
     "eagle3_depth7": 400,
 }
 
