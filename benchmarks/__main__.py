@@ -1,18 +1,20 @@
 """make benchmarks: speed and memory that no report shows, each measured against its bound.
 
-    python -m benchmarks [outside] [forwards] [contexts] [choosing] [memory] [datastores]
+    python -m benchmarks [outside] [forwards] [batches] [contexts] [choosing] [memory] [datastores]
 
-Without arguments, all six; contexts takes 5 GB of memory. The output ends with a table: promise, bound, measured, kept. For
+Without arguments, all seven; contexts takes 5 GB of memory. The output ends with a table: promise, bound, measured, kept. For
 speedups see the report of `make bench-all`.
 """
 
 import argparse
 from collections.abc import Callable
+from statistics import median
 
 from rich.table import Table
 
-from benchmarks import datastore, forwards, memory, overhead, verification
+from benchmarks import batches, datastore, forwards, memory, overhead, verification
 from specbench.cli.parser import console, widen_console
+from specbench.records.trial import BASELINE
 
 WIDE = "target.shape=100m"
 SMALL = "target.dtype=float32"
@@ -49,6 +51,14 @@ def time_forwards(promises: Promises) -> None:
     promises.add("one node, 100m: of the reading bandwidth", "≥ 78 %", f"{100 * step.share:.0f} %", step.share >= 0.78)
     several = 1e3 * step.several
     promises.add(f"{forwards.NODES} nodes, 100m", "≤ 7.8 ms", f"{several:.1f} ms; one: {1e3 * step.one:.1f} ms", several <= 7.8)
+
+
+def decode_batches(promises: Promises) -> None:
+    for label, paces in batches.measure(WIDE).items():
+        what, values = ("tokens/s", paces.rates) if label == BASELINE else ("drafting", paces.drafting)
+        bound, found = batches.FASTER[label], median(values)
+        promise = f"{what} of {batches.BATCH} sequences at once, {label}, 100m"
+        promises.add(promise, f"≥ {bound} × one after another", f"{found:.2f}", found >= bound)
 
 
 def contexts(promises: Promises) -> None:
@@ -93,6 +103,7 @@ def datastores(promises: Promises) -> None:
 PARTS: dict[str, Callable[[Promises], None]] = {
     "outside": outside,
     "forwards": time_forwards,
+    "batches": decode_batches,
     "contexts": contexts,
     "choosing": choosing,
     "memory": growth,

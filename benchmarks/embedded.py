@@ -73,14 +73,14 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
         sys.exit(explain(error))
 
 
-def load_bench(*overrides: str, limit: int = 1) -> Bench:
+def load_bench(*overrides: str, limit: int = 1, batch: int = 1) -> Bench:
     """Load what the overrides choose: methods, shape, dtype and device. limit: questions per task."""
     config = compose_run(["target=mini", "suite=mini", f"limit={limit}", *overrides])
     target = load_target(config.target)
     drafters = instantiate_methods(config.method)
     check_drafters(drafters, config.target, target.tokenizer)
     engine = Native(profile=False, forward=config.engine["native"]["forward"])
-    engine.open(target.model, drafters)
+    engine.open(target.model, drafters, batch)
     questions = select_questions(config, open_suite(config), config.limit)
     return Bench(target, drafters, engine, [target.render_first_prompt(question) for question in questions])
 

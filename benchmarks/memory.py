@@ -47,5 +47,4 @@ def measure_growth(*overrides: str) -> Growth:
         for prompt, label in product(bench.prompts, bench.drafters):
             bench.generate(label, prompt)
         used.append(measure_memory(device))
-    assert bench.engine._store is not None
-    return Growth(used[0], used[1], used[2], bench.engine._store.bytes)
+    return Growth(used[0], used[1], used[2], bench.engine._stores[1].bytes)

@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=4, help="questions per task")
     nodes = list(iter_nodes(parser.parse_args().limit))
-    dice = Dice(0, 0, nodes[0][0].device)
+    dice = Dice(0, nodes[0][0].device)
     best, drawn = (
         torch.stack(side).double().mean(dim=0) for side in zip(*(measure_acceptance(p, q, dice) for p, q in nodes), strict=True)
     )

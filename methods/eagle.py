@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from specbench.bounds import Depth, StaticTree, Within
-from specbench.decoding.drafter import SequenceContext
+from specbench.decoding.drafter import DraftWork, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.static import StaticPass
-from specbench.decoding.tree import DraftTree, TreeShape
-from specbench.decoding.verify import Verification, Verifier
+from specbench.decoding.tree import DraftTree, TreeShape, fill_shapes, pad_rows
+from specbench.decoding.verify import Verification, Verifier, rank_group
 from specbench.drafters.config_keys import FLAG, Rule, require_equal
-from specbench.drafters.layers import DraftKV, LayerPass, Rotary
+from specbench.drafters.keeping import count_unread
+from specbench.drafters.layers import LayerPass, Rotary, select_last
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
 from specbench.drafters.network import (
     DEFAULT_EPS,
@@ -87,21 +88,16 @@ class EagleNetwork(DraftNetwork):
         self._embed = self.embed_tokens.forward if self.config.get("own_embeddings", True) else target.embedding.forward
 
     def forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: LayerPass) -> Tensor:
-        """hidden f_t (B, N, H), tokens x_{t+1} (B, N), positions (N,) -> predicted hidden states f_{t+1} (B, N, H)."""
+        """hidden f_t (B, N, H), tokens x_{t+1} (B, N), positions (B, N) -> predicted hidden states f_{t+1} (B, N, H)."""
         fused = self.fc(torch.cat([self._embed(tokens).to(hidden.dtype), hidden], dim=-1))
         rotary = self.rotary.get_cos_sin(positions)
         return cast(Tensor, self.layers[0](fused, position_embeddings=rotary, forward_pass=forward_pass))
-
-    def run_layers(self, *inputs: Any) -> Tensor:
-        """As `forward`, with positions (1, N)."""
-        hidden, tokens, positions, layer_pass = inputs
-        return cast(Tensor, self(hidden, tokens, positions[0], layer_pass))
 
     def list_layer_inputs(self, nodes: int) -> list[tuple[Tensor, ...]]:
         return [draw_layer_inputs(self, self.layer_config.hidden_size, nodes)]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """(N, H) -> (N, draft vocabulary)."""
+        """(..., H) -> (..., draft vocabulary)."""
         return cast(Tensor, self._head(hidden.to(self._head_dtype)))
 
     def to_target_tokens(self, tokens: Tensor) -> Tensor:
@@ -113,7 +109,7 @@ class EagleNetwork(DraftNetwork):
         hidden = lesson.hidden
         if self.training:
             hidden = hidden + (torch.rand_like(hidden) - 0.5) * 2 * NOISE
-        positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
+        positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)[None]
         mask, tokens = lesson.select_ahead(2)
         states = self(hidden, lesson.ids.roll(-1, dims=1), positions, TrainingPass())[mask]  # (n, H)
         logits = self.compute_logits(states)
@@ -137,53 +133,66 @@ def _remove_input_norm(layer: LlamaDecoderLayer, biased: bool) -> LlamaDecoderLa
 class EagleState:
     """hidden (n, taps * H) and tokens (n): committed pairs that the drafter has not read yet, the root's last."""
 
-    kv: DraftKV
     verifier: Verifier
+    work: DraftWork
     hidden: Tensor
     tokens: Tensor
 
+    def read(self, count: int) -> None:
+        """Note that the drafter has read the first `count` pairs."""
+        self.hidden, self.tokens = self.hidden[count:], self.tokens[count:]
+
 
 class EagleDrafter(LayerDrafter):
-    """What all EAGLE drafters share: reading committed tokens, and drafting a tree level by level."""
+    """What all EAGLE drafters share: reading committed tokens, and drafting trees level by level, those of a batch together."""
 
     network_class: ClassVar[type[Any]] = EagleNetwork
     room = ROOM
 
-    def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> EagleState:
-        return EagleState(store, context.verifier, out.hidden, self.to_tensor(prompt[1:]))
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> EagleState:
+        return EagleState(context.verifier, context.work, out.hidden, self.to_tensor(prompt[1:]))
 
-    def draft(self, state: EagleState, budget: int) -> DraftTree:
-        root = state.tokens[-1:]
-        if budget == 0:
-            return DraftTree.chain(root)
-        hidden = self._catch_up(state)
-        tree = self._grow_tree(state, root, hidden, budget)
-        state.kv.drop()
-        return tree
+    def propose(self, states: list[EagleState], budgets: list[int]) -> list[DraftTree]:
+        roots = [state.tokens[-1:] for state in states]
+        if not any(budgets):
+            return [DraftTree.chain(root) for root in roots]
+        hidden = self._catch_up(states, budgets)
+        trees = self._grow_trees(states, pad_rows(roots), hidden, budgets)
+        self.store.drop()
+        return [tree if budget else DraftTree.chain(root) for tree, root, budget in zip(trees, roots, budgets, strict=True)]
 
-    def _catch_up(self, state: EagleState) -> Tensor:
-        """Run the drafter over all committed tokens; return its output for the root, (1, H)."""
-        count = len(state.tokens)
-        positions = torch.arange(state.kv.length, state.kv.length + count, device=self.target.device)
-        out = self._forward(state.hidden, state.tokens, positions, state.kv.build_token_pass(count))
-        state.kv.keep(count)
-        state.hidden, state.tokens = state.hidden[:0], state.tokens[:0]
-        return out[-1:]
+    def _catch_up(self, states: list[EagleState], budgets: list[int]) -> Tensor:
+        """Run the drafter over committed tokens; return its output for each root, (B, 1, H)."""
+        counts = count_unread([len(state.tokens) for state in states], budgets, self.store.lengths)
+        rows = list(zip(states, counts, strict=True))
+        hidden, tokens = pad_rows([state.hidden[:n] for state, n in rows]), pad_rows([state.tokens[:n] for state, n in rows])
+        positions = self.store.number(tokens.shape[1])
+        out = self._forward(hidden, tokens, positions, self.store.build_token_pass(counts))
+        self.store.keep(counts)
+        for state, count in rows:
+            state.read(count)
+        self._count_forward(states, [budget > 0 for budget in budgets])
+        return select_last(out, counts)
+
+    def _count_forward(self, states: list[EagleState], drafting: list[bool]) -> None:
+        for state, drafts in zip(states, drafting, strict=True):
+            state.work.forwards += drafts
 
     def _forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: LayerPass | StaticPass) -> Tensor:
-        self.draft_forwards += 1
-        inputs = hidden[None].to(self.network.dtype), tokens[None], positions[None]
-        return self.run_layers(inputs, forward_pass)[0]
+        return self.run_layers((hidden.to(self.network.dtype), tokens, positions), forward_pass)
 
-    def _expand_level(self, kv: DraftKV, depth: int, hidden: Tensor, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Run the m expanded nodes of a depth (1: the root's children) -> (m, H); their KV stays for the levels below."""
-        positions = torch.full((len(tokens),), kv.length + depth - 1, device=tokens.device)
-        out = self._forward(hidden, tokens, positions, kv.build_level_pass(visible))
-        kv.stack(len(tokens))
+    def _expand_level(self, depth: int, hidden: Tensor, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Run the m expanded nodes of a depth (1: the root's children) -> (B, m, H); their KV stays for the levels below."""
+        positions = self.store.number(1, depth - 1).expand(tokens.shape)
+        out = self._forward(hidden, tokens, positions, self.store.build_level_pass(visible))
+        self.store.stack(tokens.shape[1])
         return out
 
-    def _grow_tree(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
-        """Return the draft tree. hidden (1, H): the drafter's output for the root (1,)."""
+    def _grow_trees(self, states: list[EagleState], roots: Tensor, hidden: Tensor, budgets: list[int]) -> list[DraftTree]:
+        """Return the draft trees; that of a sequence without a budget is of no meaning.
+
+        roots (B, 1). hidden (B, 1, H): the drafter's outputs for them.
+        """
         raise NotImplementedError
 
     def observe(self, state: EagleState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
@@ -208,18 +217,23 @@ class Eagle(EagleDrafter):
         self.tree = TreeShape(self.paths, target.device)
         self.nodes = len(self.tree)
 
-    def _grow_tree(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
-        shape, drafted, drawn_from = self.tree.cut(budget), [root], []
-        for depth, level in enumerate(shape.levels, start=1):
-            ranked, q = state.verifier.rank(self.network.compute_logits(hidden), self.tree.width)  # (m, width), (m, V)
-            tokens = ranked[level.rows, level.ranks if q is None else level.places]
+    def _grow_trees(self, states: list[EagleState], roots: Tensor, hidden: Tensor, budgets: list[int]) -> list[DraftTree]:
+        shapes = [self.tree.cut(budget) for budget in budgets]
+        deepest = max(shapes, key=lambda shape: shape.depth)
+        drafted, drawn_from = [roots], []
+        for depth, level in enumerate(deepest.levels, start=1):
+            logits, drafting = self.network.compute_logits(hidden), [shape.depth >= depth for shape in shapes]
+            ranked, q = rank_group([state.verifier for state in states], logits, self.tree.width, drafting)
+            tokens = ranked[:, level.rows, level.ranks if q is None else level.places]  # (B, n)
             drafted.append(tokens)
             if q is not None:
                 drawn_from.append(q)
-            if depth < shape.depth:
-                above = hidden[level.rows[level.expanded]]
-                hidden = self._expand_level(state.kv, depth, above, tokens[level.expanded], level.visible)
-        return shape.build_tree(torch.cat(drafted), torch.cat(drawn_from) if drawn_from else None)
+            if depth < deepest.depth:
+                above = hidden[:, level.rows[level.expanded]]
+                visible = level.visible.repeat(len(states), 1, 1)
+                hidden = self._expand_level(depth, above, tokens[:, level.expanded], visible)
+                self._count_forward(states, [shape.depth > depth for shape in shapes])
+        return fill_shapes(shapes, torch.cat(drafted, dim=1), torch.cat(drawn_from, dim=1) if drawn_from else None)
 
 
 class Eagle2(EagleDrafter):
@@ -238,38 +252,50 @@ class Eagle2(EagleDrafter):
         self.total_tokens, self.depth, self.top_k = total_tokens, depth, top_k
         self.nodes = total_tokens
 
-    def _grow_tree(self, state: EagleState, root: Tensor, hidden: Tensor, budget: int) -> DraftTree:
-        k = self.top_k
-        log_q, best = self._rank_children(hidden)  # (1, k) each
-        values, tokens = log_q[0], best[0]  # (C,) of all candidates so far
-        parents = torch.full_like(tokens, -1)  # (C,) the candidate each was drafted from; -1: the root
-        frontier, hidden = torch.arange(k, device=root.device), hidden.expand(k, -1)  # the nodes to expand, as candidates
-        visible = eye = torch.eye(k, dtype=torch.bool, device=root.device)
-        for depth in range(1, min(self.depth + 1, budget)):
-            hidden = self._expand_level(state.kv, depth, hidden, tokens[frontier], visible)
-            log_q, best = self._rank_children(hidden)  # (k, k) each
-            products = (values[frontier][:, None] + log_q).flatten()  # V_i = V_parent * q(x_i), as logarithms
+    def _grow_trees(self, states: list[EagleState], roots: Tensor, hidden: Tensor, budgets: list[int]) -> list[DraftTree]:
+        k, rows = self.top_k, torch.arange(len(states), device=roots.device)[:, None]
+        deepest = [min(self.depth + 1, budget) for budget in budgets]
+        log_q, best = self._rank_children(hidden)  # (B, 1, k) each
+        values, tokens = log_q[:, 0], best[:, 0]  # (B, C) of all candidates so far
+        parents = torch.full_like(tokens, -1)  # (B, C) the candidate each was drafted from; -1: the root
+        frontier = torch.arange(k, device=roots.device).expand(len(states), k)  # the nodes to expand, as candidates
+        hidden = hidden.expand(-1, k, -1)
+        visible = eye = torch.eye(k, dtype=torch.bool, device=roots.device).expand(len(states), -1, -1)
+        for depth in range(1, max(deepest)):
+            hidden = self._expand_level(depth, hidden, tokens.gather(1, frontier), visible)
+            self._count_forward(states, [depth < most for most in deepest])
+            log_q, best = self._rank_children(hidden)  # (B, k, k) each
+            products = (values.gather(1, frontier)[:, :, None] + log_q).flatten(1)  # V_i = V_parent * q(x_i), as logarithms
             chosen = _select_best(products, k)
-            parents = torch.cat([parents, frontier.repeat_interleave(k)])
-            frontier, rows = len(values) + chosen, chosen // k
-            values, tokens = torch.cat([values, products]), torch.cat([tokens, best.flatten()])
-            hidden, visible = hidden[rows], torch.cat([visible[rows], eye], dim=1)
-        return self._select_tree(root, values, tokens, parents, deepest=min(self.depth + 1, budget))
+            parents = torch.cat([parents, frontier.repeat_interleave(k, dim=1)], dim=1)
+            frontier, above = values.shape[1] + chosen, chosen // k
+            values, tokens = torch.cat([values, products], dim=1), torch.cat([tokens, best.flatten(1)], dim=1)
+            hidden, visible = hidden[rows, above], torch.cat([visible[rows, above], eye], dim=2)
+        return self._select_trees(roots, values, tokens, parents, deepest)
 
     def _rank_children(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(m, H) -> float32 log-probabilities and target ids of the top k tokens, (m, k) each."""
+        """(B, m, H) -> float32 log-probabilities and target ids of the top k tokens, (B, m, k) each."""
         best = self.network.compute_logits(hidden).float().log_softmax(dim=-1).topk(self.top_k)
         return best.values, self.network.to_target_tokens(best.indices)
 
-    def _select_tree(self, root: Tensor, values: Tensor, tokens: Tensor, candidates: Tensor, deepest: int) -> DraftTree:
-        """Rerank: return the best candidates as a tree, in drafting order. candidates (C,): each one's parent."""
-        kept = _select_best(values, self.total_tokens - 1).sort().values
-        above = candidates[kept]
+    def _select_trees(
+        self, roots: Tensor, values: Tensor, tokens: Tensor, candidates: Tensor, deepest: list[int]
+    ) -> list[DraftTree]:
+        """Rerank: return the best candidates as trees, in drafting order. candidates (B, C): each one's parent."""
+        reached = [self.top_k + max(0, depth - 1) * self.top_k**2 for depth in deepest]  # candidates no deeper than that
+        if min(reached) < values.shape[1]:
+            limits = self.to_tensor(reached)[:, None]
+            values = values.masked_fill(torch.arange(values.shape[1], device=values.device) >= limits, -torch.inf)
+        kept = _select_best(values, self.total_tokens - 1).sort(dim=1).values
+        above = candidates.gather(1, kept)
         parents = torch.where(above < 0, 0, torch.searchsorted(kept, above) + 1)
         parents = nn.functional.pad(parents, (1, 0), value=-1)
-        return DraftTree(torch.cat([root, tokens[kept]]), parents, deepest=deepest)
+        tokens = torch.cat([roots, tokens.gather(1, kept)], dim=1)
+        sizes = [min(self.total_tokens, 1 + count) for count in reached]
+        rows = zip(tokens, parents, sizes, deepest, strict=True)
+        return [DraftTree(own[:size], above[:size], deepest=depth) for own, above, size, depth in rows]
 
 
 def _select_best(values: Tensor, count: int) -> Tensor:
-    """Return the indices of the highest values, of equal ones the first."""
-    return values.sort(descending=True, stable=True).indices[:count]
+    """Return the indices of the highest values (B, C), of equal ones the first -> (B, count)."""
+    return values.sort(dim=1, descending=True, stable=True).indices[:, :count]

@@ -165,22 +165,17 @@ class Eagle3Network(DraftNetwork):
         self.rotary = Rotary(self.layer_config, target.context + ROOM, self.fc.weight)
 
     def forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: Any) -> Tensor:
-        """hidden (B, N, 3 H) of the target or (B, N, H) of the drafter, tokens (B, N), positions (N,) -> (B, N, H)."""
+        """hidden (B, N, 3 H) of the target or (B, N, H) of the drafter, tokens and positions (B, N) -> (B, N, H)."""
         if hidden.shape[-1] == self.fc.in_features:
             hidden = self.fc(hidden)
         embedded = self._embed(tokens).to(hidden.dtype)
         return cast(Tensor, self.midlayer(embedded, hidden, self.rotary.get_cos_sin(positions), forward_pass))
 
-    def run_layers(self, *inputs: Any) -> Tensor:
-        """As `forward`, with positions (1, N)."""
-        hidden, tokens, positions, layer_pass = inputs
-        return cast(Tensor, self(hidden, tokens, positions[0], layer_pass))
-
     def list_layer_inputs(self, nodes: int) -> list[tuple[Tensor, ...]]:
         return [draw_layer_inputs(self, width, nodes) for width in (self.fc.in_features, self.layer_config.hidden_size)]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """(N, H) -> (N, draft vocabulary)."""
+        """(..., H) -> (..., draft vocabulary)."""
         return cast(Tensor, self.lm_head(self.norm(hidden)))
 
     def to_target_tokens(self, tokens: Tensor) -> Tensor:
@@ -193,7 +188,7 @@ class Eagle3Network(DraftNetwork):
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Training-time test (section 3.2): in each of ROUNDS rounds the network reads its own output, one token further."""
-        positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
+        positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)[None]
         hidden, rounds, losses, right = lesson.hidden, TrainingPass(), [], []
         teacher, known = self._compute_teacher(lesson)
         places = lesson.locate_answers()

@@ -36,10 +36,13 @@ class Fallback(Drafter):
         self.warm = any(part.warm for part in self.parts)
         self.draws = any(part.draws for part in self.parts)
 
-    def prepare(self, prompts: list[Tensor], sampling: Sampling, capacity: int) -> None:
+    def prepare(self, prompts: list[Tensor], samplings: list[Sampling], capacity: int) -> None:
         for part in self.parts:
-            part.prepare(prompts, sampling, capacity)
-            part.draft_forwards = 0  # a turn begins here
+            part.prepare(prompts, samplings, capacity)
+
+    def retain(self, places: list[int]) -> None:
+        for part in self.parts:
+            part.retain(places)
 
     def reset(self) -> None:
         for part in self.parts:
@@ -48,19 +51,14 @@ class Fallback(Drafter):
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Pair]:
         split = zip(self.parts, self._split_outputs(outs), strict=True)
         first, otherwise = (part.begin(prompts, part_outs, contexts) for part, part_outs in split)
-        self.draft_forwards = sum(part.draft_forwards for part in self.parts)
         return list(zip(first, otherwise, strict=True))
 
     def propose(self, states: list[Pair], budgets: list[int]) -> list[DraftTree]:
         first, otherwise = self.parts
         trees = first.propose([state for state, _ in states], budgets)
-        empty = [row for row, tree in enumerate(trees) if tree.drafted == 0]
-        if empty:
-            fallback = otherwise.propose([states[row][1] for row in empty], [budgets[row] for row in empty])
-            for row, tree in zip(empty, fallback, strict=True):
-                trees[row] = tree
-        self.draft_forwards = sum(part.draft_forwards for part in self.parts)
-        return trees
+        left = [0 if tree.drafted else budget for tree, budget in zip(trees, budgets, strict=True)]
+        others = otherwise.propose([state for _, state in states], left)
+        return [tree if tree.drafted else other for tree, other in zip(trees, others, strict=True)]
 
     def update(self, states: list[Pair], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]) -> None:
         for part, part_states, part_outs in zip(self.parts, zip(*states, strict=True), self._split_outputs(outs), strict=True):

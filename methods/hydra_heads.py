@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-from specbench.decoding.drafter import SequenceContext
+from specbench.decoding.drafter import DraftWork, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree import DraftTree, pad_rows
 from specbench.decoding.verify import Verification
 from specbench.drafters.config_keys import MOST, Rule, require_equal, require_name, require_whole
-from specbench.drafters.layers import DraftKV, Rotary
+from specbench.drafters.keeping import count_unread
+from specbench.drafters.layers import Rotary, select_last
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
 from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config, draw_layer_inputs, embedding_scale
 from specbench.drafters.network_drafter import LayerDrafter
@@ -129,15 +130,14 @@ class HydraNetwork(DraftNetwork):
             self.rotary = Rotary(self.layer_config, target.context, self.prefix_embeding_layer.norm.weight)
 
     def apply_prefix(self, hidden: Tensor, positions: Tensor, forward_pass: Any) -> Tensor:
-        """Map the target's hidden states to those that the heads read, (B, N, H) each."""
+        """Map the target's hidden states to those that the heads read, (B, N, H) each. positions (B, N)."""
         if not self.prefixed:
             return hidden
         return cast(Tensor, self.prefix_embeding_layer(hidden, self.rotary.get_cos_sin(positions), forward_pass))
 
     def run_layers(self, *inputs: Any) -> Tensor:
-        """As `apply_prefix`, with positions (1, N)."""
-        hidden, positions, layer_pass = inputs
-        return self.apply_prefix(hidden, positions[0], layer_pass)
+        """inputs: as of `apply_prefix`."""
+        return self.apply_prefix(*inputs)
 
     def list_layer_inputs(self, nodes: int) -> list[tuple[Tensor, ...]]:
         hidden, _, positions = draw_layer_inputs(self, self.shape.hidden_size, nodes)
@@ -148,12 +148,12 @@ class HydraNetwork(DraftNetwork):
         return cast(Tensor, self._embed(tokens).to(self.dtype))
 
     def compute_logits(self, head: int, read: Tensor) -> Tensor:
-        """read (m, (head + 2) H): a hidden state, then the embeddings of the root and the drafted tokens -> (m, V)."""
+        """read (..., (head + 2) H): a hidden state, then the embeddings of the root and the drafted tokens -> (..., V)."""
         return cast(Tensor, self.hydra_lm_head[head](self.hydra_mlp[head](read)))
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Sum over heads k of 0.8^k times the cross-entropy with the target's distribution (Hydra++, section 4)."""
-        positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)
+        positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)[None]
         read, losses, right = self.apply_prefix(lesson.hidden, positions, TrainingPass()), [], []
         for head in range(len(self)):
             read = torch.cat([read, self.embed(lesson.ids.roll(-1 - head, dims=1))], dim=-1)
@@ -174,7 +174,7 @@ def _build_blocks(vectors: int, hidden: int, config: Mapping[str, Any]) -> list[
 class HydraState:
     """hidden (n, H): the target's hidden states not read yet; the root (1,) was chosen from the last of them."""
 
-    kv: DraftKV
+    work: DraftWork
     hidden: Tensor
     root: Tensor
 
@@ -184,32 +184,33 @@ class HydraHeads(TreeHeads, LayerDrafter):
 
     network_class: ClassVar = HydraNetwork
 
-    def start_in(self, store: DraftKV, prompt: list[int], out: TargetOutput, context: SequenceContext) -> HydraState:
-        return HydraState(store, out.hidden, self.to_tensor(prompt[-1:]))
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> HydraState:
+        return HydraState(context.work, out.hidden, self.to_tensor(prompt[-1:]))
 
-    def draft(self, state: HydraState, budget: int) -> DraftTree:
-        shape, root = self.tree.cut(budget), state.root
-        if shape.depth == 0:
-            return DraftTree.chain(root)
-        drafted = [root]
-        read = torch.cat([self._catch_up(state), self.network.embed(root)], dim=-1)
+    def draft_tokens(self, states: list[HydraState], budgets: list[int]) -> Tensor:
+        shape, roots = self.tree.cut(max(budgets)), pad_rows([state.root for state in states])
+        drafted = []
+        read = torch.cat([self._catch_up(states, budgets), self.network.embed(roots)], dim=-1)  # (B, 1, 2 H)
         for head, level in enumerate(shape.levels):
-            best = self.network.compute_logits(head, read).topk(self.tree.width).indices  # (m, width)
-            tokens = best[level.rows, level.ranks]
+            best = self.network.compute_logits(head, read).topk(self.tree.width).indices  # (B, m, width)
+            tokens = best[:, level.rows, level.ranks]
             drafted.append(tokens)
-            read = torch.cat([read[level.rows[level.expanded]], self.network.embed(tokens[level.expanded])], dim=-1)
-        return shape.build_tree(torch.cat(drafted))
+            above = read[:, level.rows[level.expanded]]
+            read = torch.cat([above, self.network.embed(tokens[:, level.expanded])], dim=-1)
+        return torch.cat(drafted, dim=1)
 
-    def _catch_up(self, state: HydraState) -> Tensor:
-        """Run the prefix layer over all new hidden states; return its last output, (1, H)."""
-        count = len(state.hidden)
-        positions = torch.arange(state.kv.length, state.kv.length + count, device=self.target.device)
-        inputs = state.hidden[None].to(self.network.dtype), positions[None]
-        out = self.run_layers(inputs, state.kv.build_token_pass(count))
-        state.kv.keep(count)
-        state.hidden = state.hidden[:0]
-        self.draft_forwards += self.network.prefixed
-        return out[0, -1:]
+    def _catch_up(self, states: list[HydraState], budgets: list[int]) -> Tensor:
+        """Run the prefix layer over new hidden states; return its output for the last of each row, (B, 1, H)."""
+        counts = count_unread([len(state.hidden) for state in states], budgets, self.store.lengths)
+        rows = list(zip(states, counts, strict=True))
+        hidden = pad_rows([state.hidden[:count] for state, count in rows]).to(self.network.dtype)
+        positions = self.store.number(hidden.shape[1])
+        out = self.run_layers((hidden, positions), self.store.build_token_pass(counts))
+        self.store.keep(counts)
+        for (state, count), budget in zip(rows, budgets, strict=True):
+            state.hidden = state.hidden[count:]
+            state.work.forwards += self.network.prefixed and budget > 0
+        return select_last(out, counts)
 
     def observe(self, state: HydraState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state.hidden = torch.cat([state.hidden, out.hidden.index_select(0, verified.path_ids)])

@@ -9,8 +9,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Annotated, NamedTuple
 
+import torch
 from torch import Tensor
 
 from specbench.bounds import Depth, Seed, Within
@@ -50,7 +52,7 @@ class Layout(NamedTuple):
     """The tree of given row lengths and number of guesses."""
 
     shape: TreeShape
-    order: Tensor  # (N,) index of each node's token in root, rows, guesses
+    order: list[int]  # (N,) index of each node's token in root, rows, guesses
     last: Tensor  # nodes of the last row
 
 
@@ -97,7 +99,7 @@ class Lookahead(Drafter):
         if self.text_pool:
             state.pool.add_text(prompt)
         if self.prefill_row and len(prompt) + len(row) <= self.target.context:
-            self.draft_forwards += 1
+            context.work.forwards += 1
             (read,) = self.target.forward(context.past, [DraftTree.chain(self.to_tensor(row))])
             self._shift(state, read.logits.max(dim=-1).indices.tolist())
         return state
@@ -105,15 +107,27 @@ class Lookahead(Drafter):
     def draft(self, state: LookaheadState, budget: int) -> DraftTree:
         root, state.layout = state.tokens[-1], None
         if not budget or state.place + self.reach >= self.target.context:
-            return DraftTree.chain(self.to_tensor([root]))
+            return DraftTree.chain(torch.tensor([root]))
         guesses = [guess[:budget] for guess in state.pool.get_guesses(root)]
         state.layout = self._get_layout(tuple(map(len, state.rows)), len(guesses), min(budget, self.level - 1))
         tokens = [root, *(token for row in [*state.rows, *guesses] for token in row)]
-        return state.layout.shape.build_tree(self.to_tensor(tokens)[state.layout.order])
+        return state.layout.shape.build_tree(torch.tensor([tokens[place] for place in state.layout.order]))
 
-    def observe(self, state: LookaheadState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        if state.layout is not None and tree.shape is state.layout.shape:  # the tree is this drafter's
-            self._shift(state, out.logits[state.layout.last].max(dim=-1).indices.tolist())
+    def update(
+        self, states: list[LookaheadState], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]
+    ) -> None:
+        guesses = {
+            row: out.logits[state.layout.last].max(dim=-1).indices
+            for row, (state, tree, out) in enumerate(zip(states, trees, outs, strict=True))
+            if state.layout is not None and tree.shape is state.layout.shape  # the tree is this drafter's
+        }
+        numbers = iter(torch.cat(list(guesses.values())).tolist() if guesses else ())  # one copy for all windows
+        for row, guessed in guesses.items():
+            self._shift(states[row], list(islice(numbers, len(guessed))))
+        for state, choice in zip(states, verified, strict=True):
+            self._extend(state, choice)
+
+    def _extend(self, state: LookaheadState, verified: Verification) -> None:
         state.place += len(verified.tokens)
         known = state.tokens + verified.tokens
         if self.text_pool:
@@ -138,7 +152,7 @@ class Lookahead(Drafter):
         shape = TreeShape([*window, *drafts], self.target.device, scratch={*window, *excluded})
         place = {path: i for i, path in enumerate([(), *window, *drafts])}
         node = {path: i for i, path in enumerate(shape.paths, start=1)}
-        order = self.to_tensor([0, *(place[path] for path in shape.paths)])
+        order = [0, *(place[path] for path in shape.paths)]
         return Layout(shape, order, self.to_tensor([node[path] for path in window[-lengths[-1] :]]))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree import DraftTree, pad_rows
 from specbench.decoding.verify import Verification
 from specbench.drafters.config_keys import MOST, Rule, require_equal, require_whole
 from specbench.drafters.lesson import Lesson, LessonLoss, cross_entropy
@@ -80,11 +80,11 @@ class MedusaHeads(DraftNetwork):
         self._logits = _stack_parameters([head[-1].weight for head in heads])  # (heads, V, H)
 
     def compute_logits(self, hidden: Tensor, heads: int) -> Tensor:
-        """hidden (1, H) -> logits (heads, V) of the first `heads` heads."""
-        read = hidden.expand(heads, 1, -1)
+        """hidden (B, H) -> logits (heads, B, V) of the first `heads` heads."""
+        read = hidden.expand(heads, -1, -1)
         for weight, bias in self._blocks:
             read = read + nn.functional.silu(torch.baddbmm(bias[:heads, None], read, weight[:heads].mT))
-        return torch.bmm(read, self._logits[:heads].mT)[:, 0]
+        return torch.bmm(read, self._logits[:heads].mT)
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """L = sum over k of lambda_k * (cross-entropy of head k), lambda_k = 0.8^k (section 2.2.1)."""
@@ -121,13 +121,11 @@ class Medusa(TreeHeads):
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> MedusaState:
         return MedusaState(out.hidden[-1:], self.to_tensor(prompt[-1:]))
 
-    def draft(self, state: MedusaState, budget: int) -> DraftTree:
-        shape, root = self.tree.cut(budget), state.root
-        if shape.depth == 0:
-            return DraftTree.chain(root)
-        logits = self.network.compute_logits(state.hidden.to(self.network.dtype), shape.depth)
-        best = logits.topk(self.tree.width).indices  # (depth, width)
-        return shape.build_tree(torch.cat([root, best[shape.depths[1:] - 1, shape.ranks[1:]]]))
+    def draft_tokens(self, states: list[MedusaState], budgets: list[int]) -> Tensor:
+        shape, hidden = self.tree.cut(max(budgets)), pad_rows([state.hidden for state in states])[:, 0]
+        logits = self.network.compute_logits(hidden.to(self.network.dtype), shape.depth)
+        best: Tensor = logits.topk(self.tree.width).indices  # (depth, B, width)
+        return best[shape.depths[1:] - 1, :, shape.ranks[1:]].T
 
     def observe(self, state: MedusaState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         last = verified.path[-1]

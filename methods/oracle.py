@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from specbench.bounds import Length, Probability
@@ -42,8 +43,8 @@ class Oracle(Yardstick):
         self._plain = Autoregressive()
         self._plain.bind(target)
 
-    def prepare(self, prompts: list[Tensor], sampling: Sampling, capacity: int) -> None:
-        for prompt in prompts:
+    def prepare(self, prompts: list[Tensor], samplings: list[Sampling], capacity: int) -> None:
+        for prompt, sampling in zip(prompts, samplings, strict=True):
             key = tuple(prompt.tolist())
             if key not in self._answers or self._answers[key][0] != sampling:
                 (out,) = generate(self.target, self._plain, [prompt], sampling)
@@ -52,13 +53,13 @@ class Oracle(Yardstick):
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> OracleState:
         _, answer = self._answers[tuple(prompt[:-1])]
         tokens, coins = self.to_tensor(answer), random.Random(repr(prompt))
-        if answer[0] != prompt[-1]:  # in a batch above temperature 0 every row has its own random numbers
+        if answer[0] != prompt[-1]:  # the same prompt twice in a batch, with other random numbers
             return OracleState(prompt[-1:], tokens, None, coins)
         return OracleState(answer, tokens, 0, coins)
 
     def draft(self, state: OracleState, budget: int) -> DraftTree:
         if state.position is None:
-            return DraftTree.chain(self.to_tensor(state.answer[-1:]))
+            return DraftTree.chain(torch.tensor(state.answer[-1:]))
         return DraftTree.chain(state.tokens[state.position : state.position + 1 + min(self.length, budget)])
 
     def observe(self, state: OracleState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import torch
+
 from specbench.bounds import Length, TokenId
 from specbench.decoding.drafter import Drafter, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput, check_token
@@ -64,7 +66,7 @@ class PromptLookup(Drafter):
         return NgramIndex(prompt, self.sizes, self.match)
 
     def draft(self, state: NgramIndex, budget: int) -> DraftTree:
-        return DraftTree.chain(self.to_tensor(state.tokens[-1:] + self.copy_match(state)[:budget]))
+        return DraftTree.chain(torch.tensor(state.tokens[-1:] + self.copy_match(state)[:budget]))
 
     def copy_match(self, index: NgramIndex) -> list[int]:
         """Return the copied tokens, or the filler when nothing matches."""

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
 
 from specbench.bounds import Length, Nodes, TokenId, Within
 from specbench.datastore.build import build_in_memory
@@ -75,7 +76,7 @@ class Rest(Drafter):
         prefixes = self.select_prefixes(match, min(budget, self.depth)) if match and budget else None
         if prefixes is None or not len(prefixes):
             filler = [] if self.filler is None else [self.filler]
-            return DraftTree.chain(self.to_tensor([root, *filler[:budget]]))
+            return DraftTree.chain(torch.tensor([root, *filler[:budget]]))
         return self._build_tree(root, prefixes)
 
     def select_prefixes(self, match: StoreMatch, depth: int) -> Prefixes:
@@ -86,8 +87,8 @@ class Rest(Drafter):
     def _build_tree(self, root: int, prefixes: Prefixes) -> DraftTree:
         tokens = [root, *prefixes.tokens.tolist()]
         if prefixes.depth[-1] + 1 == len(prefixes):
-            return DraftTree.chain(self.to_tensor(tokens))
-        return DraftTree.from_lists(tokens, [-1, *(prefixes.parents + 1).tolist()], self.target.device)
+            return DraftTree.chain(torch.tensor(tokens))
+        return DraftTree.from_lists(tokens, [-1, *(prefixes.parents + 1).tolist()])
 
     def observe(self, state: list[int], tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state.extend(verified.tokens)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
+import torch
+
 from methods.rest import Rest
 from methods.suffix_automaton import SuffixAutomaton
 from specbench.bounds import Length, Within
@@ -70,7 +72,7 @@ class SamDecoding(Drafter):
                 state.expected = copy[: self.trial]
             copy = []
         state.copied = len(copy)
-        return DraftTree.chain(self.to_tensor([root, *copy]))
+        return DraftTree.chain(torch.tensor([root, *copy]))
 
     def _copy_match(self, text: SuffixAutomaton) -> list[int]:
         if self.full:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from specbench.bounds import Length, Probability
-from specbench.decoding.drafter import SequenceContext
+from specbench.decoding.drafter import DraftWork, SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.tree import DraftTree, Pick
@@ -21,6 +21,7 @@ EPSILON = 0.01  # step of the threshold
 class SelfDraftState:
     past: KVStore  # the target's own
     verifier: Verifier
+    work: DraftWork
     committed: int  # entries of `past` without drafts
     root: Tensor  # (1,)
     threshold: float
@@ -57,7 +58,8 @@ class SelfSpeculative(SkippingDrafter):
         self.carried = self.threshold
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> SelfDraftState:
-        return SelfDraftState(context.past, context.verifier, len(prompt) - 1, self.to_tensor(prompt[-1:]), self.carried)
+        root = self.to_tensor(prompt[-1:])
+        return SelfDraftState(context.past, context.verifier, context.work, len(prompt) - 1, root, self.carried)
 
     def draft(self, state: SelfDraftState, budget: int) -> DraftTree:
         """Draft a chain. The KV written after the committed entries is discarded, as the target recomputes it with all layers.
@@ -69,7 +71,7 @@ class SelfSpeculative(SkippingDrafter):
         picks: list[Pick] = []
         fed = state.root
         while len(picks) < most:
-            logits = self._forward(state.past, fed)
+            logits = self._forward(state, fed)
             picks.append(state.verifier.pick(logits))
             fed = picks[-1][0]
             if len(picks) < most and self._is_unsure(logits, fed, state):
@@ -77,11 +79,11 @@ class SelfSpeculative(SkippingDrafter):
         state.drafted = len(picks)
         return DraftTree.from_picks(state.root, picks)
 
-    def _forward(self, past: KVStore, token: Tensor) -> Tensor:
+    def _forward(self, state: SelfDraftState, token: Tensor) -> Tensor:
         """Return the logits (1, V) after one more token (1,), whose KV joins the past for the rest of this draft."""
-        self.draft_forwards += 1
-        logits = self.model.forward(past, [DraftTree.chain(token)])[0].logits
-        past.keep(0, (0,))
+        state.work.forwards += 1
+        logits = self.model.forward(state.past, [DraftTree.chain(token)])[0].logits
+        state.past.keep(0, (0,))
         return logits
 
     def _is_unsure(self, logits: Tensor, token: Tensor, state: SelfDraftState) -> bool:

@@ -1,18 +1,19 @@
 """Speculative sampling (Leviathan et al. 2023; Chen et al. 2023): a small model drafts, the target verifies."""
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from specbench.bounds import Length, Probability
-from specbench.decoding.drafter import SequenceContext
+from specbench.decoding.drafter import DraftWork, SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.tree import DraftTree, Pick
-from specbench.decoding.verify import GREEDY, Verification, Verifier
-from specbench.drafters.keeping import KeepingDrafter
+from specbench.decoding.tree import DraftTree, Pick, pad_rows
+from specbench.decoding.verify import GREEDY, Verification, Verifier, pick_group
+from specbench.drafters.keeping import KeepingDrafter, count_unread
 from specbench.errors import InputError
 
 PADDING = 0.01  # models with one tokenizer may pad their vocabularies differently (Qwen2.5: 151,936 and 152,064 rows)
@@ -21,9 +22,9 @@ Schedule = Literal["fixed", "heuristic"]
 
 @dataclass
 class DraftState:
-    store: KVStore  # the draft model's
     verifier: Verifier
-    pending: Tensor  # (n,) committed tokens that are not in the store yet, the root last
+    work: DraftWork
+    pending: Tensor  # (n,) committed tokens that are not in the draft model's store yet, the root last
     length: int  # K, the next draft's length
     drafted: int = 0  # tokens of its own draft in flight
 
@@ -50,54 +51,98 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
         size, expected = self.model.vocabulary, target.vocabulary
         if abs(size - expected) > PADDING * expected:
             raise InputError(f"the draft model has a vocabulary of {size} tokens, the target of {expected}: they must share one")
+        self._eos = torch.tensor(self.model.eos_ids, dtype=torch.long, device=target.device)
+        self._waiting = torch.zeros(1, dtype=torch.long, device=target.device)  # fed where other rows draft, and not kept
 
-    def create_store(self, capacity: int) -> KVStore:
-        return self.model.create_store(capacity)
+    def create_store(self, capacity: int, batch: int = 1) -> KVStore:
+        return self.model.create_store(capacity, batch)
 
-    def start_in(self, store: KVStore, prompt: list[int], out: TargetOutput, context: SequenceContext) -> DraftState:
-        return DraftState(store, context.verifier, self.to_tensor(prompt), self.draft_tokens)
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> DraftState:
+        return DraftState(context.verifier, context.work, self.to_tensor(prompt), self.draft_tokens)
 
-    def draft(self, state: DraftState, budget: int) -> DraftTree:
-        picks: list[Pick] = []
-        fed = state.pending
-        late = fed.is_cuda and state.verifier is GREEDY  # nothing is drawn for tokens that are dropped, and asking takes long
-        while len(picks) < min(state.length, budget):
-            logits = self._forward(state.store, fed)
-            picks.append(state.verifier.pick(logits))
-            fed = picks[-1][0]  # (1,)
-            if self._is_unsure(logits, fed) or (self.stop_at_eos and not late and int(fed) in self.model.eos_ids):
-                break
-        if self.stop_at_eos and late and picks:
-            picks = self._cut_at_eos(state.store, picks)
-        state.drafted = len(picks)
-        return DraftTree.from_picks(state.pending[-1:], picks)
+    def propose(self, states: list[DraftState], budgets: list[int]) -> list[DraftTree]:
+        roots = [state.pending[-1:] for state in states]
+        lengths = [min(state.length, budget) for state, budget in zip(states, budgets, strict=True)]
+        picks = self._pick_drafts(states, lengths) if any(lengths) else [[] for _ in states]
+        for state, own in zip(states, picks, strict=True):
+            state.drafted = len(own)
+        return [DraftTree.from_picks(root, own) for root, own in zip(roots, picks, strict=True)]
 
-    def _forward(self, store: KVStore, fed: Tensor) -> Tensor:
-        """Feed tokens to the draft model, which keeps their KV; return the logits (1, V) after them."""
-        self.draft_forwards += 1
-        known = fed.clamp(max=self.model.vocabulary - 1) if self.model.vocabulary < self.target.vocabulary else fed
-        out = self.model.forward(store, [DraftTree.chain(known)], last_only=True)[0]
-        store.keep(0, range(len(fed)))
+    def _pick_drafts(self, states: list[DraftState], lengths: list[int]) -> list[list[Pick]]:
+        """Pick each sequence's draft tokens, at most `lengths` of them; in every forward go those that draft further."""
+        picks: list[list[Pick]] = [[] for _ in states]
+        late = self.stop_at_eos and states[0].pending.is_cuda and all(state.verifier is GREEDY for state in states)
+        fed, drafting = self._take_pending(states, lengths), [row for row, length in enumerate(lengths) if length]
+        while drafting:
+            logits = self._forward(states, fed, drafting)
+            chosen = pick_group([states[row].verifier for row in drafting], logits)
+            for row, pick in zip(drafting, chosen, strict=True):
+                picks[row].append(pick)
+            stops = self._list_stops(logits, [token for token, _ in chosen], late)
+            drafting = [row for row, stop in zip(drafting, stops, strict=True) if not stop and len(picks[row]) < lengths[row]]
+            fed = {row: picks[row][-1][0] for row in drafting}
+        if late:  # nothing is drawn for tokens that are dropped, and asking for each takes long
+            self._cut_at_eos(states, picks)
+        return picks
+
+    def _take_pending(self, states: list[DraftState], lengths: list[int]) -> dict[int, Tensor]:
+        """Return the committed tokens that the draft model reads now, by row."""
+        counts = count_unread([len(state.pending) for state in states], lengths, self.store.lengths)
+        fed = {row: state.pending for row, (state, count) in enumerate(zip(states, counts, strict=True)) if count}
+        for row, tokens in fed.items():
+            states[row].pending = tokens[:0]
+        return fed
+
+    def _forward(self, states: list[DraftState], fed: dict[int, Tensor], drafting: list[int]) -> Tensor:
+        """Feed tokens to the draft model, which keeps their KV; return the logits (D, V) after those of the D that draft."""
+        trees = [DraftTree.chain(self._replace_unknown(fed.get(row, self._waiting))) for row in range(len(states))]
+        outs = self.model.forward(self.store, trees, last_only=True)
+        for row, tokens in fed.items():
+            self.store.keep(row, range(len(tokens)))
+        for row in drafting:
+            states[row].work.forwards += 1
+        logits = pad_rows([outs[row].logits for row in drafting])[:, 0]
         missing = self.target.vocabulary - self.model.vocabulary  # negative: logits are cut off
-        return nn.functional.pad(out.logits, (0, missing), value=-torch.inf) if missing else out.logits
+        return nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
 
-    def _is_unsure(self, logits: Tensor, token: Tensor) -> bool:
-        return self.confidence > 0 and bool(logits.softmax(dim=-1).index_select(1, token) < self.confidence)
+    def _replace_unknown(self, tokens: Tensor) -> Tensor:
+        """Return token ids that the draft model has."""
+        return tokens.clamp(max=self.model.vocabulary - 1) if self.model.vocabulary < self.target.vocabulary else tokens
 
-    def _cut_at_eos(self, store: KVStore, picks: list[Pick]) -> list[Pick]:
+    def _list_stops(self, logits: Tensor, chosen: list[Tensor], late: bool) -> list[bool]:
+        """Return which tokens (1,) end their drafts, with one copy for all. late: end of sequence is looked for later."""
+        if not self.confidence and (late or not self.stop_at_eos):
+            return [False] * len(chosen)
+        ends, tokens = [], torch.cat(chosen)
+        if self.confidence > 0:
+            ends.append(logits.softmax(dim=-1).gather(1, tokens[:, None])[:, 0] < self.confidence)
+        if self.stop_at_eos and not late:
+            ends.append(torch.isin(tokens, self._eos))
+        stops: list[bool] = torch.stack(ends).any(dim=0).tolist()
+        return stops
+
+    def _cut_at_eos(self, states: list[DraftState], picks: list[list[Pick]]) -> None:
         """Drop what was drafted after an end-of-sequence token, and do not count it; one copy for all tokens."""
-        tokens = torch.cat([token for token, _ in picks]).tolist()
-        kept = next((place for place, token in enumerate(tokens, start=1) if token in self.model.eos_ids), len(tokens))
-        store.rewind(0, store.lengths[0] - (len(tokens) - kept))
-        self.draft_forwards -= len(tokens) - kept
-        return picks[:kept]
+        tokens = iter(torch.cat([token for own in picks for token, _ in own]).tolist())
+        for row, own in enumerate(picks):
+            drafted = list(islice(tokens, len(own)))
+            kept = next((place for place, token in enumerate(drafted, start=1) if token in self.model.eos_ids), len(own))
+            self.store.rewind(row, self.store.lengths[row] - (len(own) - kept))
+            states[row].work.forwards -= len(own) - kept
+            del own[kept:]
 
-    def observe(self, state: DraftState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
+    def update(
+        self, states: list[DraftState], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]
+    ) -> None:
+        for row, (state, choice) in enumerate(zip(states, verified, strict=True)):
+            self._observe(row, state, choice)
+
+    def _observe(self, row: int, state: DraftState, verified: Verification) -> None:
         accepted, drafted = len(verified.path) - 1, state.drafted
         if not drafted:
             state.pending = torch.cat([state.pending, verified.token_ids])
             return
-        state.store.rewind(0, state.store.lengths[0] - max(0, drafted - 1 - accepted))  # it has all but the last of the draft
+        self.store.rewind(row, self.store.lengths[row] - max(0, drafted - 1 - accepted))  # it has all but the last of the draft
         state.pending = verified.token_ids[-2:] if accepted == drafted else verified.token_ids[-1:]
         state.drafted = 0
         if self.schedule == "heuristic":

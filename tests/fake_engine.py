@@ -46,13 +46,13 @@ class FakeEngine(Engine):
         self.warming = True
         self.reserved = 0  # prompt tokens
 
-    def open(self, target: Any, drafters: Any) -> None:
+    def open(self, target: Any, drafters: Any, batch: int = 1) -> None:
         pass
 
     def has(self, label: str) -> bool:
         return True
 
-    def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
+    def reserve(self, prompt_tokens: int, sampling: Sampling, batch: int = 1) -> None:
         self.reserved = max(self.reserved, prompt_tokens)
 
     def is_warm(self, label: str) -> bool:

@@ -53,7 +53,7 @@ def write_run(path: Path, trials: Sequence[Trial], **provenance: Any) -> RunDire
     run.write_config(CONFIG)
     run.write_provenance({**PROVENANCE, **provenance})
     for one in trials:
-        run.append_trial(one)
+        run.append_trials(one)
     return run
 
 

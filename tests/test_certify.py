@@ -33,7 +33,7 @@ from tests.remembering import Remembers
 
 pytestmark = pytest.mark.full
 
-SMALL = Miniature(draws=512)
+SMALL = Miniature(draws=1024)
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: f"{plant.what}-{plant.part}")

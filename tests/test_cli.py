@@ -105,7 +105,7 @@ def test_a_run_in_which_everything_fails_ends_with_its_error_rows(
     def broken(*_: object) -> None:
         raise RuntimeError("CUDA error: device lost")
 
-    monkeypatch.setattr("specbench.engine.native.Native.generate", broken)
+    monkeypatch.setattr("specbench.engine.native.Native.generate_group", broken)
     status, out, err = cli("run", *tiny.overrides("task=[qa,mt_bench]", "repeats=1", "limit=1", "out=results/broken"))
     assert status == 0 and err == ""
     assert out.count(" failed on question ") == 3, "once per method"

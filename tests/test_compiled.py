@@ -13,6 +13,7 @@ from specbench.decoding.loop import generate
 from specbench.decoding.tree import DraftTree
 from specbench.drafters import compiled_layers
 from specbench.drafters.compiled_layers import choose_layers
+from specbench.engine.native import Native
 from specbench.models import forwards, products
 from specbench.models.forwards import Shape, choose_forward
 from specbench.models.packed import Product, can_pack
@@ -48,7 +49,7 @@ def test_every_method_writes_the_targets_text(label: str) -> None:
     for model in models:
         model.runner.kind = "compiled"
     for part in list_layered(drafter):
-        choice = choose_layers(part, "compiled", "the test")
+        choice = choose_layers(part, 1, "compiled", "the test")
         assert choice is None or choice.kind == "compiled", choice
     outs = [generate(target, drafter, [prompt], SAMPLING)[0] for prompt in PROMPTS[:SOME]]
     beside = generate(target, drafter, PROMPTS[:3], SAMPLING)
@@ -56,6 +57,19 @@ def test_every_method_writes_the_targets_text(label: str) -> None:
         model.runner.kind = "eager"
     assert [out.output_ids for out in outs] == expected("llama")[:SOME]
     assert [out.output_ids for out in beside] == expected("llama")[:3]
+
+
+@pytest.mark.parametrize("label", ["pld", "sps", "medusa", "hydra_heads", "eagle", "eagle3"])
+def test_a_batch_writes_the_targets_text_through_graphs_of_its_own(label: str) -> None:
+    target, drafter = target_of("llama"), drafter_of(label, "llama")
+    engine = Native(profile=False, forward="compiled")
+    engine.open(target, {label: drafter}, batch=3)
+    before = {model: model.runner.graphs for model in (target, *drafter.list_models())}
+    outs = engine.generate_group(label, [prompt.tolist() for prompt in PROMPTS[:3]], [SAMPLING] * 3)
+    for model, graphs in before.items():
+        model.runner.kind = "eager"
+        assert model.runner.graphs == graphs, "all were compiled before the clock starts"
+    assert [out.output_ids for out in outs] == expected("llama")[:3]
 
 
 @torch.inference_mode()

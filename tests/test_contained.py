@@ -58,7 +58,7 @@ def test_a_link_in_a_strangers_run_is_not_written_through(stored: Path, tmp_path
     folder = Path(shutil.copytree(stored, tmp_path / "run"))
     (tmp_path / "victim").write_text("{")
     writes: list[tuple[str, Callable[[RunDirectory], object]]] = [
-        ("trials.jsonl", lambda run: run.append_trial(trial("pld", [2], 1.0))),
+        ("trials.jsonl", lambda run: run.append_trials(trial("pld", [2], 1.0))),
         ("trials.jsonl", lambda run: run.repair()),
         ("texts.jsonl", lambda run: run.append_text("pld", 1, 0, "", None)),
         ("run.json", lambda run: run.write_provenance({})),

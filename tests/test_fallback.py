@@ -100,7 +100,7 @@ def drafted_behind(target: LanguageModel, drafter: Drafter, text: list[int], bud
     target.tap(drafter.taps)
     store = target.create_store(300)
     outs = target.prefill(store, [torch.tensor(text[:-1])])
-    drafter.prepare([torch.tensor(text)], Sampling(), 300)
+    drafter.prepare([torch.tensor(text)], [Sampling()], 300)
     return drafter.propose(drafter.begin([text], outs, [NO_CONTEXT]), [budget])[0]
 
 

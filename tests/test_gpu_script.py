@@ -87,7 +87,7 @@ def test_what_the_script_cannot_do_it_says_in_a_line(arguments: str, message: st
 def test_turns_that_failed_are_no_answer(tmp_path: Path) -> None:
     run = write_run(tmp_path, [trial("pld", [2, 1], 1.0)])
     assert embedded.check_complete(tmp_path) == tmp_path
-    run.append_trial(failed("eagle"))
+    run.append_trials(failed("eagle"))
     with pytest.raises(InputError, match="1 of 2 turns failed, the first of eagle: out of memory"):
         embedded.check_complete(tmp_path)
 

@@ -15,7 +15,7 @@ from specbench.decoding.loop import CapacityError, Generation
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
 from specbench.records.trial import hash_ids
-from specbench.running.schedule import Arm, Schedule, build_arms, schedule_blocks
+from specbench.running.schedule import Arm, Schedule, build_arms, form_groups, schedule_blocks
 from tasks.question import Question
 from tests.fake_engine import METHODS, QUESTIONS, FakeEngine, Quiet, harness
 
@@ -48,7 +48,7 @@ def failing(label: str, when: Callable[[str], bool], error: Exception) -> Callab
 def orders(seed: int, questions: int = 40, repeats: int = 2) -> list[tuple[str, ...]]:
     arms = [Arm(method, method, FakeEngine(named)) for method in METHODS]
     listed = [Question(str(number), "qa", "qa", ("?",)) for number in range(questions)]
-    drawn = [block for repeat in range(repeats) for block in schedule_blocks(listed, arms, repeat, seed)]
+    drawn = [block for repeat in range(repeats) for block in schedule_blocks(form_groups(listed, 1), arms, repeat, seed)]
     return [tuple(arm.label for arm in block.order) for block in drawn]
 
 
@@ -63,14 +63,14 @@ def test_orders_are_listed_the_seed() -> None:
 
 def test_the_order_does_not_depend_on_how_the_methods_were_listed() -> None:
     arms = [Arm(method, method, FakeEngine(named)) for method in METHODS]
-    forward, backward = (list(schedule_blocks(QUESTIONS, listed, 0, 0)) for listed in (arms, arms[::-1]))
+    forward, backward = (list(schedule_blocks(form_groups(QUESTIONS, 1), listed, 0, 0)) for listed in (arms, arms[::-1]))
     assert forward == backward
 
 
 def test_engines_of_a_method_follow_one_another_in_either_order() -> None:
     arms = [Arm(f"{method}{suffix}", method, FakeEngine(named)) for method in METHODS for suffix in ("", "@a", "@b")]
     listed = [Question(str(number), "qa", "qa", ("?",)) for number in range(60)]
-    orders_ = [tuple(block.order) for block in schedule_blocks(listed, arms, 0, seed=0)]
+    orders_ = [tuple(block.order) for block in schedule_blocks(form_groups(listed, 1), arms, 0, seed=0)]
     assert all(order[i].method == order[i + 1].method == order[i + 2].method for order in orders_ for i in (0, 3, 6))
     firsts = Counter(order[0].label for order in orders_)
     assert set(firsts) == {arm.label for arm in arms}, f"each of nine arms comes first in about 7 of 60 blocks: {firsts}"
@@ -80,10 +80,13 @@ def test_above_temperature_zero_every_repeat_draws_with_a_seed_of_its_own() -> N
     """And every turn; the arms of a block share theirs."""
     arms = [Arm(method, method, FakeEngine(named)) for method in METHODS]
     greedy, warm = (Schedule(2, 7, "reference", Sampling(temperature=temperature)) for temperature in (0.0, 0.8))
-    turns = [block for repeat in range(2) for block in schedule_blocks(QUESTIONS, arms, repeat, seed=7)]
-    assert {greedy.get_sampling(block).seed for block in turns} == {0} and {greedy.get_seed(0), greedy.get_seed(1)} == {7}
-    seeds = [warm.get_sampling(block).seed for block in turns]
-    assert len(set(seeds)) == len(turns) and seeds == [warm.get_sampling(block).seed for block in turns]
+    turns = [block for repeat in range(2) for block in schedule_blocks(form_groups(QUESTIONS, 1), arms, repeat, seed=7)]
+    assert {greedy.get_sampling(block, block.group.questions[0]).seed for block in turns} == {0} and {
+        greedy.get_seed(0),
+        greedy.get_seed(1),
+    } == {7}
+    seeds = [warm.get_sampling(block, block.group.questions[0]).seed for block in turns]
+    assert len(set(seeds)) == len(turns) and seeds == [warm.get_sampling(block, block.group.questions[0]).seed for block in turns]
     assert (warm.get_seed(0), warm.get_seed(1)) == (7, 8)
 
 

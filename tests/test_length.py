@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from specbench.certify import enumeration
 from specbench.certify.miniature import build_drafter, build_miniature
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.loop import Generation, generate
-from specbench.decoding.sampling import Dice, Sampling, probabilities
+from specbench.decoding.sampling import Dice, Sampling, probabilities, spread_seed
 from specbench.decoding.stopping import Forbidden, StopStrings
 from specbench.models.chat import decode_whole
 from specbench.setup.compose import compose_run
@@ -52,9 +53,9 @@ def decode(drafter: Drafter, sampling: Sampling, batch: int = 1) -> list[Generat
 
 
 @torch.inference_mode()
-def write_slowly(prompt: torch.Tensor, sampling: Sampling, row: int = 0) -> list[int]:
+def write_slowly(prompt: torch.Tensor, sampling: Sampling) -> list[int]:
     """One token after the other, by transformers, without a cache: the definition."""
-    dice = Dice(sampling.seed, row, torch.device("cpu"))
+    dice = Dice(sampling.seed, torch.device("cpu"))
     output: list[int] = []
     with target_of("llama").use_original_attention() as original:
         model: Any = original
@@ -71,7 +72,9 @@ def write_slowly(prompt: torch.Tensor, sampling: Sampling, row: int = 0) -> list
 
 @lru_cache
 def expect(sampling: Sampling, batch: int = 1) -> list[list[int]]:
-    return [write_slowly(prompt, sampling, place % batch) for place, prompt in enumerate(PROMPTS)]
+    seeds = spread_seed(sampling.seed, batch) if batch > 1 else [sampling.seed]
+    samplings = [replace(sampling, seed=seeds[place % batch]) for place in range(len(PROMPTS))]
+    return [write_slowly(prompt, own) for prompt, own in zip(PROMPTS, samplings, strict=True)]
 
 
 @every_method

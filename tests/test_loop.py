@@ -61,7 +61,7 @@ class Guess(Drafter):
         self.budgets: list[list[int]] = []
         self.reserved = self.begun = 0
 
-    def prepare(self, prompts: list[torch.Tensor], sampling: Sampling, capacity: int) -> None:
+    def prepare(self, prompts: list[torch.Tensor], samplings: list[Sampling], capacity: int) -> None:
         self.reserved = capacity
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> list[int]:

@@ -48,7 +48,7 @@ def test_an_answer_that_the_target_leaves_is_drafted_from_no_more() -> None:
     oracle = Oracle(4)
     oracle.bind(target_of("llama"))
     (prompt,) = prompts(1)
-    oracle.prepare([prompt], SAMPLING, capacity=300)
+    oracle.prepare([prompt], [SAMPLING], capacity=300)
     _, answer = oracle._answers[tuple(prompt.tolist())]
     answer[6] = (answer[6] + 1) % 128  # as if the target had rounded otherwise
     (out,) = generate(oracle.target, oracle, [prompt], SAMPLING)

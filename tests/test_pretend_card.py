@@ -16,7 +16,7 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.runner import Kind, Runner
 from specbench.decoding.sampling import Sampling
-from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree import DraftTree, bring_trees
 from specbench.drafters.network_drafter import LayerDrafter
 from specbench.engine.native import Native
 from specbench.running.baseline import open_engines
@@ -45,6 +45,11 @@ ASKING = ("sps_confidence", "self_speculative", "self_speculative_paper")  # sto
 MORE |= dict.fromkeys(("eagle2_spec_bench", "eagle3", "eagle3_depth2", "eagle3_depth7", "eagle3_spec_bench"), MORE["eagle2"])
 MORE |= dict.fromkeys(("sam_eagle2", "sam_eagle2_spec_bench"), (4, "as eagle2, and the copy that SAM-Decoding offers first"))
 MORE |= {"rest_spec_bench": MORE["rest"], "lookahead_spec_bench": MORE["lookahead"]}
+BATCH = 12  # sequences: one copy or synchronisation for each of them would be far more than is allowed
+ROWS = 5  # more in a step of a batch: where its rows begin and end, which entries move
+BESIDE = {"sps": 9, "sps_confidence": 5, "sps_spec_bench": 8}  # the rows of each draft forward, as some wait for the others
+DRAFTED = {"sps_confidence": 5}
+ROW_BY_ROW = dict.fromkeys(("self_speculative", "self_speculative_paper"), "drafts for one sequence after another")
 KERNELS = 40  # launched per greedy step besides forwards
 MORE_KERNELS = {  # by draft loops, which are not captured
     **dict.fromkeys(("sps", "sps_confidence", "sps_spec_bench"), 120),
@@ -140,6 +145,23 @@ def test_fixed_shapes_decode_as_the_cpu_and_launch_few_kernels_outside(label: st
     assert max(step.kernels for step in steps) <= MORE_KERNELS.get(label, KERNELS)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("label", LABELS)
+def test_copies_and_synchronisations_of_a_greedy_step_do_not_grow_with_the_batch(label: str) -> None:
+    if label in ROW_BY_ROW:
+        pytest.skip(ROW_BY_ROW[label])
+    with use_card():
+        drafter = build(label, on_card=True, kind="eager")
+        prompts = [torch.tensor(PROMPT[row:], device=CARD) for row in range(BATCH)]
+        generate(drafter.target, drafter, prompts, GREEDY)
+        drafter.reset()
+        steps: list[Step] = []
+        with watch_steps(steps):
+            generate(drafter.target, drafter, prompts, GREEDY)
+    worst = max(steps, key=lambda step: step.waits)
+    assert worst.waits <= count_allowed(label, DRAFTED.get(label, 0)) + BESIDE.get(label, ROWS), "; ".join(worst.places)
+
+
 def leave_out(run: Callable[..., Any]) -> Callable[..., Any]:
     def run_uncounted(*arguments: Any, **named: Any) -> Any:
         with LEDGER.pause():
@@ -170,7 +192,7 @@ def test_heads_in_groups_copy_queries_and_output_but_no_mask_in_each_layer(kind:
 
 
 def build_branched_tree() -> DraftTree:
-    return DraftTree.from_lists([5, 6, 7, 8], [-1, 0, 0, 1], CARD)
+    return bring_trees([DraftTree.from_lists([5, 6, 7, 8], [-1, 0, 0, 1])], CARD)[0]
 
 
 def test_a_commit_copies_its_path_once_however_many_layers() -> None:

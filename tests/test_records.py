@@ -52,6 +52,9 @@ DESIGN_FIELDS = [
     "disturbed",
     "attempt",
     "arms",
+    "batch",
+    "group",
+    "place",
     "error",
 ]
 
@@ -100,7 +103,7 @@ def test_a_torn_last_line_is_dropped_and_cut_off_before_the_next(tmp_path: Path,
     assert len(run.read_trials()) == 1
     run.repair()
     assert (tmp_path / "trials.jsonl").read_bytes() == whole
-    run.append_trial(trial("sps", [2], 0.5))
+    run.append_trials(trial("sps", [2], 0.5))
     assert [one.method for one in run.read_trials()] == ["pld", "sps"]
 
 
@@ -109,7 +112,7 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "trials.jsonl"
     file.write_bytes(file.read_bytes().rstrip(b"\n"))
     run.repair()
-    run.append_trial(trial("sps", [2], 0.5))
+    run.append_trials(trial("sps", [2], 0.5))
     assert [one.method for one in run.read_trials()] == ["pld", "sps"]
 
 

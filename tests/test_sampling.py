@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from specbench.decoding.sampling import Dice, Sampling, probabilities
+from specbench.decoding.sampling import Dice, Sampling, probabilities, spread_seed
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ def test_equals_at_the_edge_of_the_nucleus_all_stay_in_any_batch() -> None:
 
 def test_draws_follow_the_weights_and_nothing_of_weight_zero_is_drawn() -> None:
     weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 6.0, 0.0])
-    dice = Dice(0, 0, CPU)
+    dice = Dice(0, CPU)
     found = torch.stack([dice.draw(weights) for _ in range(3000)]).bincount(minlength=6)
     assert found[weights == 0].sum() == 0
     assert stats.chisquare(found[weights > 0], [900, 300, 1800]).pvalue > 1e-3
@@ -42,17 +42,17 @@ def test_draws_follow_the_weights_and_nothing_of_weight_zero_is_drawn() -> None:
 
 def test_distinct_draws_are_without_replacement_in_the_order_of_their_drawing() -> None:
     weights = torch.tensor([[0.5, 0.3, 0.2, 0.0]])
-    found = Dice(1, 0, CPU).draw_distinct(weights.expand(4000, -1), 4)
+    found = Dice(1, CPU).draw_distinct(weights.expand(4000, -1), 4)
     assert (found.sort(dim=1).values == torch.arange(4)).all() and (found[:, 3] == 3).all()
     pairs = (found[:, 0] * 3 + found[:, 1]).bincount(minlength=9)
     wanted = [0.5 * 0.3 / 0.5, 0.5 * 0.2 / 0.5, 0.3 * 0.5 / 0.7, 0.3 * 0.2 / 0.7, 0.2 * 0.5 / 0.8, 0.2 * 0.3 / 0.8]
     assert stats.chisquare(pairs[[1, 2, 3, 5, 6, 7]], [4000 * chance for chance in wanted]).pvalue > 1e-3
 
 
-def test_the_same_seed_and_row_give_the_same_numbers_and_neighbours_others() -> None:
-    def number(seed: int, row: int) -> float:
-        return float(Dice(seed, row, CPU).draw_uniform())
+def test_the_same_seed_gives_the_same_numbers_and_neighbours_others() -> None:
+    def number(seed: int) -> float:
+        return float(Dice(seed, CPU).draw_uniform())
 
-    assert number(1, 0) == number(1, 0)
-    first = [number(seed, row) for seed in range(40) for row in range(5)]
+    assert number(1) == number(1)
+    first = [number(own) for seed in range(40) for own in [seed, *spread_seed(seed, 4)]]
     assert len(set(first)) == 200 and stats.kstest(first, "uniform").pvalue > 1e-3

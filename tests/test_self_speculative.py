@@ -15,7 +15,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 
 from methods.self_speculative import SelfDraftState, SelfSpeculative
-from specbench.decoding.drafter import SequenceContext
+from specbench.decoding.drafter import DraftWork, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
@@ -209,7 +209,7 @@ def slowly_drafted(fresh: LanguageModel, thin: LanguageModel, committed: list[in
 
 def test_the_threshold_moves_as_the_paper_says() -> None:
     method = drafter(draft_tokens=4, threshold=0.6, adaptive=True)
-    state = SelfDraftState(None, GREEDY, 0, torch.zeros(1), 0.6)  # type: ignore[arg-type]
+    state = SelfDraftState(None, GREEDY, DraftWork(), 0, torch.zeros(1), 0.6)  # type: ignore[arg-type]
     method._adapt(state, accepted=4, drafted=4)
     assert state.acceptance == 0.5 and state.threshold == pytest.approx(0.9 * 0.6 + 0.1 * 0.61), "0.5 * 0 + 0.5 * 4/4 < 0.9"
     method._adapt(state, accepted=1, drafted=2)

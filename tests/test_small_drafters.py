@@ -85,7 +85,7 @@ def compute_slowly(network: Eagle3Network, lesson: Lesson) -> float:
     """The loss as section 3.2 has it: in every round, the target's head over every token that is learned in it."""
     hidden, rounds, loss = lesson.hidden, TrainingPass(), 0.0
     for i in range(ROUNDS):
-        hidden = network(hidden, lesson.ids.roll(-1 - i, dims=1), torch.arange(lesson.ids.shape[1]) + i, rounds)
+        hidden = network(hidden, lesson.ids.roll(-1 - i, dims=1), torch.arange(lesson.ids.shape[1])[None] + i, rounds)
         mask, _ = lesson.select_ahead(2 + i)
         logits, teacher = network.compute_logits(hidden[mask]), lesson.compute_teacher(mask, 2 + i)
         known = network.t2d[teacher.argmax(-1)] if network.draft_vocabulary < network.shape.vocab_size else slice(None)

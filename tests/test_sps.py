@@ -172,11 +172,12 @@ def test_a_draft_that_stopped_early_counts_as_a_rejection() -> None:
     drafter = watched(target_of("llama"), schedule="heuristic", confidence=1.0)
     (out,) = run(drafter, tiny_language_model("llama", layers=2), [torch.tensor([5, 6, 7])], max_new_tokens=14)
     assert set(out.drafted[:-1]) == {1} and out.accepted == out.drafted, "no token is that sure: drafts of one, all accepted"
+    drafter.prepare([torch.tensor([5, 6, 7])], [Sampling()], 64)
     states = drafter.begin([[5, 6, 7]], [TargetOutput(torch.empty(0))], [NO_CONTEXT])
     for expected in (4, 3, 2, 1, 3):
-        tree = drafter.draft(states[0], 99)
+        (tree,) = drafter.propose(states, [99])
         nodes = list(range(len(tree)))
-        drafter.observe(states[0], tree, TargetOutput(torch.empty(0)), Verification(nodes, 9, [*tree.tokens.tolist()[1:], 9]))
+        drafter.update(states, [tree], [], [Verification(nodes, 9, [*tree.tokens.tolist()[1:], 9])])
         assert states[0].length == expected, "the accepted 1 is compared with the 5, 4, 3, 2, 1 asked for"
 
 

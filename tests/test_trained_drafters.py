@@ -88,7 +88,7 @@ def test_the_expanded_network_gives_the_same_numbers(kind: type[DraftNetwork], s
     assert torch.equal(tree.tokens, large_tree.tokens) and torch.equal(tree.parents, large_tree.parents)
     assert len(logits) == len(large_logits) > 0
     for small, large in zip(logits, large_logits, strict=True):
-        assert torch.allclose(small, large[:, : small.shape[1]], atol=1e-5)
+        assert torch.allclose(small, large[..., : small.shape[-1]], atol=1e-5)
         assert (large[:, small.shape[1] :] < NEVER / 2).all()
 
 
@@ -138,7 +138,7 @@ def first_draft(model: Any, drafter: Drafter) -> tuple[DraftTree, list[torch.Ten
     store = wrapped.create_store(200)
     with torch.inference_mode():
         (out,) = wrapped.prefill(store, [prompt])
-        drafter.prepare([prompt], Sampling(), 200)
+        drafter.prepare([prompt], [Sampling()], 200)
         (state,) = drafter.begin([[*prompt.tolist(), int(out.logits[-1].argmax())]], [out], [NO_CONTEXT])
         (tree,) = drafter.propose([state], [8])
     return tree, seen
@@ -301,10 +301,10 @@ def test_hydras_plain_heads_have_no_prefix_and_other_names(tmp_path: Path) -> No
 def test_eagle2_by_hand() -> None:
     """methods.md 2.5: the best nodes of all levels, a parent before its child, in the order in which they were drafted."""
     drafter = Eagle2("random", total_tokens=6, depth=2, top_k=2, dtype="auto")
-    root = torch.tensor([9])
+    root = torch.tensor([[9]])
     scores = torch.tensor([-0.1, -0.2, -0.3, -0.1, -0.25, -0.9, -0.15, -0.1, -0.3, -0.4])  # 2 + 4 + 4 candidates
     tokens = torch.arange(10, 20)
     above = torch.tensor([-1, -1, 0, 0, 1, 1, 3, 3, 4, 4])
-    tree = drafter._select_tree(root, scores, tokens, above, deepest=3)
+    (tree,) = drafter._select_trees(root, scores[None], tokens[None], above[None], deepest=[3])
     assert tree.tokens.tolist() == [9, 10, 11, 13, 16, 17], "of equal scores (-0.1) the ones drafted first; -0.15 and -0.2 next"
     assert tree.parents.tolist() == [-1, 0, 0, 1, 3, 3]

@@ -107,25 +107,24 @@ def test_the_training_time_test_sees_what_drafting_sees() -> None:
     network.rotary.cos, network.rotary.sin = network.rotary.cos.double(), network.rotary.sin.double()
     (text,) = texts(1)
     lesson = build_lesson([text], model, network.taps)
-    positions, rounds, hidden = torch.arange(24), TrainingPass(), lesson.hidden.double()
+    positions, rounds, hidden = torch.arange(24)[None], TrainingPass(), lesson.hidden.double()
     taught = []
     for i in range(ROUNDS):
         hidden = network(hidden, lesson.ids.roll(-1 - i, dims=1), positions + i, rounds)
         taught.append(hidden[0])
         rounds.advance_round()
     place = 9
-    kv = DraftKV(64, ChainBias(torch.float64, torch.device("cpu")))
+    kv = DraftKV(1, 64, ChainBias(torch.float64, torch.device("cpu")))
     ids = lesson.ids[0]
-    out = network(
-        lesson.hidden.double()[:, : place + 1], ids[None, 1 : place + 2], positions[: place + 1], kv.build_token_pass(place + 1)
-    )
-    kv.keep(place + 1)
+    token_pass = kv.build_token_pass([place + 1])
+    out = network(lesson.hidden.double()[:, : place + 1], ids[None, 1 : place + 2], positions[:, : place + 1], token_pass)
+    kv.keep([place + 1])
     state = out[:, -1:]
     assert torch.allclose(state[0, 0], taught[0][place])
     for i in range(1, ROUNDS):
-        visible = torch.ones(1, i, dtype=torch.bool)
+        visible = torch.ones(1, 1, i, dtype=torch.bool)
         token = ids[None, place + 1 + i : place + 2 + i]
-        state = network(state, token, torch.tensor([place + i]), kv.build_level_pass(visible))
+        state = network(state, token, torch.tensor([[place + i]]), kv.build_level_pass(visible))
         kv.stack(1)
         assert torch.allclose(state[0, 0], taught[i][place]), f"round {i}"
 

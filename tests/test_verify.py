@@ -152,7 +152,7 @@ def test_drafts_drawn_without_replacement_leave_the_targets_own_distribution(sam
 
 
 def sampled(tree: DraftTree, logits: torch.Tensor, sampling: Sampling, times: int) -> Counter[tuple[int, ...]]:
-    rule = SamplingVerifier(sampling, Dice(7, 0, torch.device("cpu")))
+    rule = SamplingVerifier(sampling, Dice(7, torch.device("cpu")))
     return Counter(tuple(rule.verify(tree, logits).tokens) for _ in range(times))
 
 
@@ -193,7 +193,7 @@ def test_a_deterministic_draft_changes_no_token() -> None:
         return logits.setdefault(tokens, torch.randn(3))
 
     def written(draft: bool, seed: int) -> list[int]:
-        verifier = SamplingVerifier(PLAIN, Dice(seed, 0, torch.device("cpu")))
+        verifier = SamplingVerifier(PLAIN, Dice(seed, torch.device("cpu")))
         text: list[int] = []
         while len(text) < 12:
             tree = random_tree(rng, 9, vocabulary=3) if draft else DraftTree.chain(torch.tensor([0]))
@@ -241,7 +241,7 @@ def test_logits_that_are_not_numbers_are_an_error(bad: float, sampling: Sampling
     tree = DraftTree(tokens, parents, linear=not branched)
     logits = torch.zeros(3, 5)
     logits[:, 4] = -math.inf  # a forbidden token
-    verifier = make_verifier(sampling, 0, torch.device("cpu"))
+    verifier = make_verifier(sampling, torch.device("cpu"))
     verifier.verify(tree, logits)
     verifier.choose_first(logits[0])
     logits[:, 3] = bad
@@ -256,4 +256,4 @@ def test_logits_that_are_not_numbers_are_an_error(bad: float, sampling: Sampling
 def test_drafts_drawn_from_what_is_no_distribution_are_an_error() -> None:
     tree = DraftTree.chain(torch.tensor([0, 1]), probs=torch.full((1, 5), math.nan))
     with pytest.raises(ArithmeticError, match="not finite"):
-        make_verifier(Sampling(temperature=1.0), 0, torch.device("cpu")).verify(tree, torch.zeros(2, 5))
+        make_verifier(Sampling(temperature=1.0), torch.device("cpu")).verify(tree, torch.zeros(2, 5))

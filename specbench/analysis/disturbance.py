@@ -26,6 +26,7 @@ TIMED = ("measured", "synthetic")
 COUNTS = ["disturbed", "remeasured", "still_disturbed"]
 
 Reasons = dict[AttemptKey, list[str]]
+Turn = list[Trial]  # of every question of a group that did not fail
 
 
 def find_disturbed(attempts: Sequence[Trial], counted: Sequence[Trial]) -> Reasons:
@@ -42,34 +43,44 @@ def find_disturbed(attempts: Sequence[Trial], counted: Sequence[Trial]) -> Reaso
 
 def _find_far(attempts: Iterable[Trial], counted: Iterable[Trial]) -> dict[AttemptKey, float]:
     """Return the ratio to the median of the other repeats of each attempt that is far outside. counted: the other repeats."""
-    groups: dict[Any, list[Trial]] = {}
-    for trial in counted:
-        if _is_timed(trial):
-            groups.setdefault(_identify_work(trial), []).append(trial)
-    usual = [_compare(trial, group) for group in groups.values() for trial in group]
+    turns, groups = _gather_turns(attempts), dict[Any, list[Turn]]()
+    for turn in _gather_turns(counted):
+        groups.setdefault(_identify_work(turn), []).append(turn)
+    usual = [_compare(turn, group) for group in groups.values() for turn in group]
     logs = [abs(math.log(ratio)) for ratio in usual if ratio]
     spread = 1.4826 * statistics.median(logs) if logs else 0.0
     bound = max(FAR, math.exp(min(SPREADS * spread, 100.0)))
-    ratios = {
-        get_attempt_key(trial): _compare(trial, groups.get(_identify_work(trial), [])) for trial in filter(_is_timed, attempts)
-    }
-    return {attempt: ratio for attempt, ratio in ratios.items() if ratio is not None and ratio >= bound}
+    ratios = [(turn, _compare(turn, groups.get(_identify_work(turn), []))) for turn in turns]
+    far = [(turn, ratio) for turn, ratio in ratios if ratio is not None and ratio >= bound]
+    return {get_attempt_key(trial): ratio for turn, ratio in far for trial in turn}
+
+
+def _gather_turns(trials: Iterable[Trial]) -> list[Turn]:
+    """Return the turns that were timed, each with all questions of its group, which share its time."""
+    turns: dict[Any, Turn] = {}
+    for trial in filter(_is_timed, trials):
+        turns.setdefault((trial.method, trial.block, trial.attempt), []).append(trial)
+    return list(turns.values())
 
 
 def _is_timed(trial: Trial) -> bool:
     return trial.kind in TIMED and not trial.failed and trial.seconds > 0
 
 
-def _identify_work(trial: Trial) -> Any:
-    """Return what makes two turns the same work: method, question, turn and all counts."""
+def _identify_work(turn: Turn) -> Any:
+    """Return what makes two turns the same work: method, question or group, turn and all counts."""
+    return (turn[0].method, turn[0].block[1:], *map(_list_counts, turn))
+
+
+def _list_counts(trial: Trial) -> Any:
     lists = (tuple(getattr(trial, name) or ()) for name in PER_STEP)
-    return (trial.method, trial.question_id, trial.turn, trial.prompt_tokens, trial.new_tokens, trial.draft_forwards, *lists)
+    return (trial.prompt_tokens, trial.new_tokens, trial.draft_forwards, *lists)
 
 
-def _compare(trial: Trial, group: Iterable[Trial]) -> float | None:
+def _compare(turn: Turn, group: Iterable[Turn]) -> float | None:
     """Return the time of a turn over the median of its other repeats; None without any."""
-    others = [other.seconds for other in group if other.repeat != trial.repeat]
-    return trial.seconds / statistics.median(others) if others else None
+    others = [other[0].seconds for other in group if other[0].repeat != turn[0].repeat]
+    return turn[0].seconds / statistics.median(others) if others else None
 
 
 def count_disturbed(attempts: Sequence[Trial], counted: Sequence[Trial], reasons: Reasons) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from specbench.analysis.disturbance import Reasons, find_disturbed
+from specbench.analysis.groups import merge_groups
 from specbench.analysis.metrics import build_trial_frame
 from specbench.errors import InputError
 from specbench.records.attempts import select_complete, select_counted
@@ -46,6 +47,11 @@ class LoadedRun:
         finished = Counter(trial.method for trial in self.trials)
         methods = sorted({*finished, *(self.config.get("method") or {})})
         return {method: needed - finished[method] for method in methods if finished[method] < needed}
+
+    @cached_property
+    def turns(self) -> pd.DataFrame:
+        """The frame with one row per timed turn: of a question, or of a group, whose questions share one time."""
+        return merge_groups(self.frame)
 
     @cached_property
     def disturbed(self) -> Reasons:

@@ -42,11 +42,12 @@ def _sum_steps(trial: Trial) -> dict[str, int | None]:
 
 
 def build_question_frame(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per method, task, question and repeat: sums over turns, nan where a turn lacks the number."""
+    """Return one row per method, task, question (or group) and repeat: sums over turns, nan where a turn lacks the number."""
     groups = trials.groupby([*QUESTION, "repeat"], sort=False)
     counts = groups[[*_COUNTS, *PER_STEP]]
     sums = counts.sum().where(counts.count().eq(groups.size(), axis=0))
     sums["turns"] = groups.size()
+    sums["batch"] = groups["batch"].first()
     sums["failed"] = groups["failed"].any()
     return sums.reset_index()
 
@@ -74,10 +75,14 @@ def compute_question_ratios(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def compute_question_latencies(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return ms_per_token (all repeats, prefill included) and mean new_tokens by method, task and question."""
+    """Return ms_per_token (all repeats, prefill included) and mean new_tokens by method, task and question.
+
+    The questions of a group write at the same time, so a token takes each of them as many times as long as it takes the group.
+    """
     groups = pairs.groupby(QUESTION, sort=False)
-    sums = groups[["seconds", "new_tokens"]].sum(min_count=1)
-    rows = pd.DataFrame({"ms_per_token": 1e3 * sums["seconds"] / sums["new_tokens"], "new_tokens": groups["new_tokens"].mean()})
+    sums, batch = groups[["seconds", "new_tokens"]].sum(min_count=1), groups["batch"].first()
+    milliseconds = 1e3 * sums["seconds"] * batch / sums["new_tokens"]
+    rows = pd.DataFrame({"ms_per_token": milliseconds, "new_tokens": groups["new_tokens"].mean() / batch})
     return rows.reset_index()
 
 

@@ -13,6 +13,7 @@ from dataclasses import astuple
 import pandas as pd
 
 from specbench.analysis import metrics, statistics
+from specbench.analysis.groups import is_batched, merge_groups
 from specbench.analysis.loaded_run import LoadedRun, order_methods
 from specbench.analysis.metrics import CELL
 from specbench.records.trial import BASELINE
@@ -55,7 +56,15 @@ def assign_levels(run: LoadedRun) -> dict[str, pd.Series]:
     for name in named:
         known = {question: strata[name] for question, strata in run.strata.items() if name in strata}
         levels[name] = frame["question_id"].map(known)
-    return levels
+    return {name: _keep_whole_groups(frame, level) for name, level in levels.items()}
+
+
+def _keep_whole_groups(frame: pd.DataFrame, level: pd.Series) -> pd.Series:
+    """Return nan for groups whose questions are of several levels: their time belongs to none of them."""
+    if not is_batched(frame):
+        return level
+    mixed = level.fillna("").groupby([frame["group"], frame["turn"]]).transform("nunique") > 1
+    return level.mask(mixed)
 
 
 def name_bucket(tokens: float) -> str:
@@ -75,7 +84,7 @@ def _find_prompt_lengths(frame: pd.DataFrame) -> pd.Series:
 def _tabulate_factor(frame: pd.DataFrame, levels: pd.Series) -> pd.DataFrame:
     """Return COLUMNS without the factor; the levels take the place of tasks."""
     placed = frame.assign(task=levels)[levels.notna()]
-    pairs = metrics.pair_with_baseline(metrics.build_question_frame(placed))
+    pairs = metrics.pair_with_baseline(metrics.build_question_frame(merge_groups(placed)))
     pairs = pairs[pairs["method"] != BASELINE]
     counts = metrics.pool_cells(pairs)[COUNTS]
     ratios = metrics.compute_question_ratios(pairs).dropna(subset=["log_speedup"])

@@ -29,13 +29,13 @@ COLUMNS = [
     "acceptance_rate", "conversion", "identical", "lossless", "peak_memory_mb", "kind", "state",
     "speedup_pooled", "speedup_decode", "speedup_with_failures", "speedup_median", "rank_best", "rank_worst", *LATENCIES,
     "decode_tokens_per_second", "accuracy", "tokens_per_forward", "conversion_low", "conversion_high", "joules_per_token",
-    "drafted", "errors", "unpaired", *SEEDS, *EVIDENCE, *disturbance.COUNTS, "memory_share", "ends", "template",
+    "drafted", "errors", "unpaired", *SEEDS, *EVIDENCE, *disturbance.COUNTS, "memory_share", "ends", "template", "batch",
 ]  # fmt: skip
 
 
 def summarise(run: LoadedRun) -> pd.DataFrame:
     """Return the rows of summary.csv: one for every method and task that was run, nan where it has no number."""
-    questions = metrics.build_question_frame(run.frame)
+    questions = metrics.build_question_frame(run.turns)
     pairs = metrics.pair_with_baseline(questions)
     cells = metrics.summarise_trials(run.frame)
     columns = (
@@ -90,6 +90,7 @@ def identify_run(run: LoadedRun) -> dict[str, Any]:
         "dtype": find_first(provenance, "dtype") or find_first(config, "target.dtype"),
         "device": find_first(provenance, "device.name", "device.kind"),
         "temperature": find_first(config, "sampling.temperature"),
+        "batch": find_first(config, "batch") or 1,
         "ends": describe_ends(config.get("sampling") or {}),
         "template": describe_template(config.get("target") or {}),
     }

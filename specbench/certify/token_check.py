@@ -95,7 +95,7 @@ def misfits(target: LanguageModel, text: GeneratedText) -> Tensor:
     tokens = torch.tensor(text.output, device=logits.device)[:, None]
     if text.sampling.temperature == 0:
         return logits.amax(dim=-1) - logits.gather(1, tokens)[:, 0]
-    dice = Dice(text.sampling.seed, 0, target.device)
+    dice = Dice(text.sampling.seed, target.device)
     drawn = torch.stack([dice.draw_uniform() for _ in text.output])
     cdf = _compute_cdf(logits, text.sampling)
     cdf = cdf / cdf[:, -1:]

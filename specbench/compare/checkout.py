@@ -62,13 +62,13 @@ class Checkout(Engine):
         if not answer:
             raise InputError(f"the checkout in {self.root} stopped; its output is above")
         result = json.loads(answer)
-        if isinstance(result, dict) and "error" in result:
+        if isinstance(result, dict) and "kind" in result:
             if result["kind"] == InputError.__name__:
                 raise InputError(f"the other checkout, {self.root}: {result['error']}")
             raise (CapacityError if result["kind"] == CapacityError.__name__ else RuntimeError)(result["error"])
         return result
 
-    def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
+    def open(self, target: LanguageModel, drafters: Mapping[str, Drafter], batch: int = 1) -> None:
         """Do nothing: the checkout loads its own target and drafters."""
 
     def has(self, label: str) -> bool:
@@ -77,7 +77,7 @@ class Checkout(Engine):
     def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
         return Generation(**self._ask({"do": "generate", "label": label, "prompt": prompt, "sampling": _describe(sampling)}))
 
-    def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
+    def reserve(self, prompt_tokens: int, sampling: Sampling, batch: int = 1) -> None:
         self._ask({"do": "reserve", "prompt_tokens": prompt_tokens, "sampling": _describe(sampling)})
 
     def reset(self, label: str) -> None:

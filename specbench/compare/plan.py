@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy import stats
 
-from specbench.analysis.loaded_run import LoadedRun
+from specbench.analysis.loaded_run import LoadedRun, find_first
 from specbench.analysis.metrics import CELL, QUESTION
 from specbench.compare.gate import SampleSize, plan_paired_size, plan_size
 from specbench.compare.runs import compute_log_ratios, list_ratios
@@ -38,8 +38,10 @@ class MethodPlan:
     paired: int | None
 
 
-def check_pilot(pilot: LoadedRun, target: Mapping[str, Any]) -> None:
-    """Raise InputError for a pilot of another target. target: settings of the planned one, by name."""
+def check_pilot(pilot: LoadedRun, target: Mapping[str, Any], batch: int) -> None:
+    """Raise InputError for a pilot of another target or batch. target: settings of the planned one, by name."""
+    if (before := find_first(pilot.config, "batch") or 1) != batch:
+        raise InputError(f"--pilot {pilot.name} used batch={before} but the plan uses {batch}: its timings do not transfer")
     used = pilot.config.get("target") or {}
     for key, planned in target.items():
         if used.get(key) != planned:
@@ -106,11 +108,12 @@ class RunPlan:
 
 def plan_run(pilot: LoadedRun, questions: Mapping[str, int], methods: Sequence[str], repeats: int) -> RunPlan:
     """Plan a run whose turns take as long as the pilot's of the same method and task."""
-    frame = pilot.frame[~pilot.frame["failed"].astype(bool)]
+    frame = pilot.turns[~pilot.turns["failed"].astype(bool)]
+    batch = int(frame["batch"].max())
     seconds = frame.groupby([*QUESTION, "repeat"])["seconds"].sum().groupby(CELL).mean()
     memory = frame.groupby("method")["peak_memory_bytes"].max() / 1e6
     minutes = {
-        method: {task: count * repeats * seconds.get((method, task), np.nan) / 60 for task, count in questions.items()}
+        method: {task: count / batch * repeats * seconds.get((method, task), np.nan) / 60 for task, count in questions.items()}
         for method in methods
     }
     return RunPlan(questions, minutes, {method: memory.get(method, np.nan) for method in methods})

@@ -85,7 +85,7 @@ def _is_under(name: str, factors: Sequence[str]) -> bool:
 
 def _iter_facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
     """Yield dotted names and values: all settings, and the place, data and software in run.json."""
-    yield from flatten({key: value for key, value in run.config.items() if key != "check_baseline"})
+    yield from flatten({key: value for key, value in ({"batch": 1} | dict(run.config)).items() if key != "check_baseline"})
     about = dict(flatten(run.provenance))
     for name in (*PLACE, *DATA, *SOFTWARE):
         yield name, about.get(name)
@@ -146,8 +146,8 @@ def compute_log_ratios(run: LoadedRun, method: str, over: str, by_repeat: bool =
 
 
 def _compute_log_rates(run: LoadedRun, method: str, keys: list[str]) -> pd.Series:
-    failed = run.frame.groupby(QUESTION)["failed"].transform("any").astype(bool)
-    turns = run.frame[~failed & (run.frame["method"] == method)]
+    failed = run.turns.groupby(QUESTION)["failed"].transform("any").astype(bool)
+    turns = run.turns[~failed & (run.turns["method"] == method)]
     texts = turns.groupby([*keys, "turn", "seed"]).agg({"new_tokens": "first", "seconds": "min"})
     sums = texts.groupby(level=keys).sum()
     return pd.Series(np.log(sums["new_tokens"] / sums["seconds"]))

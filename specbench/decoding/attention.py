@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from specbench.decoding.kv_store import KVStore
-from specbench.decoding.masks import EVERYTHING, ChainBias, Reach, build_padded_mask, share
+from specbench.decoding.masks import EVERYTHING, ChainBias, Reach, share
 from specbench.decoding.static import StaticPass
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
@@ -36,7 +36,7 @@ class ForwardPass:
         self._reaches = set() if reaches is None else reaches
         self.sizes = [len(tree) for tree in trees]
         self.single = len(trees) == 1
-        self.first = self.single and store.lengths[0] == 0 and trees[0].linear
+        self.first = not any(store.lengths) and all(tree.linear for tree in trees)
         self._longest = max(length + size for length, size in zip(store.lengths, self.sizes, strict=True))
         self._masks: dict[tuple[Reach, int], Tensor | None] = {}
 
@@ -54,11 +54,11 @@ class ForwardPass:
         return self._masks[reach, heads]
 
     def _build_mask(self, reach: Reach) -> Tensor | None:
-        if self.single and reach == EVERYTHING:
-            if self.sizes[0] == 1 or self.first:
-                return None
+        if reach == EVERYTHING and (self.first or (self.single and self.sizes[0] == 1)):
+            return None
+        if reach == EVERYTHING and self.single:
             return self._bias.build_tree_mask(self.trees[0], self.store.lengths[0])
-        return build_padded_mask(self.store.lengths, self.trees, reach, self._bias.dtype)
+        return self._bias.build_padded_mask(self.store.lengths, self.trees, reach, self._longest)[:, None]
 
 
 def attend(

@@ -1,7 +1,7 @@
 """The base class of all drafters: implement `start`, `draft` and `observe` per sequence, or `begin`, `propose` and `update`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,9 +10,16 @@ from torch import Tensor
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.sampling import Sampling
-from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree import DraftTree, bring_trees
 from specbench.decoding.verify import Verification, Verifier, make_verifier
 from specbench.machine.devices import upload
+
+
+@dataclass
+class DraftWork:
+    """What drafting for one sequence has taken so far. forwards: of the drafter's own model in which the sequence had a row."""
+
+    forwards: int = 0
 
 
 @dataclass(frozen=True)
@@ -20,17 +27,18 @@ class SequenceContext:
     """What a drafter may use of a prefilled sequence, besides its tokens and the target's output.
 
     past: the target's keys and values, for methods that draft over them. verifier: how the sequence's tokens are chosen, for
-    methods that draw their drafts the same way.
+    methods that draw their drafts the same way. work: where the drafter counts its forwards.
     """
 
     past: KVStore
     verifier: Verifier
+    work: DraftWork = field(default_factory=DraftWork)
 
 
 class Drafter:
-    """Proposes draft trees. Everything that belongs to a sequence, the drafter's own KV included, is kept in its state.
+    """Proposes draft trees. What belongs to a sequence is kept in its state, or in the row of its place in the batch.
 
-    The loop calls `begin` after the prefill, then `propose` and `update` in every step.
+    The loop calls `begin` after the prefill, then `propose` and `update` in every step, and `retain` when sequences have ended.
     """
 
     taps: tuple[int, ...] = ()  # hidden states of the target to read, by absolute layer number
@@ -41,7 +49,6 @@ class Drafter:
     lossless: bool = True  # the output distribution is the target's
     parts: tuple["Drafter", ...] = ()  # the drafters that this one combines
     offers: bool = True  # it offers drafts; the baseline offers the root alone
-    draft_forwards: int = 0  # forwards of the drafter's own model in this turn, for the whole batch
 
     def iter_family(self) -> Iterator["Drafter"]:
         """Yield this drafter and all its parts, recursively."""
@@ -61,25 +68,29 @@ class Drafter:
     def reset(self) -> None:
         """Clear what outlives a turn; called at the start of each repeat."""
 
-    def prepare(self, prompts: list[Tensor], sampling: Sampling, capacity: int) -> None:
+    def prepare(self, prompts: list[Tensor], samplings: list[Sampling], capacity: int) -> None:
         """Preallocate for sequences (prompt and answer) of at most `capacity` tokens; called before the clock starts."""
 
-    def verifier(self, sampling: Sampling, row: int) -> Verifier:
-        """Return the verifier of one sequence of the batch; lossy methods override it."""
-        return make_verifier(sampling, row, self.target.device)
+    def verifier(self, sampling: Sampling) -> Verifier:
+        """Return the verifier of one sequence; lossy methods override it."""
+        return make_verifier(sampling, self.target.device)
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Any]:
         """Return the states of prefilled sequences; each prompt ends with the first committed token, the root."""
         return [self.start(*sequence) for sequence in zip(prompts, outs, contexts, strict=True)]
 
     def propose(self, states: list[Any], budgets: list[int]) -> list[DraftTree]:
-        """Return one tree per sequence, none deeper than its budget."""
-        return [self.draft(state, budget) for state, budget in zip(states, budgets, strict=True)]
+        """Return one tree per sequence, none deeper than its budget. A sequence without one waits for the others."""
+        trees = [self.draft(state, budget) for state, budget in zip(states, budgets, strict=True)]
+        return bring_trees(trees, self.target.device)
 
     def update(self, states: list[Any], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]) -> None:
         """Pass every sequence's target output and verification to `observe`."""
         for step in zip(states, trees, outs, verified, strict=True):
             self.observe(*step)
+
+    def retain(self, places: list[int]) -> None:
+        """Keep the sequences at these places of the batch alone: the others have ended. Called between steps."""
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Any:
         """Return the state of a new sequence. prompt: ids of the prompt, then the root, which the target has just chosen.
@@ -89,7 +100,10 @@ class Drafter:
         raise NotImplementedError
 
     def draft(self, state: Any, budget: int) -> DraftTree:
-        """Return a tree whose root is the last committed token. budget: greatest depth; 0 allows only the root."""
+        """Return a tree whose root is the last committed token, on the host or on the device.
+
+        budget: greatest depth; 0 allows only the root.
+        """
         raise NotImplementedError
 
     def observe(self, state: Any, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:

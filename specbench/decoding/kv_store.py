@@ -7,11 +7,13 @@ buffer, (B, heads, bucket, D), as kernels copy anything else before they read it
 of a sixteenth; its entries then move to their new places in the same buffer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 import torch
 from torch import Tensor
+
+from specbench.machine.devices import upload
 
 STEP = 64  # entries: the least by which a bucket grows
 Layer = tuple[Tensor, Tensor]  # keys and values, (B, heads, bucket, D) each
@@ -144,9 +146,13 @@ class KVStore:
         if layer not in self._memory.layers:
             self._memory.add_layer(layer, key, value)
         keys, values = self.layers[layer]
-        for row, (length, size) in enumerate(zip(self.lengths, sizes, strict=True)):
-            keys[row, :, length : length + size] = key[row, :, :size]
-            values[row, :, length : length + size] = value[row, :, :size]
+        if len(set(self.lengths)) == 1:  # as of prompts: all rows at once, with what pads the shorter ones
+            new = slice(self.lengths[0], filled)
+            keys[:, :, new], values[:, :, new] = key[:, :, : max(sizes)], value[:, :, : max(sizes)]
+        else:
+            for row, (length, size) in enumerate(zip(self.lengths, sizes, strict=True)):
+                keys[row, :, length : length + size] = key[row, :, :size]
+                values[row, :, length : length + size] = value[row, :, :size]
         return keys[:, :, :filled], values[:, :, :filled]
 
     def keep(self, row: int, path: Sequence[int], nodes: Tensor | None = None) -> None:
@@ -159,13 +165,37 @@ class KVStore:
         self.lengths[row] += len(path)
 
     def _move(self, row: int, nodes: Tensor) -> None:
-        """Move the entries of some nodes to the front, by one index per device."""
+        """Move the entries of some nodes to the front."""
         start, count = self.lengths[row], len(nodes)
-        places: dict[torch.device, Tensor] = {}
+        for tensor, places in self._pair_with(nodes + start):
+            tensor[row, :, start : start + count] = tensor[row].index_select(1, places)
+
+    def keep_all(self, paths: Mapping[int, Sequence[int]]) -> None:
+        """Commit a path in several rows, as `keep` does in one; one copy brings to the device what moves in any of them."""
+        moves = [
+            (row, self.lengths[row] + place, self.lengths[row] + node)
+            for row, path in paths.items()
+            for place, node in enumerate(path)
+            if node != place
+        ]
+        if moves:
+            self._move_all(torch.tensor(moves).T)
+        for row, path in paths.items():
+            self.lengths[row] += len(path)
+
+    def _move_all(self, moves: Tensor) -> None:
+        """moves (3, M) int64, on the host: rows, then where their entries go, then where these are."""
+        (like, _), *_ = self.layers.values()
+        for tensor, (rows, to, places) in self._pair_with(upload(moves, like.device)):
+            tensor[rows, :, to] = tensor[rows, :, places]
+
+    def _pair_with(self, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the keys and the values of each layer with the index, which is copied once per device."""
+        copies: dict[torch.device, Tensor] = {}
         for tensor in (tensor for pair in self.layers.values() for tensor in pair):
-            if tensor.device not in places:
-                places[tensor.device] = (nodes + start).to(tensor.device)
-            tensor[row, :, start : start + count] = tensor[row].index_select(1, places[tensor.device])
+            if tensor.device not in copies:
+                copies[tensor.device] = index.to(tensor.device)
+            yield tensor, copies[tensor.device]
 
     def rewind(self, row: int, length: int) -> None:
         """Drop every entry of the row from `length` on."""

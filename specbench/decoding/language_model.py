@@ -16,8 +16,9 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.masks import ChainBias, Reach
 from specbench.decoding.runner import Runner
 from specbench.decoding.static import StaticPass, lay_out
-from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree import DraftTree, pad_rows
 from specbench.errors import InputError
+from specbench.machine.devices import upload
 
 LAST = slice(-1, None)  # of the logits; asked for one by its number, Gemma 4 leaves the other tokens out of layers that share KV
 
@@ -185,11 +186,11 @@ def _choose_rows(sizes: list[int], last_only: bool, device: torch.device) -> tup
     """Return which logits a forward over sequences of these sizes is asked for, and each sequence's rows among them."""
     if not last_only:
         return 0, [slice(size) for size in sizes]
-    if len(sizes) == 1:
-        return LAST, [slice(1)]
     ends = sorted(set(sizes))
+    if len(ends) == 1:
+        return LAST, [slice(1)] * len(sizes)
     places = [ends.index(size) for size in sizes]
-    return torch.tensor(ends, device=device) - 1, [slice(place, place + 1) for place in places]
+    return upload(torch.tensor(ends) - 1, device), [slice(place, place + 1) for place in places]
 
 
 def check_taps(taps: tuple[int, ...], layers: int) -> None:
@@ -244,10 +245,8 @@ def _read_eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
 
 
 def _batch_trees(trees: list[DraftTree], lengths: list[int], bias: ChainBias) -> tuple[Tensor, Tensor]:
-    """Token ids and positions, (B, N) each; padding repeats token 0 at position 0."""
+    """Token ids and positions, (B, N) each; padding repeats token 0 at the root's position."""
     if len(trees) == 1:
         tree, length = trees[0], lengths[0]
         return tree.tokens[None], bias.number(length, len(tree)) if tree.linear else (tree.depths + length)[None]
-    pad = nn.utils.rnn.pad_sequence
-    ids = pad([tree.tokens for tree in trees], batch_first=True)
-    return ids, pad([tree.depths + length for tree, length in zip(trees, lengths, strict=True)], batch_first=True)
+    return pad_rows([tree.tokens for tree in trees]), bias.locate(lengths) + pad_rows([tree.depths for tree in trees])

@@ -1,21 +1,21 @@
 """The one decode loop: draft a tree, verify it in one target forward, commit the accepted path. See `_run_step`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from specbench.decoding.drafter import Drafter, SequenceContext
+from specbench.decoding.drafter import Drafter, DraftWork, SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
-from specbench.decoding.sampling import Sampling
+from specbench.decoding.sampling import Sampling, spread_seed
 from specbench.decoding.stopping import Ending, Forbidden
-from specbench.decoding.tree import DraftTree
-from specbench.decoding.verify import Verification, Verifier
+from specbench.decoding.tree import DraftTree, read_depths
+from specbench.decoding.verify import Conclude, Verification, Verifier, examine_group, upload_group
 from specbench.machine.devices import synchronize
 
 
@@ -40,6 +40,7 @@ class Generation:
     verify_s: float | None = None
     draft_forwards: int = 0
     sees_steps: bool = True  # False: the engine reports only tokens and total seconds
+    error: Exception | None = None  # why this sequence failed; the others of its batch went on
 
     @property
     def steps(self) -> int:
@@ -56,10 +57,11 @@ class _Sequence:
     free: int  # tokens at the start that no stop token and no text ends
     forbidden: Forbidden | None
     ending: Ending | None
+    work: DraftWork
 
     @property
     def done(self) -> bool:
-        return self.generation.finish_reason is not None
+        return self.generation.finish_reason is not None or self.generation.error is not None
 
     @property
     def budget(self) -> int:
@@ -67,28 +69,36 @@ class _Sequence:
         return 0 if self.done else self.limit - len(self.generation.output_ids) - 1
 
     def choose_first(self, logits: Tensor) -> int:
-        """Choose and commit the token after the prompt. logits (V,)."""
+        """Choose and commit the token after the prompt. logits (V,). 0 if it fails."""
         if self.forbidden is not None:
             depth = torch.zeros(1, dtype=torch.long, device=logits.device)
             (logits,) = self.forbidden.mask_logits(logits[None], depth, 0)
-        with self._say_where():
+        root = 0
+        with self._note_failure():
             root = self.verifier.choose_first(logits)
-        self.commit([root])
+            self.commit([root])
         return root
 
-    def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
-        """Verify one draft tree. logits (N, V)."""
-        if self.forbidden is not None:
-            logits = self.forbidden.mask_logits(logits, tree.depths, len(self.generation.output_ids))
-        with self._say_where():
-            return self.verifier.verify(tree, logits)
+    def forbid(self, tree: DraftTree, logits: Tensor) -> Tensor:
+        """Return logits (N, V) of a draft tree without the tokens that may not come yet."""
+        if self.forbidden is None:
+            return logits
+        return self.forbidden.mask_logits(logits, tree.depths, len(self.generation.output_ids))
+
+    def conclude(self, tree: DraftTree, verify: Conclude) -> Verification:
+        """Verify a draft tree. Of a sequence that fails, the root alone is kept."""
+        with self._note_failure():
+            return verify()
+        return Verification([0], 0, [0], tree.tokens.device)
 
     @contextmanager
-    def _say_where(self) -> Iterator[None]:
+    def _note_failure(self) -> Iterator[None]:
+        """Keep what goes wrong with this sequence's numbers: the batch goes on without it."""
         try:
             yield
         except ArithmeticError as error:
-            raise ArithmeticError(f"after {len(self.generation.output_ids)} new tokens: {error}") from None
+            if not self.done:  # else its row only waits for the others
+                self.generation.error = ArithmeticError(f"after {len(self.generation.output_ids)} new tokens: {error}")
 
     def commit(self, tokens: list[int]) -> int:
         """Append tokens up to the first stop token, the end of a text or the limit; return how many were appended."""
@@ -115,7 +125,7 @@ class _Sequence:
         out.finish_reason = "stop_string"
         return tokens[: end - written]
 
-    def record(self, tree: DraftTree, choice: Verification) -> None:
+    def record(self, tree: DraftTree, choice: Verification, depth: int) -> None:
         """Commit the tokens of one step and append its counts."""
         committed = self.commit(choice.tokens)
         out = self.generation
@@ -123,20 +133,25 @@ class _Sequence:
         out.accepted.append(min(len(choice.path) - 1, committed))
         out.drafted.append(tree.drafted)
         out.nodes.append(len(tree))
-        out.depth.append(tree.depth)
+        out.depth.append(depth)
 
 
-def _start_sequence(target: LanguageModel, drafter: Drafter, row: int, prompt: int, sampling: Sampling) -> _Sequence:
+def _start_sequence(target: LanguageModel, drafter: Drafter, prompt: int, sampling: Sampling) -> _Sequence:
+    """Return a sequence that has not begun; one whose prompt leaves no room has failed."""
     room = target.context - prompt
-    if room < 1:
-        raise CapacityError(f"a prompt of {prompt} tokens does not fit a context of {target.context}")
     why: Literal["length", "capacity"] = "length" if room >= sampling.max_new_tokens else "capacity"
     limit = min(room, sampling.max_new_tokens)
     stops, least = sampling.stop_token_ids, sampling.min_new_tokens
     forbidden = Forbidden.build(stops, least, target.vocabulary, target.device) if least else None
-    return _Sequence(
-        Generation(), limit, why, frozenset(stops), drafter.verifier(sampling, row), least, forbidden, sampling.ending
-    )
+    out = Generation()
+    if room < 1:
+        out.error = _describe_excess(target, prompt)
+    verifier = drafter.verifier(sampling)
+    return _Sequence(out, limit, why, frozenset(stops), verifier, least, forbidden, sampling.ending, DraftWork())
+
+
+def _describe_excess(target: LanguageModel, prompt: int) -> CapacityError:
+    return CapacityError(f"a prompt of {prompt} tokens does not fit a context of {target.context}")
 
 
 class Clock:
@@ -157,7 +172,6 @@ def capacity(target: LanguageModel, drafter: Drafter, prompt: int, sampling: Sam
     return min(prompt + sampling.max_new_tokens, target.context) + drafter.nodes
 
 
-@torch.inference_mode()
 def generate(
     target: LanguageModel,
     drafter: Drafter,
@@ -166,24 +180,45 @@ def generate(
     store: KVStore | None = None,
     profile: bool = False,
 ) -> list[Generation]:
-    """Decode prompts, (T,) int64 each on the target's device, with a drafter bound to the target.
+    """Decode prompts, (T,) int64 each on the target's device, side by side with a drafter bound to the target.
 
-    Raises CapacityError before the first forward.
+    Raises CapacityError for a prompt that leaves no room, ArithmeticError where logits are not numbers.
     """
-    sequences = [_start_sequence(target, drafter, row, len(prompt), sampling) for row, prompt in enumerate(prompts)]
-    needed = max(capacity(target, drafter, len(prompt), sampling) for prompt in prompts)
-    if store is None or store.capacity < needed or store.batch != len(prompts):
-        store = target.create_store(needed, len(prompts))
-    store.clear()
-    drafter.prepare(prompts, sampling, store.capacity)
-    drafter.draft_forwards = 0
-    target.tap(drafter.taps)
-    clock = Clock(target.device, profile)
-    _decode(target, drafter, prompts, sequences, store, clock)
-    for sequence in sequences:
-        sequence.generation.draft_forwards = drafter.draft_forwards
-        if profile:
-            sequence.generation.draft_s, sequence.generation.verify_s = clock.draft, clock.verify
+    for prompt in prompts:
+        if len(prompt) >= target.context:
+            raise _describe_excess(target, len(prompt))
+    seeds = [sampling.seed] if len(prompts) == 1 else spread_seed(sampling.seed, len(prompts))
+    outs = generate_group(target, drafter, prompts, [replace(sampling, seed=seed) for seed in seeds], store, profile)
+    for out in outs:
+        if out.error is not None:
+            raise out.error
+    return outs
+
+
+@torch.inference_mode()
+def generate_group(
+    target: LanguageModel,
+    drafter: Drafter,
+    prompts: list[Tensor],
+    samplings: list[Sampling],
+    store: KVStore | None = None,
+    profile: bool = False,
+) -> list[Generation]:
+    """As `generate`; a sequence that fails has its `error`, and the others go on. Seconds are the group's in each of its rows.
+
+    samplings: may differ in their seeds alone.
+    """
+    sequences = [_start_sequence(target, drafter, len(prompt), own) for prompt, own in zip(prompts, samplings, strict=True)]
+    rows = [row for row, sequence in enumerate(sequences) if not sequence.done]
+    if rows:
+        fitting = [prompts[row] for row in rows]
+        needed = max(capacity(target, drafter, len(prompt), samplings[0]) for prompt in fitting)
+        if store is None or store.capacity < needed or store.batch != len(rows):
+            store = target.create_store(needed, len(rows))
+        store.clear()
+        drafter.prepare(fitting, [samplings[row] for row in rows], store.capacity)
+        target.tap(drafter.taps)
+        _decode(target, drafter, fitting, [sequences[row] for row in rows], store, Clock(target.device, profile))
     return [sequence.generation for sequence in sequences]
 
 
@@ -196,24 +231,31 @@ def _decode(
     roots = [sequence.choose_first(out.logits[-1]) for sequence, out in zip(sequences, outs, strict=True)]
     prefilled = perf_counter()
     if not all(sequence.done for sequence in sequences):
-        contexts = [SequenceContext(store.view_row(row), sequence.verifier) for row, sequence in enumerate(sequences)]
+        work = [DraftWork() if one.done else one.work for one in sequences]  # nothing counts of one that has ended
+        contexts = [SequenceContext(store.view_row(row), one.verifier, work[row]) for row, one in enumerate(sequences)]
         texts = [[*prompt.tolist(), root] for prompt, root in zip(prompts, roots, strict=True)]
         states = drafter.begin(texts, outs, contexts)
         running = sequences
         while not all(sequence.done for sequence in running):
-            running, states = _drop_finished(running, states, store)
+            running, states = _drop_finished(drafter, running, states, store)
             _run_step(target, drafter, states, running, store, clock)
     end = perf_counter()
     for sequence in sequences:
-        sequence.generation.prefill_s, sequence.generation.decode_s = prefilled - start, end - prefilled
+        out = sequence.generation
+        out.prefill_s, out.decode_s, out.draft_forwards = prefilled - start, end - prefilled, sequence.work.forwards
+        if clock.on:
+            out.draft_s, out.verify_s = clock.draft, clock.verify
 
 
-def _drop_finished(sequences: list[_Sequence], states: list[Any], store: KVStore) -> tuple[list[_Sequence], list[Any]]:
+def _drop_finished(
+    drafter: Drafter, sequences: list[_Sequence], states: list[Any], store: KVStore
+) -> tuple[list[_Sequence], list[Any]]:
     """Take finished sequences out of the batch once they are half of it; every time would move the others' entries too often."""
     places = [place for place, sequence in enumerate(sequences) if not sequence.done]
     if 2 * len(places) > len(sequences):
         return sequences, states
     store.retain(places)
+    drafter.retain(places)
     return [sequences[place] for place in places], [states[place] for place in places]
 
 
@@ -228,11 +270,24 @@ def _run_step(
             raise ValueError(f"{type(drafter).__name__} drafted {tree.depth_limit} tokens deep, with a budget of {budget}")
     drafted = clock.now()
     outs = target.forward(store, trees)  # one forward for all sequences
-    verified = [sequence.verify(tree, out.logits) for sequence, tree, out in zip(sequences, trees, outs, strict=True)]
+    logits = [sequence.forbid(tree, out.logits) for sequence, tree, out in zip(sequences, trees, outs, strict=True)]
+    concluding = examine_group([sequence.verifier for sequence in sequences], trees, logits)
+    verified = [sequence.conclude(tree, verify) for sequence, tree, verify in zip(sequences, trees, concluding, strict=True)]
     clock.draft += drafted - start
     clock.verify += clock.now() - drafted
-    for row, (sequence, tree, choice) in enumerate(zip(sequences, trees, verified, strict=True)):
-        if not sequence.done:
-            store.keep(row, choice.path, choice.path_ids if choice.branches else None)  # drop the rest of the tree
-            sequence.record(tree, choice)
+    verified = upload_group(verified)
+    running = [row for row, sequence in enumerate(sequences) if not sequence.done]
+    _keep(store, {row: verified[row] for row in running})
+    depths = read_depths([trees[row] for row in running])
+    for row, depth in zip(running, depths, strict=True):
+        sequences[row].record(trees[row], verified[row], depth)
     drafter.update(states, trees, outs, verified)
+
+
+def _keep(store: KVStore, verified: Mapping[int, Verification]) -> None:
+    """Commit the accepted path of each row; the rest of its tree is dropped."""
+    if store.batch > 1:
+        store.keep_all({row: choice.path for row, choice in verified.items()})
+        return
+    for row, choice in verified.items():
+        store.keep(row, choice.path, choice.path_ids if choice.branches else None)

@@ -1,11 +1,13 @@
 """Additive masks: which entries of the KV store each node of a draft tree sees."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree import DraftTree, pad_rows, stack_ancestors
+from specbench.machine.devices import upload
 
 
 class Reach(NamedTuple):
@@ -14,13 +16,13 @@ class Reach(NamedTuple):
     window: int | None
     chunk: int | None
 
-    def limit(self, seen: Tensor, positions: Tensor, first: int) -> Tensor:
-        """Return what of `seen` (n, S) stays in reach of the entries from `first` on. positions: (S,) of all entries."""
-        nodes = positions[first:, None]
+    def limit(self, seen: Tensor, entries: Tensor, nodes: Tensor) -> Tensor:
+        """Return what of `seen` (B, N, S) is in reach. entries (B, S), nodes (B, N): their positions."""
+        entries, nodes = entries[:, None], nodes[:, :, None]
         if self.window is not None:
-            seen = seen & (positions > nodes - self.window)
+            seen = seen & (entries > nodes - self.window)
         if self.chunk is not None:
-            seen = seen & (positions // self.chunk == nodes // self.chunk)
+            seen = seen & (entries // self.chunk == nodes // self.chunk)
         return seen
 
 
@@ -41,12 +43,13 @@ def align_mask(mask: Tensor) -> Tensor:
 
 
 class ChainBias:
-    """Masks of single sequences as slices of one buffer, in which the past is visible and new nodes see a causal triangle."""
+    """Masks. Those of single sequences are slices of one buffer, in which the past is visible and new nodes see a triangle."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
         self._past, self._nodes, self._longest = 0, 0, 0
         self._chain = self._tree = self._node = self._numbers = torch.empty(0)
+        self._located: tuple[tuple[int, ...], Tensor] = (), torch.empty(0)
 
     def build_tree_mask(self, tree: DraftTree, past: int) -> Tensor:
         """(N, past + N) additive mask of one tree after `past` committed tokens."""
@@ -74,6 +77,51 @@ class ChainBias:
         self._lengthen(start + count)
         return self._numbers[start : start + count].view(1, -1)
 
+    def locate(self, lengths: Sequence[int]) -> Tensor:
+        """Return the lengths of a batch's rows as (B, 1) int64. The latest are kept, and moved where all have grown alike."""
+        if len(lengths) == 1:
+            return self.number(lengths[0], 1)
+        known, located = self._located
+        growth = {new - old for new, old in zip(lengths, known, strict=True)} if len(known) == len(lengths) else set()
+        if growth != {0}:
+            moved = located + growth.pop() if len(growth) == 1 else upload(torch.tensor(lengths), self.device)[:, None]
+            self._located = tuple(lengths), moved
+        return self._located[1]
+
+    def build_chain_masks(self, lengths: Sequence[int], nodes: int) -> Tensor:
+        """(B, N, S): chains of so many nodes after rows of these lengths; S entries hold the longest."""
+        if len(lengths) == 1:
+            return self.build_chain_mask(nodes, lengths[0])[None]
+        return self._build_causal_masks(lengths, nodes, max(lengths) + nodes)
+
+    def build_visible_masks(self, lengths: Sequence[int], visible: Tensor) -> Tensor:
+        """(B, N, S): nodes see all of their row's past, and of the M entries after it those in `visible` (B, N, M) bool."""
+        if len(lengths) == 1:
+            return self.build_visible_mask(lengths[0], visible[0])[None]
+        return self._fill(_see(self.locate(lengths), visible, max(lengths) + visible.shape[2]))
+
+    def build_padded_mask(self, lengths: Sequence[int], trees: Sequence[DraftTree], reach: Reach, entries: int) -> Tensor:
+        """(B, N, S) mask of the general case: trees of different sizes after different lengths. entries: S."""
+        if reach == EVERYTHING and all(tree.linear for tree in trees):
+            return self._build_causal_masks(lengths, max(map(len, trees)), entries)
+        visible, starts = stack_ancestors(trees), self.locate(lengths)
+        most = max(entries, max(lengths) + visible.shape[1])
+        seen = _see(starts, visible, most)
+        if reach != EVERYTHING:
+            nodes = starts + pad_rows([tree.depths for tree in trees])
+            positions = self.number(0, most).repeat(len(trees), 1)
+            positions.scatter_(1, _list_places(starts, visible.shape[1]), nodes)
+            seen = reach.limit(seen, positions, nodes)
+            seen[:, :, 0] |= ~seen.any(dim=2)  # padding
+        return self._fill(seen[:, :, :entries])
+
+    def _build_causal_masks(self, lengths: Sequence[int], nodes: int, entries: int) -> Tensor:
+        own = self.locate(lengths) + self.number(0, nodes)  # (B, N): each node's entry, the last one that it sees
+        return self._fill(self.number(0, entries) <= own[:, :, None])
+
+    def _fill(self, seen: Tensor) -> Tensor:
+        return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
     def _lengthen(self, entries: int) -> None:
         if entries <= self._longest:
             return
@@ -93,29 +141,21 @@ class ChainBias:
 
 
 def widen(mask: Tensor, bucket: int) -> Tensor:
-    """Return (N, S) as (1, N, bucket): nothing is seen beyond S."""
-    nodes, entries = mask.shape
-    wide = mask.new_full((1, nodes, bucket), float("-inf"))
-    wide[0, :, :entries] = mask
+    """Return (B, N, S) as (B, N, bucket): nothing is seen beyond S."""
+    batch, nodes, entries = mask.shape
+    wide = mask.new_full((batch, nodes, bucket), float("-inf"))
+    wide[:, :, :entries] = mask
     return wide
 
 
-def build_padded_mask(
-    lengths: list[int], trees: list[DraftTree], reach: Reach, dtype: torch.dtype, entries: int | None = None
-) -> Tensor:
-    """(B, 1, N, S) mask of the general case, rows of different lengths; padding nodes see only entry 0.
+def _see(starts: Tensor, visible: Tensor, entries: int) -> Tensor:
+    """(B, N, S) bool: the entries before each row's start (B, 1), and of the M from there on those in `visible` (B, N, M)."""
+    batch, nodes, fresh = visible.shape
+    past = torch.arange(entries, device=starts.device) < starts  # (B, S)
+    places = _list_places(starts, fresh)
+    return past[:, None].repeat(1, nodes, 1).scatter_(2, places[:, None].expand(batch, nodes, fresh), visible)
 
-    entries: S, if there are more than are filled.
-    """
-    nodes = max(len(tree) for tree in trees)
-    entries = entries or max(length + len(tree) for length, tree in zip(lengths, trees, strict=True))
-    visible = torch.zeros(len(trees), 1, nodes, entries, dtype=torch.bool, device=trees[0].tokens.device)
-    visible[:, :, :, 0] = True
-    for row, (length, tree) in enumerate(zip(lengths, trees, strict=True)):
-        past = torch.ones(len(tree), length, dtype=torch.bool, device=visible.device)
-        seen = torch.cat([past, tree.ancestors], dim=1)  # (n, length + n)
-        if reach != EVERYTHING:
-            positions = torch.cat([torch.arange(length, device=visible.device), length + tree.depths])
-            seen = reach.limit(seen, positions, length)
-        visible[row, 0, : len(tree), : length + len(tree)] = seen
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
+
+def _list_places(starts: Tensor, count: int) -> Tensor:
+    """(B, 1) -> (B, count): the entries from each row's start on."""
+    return starts + torch.arange(count, device=starts.device)

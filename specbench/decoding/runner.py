@@ -74,7 +74,7 @@ def _pack(inputs: Inputs) -> Inputs:
 
 def _key(inputs: Inputs, variant: Hashable) -> GraphKey:
     batch, nodes = inputs[0].shape[:2]
-    return GraphKey(variant, batch == nodes == 1, batch == 1)
+    return GraphKey(variant, nodes == 1, batch == 1)
 
 
 def _compile(compute: Callable[..., Output], inputs: Inputs, static: StaticPass, key: GraphKey) -> Callable[..., Output]:

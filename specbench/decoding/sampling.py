@@ -1,6 +1,7 @@
 """Sampling: the distribution after temperature, top-k and top-p, and the random numbers of one sequence."""
 
 import hashlib
+import random
 from dataclasses import dataclass
 
 import torch
@@ -53,11 +54,17 @@ def nucleus(probs: Tensor, top_p: float) -> Tensor:
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
-class Dice:
-    """All random numbers of one sequence, determined by seed and row."""
+def spread_seed(seed: int, count: int) -> list[int]:
+    """Return seeds for so many sequences that are given one seed together."""
+    draw = random.Random(seed)
+    return [draw.getrandbits(48) for _ in range(count)]
 
-    def __init__(self, seed: int, row: int, device: torch.device) -> None:
-        digest = hashlib.sha256(f"{seed}/{row}".encode()).digest()  # a Mersenne twister's neighbouring seeds are correlated
+
+class Dice:
+    """All random numbers of one sequence, determined by its seed, wherever in a batch it is decoded."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        digest = hashlib.sha256(f"{seed}/0".encode()).digest()  # a Mersenne twister's neighbouring seeds are correlated
         self.generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
     def draw_uniform(self) -> Tensor:

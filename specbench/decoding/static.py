@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specbench.decoding.kv_store import KVStore, Layer
-from specbench.decoding.masks import EVERYTHING, ChainBias, Reach, build_padded_mask, widen
+from specbench.decoding.masks import EVERYTHING, ChainBias, Reach, widen
 from specbench.decoding.tree import DraftTree
 
 SHARING = 4  # query heads per key-value head from which on matrix products are faster, as reductions read the keys for each
@@ -102,9 +102,9 @@ def lay_out(
     store.reserve(nodes)
     slots = bias.number(store.lengths[0], nodes)
     if len(trees) > 1:
-        slots = bias.number(0, nodes) + torch.tensor(store.lengths, device=bias.device)[:, None]
+        slots = bias.number(0, nodes) + bias.locate(store.lengths)
     masks = {(reach.window, reach.chunk): _lay_mask(store, trees, bias, reach) for reach in reaches}
-    return StaticPass(store.layers, slots, masks, chunks, reduces=len(trees) == nodes == 1)
+    return StaticPass(store.layers, slots, masks, chunks, reduces=nodes == 1)
 
 
 def _lay_mask(store: KVStore, trees: list[DraftTree], bias: ChainBias, reach: Reach) -> Tensor:
@@ -112,7 +112,7 @@ def _lay_mask(store: KVStore, trees: list[DraftTree], bias: ChainBias, reach: Re
     longest = max(length + len(tree) for length, tree in zip(store.lengths, trees, strict=True))
     reach = Reach(*(None if limit is None or longest <= limit else limit for limit in reach))
     if reach != EVERYTHING or len(trees) > 1:
-        return build_padded_mask(store.lengths, trees, reach, bias.dtype, store.bucket)[:, 0]
+        return bias.build_padded_mask(store.lengths, trees, reach, store.bucket)
     if len(trees[0]) == 1:
         return bias.build_node_mask(longest, store.bucket)
-    return widen(bias.build_tree_mask(trees[0], store.lengths[0]), store.bucket)
+    return widen(bias.build_tree_mask(trees[0], store.lengths[0])[None], store.bucket)

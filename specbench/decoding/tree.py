@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specbench.errors import InputError
 from specbench.machine.devices import upload
@@ -51,15 +51,14 @@ class DraftTree:
         return DraftTree.chain(torch.cat([root, *(token for token, _ in picks)]), torch.cat(probs) if probs else None)
 
     @staticmethod
-    def from_lists(tokens: Sequence[int], parents: Sequence[int], device: torch.device) -> "DraftTree":
-        """Build a tree that the host knows, in one copy. tokens, parents: N each, the root first, its parent -1."""
+    def from_lists(tokens: Sequence[int], parents: Sequence[int]) -> "DraftTree":
+        """Build a tree on the host. tokens, parents: N each, the root first, its parent -1."""
         above = np.eye(len(parents), dtype=np.int64)  # row i: 1 at node i and at every node above it
         for node, parent in enumerate(parents[1:], start=1):
             above[node] |= above[parent]
         depths = above.sum(axis=1) - 1
-        rows = upload(torch.from_numpy(np.vstack([tokens, parents, depths, above])), device)
-        outline = Outline(rows[3:].bool(), rows[2], int(depths.max()), len(parents) - 1, _list_children(parents))
-        return DraftTree(rows[0], rows[1], shape=outline)
+        rows = torch.from_numpy(np.vstack([tokens, parents, depths, above]))
+        return _outline(rows, int(depths.max()), _list_children(parents))
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -107,20 +106,81 @@ class DraftTree:
         return int(offered.max())
 
     @property
+    def knows_depth(self) -> bool:
+        """Whether the host knows how deep it is."""
+        return self.shape is not None or self.linear
+
+    def pack(self) -> Tensor:
+        """Return what the device needs of a tree that was made on the host, flat int64."""
+        return self.shape.rows.flatten() if isinstance(self.shape, Outline) else self.tokens
+
+    def unpack(self, numbers: Tensor) -> "DraftTree":
+        """Return the same tree on a device, of what was packed."""
+        if isinstance(self.shape, Outline):
+            return _outline(numbers.view(self.shape.rows.shape), self.shape.depth, self.shape.children)
+        return DraftTree.chain(numbers) if self.shape is None else self.shape.build_tree(numbers)
+
+    @property
     def depth_limit(self) -> int:
         """A depth that no node exceeds; the device is not asked if the tree's maker knew one."""
         return self.depth if self.deepest is None else self.deepest
 
 
+def pad_rows(rows: Sequence[Tensor]) -> Tensor:
+    """Stack rows (n, ...) of different lengths -> (B, N, ...), with zeros after their ends."""
+    if len(rows) == 1:
+        return rows[0][None]
+    alike = len({len(row) for row in rows}) == 1
+    return torch.stack(list(rows)) if alike else nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def stack_ancestors(trees: Sequence[DraftTree]) -> Tensor:
+    """Return the trees' ancestors as (B, N, N) bool, N nodes in the largest tree; a node of padding sees itself at least."""
+    first, nodes = trees[0], max(map(len, trees))
+    if all(tree.linear for tree in trees) or all(tree.shape is not None and tree.shape is first.shape for tree in trees):
+        largest = max(trees, key=len)
+        return largest.ancestors.repeat(len(trees), 1, 1)
+    stacked = torch.eye(nodes, dtype=torch.bool, device=first.tokens.device).repeat(len(trees), 1, 1)
+    for row, tree in enumerate(trees):
+        stacked[row, : len(tree), : len(tree)] = tree.ancestors
+    return stacked
+
+
 @dataclass(frozen=True)
 class Outline:
-    """What follows from a tree's parents, where the host knows them; as in DraftTree."""
+    """What follows from a tree's parents, where the host knows them; as in DraftTree.
 
+    rows (3 + N, N) int64: tokens, parents, depths, ancestors.
+    """
+
+    rows: Tensor
     ancestors: Tensor  # (N, N) bool
     depths: Tensor  # (N,) int64
     depth: int
     drafted: int
     children: list[list[int]]
+
+
+def _outline(rows: Tensor, depth: int, children: list[list[int]]) -> DraftTree:
+    """Return a tree whose parents the host knows. rows: as in Outline."""
+    return DraftTree(rows[0], rows[1], shape=Outline(rows, rows[3:].bool(), rows[2], depth, len(children) - 1, children))
+
+
+def bring_trees(trees: Sequence[DraftTree], device: torch.device) -> list[DraftTree]:
+    """Copy the trees that were made on the host to the device of the target, all in one copy."""
+    away = [device.type != "cpu" and tree.tokens.device.type == "cpu" for tree in trees]
+    packed = [tree.pack() for tree, off in zip(trees, away, strict=True) if off]
+    if not packed:
+        return list(trees)
+    parts = iter(torch.split(upload(torch.cat(packed), device), [len(part) for part in packed]))
+    return [tree.unpack(next(parts)) if off else tree for tree, off in zip(trees, away, strict=True)]
+
+
+def read_depths(trees: Sequence[DraftTree]) -> list[int]:
+    """Return how deep each tree is; what the device alone knows comes in one copy."""
+    asked = [tree.depths.max() for tree in trees if not tree.knows_depth]
+    answers = iter(torch.stack(asked).tolist() if asked else ())
+    return [tree.depth if tree.knows_depth else next(answers) for tree in trees]
 
 
 def _build_ancestor_mask(parents: Tensor, deepest: int | None = None) -> Tensor:
@@ -228,9 +288,22 @@ class TreeShape:
             above = [nodes[i] for i in expanded]
         return levels
 
+    @cached_property
+    def inner(self) -> int:
+        """Number of nodes with children."""
+        return len({path[:-1] for path in self.paths})
+
     def build_tree(self, tokens: Tensor, probs: Tensor | None = None) -> DraftTree:
         """Fill the tree with tokens (N,) int64, the root first; probs as in DraftTree."""
         return DraftTree(tokens, self.parents, probs, scratch=self.scratch, shape=self)
+
+
+def fill_shapes(shapes: Sequence[TreeShape], tokens: Tensor, probs: Tensor | None = None) -> list[DraftTree]:
+    """Fill cuts of one static tree, each with the start of its row. tokens (B, N) of the deepest one, probs (B, P, V)."""
+    return [
+        shape.build_tree(tokens[row, : len(shape)], None if probs is None else probs[row, : shape.inner])
+        for row, shape in enumerate(shapes)
+    ]
 
 
 def _find_place(path: tuple[int, ...], nodes: list[tuple[int, ...]]) -> int:

@@ -9,10 +9,10 @@ p is the target's distribution, q the one that a draft token was drawn from. A v
 with their own logits in the same way (`pick`, `rank`).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import compress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import accumulate, chain, compress
 from math import isfinite
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from specbench.errors import InputError
 from specbench.machine.devices import upload
 
 CPU = torch.device("cpu")
+Conclude = Callable[[], "Verification"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,16 @@ class Verification:
     next_token: int  # recovered or bonus token: the next root
     tokens: list[int]  # (A,) committed: the accepted tokens, then next_token
     device: torch.device = CPU  # of the tree
+    copied: Tensor | None = None  # the numbers on the device, if they were brought there with others
+
+    @property
+    def numbers(self) -> list[int]:
+        """(2 A,): the path, then the tokens."""
+        return [*self.path, *self.tokens]
 
     @cached_property
     def _ids(self) -> Tensor:
-        """(2 A,) int64: the path, then the tokens."""
-        return upload(torch.tensor([*self.path, *self.tokens]), self.device)
+        return upload(torch.tensor(self.numbers), self.device) if self.copied is None else self.copied
 
     @property
     def path_ids(self) -> Tensor:
@@ -60,6 +66,15 @@ class Verification:
     def branches(self) -> bool:
         """Whether the path leaves the first nodes, which a chain never does."""
         return self.path[-1] != len(self.path) - 1
+
+
+def upload_group(group: Sequence[Verification]) -> list[Verification]:
+    """Bring the paths and tokens of a group to the device in one copy."""
+    if len(group) == 1:
+        return list(group)  # some drafters need none of it there
+    numbers = [one.numbers for one in group]
+    parts = torch.split(upload(torch.tensor(list(chain.from_iterable(numbers))), group[0].device), list(map(len, numbers)))
+    return [replace(one, copied=part) for one, part in zip(group, parts, strict=True)]
 
 
 class Verifier(Protocol):
@@ -88,12 +103,29 @@ class GreedyVerifier:
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
         """Accept the deepest path that follows the argmax, the first of equals; one device-to-host copy."""
-        best, largest = _choose_best(logits)  # (N,) each
+        (conclude,) = examine_group([self], [tree], [logits])
+        return conclude()
+
+    def mark_path(self, tree: DraftTree, logits: Tensor, best: Tensor) -> Tensor | None:
+        """Return which nodes are accepted, (N,) bool; None of a chain, whose tokens the host compares. best (N,): the argmax."""
         if tree.linear:
-            return _accept_chain(tree, *_copy_to_host(tree.tokens, best, largest))
+            return None
         right = tree.tokens == best[tree.parents.clamp(min=0)]
         depths = torch.where(_mask_reached(tree, right), tree.depths, -1)
-        return _accept_path(tree, depths.argmax(), best, largest)
+        return _mark_ancestors(tree, depths.argmax())
+
+    def conclude(self, tree: DraftTree, examined: Sequence[list[float]], marked: bool) -> Verification:
+        """Return the accepted path and the target's choice after it.
+
+        examined: of each node its token, the argmax after it and the maximum; then, if `marked`, whether it is accepted.
+        """
+        _check_finite(all(map(isfinite, examined[2])))
+        tokens, choices = ([int(number) for number in row] for row in examined[:2])
+        if not marked:
+            return _accept_chain(tree, tokens, choices)
+        path = list(compress(range(len(tokens)), examined[3]))
+        next_token = choices[path[-1]]
+        return Verification(path, next_token, [tokens[node] for node in path[1:]] + [next_token], tree.tokens.device)
 
     def pick(self, logits: Tensor) -> Pick:
         return find_largest(logits)[1], None
@@ -194,7 +226,7 @@ class TypicalVerifier(GreedyVerifier):
     def __init__(self, temperature: float, threshold: float, alpha: float) -> None:
         self.temperature, self.threshold, self.alpha = temperature, threshold, alpha
 
-    def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
+    def mark_path(self, tree: DraftTree, logits: Tensor, best: Tensor) -> Tensor | None:
         parents = tree.parents.clamp(min=0)
         inner, rows = torch.unique(parents, return_inverse=True)
         log_p = (logits[inner].float() / self.temperature).log_softmax(dim=-1)  # (P, V)
@@ -206,12 +238,12 @@ class TypicalVerifier(GreedyVerifier):
         reached = _mask_reached(tree, scores.exp() > bound[rows])
         depths = torch.where(reached, tree.depths, -1)
         totals = torch.where(tree.ancestors, scores, 0.0).sum(dim=1).masked_fill(depths < depths.max(), -torch.inf)
-        return _accept_path(tree, totals.argmax(), *_choose_best(logits))
+        return _mark_ancestors(tree, totals.argmax())
 
 
-def make_verifier(sampling: Sampling, row: int, device: torch.device) -> Verifier:
-    """Return the lossless verifier of one sequence of a batch."""
-    return GREEDY if sampling.temperature == 0 else SamplingVerifier(sampling, Dice(sampling.seed, row, device))
+def make_verifier(sampling: Sampling, device: torch.device) -> Verifier:
+    """Return the lossless verifier of one sequence."""
+    return GREEDY if sampling.temperature == 0 else SamplingVerifier(sampling, Dice(sampling.seed, device))
 
 
 def parse_thresholds(typical: Mapping[str, float]) -> tuple[float, float]:
@@ -247,25 +279,61 @@ def _choose_best(logits: Tensor) -> tuple[Tensor, Tensor]:
     return best, largest.float()
 
 
-def _copy_to_host(*rows: Tensor) -> list[list[int]]:
-    """Return rows (N,) of integers, below 2^24, in one float32 copy; the last row, maxima, is checked and left out."""
-    *numbers, largest = torch.stack(rows).tolist()
-    _check_finite(all(map(isfinite, largest)))
-    return [[int(number) for number in row] for row in numbers]
-
-
 def _check_finite(finite: bool) -> None:
     """Raises ArithmeticError unless the logits are finite."""
     if not finite:
         raise ArithmeticError("logits are not finite numbers")
 
 
-def _accept_path(tree: DraftTree, node: Tensor, best: Tensor, largest: Tensor) -> Verification:
-    """Accept the path to a node (), then the target's choice best (N,) after it; one device-to-host copy."""
-    tokens, choices, on_path = _copy_to_host(tree.tokens, best, tree.ancestors.index_select(0, node[None])[0], largest)
-    path = list(compress(range(len(tokens)), on_path))
-    next_token = choices[path[-1]]
-    return Verification(path, next_token, [tokens[node] for node in path[1:]] + [next_token], tree.tokens.device)
+def _mark_ancestors(tree: DraftTree, node: Tensor) -> Tensor:
+    """Return (N,) bool: which nodes lead to a node ()."""
+    return tree.ancestors.index_select(0, node[None])[0]
+
+
+def examine_group(verifiers: Sequence[Verifier], trees: Sequence[DraftTree], logits: Sequence[Tensor]) -> list[Conclude]:
+    """Return what verifies each draft of a group, or raises ArithmeticError; for all greedy ones, one copy goes to the host."""
+    rows = list(zip(verifiers, trees, logits, strict=True))
+    greedy = [(one, tree, own) for one, tree, own in rows if isinstance(one, GreedyVerifier)]
+    concluding = iter(_examine_greedy(greedy) if greedy else ())
+    return [next(concluding) if isinstance(one, GreedyVerifier) else partial(one.verify, tree, own) for one, tree, own in rows]
+
+
+def _examine_greedy(rows: Sequence[tuple[GreedyVerifier, DraftTree, Tensor]]) -> Iterator[Conclude]:
+    """Yield what concludes each draft. Integers stay below 2^24, so that float32 holds them."""
+    sizes = [len(tree) for _, tree, _ in rows]
+    best, largest = _choose_best(_join([logits for _, _, logits in rows]))  # of all nodes at once
+    chosen = [best] if len(rows) == 1 else torch.split(best, sizes)
+    marks = [one.mark_path(tree, logits, own) for (one, tree, logits), own in zip(rows, chosen, strict=True)]
+    columns = [_join([tree.tokens for _, tree, _ in rows]), best, largest]
+    if any(marked is not None for marked in marks):
+        columns.append(_join([torch.ones_like(own) if mark is None else mark for mark, own in zip(marks, chosen, strict=True)]))
+    host = torch.stack(columns).tolist()
+    ends = list(accumulate(sizes))
+    for (one, tree, _), mark, size, end in zip(rows, marks, sizes, ends, strict=True):
+        yield partial(one.conclude, tree, [column[end - size : end] for column in host], mark is not None)
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def pick_group(verifiers: Sequence[Verifier], logits: Tensor) -> list[Pick]:
+    """Choose each sequence's next draft token as its verifier's `pick` does. logits (B, V)."""
+    if all(verifier is GREEDY for verifier in verifiers):
+        return [(token, None) for token in torch.split(GREEDY.pick(logits)[0], 1)]
+    return [verifier.pick(row) for verifier, row in zip(verifiers, torch.split(logits, 1), strict=True)]
+
+
+def rank_group(verifiers: Sequence[Verifier], logits: Tensor, width: int, drafting: Sequence[bool]) -> Pick:
+    """Choose the children of M nodes in each of B trees as their verifiers' `rank` does; nothing is drawn where none drafts.
+
+    logits (B, M, V) -> tokens (B, M, width), probabilities (B, M, V).
+    """
+    if all(verifier is GREEDY for verifier in verifiers):
+        return GREEDY.rank(logits, width)
+    nothing = torch.zeros_like(logits[0, :, :1], dtype=torch.long).expand(-1, width), torch.zeros_like(logits[0]).float()
+    ranked = [one.rank(row, width) if on else nothing for one, row, on in zip(verifiers, logits, drafting, strict=True)]
+    return torch.stack([tokens for tokens, _ in ranked]), torch.stack([q for _, q in ranked if q is not None])
 
 
 def _trace_path(children: list[list[int]], node: int) -> list[int]:

@@ -18,41 +18,51 @@ SIZES = {"one node": 1, "several nodes": 6}
 
 
 @torch.inference_mode()
-def choose_layers(drafter: LayerDrafter, wanted: Wanted, asked: str) -> Choice | None:
+def choose_layers(drafter: LayerDrafter, batch: int, wanted: Wanted, asked: str) -> Choice | None:
     """Compile or capture the layers of a bound drafter where wanted; return their forward, None if it has no layers of its own.
 
-    asked: who wants that. Raises InputError where that cannot be had.
+    batch: sequences beside each other in a run's full groups. asked: who wants that kind. Raises InputError where that cannot be
+    had.
     """
     if wanted in ("eager", "static") or not drafter.network.list_layer_inputs(1):
         drafter.runner.kind = "static" if wanted == "static" else "eager"
         return None
     trials = Trials(drafter.target.device)
-    trials.run(_list_trials(drafter), drafter.network)
+    for size in sorted({1, batch}):
+        trials.run(_list_trials(drafter, size), drafter.network)
     choice = trials.choose(wanted, asked)
     drafter.runner.kind = choice.kind
     return choice
 
 
-def _list_trials(drafter: LayerDrafter) -> Iterator[Trial]:
+def _list_trials(drafter: LayerDrafter, batch: int) -> Iterator[Trial]:
     """Yield a trial over one and over several nodes, per width of input."""
-    store = drafter.create_store(CONTEXT + max(SIZES.values()))
-    drafter.run_layers(drafter.network.list_layer_inputs(CONTEXT)[0], store.build_token_pass(CONTEXT))
-    store.keep(CONTEXT)
+    store = drafter.create_store(CONTEXT + max(SIZES.values()), batch)
+    drafter.run_layers(_draw_inputs(drafter, CONTEXT, batch)[0], store.build_token_pass([CONTEXT] * batch))
+    store.keep([CONTEXT] * batch)
     fast = get_fast_kind(drafter.target.device)
+    beside = f" of {batch} sequences" if batch > 1 else ""
     for name, nodes in SIZES.items():
-        for inputs in drafter.network.list_layer_inputs(nodes):
+        for inputs in _draw_inputs(drafter, nodes, batch):
             drafter.runner.kind = fast
-            layer_pass = store.build_token_pass(nodes)
+            layer_pass = store.build_token_pass([nodes] * batch)
             assert isinstance(layer_pass, StaticPass)
             if fast == "compiled":
                 drafter.compile_layers(inputs, layer_pass)
             else:
                 _run(drafter, store, (-inputs[0], *inputs[1:]), fast)  # recorded with other inputs than it is compared on
             eager, faster = partial(_run, drafter, store, inputs, "eager"), partial(_run, drafter, store, inputs, fast)
-            yield Trial(f"{name} of width {inputs[0].shape[-1]}", eager, faster, get_bound(drafter.network.dtype))
+            yield Trial(f"{name}{beside} of width {inputs[0].shape[-1]}", eager, faster, get_bound(drafter.network.dtype))
+
+
+def _draw_inputs(drafter: LayerDrafter, nodes: int, batch: int) -> list[tuple[Tensor, ...]]:
+    """Return the same inputs for every sequence, per width of input."""
+    drawn = drafter.network.list_layer_inputs(nodes)
+    return [tuple(tensor.repeat(batch, *[1] * (tensor.ndim - 1)) for tensor in inputs) for inputs in drawn]
 
 
 def _run(drafter: LayerDrafter, store: DraftKV, inputs: tuple[Tensor, ...], kind: Kind) -> Tensor:
-    """Return the layers' output (N, H) after the store's tokens."""
+    """Return the layers' output (B * N, H) after the store's tokens."""
     drafter.runner.kind = kind
-    return drafter.run_layers(inputs, store.build_token_pass(inputs[0].shape[1]))[0]
+    batch, nodes = inputs[0].shape[:2]
+    return drafter.run_layers(inputs, store.build_token_pass([nodes] * batch)).flatten(0, 1)

@@ -10,34 +10,44 @@ from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.sampling import Sampling
 from specbench.drafters.layers import DraftKV
 
-S = TypeVar("S", KVStore, DraftKV)  # keys and values of one sequence
+S = TypeVar("S", KVStore, DraftKV)
 
 
 class KeepingDrafter(Drafter, Generic[S]):
-    """A drafter with one store per row of the batch, cleared at each turn and replaced when it is too small."""
+    """A drafter with a store for the batch, in which a sequence has the row of its place.
+
+    Stores are cleared at each turn and replaced when they are too small; one is kept per size of batch.
+    """
+
+    store: S
 
     def __init__(self) -> None:
-        self._stores: list[S] = []
-        self._capacity = 0
+        self._stores: dict[int, S] = {}
 
-    def create_store(self, capacity: int) -> S:
+    def create_store(self, capacity: int, batch: int = 1) -> S:
         raise NotImplementedError
 
-    def start_in(self, store: S, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Any:
-        """Like `start`, with an empty store."""
-        raise NotImplementedError
-
-    def prepare(self, prompts: list[Tensor], sampling: Sampling, capacity: int) -> None:
-        self._capacity = capacity
+    def prepare(self, prompts: list[Tensor], samplings: list[Sampling], capacity: int) -> None:
+        batch = len(prompts)
+        if batch not in self._stores or self._stores[batch].capacity < capacity:
+            self._stores[batch] = self.create_store(capacity, batch)
+        self.store = self._stores[batch]
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Any]:
-        sequences = zip(prompts, outs, contexts, strict=True)
-        return [self.start_in(self._get_store(row), *sequence) for row, sequence in enumerate(sequences)]
+        self.store.clear()
+        return super().begin(prompts, outs, contexts)
 
-    def _get_store(self, row: int) -> S:
-        if row == len(self._stores):
-            self._stores.append(self.create_store(self._capacity))
-        if self._stores[row].capacity < self._capacity:
-            self._stores[row] = self.create_store(self._capacity)
-        self._stores[row].clear()
-        return self._stores[row]
+    def count_bytes(self) -> int:
+        """Return the bytes of the stores."""
+        return sum(store.bytes for store in self._stores.values())
+
+    def retain(self, places: list[int]) -> None:
+        self.store.retain(places)
+
+
+def count_unread(unread: list[int], budgets: list[int], known: list[int]) -> list[int]:
+    """Return how many tokens each row reads before a draft: none if it does not draft, but prompts are read together.
+
+    unread: committed tokens that the store lacks, known: those that it has.
+    """
+    return [count if budget or not length else 0 for count, budget, length in zip(unread, budgets, known, strict=True)]

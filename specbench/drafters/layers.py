@@ -10,15 +10,19 @@ from specbench.decoding.masks import ChainBias, share, widen
 from specbench.decoding.runner import Runner
 from specbench.decoding.static import StaticPass
 from specbench.errors import InputError
+from specbench.machine.devices import upload
 
 
 class LayerPass:
-    """One pass through a drafter's layers: its store and an explicit mask (None: causal if `first`, else all visible)."""
+    """One pass through a drafter's layers: its store and an explicit mask (None: causal if `first`, else all visible).
 
-    def __init__(self, store: KVStore, count: int, mask: Tensor | None, first: bool = False) -> None:
-        self.store, self.sizes = store, [count]
+    sizes: new entries of each row. mask (B, N, S).
+    """
+
+    def __init__(self, store: KVStore, sizes: list[int], mask: Tensor | None, first: bool = False) -> None:
+        self.store, self.sizes = store, sizes
         self.first = first
-        self._mask = mask
+        self._mask = None if mask is None else mask[:, None]
         self._shared: dict[int, Tensor] = {}
 
     def get_mask(self, layer: int, window: int | None, heads: int = 1) -> Tensor | None:
@@ -31,60 +35,93 @@ class LayerPass:
 
 
 class DraftKV:
-    """Keys and values of a drafter's layers for one sequence: committed tokens, then the levels of the tree until `drop`.
+    """Keys and values of a drafter's layers for a batch: committed tokens, then the levels of the trees until `drop`.
 
-    runner: of the layers. Passes have a fixed shape where it asks for that, except over a prompt.
+    runner: of the layers. Passes have a fixed shape where it asks for that, except over prompts.
     """
 
-    def __init__(self, capacity: int, bias: ChainBias, runner: Runner[Tensor] | None = None) -> None:
-        self.store, self._bias, self._runner = KVStore(1, capacity), bias, runner
-        self.length = 0  # committed tokens
+    def __init__(self, batch: int, capacity: int, bias: ChainBias, runner: Runner[Tensor] | None = None) -> None:
+        self.store, self._bias, self._runner = KVStore(batch, capacity), bias, runner
+        self.lengths = [0] * batch  # committed tokens of each row
+        self._stacked = 0  # entries of the trees in flight, equal in every row
+
+    @property
+    def batch(self) -> int:
+        return self.store.batch
 
     @property
     def capacity(self) -> int:
         return self.store.capacity
 
+    @property
+    def bytes(self) -> int:
+        return self.store.bytes
+
     def clear(self) -> None:
         self.store.clear()
-        self.length = 0
+        self.lengths, self._stacked = [0] * self.batch, 0
 
-    def build_token_pass(self, count: int) -> LayerPass | StaticPass:
-        """Return the pass of `count` further committed tokens; call `keep` after it."""
-        past = self.length
-        if self._is_static(count):
-            return self._lay_out(self._bias.build_chain_mask(count, past))
-        mask = self._bias.build_chain_mask(count, past) if past and count > 1 else None
-        return LayerPass(self.store, count, mask, first=past == 0)
+    def retain(self, places: list[int]) -> None:
+        """Keep the rows at these places alone."""
+        self.store.retain(places)
+        self.lengths = [self.lengths[place] for place in places]
 
-    def keep(self, count: int) -> None:
+    def number(self, count: int, first: int = 0) -> Tensor:
+        """(B, count) int64: positions of entries, the first of them so many after the row's committed tokens."""
+        if len(self.lengths) == 1:
+            return self._bias.number(self.lengths[0] + first, count)
+        return self._bias.locate(self.lengths) + self._bias.number(first, count)
+
+    def build_token_pass(self, counts: list[int]) -> LayerPass | StaticPass:
+        """Return the pass of so many further committed tokens per row; call `keep` after it."""
+        most, static = max(counts), self._is_static(max(counts))
+        if not any(self.lengths) or (counts == [1] and not static):
+            return LayerPass(self.store, counts, None, first=not any(self.lengths))
+        mask = self._bias.build_chain_masks(self.lengths, most)
+        return self._lay_out(mask) if static else self._build_pass(counts, mask)
+
+    def keep(self, counts: list[int]) -> None:
         """Commit the tokens of a token pass."""
-        self.stack(count)
-        self.length += count
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        self.drop()
 
     def build_level_pass(self, visible: Tensor) -> LayerPass | StaticPass:
-        """Return the pass of the tree's next level. visible (N, M) bool: the tree entries, its own last, that each node sees."""
-        mask = self._bias.build_visible_mask(self.length, visible)
-        if self._is_static(len(visible)):
-            return self._lay_out(mask)
-        return LayerPass(self.store, len(visible), mask)
+        """Return the pass of the trees' next level. visible (B, N, M) bool: what each node sees of the trees, itself last."""
+        nodes = visible.shape[1]
+        mask = self._bias.build_visible_masks(self.lengths, visible)
+        return self._lay_out(mask) if self._is_static(nodes) else self._build_pass([nodes] * len(self.lengths), mask)
 
     def _is_static(self, count: int) -> bool:
-        return self._runner is not None and self.length > 0 and self._runner.is_static(count)
+        runs = self._runner is not None and self._runner.is_static(count * len(self.lengths))
+        return runs and min(self.lengths) > 0 and self.store.has_room(count)
+
+    def _build_pass(self, sizes: list[int], mask: Tensor) -> LayerPass:
+        filled = max(length + size for length, size in zip(self.store.lengths, sizes, strict=True))
+        return LayerPass(self.store, sizes, mask[:, :, :filled])
 
     def _lay_out(self, mask: Tensor) -> StaticPass:
-        """mask (N, S) of the filled entries."""
-        count = len(mask)
+        """mask (B, N, S) of the filled entries."""
+        count = mask.shape[1]
         self.store.reserve(count)
-        slots = self._bias.number(self.store.lengths[0], count)
-        return StaticPass(self.store.layers, slots, {(None, None): widen(mask, self.store.bucket)}, reduces=count == 1)
+        slots, mask = self.number(count, self._stacked), widen(mask, self.store.bucket)
+        return StaticPass(self.store.layers, slots, {(None, None): mask}, reduces=count == 1)
 
     def stack(self, count: int) -> None:
         """Keep the entries of a level for the levels below it."""
-        self.store.keep(0, range(count))
+        self._stacked += count
+        self.store.lengths = [length + self._stacked for length in self.lengths]
 
     def drop(self) -> None:
-        """Remove the tree."""
-        self.store.rewind(0, self.length)
+        """Remove the trees."""
+        self._stacked, self.store.lengths = 0, list(self.lengths)
+
+
+def select_last(out: Tensor, counts: list[int]) -> Tensor:
+    """Return each row's output for the last of its tokens: (B, N, H) -> (B, 1, H). counts: of tokens."""
+    if len(set(counts)) == 1:
+        return out[:, -1:]
+    last = upload(torch.tensor(counts), out.device) - 1
+    return out[torch.arange(len(counts), device=out.device), last][:, None]
 
 
 class Rotary:
@@ -97,5 +134,5 @@ class Rotary:
             raise InputError(f"rope_parameters={config.rope_parameters}: its angles are not finite")
 
     def get_cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(N,) -> cos and sin, (1, N, D) each."""
-        return self.cos[positions][None], self.sin[positions][None]
+        """(B, N) -> cos and sin, (B, N, D) each."""
+        return self.cos[positions], self.sin[positions]

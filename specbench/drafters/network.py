@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -132,8 +132,8 @@ class DraftNetwork(nn.Module):
         """Keep references to what the network shares with its target, such as the output head."""
 
     def run_layers(self, *inputs: Any) -> Tensor:
-        """Run the decoder layers of a network that has any, over hidden states (1, N, ...), other inputs, and a pass."""
-        raise NotImplementedError
+        """Run the decoder layers of a network that has any, over hidden states (B, N, ...), other inputs, and a pass."""
+        return cast(Tensor, self(*inputs))
 
     def list_layer_inputs(self, nodes: int) -> list[tuple[Tensor, ...]]:
         """Return inputs of `run_layers`, at random, over so many nodes: one per width of hidden states."""

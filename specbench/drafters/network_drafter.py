@@ -108,23 +108,23 @@ class NetworkDrafter(Drafter):
 
 
 class LayerDrafter(NetworkDrafter, KeepingDrafter[DraftKV]):
-    """A drafter whose network has decoder layers, with a DraftKV per sequence and one mask buffer for all.
+    """A drafter whose network has decoder layers.
 
     The layers run through `run_layers`, so that they can be compiled as the target is.
     """
 
-    room: ClassVar[int] = 0  # KV entries besides the sequence's own
+    room: ClassVar[int] = 0  # KV entries per row besides the sequence's own
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
         self._bias = ChainBias(self.network.dtype, target.device)
         self.runner: Runner[Tensor] = Runner(self.network.run_layers)
 
-    def create_store(self, capacity: int) -> DraftKV:
-        return DraftKV(capacity + self.room, self._bias, self.runner)
+    def create_store(self, capacity: int, batch: int = 1) -> DraftKV:
+        return DraftKV(batch, capacity + self.room, self._bias, self.runner)
 
     def run_layers(self, inputs: tuple[Tensor, ...], layer_pass: LayerPass | StaticPass) -> Tensor:
-        """inputs: of the network's `run_layers`, hidden states (1, N, ...) first -> (1, N, H)."""
+        """inputs: of the network's `run_layers`, hidden states (B, N, ...) first -> (B, N, H)."""
         if isinstance(layer_pass, StaticPass):
             return self.runner.run(inputs, layer_pass, variant=inputs[0].shape[-1])
         out: Tensor = self.network.run_layers(*inputs, layer_pass)

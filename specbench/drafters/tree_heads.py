@@ -1,11 +1,15 @@
 """What Medusa and Hydra share: draft heads over a static tree, and optional typical acceptance."""
 
 from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from specbench.bounds import StaticTree
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
-from specbench.decoding.tree import TreeShape
+from specbench.decoding.tree import DraftTree, TreeShape, fill_shapes, pad_rows
 from specbench.decoding.verify import TypicalVerifier, Verifier, parse_thresholds
 from specbench.drafters.network_drafter import NetworkDrafter
 
@@ -28,7 +32,22 @@ class TreeHeads(NetworkDrafter):
         self.tree = TreeShape(self.paths, target.device, heads=len(self.network))
         self.nodes = len(self.tree)
 
-    def verifier(self, sampling: Sampling, row: int) -> Verifier:
+    def propose(self, states: list[Any], budgets: list[int]) -> list[DraftTree]:
+        shapes, roots = [self.tree.cut(budget) for budget in budgets], pad_rows([state.root for state in states])  # (B, 1)
+        if not any(shape.depth for shape in shapes):
+            return [DraftTree.chain(root) for root in roots]
+        tokens = torch.cat([roots, self.draft_tokens(states, budgets)], dim=1)
+        trees = fill_shapes(shapes, tokens)
+        return [tree if shape.depth else DraftTree.chain(tree.tokens) for tree, shape in zip(trees, shapes, strict=True)]
+
+    def draft_tokens(self, states: list[Any], budgets: list[int]) -> Tensor:
+        """Return the tokens of the deepest tree that a budget allows, for every sequence, (B, N - 1): all but the root's.
+
+        states: each with its root (1,).
+        """
+        raise NotImplementedError
+
+    def verifier(self, sampling: Sampling) -> Verifier:
         if self.typical is None or sampling.temperature == 0:
-            return super().verifier(sampling, row)
+            return super().verifier(sampling)
         return TypicalVerifier(sampling.temperature, *self.typical)

@@ -14,14 +14,15 @@ class Engine(ABC):
     """Generates with one target and several methods, each identified by its label."""
 
     in_process: ClassVar[bool] = True  # runs in this process, so its memory can be measured
+    batches: ClassVar[bool] = False  # decodes several prompts side by side
     honours: ClassVar[frozenset[str]] = frozenset()  # the settings of how answers end that it knows, by dotted name
 
     def say(self, message: str) -> None:
         """Called with what takes long; whoever opens the engine may replace it."""
 
     @abstractmethod
-    def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
-        """Attach the target and the methods; called before anything is generated."""
+    def open(self, target: LanguageModel, drafters: Mapping[str, Drafter], batch: int = 1) -> None:
+        """Attach the target and the methods; called before anything is generated. batch: prompts at most, side by side."""
 
     @abstractmethod
     def has(self, label: str) -> bool:
@@ -31,8 +32,16 @@ class Engine(ABC):
     def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
         """Decode one prompt, timed from ids on the device to the last output id. Raises CapacityError."""
 
-    def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
-        """Allocate for prompts of up to `prompt_tokens` tokens, before the clock runs."""
+    def generate_group(self, label: str, prompts: list[list[int]], samplings: list[Sampling]) -> list[Generation]:
+        """Decode prompts side by side; each Generation has the group's seconds. One that fails alone has its `error`.
+
+        samplings: differ in their seeds alone. An engine that does not batch decodes one.
+        """
+        ((prompt, sampling),) = zip(prompts, samplings, strict=True)
+        return [self.generate(label, prompt, sampling)]
+
+    def reserve(self, prompt_tokens: int, sampling: Sampling, batch: int = 1) -> None:
+        """Allocate for so many prompts of up to `prompt_tokens` tokens, before the clock runs."""
 
     def recall(self, forwards: Mapping[str, Mapping[str, Any]]) -> None:
         """Use the forwards that the run's earlier process chose, as in its run.json; called before `open`."""

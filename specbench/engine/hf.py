@@ -35,7 +35,7 @@ class TransformersGenerate(Engine):
         self.methods, self._draft = methods, (draft, device, weights)
         self._assistant: LanguageModel | None = None
 
-    def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
+    def open(self, target: LanguageModel, drafters: Mapping[str, Drafter], batch: int = 1) -> None:
         self.target = target
         # the checkpoint's own config may penalise repetition, even greedily
         target.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
 """specbench's own engine: one decode loop for every method."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, check_taps
-from specbench.decoding.loop import Generation, capacity, generate
+from specbench.decoding.loop import Generation, capacity, generate_group
 from specbench.decoding.runner import Kind
 from specbench.decoding.sampling import Sampling
 from specbench.drafters.compiled_layers import choose_layers
@@ -26,6 +26,7 @@ class Native(Engine):
     forward: how the models' forwards run (`auto`: compiled where that is faster), see models/forwards.py.
     """
 
+    batches = True
     honours = frozenset({"sampling.min_new_tokens", "sampling.ignore_eos", "sampling.stop"})
 
     def __init__(self, profile: bool, forward: Wanted = "auto") -> None:
@@ -39,38 +40,38 @@ class Native(Engine):
     def describe_forwards(self) -> dict[str, dict[str, Any]]:
         return {part: asdict(choice) for part, choice in self._choices.items()}
 
-    def open(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
+    def open(self, target: LanguageModel, drafters: Mapping[str, Drafter], batch: int = 1) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length of the KV store, longer than a step takes
         self.target, self.drafters = target, drafters
-        self._store: KVStore | None = None
+        self._stores: dict[int, KVStore] = {}  # by batch
         for drafter in drafters.values():
             drafter.bind(target)
             if drafter.taps:
                 check_taps(drafter.taps, len(target.layers))
-        self._choose_forwards(target, drafters)
+        self._choose_forwards(target, drafters, batch)
 
-    def _choose_forwards(self, target: LanguageModel, drafters: Mapping[str, Drafter]) -> None:
+    def _choose_forwards(self, target: LanguageModel, drafters: Mapping[str, Drafter], batch: int) -> None:
         """Choose for the target and, as it runs, for what drafts: a method is not to be slower by its host code."""
         self._choices.clear()
         shapes = [Shape(), *(Shape(drafter.taps, several=True) for drafter in drafters.values() if drafter.offers)]
-        self._choose_model("target", target, shapes, "the target")
+        self._choose_model("target", target, _add_batch(shapes, batch), "the target")
         target.tap(())  # its hooks would become part of graphs over its own layers
         for label, drafter in drafters.items():
             for number, model in enumerate(drafter.list_models(), start=1):
                 loaded = bool(model.self_test)  # or made of the target's own layers, to be fed token by token
-                shapes = [Shape(), Shape(several=True)] if loaded else [Shape()]
+                shapes = _add_batch([Shape(), Shape(several=True)], batch) if loaded else [Shape()]
                 self._choose_model(_name(label, number), model, shapes, f"{label}'s model")
             layered = (part for part in drafter.iter_family() if isinstance(part, LayerDrafter))
             for number, part in enumerate(layered, start=1):
-                self._choose_layers(_name(f"{label}'s layers", number), part)
+                self._choose_layers(_name(f"{label}'s layers", number), part, batch)
 
     def _choose_model(self, name: str, model: LanguageModel, shapes: list[Shape], whose: str) -> None:
         compiling = partial(self.say, f"preparing the forward of {whose}")
         draft = name != "target"
         self._choices[name] = choose_forward(model, shapes, *self._get_wanted(name), compiling=compiling, small=draft)
 
-    def _choose_layers(self, name: str, part: LayerDrafter) -> None:
-        if choice := choose_layers(part, *self._get_wanted(name)):
+    def _choose_layers(self, name: str, part: LayerDrafter, batch: int) -> None:
+        if choice := choose_layers(part, batch, *self._get_wanted(name)):
             self._choices[name] = choice
 
     def _get_wanted(self, name: str) -> tuple[Wanted, str]:
@@ -84,18 +85,26 @@ class Native(Engine):
     def has(self, label: str) -> bool:
         return True
 
-    def reserve(self, prompt_tokens: int, sampling: Sampling) -> None:
+    def reserve(self, prompt_tokens: int, sampling: Sampling, batch: int = 1) -> None:
         needed = max(capacity(self.target, drafter, prompt_tokens, sampling) for drafter in self.drafters.values())
-        if self._store is None or self._store.capacity < needed:
-            self._store = self.target.create_store(needed)
+        if batch not in self._stores or self._stores[batch].capacity < needed:
+            self._stores[batch] = self.target.create_store(needed, batch)
 
     def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
-        self.reserve(len(prompt), sampling)
-        drafter = self.drafters[label]
-        ids, before = torch.tensor(prompt, device=self.target.device), self._sum_recording(drafter)
-        out = generate(self.target, drafter, [ids], sampling, self._store, self.profile)[0]
-        out.decode_s -= self._sum_recording(drafter) - before
+        (out,) = self.generate_group(label, [prompt], [sampling])
+        if out.error is not None:
+            raise out.error
         return out
+
+    def generate_group(self, label: str, prompts: list[list[int]], samplings: list[Sampling]) -> list[Generation]:
+        self.reserve(max(map(len, prompts)), samplings[0], len(prompts))
+        drafter, store = self.drafters[label], self._stores[len(prompts)]
+        ids, before = [torch.tensor(prompt, device=self.target.device) for prompt in prompts], self._sum_recording(drafter)
+        outs = generate_group(self.target, drafter, ids, samplings, store, self.profile)
+        recording = self._sum_recording(drafter) - before
+        for out in outs:
+            out.decode_s -= recording
+        return outs
 
     def _sum_recording(self, drafter: Drafter) -> float:
         """Return the seconds spent so far on recording a method's forwards as graphs."""
@@ -111,6 +120,11 @@ class Native(Engine):
     def get_kind(self, label: str) -> str:
         knows_answer = any(isinstance(part, Yardstick) for part in self.drafters[label].iter_family())
         return "synthetic" if knows_answer else "measured"
+
+
+def _add_batch(shapes: list[Shape], batch: int) -> list[Shape]:
+    """Return the shapes of one sequence, then of so many."""
+    return [*shapes, *(replace(shape, batch=batch) for shape in shapes if batch > 1)]
 
 
 def _name(part: str, number: int) -> str:

@@ -15,7 +15,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specbench.analysis.loaded_run import LoadedRun
+from specbench.analysis.loaded_run import LoadedRun, find_first
 from specbench.errors import InputError, suggest_choices
 from specbench.exchange.answer_rules import FAILED, Answer, check_same_counts, describe_counts
 from specbench.exchange.answers import read_answers
@@ -57,6 +57,10 @@ def export_answers(run: LoadedRun, out: Path) -> list[Path]:
     Raises InputError if none of them has stored text.
     """
     check_texts(run.provenance, run.name)
+    if (batch := find_first(run.config, "batch") or 1) > 1:
+        raise InputError(
+            f"{run.name} decoded {batch} questions at a time: Spec-Bench's files give every question a time of its own"
+        )
     texts = {(row["method"], row["question_id"], row["turn"]): row["text"] for row in run.texts}
     first = {(trial.method, trial.question_id, trial.turn): trial.output_sha256 for trial in run.trials if trial.repeat == 0}
     complete = _find_complete(run.trials)
@@ -129,7 +133,7 @@ def import_answers(
     run.write_config({"target": {"name": baselines[0].stem}, "suite": {"name": suite}, "sampling": {}, "method": {}})
     run.write_provenance({"imported": [f"{file.path.parent.name}/{file.path.name}" for file in read]})
     for trial in chain(*trials):
-        run.append_trial(trial)
+        run.append_trials(trial)
     return [file.notice for file in read if file.notice]
 
 

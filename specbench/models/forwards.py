@@ -39,15 +39,17 @@ SETTING = "engine.native.forward"
 
 @dataclass(frozen=True)
 class Shape:
-    """Forwards of one kind: the hidden states they return, and whether over one node or several."""
+    """Forwards of one kind: the hidden states they return, whether over one node or several, and of how many sequences."""
 
     taps: tuple[int, ...] = ()
     several: bool = False
+    batch: int = 1
 
     @property
     def name(self) -> str:
         tapped = f" with hidden states {', '.join(map(str, self.taps))}" if self.taps else ""
-        return ("several nodes" if self.several else "one node") + tapped
+        beside = f" of {self.batch} sequences" if self.batch > 1 else ""
+        return ("several nodes" if self.several else "one node") + beside + tapped
 
 
 @dataclass
@@ -205,20 +207,23 @@ def _find_cause(error: Exception) -> str:
 
 def _list_trials(model: LanguageModel, shapes: Sequence[Shape]) -> Iterator[Trial]:
     draw = torch.Generator().manual_seed(0)
-    store = model.create_store(CONTEXT + NODES)
+    stores: dict[int, KVStore] = {}  # by batch
     tokens = torch.randint(model.vocabulary, (CONTEXT + NODES,), generator=draw).to(model.device)
-    model.tap(())
-    model.prefill(store, [tokens[:CONTEXT]])
     bound, fast = model.self_test.get("bound") or get_bound(model.dtype), get_fast_kind(model.device)
     for shape in shapes:
         count = NODES if shape.several else 1
-        tree, other = (DraftTree.chain(tokens[start : start + count]) for start in (CONTEXT, CONTEXT - count))
+        trees, others = ([DraftTree.chain(tokens[start : start + count])] * shape.batch for start in (CONTEXT, CONTEXT - count))
+        if shape.batch not in stores:
+            stores[shape.batch] = model.create_store(CONTEXT + NODES, shape.batch)
+            model.tap(())
+            model.prefill(stores[shape.batch], [tokens[:CONTEXT]] * shape.batch)
+        store = stores[shape.batch]
         model.tap(shape.taps)
         if fast == "compiled":
-            model.compile(store, [tree])
+            model.compile(store, trees)
         else:
-            _run(model, store, other, fast)  # recorded with other tokens than it is compared on: nothing of them may stay
-        yield Trial(shape.name, partial(_run, model, store, tree, "eager"), partial(_run, model, store, tree, fast), bound)
+            _run(model, store, others, fast)  # recorded with other tokens than it is compared on: nothing of them may stay
+        yield Trial(shape.name, partial(_run, model, store, trees, "eager"), partial(_run, model, store, trees, fast), bound)
 
 
 def get_bound(dtype: torch.dtype) -> float:
@@ -226,9 +231,9 @@ def get_bound(dtype: torch.dtype) -> float:
     return BOUND.get(dtype, BOUND_IN_16_BITS)
 
 
-def _run(model: LanguageModel, store: KVStore, tree: DraftTree, kind: Kind) -> Tensor:
+def _run(model: LanguageModel, store: KVStore, trees: list[DraftTree], kind: Kind) -> Tensor:
     model.runner.kind = kind
-    return model.forward(store, [tree])[0].logits
+    return torch.cat([out.logits for out in model.forward(store, trees)])
 
 
 def time_both(eager: Callable[[], Tensor], faster: Callable[[], Tensor]) -> tuple[list[float], list[float]]:

@@ -239,6 +239,8 @@ def find_certifications(
     The gravest verdict wins, among equals the newest; a later, weaker certificate never overrides it. `untested` is the weakest.
     """
     certified: dict[str, Certification] = {}
+    if (config.get("batch") or 1) > 1:  # texts of a certificate were decoded one at a time
+        return certified
     for certificate in sorted(certificates, key=lambda certificate: str(certificate.about.get("started"))):
         day = str(certificate.about.get("started"))[:10]
         for label, verdict in certificate.find_verdicts(config, about).items():

@@ -56,6 +56,7 @@ class Config(TypedDict, total=False):
     suite: dict[str, Any] | None
     sampling: Sampling | None
     repeats: Annotated[int, Within(0, 1e6)] | None
+    batch: Annotated[int, Within(1, 1e6)] | None
 
 
 class Device(TypedDict, total=False):

@@ -96,11 +96,11 @@ class JsonLines:
     def __init__(self, path: Path):
         self.path = path
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Write one line and wait until it is on disk. Raises InputError where the file is a link or no file."""
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    def append(self, *rows: Mapping[str, Any]) -> None:
+        """Write lines in one go and wait until they are on disk. Raises InputError where the file is a link or no file."""
+        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n" for row in rows]
         with self._open_to_append() as file:
-            file.write(line.encode())
+            file.write("".join(lines).encode())
             file.flush()
             os.fsync(file.fileno())
 
@@ -125,6 +125,12 @@ class JsonLines:
                 file.truncate(file.seek(0, os.SEEK_END) - len(last))
             else:
                 file.write(b"\n")
+
+    def drop_last(self, count: int) -> None:
+        """Cut off the last lines, all of them whole."""
+        size = sum(map(len, self._read_lines()[-count:])) if count else 0
+        with self._open_to_append() as file:
+            file.truncate(file.seek(0, os.SEEK_END) - size)
 
     def _read_lines(self) -> list[bytes]:
         return read_bytes(self.path).splitlines(keepends=True) if os.path.lexists(self.path) else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from specbench.records.documents import AnswerText, Config, read_provenance, rea
 from specbench.records.files import JsonLines, read_bytes, write_atomic
 from specbench.records.moved import translate_targets
 from specbench.records.trial import Prompt, QuestionId, Trial
-from specbench.records.trial_rules import Origins, Prompts, Questions, Turns, parse_trial
+from specbench.records.trial_rules import Groups, Origins, Prompts, Questions, Turns, parse_trial
 from specbench.records.typed import check
 
 Row = TypeVar("Row")
@@ -67,9 +68,9 @@ class RunDirectory:
         """Return run.json. Raises InputError if this is not a run or the file cannot be read."""
         return read_provenance(self._find_file("run.json"))
 
-    def append_trial(self, trial: Trial) -> None:
-        """Append one line to trials.jsonl; it is on disk when this returns."""
-        self._trials.append(trial.to_row())
+    def append_trials(self, *trials: Trial) -> None:
+        """Append the lines of one turn to trials.jsonl, of every question of its group; they are on disk when this returns."""
+        self._trials.append(*(trial.to_row() for trial in trials))
 
     def read_trials(self) -> list[Trial]:
         """Return one trial per turn, of its block's last complete attempt. Raises InputError with file:line."""
@@ -77,7 +78,7 @@ class RunDirectory:
 
     def read_attempts(self) -> list[Trial]:
         """Return all complete trials, of a block that was measured again every attempt. Raises InputError with file:line."""
-        rules = (self._build_origins(), Questions(), Prompts(), Turns())
+        rules = (self._build_origins(), Questions(), Prompts(), Turns(), Groups())
 
         def parse(row: dict[str, Any]) -> Trial:
             trial = parse_trial(row)
@@ -97,8 +98,19 @@ class RunDirectory:
     def repair(self) -> None:
         """Cut off torn last lines before a run is resumed."""
         self._trials.repair()
+        self._drop_broken_group()
         self._prompts.repair()
         self._texts.repair()
+
+    def _drop_broken_group(self) -> None:
+        """Drop the last group's lines if a kill left some out: its time belongs to all of them."""
+        rows = [row for _, row in self._trials.read_numbered()]
+        last = rows[-1] if rows else {}
+        if last.get("group") is not None:
+            turn = ("method", "repeat", "group", "turn", "attempt")
+            same = list(takewhile(lambda row: all(row.get(key) == last.get(key) for key in turn), reversed(rows)))
+            if len(same) % last["batch"]:  # a warm method may have the same turn twice, one after the other
+                self._trials.drop_last(len(same) % last["batch"])
 
     def append_prompt(self, prompt: Prompt) -> None:
         """Append one line to prompts.jsonl."""

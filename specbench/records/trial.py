@@ -53,6 +53,9 @@ LIMITS: dict[str, Any] = {
     "disturbed": list[Name] | None,
     "attempt": Annotated[int, Within(1, 1e6)],
     "arms": Annotated[int, Within(1, 1e6)] | None,
+    "batch": Annotated[int, Within(1, 1e6)],
+    "group": Annotated[int, Within(0, LARGEST)] | None,
+    "place": Annotated[int, Within(0, 1e6)] | None,
 }
 
 TrialKey = tuple[str, int, QuestionId, int]
@@ -103,6 +106,9 @@ class Trial:
     disturbed: list[str] | None = None  # `kind: how much` of what used the machine during the turn; None: not known
     attempt: int = 1  # 2 if its block was disturbed and measured again
     arms: int | None = None  # of a later attempt: how many turns belong to it
+    batch: int = 1  # questions of its group, decoded side by side; seconds, energy and memory are the group's
+    group: int | None = None  # its number in the run; None: decoded alone
+    place: int | None = None  # in the group
     error: str | None = None
 
     @property
@@ -112,8 +118,8 @@ class Trial:
 
     @property
     def block(self) -> BlockKey:
-        """The repeat, question and turn that it shares with the other methods."""
-        return (self.repeat, self.question_id, self.turn)
+        """The repeat, question or group, and turn that it shares with the other methods."""
+        return (self.repeat, name_unit(self.question_id, self.group), self.turn)
 
     @property
     def seconds(self) -> float:
@@ -141,6 +147,11 @@ class Trial:
             raise InputError(f"not a trial: unknown fields {unknown}, missing fields {missing}")
         check_fields(cls, row, LIMITS)
         return cls(**row)
+
+
+def name_unit(question_id: QuestionId, group: int | None) -> QuestionId:
+    """Return what is paired and resampled: the question, or the group that it is decoded in."""
+    return question_id if group is None else f"group {group}"
 
 
 # Fields that a turn of another program does not record.

@@ -33,6 +33,10 @@ def check_trial(trial: Trial) -> None:
         raise InputError(f"arms is {trial.arms} in attempt {trial.attempt}; expected null in the first, else a number")
     if trial.attempt > 1 and trial.state != "cold":
         raise InputError(f"state is {trial.state} in attempt {trial.attempt}, expected cold: no other is measured again")
+    if (trial.group is None) != (trial.place is None) or (trial.group is None and trial.batch > 1):
+        raise InputError(f"batch {trial.batch}, group {trial.group}, place {trial.place}: expected all of them, or a batch of 1")
+    if trial.place is not None and trial.place >= trial.batch:
+        raise InputError(f"place is {trial.place} in a batch of {trial.batch}")
     if not trial.failed:
         problem = next((said for rule in (_check_output, _check_steps, _check_times) for said in rule(trial)), None)
         if problem:
@@ -129,6 +133,29 @@ class Turns:
         arms = self._arms.setdefault((trial.block, trial.attempt), trial.arms)
         if arms != trial.arms:
             raise InputError(f"arms is {trial.arms} in attempt {trial.attempt}, but above {arms}")
+
+
+class Groups:
+    """The groups of one run, the same for every method; the questions of one were decoded in one time."""
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[int, int], QuestionId] = {}
+        self._of: dict[QuestionId, tuple[int | None, int | None, int]] = {}
+        self._times: dict[tuple[str, BlockKey, int], tuple[float | None, ...]] = {}
+
+    def check(self, trial: Trial) -> None:
+        """Raise InputError for a question of two groups, a place of two questions, and for other times than the group's."""
+        spot = (trial.group, trial.place, trial.batch)
+        if (before := self._of.setdefault(trial.question_id, spot)) != spot:
+            raise InputError(f"group, place, batch are {spot}, but above {before} for the same question")
+        if trial.group is None or trial.place is None:
+            return
+        if (other := self._places.setdefault((trial.group, trial.place), trial.question_id)) != trial.question_id:
+            raise InputError(f"place {trial.place} of group {trial.group} is question {trial.question_id}, but above {other}")
+        if not trial.failed and trial.state == "cold":
+            times = (trial.prefill_s, trial.decode_s, trial.energy_j)
+            if self._times.setdefault((trial.method, trial.block, trial.attempt), times) != times:
+                raise InputError(f"prefill_s, decode_s, energy_j differ within group {trial.group}, which they belong to")
 
 
 class Prompts:

@@ -131,10 +131,10 @@ class _TokenOnlyDrafter(Drafter):
     def __init__(self, drafter: Drafter) -> None:
         self.drafter = drafter
 
-    def prepare(self, prompts: list[Tensor], sampling: Sampling, capacity: int) -> None:
-        self.drafter.prepare(prompts, sampling, capacity)
+    def prepare(self, prompts: list[Tensor], samplings: list[Sampling], capacity: int) -> None:
+        self.drafter.prepare(prompts, samplings, capacity)
 
-    def verifier(self, sampling: Sampling, row: int) -> Verifier:
+    def verifier(self, sampling: Sampling) -> Verifier:
         return GREEDY
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Any]:

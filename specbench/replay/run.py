@@ -73,7 +73,7 @@ def _write_run(out: RunDirectory, recordings: Recordings, replayed: Mapping[str,
     out.write_provenance({**recordings.provenance, "replay_of": name})
     for trials in replayed.values():
         for trial in trials:
-            out.append_trial(trial)
+            out.append_trials(trial)
 
 
 def _compare_live(label: str, trials: list[Trial], live: Sequence[Trial | None]) -> MethodReplay:

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from specbench.analysis import metrics
+from specbench.analysis.groups import count_left_out, is_batched
 from specbench.analysis.loaded_run import LoadedRun, find_first
 from specbench.records.trial import BASELINE, OVERALL, PER_STEP
 from specbench.report.alarm import Alarm
@@ -45,7 +46,7 @@ def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     run_checks = (
         _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_unreadable, _warn_bugs, _warn_unsteady,
         _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling, warn_rows, warn_untested, warn_eager, warn_quantised,
-        warn_endless,
+        warn_endless, _warn_batch,
     )  # fmt: skip
     alarms = [*_warn_disturbed(run), *_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
     alarms += [alarm for check in run_checks for alarm in check(run)]
@@ -70,6 +71,17 @@ def _warn_disturbed(run: LoadedRun) -> Iterator[Alarm]:
     if described := describe_disturbed(run):
         level, message = described
         yield Alarm(level, "the run", OVERALL, message)
+
+
+def _warn_batch(run: LoadedRun) -> Iterator[Alarm]:
+    """Say which questions of a batched run stand in no speedup, and whose drafts depend on the questions beside it."""
+    if left := count_left_out(run.trials):
+        these = "1 question is" if left == 1 else f"{left} questions are"
+        message = f"{these} left over, in groups smaller than the batch, which count in no speedup"
+        yield Alarm("notice", "the run", OVERALL, message)
+    if is_batched(run.frame):
+        for method in sorted({trial.method for trial in run.trials if trial.state == "warm"}):
+            yield Alarm("notice", method, OVERALL, "learns from the questions beside it, so its counts depend on the batch")
 
 
 def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
@@ -171,7 +183,7 @@ def _warn_longer_answers(run: LoadedRun) -> Iterator[Alarm]:
 
 def _warn_drift(run: LoadedRun) -> Iterator[Alarm]:
     """Warn if the time of a turn depends on its place in the block. The order is random: speedups are noisier, not biased."""
-    rows = metrics.residuals(run.frame)
+    rows = metrics.residuals(run.turns)
     if rows["place"].nunique() < 2:
         return
     rank, p_value = stats.spearmanr(rows["place"], rows["residual"])
@@ -183,7 +195,7 @@ def _warn_drift(run: LoadedRun) -> Iterator[Alarm]:
 
 
 def _warn_spread(run: LoadedRun) -> Iterator[Alarm]:
-    spreads = metrics.compute_repeat_spread(run.frame)
+    spreads = metrics.compute_repeat_spread(run.turns)
     baseline = spreads.get(BASELINE, float("nan"))
     if baseline > UNSTEADY:
         message = f"repeats of a turn differ by {baseline:.1%} in time: the machine's own pace changed"

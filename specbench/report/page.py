@@ -45,8 +45,19 @@ class Section:
     strata: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS))
 
 
-def render_page(sections: Sequence[Section], across: Sequence[tuple[str, str]] = ()) -> str:
-    """Return the HTML text, which fetches nothing. across: (caption, inline SVG) of figures over all runs."""
+@dataclass(frozen=True)
+class Across:
+    """What is said of all runs together. figures: (caption, inline SVG); table: of words, the methods first."""
+
+    figures: Sequence[tuple[str, Markup]] = ()
+    table: pd.DataFrame | None = None
+
+
+NOTHING = Across()
+
+
+def render_page(sections: Sequence[Section], across: Across = NOTHING) -> str:
+    """Return the HTML text, which fetches nothing."""
     environment = build_environment(Path(__file__).parent)
     environment.filters.update(
         share=format_share,
@@ -56,10 +67,9 @@ def render_page(sections: Sequence[Section], across: Sequence[tuple[str, str]] =
     )
     views = [_build_view(section) for section in sections]
     targets = ", ".join(dict.fromkeys(view["target"] for view in views))
-    figures = [(caption, Markup(svg)) for caption, svg in across]
     longest = max(len(method["label"]) for view in views for method in view["methods"])
     template = environment.get_template("page.html.jinja")
-    return template.render(views=views, across=figures, targets=targets, longest=longest)
+    return template.render(views=views, across=across, targets=targets, longest=longest)
 
 
 def build_environment(*folders: Path) -> Environment:
@@ -165,6 +175,7 @@ def _collect_facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
         "device": row["device"],
         "machine": _format_machine(run),
         "dtype": row["dtype"],
+        "batch": f"{row['batch']} questions side by side" if row["batch"] > 1 else "",
         "engine": row["engine"],
         "temperature": f"{row['temperature']}{seeds}",
         "answers end": row["ends"],

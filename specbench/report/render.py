@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
+from markupsafe import Markup
 from rich.table import Table
 
 from specbench.analysis import metrics
@@ -15,13 +16,13 @@ from specbench.analysis.strata import LENGTH, tabulate_strata
 from specbench.analysis.summary import format_csv, summarise
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
-from specbench.report import canvas, figures, palette, strata, tables, tree_sizes
+from specbench.report import batches, canvas, figures, palette, strata, tables, tree_sizes
 from specbench.report.alarms import find_alarms
 from specbench.report.folder import claim_folder
-from specbench.report.page import Section, render_page
+from specbench.report.page import NOTHING, Across, Section, render_page
 
-TABLES = ("table.md", "table.tex", "strata.md")
-FILES = (*TABLES, "summary.csv", "strata.csv", "alarms.csv", "acceptance.csv", "conventions.csv", "time.csv")
+TABLES = ("table.md", "table.tex", "strata.md", "batches.md")
+FILES = (*TABLES, "summary.csv", "strata.csv", "batches.csv", "alarms.csv", "acceptance.csv", "conventions.csv", "time.csv")
 SWEPT = (
     "temperature",
     "dtype",
@@ -30,6 +31,7 @@ SWEPT = (
     "device",
     "ends",
     "template",
+    batches.SETTING,
 )  # columns in which the runs of a sweep may differ
 CAPTIONS = {
     "forest": "Overall speedups, every task weighing the same. Line: 95 % interval; broad band: the range without any one task;"
@@ -87,11 +89,13 @@ def render_report(run_dirs: Sequence[Path], out: Path) -> Report:
     sections = [section for section, _ in drawn]
     summary = pd.concat([section.summary for section in sections], ignore_index=True)
     positions = pd.concat([metrics.tabulate_positions(run.trials).assign(run=run.name) for run in runs], ignore_index=True)
-    splits = pd.concat([metrics.split_step_time(run.frame).assign(run=run.name) for run in runs], ignore_index=True)
+    splits = pd.concat([metrics.split_step_time(run.turns).assign(run=run.name) for run in runs], ignore_index=True)
     counted = pd.concat([metrics.tabulate_conventions(run.trials).assign(run=run.name) for run in runs], ignore_index=True)
     split_up = [section.strata for section in sections if len(section.strata)]
     warned = [{"run": section.run.name, **asdict(alarm)} for section in sections for alarm in section.alarms]
-    across, pictures = _plot_across_runs(summary, style, out)
+    swept = _find_swept(summary)
+    by_batch = batches.tabulate_batches(runs, summary) if swept == batches.SETTING else None
+    across, pictures = _plot_across_runs(summary, swept, by_batch, style, out)
     contents = {
         "index.html": render_page(sections, across),
         "table.md": tables.format_markdown(summary),
@@ -102,6 +106,7 @@ def render_report(run_dirs: Sequence[Path], out: Path) -> Report:
         "conventions.csv": format_csv(counted),
         **({"time.csv": format_csv(splits)} if len(splits) else {}),
         **(_format_strata(split_up) if split_up else {}),
+        **({} if by_batch is None else {"batches.md": batches.format_batches(by_batch), "batches.csv": format_csv(by_batch)}),
     }
     for name, content in contents.items():
         write_atomic(out / name, content)
@@ -118,23 +123,35 @@ def _format_strata(split_up: Sequence[pd.DataFrame]) -> dict[str, str]:
     return {"strata.md": "\n".join(texts), "strata.csv": format_csv(pd.concat(split_up).drop(columns="label"))}
 
 
-def _plot_across_runs(summary: pd.DataFrame, style: palette.Style, out: Path) -> tuple[list[tuple[str, str]], list[Path]]:
-    """Plot runs that differ in exactly one setting over that setting. Returns captions with inline SVG, and the files."""
+def _find_swept(summary: pd.DataFrame) -> str | None:
+    """Return the one setting in which the runs differ, each with another value; None if there is none."""
     swept = [setting for setting in SWEPT if summary.groupby("run")[setting].first().nunique() > 1]
-    if len(swept) != 1 or summary["run"].nunique() != summary[swept[0]].nunique():
-        return [], []
+    alone = len(swept) == 1 and summary["run"].nunique() == summary[swept[0]].nunique()
+    return swept[0] if alone else None
+
+
+def _plot_across_runs(
+    summary: pd.DataFrame, swept: str | None, by_batch: pd.DataFrame | None, style: palette.Style, out: Path
+) -> tuple[Across, list[Path]]:
+    """Plot the runs over the setting in which they differ. Returns what the page shows, and the files."""
+    if swept is None:
+        return NOTHING, []
     with canvas.use_figure_settings():
-        figure = figures.plot_setting_speedups(summary, swept[0], style)
-        paths = canvas.save_figure(figure, out / swept[0])
-        caption = f"Overall speedup, and mean accepted tokens, over {swept[0]}; every task weighs the same in the speedup."
-        return [(caption, canvas.inline_svg(canvas.render_svg(figure)))], paths
+        if by_batch is None:
+            figure = figures.plot_setting_speedups(summary, swept, style)
+            caption = f"Overall speedup, and mean accepted tokens, over {swept}; every task weighs the same in the speedup."
+        else:
+            figure, caption = batches.plot_batches(summary, style), batches.describe_batches(by_batch)
+        paths = canvas.save_figure(figure, out / swept)
+        words = None if by_batch is None else batches.tabulate_break_even(by_batch)
+        return Across([(caption, Markup(canvas.inline_svg(canvas.render_svg(figure))))], words), paths
 
 
 def _build_section(run: LoadedRun, style: palette.Style, out: Path, prefix: str) -> tuple[Section, list[Path]]:
     summary, levels = summarise(run), tabulate_strata(run)
     levels = levels.assign(run=run.name, label=[style[method].label for method in levels["method"]])
     with canvas.use_figure_settings():
-        latencies = metrics.compute_question_latencies(metrics.pair_with_baseline(metrics.build_question_frame(run.frame)))
+        latencies = metrics.compute_question_latencies(metrics.pair_with_baseline(metrics.build_question_frame(run.turns)))
         plots = {
             "forest": figures.plot_forest(summary, style),
             "speedup": figures.plot_task_speedups(summary, style),
@@ -146,7 +163,7 @@ def _build_section(run: LoadedRun, style: palette.Style, out: Path, prefix: str)
         if len(latencies):
             plots["questions"] = figures.plot_questions(latencies, style)
         captions = dict(CAPTIONS)
-        if len(split := metrics.split_step_time(run.frame)) > 1:
+        if len(split := metrics.split_step_time(run.turns)) > 1:
             plots["time"] = figures.plot_step_time(split, style)
         if len(sizes := tree_sizes.tabulate_tree_sizes(run, summary)):
             plots["tree_size"] = tree_sizes.plot_tree_sizes(sizes)

@@ -52,7 +52,7 @@ def announce(
     spread = settings.target.device_map is not None
     need = need.limit(free, settings.check_baseline, plain=not spread)
     tokens = settings.sampling.max_new_tokens
-    minutes = estimate_minutes(need, prompts, tokens, labels, settings.repeats)
+    minutes = estimate_minutes(need, prompts, tokens, labels, settings.repeats, settings.batch)
     return Announcement(need, minutes, free, tokens, spread)
 
 

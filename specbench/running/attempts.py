@@ -19,17 +19,28 @@ class Attempts:
         self._cold = {arm.label for arm in arms if arm.state == "cold"}
         self._trials: list[Trial] = []
         self._first = self._later = 0.0  # seconds
-        self._fastest: dict[tuple[QuestionId, int], dict[str, float]] = {}  # seconds by question and turn, then cold method
-        for trial in trials:
-            self.add(trial)
+        self._fastest: dict[tuple[QuestionId, int], dict[str, float]] = {}  # seconds by unit and turn, then cold method
+        self._groups: set[tuple[str, BlockKey, int]] = set()  # whose time has been counted
+        self.add(*trials)
 
-    def add(self, trial: Trial) -> None:
-        self._trials.append(trial)
+    def add(self, *trials: Trial) -> None:
+        for trial in trials:
+            self._trials.append(trial)
+            if not self._is_counted(trial):
+                self._count(trial)
+
+    def _is_counted(self, trial: Trial) -> bool:
+        """Whether another question of the trial's group has brought its time."""
+        return trial.group is not None and (trial.method, trial.block, trial.attempt) in self._groups
+
+    def _count(self, trial: Trial) -> None:
         self._first += trial.seconds * (trial.attempt == 1)
         self._later += trial.seconds * (trial.attempt > 1)
-        if trial.method in self._cold and not trial.failed:
-            known = self._fastest.setdefault(trial.block[1:], {})
-            known[trial.method] = min(trial.seconds, known.get(trial.method, trial.seconds))
+        if not trial.failed:
+            self._groups.add((trial.method, trial.block, trial.attempt))
+            if trial.method in self._cold:
+                known = self._fastest.setdefault(trial.block[1:], {})
+                known[trial.method] = min(trial.seconds, known.get(trial.method, trial.seconds))
 
     def list_disturbed(self, repeats: int) -> list[BlockKey]:
         """Return the disturbed blocks of the first repeats that may be measured again: fewest attempts first, then slowest.
@@ -51,11 +62,13 @@ class Attempts:
 
     def _measure_slowdowns(self, counted: Iterable[Trial]) -> dict[BlockKey, float]:
         """Return, by block, the time of its cold arms over the fastest that is known of these turns."""
-        taken: dict[BlockKey, float] = {}
+        taken: dict[BlockKey, dict[str, float]] = {}
         for trial in counted:
             if trial.method in self._cold:
-                taken[trial.block] = taken.get(trial.block, 0.0) + trial.seconds
-        return {block: seconds / self._estimate(block) for block, seconds in taken.items() if seconds}
+                known = taken.setdefault(trial.block, {})
+                known[trial.method] = max(trial.seconds, known.get(trial.method, 0.0))  # 0 of a question that failed alone
+        seconds = {block: sum(known.values()) for block, known in taken.items()}
+        return {block: total / self._estimate(block) for block, total in seconds.items() if total}
 
     def count_attempts(self, block: BlockKey) -> int:
         """Return the number of the last attempt, broken off or not."""

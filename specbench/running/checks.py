@@ -16,11 +16,23 @@ from specbench.machine.devices import pick_device, pick_dtype
 from specbench.models.chat import render_prompt
 from specbench.models.load import load_tokenizer
 from specbench.models.target import Target
+from specbench.running.schedule import form_groups
 from specbench.setup.objects import name_place
 from specbench.setup.settings import TargetSettings
 from tasks.question import Question
 
 PROBE = "The 7 naïve cats wrote:\n\tdef f(x): return x**2\n日本 — Да, ¿por qué?"
+
+
+def check_batch(questions: list[Question], batch: int) -> None:
+    """Raise InputError for a task whose questions make no whole group: its speedup at this batch could not be known."""
+    sizes: dict[str, int] = {}
+    for group in form_groups(questions, batch):
+        task = group.questions[0].task
+        sizes[task] = max(sizes.get(task, 0), len(group.questions))
+    for task, size in sizes.items():
+        if size < batch:
+            raise InputError(f"batch={batch}: task {task} has {size} questions with as many turns; expected at most batch={size}")
 
 
 def check_drafters(drafters: Mapping[str, Drafter], target: TargetSettings, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -25,7 +25,7 @@ from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
 from specbench.running.announce import Announcement, announce
 from specbench.running.baseline import measure_baselines, measure_rows
-from specbench.running.checks import check_draft_tokenizer, check_drafters, check_prompts
+from specbench.running.checks import check_batch, check_draft_tokenizer, check_drafters, check_prompts
 from specbench.running.harness import Harness
 from specbench.running.resume import choose_run_directory, open_run
 from specbench.running.schedule import Schedule, build_arms
@@ -53,6 +53,7 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
     torch.set_num_threads(settings.threads or default)
     engines = _instantiate_engines(settings)
     _check_engines(engines, settings)
+    check_batch(questions, settings.batch)
     tokenizer, chat = objects.load_target_tokenizer(settings.target)
     drafters = _prepare_drafters(settings, tokenizer)
     for label, need in settings.left_out.items():
@@ -68,9 +69,9 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
         check_prompts(questions, target)
         for engine in engines.values():
             engine.say = partial(watcher.show_status, long=True)  # type: ignore[method-assign]
-            engine.open(target.model, drafters)
+            engine.open(target.model, drafters, settings.batch)
         sampling = objects.build_sampling(settings.sampling, target)
-        schedule = Schedule(settings.repeats, settings.seed, settings.context, sampling)
+        schedule = Schedule(settings.repeats, settings.seed, settings.context, sampling, settings.batch)
         with lock_run(run.path):
             watcher.set_run(run.path)
             info = _collect_run_info(settings, run, target, suite, questions, drafters, engines, watcher)
@@ -189,6 +190,8 @@ def _check_engines(engines: Mapping[str, Engine], settings: RunSettings) -> None
     Another process's engine would load its model to tell which methods it has.
     """
     for name, engine in engines.items():
+        if settings.batch > 1 and not engine.batches:
+            raise InputError(f"batch={settings.batch}: engine {name} decodes one question at a time; expected batch=1")
         for setting, value in settings.sampling.endings.items():
             if setting not in engine.honours:
                 raise InputError(f"{setting}={show_value(value)}: engine {name} does not know it; expected null")

@@ -1,5 +1,6 @@
 """Run a schedule: warm-up, repeats, disturbed blocks again, resuming, records to disk. Knows no method and no task by name."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -16,12 +17,14 @@ from specbench.records.trial import BASELINE, PER_STEP, BlockKey, Prompt, Questi
 from specbench.records.trial_rules import parse_trial
 from specbench.running.announce import bound_prompt
 from specbench.running.attempts import Attempts
-from specbench.running.schedule import Arm, Block, Schedule, schedule_blocks
+from specbench.running.schedule import Arm, Block, Schedule, form_groups, schedule_blocks
 from specbench.watch import Watcher
 from tasks.question import Question
 from tasks.suite import Suite
 
 WARM_UP_TOKENS = 24
+
+Outcome = tuple[Generation, Mapping[str, Any]] | BaseException  # of a turn: what was generated and measured, or why nothing
 
 
 class NoContextError(Exception):
@@ -50,6 +53,7 @@ class Harness:
         self._meters = Meters(self.target.model.device)
         self._load = LoadMeter(self.target.model.device)
         self._attempts = Attempts([], self.arms)
+        self._groups = form_groups(self.questions, self.schedule.batch)
 
     def run_schedule(self) -> None:
         """Run the missing trials, and after each repeat the blocks again that were disturbed.
@@ -67,7 +71,7 @@ class Harness:
         for repeat in range(self.schedule.repeats):
             for arm in self.arms:
                 arm.engine.reset(arm.method)
-            for block in schedule_blocks(self.questions, self.arms, repeat, self.schedule.seed):
+            for block in schedule_blocks(self._groups, self.arms, repeat, self.schedule.seed):
                 self._run_block(block)
             self._measure_again(repeat + 1)
 
@@ -86,20 +90,20 @@ class Harness:
         return [(question.id, turn) for question in self.questions for turn in range(len(question.turns))]
 
     def _warm_up(self) -> None:
-        """Run each task's longest first prompt through every arm, for a few tokens: the run's shapes and its memory."""
-        longest: dict[str, list[int]] = {}
+        """Run each task's longest first prompts through every arm, for a few tokens: the run's shapes and its memory."""
+        by_task: dict[str, list[list[int]]] = {}
         for question in self.questions:
-            ids = self._render_prompt(question, 0, BASELINE)
-            longest[question.task] = max(longest.get(question.task, []), ids, key=len)
+            by_task.setdefault(question.task, []).append(self._render_prompt(question, 0, BASELINE))
+        longest = [sorted(prompts, key=len, reverse=True)[: self.schedule.batch] for prompts in by_task.values()]
         sampling = self.schedule.sampling
         longest_prompt = self._bound_prompt()
         short = replace(sampling, max_new_tokens=min(WARM_UP_TOKENS, sampling.max_new_tokens))
         for arm in self.arms:
             self.watcher.show_status(f"warming up {arm.label}")
-            for ids in longest.values():
+            for prompts in longest:
                 try:
-                    arm.engine.reserve(longest_prompt, sampling)
-                    arm.engine.generate(arm.method, ids, short)
+                    arm.engine.reserve(longest_prompt, sampling, self.schedule.batch)
+                    arm.engine.generate_group(arm.method, prompts, [short] * len(prompts))
                 except (Exception, SystemExit):  # its trial will report the error
                     continue
 
@@ -110,19 +114,22 @@ class Harness:
         return min(longest, self.target.model.context - 1)
 
     def _run_block(self, block: Block) -> None:
-        for place, arm in enumerate(block.order):
-            if block.attempt > 1 or (arm.label, *block.key) not in self.finished:
-                trial = self._run_trial(arm, block, place)
-                self.run.append_trial(trial)
+        for order, arm in enumerate(block.order):
+            keys = [(arm.label, block.repeat, question.id, block.turn) for question in block.group.questions]
+            if block.attempt == 1 and all(key in self.finished for key in keys):
+                continue
+            trials = self._run_turn(arm, block, order)
+            self.run.append_trials(*trials)
+            self._attempts.add(*trials)
+            for trial in trials:
                 self.finished.setdefault(trial.key, trial)
-                self._attempts.add(trial)
                 self.watcher.add_trial(trial)
 
     def _measure_again(self, repeats: int) -> None:
         """Measure the disturbed blocks of the first repeats again, while there is time for it."""
         every = range(repeats)
         while blocks := self._list_affordable(repeats):
-            planned = {b.key: b for r in every for b in schedule_blocks(self.questions, self.arms, r, self.schedule.seed)}
+            planned = {b.key: b for r in every for b in schedule_blocks(self._groups, self.arms, r, self.schedule.seed)}
             for block in blocks:
                 if self._attempts.can_afford(block):
                     self.watcher.show_status(f"measuring {len(blocks)} disturbed blocks again")
@@ -131,52 +138,86 @@ class Harness:
     def _list_affordable(self, repeats: int) -> list[BlockKey]:
         return list(filter(self._attempts.can_afford, self._attempts.list_disturbed(repeats)))
 
-    def _run_trial(self, arm: Arm, block: Block, place: int) -> Trial:
-        ids: list[int] = []
+    def _run_turn(self, arm: Arm, block: Block, order: int) -> list[Trial]:
+        """Decode a turn of the block's questions side by side; return a record for each. What fails becomes an error row."""
+        prompts: dict[QuestionId, list[int]] = {}
+        outcomes: dict[QuestionId, Outcome] = {}
+        for question in block.group.questions:
+            try:
+                prompts[question.id] = self._get_prompt(arm, block, question)
+            except (Exception, SystemExit) as error:  # of any method, and the run continues
+                outcomes[question.id] = error
+        outcomes |= self._decode(arm, block, prompts)
+        return [
+            self._record(arm, block, order, place, prompts.get(question.id, []), outcomes[question.id])
+            for place, question in enumerate(block.group.questions)
+        ]
+
+    def _decode(self, arm: Arm, block: Block, prompts: Mapping[QuestionId, list[int]]) -> dict[QuestionId, Outcome]:
+        """Return, by question, what was generated with what was measured, or the error."""
+        samplings = [self.schedule.get_sampling(block, one) for one in block.group.questions if one.id in prompts]
+        if not prompts:
+            return {}
         try:
-            ids = self._get_prompt(arm, block)
             reset_peak_memory(self.target.model.device)
             self._meters.start()
             self._load.start()
-            out = arm.engine.generate(arm.method, ids, self.schedule.get_sampling(block))
+            outs = arm.engine.generate_group(arm.method, list(prompts.values()), samplings)
             load = self._load.stop(arm.engine.in_process)
-            results = {**asdict(self._meters.stop()), "disturbed": load.find_reasons(), **self._collect_results(arm, block, out)}
-            return self._build_trial(arm, block, place, ids, results)
-        except (Exception, SystemExit) as error:  # any failure of a method becomes an error row, and the run continues
-            return self._build_trial(arm, block, place, ids, _describe_failure(error))
+            measured = {**asdict(self._meters.stop()), "disturbed": load.find_reasons()}
+            measured["peak_memory_bytes"] = get_peak_memory(self.target.model.device) if arm.engine.in_process else None
+        except (Exception, SystemExit) as error:
+            return dict.fromkeys(prompts, error)
+        return {question: out.error or (out, measured) for question, out in zip(prompts, outs, strict=True)}
 
-    def _build_trial(self, arm: Arm, block: Block, place: int, ids: list[int], results: dict[str, Any]) -> Trial:
-        """Return the record of a turn. Raises InputError if it cannot have happened, or could not be read again."""
-        prompt: dict[str, Any] = {"prompt_tokens": len(ids), "prompt_sha256": hash_ids(ids)}
-        return parse_trial(Trial(**self._describe_trial(arm, block, place), **prompt, **results).to_row())
+    def _record(self, arm: Arm, block: Block, order: int, place: int, ids: list[int], outcome: Outcome) -> Trial:
+        """Return the record of a question's turn; an error row if its text cannot be read, or its record."""
+        question = block.group.questions[place]
+        about = {
+            **self._describe_trial(arm, block, place),
+            "order": order,
+            "prompt_tokens": len(ids),
+            "prompt_sha256": hash_ids(ids),
+        }
+        try:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            out, measured = outcome
+            results = {**measured, **self._collect_results(arm, block, question, out)}
+            return parse_trial(Trial(**about, **results).to_row())
+        except (Exception, SystemExit) as error:
+            return parse_trial(Trial(**about, **_describe_failure(error)).to_row())
 
     def _describe_trial(self, arm: Arm, block: Block, place: int) -> dict[str, Any]:
+        group, question = block.group, block.group.questions[place]
         return {
             "run_id": self.run.name,
             "suite": self.suite.name,
-            "task": block.question.task,
-            "category": block.question.category,
-            "question_id": block.question.id,
+            "task": question.task,
+            "category": question.category,
+            "question_id": question.id,
             "turn": block.turn,
             "context": self.schedule.context,
             "method": arm.label,
             "seed": self.schedule.get_seed(block.repeat),
             "repeat": block.repeat,
-            "order": place,
             "state": arm.state,
             "kind": arm.kind,
             "attempt": block.attempt,
-            "arms": len(block.order) if block.attempt > 1 else None,
+            "arms": len(block.order) * len(group.questions) if block.attempt > 1 else None,
+            "batch": len(group.questions),
+            "group": group.number,
+            "place": None if group.number is None else place,
         }
 
-    def _get_prompt(self, arm: Arm, block: Block) -> list[int]:
+    def _get_prompt(self, arm: Arm, block: Block, question: Question) -> list[int]:
         """Return prompt ids (T,), recorded in prompts.jsonl the first time. Raises NoContextError."""
         own = self.schedule.context == "own" and block.turn > 0
         source = arm.label if own else BASELINE
-        key = (block.question.id, block.turn, source)
+        key = (question.id, block.turn, source)
         if key not in self._prompts:
-            self._prompts[key] = self._render_prompt(block.question, block.turn, source)
-            self._record_prompt(block.question, block.turn, self._prompts[key], source if own else None)
+            self._prompts[key] = self._render_prompt(question, block.turn, source)
+            self._record_prompt(question, block.turn, self._prompts[key], source if own else None)
         return self._prompts[key]
 
     def _render_prompt(self, question: Question, turn: int, source: str) -> list[int]:
@@ -196,12 +237,12 @@ class Harness:
             prompt = Prompt(question_id=question.id, turn=turn, prompt_ids=ids, sha256=key[2], method=method, strata=strata)
             self.run.append_prompt(prompt)
 
-    def _collect_results(self, arm: Arm, block: Block, out: Generation) -> dict[str, Any]:
+    def _collect_results(self, arm: Arm, block: Block, question: Question, out: Generation) -> dict[str, Any]:
         """Return counts, seconds and ids; of repeat 0's first attempts also write the text and its score to texts.jsonl."""
         text = decode_answer(self.target.chat, self.target.tokenizer, out.output_ids)
         if block.repeat == 0 and block.attempt == 1:
-            score = self.suite.score(block.question, block.turn, text)
-            self.run.append_text(arm.label, block.question.id, block.turn, text, score)
+            score = self.suite.score(question, block.turn, text)
+            self.run.append_text(arm.label, question.id, block.turn, text, score)
         return {
             "new_tokens": len(out.output_ids),
             "finish_reason": out.finish_reason,
@@ -212,7 +253,6 @@ class Harness:
             "output_ids": out.output_ids if block.repeat == 0 else None,
             "output_sha256": hash_ids(out.output_ids),
             "retokenised": count_retokenised(self.target.tokenizer, text) if arm.label == BASELINE else None,
-            "peak_memory_bytes": get_peak_memory(self.target.model.device) if arm.engine.in_process else None,
         }
 
 

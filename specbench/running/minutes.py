@@ -21,10 +21,12 @@ ROWS, WIDTH = 256, 1024  # of the products that are timed
 SOURCE = "beside loading and compiling, if every answer has its full length and no draft is accepted"
 
 
-def estimate_minutes(need: RunNeed, prompts: Sequence[int], new_tokens: int, labels: Sequence[str], repeats: int) -> Minutes:
-    """Return the minutes of every method, by label. prompts: tokens of each turn's."""
+def estimate_minutes(
+    need: RunNeed, prompts: Sequence[int], new_tokens: int, labels: Sequence[str], repeats: int, batch: int = 1
+) -> Minutes:
+    """Return the minutes of every method, by label. prompts: tokens of each turn's; `batch` of them share a forward."""
     speed, products = measure_speed(need.device), measure_products(need.device, need.dtype)
-    read = (need.target.weights * need.active + need.target.kv / 2) / speed * new_tokens * len(prompts)
+    read = (need.target.weights * need.active + need.target.kv / 2) / speed * new_tokens * len(prompts) / batch
     multiplied = 2 * need.parameters * need.active / products * sum(prompts)
     return Minutes(dict.fromkeys(labels, repeats * (read + multiplied) / 60), SOURCE)
 

@@ -17,6 +17,7 @@ from specbench.decoding.loop import capacity
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import GREEDY
+from specbench.drafters.keeping import KeepingDrafter
 from specbench.drafters.network_drafter import NetworkDrafter
 from specbench.drafters.yardstick import Yardstick
 from specbench.machine.rehearsal import Rehearsal
@@ -40,20 +41,20 @@ def rehearse_run(settings: RunSettings, prompt: int) -> RunNeed:
         model = outline_model(**list_model_arguments(settings.target))
         chosen = settings.sampling
         sampling = Sampling(chosen.temperature, chosen.top_p, chosen.top_k, chosen.max_new_tokens)
-        return rehearse_methods(rehearsal, model, settings.method, sampling, prompt)
+        return rehearse_methods(rehearsal, model, settings.method, sampling, prompt, settings.batch)
 
 
 def rehearse_methods(
-    rehearsal: Rehearsal, target: LanguageModel, nodes: Mapping[str, Node], sampling: Sampling, prompt: int
+    rehearsal: Rehearsal, target: LanguageModel, nodes: Mapping[str, Node], sampling: Sampling, prompt: int, batch: int = 1
 ) -> RunNeed:
-    """Return the need of a target's outline and of methods, by label, for a prompt of so many tokens."""
+    """Return the need of a target's outline and of methods, by label, for `batch` prompts of so many tokens side by side."""
     prompt = min(prompt, target.context - 1)
     drafters = {label: _bind(label, node, target) for label, node in nodes.items() if label != BASELINE}
     plain = Autoregressive()
     plain.bind(target)
     bound = [plain, *filter(None, drafters.values())]
     entries = max(capacity(target, drafter, prompt, sampling) for drafter in bound)
-    turns = _Turns(rehearsal, target, target.create_store(entries), sampling, prompt)
+    turns = _Turns(rehearsal, target, target.create_store(entries, batch), sampling, prompt)
     verifying = turns.verify(max(drafter.nodes for drafter in bound))
     own = turns.rehearse(plain)
     store, model = turns.store, target.model
@@ -106,13 +107,14 @@ class _Turns:
     @torch.inference_mode()
     def rehearse(self, drafter: Drafter) -> Need:
         """Return the need of a drafter without its parts."""
-        drafter.prepare([self._draw(self.prompt)], self.sampling, self.store.capacity)
+        batch = self.store.batch
+        drafter.prepare([self._draw(self.prompt)] * batch, [self.sampling] * batch, self.store.capacity)
         outs, read, working = self._prefill(drafter.taps, drafter.prompt_logits)
         before = self.rehearsal.restart()
         if drafter.offers:
-            context = SequenceContext(self.store.view_row(0), drafter.verifier(self.sampling, 0))
-            states = drafter.begin([[1] * (self.prompt + 1)], outs, [context])
-            drafter.propose(states, [max(1, self.sampling.max_new_tokens - 2)])
+            contexts = [SequenceContext(self.store.view_row(row), drafter.verifier(self.sampling)) for row in range(batch)]
+            states = drafter.begin([[1] * (self.prompt + 1)] * batch, outs, contexts)
+            drafter.propose(states, [max(1, self.sampling.max_new_tokens - 2)] * batch)
         own, kv = _find_module(drafter, self.target), _count_stores(drafter)
         drafting = read + self.rehearsal.peak - before - kv
         return Need(_count_bytes(own), _count_copies(own, self.target.device), kv, max(working, drafting))
@@ -123,7 +125,7 @@ class _Turns:
         self._prefill((), False)
         before = self.rehearsal.restart()
         rows = min(max(nodes, 1), self.store.capacity - self.prompt)
-        self.target.forward(self.store, [DraftTree.chain(self._draw(rows))])
+        self.target.forward(self.store, [DraftTree.chain(self._draw(rows))] * self.store.batch)
         return self.rehearsal.peak - before
 
     def _prefill(self, taps: tuple[int, ...], all_logits: bool) -> tuple[list[TargetOutput], int, int]:
@@ -134,12 +136,12 @@ class _Turns:
             ids, held = self._draw(self.prompt), self.store.bytes
             self.target.tap(taps)
             before = self.rehearsal.restart()
-            outs = self.target.prefill(self.store, [ids], all_logits)
+            outs = self.target.prefill(self.store, [ids] * self.store.batch, all_logits)
             GREEDY.choose_first(outs[0].logits[-1])
             filled = self.store.bytes - held
             working = self.rehearsal.peak - before - filled
             self._prefills[key] = outs, self.rehearsal.held - before - filled, working
-        self.store.lengths = [self.prompt]
+        self.store.lengths = [self.prompt] * self.store.batch
         return self._prefills[key]
 
     def _draw(self, tokens: int) -> Tensor:
@@ -178,5 +180,4 @@ def _count_copies(module: nn.Module | None, device: torch.device) -> int:
 
 def _count_stores(drafter: Drafter) -> int:
     """Return the bytes of a drafter's own keys and values."""
-    stores = getattr(drafter, "_stores", ())
-    return sum(getattr(store, "store", store).bytes for store in stores)
+    return drafter.count_bytes() if isinstance(drafter, KeepingDrafter) else 0

@@ -55,7 +55,7 @@ def _record_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
 
 
 def _check_config(run: RunDirectory, new: Mapping[str, Any]) -> None:
-    old = run.read_config()
+    old, new = ({"batch": 1} | dict(config) for config in (run.read_config(), new))  # which older runs do not say
     first, first_now = (next(iter(config.get("engine") or {}), None) for config in (old, new))
     if first != first_now:  # its methods are the ones without @engine
         raise _build_error(run, "first engine", first, first_now)

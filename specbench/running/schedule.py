@@ -1,7 +1,8 @@
 """What runs, and in which order: arms and randomised blocks. Pure: nothing is timed, read or written here.
 
-A block is one (repeat, question, turn). Every arm runs it once, in an order drawn from the seed. The engines of one method follow
-each other: on a shared machine, adjacent turns differ by a few per cent, turns some seconds apart by twenty.
+A block is one (repeat, group of questions, turn), a group one question unless the run is batched. Every arm runs it once, in an
+order drawn from the seed. The engines of one method follow each other: on a shared machine, adjacent turns differ by a few per
+cent, turns some seconds apart by twenty.
 """
 
 import random
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
 from specbench.errors import InputError
-from specbench.records.trial import BlockKey
+from specbench.records.trial import BlockKey, QuestionId, name_unit
 from tasks.question import Question
 
 
@@ -40,45 +41,73 @@ class Schedule:
     seed: int
     context: str  # reference: turn 2 continues from autoregressive's answer; own: from each arm's own
     sampling: Sampling
+    batch: int = 1  # questions decoded side by side
 
     def get_seed(self, repeat: int) -> int:
         """Return a seed of the repeat's own above temperature 0; at 0, only the order of the arms is random."""
         return self.seed + repeat if self.sampling.temperature > 0 else self.seed
 
-    def get_sampling(self, block: "Block") -> Sampling:
-        """Return the sampling of a block, with a seed for its turn that all arms share."""
+    def get_sampling(self, block: "Block", question: Question) -> Sampling:
+        """Return the sampling of a question, with a seed for its turn that all arms share, whatever group it is in."""
         if self.sampling.temperature == 0:
             return self.sampling
-        place = f"{self.get_seed(block.repeat)}/{block.question.id}/{block.turn}"
+        place = f"{self.get_seed(block.repeat)}/{question.id}/{block.turn}"
         return replace(self.sampling, seed=random.Random(place).getrandbits(48))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Questions decoded side by side. number: in the run; None: a question by itself in a run without batches."""
+
+    questions: tuple[Question, ...]
+    number: int | None = None
+
+    @property
+    def id(self) -> QuestionId:
+        return name_unit(self.questions[0].id, self.number)
+
+    @property
+    def turns(self) -> int:
+        return len(self.questions[0].turns)
 
 
 @dataclass(frozen=True)
 class Block:
     repeat: int
-    question: Question
+    group: Group
     turn: int
     order: tuple[Arm, ...]
     attempt: int = 1
 
     @property
     def key(self) -> BlockKey:
-        return (self.repeat, self.question.id, self.turn)
+        return (self.repeat, self.group.id, self.turn)
 
     def plan_again(self, attempt: int) -> "Block":
         """Return a later attempt at the block, without its warm arms: their state has seen the answer."""
         return replace(self, order=tuple(arm for arm in self.order if arm.state == "cold"), attempt=attempt)
 
 
-def schedule_blocks(questions: Sequence[Question], arms: Sequence[Arm], repeat: int, seed: int) -> Iterator[Block]:
-    """Yield one repeat: every turn of every question, turns in order. The same arms and seed give the same order."""
+def form_groups(questions: Sequence[Question], batch: int) -> list[Group]:
+    """Return groups of questions of one task with as many turns, in their order; those left over make smaller groups."""
+    if batch == 1:
+        return [Group((question,)) for question in questions]
+    alike: dict[tuple[str, int], list[Question]] = {}
+    for question in questions:
+        alike.setdefault((question.task, len(question.turns)), []).append(question)
+    parts = [every[start : start + batch] for every in alike.values() for start in range(0, len(every), batch)]
+    return [Group(tuple(part), number) for number, part in enumerate(parts)]
+
+
+def schedule_blocks(groups: Sequence[Group], arms: Sequence[Arm], repeat: int, seed: int) -> Iterator[Block]:
+    """Yield one repeat: every turn of every group, turns in order. The same arms and seed give the same order."""
     by_label = sorted(arms, key=lambda arm: arm.label)
     methods = [[arm for arm in by_label if arm.method == method] for method in dict.fromkeys(arm.method for arm in by_label)]
-    for question in questions:
-        for turn in range(len(question.turns)):
-            draw = random.Random(f"{seed}/{repeat}/{question.id}/{turn}")
+    for group in groups:
+        for turn in range(group.turns):
+            draw = random.Random(f"{seed}/{repeat}/{group.id}/{turn}")
             shuffled = draw.sample(methods, len(methods))
-            yield Block(repeat, question, turn, tuple(arm for group in shuffled for arm in draw.sample(group, len(group))))
+            yield Block(repeat, group, turn, tuple(arm for engines in shuffled for arm in draw.sample(engines, len(engines))))
 
 
 def build_arms(engines: Mapping[str, Engine], labels: Sequence[str]) -> list[Arm]:

@@ -167,6 +167,7 @@ class RunSettings(Settings):
     engine: Mapping[str, Node]
     sampling: SamplingSettings
     repeats: int
+    batch: int
     context: Literal["reference", "own"]
     profile: bool
     check_baseline: bool
