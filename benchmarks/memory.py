@@ -47,4 +47,4 @@ def measure_growth(*overrides: str) -> Growth:
         for prompt, label in product(bench.prompts, bench.drafters):
             bench.generate(label, prompt)
         used.append(measure_memory(device))
-    return Growth(used[0], used[1], used[2], bench.engine._stores[1].bytes)
+    return Growth(used[0], used[1], used[2], bench.engine._store.bytes if bench.engine._store else 0)

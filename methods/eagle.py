@@ -17,11 +17,13 @@ from specbench.bounds import Depth, StaticTree, Within
 from specbench.decoding.drafter import DraftWork, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.static import StaticPass
-from specbench.decoding.tree import DraftTree, TreeShape, fill_shapes, pad_rows
-from specbench.decoding.verify import Verification, Verifier, rank_group
+from specbench.decoding.tree import DraftTree, TreeShape
+from specbench.decoding.tree_batch import fill_shapes, pad_rows
+from specbench.decoding.verify import Verification, Verifier
+from specbench.decoding.verify_group import rank_group
 from specbench.drafters.config_keys import FLAG, Rule, require_equal
 from specbench.drafters.keeping import count_unread
-from specbench.drafters.layers import LayerPass, Rotary, select_last
+from specbench.drafters.layers import LayerPass, Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
 from specbench.drafters.network import (
     DEFAULT_EPS,
@@ -138,10 +140,6 @@ class EagleState:
     hidden: Tensor
     tokens: Tensor
 
-    def read(self, count: int) -> None:
-        """Note that the drafter has read the first `count` pairs."""
-        self.hidden, self.tokens = self.hidden[count:], self.tokens[count:]
-
 
 class EagleDrafter(LayerDrafter):
     """What all EAGLE drafters share: reading committed tokens, and drafting trees level by level, those of a batch together."""
@@ -166,13 +164,13 @@ class EagleDrafter(LayerDrafter):
         counts = count_unread([len(state.tokens) for state in states], budgets, self.store.lengths)
         rows = list(zip(states, counts, strict=True))
         hidden, tokens = pad_rows([state.hidden[:n] for state, n in rows]), pad_rows([state.tokens[:n] for state, n in rows])
-        positions = self.store.number(tokens.shape[1])
+        positions = self.store.number_tokens(counts)
         out = self._forward(hidden, tokens, positions, self.store.build_token_pass(counts))
         self.store.keep(counts)
         for state, count in rows:
-            state.read(count)
+            state.hidden, state.tokens = state.hidden[count:], state.tokens[count:]
         self._count_forward(states, [budget > 0 for budget in budgets])
-        return select_last(out, counts)
+        return self.store.select_last(out, counts)
 
     def _count_forward(self, states: list[EagleState], drafting: list[bool]) -> None:
         for state, drafts in zip(states, drafting, strict=True):

@@ -14,11 +14,12 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 
 from specbench.decoding.drafter import DraftWork, SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.tree import DraftTree, pad_rows
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree_batch import pad_rows
 from specbench.decoding.verify import Verification
 from specbench.drafters.config_keys import MOST, Rule, require_equal, require_name, require_whole
 from specbench.drafters.keeping import count_unread
-from specbench.drafters.layers import Rotary, select_last
+from specbench.drafters.layers import Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
 from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config, draw_layer_inputs, embedding_scale
 from specbench.drafters.network_drafter import LayerDrafter
@@ -204,13 +205,13 @@ class HydraHeads(TreeHeads, LayerDrafter):
         counts = count_unread([len(state.hidden) for state in states], budgets, self.store.lengths)
         rows = list(zip(states, counts, strict=True))
         hidden = pad_rows([state.hidden[:count] for state, count in rows]).to(self.network.dtype)
-        positions = self.store.number(hidden.shape[1])
-        out = self.run_layers((hidden, positions), self.store.build_token_pass(counts))
+        inputs = hidden, self.store.number_tokens(counts)
+        out = self.run_layers(inputs, self.store.build_token_pass(counts))
         self.store.keep(counts)
         for (state, count), budget in zip(rows, budgets, strict=True):
             state.hidden = state.hidden[count:]
             state.work.forwards += self.network.prefixed and budget > 0
-        return select_last(out, counts)
+        return self.store.select_last(out, counts)
 
     def observe(self, state: HydraState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         state.hidden = torch.cat([state.hidden, out.hidden.index_select(0, verified.path_ids)])

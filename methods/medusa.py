@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.tree import DraftTree, pad_rows
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree_batch import pad_rows
 from specbench.decoding.verify import Verification
 from specbench.drafters.config_keys import MOST, Rule, require_equal, require_whole
 from specbench.drafters.lesson import Lesson, LessonLoss, cross_entropy

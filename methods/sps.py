@@ -11,8 +11,10 @@ from specbench.bounds import Length, Probability
 from specbench.decoding.drafter import DraftWork, SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
-from specbench.decoding.tree import DraftTree, Pick, pad_rows
-from specbench.decoding.verify import GREEDY, Verification, Verifier, pick_group
+from specbench.decoding.tree import DraftTree, Pick
+from specbench.decoding.tree_batch import pad_rows
+from specbench.decoding.verify import GREEDY, Verification, Verifier
+from specbench.decoding.verify_group import pick_group
 from specbench.drafters.keeping import KeepingDrafter, count_unread
 from specbench.errors import InputError
 
@@ -27,6 +29,7 @@ class DraftState:
     pending: Tensor  # (n,) committed tokens that are not in the draft model's store yet, the root last
     length: int  # K, the next draft's length
     drafted: int = 0  # tokens of its own draft in flight
+    filled: int = 0  # entries of its row in the store, once rejected tokens are dropped
 
 
 class SpeculativeSampling(KeepingDrafter[KVStore]):
@@ -62,10 +65,12 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
 
     def propose(self, states: list[DraftState], budgets: list[int]) -> list[DraftTree]:
         roots = [state.pending[-1:] for state in states]
+        for row, state in enumerate(states):
+            self.store.rewind(row, state.filled)
         lengths = [min(state.length, budget) for state, budget in zip(states, budgets, strict=True)]
         picks = self._pick_drafts(states, lengths) if any(lengths) else [[] for _ in states]
-        for state, own in zip(states, picks, strict=True):
-            state.drafted = len(own)
+        for row, (state, own) in enumerate(zip(states, picks, strict=True)):
+            state.drafted, state.filled = len(own), self.store.lengths[row]
         return [DraftTree.from_picks(root, own) for root, own in zip(roots, picks, strict=True)]
 
     def _pick_drafts(self, states: list[DraftState], lengths: list[int]) -> list[list[Pick]]:
@@ -131,18 +136,12 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
             states[row].work.forwards -= len(own) - kept
             del own[kept:]
 
-    def update(
-        self, states: list[DraftState], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]
-    ) -> None:
-        for row, (state, choice) in enumerate(zip(states, verified, strict=True)):
-            self._observe(row, state, choice)
-
-    def _observe(self, row: int, state: DraftState, verified: Verification) -> None:
+    def observe(self, state: DraftState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         accepted, drafted = len(verified.path) - 1, state.drafted
         if not drafted:
             state.pending = torch.cat([state.pending, verified.token_ids])
             return
-        self.store.rewind(row, self.store.lengths[row] - max(0, drafted - 1 - accepted))  # it has all but the last of the draft
+        state.filled -= max(0, drafted - 1 - accepted)  # the store has all but the last of the draft
         state.pending = verified.token_ids[-2:] if accepted == drafted else verified.token_ids[-1:]
         state.drafted = 0
         if self.schedule == "heuristic":

@@ -126,7 +126,7 @@ def test_lines_that_are_no_answers_are_named(tmp_path: Path) -> None:
     for change, said in (
         ({"question_id": None}, "question_id is not"),
         ({"question_id": [81]}, "question_id is not"),
-        ({"category": None}, "category is not a text"),
+        ({"category": None}, "category is null, expected text, not blank"),
         (counting(decoding_steps=[-4]), "decoding_steps is below 0"),
         (counting(new_tokens=[-4]), "new_tokens is below 0"),
         (counting(accept_lengths=[1, 1, -1, 1]), "accept_lengths is below 0"),

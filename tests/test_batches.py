@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -82,6 +83,44 @@ def test_questions_that_end_early_and_groups_in_another_order_change_no_count(la
         assert others == [alone[place] for place in order]
 
 
+@every_method
+def test_most_of_a_group_ends_at_its_first_token_in_a_later_turn(label: str) -> None:
+    """The drafter's store has been laid out by an earlier turn, and nothing has been written to it in this one."""
+    drafter = drafter_of(label, "llama")
+    drafter.bind(target_of("llama"))
+    texts, free = prompts(4, seed=4), [Sampling(max_new_tokens=12)] * 4
+    alone = [generate(drafter.target, drafter, [text], free[0])[0] for text in texts]
+    drafter.reset()
+    generate_group(drafter.target, drafter, texts, free)
+    ended = [dataclasses.replace(free[0], stop_token_ids=tuple({out.output_ids[0] for out in alone[:3]}))] * 4
+    outs = generate_group(drafter.target, drafter, texts, ended)
+    assert [out.error for out in outs] == [None] * 4
+    if outs[3].output_ids[0] not in ended[0].stop_token_ids:
+        assert [len(out.output_ids) for out in outs[:3]] == [1, 1, 1]
+        assert outs[3].output_ids == cut(alone[3].output_ids, ended[0].stop_token_ids)
+
+
+def cut(tokens: list[int], stops: tuple[int, ...]) -> list[int]:
+    """Return the tokens up to the first stop token."""
+    return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in stops), len(tokens))]
+
+
+@pytest.mark.parametrize("label", ["hydra_heads", "eagle", "eagle2", "eagle3", "medusa", "sps", "sam_eagle2"])
+def test_a_group_runs_to_the_end_of_the_context(label: str) -> None:
+    """Beside a sequence at the last position, others accept several tokens at once: their padding lies within the context."""
+    drafter = drafter_of(label, "llama")
+    drafter.bind(target_of("llama"))
+    context = drafter.target.context
+    (short,) = prompts(1, seed=4)
+    long = torch.cat([short] * (context // len(short)))[: context - 30]
+    texts = [long, long[: context - 40], long[5 : context - 60]]
+    samplings = [Sampling(max_new_tokens=context)] * 3
+    outs = generate_group(drafter.target, drafter, texts, samplings)
+    alone = [generate(drafter.target, drafter, [text], samplings[0])[0] for text in texts]
+    assert [out.error for out in outs] == [None] * 3
+    assert [(out.output_ids, out.finish_reason) for out in outs] == [(out.output_ids, "capacity") for out in alone]
+
+
 def test_a_prompt_that_does_not_fit_fails_alone() -> None:
     target, drafter = target_of("llama"), drafter_of("pld", "llama")
     drafter.bind(target)
@@ -137,7 +176,9 @@ def test_groups_hold_questions_of_one_task_with_as_many_turns() -> None:
     ]  # fmt: skip
     assert [group.number for group in groups] == list(range(6))
     assert [(group.questions, group.number) for group in form_groups(questions, 1)] == [((one,), None) for one in questions]
-    with pytest.raises(InputError, match="^batch=4: task rag has 3 questions with as many turns; expected at most batch=3$"):
+    with pytest.raises(
+        InputError, match="^batch=4: task rag has 3 questions with the same number of turns; expected at most batch=3$"
+    ):
         check_batch(questions, 4)
     check_batch(questions, 3)
 
@@ -176,7 +217,8 @@ def test_a_group_is_counted_once(batched: Path) -> None:
     seconds = {trial.block: trial.seconds for trial in whole}
     rate = sum(trial.new_tokens for trial in whole) / sum(seconds.values())
     assert rows.loc[("pld", "qa"), "tokens_per_second"] == pytest.approx(rate)
-    assert rows.loc[("pld", "qa"), "questions"] == 2 and rows.loc[("pld", "qa"), "batch"] == 2
+    assert rows.loc[("pld", "qa"), "questions"] == 4 and rows.loc[("pld", "qa"), "batch"] == 2
+    assert np.isnan(rows["memory_share"].to_numpy(float)).all(), "the weights are read once for the whole batch"
     for name in ("conversion", "mean_accepted_tokens"):
         assert rows.loc[(BASELINE, "qa"), name] == pytest.approx(1)
     said = [alarm.message for alarm in find_alarms(run, summarise(run))]
@@ -191,7 +233,9 @@ def test_a_group_with_a_failed_question_is_left_out_of_both_sides(batched: Path)
     changed = [dataclasses.replace(trial, **broken) if trial is hit else trial for trial in trials]  # type: ignore[arg-type]
     questions = build_question_frame(merge_groups(build_trial_frame(changed)))
     failed = questions[questions["failed"]]
-    assert failed[["method", "question_id", "repeat"]].to_numpy().tolist() == [["pld", f"group {hit.group}", hit.repeat]]
+    beside = [one.question_id for one in trials if (one.method, one.repeat, one.group) == ("pld", hit.repeat, hit.group)]
+    expected = ["pld", "+".join(map(str, beside)), hit.repeat]
+    assert failed[["method", "question_id", "repeat"]].to_numpy().tolist() == [expected]
 
 
 def test_a_killed_group_is_decoded_again_whole(batched: Path, cli: Cli, tmp_path: Path) -> None:

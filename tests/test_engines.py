@@ -120,12 +120,12 @@ def test_the_native_engine_keeps_its_memory_and_taps_for_each_method() -> None:
     engine = opened(Native(profile=False))
     engine.drafters["pld"].taps = (1,)
     engine.reserve(40, SAMPLING)
-    store = engine._stores[1]
+    store = engine._store
     for label in LABELS:
         engine.generate(label, prompts(1)[0].tolist(), SAMPLING)
-        assert engine._stores[1] is store, "taken before the clock runs"
+        assert engine._store is store, "taken before the clock runs"
         assert engine.target._taps == engine.drafters[label].taps
-    assert store.capacity == 40 + 16, "prompt and answer; chains need no more"
+    assert store is not None and store.capacity == 40 + 16, "prompt and answer; chains need no more"
 
 
 def test_what_outlives_a_turn_is_the_drafters_to_say() -> None:

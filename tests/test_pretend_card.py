@@ -16,7 +16,8 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, generate
 from specbench.decoding.runner import Kind, Runner
 from specbench.decoding.sampling import Sampling
-from specbench.decoding.tree import DraftTree, bring_trees
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree_batch import bring_trees
 from specbench.drafters.network_drafter import LayerDrafter
 from specbench.engine.native import Native
 from specbench.running.baseline import open_engines

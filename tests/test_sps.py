@@ -59,10 +59,11 @@ class Watched(SpeculativeSampling):
         self, states: list[DraftState], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]
     ) -> None:
         super().update(states, trees, outs, verified)
-        for step, choice in zip(self.now, verified, strict=True):
+        for state, choice in zip(states, verified, strict=True):  # of those that have not ended
+            step = next(one for one in self.now if self.begun[one.row] is state)
             step.accepted = len(choice.path) - 1
             self.committed[step.row] += choice.tokens
-        self.steps += self.now
+            self.steps.append(step)
 
 
 def watched(draft: LanguageModel, **changes: Any) -> Watched:
@@ -177,7 +178,8 @@ def test_a_draft_that_stopped_early_counts_as_a_rejection() -> None:
     for expected in (4, 3, 2, 1, 3):
         (tree,) = drafter.propose(states, [99])
         nodes = list(range(len(tree)))
-        drafter.update(states, [tree], [], [Verification(nodes, 9, [*tree.tokens.tolist()[1:], 9])])
+        verified = Verification(nodes, 9, [*tree.tokens.tolist()[1:], 9])
+        drafter.update(states, [tree], [TargetOutput(torch.empty(0))], [verified])
         assert states[0].length == expected, "the accepted 1 is compared with the 5, 4, 3, 2, 1 asked for"
 
 

@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree import DraftTree, TreeShape
+from specbench.decoding.tree_batch import read_depths
 from tests.random_trees import random_tree, way
 
 
@@ -49,3 +50,26 @@ def test_a_tree_of_scratch_alone_offers_nothing() -> None:
 def test_a_star_has_depth_one() -> None:
     tree = DraftTree(torch.arange(9), torch.tensor([-1] + [0] * 8))
     assert (tree.depth, tree.drafted, int(tree.ancestors.sum())) == (1, 8, 9 + 8), "each sees itself, leaves also the root"
+
+
+def test_a_tree_of_the_host_is_the_same_on_a_device() -> None:
+    """What was packed makes the same tree again, whatever its maker knew of it."""
+    probs, scratch = torch.rand(2, 5), torch.tensor([False, False, True, False])
+    shape = TreeShape([[0], [1], [0, 0]])
+    for tree in (
+        DraftTree.chain(torch.tensor([4, 3, 2]), probs),
+        DraftTree.from_lists([4, 3, 2, 1], [-1, 0, 0, 1]),
+        DraftTree(torch.tensor([4, 3, 2, 1]), torch.tensor([-1, 0, 0, 1]), probs, scratch, deepest=2),
+        shape.build_tree(torch.tensor([4, 3, 2, 1]), probs),
+    ):
+        other = tree.unpack(tree.pack())
+        assert torch.equal(other.tokens, tree.tokens) and torch.equal(other.parents, tree.parents)
+        assert torch.equal(other.ancestors, tree.ancestors) and other.children == tree.children
+        assert (other.probs is None) == (tree.probs is None) and (other.probs is None or torch.equal(other.probs, probs))
+        assert (other.depth, other.drafted, other.deepest) == (tree.depth, tree.drafted, tree.deepest)
+
+
+def test_nodes_that_are_never_accepted_make_no_tree_deeper() -> None:
+    tokens, parents = torch.tensor([4, 3, 2, 1]), torch.tensor([-1, 0, 1, 2])
+    tree = DraftTree(tokens, parents, scratch=torch.tensor([False, False, True, True]))
+    assert read_depths([tree, DraftTree.chain(tokens)]) == [tree.depth, 3] == [1, 3]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from specbench.records.trial import PER_STEP, Trial, name_unit
+from specbench.records.trial import PER_STEP, Trial
 
 TURN = ["method", "task", "repeat", "group", "turn"]
 COUNTS = ["new_tokens", "decode_tokens", "steps", "forwards", "retokenised", *PER_STEP]  # of a question, not of its group
@@ -23,20 +23,26 @@ def is_batched(trials: pd.DataFrame) -> bool:
 def merge_groups(trials: pd.DataFrame) -> pd.DataFrame:
     """Return one row per turn of a group: counts summed, nan where a question lacks one. trials: one row per question's turn.
 
-    Groups smaller than the others, a task's last ones, are left out: they decode at another batch.
+    Groups smaller than the others, a task's last ones, are left out, as they decode at another batch.
     """
     if not is_batched(trials):
         return trials
     whole = trials[trials["batch"] == trials["batch"].max()]
     turns = whole.groupby(TURN, sort=False)
+    complete = turns.size() == turns["batch"].first()  # of one that is being written, lines are missing
     rows = turns.first()  # what all questions share, and the first one's of what they do not
     sums = turns[COUNTS]
     rows[COUNTS] = sums.sum().where(sums.count().eq(turns.size(), axis=0))
     rows["failed"] = turns["failed"].any()
-    rows = rows.reset_index()
-    rows["question_id"] = [name_unit("", int(group)) for group in rows["group"]]
+    rows["question_id"] = turns["question_id"].agg(_join_names)
+    rows = rows[complete].reset_index()
     merged: pd.DataFrame = rows.reindex(columns=trials.columns)
     return merged
+
+
+def _join_names(questions: pd.Series) -> str:
+    """Return the name of a group in place of a question's: the same questions are the same group in every run."""
+    return "+".join(map(str, questions))
 
 
 def count_left_out(trials: Sequence[Trial]) -> int:

@@ -115,7 +115,7 @@ def pool_cells(pairs: pd.DataFrame) -> pd.DataFrame:
     sums = groups.sum(numeric_only=True, min_count=1)
     return pd.DataFrame(
         {
-            "questions": groups["question_id"].nunique(),
+            "questions": groups["question_id"].nunique() * groups["batch"].first(),
             "repeats": groups["repeat"].nunique(),
             "tokens_per_second": _rate(sums, ""),
             "decode_tokens_per_second": _decode_rate(sums, ""),

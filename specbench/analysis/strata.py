@@ -7,7 +7,6 @@ belong there. The rest is as in a task: paired by question, all questions of a l
 
 from __future__ import annotations
 
-import re
 from dataclasses import astuple
 
 import pandas as pd
@@ -16,6 +15,7 @@ from specbench.analysis import metrics, statistics
 from specbench.analysis.groups import is_batched, merge_groups
 from specbench.analysis.loaded_run import LoadedRun, order_methods
 from specbench.analysis.metrics import CELL
+from specbench.records.names import split_numbers
 from specbench.records.trial import BASELINE
 
 LENGTH = "prompt tokens"
@@ -32,7 +32,7 @@ def tabulate_strata(run: LoadedRun) -> pd.DataFrame:
     rows = pd.concat(tables, ignore_index=True)[COLUMNS] if tables else pd.DataFrame(columns=COLUMNS)
     methods, names = order_methods([run]), list(factors)
     order = [
-        (names.index(factor), _split_numbers(level), methods.index(method))
+        (names.index(factor), split_numbers(level), methods.index(method))
         for factor, level, method in rows[["factor", "level", "method"]].itertuples(index=False, name=None)
     ]
     return rows.iloc[sorted(range(len(rows)), key=order.__getitem__)].reset_index(drop=True)
@@ -60,11 +60,11 @@ def assign_levels(run: LoadedRun) -> dict[str, pd.Series]:
 
 
 def _keep_whole_groups(frame: pd.DataFrame, level: pd.Series) -> pd.Series:
-    """Return nan for groups whose questions are of several levels: their time belongs to none of them."""
+    """Return nan for groups whose questions are of several levels, whose time belongs to none of them, and for smaller ones."""
     if not is_batched(frame):
         return level
     mixed = level.fillna("").groupby([frame["group"], frame["turn"]]).transform("nunique") > 1
-    return level.mask(mixed)
+    return level.mask(mixed | (frame["batch"] < frame["batch"].max()))
 
 
 def name_bucket(tokens: float) -> str:
@@ -92,8 +92,3 @@ def _tabulate_factor(frame: pd.DataFrame, levels: pd.Series) -> pd.DataFrame:
     rows = counts.reset_index().rename(columns={"task": "level"})
     limits = [speedups.get(cell, (float("nan"),) * 3) for cell in rows[["method", "level"]].itertuples(index=False, name=None)]
     return rows.join(pd.DataFrame(limits, columns=SPEEDUPS, dtype=float))
-
-
-def _split_numbers(text: str) -> list[tuple[int, str]]:
-    """Return a key that sorts texts with numbers in them by the numbers."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text) if part]

@@ -53,6 +53,7 @@ def summarise(run: LoadedRun) -> pd.DataFrame:
         cells = cells.join(more)
     cells["unpaired"] = pd.Series(metrics.count_unpaired(questions, pairs), dtype=float).reindex(cells.index)
     rows = cells.reset_index().assign(**identify_run(run))
+    rows["unpaired"] *= rows["batch"]
     rows["lossless"] = [str(run.certified.get(method, UNKNOWN)) for method in rows["method"]]
     rows[EVIDENCE] = pd.DataFrame([_get_evidence(run, method) for method in rows["method"]], index=rows.index, dtype=float)
     rows["memory_share"] = _compute_memory_share(run, rows)
@@ -73,11 +74,14 @@ def _get_evidence(run: LoadedRun, method: str) -> tuple[float, float, float]:
 
 
 def _compute_memory_share(run: LoadedRun, rows: pd.DataFrame) -> pd.Series:
-    """Return, of autoregressive decoding, which part of the memory's reading speed its weights take: 1 is the machine's limit."""
+    """Return, of autoregressive decoding, which part of the memory's reading speed its weights take: 1 is the machine's limit.
+
+    nan of a batch, for which the weights are read once per step.
+    """
     memory = run.provenance.get("memory") or {}
     second = memory.get("read_bytes_per_second", np.nan)
     shares: pd.Series = rows["decode_tokens_per_second"] * memory.get("weight_bytes", np.nan) / second
-    return shares.where(rows["method"] == BASELINE)
+    return shares.where((rows["method"] == BASELINE) & (rows["batch"] == 1))
 
 
 def identify_run(run: LoadedRun) -> dict[str, Any]:

@@ -137,7 +137,8 @@ def plan(argv: list[str]) -> int:
     check_pilot(pilot, {key: getattr(settings.target, key) for key in ("name", "shape", "dtype")}, settings.batch)
     widen_console()
     questions, methods, repeats = outline_run(settings)
-    console.print(build_methods_table(plan_methods(pilot, methods, options.effect, options.power), options.effect, options.power))
+    plans = plan_methods(pilot, methods, options.effect, options.power)
+    console.print(build_methods_table(plans, options.effect, options.power, settings.batch))
     console.print(build_run_table(plan_run(pilot, questions, methods, repeats)))
     return 0
 

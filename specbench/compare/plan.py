@@ -133,14 +133,15 @@ def build_run_table(plan: RunPlan) -> Table:
     return table
 
 
-def build_methods_table(plans: Sequence[MethodPlan], effect: float, power: float) -> Table:
-    """Return the table of questions for the terminal."""
-    names = ("method", "questions", "SD of log speedup", "finds now", f"for {effect:.0%}", "compare", "compare --against")
-    table = Table(*names, title=f"Questions for a difference of {effect:.0%} with a power of {power:.0%}")
+def build_methods_table(plans: Sequence[MethodPlan], effect: float, power: float, batch: int) -> Table:
+    """Return the table of questions, or of groups of questions, for the terminal."""
+    unit = "questions" if batch == 1 else f"groups of {batch} questions"
+    names = ("method", unit, "SD of log speedup", "finds now", f"for {effect:.0%}", "compare", "compare --against")
+    table = Table(*names, title=f"{unit.capitalize()} for a difference of {effect:.0%} with a power of {power:.0%}")
     for plan in plans:
         stored = f"{plan.stored.questions}" + f", {plan.stored.runs} runs" * (plan.stored.runs > 1)
         paired = "not in one run" if plan.paired is None else str(plan.paired)
         cells = (f"{plan.questions}", f"{plan.deviation:.3f}", f"{plan.effect:.1%}", f"{plan.needed}", stored, paired)
         table.add_row(plan.method, *cells)
-    table.caption = "compare: questions per run, and runs per side, with which a slowdown of that size fails"
+    table.caption = f"compare: {unit} per run, and runs per side, with which a slowdown of that size fails"
     return table

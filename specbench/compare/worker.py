@@ -64,7 +64,9 @@ def _answer(engine: Native, call: dict[str, Any]) -> Any:
         result = getattr(engine, name)(**call)
     except Exception as error:
         return _describe_failure(error)
-    return dataclasses.asdict(result) if name == "generate" else None
+    if name != "generate":
+        return None
+    return {field: value for field, value in dataclasses.asdict(result).items() if field != "error"}  # that is for failures
 
 
 def _describe_failure(error: Exception) -> dict[str, str]:

@@ -10,14 +10,15 @@ from torch import Tensor
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.sampling import Sampling
-from specbench.decoding.tree import DraftTree, bring_trees
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree_batch import bring_trees
 from specbench.decoding.verify import Verification, Verifier, make_verifier
 from specbench.machine.devices import upload
 
 
 @dataclass
 class DraftWork:
-    """What drafting for one sequence has taken so far. forwards: of the drafter's own model in which the sequence had a row."""
+    """What drafting for one sequence has taken so far. forwards: of the drafter's own model that drafted for the sequence."""
 
     forwards: int = 0
 
@@ -85,7 +86,7 @@ class Drafter:
         return bring_trees(trees, self.target.device)
 
     def update(self, states: list[Any], trees: list[DraftTree], outs: list[TargetOutput], verified: list[Verification]) -> None:
-        """Pass every sequence's target output and verification to `observe`."""
+        """Pass the target's output and the verification of each sequence that has not ended to `observe`."""
         for step in zip(states, trees, outs, verified, strict=True):
             self.observe(*step)
 

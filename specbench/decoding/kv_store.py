@@ -39,13 +39,13 @@ class _Memory:
     def bytes(self) -> int:
         return sum(buffer.nbytes for pair in self._buffers.values() for buffer in pair)
 
-    def clear(self) -> None:
-        self.bucket, self.rows = 0, list(range(self.batch))
+    def clear(self, rows: int) -> None:
+        self.bucket, self.rows = 0, list(range(rows))
 
     def retain(self, places: list[int]) -> None:
         """Keep the rows at these places alone; they move together."""
         self.rows = [self.rows[place] for place in places]
-        for layer, pair in self.layers.items():
+        for layer, pair in self.layers.items() if self.bucket else ():  # else nothing has been written in this turn
             keys, values = (self._copy(buffer, old[places]) for buffer, old in zip(self._buffers[layer], pair, strict=True))
             self.layers[layer] = keys, values
 
@@ -101,6 +101,11 @@ class KVStore:
         return self._memory.bucket
 
     @property
+    def is_part(self) -> bool:
+        """Whether it is one row of a batch's memory, whose addresses are not those of the whole."""
+        return self._row is not None and self._memory.batch > 1
+
+    @property
     def layers(self) -> dict[int, Layer]:
         """The bucket's entries of each layer that has written: committed, in flight, and of no meaning."""
         if self._row is None:
@@ -118,10 +123,11 @@ class KVStore:
         """Bytes of one entry per row, all layers together."""
         return sum(tensor[:, :, 0].nbytes for pair in self.layers.values() for tensor in pair)
 
-    def clear(self) -> None:
-        """Drop every sequence, bring back every row and keep the memory."""
-        self.lengths = [0] * self.batch
-        self._memory.clear()
+    def clear(self, rows: int | None = None) -> None:
+        """Drop every sequence and keep the memory, for so many rows, at most the batch; None: for all."""
+        count = self.batch if rows is None else rows
+        self.lengths = [0] * count
+        self._memory.clear(count)
 
     def retain(self, places: list[int]) -> None:
         """Keep the rows at these places alone: the others have ended, and forwards run without them."""

@@ -1,7 +1,7 @@
 """An unmodified decoder-only transformers model over our own KV store: one forward over one draft tree per sequence."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,7 +16,8 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.masks import ChainBias, Reach
 from specbench.decoding.runner import Runner
 from specbench.decoding.static import StaticPass, lay_out
-from specbench.decoding.tree import DraftTree, pad_rows
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree_batch import pad_rows
 from specbench.errors import InputError
 from specbench.machine.devices import upload
 
@@ -134,17 +135,44 @@ class LanguageModel:
         """
         ids, positions = _batch_trees(trees, store.lengths, self._bias)  # (B, N) each
         sizes = [len(tree) for tree in trees]
-        if min(store.lengths) and self.runner.is_static(ids.numel()) and store.has_room(ids.shape[1]):  # not of a prompt
+        if self._is_static(store, ids.shape[1]):
             rows = [slice(size - 1 if last_only else 0, size) for size in sizes]
             logits, hidden = self.runner.run((ids, positions), self.lay_out(store, trees), self._taps)
         else:
-            kept, rows = _choose_rows(sizes, last_only, ids.device)
+            rows = [slice(size) for size in sizes]
             eager = ForwardPass(store, trees, self._bias, self._chunks, self._reaches)
-            logits, hidden = self._compute(ids, positions, eager, kept)
+            with self._read_ends(sizes) if last_only else nullcontext():
+                logits, hidden = self._compute(ids, positions, eager, LAST if last_only and len(set(sizes)) == 1 else 0)
+            if last_only:
+                ends = [0 if logits.shape[1] == 1 else size - 1 for size in sizes]
+                rows = [slice(end, end + 1) for end in ends]
         return [TargetOutput(logits[row, rows[row]], hidden[row, :size]) for row, size in enumerate(sizes)]
 
+    @contextmanager
+    def _read_ends(self, sizes: list[int]) -> Iterator[None]:
+        """Let the output head read the last token of each sequence alone, where these are not in one column."""
+        if len(set(sizes)) == 1:
+            yield
+            return
+
+        def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            hidden, *others = inputs
+            ends = upload(torch.tensor(sizes), hidden.device) - 1
+            return (hidden[torch.arange(len(sizes), device=hidden.device), ends][:, None], *others)
+
+        hook = self.head.register_forward_pre_hook(select)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _is_static(self, store: KVStore, nodes: int) -> bool:
+        """Whether a forward has a fixed shape: not over a prompt, and a graph of a whole batch is not dropped for one row's."""
+        recorded_elsewhere = self.runner.kind == "graph" and store.is_part
+        return min(store.lengths) > 0 and self.runner.is_static(nodes) and store.has_room(nodes) and not recorded_elsewhere
+
     def _compute(
-        self, ids: Tensor, positions: Tensor, forward_pass: ForwardPass | StaticPass, kept: slice | Tensor | int = 0
+        self, ids: Tensor, positions: Tensor, forward_pass: ForwardPass | StaticPass, kept: slice | int = 0
     ) -> tuple[Tensor, Tensor]:
         """ids, positions (B, N) -> logits (B, N, V), or of the kept tokens, and hidden states (B, N, taps * H)."""
         logits: Tensor = self.model(
@@ -180,17 +208,6 @@ class LanguageModel:
         for row, prompt in enumerate(prompts):
             store.keep(row, range(len(prompt)))
         return outs
-
-
-def _choose_rows(sizes: list[int], last_only: bool, device: torch.device) -> tuple[slice | Tensor | int, list[slice]]:
-    """Return which logits a forward over sequences of these sizes is asked for, and each sequence's rows among them."""
-    if not last_only:
-        return 0, [slice(size) for size in sizes]
-    ends = sorted(set(sizes))
-    if len(ends) == 1:
-        return LAST, [slice(1)] * len(sizes)
-    places = [ends.index(size) for size in sizes]
-    return upload(torch.tensor(ends) - 1, device), [slice(place, place + 1) for place in places]
 
 
 def check_taps(taps: tuple[int, ...], layers: int) -> None:

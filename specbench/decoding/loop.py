@@ -14,8 +14,10 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling, spread_seed
 from specbench.decoding.stopping import Ending, Forbidden
-from specbench.decoding.tree import DraftTree, read_depths
-from specbench.decoding.verify import Conclude, Verification, Verifier, examine_group, upload_group
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree_batch import read_depths
+from specbench.decoding.verify import Verification, Verifier
+from specbench.decoding.verify_group import Conclude, examine_group, upload_group
 from specbench.machine.devices import synchronize
 
 
@@ -97,8 +99,7 @@ class _Sequence:
         try:
             yield
         except ArithmeticError as error:
-            if not self.done:  # else its row only waits for the others
-                self.generation.error = ArithmeticError(f"after {len(self.generation.output_ids)} new tokens: {error}")
+            self.generation.error = ArithmeticError(f"after {len(self.generation.output_ids)} new tokens: {error}")
 
     def commit(self, tokens: list[int]) -> int:
         """Append tokens up to the first stop token, the end of a text or the limit; return how many were appended."""
@@ -213,9 +214,9 @@ def generate_group(
     if rows:
         fitting = [prompts[row] for row in rows]
         needed = max(capacity(target, drafter, len(prompt), samplings[0]) for prompt in fitting)
-        if store is None or store.capacity < needed or store.batch != len(rows):
+        if store is None or store.capacity < needed or store.batch < len(rows):
             store = target.create_store(needed, len(rows))
-        store.clear()
+        store.clear(len(rows))
         drafter.prepare(fitting, [samplings[row] for row in rows], store.capacity)
         target.tap(drafter.taps)
         _decode(target, drafter, fitting, [sequences[row] for row in rows], store, Clock(target.device, profile))
@@ -270,18 +271,18 @@ def _run_step(
             raise ValueError(f"{type(drafter).__name__} drafted {tree.depth_limit} tokens deep, with a budget of {budget}")
     drafted = clock.now()
     outs = target.forward(store, trees)  # one forward for all sequences
-    logits = [sequence.forbid(tree, out.logits) for sequence, tree, out in zip(sequences, trees, outs, strict=True)]
-    concluding = examine_group([sequence.verifier for sequence in sequences], trees, logits)
-    verified = [sequence.conclude(tree, verify) for sequence, tree, verify in zip(sequences, trees, concluding, strict=True)]
+    rows = [row for row, sequence in enumerate(sequences) if not sequence.done]  # the others wait to be dropped
+    running, trees, outs = [sequences[row] for row in rows], [trees[row] for row in rows], [outs[row] for row in rows]
+    logits = [sequence.forbid(tree, out.logits) for sequence, tree, out in zip(running, trees, outs, strict=True)]
+    concluding = examine_group([sequence.verifier for sequence in running], trees, logits)
+    verified = [sequence.conclude(tree, verify) for sequence, tree, verify in zip(running, trees, concluding, strict=True)]
     clock.draft += drafted - start
     clock.verify += clock.now() - drafted
     verified = upload_group(verified)
-    running = [row for row, sequence in enumerate(sequences) if not sequence.done]
-    _keep(store, {row: verified[row] for row in running})
-    depths = read_depths([trees[row] for row in running])
-    for row, depth in zip(running, depths, strict=True):
-        sequences[row].record(trees[row], verified[row], depth)
-    drafter.update(states, trees, outs, verified)
+    _keep(store, dict(zip(rows, verified, strict=True)))
+    for sequence, tree, choice, depth in zip(running, trees, verified, read_depths(trees), strict=True):
+        sequence.record(tree, choice, depth)
+    drafter.update([states[row] for row in rows], trees, outs, verified)
 
 
 def _keep(store: KVStore, verified: Mapping[int, Verification]) -> None:

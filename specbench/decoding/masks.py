@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specbench.decoding.tree import DraftTree, pad_rows, stack_ancestors
+from specbench.decoding.tree import DraftTree
+from specbench.decoding.tree_batch import pad_rows, stack_ancestors
 from specbench.machine.devices import upload
 
 
@@ -111,8 +112,8 @@ class ChainBias:
             nodes = starts + pad_rows([tree.depths for tree in trees])
             positions = self.number(0, most).repeat(len(trees), 1)
             positions.scatter_(1, _list_places(starts, visible.shape[1]), nodes)
-            seen = reach.limit(seen, positions, nodes)
-            seen[:, :, 0] |= ~seen.any(dim=2)  # padding
+            seen = reach.limit(seen, positions, nodes)[:, :, :entries]
+            seen[:, :, 0] |= ~seen.any(dim=2)  # padding, which is cut or out of reach
         return self._fill(seen[:, :, :entries])
 
     def _build_causal_masks(self, lengths: Sequence[int], nodes: int, entries: int) -> Tensor:

@@ -20,7 +20,7 @@ from specbench.decoding.static import StaticPass
 Kind = Literal["eager", "static", "compiled", "graph"]
 Output = TypeVar("Output")
 Inputs = tuple[Tensor, ...]  # (B, N, ...) each
-MOST_NODES = 256  # of all sequences together, in a forward of fixed shape; prompts run eagerly
+MOST_NODES = 256  # of a sequence, in a forward of fixed shape; prompts run eagerly
 OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}  # multiply and add in one instruction, as every product does
 ONE_NODE = {"realize_opcount_threshold": 8}  # or inductor computes the query's rotation again for every key it meets
 
@@ -48,7 +48,7 @@ class Runner(Generic[Output]):
         return len(self._graphs)
 
     def is_static(self, nodes: int) -> bool:
-        """Whether a forward over so many nodes, in all, runs at a fixed shape."""
+        """Whether a forward over so many nodes per sequence runs at a fixed shape."""
         return self.kind != "eager" and nodes <= MOST_NODES
 
     def run(self, inputs: Inputs, static: StaticPass, variant: Hashable = ()) -> Output:

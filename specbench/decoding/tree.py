@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from specbench.errors import InputError
-from specbench.machine.devices import upload
 from specbench.machine.rehearsal import is_rehearsing
 
 Pick = tuple[Tensor, Tensor | None]  # tokens, and the probabilities they were drawn from: None if chosen greedily
@@ -102,8 +101,11 @@ class DraftTree:
             return self.shape.depth
         if self.linear:
             return len(self) - 1
-        offered = self.depths if self.scratch is None else self.depths[~self.scratch]
-        return int(offered.max())
+        return int(self.find_depth())
+
+    def find_depth(self) -> Tensor:
+        """() int64: the depth, on the device."""
+        return (self.depths if self.scratch is None else self.depths.masked_fill(self.scratch, 0)).max()
 
     @property
     def knows_depth(self) -> bool:
@@ -111,39 +113,27 @@ class DraftTree:
         return self.shape is not None or self.linear
 
     def pack(self) -> Tensor:
-        """Return what the device needs of a tree that was made on the host, flat int64."""
-        return self.shape.rows.flatten() if isinstance(self.shape, Outline) else self.tokens
+        """Return the numbers that the device needs of a tree that was made on the host, flat int64."""
+        if isinstance(self.shape, Outline):
+            return self.shape.rows.flatten()
+        return self.tokens if self.linear or self.shape is not None else torch.cat([self.tokens, self.parents])
 
     def unpack(self, numbers: Tensor) -> "DraftTree":
-        """Return the same tree on a device, of what was packed."""
+        """Return the same tree on the device of these numbers, which were packed."""
         if isinstance(self.shape, Outline):
             return _outline(numbers.view(self.shape.rows.shape), self.shape.depth, self.shape.children)
-        return DraftTree.chain(numbers) if self.shape is None else self.shape.build_tree(numbers)
+        probs, scratch = (None if one is None else one.to(numbers.device) for one in (self.probs, self.scratch))
+        if self.linear:
+            return DraftTree.chain(numbers, probs)
+        if self.shape is not None:
+            return self.shape.build_tree(numbers, probs)
+        tokens, parents = numbers.view(2, -1)
+        return DraftTree(tokens, parents, probs, scratch, deepest=self.deepest)
 
     @property
     def depth_limit(self) -> int:
         """A depth that no node exceeds; the device is not asked if the tree's maker knew one."""
         return self.depth if self.deepest is None else self.deepest
-
-
-def pad_rows(rows: Sequence[Tensor]) -> Tensor:
-    """Stack rows (n, ...) of different lengths -> (B, N, ...), with zeros after their ends."""
-    if len(rows) == 1:
-        return rows[0][None]
-    alike = len({len(row) for row in rows}) == 1
-    return torch.stack(list(rows)) if alike else nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-
-
-def stack_ancestors(trees: Sequence[DraftTree]) -> Tensor:
-    """Return the trees' ancestors as (B, N, N) bool, N nodes in the largest tree; a node of padding sees itself at least."""
-    first, nodes = trees[0], max(map(len, trees))
-    if all(tree.linear for tree in trees) or all(tree.shape is not None and tree.shape is first.shape for tree in trees):
-        largest = max(trees, key=len)
-        return largest.ancestors.repeat(len(trees), 1, 1)
-    stacked = torch.eye(nodes, dtype=torch.bool, device=first.tokens.device).repeat(len(trees), 1, 1)
-    for row, tree in enumerate(trees):
-        stacked[row, : len(tree), : len(tree)] = tree.ancestors
-    return stacked
 
 
 @dataclass(frozen=True)
@@ -164,23 +154,6 @@ class Outline:
 def _outline(rows: Tensor, depth: int, children: list[list[int]]) -> DraftTree:
     """Return a tree whose parents the host knows. rows: as in Outline."""
     return DraftTree(rows[0], rows[1], shape=Outline(rows, rows[3:].bool(), rows[2], depth, len(children) - 1, children))
-
-
-def bring_trees(trees: Sequence[DraftTree], device: torch.device) -> list[DraftTree]:
-    """Copy the trees that were made on the host to the device of the target, all in one copy."""
-    away = [device.type != "cpu" and tree.tokens.device.type == "cpu" for tree in trees]
-    packed = [tree.pack() for tree, off in zip(trees, away, strict=True) if off]
-    if not packed:
-        return list(trees)
-    parts = iter(torch.split(upload(torch.cat(packed), device), [len(part) for part in packed]))
-    return [tree.unpack(next(parts)) if off else tree for tree, off in zip(trees, away, strict=True)]
-
-
-def read_depths(trees: Sequence[DraftTree]) -> list[int]:
-    """Return how deep each tree is; what the device alone knows comes in one copy."""
-    asked = [tree.depths.max() for tree in trees if not tree.knows_depth]
-    answers = iter(torch.stack(asked).tolist() if asked else ())
-    return [tree.depth if tree.knows_depth else next(answers) for tree in trees]
 
 
 def _build_ancestor_mask(parents: Tensor, deepest: int | None = None) -> Tensor:
@@ -296,14 +269,6 @@ class TreeShape:
     def build_tree(self, tokens: Tensor, probs: Tensor | None = None) -> DraftTree:
         """Fill the tree with tokens (N,) int64, the root first; probs as in DraftTree."""
         return DraftTree(tokens, self.parents, probs, scratch=self.scratch, shape=self)
-
-
-def fill_shapes(shapes: Sequence[TreeShape], tokens: Tensor, probs: Tensor | None = None) -> list[DraftTree]:
-    """Fill cuts of one static tree, each with the start of its row. tokens (B, N) of the deepest one, probs (B, P, V)."""
-    return [
-        shape.build_tree(tokens[row, : len(shape)], None if probs is None else probs[row, : shape.inner])
-        for row, shape in enumerate(shapes)
-    ]
 
 
 def _find_place(path: tuple[int, ...], nodes: list[tuple[int, ...]]) -> int:

@@ -9,10 +9,10 @@ p is the target's distribution, q the one that a draft token was drawn from. A v
 with their own logits in the same way (`pick`, `rank`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import accumulate, chain, compress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import compress
 from math import isfinite
 from typing import Protocol
 
@@ -26,7 +26,6 @@ from specbench.errors import InputError
 from specbench.machine.devices import upload
 
 CPU = torch.device("cpu")
-Conclude = Callable[[], "Verification"]
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,6 @@ class Verification:
         return self.path[-1] != len(self.path) - 1
 
 
-def upload_group(group: Sequence[Verification]) -> list[Verification]:
-    """Bring the paths and tokens of a group to the device in one copy."""
-    if len(group) == 1:
-        return list(group)  # some drafters need none of it there
-    numbers = [one.numbers for one in group]
-    parts = torch.split(upload(torch.tensor(list(chain.from_iterable(numbers))), group[0].device), list(map(len, numbers)))
-    return [replace(one, copied=part) for one, part in zip(group, parts, strict=True)]
-
-
 class Verifier(Protocol):
     """Chooses the tokens of one sequence."""
 
@@ -97,14 +87,16 @@ class GreedyVerifier:
     """Accepts a draft token x_i if x_i = argmax p(. | x_<i)."""
 
     def choose_first(self, logits: Tensor) -> int:
-        best, largest = torch.stack(_choose_best(logits)).tolist()
+        best, largest = torch.stack(choose_best(logits)).tolist()
         _check_finite(isfinite(largest))
         return int(best)
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
         """Accept the deepest path that follows the argmax, the first of equals; one device-to-host copy."""
-        (conclude,) = examine_group([self], [tree], [logits])
-        return conclude()
+        best, largest = choose_best(logits)
+        marks = self.mark_path(tree, logits, best)
+        columns = [tree.tokens, best, largest, *([] if marks is None else [marks])]
+        return self.conclude(tree, torch.stack(columns).tolist(), marks is not None)
 
     def mark_path(self, tree: DraftTree, logits: Tensor, best: Tensor) -> Tensor | None:
         """Return which nodes are accepted, (N,) bool; None of a chain, whose tokens the host compares. best (N,): the argmax."""
@@ -270,7 +262,7 @@ def _mask_reached(tree: DraftTree, right: Tensor) -> Tensor:
     return (right | ~tree.ancestors).all(dim=1)
 
 
-def _choose_best(logits: Tensor) -> tuple[Tensor, Tensor]:
+def choose_best(logits: Tensor) -> tuple[Tensor, Tensor]:
     """(..., V) -> the argmax, the first of equals, and the maximum in float32, (...) each.
 
     NaN and +inf win every maximum; -inf, a forbidden token, wins none unless all are forbidden.
@@ -288,52 +280,6 @@ def _check_finite(finite: bool) -> None:
 def _mark_ancestors(tree: DraftTree, node: Tensor) -> Tensor:
     """Return (N,) bool: which nodes lead to a node ()."""
     return tree.ancestors.index_select(0, node[None])[0]
-
-
-def examine_group(verifiers: Sequence[Verifier], trees: Sequence[DraftTree], logits: Sequence[Tensor]) -> list[Conclude]:
-    """Return what verifies each draft of a group, or raises ArithmeticError; for all greedy ones, one copy goes to the host."""
-    rows = list(zip(verifiers, trees, logits, strict=True))
-    greedy = [(one, tree, own) for one, tree, own in rows if isinstance(one, GreedyVerifier)]
-    concluding = iter(_examine_greedy(greedy) if greedy else ())
-    return [next(concluding) if isinstance(one, GreedyVerifier) else partial(one.verify, tree, own) for one, tree, own in rows]
-
-
-def _examine_greedy(rows: Sequence[tuple[GreedyVerifier, DraftTree, Tensor]]) -> Iterator[Conclude]:
-    """Yield what concludes each draft. Integers stay below 2^24, so that float32 holds them."""
-    sizes = [len(tree) for _, tree, _ in rows]
-    best, largest = _choose_best(_join([logits for _, _, logits in rows]))  # of all nodes at once
-    chosen = [best] if len(rows) == 1 else torch.split(best, sizes)
-    marks = [one.mark_path(tree, logits, own) for (one, tree, logits), own in zip(rows, chosen, strict=True)]
-    columns = [_join([tree.tokens for _, tree, _ in rows]), best, largest]
-    if any(marked is not None for marked in marks):
-        columns.append(_join([torch.ones_like(own) if mark is None else mark for mark, own in zip(marks, chosen, strict=True)]))
-    host = torch.stack(columns).tolist()
-    ends = list(accumulate(sizes))
-    for (one, tree, _), mark, size, end in zip(rows, marks, sizes, ends, strict=True):
-        yield partial(one.conclude, tree, [column[end - size : end] for column in host], mark is not None)
-
-
-def _join(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def pick_group(verifiers: Sequence[Verifier], logits: Tensor) -> list[Pick]:
-    """Choose each sequence's next draft token as its verifier's `pick` does. logits (B, V)."""
-    if all(verifier is GREEDY for verifier in verifiers):
-        return [(token, None) for token in torch.split(GREEDY.pick(logits)[0], 1)]
-    return [verifier.pick(row) for verifier, row in zip(verifiers, torch.split(logits, 1), strict=True)]
-
-
-def rank_group(verifiers: Sequence[Verifier], logits: Tensor, width: int, drafting: Sequence[bool]) -> Pick:
-    """Choose the children of M nodes in each of B trees as their verifiers' `rank` does; nothing is drawn where none drafts.
-
-    logits (B, M, V) -> tokens (B, M, width), probabilities (B, M, V).
-    """
-    if all(verifier is GREEDY for verifier in verifiers):
-        return GREEDY.rank(logits, width)
-    nothing = torch.zeros_like(logits[0, :, :1], dtype=torch.long).expand(-1, width), torch.zeros_like(logits[0]).float()
-    ranked = [one.rank(row, width) if on else nothing for one, row, on in zip(verifiers, logits, drafting, strict=True)]
-    return torch.stack([tokens for tokens, _ in ranked]), torch.stack([q for _, q in ranked if q is not None])
 
 
 def _trace_path(children: list[list[int]], node: int) -> list[int]:

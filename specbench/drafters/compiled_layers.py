@@ -12,7 +12,7 @@ from specbench.decoding.runner import Kind
 from specbench.decoding.static import StaticPass
 from specbench.drafters.layers import DraftKV
 from specbench.drafters.network_drafter import LayerDrafter
-from specbench.models.forwards import CONTEXT, Choice, Trial, Trials, Wanted, get_bound, get_fast_kind
+from specbench.models.forwards import CONTEXT, SHORTER, Choice, Trial, Trials, Wanted, choose_nodes, get_bound, get_fast_kind
 
 SIZES = {"one node": 1, "several nodes": 6}
 
@@ -37,12 +37,13 @@ def choose_layers(drafter: LayerDrafter, batch: int, wanted: Wanted, asked: str)
 
 def _list_trials(drafter: LayerDrafter, batch: int) -> Iterator[Trial]:
     """Yield a trial over one and over several nodes, per width of input."""
-    store = drafter.create_store(CONTEXT + max(SIZES.values()), batch)
+    store = drafter.create_store(CONTEXT + max(SIZES.values()) + 1, batch)
     drafter.run_layers(_draw_inputs(drafter, CONTEXT, batch)[0], store.build_token_pass([CONTEXT] * batch))
-    store.keep([CONTEXT] * batch)
+    store.keep([CONTEXT - row % SHORTER for row in range(batch)])
     fast = get_fast_kind(drafter.target.device)
     beside = f" of {batch} sequences" if batch > 1 else ""
-    for name, nodes in SIZES.items():
+    for name, size in SIZES.items():
+        nodes = choose_nodes(size, batch) if size > 1 else 1
         for inputs in _draw_inputs(drafter, nodes, batch):
             drafter.runner.kind = fast
             layer_pass = store.build_token_pass([nodes] * batch)
@@ -56,9 +57,17 @@ def _list_trials(drafter: LayerDrafter, batch: int) -> Iterator[Trial]:
 
 
 def _draw_inputs(drafter: LayerDrafter, nodes: int, batch: int) -> list[tuple[Tensor, ...]]:
-    """Return the same inputs for every sequence, per width of input."""
+    """Return inputs per width, of other hidden states for every sequence."""
     drawn = drafter.network.list_layer_inputs(nodes)
-    return [tuple(tensor.repeat(batch, *[1] * (tensor.ndim - 1)) for tensor in inputs) for inputs in drawn]
+    return [(_draw_rows(hidden, batch), *(_repeat(one, batch) for one in others)) for hidden, *others in drawn]
+
+
+def _draw_rows(hidden: Tensor, batch: int) -> Tensor:
+    return torch.cat([hidden.roll(row, dims=-1) for row in range(batch)])
+
+
+def _repeat(tensor: Tensor, batch: int) -> Tensor:
+    return tensor.repeat(batch, *[1] * (tensor.ndim - 1))
 
 
 def _run(drafter: LayerDrafter, store: DraftKV, inputs: tuple[Tensor, ...], kind: Kind) -> Tensor:

@@ -16,30 +16,26 @@ S = TypeVar("S", KVStore, DraftKV)
 class KeepingDrafter(Drafter, Generic[S]):
     """A drafter with a store for the batch, in which a sequence has the row of its place.
 
-    Stores are cleared at each turn and replaced when they are too small; one is kept per size of batch.
+    The store is cleared at each turn and replaced when it is too small.
     """
 
     store: S
-
-    def __init__(self) -> None:
-        self._stores: dict[int, S] = {}
 
     def create_store(self, capacity: int, batch: int = 1) -> S:
         raise NotImplementedError
 
     def prepare(self, prompts: list[Tensor], samplings: list[Sampling], capacity: int) -> None:
-        batch = len(prompts)
-        if batch not in self._stores or self._stores[batch].capacity < capacity:
-            self._stores[batch] = self.create_store(capacity, batch)
-        self.store = self._stores[batch]
+        batch, kept = len(prompts), getattr(self, "store", None)
+        if kept is None or kept.batch < batch or kept.capacity < capacity:
+            self.store = self.create_store(capacity, batch)
 
     def begin(self, prompts: list[list[int]], outs: list[TargetOutput], contexts: list[SequenceContext]) -> list[Any]:
-        self.store.clear()
+        self.store.clear(len(prompts))
         return super().begin(prompts, outs, contexts)
 
     def count_bytes(self) -> int:
-        """Return the bytes of the stores."""
-        return sum(store.bytes for store in self._stores.values())
+        """Return the bytes of the store, 0 before there is one."""
+        return self.store.bytes if hasattr(self, "store") else 0
 
     def retain(self, places: list[int]) -> None:
         self.store.retain(places)

@@ -57,9 +57,10 @@ class DraftKV:
     def bytes(self) -> int:
         return self.store.bytes
 
-    def clear(self) -> None:
-        self.store.clear()
-        self.lengths, self._stacked = [0] * self.batch, 0
+    def clear(self, rows: int | None = None) -> None:
+        """Drop every sequence and keep the memory, for so many rows; None: for all."""
+        self.store.clear(rows)
+        self.lengths, self._stacked = list(self.store.lengths), 0
 
     def retain(self, places: list[int]) -> None:
         """Keep the rows at these places alone."""
@@ -71,6 +72,20 @@ class DraftKV:
         if len(self.lengths) == 1:
             return self._bias.number(self.lengths[0] + first, count)
         return self._bias.locate(self.lengths) + self._bias.number(first, count)
+
+    def number_tokens(self, counts: list[int]) -> Tensor:
+        """(B, N) int64: positions of so many further committed tokens per row; padding is at its row's first position."""
+        positions = self.number(max(counts))
+        if len(set(counts)) == 1:
+            return positions
+        self._fed = upload(torch.tensor(counts), positions.device)
+        return torch.where(self._bias.number(0, max(counts)) < self._fed[:, None], positions, positions[:, :1])
+
+    def select_last(self, out: Tensor, counts: list[int]) -> Tensor:
+        """Return each row's output for the last of the tokens that `number_tokens` numbered: (B, N, H) -> (B, 1, H)."""
+        if len(set(counts)) == 1:
+            return out[:, -1:]
+        return out[torch.arange(len(counts), device=out.device), self._fed - 1][:, None]
 
     def build_token_pass(self, counts: list[int]) -> LayerPass | StaticPass:
         """Return the pass of so many further committed tokens per row; call `keep` after it."""
@@ -92,7 +107,7 @@ class DraftKV:
         return self._lay_out(mask) if self._is_static(nodes) else self._build_pass([nodes] * len(self.lengths), mask)
 
     def _is_static(self, count: int) -> bool:
-        runs = self._runner is not None and self._runner.is_static(count * len(self.lengths))
+        runs = self._runner is not None and self._runner.is_static(count)
         return runs and min(self.lengths) > 0 and self.store.has_room(count)
 
     def _build_pass(self, sizes: list[int], mask: Tensor) -> LayerPass:
@@ -114,14 +129,6 @@ class DraftKV:
     def drop(self) -> None:
         """Remove the trees."""
         self._stacked, self.store.lengths = 0, list(self.lengths)
-
-
-def select_last(out: Tensor, counts: list[int]) -> Tensor:
-    """Return each row's output for the last of its tokens: (B, N, H) -> (B, 1, H). counts: of tokens."""
-    if len(set(counts)) == 1:
-        return out[:, -1:]
-    last = upload(torch.tensor(counts), out.device) - 1
-    return out[torch.arange(len(counts), device=out.device), last][:, None]
 
 
 class Rotary:

@@ -9,7 +9,8 @@ from torch import Tensor
 from specbench.bounds import StaticTree
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
-from specbench.decoding.tree import DraftTree, TreeShape, fill_shapes, pad_rows
+from specbench.decoding.tree import DraftTree, TreeShape
+from specbench.decoding.tree_batch import fill_shapes, pad_rows
 from specbench.decoding.verify import TypicalVerifier, Verifier, parse_thresholds
 from specbench.drafters.network_drafter import NetworkDrafter
 

@@ -43,7 +43,7 @@ class Native(Engine):
     def open(self, target: LanguageModel, drafters: Mapping[str, Drafter], batch: int = 1) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length of the KV store, longer than a step takes
         self.target, self.drafters = target, drafters
-        self._stores: dict[int, KVStore] = {}  # by batch
+        self._store: KVStore | None = None
         for drafter in drafters.values():
             drafter.bind(target)
             if drafter.taps:
@@ -87,8 +87,8 @@ class Native(Engine):
 
     def reserve(self, prompt_tokens: int, sampling: Sampling, batch: int = 1) -> None:
         needed = max(capacity(self.target, drafter, prompt_tokens, sampling) for drafter in self.drafters.values())
-        if batch not in self._stores or self._stores[batch].capacity < needed:
-            self._stores[batch] = self.target.create_store(needed, batch)
+        if self._store is None or self._store.batch < batch or self._store.capacity < needed:
+            self._store = self.target.create_store(needed, max(batch, self._store.batch if self._store else 1))
 
     def generate(self, label: str, prompt: list[int], sampling: Sampling) -> Generation:
         (out,) = self.generate_group(label, [prompt], [sampling])
@@ -98,9 +98,9 @@ class Native(Engine):
 
     def generate_group(self, label: str, prompts: list[list[int]], samplings: list[Sampling]) -> list[Generation]:
         self.reserve(max(map(len, prompts)), samplings[0], len(prompts))
-        drafter, store = self.drafters[label], self._stores[len(prompts)]
+        drafter = self.drafters[label]
         ids, before = [torch.tensor(prompt, device=self.target.device) for prompt in prompts], self._sum_recording(drafter)
-        outs = generate_group(self.target, drafter, ids, samplings, store, self.profile)
+        outs = generate_group(self.target, drafter, ids, samplings, self._store, self.profile)
         recording = self._sum_recording(drafter) - before
         for out in outs:
             out.decode_s -= recording

@@ -16,6 +16,7 @@ from typing import Any
 from specbench.errors import InputError
 from specbench.exchange.answer_rules import FAILED, LENGTHS, Answer, find_contradiction
 from specbench.records.files import JsonLines
+from specbench.records.typed import Label, check
 
 STEPS = ("decoding_steps", "idxs")
 LENGTH_KEYS = (LENGTHS, f"{LENGTHS}:")
@@ -80,8 +81,8 @@ def _check_fields(row: Mapping[str, Any], choice: Mapping[str, Any], steps_key: 
         raise InputError(f"it has no {', '.join(missing)}")
     if type(row["question_id"]) not in (int, str):
         raise InputError("question_id is not an integer or a text")
-    if not isinstance(row.get("category", ""), str):
-        raise InputError("category is not a text")
+    if "category" in row:
+        check(row["category"], Label, "category")
     _check_turns(choice, {**BY_TURN, str(steps_key): int})
     counts = [name for name in ("new_tokens", str(steps_key), *LENGTH_KEYS) if name in choice]
     if wrong := next((name for name in counts if not _is_list_of(choice[name], int)), None):

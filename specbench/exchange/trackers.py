@@ -142,7 +142,8 @@ def _get_value(row: Mapping[Any, Any] | None, column: str) -> float | None:
 
 
 def _name_target(row: Mapping[Any, Any]) -> str:
-    return "-".join(str(part) for part in (row["target"], row["shape"], row["dtype"]) if part)
+    batch = f"batch{row['batch']}" if row["batch"] > 1 else ""
+    return "-".join(str(part) for part in (row["target"], row["shape"], row["dtype"], batch) if part)
 
 
 def _is_finite(value: Any) -> bool:

@@ -29,6 +29,7 @@ from specbench.models.products import is_faster, prepare_for_graphs
 Wanted = Literal["auto", "eager", "static", "compiled", "graph"]
 CONTEXT = 128  # tokens before the nodes of a trial
 NODES = 9  # of a trial of several
+SHORTER = 5  # rows of a batch are shorter by up to so many tokens
 ROUNDS, FORWARDS = 5, 6  # of a timing: eager and compiled in turns, so many forwards each
 SMALLEST = 4_000_000  # weights of a target whose forward takes long enough to be worth a compiler's minute
 BOUND = {torch.float64: 1e-5, torch.float32: 1e-3}  # of a model without a self-test, as a share of the logits' spread
@@ -182,7 +183,7 @@ def _find_obstacle(model: LanguageModel, wanted: Wanted, small: bool) -> tuple[s
         return "the model is too small to gain", True
     if device == "cpu" and find_compiler() is None:
         return "no C++ compiler is found", False
-    if model.context < CONTEXT + NODES:
+    if model.context < CONTEXT + NODES + 1:
         return "its context is too short to try it out", False
     return "", True
 
@@ -208,15 +209,15 @@ def _find_cause(error: Exception) -> str:
 def _list_trials(model: LanguageModel, shapes: Sequence[Shape]) -> Iterator[Trial]:
     draw = torch.Generator().manual_seed(0)
     stores: dict[int, KVStore] = {}  # by batch
-    tokens = torch.randint(model.vocabulary, (CONTEXT + NODES,), generator=draw).to(model.device)
+    tokens = torch.randint(model.vocabulary, (CONTEXT + NODES + 1,), generator=draw).to(model.device)
     bound, fast = model.self_test.get("bound") or get_bound(model.dtype), get_fast_kind(model.device)
     for shape in shapes:
-        count = NODES if shape.several else 1
-        trees, others = ([DraftTree.chain(tokens[start : start + count])] * shape.batch for start in (CONTEXT, CONTEXT - count))
+        count = choose_nodes(NODES, shape.batch) if shape.several else 1
+        trees, others = (_draw_chains(tokens, start, count, shape.batch) for start in (CONTEXT, CONTEXT - count))
         if shape.batch not in stores:
-            stores[shape.batch] = model.create_store(CONTEXT + NODES, shape.batch)
+            stores[shape.batch] = model.create_store(CONTEXT + NODES + 1, shape.batch)
             model.tap(())
-            model.prefill(stores[shape.batch], [tokens[:CONTEXT]] * shape.batch)
+            model.prefill(stores[shape.batch], [tokens[: CONTEXT - row % SHORTER] for row in range(shape.batch)])
         store = stores[shape.batch]
         model.tap(shape.taps)
         if fast == "compiled":
@@ -224,6 +225,16 @@ def _list_trials(model: LanguageModel, shapes: Sequence[Shape]) -> Iterator[Tria
         else:
             _run(model, store, others, fast)  # recorded with other tokens than it is compared on: nothing of them may stay
         yield Trial(shape.name, partial(_run, model, store, trees, "eager"), partial(_run, model, store, trees, fast), bound)
+
+
+def choose_nodes(nodes: int, batch: int) -> int:
+    """Return a number of nodes that is not the batch: a graph traced over equal sizes would take them for one."""
+    return nodes + (nodes == batch)
+
+
+def _draw_chains(tokens: Tensor, start: int, count: int, batch: int) -> list[DraftTree]:
+    """Return a chain per row, each of other tokens."""
+    return [DraftTree.chain(tokens.roll(row)[start : start + count]) for row in range(batch)]
 
 
 def get_bound(dtype: torch.dtype) -> float:

@@ -32,6 +32,7 @@ FILE = "certificate.json"
 JOURNAL = "verdicts.jsonl"
 OWN_FOLDERS = (ROOT / "results" / "reference" / "certificates", ROOT / "results" / "certificates")  # of this checkout
 GRAVITY = ("untested", SO_FAR, EXACT, "sampled", "tie", "lossy", "bug")  # from the least grave
+DOUBTS = ("untested", "bug")  # classes of verdicts that no text may rest on
 KEYS = ("temperature", "top_p", "top_k")
 LEAST = "min_new_tokens"  # of sampling: also at temperature 0 it decides the text
 TARGET = ("name", "shape", "path", "revision", "weights", "config")  # of a run's config
@@ -82,7 +83,7 @@ class Certificate:
     @property
     def passed(self) -> bool:
         """Whether every method that claims to be lossless was found to be."""
-        return all(verdict.class_ not in ("bug", "untested") for verdict in [*self.greedy, *self.sampled])
+        return all(verdict.class_ not in DOUBTS for verdict in [*self.greedy, *self.sampled])
 
     def write(self, folder: Path) -> Path:
         """Write the certificate into the folder and return its path."""
@@ -239,14 +240,14 @@ def find_certifications(
     The gravest verdict wins, among equals the newest; a later, weaker certificate never overrides it. `untested` is the weakest.
     """
     certified: dict[str, Certification] = {}
-    if (config.get("batch") or 1) > 1:  # texts of a certificate were decoded one at a time
-        return certified
     for certificate in sorted(certificates, key=lambda certificate: str(certificate.about.get("started"))):
         day = str(certificate.about.get("started"))[:10]
         for label, verdict in certificate.find_verdicts(config, about).items():
             same = _collect_versions(certificate.about, label) == _collect_versions(about, label)
             new = Certification(verdict.class_, day, verdict.evidence, same)
             certified[label] = max(new, certified.get(label, new), key=_rank_gravity)  # the first of equals
+    if (config.get("batch") or 1) > 1:  # texts of a certificate were decoded one at a time: only doubts carry over
+        return {label: known for label, known in certified.items() if known.class_ in DOUBTS}
     return certified
 
 

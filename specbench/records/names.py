@@ -35,3 +35,8 @@ def stamp_path(folder: Path, name: str) -> Path:
 
 def _quote(character: str) -> str:
     return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
+
+
+def split_numbers(text: str) -> list[tuple[int, str]]:
+    """Return a key that sorts texts with numbers in them by the numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text) if part]

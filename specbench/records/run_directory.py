@@ -20,6 +20,7 @@ from specbench.records.attempts import select_counted
 from specbench.records.documents import AnswerText, Config, read_provenance, read_yaml
 from specbench.records.files import JsonLines, read_bytes, write_atomic
 from specbench.records.moved import translate_targets
+from specbench.records.names import split_numbers
 from specbench.records.trial import Prompt, QuestionId, Trial
 from specbench.records.trial_rules import Groups, Origins, Prompts, Questions, Turns, parse_trial
 from specbench.records.typed import check
@@ -156,7 +157,8 @@ class RunDirectory:
 
 def find_runs(folder: Path) -> list[Path]:
     """Return the finished runs in a folder and its subfolders, such as those of a sweep; the folder may itself be a run."""
-    return sorted(path.parent for path in folder.rglob("summary.csv") if RunDirectory(path.parent).is_run())
+    runs = [path.parent for path in folder.rglob("summary.csv") if RunDirectory(path.parent).is_run()]
+    return sorted(runs, key=lambda run: split_numbers(str(run)))
 
 
 def expand_paths(paths: Sequence[Path]) -> list[Path]:

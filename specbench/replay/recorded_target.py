@@ -64,8 +64,8 @@ class _PositionStore:
     def __init__(self, rows: int) -> None:
         self.batch, self.lengths = rows, [0] * rows
 
-    def clear(self) -> None:
-        self.lengths = [0] * self.batch
+    def clear(self, rows: int | None = None) -> None:
+        self.lengths = [0] * (self.batch if rows is None else rows)
 
     def retain(self, places: list[int]) -> None:
         self.lengths = [self.lengths[place] for place in places]
@@ -190,4 +190,5 @@ def _build_trial(label: str, recorded: Trial, out: Generation) -> Trial:
     counts: dict[str, Any] = {"steps": out.steps, "target_forwards": out.steps + 1}
     absent: dict[str, Any] = dict.fromkeys(MEASURED)
     lists = {name: getattr(out, name) for name in PER_STEP}
-    return dataclasses.replace(recorded, method=label, kind="replayed", order=0, **counts, **lists, **absent)
+    alone: dict[str, Any] = {"batch": 1, "group": None, "place": None, "attempt": 1, "arms": None, "disturbed": None}
+    return dataclasses.replace(recorded, method=label, kind="replayed", order=0, **alone, **counts, **lists, **absent)

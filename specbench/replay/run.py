@@ -69,7 +69,7 @@ def _load_drafter(label: str, node: Node) -> Drafter:
 
 def _write_run(out: RunDirectory, recordings: Recordings, replayed: Mapping[str, Sequence[Trial]]) -> None:
     name = recordings.name
-    out.write_config({**recordings.config, "method": dict.fromkeys(replayed), "repeats": 1, "replay_of": name})
+    out.write_config({**recordings.config, "method": dict.fromkeys(replayed), "repeats": 1, "batch": 1, "replay_of": name})
     out.write_provenance({**recordings.provenance, "replay_of": name})
     for trials in replayed.values():
         for trial in trials:

@@ -13,6 +13,7 @@ from scipy import stats
 from specbench.analysis import metrics
 from specbench.analysis.groups import count_left_out, is_batched
 from specbench.analysis.loaded_run import LoadedRun, find_first
+from specbench.records.certificates import DOUBTS
 from specbench.records.trial import BASELINE, OVERALL, PER_STEP
 from specbench.report.alarm import Alarm
 from specbench.report.baseline import MARGIN, find_faster
@@ -91,7 +92,8 @@ def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
     rows = overall[overall.index.str.startswith(f"{BASELINE}@")].dropna()
     slower_than = find_faster(measured) | {str(name): ratio for name, ratio in rows.items() if 1 - 1 / ratio > MARGIN}
     for name, ratio in slower_than.items():
-        yield Alarm("alarm", BASELINE, OVERALL, f"{1 - 1 / ratio:.1%} slower than {name}: every speedup is too high")
+        how = " with one question at a time" * is_batched(run.frame)
+        yield Alarm("alarm", BASELINE, OVERALL, f"{1 - 1 / ratio:.1%} slower than {name}{how}: every speedup is too high")
     if len(measured) < 2 and rows.empty:
         message = "not compared with other autoregressive engines on this device"
         yield Alarm("notice", BASELINE, OVERALL, message)
@@ -150,7 +152,7 @@ def _warn_unreadable(run: LoadedRun) -> Iterator[Alarm]:
 def _warn_bugs(run: LoadedRun) -> Iterator[Alarm]:
     tried = {trial.method for trial in run.trials}
     for method, known in sorted(run.certified.items()):
-        if method in tried and known.class_ in ("bug", "untested"):
+        if method in tried and known.class_ in DOUBTS:
             message = f"its certificate of {known.day} says {known}: its text may not be the target's own"
             yield Alarm("alarm", method, OVERALL, message)
 
@@ -208,7 +210,8 @@ def _warn_spread(run: LoadedRun) -> Iterator[Alarm]:
 
 def _warn_one_question(row: SummaryRow) -> Iterator[Alarm]:
     if row["method"] == BASELINE and row["task"] == OVERALL and pd.isna(row["speedup_low"]):
-        yield Alarm("notice", "the run", OVERALL, "a task has only one question: neither it nor overall has an interval")
+        unit = "question" if row["batch"] == 1 else "group of questions"
+        yield Alarm("notice", "the run", OVERALL, f"a task has only one {unit}: neither it nor overall has an interval")
 
 
 def _warn_throttling(run: LoadedRun) -> Iterator[Alarm]:

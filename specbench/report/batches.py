@@ -24,7 +24,7 @@ COLUMNS = [
 
 
 class BreakEven(NamedTuple):
-    """pays_up_to: the last batch before which every interval lies above 1; costs_from: the first whose interval lies below 1.
+    """pays_up_to: the last batch up to which every interval lies above 1; costs_from: the first whose interval lies below 1.
 
     break_even: where the line between two batches crosses 1, the batch on a logarithmic scale. nan: at no batch that was run.
     """
@@ -114,7 +114,8 @@ def tabulate_break_even(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _format_speedup(row: pd.Series) -> str:
-    return f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
+    interval = "" if pd.isna(row["speedup_low"]) else f" [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
+    return f"{row['speedup']:.2f}{interval}"
 
 
 def describe_break_even(rows: pd.DataFrame) -> str:
@@ -122,7 +123,9 @@ def describe_break_even(rows: pd.DataFrame) -> str:
     one, batches = rows.iloc[0], rows[SETTING]
     if not pd.isna(one["break_even"]):
         return f"{one['break_even']:.1f}"
-    return f"below {batches.min()}" if rows["speedup"].iloc[0] < 1 else f"above {batches.max()}"
+    if (rows["speedup"] < 1).all():
+        return f"below {batches.min()}"
+    return f"above {batches.max()}"
 
 
 def plot_batches(summary: pd.DataFrame, style: Style) -> Figure:
@@ -142,8 +145,7 @@ def plot_batches(summary: pd.DataFrame, style: Style) -> Figure:
     left.set_title(f"Speedup over {BASELINE} at the same batch")
     left.set_ylim(bottom=0)
     right.set_title("Tokens per second of the whole batch")
-    right.set_yscale("log", base=2)
-    right.yaxis.set_major_formatter("{x:g}")
+    right.set_ylim(bottom=0)
     for axes in (left, right):
         _mark_batches(axes, sorted(rows[SETTING].unique()))
     add_legend(figure, left)

@@ -55,8 +55,9 @@ def build_grid(
 
 
 def _describe_settings(row: SummaryRow) -> str:
-    """Return in brackets what a run's name need not say: its target's shape, where its answers end, its chat template."""
+    """Return in brackets what a run's name need not say: the target's shape, the batch, where answers end, the chat template."""
     parts = [f"expanded to {row['shape']}"] if row["shape"] and not pd.isna(row["shape"]) else []
+    parts += [f"batch {row['batch']}"] * (row["batch"] > 1)
     parts += [f"answers end {row['ends']}"] * (row["ends"] != NATURAL)
     parts += [f"chat template {row['template']}"] * (row["template"] != DEFAULT)
     return f" ({'; '.join(parts)})" if parts else ""
@@ -185,9 +186,10 @@ def describe_rows(summary: pd.DataFrame) -> list[str]:
 
 
 def _describe_prompting(summary: pd.DataFrame) -> list[str]:
-    """Return where answers end and what the chat template is given, if that is not the default."""
+    """Return the batch, where answers end and what the chat template is given, if that is not the default."""
+    batches = [f"{batch} questions are decoded side by side." for batch in sorted(set(summary["batch"]) - {1})]
     ends, templates = (sorted(set(summary[name].astype(str)) - {usual}) for name, usual in USUAL.items())
-    return [f"Answers end {one}." for one in ends] + [f"Chat template: {one}." for one in templates]
+    return batches + [f"Answers end {one}." for one in ends] + [f"Chat template: {one}." for one in templates]
 
 
 def _describe_speed(summary: pd.DataFrame) -> list[str]:

@@ -32,7 +32,9 @@ def check_batch(questions: list[Question], batch: int) -> None:
         sizes[task] = max(sizes.get(task, 0), len(group.questions))
     for task, size in sizes.items():
         if size < batch:
-            raise InputError(f"batch={batch}: task {task} has {size} questions with as many turns; expected at most batch={size}")
+            raise InputError(
+                f"batch={batch}: task {task} has {size} questions with the same number of turns; expected at most batch={size}"
+            )
 
 
 def check_drafters(drafters: Mapping[str, Drafter], target: TargetSettings, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -89,7 +89,7 @@ class Block:
 
 
 def form_groups(questions: Sequence[Question], batch: int) -> list[Group]:
-    """Return groups of questions of one task with as many turns, in their order; those left over make smaller groups."""
+    """Return groups of questions of one task with the same number of turns, in order; those left over make smaller groups."""
     if batch == 1:
         return [Group((question,)) for question in questions]
     alike: dict[tuple[str, int], list[Question]] = {}
