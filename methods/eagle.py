@@ -187,7 +187,7 @@ class EagleDrafter(LayerDrafter):
         return out
 
     def _grow_trees(self, states: list[EagleState], roots: Tensor, hidden: Tensor, budgets: list[int]) -> list[DraftTree]:
-        """Return the draft trees; that of a sequence without a budget is of no meaning.
+        """Return the draft trees; the tree of a sequence without a budget is meaningless.
 
         roots (B, 1). hidden (B, 1, H): the drafter's outputs for them.
         """

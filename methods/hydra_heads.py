@@ -137,7 +137,7 @@ class HydraNetwork(DraftNetwork):
         return cast(Tensor, self.prefix_embeding_layer(hidden, self.rotary.get_cos_sin(positions), forward_pass))
 
     def run_layers(self, *inputs: Any) -> Tensor:
-        """inputs: as of `apply_prefix`."""
+        """Run the prefix layer. inputs: the arguments of `apply_prefix`; returns (B, N, H)."""
         return self.apply_prefix(*inputs)
 
     def list_layer_inputs(self, nodes: int) -> list[tuple[Tensor, ...]]:

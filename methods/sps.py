@@ -74,7 +74,7 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
         return [DraftTree.from_picks(root, own) for root, own in zip(roots, picks, strict=True)]
 
     def _pick_drafts(self, states: list[DraftState], lengths: list[int]) -> list[list[Pick]]:
-        """Pick each sequence's draft tokens, at most `lengths` of them; in every forward go those that draft further."""
+        """Pick each sequence's draft tokens, at most `lengths` of them; a forward serves all sequences that still draft."""
         picks: list[list[Pick]] = [[] for _ in states]
         late = self.stop_at_eos and states[0].pending.is_cuda and all(state.verifier is GREEDY for state in states)
         fed, drafting = self._take_pending(states, lengths), [row for row, length in enumerate(lengths) if length]

@@ -42,7 +42,7 @@ class Generation:
     verify_s: float | None = None
     draft_forwards: int = 0
     sees_steps: bool = True  # False: the engine reports only tokens and total seconds
-    error: Exception | None = None  # why this sequence failed; the others of its batch went on
+    error: Exception | None = None  # why this sequence failed; the rest of its batch continued
 
     @property
     def steps(self) -> int:
@@ -95,7 +95,7 @@ class _Sequence:
 
     @contextmanager
     def _note_failure(self) -> Iterator[None]:
-        """Keep what goes wrong with this sequence's numbers: the batch goes on without it."""
+        """Record an arithmetic error as this sequence's own, so that the rest of the batch continues."""
         try:
             yield
         except ArithmeticError as error:
@@ -205,7 +205,7 @@ def generate_group(
     store: KVStore | None = None,
     profile: bool = False,
 ) -> list[Generation]:
-    """As `generate`; a sequence that fails has its `error`, and the others go on. Seconds are the group's in each of its rows.
+    """As `generate`, but a sequence that fails has its `error` and the others continue. Every row has the group's seconds.
 
     samplings: may differ in their seeds alone.
     """
@@ -232,7 +232,7 @@ def _decode(
     roots = [sequence.choose_first(out.logits[-1]) for sequence, out in zip(sequences, outs, strict=True)]
     prefilled = perf_counter()
     if not all(sequence.done for sequence in sequences):
-        work = [DraftWork() if one.done else one.work for one in sequences]  # nothing counts of one that has ended
+        work = [DraftWork() if one.done else one.work for one in sequences]  # work for a sequence that has ended is not counted
         contexts = [SequenceContext(store.view_row(row), one.verifier, work[row]) for row, one in enumerate(sequences)]
         texts = [[*prompt.tolist(), root] for prompt, root in zip(prompts, roots, strict=True)]
         states = drafter.begin(texts, outs, contexts)
@@ -271,7 +271,7 @@ def _run_step(
             raise ValueError(f"{type(drafter).__name__} drafted {tree.depth_limit} tokens deep, with a budget of {budget}")
     drafted = clock.now()
     outs = target.forward(store, trees)  # one forward for all sequences
-    rows = [row for row, sequence in enumerate(sequences) if not sequence.done]  # the others wait to be dropped
+    rows = [row for row, sequence in enumerate(sequences) if not sequence.done]  # the others have ended and wait to be dropped
     running, trees, outs = [sequences[row] for row in rows], [trees[row] for row in rows], [outs[row] for row in rows]
     logits = [sequence.forbid(tree, out.logits) for sequence, tree, out in zip(running, trees, outs, strict=True)]
     concluding = examine_group([sequence.verifier for sequence in running], trees, logits)

@@ -37,7 +37,7 @@ class BreakEven(NamedTuple):
 def tabulate_batches(runs: Sequence[LoadedRun], summary: pd.DataFrame) -> pd.DataFrame:
     """Return a row per method and batch. equal_turns: those that accepted and drafted as in the run of the smallest batch."""
     rows = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE)].dropna(subset=["speedup"])
-    rows = rows.sort_values(SETTING).sort_values("method", kind="stable", key=lambda names: names.map(_order(summary)))
+    rows = rows.sort_values(SETTING).sort_values("method", kind="stable", key=lambda names: names.map(_rank_methods(summary)))
     found = {method: find_break_even(cells) for method, cells in rows.groupby("method")}
     counts = _compare_counts(runs)
     pairs = list(zip(rows["method"], rows[SETTING], strict=True))
@@ -48,14 +48,15 @@ def tabulate_batches(runs: Sequence[LoadedRun], summary: pd.DataFrame) -> pd.Dat
     )[COLUMNS]
 
 
-def _order(summary: pd.DataFrame) -> dict[Any, int]:
+def _rank_methods(summary: pd.DataFrame) -> dict[Any, int]:
+    """Return each method's place in the summary."""
     return {method: place for place, method in enumerate(dict.fromkeys(summary["method"]))}
 
 
 def find_break_even(cells: pd.DataFrame) -> BreakEven:
     """cells: a method's overall rows, one per batch, ascending."""
     batches, speedups = cells[SETTING].tolist(), cells["speedup"].tolist()
-    pays, costs = nan, nan
+    pays = nan
     for batch, low in zip(batches, cells["speedup_low"], strict=True):
         if not low > 1:
             break
