@@ -12,7 +12,8 @@ from scipy import stats
 
 from specbench.decoding.sampling import Dice, Sampling, probabilities
 from specbench.decoding.tree import DraftTree, TreeShape
-from specbench.decoding.verify import GreedyVerifier, SamplingVerifier, TypicalVerifier, make_verifier, parse_thresholds
+from specbench.decoding.verify import GreedyVerifier, SamplingVerifier, TypicalVerifier, make_verifier
+from specbench.drafters.tree_heads import parse_thresholds
 from specbench.errors import InputError
 from tests.random_trees import random_tree, way
 

@@ -16,8 +16,8 @@ from specbench.decoding.sampling import Sampling, spread_seed
 from specbench.decoding.stopping import Ending, Forbidden
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.tree_batch import read_depths
-from specbench.decoding.verify import Verification, Verifier
-from specbench.decoding.verify_group import Conclude, examine_group, upload_group
+from specbench.decoding.verify import Conclude, Verification, Verifier
+from specbench.decoding.verify_group import examine_group, upload_group
 from specbench.machine.devices import synchronize
 
 

@@ -9,10 +9,10 @@ p is the target's distribution, q the one that a draft token was drawn from. A v
 with their own logits in the same way (`pick`, `rank`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import compress
+from functools import cached_property, partial
+from itertools import accumulate, compress
 from math import isfinite
 from typing import Protocol
 
@@ -22,10 +22,10 @@ from torch import Tensor
 from specbench.decoding.largest import find_largest
 from specbench.decoding.sampling import Dice, Sampling, probabilities
 from specbench.decoding.tree import DraftTree, Pick
-from specbench.errors import InputError
 from specbench.machine.devices import upload
 
 CPU = torch.device("cpu")
+Conclude = Callable[[], "Verification"]
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,8 @@ class GreedyVerifier:
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
         """Accept the deepest path that follows the argmax, the first of equals; one device-to-host copy."""
-        best, largest = choose_best(logits)
-        marks = self.mark_path(tree, logits, best)
-        columns = [tree.tokens, best, largest, *([] if marks is None else [marks])]
-        return self.conclude(tree, torch.stack(columns).tolist(), marks is not None)
+        (conclude,) = examine_greedy([(self, tree, logits)])
+        return conclude()
 
     def mark_path(self, tree: DraftTree, logits: Tensor, best: Tensor) -> Tensor | None:
         """Return which nodes are accepted, (N,) bool; None of a chain, whose tokens the host compares. best (N,): the argmax."""
@@ -238,12 +236,23 @@ def make_verifier(sampling: Sampling, device: torch.device) -> Verifier:
     return GREEDY if sampling.temperature == 0 else SamplingVerifier(sampling, Dice(sampling.seed, device))
 
 
-def parse_thresholds(typical: Mapping[str, float]) -> tuple[float, float]:
-    """Return (threshold, alpha) of typical acceptance. Raises InputError."""
-    positive = all(isinstance(value, (int, float)) and value > 0 for value in typical.values())
-    if set(typical) != {"threshold", "alpha"} or not positive:
-        raise InputError(f"typical={dict(typical)}: expected threshold and alpha, two numbers above 0, or null")
-    return typical["threshold"], typical["alpha"]
+def examine_greedy(rows: Sequence[tuple[GreedyVerifier, DraftTree, Tensor]]) -> Iterator[Conclude]:
+    """Yield what concludes each draft. Integers stay below 2^24, so that float32 holds them."""
+    sizes = [len(tree) for _, tree, _ in rows]
+    best, largest = choose_best(_join([logits for _, _, logits in rows]))  # of all nodes at once
+    chosen = [best] if len(rows) == 1 else torch.split(best, sizes)
+    marks = [one.mark_path(tree, logits, own) for (one, tree, logits), own in zip(rows, chosen, strict=True)]
+    columns = [_join([tree.tokens for _, tree, _ in rows]), best, largest]
+    if any(marked is not None for marked in marks):
+        columns.append(_join([torch.ones_like(own) if mark is None else mark for mark, own in zip(marks, chosen, strict=True)]))
+    host = torch.stack(columns).tolist()
+    ends = list(accumulate(sizes))
+    for (one, tree, _), mark, size, end in zip(rows, marks, sizes, ends, strict=True):
+        yield partial(one.conclude, tree, [column[end - size : end] for column in host], mark is not None)
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _accept_chain(tree: DraftTree, tokens: list[int], choices: list[int]) -> Verification:

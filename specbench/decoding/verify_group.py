@@ -1,18 +1,16 @@
 """Verification of a group: what all sequences need of the device is computed and copied at once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate, chain
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from specbench.decoding.tree import DraftTree, Pick
-from specbench.decoding.verify import GREEDY, GreedyVerifier, Verification, Verifier, choose_best
+from specbench.decoding.verify import GREEDY, Conclude, GreedyVerifier, Verification, Verifier, examine_greedy
 from specbench.machine.devices import upload
-
-Conclude = Callable[[], Verification]
 
 
 def upload_group(group: Sequence[Verification]) -> list[Verification]:
@@ -28,27 +26,8 @@ def examine_group(verifiers: Sequence[Verifier], trees: Sequence[DraftTree], log
     """Return what verifies each draft of a group, or raises ArithmeticError; for all greedy ones, one copy goes to the host."""
     rows = list(zip(verifiers, trees, logits, strict=True))
     greedy = [(one, tree, own) for one, tree, own in rows if isinstance(one, GreedyVerifier)]
-    concluding = iter(_examine_greedy(greedy) if greedy else ())
+    concluding = iter(examine_greedy(greedy) if greedy else ())
     return [next(concluding) if isinstance(one, GreedyVerifier) else partial(one.verify, tree, own) for one, tree, own in rows]
-
-
-def _examine_greedy(rows: Sequence[tuple[GreedyVerifier, DraftTree, Tensor]]) -> Iterator[Conclude]:
-    """Yield what concludes each draft. Integers stay below 2^24, so that float32 holds them."""
-    sizes = [len(tree) for _, tree, _ in rows]
-    best, largest = choose_best(_join([logits for _, _, logits in rows]))  # of all nodes at once
-    chosen = [best] if len(rows) == 1 else torch.split(best, sizes)
-    marks = [one.mark_path(tree, logits, own) for (one, tree, logits), own in zip(rows, chosen, strict=True)]
-    columns = [_join([tree.tokens for _, tree, _ in rows]), best, largest]
-    if any(marked is not None for marked in marks):
-        columns.append(_join([torch.ones_like(own) if mark is None else mark for mark, own in zip(marks, chosen, strict=True)]))
-    host = torch.stack(columns).tolist()
-    ends = list(accumulate(sizes))
-    for (one, tree, _), mark, size, end in zip(rows, marks, sizes, ends, strict=True):
-        yield partial(one.conclude, tree, [column[end - size : end] for column in host], mark is not None)
-
-
-def _join(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def pick_group(verifiers: Sequence[Verifier], logits: Tensor) -> list[Pick]:

@@ -42,8 +42,12 @@ class DraftKV:
 
     def __init__(self, batch: int, capacity: int, bias: ChainBias, runner: Runner[Tensor] | None = None) -> None:
         self.store, self._bias, self._runner = KVStore(batch, capacity), bias, runner
-        self.lengths = [0] * batch  # committed tokens of each row
         self._stacked = 0  # entries of the trees in flight, equal in every row
+
+    @property
+    def lengths(self) -> list[int]:
+        """Committed tokens of each row."""
+        return [length - self._stacked for length in self.store.lengths]
 
     @property
     def batch(self) -> int:
@@ -60,12 +64,11 @@ class DraftKV:
     def clear(self, rows: int | None = None) -> None:
         """Drop every sequence and keep the memory, for so many rows; None: for all."""
         self.store.clear(rows)
-        self.lengths, self._stacked = list(self.store.lengths), 0
+        self._stacked = 0
 
     def retain(self, places: list[int]) -> None:
         """Keep the rows at these places alone."""
         self.store.retain(places)
-        self.lengths = [self.lengths[place] for place in places]
 
     def number(self, count: int, first: int = 0) -> Tensor:
         """(B, count) int64: positions of entries, the first of them so many after the row's committed tokens."""
@@ -97,8 +100,7 @@ class DraftKV:
 
     def keep(self, counts: list[int]) -> None:
         """Commit the tokens of a token pass."""
-        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
-        self.drop()
+        self.store.lengths = [length + count for length, count in zip(self.store.lengths, counts, strict=True)]
 
     def build_level_pass(self, visible: Tensor) -> LayerPass | StaticPass:
         """Return the pass of the trees' next level. visible (B, N, M) bool: what each node sees of the trees, itself last."""
@@ -124,11 +126,11 @@ class DraftKV:
     def stack(self, count: int) -> None:
         """Keep the entries of a level for the levels below it."""
         self._stacked += count
-        self.store.lengths = [length + self._stacked for length in self.lengths]
+        self.store.lengths = [length + count for length in self.store.lengths]
 
     def drop(self) -> None:
         """Remove the trees."""
-        self._stacked, self.store.lengths = 0, list(self.lengths)
+        self.store.lengths, self._stacked = self.lengths, 0
 
 
 class Rotary:

@@ -11,8 +11,9 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree, TreeShape
 from specbench.decoding.tree_batch import fill_shapes, pad_rows
-from specbench.decoding.verify import TypicalVerifier, Verifier, parse_thresholds
+from specbench.decoding.verify import TypicalVerifier, Verifier
 from specbench.drafters.network_drafter import NetworkDrafter
+from specbench.errors import InputError
 
 
 class TreeHeads(NetworkDrafter):
@@ -52,3 +53,11 @@ class TreeHeads(NetworkDrafter):
         if self.typical is None or sampling.temperature == 0:
             return super().verifier(sampling)
         return TypicalVerifier(sampling.temperature, *self.typical)
+
+
+def parse_thresholds(typical: Mapping[str, float]) -> tuple[float, float]:
+    """Return (threshold, alpha) of typical acceptance. Raises InputError."""
+    positive = all(isinstance(value, (int, float)) and value > 0 for value in typical.values())
+    if set(typical) != {"threshold", "alpha"} or not positive:
+        raise InputError(f"typical={dict(typical)}: expected threshold and alpha, two numbers above 0, or null")
+    return typical["threshold"], typical["alpha"]
