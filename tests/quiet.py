@@ -16,7 +16,7 @@ class PlantedMeter:
     def __init__(self, reasons: Callable[[], list[str] | None] = lambda: []) -> None:
         self.reasons = reasons
 
-    def start(self) -> None:
+    def start(self, **_: object) -> None:
         pass
 
     def stop(self, in_process: bool = True) -> Any:

@@ -58,7 +58,8 @@ def test_list_prints_the_choices(cli: Cli, tmp_path: Path) -> None:
     lines = dict(line.split(": ", 1) for line in out.splitlines())
     assert status == 0
     assert {"autoregressive", "mine", "pld", "sps"} <= set(lines["method"].split(", "))
-    assert "mini" in lines["target"] and "hf, native" in lines["engine"] and "rag" in lines["task"] and "jsonl" in lines["suite"]
+    assert "mini" in lines["target"] and "hf, llama_cpp, native" in lines["engine"]
+    assert "rag" in lines["task"] and "jsonl" in lines["suite"]
 
 
 def test_help_of_run_names_every_setting(cli: Cli) -> None:

@@ -18,7 +18,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not import each other
     ("analysis",),
     ("decoding",),
     ("models",),
-    ("drafters",),
+    ("drafters", "servers"),
     ("engine", "exchange"),
     ("setup",),
     ("report",),

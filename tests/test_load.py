@@ -1,213 +1,248 @@
-"""What else used the machine: from planted counters, never from this machine's own load."""
+"""Servers under load: windows and latencies by pencil and paper; whole runs on stand-ins, resumed after a kill.
+
+Two clients of one pass; each line: client, sent, first token, last token (seconds since the pass began), tokens.
+
+    0   0.0  0.1  1.0  10      opens at 2.0, client 1's first answer
+    1   0.0  0.1  2.0  20
+    0   1.0  1.1  3.0  20      half of its tokens after the first come before 2.0
+    1   2.0  2.5  4.0  16
+    0   3.0  3.1  5.0  20      closes at 5.0, when client 0 finds no question left
+    1   4.0  4.2  6.2  21      of 20 tokens after the first, 8 come before 5.0
+"""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-import psutil
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from specbench.machine import load
-from specbench.machine.load import SHARE, CardMeter, Counts, LoadMeter, SystemCounters
-from tests.conftest import Driver
+from specbench.analysis.load import get_latencies, tabulate_load
+from specbench.analysis.loaded_run import LoadedRun, read_run
+from specbench.analysis.windows import build_window, find_limits, select_window
+from specbench.errors import InputError
+from specbench.records.trial import PER_STEP, Trial
+from specbench.report.render import render_report
+from specbench.running.clients import run_clients
+from specbench.running.execute import execute
+from specbench.setup.compose import compose_run
+from tests.fake_engine import Quiet
+from tests.fake_run import CONFIG, failed, trial, write_run
+from tests.stand_in import Behaviour, StandIn
 
-CPU = torch.device("cpu")
-
-
-class Times(NamedTuple):
-    """psutil's, where there is neither nice nor steal."""
-
-    user: float
-    system: float
-    idle: float
-
-
-START = Counts(now=10.0, wall=1e9, own=5.0, ran=4.0, thread=7, busy=100.0, stolen=1.0, waits={7: 0.5, 8: 0.5})
-
-
-def quiet(seconds: float, cores: int = 2, **more: Any) -> Counts:
-    """What a run that keeps all cores busy has counted after so many seconds, with `more` of some counters."""
-    after = replace(
-        START,
-        now=START.now + seconds,
-        wall=START.wall + seconds,
-        own=START.own + cores * seconds,
-        ran=START.ran + seconds,
-        busy=100.0 + cores * seconds,
-    )
-    return replace(after, **more)
+LINES = [
+    (0, 0.0, 0.1, 1.0, 10),
+    (1, 0.0, 0.1, 2.0, 20),
+    (0, 1.0, 1.1, 3.0, 20),
+    (1, 2.0, 2.5, 4.0, 16),
+    (0, 3.0, 3.1, 5.0, 20),
+    (1, 4.0, 4.2, 6.2, 21),
+]
 
 
-def reasons(after: Counts, before: Counts = START, cores: int = 2, in_process: bool = True) -> list[str] | None:
-    counts = iter([before, before, after])
-    meter = LoadMeter(CPU, read=lambda: next(counts), cores=cores)
-    meter.start()
-    return meter.stop(in_process).find_reasons()
+NO_STEPS: dict[str, Any] = dict.fromkeys(["steps", "target_forwards", *PER_STEP])
 
 
-def test_a_run_alone_on_all_cores_is_quiet() -> None:
-    assert all(reasons(quiet(seconds)) == [] for seconds in (1e-6, 0.001, 0.05, 0.3, 1.0, 60.0, 3600.0))
+def build_pass(method: str = "autoregressive", speed: float = 1.0, repeat: int = 0) -> list[Trial]:
+    """The pass above, so many times as fast."""
+    turns = []
+    for number, (client, began, first, last, tokens) in enumerate(LINES):
+        about = {"question_id": number, "repeat": repeat, "client": client, "concurrency": 2, "new_tokens": tokens}
+        waits = {"client_first_s": (first - began) / speed, "client_last_s": (last - began) / speed}
+        one = trial(method, None, (last - first) / speed, **about, **waits, prefill_s=(first - began) / speed, output_sha256=None)
+        turns.append(replace(one, began_s=began / speed, **NO_STEPS))
+    return turns
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"busy": 102.0, "own": 5.5}, "other processes: 75% of the cores"),
-        ({"waits": {7: 0.5, 8: 0.8}}, "waiting for a core: 30% of the time"),
-        ({"waits": {7: 0.5, 8: 0.5, 9: 0.2}}, "waiting for a core: 20% of the time"),
-        ({"stolen": 1.4}, "taken by the host: 20% of the cores"),
-        ({"ran": 4.4}, "standing still: 60% of the time"),
-        ({"wall": 1e9 + 9.0}, "clocks: 8.0 s apart"),
-        ({"wall": 1e9 - 9.0}, "clocks: 10.0 s apart"),
-    ],
-)
-def test_each_kind_of_disturbance_is_named_with_its_size(more: dict[str, Any], said: str) -> None:
-    assert reasons(quiet(1.0, **more)) == [said], more
-    assert reasons(quiet(1.0)) == []
+def test_a_window_lies_between_warm_up_and_drain() -> None:
+    assert find_limits(build_pass()) == (2.0, 5.0)
+    window = build_window(build_pass())
+    third = 19 * (3.0 - 2.0) / 1.9
+    assert window.tokens == pytest.approx(third + 16 + 20 + 1 + 20 * 0.8 / 2.0)
+    assert window.seconds == 3.0 and [one.question_id for one in window.sent] == [3, 4, 5] and window.failed == 0
 
 
-def test_a_thread_that_waits_does_not_stand_still_and_what_the_host_takes_counts_once() -> None:
-    assert reasons(quiet(1.0, ran=4.7, waits={7: 0.8, 8: 0.5})) == ["waiting for a core: 30% of the time"]
-    assert reasons(quiet(1.0, ran=4.7, stolen=1.3)) == ["taken by the host: 15% of the cores"]
+def test_turns_of_warm_up_and_drain_count_in_no_speedup() -> None:
+    assert [
+        one.question_id for one in select_window([*build_pass(), failed("autoregressive", question_id=9, concurrency=2)])
+    ] == [3, 4, 5, 9]
+    alone = [replace(one, concurrency=1) for one in build_pass()]
+    assert select_window(alone) == alone
 
 
-def test_what_is_below_a_twentieth_is_the_machines_own() -> None:
-    less = 0.9 * SHARE
-    counts = quiet(10.0, busy=120.0 + 20 * less, waits={7: 0.5 + 10 * less, 8: 0.5}, stolen=1.0 + 20 * less, ran=14.0 - 20 * less)
-    assert reasons(counts) == []
+def test_a_client_without_a_question_leaves_no_window() -> None:
+    assert build_window([one for one in build_pass() if one.client == 0]).seconds == 0
+    assert build_window([replace(one, concurrency=3) for one in build_pass()]).seconds == 0
 
 
-@pytest.mark.parametrize("seconds", [0.005, 0.02, 0.05, 0.1, 0.3])
-def test_a_short_turn_is_not_blamed_for_the_resolution_of_the_counters(seconds: float) -> None:
-    """Each core's counters move in hundredths of a second; a kernel thread may run for a millisecond."""
-    coarse = quiet(seconds, busy=100.0 + 2 * seconds + 0.02, stolen=1.02, waits={7: 0.504, 8: 0.5}, ran=4.0 + seconds - 0.004)
-    assert reasons(coarse) == []
+def test_one_client_is_a_window_as_a_whole() -> None:
+    alone = [replace(one, concurrency=1, client=None, began_s=None) for one in build_pass()]
+    window = build_window(alone)
+    assert window.tokens == 107 and window.seconds == pytest.approx(1 + 2 + 2 + 2 + 2 + 2.2) and len(window.sent) == 6
 
 
-def test_a_short_turn_that_lost_its_core_is_marked_all_the_same() -> None:
-    assert reasons(quiet(0.05, waits={7: 0.54, 8: 0.5}, ran=4.01)) == ["waiting for a core: 80% of the time"]
+def test_latencies_are_those_of_the_client() -> None:
+    first, token = get_latencies(build_pass()[3])
+    assert first == pytest.approx(0.5) and token == pytest.approx(1.5 / 15)
+    assert math.isnan(get_latencies(replace(build_pass()[3], new_tokens=1))[1])
 
 
-@settings(max_examples=200)
-@given(
-    seconds=st.floats(0.001, 100),
-    cores=st.integers(1, 256),
-    used=st.floats(0, 1),
-    rounding=st.floats(-1, 1),
-)
-def test_rounded_counters_of_any_quiet_run_on_any_machine_mark_nothing(
-    seconds: float, cores: int, used: float, rounding: float
-) -> None:
-    """Ticks are booked whole: their sum errs by the standard deviation of that many draws."""
-    ticks = cores * seconds / load.TICK
-    error = rounding * load.TICK * (2 * (ticks * used * (1 - used)) ** 0.5 + cores**0.5)
-    own = used * cores * seconds
-    after = quiet(seconds, cores, own=5.0 + own, busy=100.0 + own + error, stolen=1.0)
-    assert reasons(after, cores=cores) == []
+def load(tmp_path: Path, trials: Sequence[Trial], **config: Any) -> LoadedRun:
+    run = write_run(tmp_path / "run", trials)
+    run.write_config({**CONFIG, "concurrency": 2, **config})
+    return read_run(run.path)
 
 
-def test_an_engine_in_another_process_lets_this_thread_sleep() -> None:
-    assert reasons(quiet(1.0, ran=4.0), in_process=False) == []
+def test_throughput_is_compared_pass_by_pass_and_goodput_by_stated_limits(tmp_path: Path) -> None:
+    trials = [
+        one for repeat, speed in enumerate((2.0, 2.2)) for one in (*build_pass(repeat=repeat), *build_pass("pld", speed, repeat))
+    ]
+    run = load(tmp_path, trials, goodput={"first_token_s": 0.2, "token_s": 0.1})
+    baseline, pld = tabulate_load(run).to_dict("records")
+    assert pld["throughput_ratio"] == pytest.approx(math.sqrt(2.0 * 2.2)) and baseline["throughput_ratio"] == 1
+    assert pld["throughput_ratio_low"] < pld["throughput_ratio"] < pld["throughput_ratio_high"]
+    assert (baseline["requests"], pld["requests"], pld["passes"]) == (6, 6, 2)
+    assert baseline["good_share"] == 2 / 6, "question 4 alone: 3 waits for 0.5 s, 5 takes 0.1000001 s per token or just keeps it"
 
 
-def test_what_is_not_counted_here_is_left_out() -> None:
-    nothing = replace(START, busy=None, stolen=None, waits=None)
-    assert reasons(quiet(1.0, busy=None, stolen=None, waits=None), nothing) is None
-    assert reasons(quiet(1.0, busy=None, stolen=None, waits=None, wall=1e9 + 9.0), nothing) == ["clocks: 8.0 s apart"]
-    partly = replace(START, stolen=None)
-    assert reasons(quiet(1.0, stolen=None), partly) == []
+def test_a_run_without_limits_has_no_goodput(tmp_path: Path) -> None:
+    (row,) = tabulate_load(load(tmp_path, build_pass())).to_dict("records")
+    assert math.isnan(row["good_share"]) and row["tokens_per_second"] > 0
 
 
-def test_what_is_watched_is_said_in_the_words_of_the_reasons() -> None:
-    everything = ["other processes", "waiting for a core", "taken by the host", "standing still", "clocks"]
-    assert LoadMeter(CPU, read=lambda: START).watched == everything
-    assert LoadMeter(CPU, read=lambda: replace(START, busy=None, stolen=None, waits=None)).watched == ["clocks"]
-    gpu = LoadMeter(torch.device("mps"), read=lambda: START)
-    assert gpu.watched == [name for name in everything if name != "standing still"], "a thread may sleep while a GPU works"
+def test_clients_share_the_work_and_an_error_ends_all() -> None:
+    done: list[tuple[int, int]] = []
+    gate = threading.Barrier(4)
+
+    def do(one: int, client: int, stopped: Callable[[], bool]) -> None:
+        if one < 4:
+            gate.wait(10)  # four at a time
+        done.append((one, client))
+
+    def divide(one: int, client: int, stopped: Callable[[], bool]) -> None:
+        time.sleep(0.001)
+        assert 1 // (one - 3) is not None
+
+    run_clients(range(20), 4, do)
+    assert sorted(one for one, _ in done) == list(range(20)) and {client for _, client in done} == {0, 1, 2, 3}
+    with pytest.raises(ZeroDivisionError):
+        run_clients(range(1000), 2, divide)
 
 
-def test_the_systems_counters_go_on_and_know_this_thread() -> None:
-    counters = SystemCounters()
-    first, second = counters.read(), counters.read()
-    assert second.now > first.now and second.own >= first.own and second.ran >= first.ran
-    assert second.busy is None or first.busy is None or second.busy >= first.busy
-    assert second.waits is None or second.thread in second.waits
-    assert os.getpid() in counters.processes
+# Whole runs on stand-ins
+
+SETTINGS = ["method=[pld]", "task=[mt_bench,qa]", "sampling.max_new_tokens=12", "check_baseline=false"]
 
 
-def test_without_proc_and_with_counters_of_zeros_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(load, "PROC", tmp_path)
-    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: [Times(0.0, 0.0, 0.0)] * 256)
-    counts = SystemCounters().read()
-    assert (counts.busy, counts.stolen, counts.waits) == (None, None, None) and counts.own > 0
-    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: [])
-    assert SystemCounters().read().busy is None
+def run_on_stand_ins(protocol: str, out: Path, *overrides: str, **behaviour: Any) -> LoadedRun:
+    plain, drafting = Behaviour(protocol, **behaviour), Behaviour(protocol, **{**behaviour, "drafted": 4})
+    with StandIn(plain) as baseline, StandIn(drafting) as method:
+        urls = f"engine.{protocol}.urls={{autoregressive: '{baseline.url}', pld: '{method.url}'}}"
+        path = execute(compose_run([f"engine=[{protocol}]", urls, *SETTINGS, *overrides, f"out={out}"]), Quiet())
+    return read_run(path)
 
 
-def test_child_processes_are_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    child: Any = SimpleNamespace(pid=2**30, cpu_times=lambda: (1000.0, 1.0, 200.0, 0.0, 0.0))
-    gone: Any = SimpleNamespace(pid=2**30 + 1, cpu_times=lambda: (_ for _ in ()).throw(psutil.NoSuchProcess(1)))
-    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: [child, gone])
-    counters = SystemCounters()
-    assert counters.read().own < 1000.0, "a child is looked up between turns, never inside"
-    counters.find_children()
-    assert counters.read().own > 1201.0
+@pytest.mark.full
+def test_a_run_under_load_is_resumed_by_whole_passes(tmp_path: Path) -> None:
+    run = run_on_stand_ins("vllm", tmp_path / "run", "concurrency=2", "limit=3", "repeats=2", pause=0.001)
+    lines = (tmp_path / "run" / "trials.jsonl").read_text().splitlines(keepends=True)
+    turns = run.provenance["turns"]
+    assert len(lines) == 2 * 2 * turns
+    (tmp_path / "run" / "trials.jsonl").write_text("".join(lines[: 3 * turns + 2]) + lines[-1][:40])  # killed in the last pass
+    urls = {name: about["url"] for name, about in run.provenance["servers"]["vllm"].items()}
+    assert set(urls) == {"autoregressive", "pld"}
+    again = run_on_stand_ins_at(urls, tmp_path / "run", "concurrency=2", "limit=3", "repeats=2")
+    assert len(again.trials) == 2 * 2 * turns and not any(one.failed for one in again.trials)
+    kept = (tmp_path / "run" / "trials.jsonl").read_text().splitlines(keepends=True)[: 3 * turns]
+    assert kept == lines[: 3 * turns]
 
 
-def test_a_turn_may_count_child_processes_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    children: list[Any] = [SimpleNamespace(pid=2**30 + i, cpu_times=lambda: (1000.0, 0.0, 0.0, 0.0)) for i in range(2)]
-    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: children)
-    meter = LoadMeter(CPU)
-    for foreign, expected in (((), 2), ([2**30], 1), ([2**30, 2**30 + 1], 0), ((), 2)):
-        meter.start(foreign)
-        assert meter._before.own // 1000 == expected
+@pytest.mark.full
+def test_a_first_turn_that_fails_under_load_is_an_error_row_before_the_second(tmp_path: Path) -> None:
+    """pld's server refuses one request of many; the run can be read, and its second turn continues from the baseline's first."""
+    plain, drafting = Behaviour("vllm"), Behaviour("vllm", drafted=4, faults={"refuse": 8})
+    with StandIn(plain) as baseline, StandIn(drafting) as method:
+        urls = f"engine.vllm.urls={{autoregressive: '{baseline.url}', pld: '{method.url}'}}"
+        given = ["engine=[vllm]", urls, *SETTINGS, "task=[mt_bench]", "concurrency=2", "limit=4", "repeats=1"]
+        run = read_run(execute(compose_run([*given, f"out={tmp_path}/run"]), Quiet()))
+    failed_turns = [one for one in run.trials if one.failed]
+    assert len(failed_turns) == 1 and failed_turns[0].method == "pld" and failed_turns[0].began_s is not None
+    assert render_report([tmp_path / "run"], tmp_path / "report").summary["errors"].max() == 1
 
 
-def test_a_child_that_ends_takes_no_time_with_it() -> None:
-    busy = subprocess.Popen([sys.executable, "-c", "sum(range(5_000_000)); print(flush=True); input()"], stdin=-1, stdout=-1)
-    assert busy.stdout and busy.stdout.readline()
-    counters = SystemCounters()
-    counters.find_children()
-    before = counters.read().own
-    busy.communicate(b"end")
-    assert counters.read().own >= before - 0.02, "the counters' unit is 0.01 s"
+def run_on_stand_ins_at(urls: dict[str, str], out: Path, *overrides: str) -> LoadedRun:
+    """Run again on the same addresses."""
+    ports = {label: int(url.rpartition(":")[2]) for label, url in urls.items()}
+    with (
+        StandIn(Behaviour("vllm"), port=ports["autoregressive"]),
+        StandIn(Behaviour("vllm", drafted=4), port=ports["pld"]),
+    ):
+        given = f"engine.vllm.urls={{autoregressive: '{urls['autoregressive']}', pld: '{urls['pld']}'}}"
+        return read_run(execute(compose_run(["engine=[vllm]", given, *SETTINGS, *overrides, f"out={out}"]), Quiet()))
 
 
-def on_gpu(driver: Driver, running: list[int], samples: list[tuple[int, int]]) -> list[str] | None:
-    driver.answers["nvmlDeviceGetComputeRunningProcesses"] = [SimpleNamespace(pid=pid) for pid in running]
-    used = [SimpleNamespace(pid=pid, smUtil=percent) for pid, percent in samples]
-    driver.answers["nvmlDeviceGetProcessUtilization"] = used
-    counts = iter([START, START, quiet(1.0, ran=4.0, busy=200.0)])
-    meter = LoadMeter(torch.device("cuda", 0), read=lambda: next(counts), cores=64)
-    meter.start()
-    return meter.stop().find_reasons()
+@pytest.mark.full
+def test_texts_are_compared_where_there_are_no_ids(tmp_path: Path) -> None:
+    run = run_on_stand_ins("openai", tmp_path / "run", "limit=1", "repeats=2", "engine.openai.model=null", ends_after=9)
+    assert all(one.output_ids is None and one.output_sha256 is None and one.text_sha256 for one in run.trials)
+    assert {one.new_tokens for one in run.trials} == {9} and all(one.steps is None for one in run.trials)
+    report = render_report([run_path(run, tmp_path)], tmp_path / "report")
+    assert any("returns no token ids, so equality is of texts" in alarm for alarm in report.alarms)
+    rows = report.summary[report.summary["task"] == "overall"].set_index("method")
+    assert rows.loc["pld", "identical"] == 1
 
 
-def test_on_a_gpu_the_card_counts_and_not_the_cores(driver: Driver) -> None:
-    mine = os.getpid()
-    assert on_gpu(driver, [mine], []) == []
-    assert on_gpu(driver, [12345678], [(12345678, 99)]) == [], "in a container we have another number"
-    assert on_gpu(driver, [mine, 99999999], [(mine, 90), (99999999, 3)]) == []
-    assert on_gpu(driver, [mine, 99999999], [(mine, 60), (99999999, 20), (99999999, 40)]) == ["other processes: 30% of the GPU"]
-    assert on_gpu(driver, [88888888, 99999999], [(99999999, 40)]) == [], "which of them is ours is not known"
+def run_path(run: LoadedRun, folder: Path) -> Path:
+    return folder / run.name
 
 
-def test_in_a_container_our_number_is_learnt_while_we_are_alone(driver: Driver) -> None:
-    running: list[SimpleNamespace] = []
-    driver.answers["nvmlDeviceGetComputeRunningProcesses"] = lambda gpu: running
-    driver.answers["nvmlDeviceGetProcessUtilization"] = [SimpleNamespace(pid=77777777, smUtil=80)]
-    measure = CardMeter(torch.device("cuda", 0), SystemCounters())
-    assert measure(0.0) is None, "the driver shows no process here, so it would show no other either"
-    running.append(SimpleNamespace(pid=88888888))
-    assert measure(0.0) == 0.0
-    running.append(SimpleNamespace(pid=77777777))
-    assert measure(0.0) == 0.8
+@pytest.mark.full
+@pytest.mark.parametrize("protocol", ["vllm", "sglang"])
+def test_a_run_on_a_server_is_an_ordinary_run(protocol: str, tmp_path: Path) -> None:
+    run = run_on_stand_ins(protocol, tmp_path / "run", "limit=1", "repeats=1")
+    report = render_report([tmp_path / "run"], tmp_path / "report")
+    row = report.summary[report.summary["task"] == "overall"].set_index("method").loc["pld"]
+    assert row["identical"] == 1 and row["mean_accepted_tokens"] > 1 and row["drafted"] > 0 and row["engine"] == protocol
+    assert (tmp_path / "report" / "engines.md").is_file() and not any(one.failed for one in run.trials)
+
+
+@pytest.mark.full
+def test_a_start_that_failed_can_be_repeated_and_every_engine_has_logs_of_its_own(tmp_path: Path) -> None:
+    urls = "engine.llama_cpp.urls={autoregressive: 'http://127.0.0.1:1', pld: 'http://127.0.0.1:2'}"
+    started = [
+        "engine.llama_cpp.commands.autoregressive=\"{python} -c 'raise SystemExit(4)'\"",
+        "engine.llama_cpp.values.model=README.md",
+    ]
+    run = ["engine=[llama_cpp]", "method=[pld]", f"out={tmp_path}/run"]
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"the server of autoregressive at http://127.0.0.1:1: .*refused"):
+            execute(compose_run([*run, urls]), Quiet())
+        with pytest.raises(InputError, match=r"did not start: it ended; .*servers/llama_cpp/autoregressive.log"):
+            execute(compose_run([*run, *started]), Quiet())
+
+
+def test_several_requests_at_a_time_need_a_server(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="concurrency=2: engine native is no server; expected concurrency=1"):
+        execute(compose_run(["concurrency=2", f"out={tmp_path}/run"]), Quiet())
+    urls = "engine.vllm.urls={autoregressive: 'http://127.0.0.1:1', pld: 'http://127.0.0.1:2'}"
+    one = "engine.vllm.urls={pld: 'http://127.0.0.1:1'}"
+    for given, said in {
+        ("engine=[vllm]", urls, "concurrency=8", "limit=1"): "concurrency=8: 6 questions; expected more questions than requests",
+        ("engine=[vllm]", urls, "engine.vllm.prompts=text"): "prompts=text: expected ids",
+        ("engine=[vllm]", urls, "engine.vllm.concurrency=0"): "concurrency",
+        ("engine=[vllm]", one): "urls has no autoregressive",
+        ("engine=[llama_cpp]", "engine.llama_cpp.values.context=-5"): r"values.context=-5: expected a whole number above 0",
+        ("engine=[llama_cpp]", "engine.llama_cpp.values.threads=[1]"): r"values.threads=\[1\]: expected a whole number above 0",
+        ("engine=[llama_cpp]", "engine.llama_cpp.values.model=none.gguf"): r"values.model='?none.gguf'?: no such file",
+        ("+method.mine._target_=specbench.engine.served.Served",): "method mine runs on servers alone; engine native is none",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            execute(compose_run([*given, "method=[pld]", f"out={tmp_path}/run"]), Quiet())
+    with pytest.raises(InputError, match="batch=2: engine vllm decodes one question at a time"):
+        urls = "engine.vllm.urls={autoregressive: 'http://127.0.0.1:1', pld: 'http://127.0.0.1:2'}"
+        execute(compose_run(["engine=[vllm]", urls, "batch=2", "method=[pld]", f"out={tmp_path}/run"]), Quiet())

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 from specbench.analysis import metrics
+from specbench.analysis.equality import compute_identical_share
 from specbench.records.trial import Trial
 from tests.fake_run import failed, trial
 
@@ -116,10 +117,10 @@ def test_identical_compares_the_same_turn_of_the_same_repeat() -> None:
         trial("pld", [1], 1.0, turn=0, output_sha256="a"),
         trial("pld", [1], 1.0, turn=1, output_sha256="c"),
     ]
-    assert metrics.compute_identical_share(metrics.build_trial_frame(trials))["pld", "qa"] == 1 / 2
+    assert compute_identical_share(metrics.build_trial_frame(trials))["pld", "qa"] == 1 / 2
     own = [trial("pld", [1], 1.0, turn=0, output_sha256="a", context="own")]
     own.append(trial("pld", [1], 1.0, turn=1, output_sha256="c", context="own", prompt_sha256="another"))
-    shares = metrics.compute_identical_share(metrics.build_trial_frame(trials[:2] + own))
+    shares = compute_identical_share(metrics.build_trial_frame(trials[:2] + own))
     assert shares["pld", "qa"] == 1, "the second turn had another prompt and cannot be compared"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Collection
@@ -14,11 +13,11 @@ import psutil
 import pytest
 
 from benchmarks.peers.arms import Job
-from benchmarks.peers.llama_cpp import Client, Server, describe_build, open_llama_cpp
-from benchmarks.peers.serve import ServerSettings
+from benchmarks.peers.llama_cpp import Client, ServerSettings, describe_build, open_llama_cpp
 from specbench import ROOT
 from specbench.decoding.language_model import LanguageModel
 from specbench.errors import InputError
+from specbench.servers.started import StartedServer
 from tests.test_peers import build_job
 from tests.tiny import tiny_language_model
 
@@ -40,16 +39,6 @@ class Handler(BaseHTTPRequestHandler):
 
 print("system_info: CPU : AVX512 = 1 | AVX512_BF16 = 1 |", sys.argv[1:], flush=True)
 HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
-"""
-HOLDER = """
-import json, sys
-from pathlib import Path
-from benchmarks.peers.llama_cpp import Server
-from benchmarks.peers.serve import ServerSettings
-server = Server(ServerSettings("target.gguf", 512, 1, True, binary=sys.argv[1]), Path(sys.argv[2]))
-server.await_health()
-print(json.dumps(sorted(server.list_processes())), flush=True)
-input()
 """
 
 
@@ -86,42 +75,21 @@ def test_a_binary_gets_a_server_per_method_and_ends_with_the_stack(
 
 
 @pytest.mark.full
-def test_a_server_ends_with_a_process_that_is_killed(stand_in: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLDER, str(stand_in), str(tmp_path / "log")]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout
-        pids = json.loads(holder.stdout.readline())
-        assert len(pids) == 2 and all(map(psutil.pid_exists, pids))
-        holder.kill()
-    assert await_end(pids)
-
-
-@pytest.mark.full
-def test_a_server_ends_with_what_starts_it(stand_in: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_server_ends_with_what_starts_it(victim: int, stand_in: Path, tmp_path: Path) -> None:
     settings = ServerSettings("target.gguf", 512, 1, False, ("draft.gguf", 8), binary=str(stand_in))
-    for victim in (0, 1):
-        server = Server(settings, tmp_path / "log")
-        server.await_health()
-        pids = sorted(server.list_processes())
-        psutil.Process(pids[victim]).kill()
-        server.end()
-        assert await_end(pids)
+    server = StartedServer("sps", settings.command, {}, tmp_path / "log", None)
+    server.await_health("/health", 20)
+    pids = sorted(server.list_processes())
+    assert len(pids) == 2
+    psutil.Process(pids[victim]).kill()
+    server.end()
+    assert await_end(pids)
     assert "'draft-simple', '-md', 'draft.gguf', '--spec-draft-n-max', '8'" in server.read_log()
 
 
-@pytest.mark.full
-def test_a_server_that_does_not_start_is_one_line_with_the_end_of_its_log(tmp_path: Path) -> None:
-    broken = tmp_path / "llama-server"
-    broken.write_text(f"#!{sys.executable}\nraise SystemExit('no such model')")
-    broken.chmod(0o755)
-    server = Server(ServerSettings("target.gguf", 512, 1, True, binary=str(broken)), tmp_path / "log")
-    with pytest.raises(InputError, match="llama.cpp did not start; .*log ends: no such model"):
-        server.await_health()
-    server.end()
-
-
 def test_a_server_loads_no_torch() -> None:
-    code = "import sys, benchmarks.peers.serve; print('torch' in sys.modules)"
+    code = "import sys, specbench.servers.wheel; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
 
 

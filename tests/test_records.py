@@ -55,6 +55,13 @@ DESIGN_FIELDS = [
     "batch",
     "group",
     "place",
+    "concurrency",
+    "client",
+    "began_s",
+    "client_first_s",
+    "client_last_s",
+    "sums",
+    "text_sha256",
     "error",
 ]
 

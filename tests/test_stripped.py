@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from specbench import ROOT
+from specbench.analysis.equality import compute_identical_share
 from specbench.analysis.loaded_run import read_run
-from specbench.analysis.metrics import compute_identical_share
 from specbench.compare.comparison import compare_runs
 from specbench.errors import InputError
 from specbench.exchange.spec_bench import export_answers

@@ -88,7 +88,7 @@ def report(folder: Path) -> None:
 def plan(folder: Path) -> None:
     run = read_run(folder)
     plan_methods(run, ["autoregressive", "pld"], 0.05, 0.95)
-    check_pilot(run, {"name": "mini", "shape": None, "dtype": "float32"}, batch=1)
+    check_pilot(run, {"name": "mini", "shape": None, "dtype": "float32"}, {"batch": 1})
 
 
 def resume(folder: Path, about: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -6,39 +6,75 @@ first token on.
 
 import json
 import re
-import subprocess
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from select import select
-from time import monotonic, sleep
 from typing import Any
 
-import psutil
-
 from benchmarks.peers.arms import CONTINUATION, DRAFT_TOKENS, NGRAM, Answer, Arm, Job
-from benchmarks.peers.serve import ServerSettings
-from specbench import ROOT
 from specbench.errors import InputError, format_error
 from specbench.records.trial import BASELINE
+from specbench.servers.started import StartedServer
 
 PATIENCE = 600  # seconds for one answer, and for a start
-GRACE = 10  # seconds for an end
+WHEEL = f"{sys.executable} -m specbench.servers.wheel"
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """A server with one slot that remembers no prompt. binary: a `llama-server`; None: the wheel's.
+
+    draft: the file of a draft model and the tokens of a draft. ngram: how many tokens are looked up, and how many copied at most.
+    float32: keys and values are float32 too, and flash attention is off, which computes in float16 whatever they are: logits are
+    then 0.01 off instead of 0.00001. Otherwise both are llama.cpp's defaults: float16, on.
+    """
+
+    model: str
+    context: int
+    threads: int
+    float32: bool
+    draft: tuple[str, int] | None = None
+    ngram: tuple[int, int] | None = None
+    binary: str | None = None
+
+    @property
+    def command(self) -> str:
+        """The command line, with {port} where its port goes."""
+        program = shlex.quote(self.binary) + " -fit off --device none -lv 4" if self.binary else WHEEL
+        own = f"-c {self.context} -np 1 -t {self.threads} --no-cache-prompt --cache-ram 0 --host 127.0.0.1"
+        return f"{program} {shlex.join(['-m', self.model, *own.split(), *self._list_choices()])} --port {{port}}"
+
+    def _list_choices(self) -> list[str]:
+        options = "-fa off -ctk f32 -ctv f32 -ctkd f32 -ctvd f32".split() if self.float32 else []
+        if self.draft:
+            path, tokens = self.draft
+            options += ["--spec-type", "draft-simple", "-md", path]
+            options += f"--spec-draft-n-max {tokens} --spec-draft-n-min 0 --spec-draft-p-min 0".split()
+        if self.ngram:
+            length, tokens = self.ngram
+            options += f"--spec-type ngram-simple --spec-ngram-simple-size-n {length} --spec-ngram-simple-size-m {tokens}".split()
+        return options
 
 
 def open_llama_cpp(job: Job, stack: ExitStack) -> Iterator[Arm]:
     """Yield the arms of llama.cpp: of the binary that the job names, else of the wheel."""
     for method in job.methods:
-        server = Server(choose_settings(job, method), job.logs / f"llama.cpp-{method}.log")
+        server = StartedServer(f"llama.cpp-{method}", choose_settings(job, method).command, {}, _name_log(job, method), None)
         stack.callback(server.end)
-        server.await_health()
+        server.await_health("/health", PATIENCE)
         if method == job.methods[0]:
             name = Path(job.llama_binary).name if job.llama_binary else "the wheel's"
             job.notes.append(f"llama.cpp is {name}{describe_build(server.read_log())}")
-        yield Arm("llama.cpp", method, Client(server.place, job).decode, worker="others", processes=server.list_processes())
+        decode = Client(server.url.removeprefix("http://"), job).decode
+        yield Arm("llama.cpp", method, decode, worker="others", processes=server.list_processes())
+
+
+def _name_log(job: Job, method: str) -> Path:
+    return job.logs / f"llama.cpp-{method}.log"
 
 
 def choose_settings(job: Job, method: str) -> ServerSettings:
@@ -60,61 +96,6 @@ def describe_build(log: str) -> str:
     parts = (part.split("=") for part in (found[1] if found else "").split("|") if "=" in part)
     instructions = ", ".join(name.strip() for name, value in parts if value.strip() == "1")
     return (f", {build[0]}" if build else "") + (f", which uses {instructions}" if instructions else "")
-
-
-class Server:
-    """A process with one server, which ends with this one. log: where it prints."""
-
-    def __init__(self, settings: ServerSettings, log: Path) -> None:
-        self._log = log
-        log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "benchmarks.peers.serve", json.dumps(asdict(settings))]
-        with log.open("wb") as file:
-            self._process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, start_new_session=True
-            )  # a session of its own, without the terminal's Ctrl-C
-        self.place = ""
-
-    def await_health(self) -> None:
-        """Wait until the server answers. Raises InputError if it ends before."""
-        assert self._process.stdout
-        deadline = monotonic() + PATIENCE
-        if select([self._process.stdout], [], [], PATIENCE)[0]:
-            self.place = self._process.stdout.readline().decode().strip().removeprefix("http://")
-        while self.place and self._process.poll() is None and monotonic() < deadline:
-            if _is_healthy(self.place):
-                return
-            sleep(0.05)
-        raise InputError(f"llama.cpp did not start; {self._log} ends: {self.read_log()[-300:]}")
-
-    def read_log(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    def list_processes(self) -> frozenset[int]:
-        """Return the numbers of all processes that serve."""
-        process = psutil.Process(self._process.pid)
-        return frozenset(one.pid for one in (process, *process.children(recursive=True)))
-
-    def end(self) -> None:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()  # it waits for this
-        try:
-            self._process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-
-
-def _is_healthy(place: str) -> bool:
-    connection = HTTPConnection(place, timeout=GRACE)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 class Client:

@@ -64,7 +64,8 @@ def _gather_turns(trials: Iterable[Trial]) -> list[Turn]:
 
 
 def _is_timed(trial: Trial) -> bool:
-    return trial.kind in TIMED and not trial.failed and trial.seconds > 0
+    alone = trial.concurrency == 1  # under load, what else is being answered differs from repeat to repeat
+    return trial.kind in TIMED and not trial.failed and trial.seconds > 0 and alone
 
 
 def _identify_work(turn: Turn) -> Any:

@@ -15,6 +15,7 @@ import pandas as pd
 from specbench.analysis.disturbance import Reasons, find_disturbed
 from specbench.analysis.groups import merge_groups
 from specbench.analysis.metrics import build_trial_frame
+from specbench.analysis.windows import select_window
 from specbench.errors import InputError
 from specbench.records.attempts import select_complete, select_counted
 from specbench.records.certificates import Certification, find_certifications, list_folders, read_certificates
@@ -50,8 +51,12 @@ class LoadedRun:
 
     @cached_property
     def turns(self) -> pd.DataFrame:
-        """The frame with one row per timed turn: of a question, or of a group, whose questions share one time."""
-        return merge_groups(self.frame)
+        """The frame with one row per timed turn: of a question, or of a group, whose questions share one time.
+
+        Under load, of the turns between warm-up and drain.
+        """
+        counted = {(trial.key, trial.attempt) for trial in select_window(self.trials)}
+        return merge_groups(self.frame[[(trial.key, trial.attempt) in counted for trial in self.trials]])
 
     @cached_property
     def disturbed(self) -> Reasons:

@@ -38,7 +38,11 @@ def build_trial_frame(trials: Iterable[Trial]) -> pd.DataFrame:
 
 def _sum_steps(trial: Trial) -> dict[str, int | None]:
     lists = {name: getattr(trial, name) for name in PER_STEP}
-    return {name: None if values is None else sum(values) for name, values in lists.items()}
+    known = {name: sum(values) for name, values in lists.items() if values is not None}
+    if trial.sums is not None:
+        known |= trial.sums | {"depth": trial.sums["drafted"]}  # of a tree, the rate is then per drafted token
+        known |= {} if trial.steps is None else {"committed": trial.new_tokens - 1}
+    return {name: known.get(name) for name in PER_STEP}
 
 
 def build_question_frame(trials: pd.DataFrame) -> pd.DataFrame:
@@ -59,6 +63,17 @@ def pair_with_baseline(questions: pd.DataFrame) -> pd.DataFrame:
     baseline = complete[complete["method"] == BASELINE].drop(columns=["method", "failed"])
     pairs = complete.merge(baseline, on=["task", "question_id", "repeat"], suffixes=("", "_baseline"))
     return pairs[pairs["turns"] == pairs["turns_baseline"]]
+
+
+def pair_with_own_baseline(questions: pd.DataFrame) -> pd.DataFrame:
+    """Join each complete row of an engine, method@engine, with that engine's own autoregressive decoding."""
+    engines = questions["method"].map(lambda label: label.partition("@")[2])
+    pairs = [
+        pair_with_baseline(rows.replace({"method": {f"{BASELINE}@{engine}": BASELINE}}))
+        for engine, rows in questions.groupby(engines)
+    ]
+    joined = pd.concat([pair_with_baseline(questions.iloc[:0]), *pairs])
+    return joined[joined["method"] != BASELINE]
 
 
 def compute_question_ratios(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -177,21 +192,6 @@ def compute_repeat_spread(trials: pd.DataFrame) -> pd.Series:
     freedom = (1 - 1 / rows["repeats"]).groupby(rows["method"]).sum()
     squares = (rows["residual"] ** 2).groupby(rows["method"]).sum()
     return pd.Series(np.sqrt(squares / freedom), name="repeat_spread")
-
-
-def compute_identical_share(trials: pd.DataFrame) -> pd.Series:
-    """Return, by (method, task), the share of turns over all repeats whose output ids equal autoregressive's.
-
-    A turn counts only if both had the same prompt: all with context = reference, some with context = own.
-    """
-    finished = trials[~trials["failed"].astype(bool) & trials["output_sha256"].notna()]
-    turn = ["task", "question_id", "turn", "repeat"]
-    baseline = finished.loc[finished["method"] == BASELINE, [*turn, "prompt_sha256", "output_sha256"]]
-    both = finished.merge(baseline, on=turn, suffixes=("", "_baseline"))
-    both = both[(both["context"] == "reference") | (both["prompt_sha256"] == both["prompt_sha256_baseline"])]
-    same = both.assign(identical=(both["output_sha256"] == both["output_sha256_baseline"]).astype(float))
-    shares: pd.Series = add_overall(same).groupby(CELL, sort=False)["identical"].mean()
-    return shares
 
 
 def split_step_time(trials: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench.analysis import disturbance, metrics, statistics
+from specbench.analysis import disturbance, equality, metrics, statistics
 from specbench.analysis.loaded_run import LoadedRun, find_first, order_methods, order_tasks, read_run
 from specbench.analysis.metrics import CELL, QUESTION
 from specbench.analysis.prompting import describe_ends, describe_template
@@ -22,6 +22,7 @@ PERCENTILES = {"p50": 0.5, "p90": 0.9}
 LATENCIES = [f"ms_per_token_{name}{side}" for name in PERCENTILES for side in ("", "_low", "_high")]
 SEEDS = ["speedup_seed_sd", "mean_accepted_tokens_seed_sd"]
 EVIDENCE = ["lossless_texts", "lossless_tokens", "lossless_wrong_at_most"]  # what the word in `lossless` rests on
+GAIN = ["engine_speedup", "engine_speedup_low", "engine_speedup_high"]  # over the same engine's autoregressive decoding
 UNKNOWN = "not certified"
 COLUMNS = [
     "run", "target", "shape", "engine", "dtype", "device", "temperature", "method", "task", "questions", "repeats",
@@ -30,6 +31,7 @@ COLUMNS = [
     "speedup_pooled", "speedup_decode", "speedup_with_failures", "speedup_median", "rank_best", "rank_worst", *LATENCIES,
     "decode_tokens_per_second", "accuracy", "tokens_per_forward", "conversion_low", "conversion_high", "joules_per_token",
     "drafted", "errors", "unpaired", *SEEDS, *EVIDENCE, *disturbance.COUNTS, "memory_share", "ends", "template", "batch",
+    *GAIN, "concurrency",
 ]  # fmt: skip
 
 
@@ -41,7 +43,8 @@ def summarise(run: LoadedRun) -> pd.DataFrame:
     columns = (
         metrics.pool_counts(pairs),
         metrics.compute_spec_bench(pairs),
-        metrics.compute_identical_share(run.frame),
+        equality.compute_identical_share(run.frame),
+        compute_own_gain(questions),
         compute_intervals(questions, pairs),
         compute_accuracy(run),
         metrics.compute_seed_spread(pairs),
@@ -54,6 +57,8 @@ def summarise(run: LoadedRun) -> pd.DataFrame:
     cells["unpaired"] = pd.Series(metrics.count_unpaired(questions, pairs), dtype=float).reindex(cells.index)
     rows = cells.reset_index().assign(**identify_run(run))
     rows["unpaired"] *= rows["batch"]
+    first = ~rows["method"].str.contains("@")
+    rows.loc[first, GAIN] = rows.loc[first, ["speedup", "speedup_low", "speedup_high"]].to_numpy()
     rows["lossless"] = [str(run.certified.get(method, UNKNOWN)) for method in rows["method"]]
     rows[EVIDENCE] = pd.DataFrame([_get_evidence(run, method) for method in rows["method"]], index=rows.index, dtype=float)
     rows["memory_share"] = _compute_memory_share(run, rows)
@@ -95,6 +100,7 @@ def identify_run(run: LoadedRun) -> dict[str, Any]:
         "device": find_first(provenance, "device.name", "device.kind"),
         "temperature": find_first(config, "sampling.temperature"),
         "batch": find_first(config, "batch") or 1,
+        "concurrency": find_first(config, "concurrency") or 1,
         "ends": describe_ends(config.get("sampling") or {}),
         "template": describe_template(config.get("target") or {}),
     }
@@ -125,6 +131,16 @@ def compute_intervals(questions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFr
     columns = [f"{name}{side}" for name in ("speedup", "conversion") for side in ("", "_low", "_high")]
     columns += ["speedup_decode", "speedup_with_failures", "speedup_median"]
     return pd.DataFrame(values, index=pd.MultiIndex.from_frame(done), columns=columns, dtype=float)
+
+
+def compute_own_gain(questions: pd.DataFrame) -> pd.DataFrame:
+    """Return the speedups of engines but the first over their own autoregressive decoding, with limits, by (method, task)."""
+    others = questions[questions["method"].str.contains("@")]
+    ratios = metrics.compute_question_ratios(metrics.pair_with_own_baseline(others))
+    cells = metrics.add_overall(ratios)[CELL].drop_duplicates()
+    strata = [_split_strata(_select_cell(ratios, str(method), str(task)), "log_speedup") for method, task in cells.to_numpy()]
+    values = [astuple(statistics.speedup(one)) for one in strata]
+    return pd.DataFrame(values, index=pd.MultiIndex.from_frame(cells), columns=GAIN, dtype=float)
 
 
 def compute_latency_percentiles(pairs: pd.DataFrame) -> pd.DataFrame:

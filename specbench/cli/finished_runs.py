@@ -134,7 +134,8 @@ def plan(argv: list[str]) -> int:
         raise InputError(f"--effect {options.effect}: expected more than {1 - FAILS_BELOW:g}; compare ignores smaller changes")
     check_single_run(settings, options.overrides, "plan")
     pilot = read_run(options.pilot)
-    check_pilot(pilot, {key: getattr(settings.target, key) for key in ("name", "shape", "dtype")}, settings.batch)
+    sizes = {"batch": settings.batch, "concurrency": settings.concurrency}
+    check_pilot(pilot, {key: getattr(settings.target, key) for key in ("name", "shape", "dtype")}, sizes)
     widen_console()
     questions, methods, repeats = outline_run(settings)
     plans = plan_methods(pilot, methods, options.effect, options.power)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from specbench.analysis.loaded_run import LoadedRun, order_methods, read_run
 from specbench.analysis.statistics import Interval
+from specbench.analysis.windows import is_loaded
 from specbench.compare import runs
 from specbench.compare.baseline import ALONE, RATE, Drift, estimate_drift, judge_baseline
 from specbench.compare.gate import Change, Decision, estimate_change, estimate_paired_change
@@ -59,6 +60,8 @@ def compare_runs(reference: Path, new: Path, factors: Sequence[str] = ()) -> Com
         raise InputError(f"{reference} holds no run but {fresh[-1].name} itself")
     originals = [run for run in olds if not runs.is_copy(run, fresh[-1])]
     old = (originals or olds)[-1]
+    if loaded := next((run.name for run in (*olds, *fresh) if is_loaded(run.trials)), None):
+        raise InputError(f"{loaded} was made under load: its requests waited for each other, so its turns cannot be compared")
     runs.check_methods(old, fresh[-1])
     runs.check_comparable([*(originals or olds), *fresh], factors)
     runs.check_one_place(fresh)

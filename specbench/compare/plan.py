@@ -38,10 +38,13 @@ class MethodPlan:
     paired: int | None
 
 
-def check_pilot(pilot: LoadedRun, target: Mapping[str, Any], batch: int) -> None:
-    """Raise InputError for a pilot of another target or batch. target: settings of the planned one, by name."""
-    if (before := find_first(pilot.config, "batch") or 1) != batch:
-        raise InputError(f"--pilot {pilot.name} used batch={before} but the plan uses {batch}: its timings do not transfer")
+def check_pilot(pilot: LoadedRun, target: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    """Raise InputError for a pilot of another target, batch or concurrency. target: settings of the planned one, by name."""
+    for name, planned in sizes.items():
+        if (before := find_first(pilot.config, name) or 1) != planned:
+            raise InputError(
+                f"--pilot {pilot.name} used {name}={before} but the plan uses {planned}: its timings do not transfer"
+            )
     used = pilot.config.get("target") or {}
     for key, planned in target.items():
         if used.get(key) != planned:

@@ -85,7 +85,9 @@ def _is_under(name: str, factors: Sequence[str]) -> bool:
 
 def _iter_facts(run: LoadedRun) -> Iterator[tuple[str, Any]]:
     """Yield dotted names and values: all settings, and the place, data and software in run.json."""
-    yield from flatten({key: value for key, value in ({"batch": 1} | dict(run.config)).items() if key != "check_baseline"})
+    yield from flatten(
+        {key: value for key, value in ({"batch": 1, "concurrency": 1} | dict(run.config)).items() if key != "check_baseline"}
+    )
     about = dict(flatten(run.provenance))
     for name in (*PLACE, *DATA, *SOFTWARE):
         yield name, about.get(name)

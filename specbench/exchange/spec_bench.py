@@ -61,6 +61,8 @@ def export_answers(run: LoadedRun, out: Path) -> list[Path]:
         raise InputError(
             f"{run.name} decoded {batch} questions at a time: Spec-Bench's files give every question a time of its own"
         )
+    if (load := find_first(run.config, "concurrency") or 1) > 1:
+        raise InputError(f"{run.name} sent {load} requests at a time: Spec-Bench's files hold times of one question alone")
     texts = {(row["method"], row["question_id"], row["turn"]): row["text"] for row in run.texts}
     first = {(trial.method, trial.question_id, trial.turn): trial.output_sha256 for trial in run.trials if trial.repeat == 0}
     complete = _find_complete(run.trials)

@@ -142,8 +142,8 @@ def _get_value(row: Mapping[Any, Any] | None, column: str) -> float | None:
 
 
 def _name_target(row: Mapping[Any, Any]) -> str:
-    batch = f"batch{row['batch']}" if row["batch"] > 1 else ""
-    return "-".join(str(part) for part in (row["target"], row["shape"], row["dtype"], batch) if part)
+    sizes = [f"{name}{row[name]}" for name in ("batch", "concurrency") if row[name] > 1]
+    return "-".join(str(part) for part in (row["target"], row["shape"], row["dtype"], *sizes) if part)
 
 
 def _is_finite(value: Any) -> bool:

@@ -129,10 +129,14 @@ class LoadMeter:
         }
         return [name for name, is_known in known.items() if is_known]
 
-    def start(self, foreign: Collection[int] = ()) -> None:
-        """Begin a turn. foreign: child processes that have nothing to do in it; what they use counts as others'."""
+    def start(self, foreign: Collection[int] = (), helpers: Collection[int] = ()) -> None:
+        """Begin a turn. foreign: child processes that have nothing to do in it; what they use counts as others'.
+
+        helpers: processes that work for it and are no children.
+        """
         self._counters.find_children()
         self._counters.foreign = foreign
+        self._counters.help_from(helpers)
         self._before = self._read()
 
     def stop(self, in_process: bool = True) -> Load:
@@ -140,7 +144,7 @@ class LoadMeter:
         before, now = self._before, self._read()
         seconds, own = now.now - before.now, now.own - before.own
         busy, stolen = _subtract(now.busy, before.busy), _subtract(now.stolen, before.stolen)
-        waits = _subtract_waits(now.waits, before.waits)
+        waits = _subtract_waits(now.waits, before.waits) if in_process else None  # a server's threads may wait for its client
         still = None
         if self._times_thread and in_process and waits is not None:
             still = seconds - (now.ran - before.ran) - waits.get(now.thread, 0.0) - (stolen or 0.0)
@@ -174,6 +178,7 @@ class SystemCounters:
         self.cores = _list_cores(self._process)
         self._children: list[psutil.Process] = []
         self.foreign: Collection[int] = ()  # children that count as others
+        self._helpers: dict[int, psutil.Process] = {}
         self._searched = -RESCAN
 
     def read(self) -> Counts:
@@ -191,7 +196,14 @@ class SystemCounters:
 
     @property
     def _own_children(self) -> list[psutil.Process]:
-        return [child for child in self._children if child.pid not in self.foreign]
+        return [child for child in (*self._children, *self._helpers.values()) if child.pid not in self.foreign]
+
+    def help_from(self, helpers: Collection[int]) -> None:
+        """Count other processes as the run's own, until told otherwise."""
+        self._helpers = {pid: process for pid, process in self._helpers.items() if pid in helpers}
+        for pid in set(helpers) - set(self._helpers):
+            with suppress(psutil.Error, OSError):
+                self._helpers[pid] = psutil.Process(pid)
 
     def find_children(self) -> None:
         """Look up the child processes, if that is long ago. Not during a turn: one that is found brings its past with it."""

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from specbench.decoding.language_model import LanguageModel
-from specbench.errors import InputError
+from specbench.errors import InputError, format_error
 from specbench.machine.devices import pick_device, pick_dtype
 from specbench.machine.rehearsal import pause_rehearsal
 from specbench.models.expand import expand_config
@@ -41,6 +41,39 @@ def outline_model(**given: Any) -> LanguageModel:
         model = build_model(architecture, dtype=pick_dtype(chosen.dtype, where))
     model.tie_weights()
     return LanguageModel(model)
+
+
+def describe_unloaded(**given: Any) -> LanguageModel:
+    """Return the model that `load_model` would return for the same arguments, on the device "meta": for its sizes alone.
+
+    Its folder needs no weights. Raises InputError for one without a config that can be read.
+    """
+    bound = signature(load_model).bind(**given)
+    bound.apply_defaults()
+    chosen = SimpleNamespace(**bound.arguments)
+    where = pick_device(chosen.device)
+    random = chosen.weights == "random"
+    try:
+        architecture = create_config(chosen.config) if random else _read_architecture(chosen)
+        with torch.device("meta"):
+            model = build_model(architecture, dtype=pick_dtype(chosen.dtype, where))
+            if chosen.shape is not None:
+                model = build_model(expand_config(model, chosen.shape), dtype=pick_dtype(chosen.dtype, where))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"no model at {chosen.path}: {format_error(error)}") from None
+    if not random:
+        model.generation_config = _read_generation_config(chosen) or model.generation_config
+    described = LanguageModel(model)
+    described.device = where  # on which the run is measured
+    return described
+
+
+def _read_generation_config(chosen: SimpleNamespace) -> GenerationConfig | None:
+    place = locate(chosen.path or "")
+    try:
+        return GenerationConfig.from_pretrained(place.name, revision=chosen.revision)
+    except (OSError, ValueError):
+        return None
 
 
 def _read_architecture(chosen: SimpleNamespace) -> PretrainedConfig:

@@ -48,6 +48,11 @@ class Named(TypedDict, total=False):
     name: Name
 
 
+class Goodput(TypedDict):
+    first_token_s: Annotated[float, Within(0, 1e6)]
+    token_s: Annotated[float, Within(0, 1e6)]
+
+
 class Config(TypedDict, total=False):
     target: Target | None
     engine: dict[str, Any] | None
@@ -57,6 +62,8 @@ class Config(TypedDict, total=False):
     sampling: Sampling | None
     repeats: Annotated[int, Within(0, 1e6)] | None
     batch: Annotated[int, Within(1, 1e6)] | None
+    goodput: Goodput | None
+    concurrency: Annotated[int, Within(1, 1e6)] | None
 
 
 class Device(TypedDict, total=False):
@@ -187,6 +194,7 @@ class Provenance(Fingerprints, total=False):
     memory: Memory | None
     products: dict[str, int | None] | None
     sums: dict[str, bool] | None
+    servers: dict[str, dict[str, dict[str, Any]]] | None
     leakage: dict[str, list[Store]] | None
     continued: list[Continued] | None
     stripped: bool | None

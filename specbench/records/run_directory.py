@@ -28,6 +28,8 @@ from specbench.records.typed import check
 Row = TypeVar("Row")
 COPIED = ("run.json", "prompts.jsonl", "trials.jsonl", "texts.jsonl", "summary.csv", "config.yaml")
 
+LOGS = "servers"  # folder of what servers printed
+
 
 class RunDirectory:
     """The files of one run. Nothing is created before the first write."""
@@ -44,8 +46,10 @@ class RunDirectory:
         return escape_controls(self.path.resolve().name)
 
     def is_new(self) -> bool:
-        """Whether the directory is missing or empty, apart from hidden files."""
-        return not self.path.exists() or (self.path.is_dir() and all(path.name[0] == "." for path in self.path.iterdir()))
+        """Whether the directory is missing or empty, apart from hidden files and the logs of servers that did not start."""
+        if not self.path.is_dir():
+            return not self.path.exists()
+        return all(path.name[0] == "." or path.name == LOGS for path in self.path.iterdir())
 
     def is_run(self) -> bool:
         """Whether a run was started here."""
@@ -100,6 +104,7 @@ class RunDirectory:
         """Cut off torn last lines before a run is resumed."""
         self._trials.repair()
         self._drop_broken_group()
+        self._drop_broken_pass()
         self._prompts.repair()
         self._texts.repair()
 
@@ -112,6 +117,15 @@ class RunDirectory:
             same = list(takewhile(lambda row: all(row.get(key) == last.get(key) for key in turn), reversed(rows)))
             if len(same) % last["batch"]:  # a warm method may have the same turn twice, one after the other
                 self._trials.drop_last(len(same) % last["batch"])
+
+    def _drop_broken_pass(self) -> None:
+        """Drop the last pass under load if a kill left some of its turns out: they were written once all of them were done."""
+        rows = [row for _, row in self._trials.read_numbered()]
+        last = rows[-1] if rows else {}
+        if (last.get("concurrency") or 1) > 1 and (turns := self.read_provenance().get("turns")):
+            same = list(takewhile(lambda row: all(row.get(key) == last.get(key) for key in ("method", "repeat")), reversed(rows)))
+            if len(same) < turns:
+                self._trials.drop_last(len(same))
 
     def append_prompt(self, prompt: Prompt) -> None:
         """Append one line to prompts.jsonl."""

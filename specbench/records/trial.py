@@ -56,6 +56,13 @@ LIMITS: dict[str, Any] = {
     "batch": Annotated[int, Within(1, 1e6)],
     "group": Annotated[int, Within(0, LARGEST)] | None,
     "place": Annotated[int, Within(0, 1e6)] | None,
+    "concurrency": Annotated[int, Within(1, 1e6)],
+    "client": Annotated[int, Within(0, 1e6)] | None,
+    "began_s": Seconds | None,
+    "client_first_s": Seconds | None,
+    "client_last_s": Seconds | None,
+    "sums": dict[Literal["drafted", "accepted"], Annotated[int, Within(0, LARGEST)]] | None,
+    "text_sha256": Sha256 | None,
 }
 
 TrialKey = tuple[str, int, QuestionId, int]
@@ -109,6 +116,13 @@ class Trial:
     batch: int = 1  # questions of its group, decoded side by side; seconds, energy and memory are the group's
     group: int | None = None  # its number in the run; None: decoded alone
     place: int | None = None  # in the group
+    concurrency: int = 1  # requests that the server was sent at a time
+    client: int | None = None  # which of so many clients sent it
+    began_s: float | None = None  # when it was sent, since the first request of its method and repeat; under load alone
+    client_first_s: float | None = None  # by the clock here, from the request to the first token, of a server
+    client_last_s: float | None = None  # and to the last; up to 0.02 s late where the server tells its own times
+    sums: dict[str, int] | None = None  # drafted and accepted tokens over all steps, of a server that tells no single step
+    text_sha256: str | None = None  # of the text, of a turn that may be compared with one without ids
     error: str | None = None
 
     @property
@@ -190,3 +204,8 @@ class Prompt:
 def hash_ids(ids: Sequence[int]) -> str:
     """Return the fingerprint of token ids: sha256 of their decimal numbers joined by commas."""
     return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()
+
+
+def hash_text(text: str) -> str:
+    """Return the fingerprint of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -16,6 +16,7 @@ from specbench.records.trial import BASELINE, OVERALL, PER_STEP, BlockKey, Quest
 FASTEST = 1e6  # tokens per second: nothing decodes one sequence faster
 RETOKENISED = 100  # tokens that one token's text may be encoded as
 ROUNDING = 1.001
+MOST_CUT = 256  # accepted tokens of the last step that the end of an answer may cut off
 
 
 def parse_trial(row: Mapping[str, Any]) -> Trial:
@@ -65,10 +66,22 @@ def _check_steps(trial: Trial) -> Iterator[str]:
             return
     if trial.kind == "imported":
         return
-    if (given and len(given) < len(lists)) or (trial.steps is None) != (not given):
+    if trial.sums is not None:
+        yield from _check_sums(trial, trial.sums, bool(given))
+    elif (given and len(given) < len(lists)) or ((trial.steps is None) != (not given) and trial.sums is None):
         yield f"steps, {', '.join(PER_STEP)}: expected all of them, or none"
     elif given:
         yield from _compare_counts(trial, *lists.values())
+
+
+def _check_sums(trial: Trial, sums: Mapping[str, int], has_lists: bool) -> Iterator[str]:
+    if has_lists:
+        yield "sums: expected null in a turn that has lists of its steps"
+    elif sums.keys() != {"drafted", "accepted"}:
+        yield f"sums holds {', '.join(sums)}; expected drafted and accepted"
+    elif not sums["accepted"] <= sums["drafted"] or sums["accepted"] > max(trial.new_tokens - 1, 0) + MOST_CUT:
+        counts = f"drafted {sums['drafted']}, accepted {sums['accepted']}"
+        yield f"sums: {counts} for {trial.new_tokens} new_tokens: more than the answer can hold"
 
 
 def _compare_counts(

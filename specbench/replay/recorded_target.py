@@ -27,7 +27,10 @@ from specbench.records.trial import PER_STEP, Trial
 ENDLESS = 2**31 - 1
 TOKENS_ALONE = "it reads what the target computes, and a recording holds only tokens"
 NOTHING = -1  # a token that no drafter drafts
-MEASURED = ("prefill_s", "decode_s", "draft_s", "verify_s", "retokenised", "peak_memory_bytes", "energy_j", "throttled")
+MEASURED = (
+    "prefill_s", "decode_s", "draft_s", "verify_s", "retokenised", "peak_memory_bytes", "energy_j", "throttled", "began_s",
+    "client_first_s", "client_last_s", "client", "sums",
+)  # fmt: skip
 
 
 class CertainLogits:
@@ -191,4 +194,5 @@ def _build_trial(label: str, recorded: Trial, out: Generation) -> Trial:
     absent: dict[str, Any] = dict.fromkeys(MEASURED)
     lists = {name: getattr(out, name) for name in PER_STEP}
     alone: dict[str, Any] = {"batch": 1, "group": None, "place": None, "attempt": 1, "arms": None, "disturbed": None}
+    alone["concurrency"] = 1
     return dataclasses.replace(recorded, method=label, kind="replayed", order=0, **alone, **counts, **lists, **absent)

@@ -13,12 +13,15 @@ from scipy import stats
 from specbench.analysis import metrics
 from specbench.analysis.groups import count_left_out, is_batched
 from specbench.analysis.loaded_run import LoadedRun, find_first
+from specbench.analysis.windows import is_loaded
 from specbench.records.certificates import DOUBTS
 from specbench.records.trial import BASELINE, OVERALL, PER_STEP
 from specbench.report.alarm import Alarm
 from specbench.report.baseline import MARGIN, find_faster
 from specbench.report.disturbance import describe_disturbed
+from specbench.report.engines import warn_text_only, warn_texts
 from specbench.report.forward_alarms import warn_eager, warn_endless, warn_quantised, warn_rows, warn_untested
+from specbench.report.load import warn_window
 
 SummaryRow = Mapping[Hashable, Any]
 DRIFT_LEVEL = 1e-3  # significance level of the test for drift inside blocks
@@ -47,7 +50,7 @@ def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
     run_checks = (
         _warn_profiled, _warn_resumed, _warn_missing, _warn_errors, _warn_leakage, _warn_unreadable, _warn_bugs, _warn_unsteady,
         _warn_longer_answers, _warn_drift, _warn_spread, _warn_throttling, warn_rows, warn_untested, warn_eager, warn_quantised,
-        warn_endless, _warn_batch,
+        warn_endless, _warn_batch, warn_texts, warn_text_only, warn_window,
     )  # fmt: skip
     alarms = [*_warn_disturbed(run), *_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
     alarms += [alarm for check in run_checks for alarm in check(run)]
@@ -197,6 +200,8 @@ def _warn_drift(run: LoadedRun) -> Iterator[Alarm]:
 
 
 def _warn_spread(run: LoadedRun) -> Iterator[Alarm]:
+    if is_loaded(run.trials):  # what else is being answered differs from repeat to repeat
+        return
     spreads = metrics.compute_repeat_spread(run.turns)
     baseline = spreads.get(BASELINE, float("nan"))
     if baseline > UNSTEADY:
@@ -268,6 +273,10 @@ def _warn_no_drafts(row: SummaryRow) -> Iterator[Alarm]:
 
 
 def _warn_unfinished(row: SummaryRow) -> Iterator[Alarm]:
+    if row["concurrency"] > 1 and row["task"] != OVERALL:
+        return
     if row["unpaired"]:
         message = f"{row['unpaired']} questions are not yet finished by both it and autoregressive"
+        if row["concurrency"] > 1:
+            message = f"{row['unpaired']} questions count in no speedup: sent during warm-up or drain of it or of autoregressive"
         yield Alarm("notice", row["method"], row["task"], message)

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specbench.analysis.loaded_run import LoadedRun
-from specbench.records.markdown import format_markdown_table
 from specbench.records.trial import BASELINE, OVERALL, Trial
 from specbench.report.canvas import add_legend, mark_baseline
 from specbench.report.palette import Style
+from specbench.report.tables import format_words
 
 SETTING = "batch"
 COLUMNS = [
@@ -98,9 +98,7 @@ def _list_counts(trials: Sequence[Trial]) -> dict[tuple[Any, ...], tuple[Any, ..
 
 def format_batches(table: pd.DataFrame) -> str:
     """Return `tabulate_break_even` as Markdown."""
-    words = tabulate_break_even(table)
-    rows = ([f"`{method}`", *rest] for method, *rest in words.itertuples(index=False))
-    return "\n".join(format_markdown_table(list(words.columns), rows, left=1)) + "\n"
+    return format_words(tabulate_break_even(table))
 
 
 def tabulate_break_even(table: pd.DataFrame) -> pd.DataFrame:

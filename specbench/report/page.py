@@ -36,12 +36,13 @@ COSTS = {"memory": "peak_memory_mb", "energy": "joules_per_token"}  # not measur
 
 @dataclass(frozen=True)
 class Section:
-    """One run on the page. figures: (caption, inline SVG); strata: see analysis.strata.tabulate_strata."""
+    """One run on the page. figures: (caption, inline SVG); engines: tables of words; strata: see tabulate_strata."""
 
     run: LoadedRun
     summary: pd.DataFrame
     alarms: Sequence[Alarm]
     figures: Sequence[tuple[str, str]]
+    engines: Sequence[pd.DataFrame] = ()
     strata: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS))
 
 
@@ -95,6 +96,7 @@ def _build_view(section: Section) -> dict[str, Any]:
         "alarms": section.alarms,
         "disturbed": list_disturbed_blocks(run),
         "figures": [(caption, Markup(svg)) for caption, svg in section.figures],
+        "engines": section.engines,
         "levels": list_levels(section.strata),
         "few": describe_few(section.strata),
         "examples": select_examples(run),

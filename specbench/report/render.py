@@ -11,28 +11,31 @@ from markupsafe import Markup
 from rich.table import Table
 
 from specbench.analysis import metrics
+from specbench.analysis.engines import tabulate_engines
 from specbench.analysis.loaded_run import LoadedRun, order_methods, pick_trial, read_run
 from specbench.analysis.strata import LENGTH, tabulate_strata
 from specbench.analysis.summary import format_csv, summarise
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
-from specbench.report import batches, canvas, figures, palette, strata, tables, tree_sizes
+from specbench.report import canvas, engines, figures, palette, strata, tables, tree_sizes
+from specbench.report.across import Comparison, compare_runs
 from specbench.report.alarms import find_alarms
 from specbench.report.folder import claim_folder
-from specbench.report.page import NOTHING, Across, Section, render_page
+from specbench.report.page import Across, Section, render_page
 
-TABLES = ("table.md", "table.tex", "strata.md", "batches.md")
-FILES = (*TABLES, "summary.csv", "strata.csv", "batches.csv", "alarms.csv", "acceptance.csv", "conventions.csv", "time.csv")
-SWEPT = (
-    "temperature",
-    "dtype",
-    "shape",
-    "target",
-    "device",
-    "ends",
-    "template",
-    batches.SETTING,
-)  # columns in which the runs of a sweep may differ
+TABLES = ("table.md", "table.tex", "strata.md", "batches.md", "engines.md", "load.md")
+FILES = (
+    *TABLES,
+    "summary.csv",
+    "strata.csv",
+    "batches.csv",
+    "engines.csv",
+    "load.csv",
+    "alarms.csv",
+    "acceptance.csv",
+    "conventions.csv",
+    "time.csv",
+)
 CAPTIONS = {
     "forest": "Overall speedups, every task weighing the same. Line: 95 % interval; broad band: the range without any one task;"
     " small points: tasks. A rank is a range where methods do not differ significantly (Holm's procedure over all pairs, 5 %).",
@@ -92,10 +95,11 @@ def render_report(run_dirs: Sequence[Path], out: Path) -> Report:
     splits = pd.concat([metrics.split_step_time(run.turns).assign(run=run.name) for run in runs], ignore_index=True)
     counted = pd.concat([metrics.tabulate_conventions(run.trials).assign(run=run.name) for run in runs], ignore_index=True)
     split_up = [section.strata for section in sections if len(section.strata)]
+    agreed = pd.concat([tabulate_engines(run).assign(run=run.name) for run in runs], ignore_index=True)
     warned = [{"run": section.run.name, **asdict(alarm)} for section in sections for alarm in section.alarms]
-    swept = _find_swept(summary)
-    by_batch = batches.tabulate_batches(runs, summary) if swept == batches.SETTING else None
-    across, pictures = _plot_across_runs(summary, swept, by_batch, style, out)
+    with canvas.use_figure_settings():
+        comparison = compare_runs(runs, summary, style)
+        across, pictures = _draw_across(comparison, out)
     contents = {
         "index.html": render_page(sections, across),
         "table.md": tables.format_markdown(summary),
@@ -106,7 +110,8 @@ def render_report(run_dirs: Sequence[Path], out: Path) -> Report:
         "conventions.csv": format_csv(counted),
         **({"time.csv": format_csv(splits)} if len(splits) else {}),
         **(_format_strata(split_up) if split_up else {}),
-        **({} if by_batch is None else {"batches.md": batches.format_batches(by_batch), "batches.csv": format_csv(by_batch)}),
+        **_format_engines(sections, agreed),
+        **comparison.files,
     }
     for name, content in contents.items():
         write_atomic(out / name, content)
@@ -123,28 +128,23 @@ def _format_strata(split_up: Sequence[pd.DataFrame]) -> dict[str, str]:
     return {"strata.md": "\n".join(texts), "strata.csv": format_csv(pd.concat(split_up).drop(columns="label"))}
 
 
-def _find_swept(summary: pd.DataFrame) -> str | None:
-    """Return the one setting in which the runs differ, each with another value; None if there is none."""
-    swept = [setting for setting in SWEPT if summary.groupby("run")[setting].first().nunique() > 1]
-    alone = len(swept) == 1 and summary["run"].nunique() == summary[swept[0]].nunique()
-    return swept[0] if alone else None
+def _format_engines(sections: Sequence[Section], agreed: pd.DataFrame) -> dict[str, str]:
+    """Return engines.md and engines.csv, if a run has several engines or a server."""
+    shown = [section for section in sections if section.engines]
+    if not shown:
+        return {}
+    names = [f"## {section.run.name}\n\n" * (len(shown) > 1) for section in shown]
+    texts = [name + engines.format_engines(*section.engines) for name, section in zip(names, shown, strict=True)]
+    return {"engines.md": "\n".join(texts), "engines.csv": format_csv(agreed)}
 
 
-def _plot_across_runs(
-    summary: pd.DataFrame, swept: str | None, by_batch: pd.DataFrame | None, style: palette.Style, out: Path
-) -> tuple[Across, list[Path]]:
-    """Plot the runs over the setting in which they differ. Returns what the page shows, and the files."""
-    if swept is None:
-        return NOTHING, []
-    with canvas.use_figure_settings():
-        if by_batch is None:
-            figure = figures.plot_setting_speedups(summary, swept, style)
-            caption = f"Overall speedup, and mean accepted tokens, over {swept}; every task weighs the same in the speedup."
-        else:
-            figure, caption = batches.plot_batches(summary, style), batches.describe_batches(by_batch)
-        paths = canvas.save_figure(figure, out / swept)
-        words = None if by_batch is None else batches.tabulate_break_even(by_batch)
-        return Across([(caption, Markup(canvas.inline_svg(canvas.render_svg(figure))))], words), paths
+def _draw_across(comparison: Comparison, out: Path) -> tuple[Across, list[Path]]:
+    """Return what the page shows of all runs together, and the files of its figure."""
+    if comparison.figure is None:
+        return Across(table=comparison.words), []
+    paths = canvas.save_figure(comparison.figure, out / str(comparison.setting))
+    svg = Markup(canvas.inline_svg(canvas.render_svg(comparison.figure)))
+    return Across([(comparison.caption, svg)], comparison.words), paths
 
 
 def _build_section(run: LoadedRun, style: palette.Style, out: Path, prefix: str) -> tuple[Section, list[Path]]:
@@ -170,4 +170,4 @@ def _build_section(run: LoadedRun, style: palette.Style, out: Path, prefix: str)
             captions["tree_size"] = tree_sizes.describe_best_size(sizes)
         paths = [path for name, figure in plots.items() for path in canvas.save_figure(figure, out / f"{prefix}{name}")]
         inlined = [(captions[name], canvas.inline_svg(canvas.render_svg(figure))) for name, figure in plots.items()]
-    return Section(run, summary, find_alarms(run, summary), inlined, levels), paths
+    return Section(run, summary, find_alarms(run, summary), inlined, engines.build_tables(run, summary), levels), paths

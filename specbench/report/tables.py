@@ -165,6 +165,12 @@ def format_markdown(summary: pd.DataFrame) -> str:
     return table + "".join(f"\n{note}\n" for note in describe_rows(summary))
 
 
+def format_words(words: pd.DataFrame) -> str:
+    """Return a table of words in GitHub's Markdown; its first column names methods."""
+    rows = ([f"`{method}`", *rest] for method, *rest in words.itertuples(index=False))
+    return "\n".join(format_markdown_table(list(words.columns), rows, left=1)) + "\n"
+
+
 def format_latex(summary: pd.DataFrame) -> str:
     """Return the headline as a booktabs tabular."""
     cells = build_grid(summary, _format_latex_cell, missing="--")

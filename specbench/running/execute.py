@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from specbench.datastore.leakage import measure_leakage
 from specbench.decoding.drafter import Drafter
 from specbench.diagnose.roofline import describe_memory
 from specbench.engine.base import Engine
+from specbench.engine.served import Served
 from specbench.errors import InputError, show_value, warn
 from specbench.machine.devices import count_default_threads, list_timed_devices, pick_device, release_memory
 from specbench.machine.load import LoadMeter
@@ -29,6 +31,7 @@ from specbench.running.checks import check_batch, check_draft_tokenizer, check_d
 from specbench.running.harness import Harness
 from specbench.running.resume import choose_run_directory, open_run
 from specbench.running.schedule import Schedule, build_arms
+from specbench.running.servers import check_concurrency, check_served, load_wanted_target, prepare_engines, probe
 from specbench.setup import objects
 from specbench.setup.instantiate import instantiate
 from specbench.setup.provenance import collect_provenance
@@ -53,25 +56,31 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
     torch.set_num_threads(settings.threads or default)
     engines = _instantiate_engines(settings)
     _check_engines(engines, settings)
+    check_served(engines, settings.method)
     check_batch(questions, settings.batch)
+    check_concurrency(questions, settings.concurrency)
     tokenizer, chat = objects.load_target_tokenizer(settings.target)
-    drafters = _prepare_drafters(settings, tokenizer)
+    here = any(engine.loads_target for engine in engines.values())
+    drafters: dict[str, Drafter] = _prepare_drafters(settings, tokenizer) if here else dict.fromkeys(settings.method, Served())
     for label, need in settings.left_out.items():
         warn(f"notice: {label} is left out: it needs {need}")
-    with lock_devices(list_timed_devices(settings.target.device, settings.target.device_map), partial(_say_waiting, watcher)):
+    devices = list_timed_devices(settings.target.device, settings.target.device_map)
+    with lock_devices(devices, partial(_say_waiting, watcher)), ExitStack() as stack:
         release_memory(pick_device(settings.target.device))  # of the previous job
         _recall_choices(run, engines)
         arms = build_arms(engines, _list_labels(settings))
         if any(engine.in_process for engine in engines.values()):
             say_needs(settings, questions, [arm.label for arm in arms], tokenizer, chat, watcher)
-        drafters = _complete_drafters(settings, drafters, tokenizer)
-        target = objects.load_target(settings.target)
+        drafters = _complete_drafters(settings, drafters, tokenizer) if here else drafters
+        target = load_wanted_target(settings.target, engines, _list_labels(settings))
         check_prompts(questions, target)
+        prepare_engines(engines, _list_labels(settings), target, settings.target, run.path, stack)
         for engine in engines.values():
             engine.say = partial(watcher.show_status, long=True)  # type: ignore[method-assign]
             engine.open(target.model, drafters, settings.batch)
         sampling = objects.build_sampling(settings.sampling, target)
-        schedule = Schedule(settings.repeats, settings.seed, settings.context, sampling, settings.batch)
+        schedule = Schedule(settings.repeats, settings.seed, settings.context, sampling, settings.batch, settings.concurrency)
+        probe(arms, target.render_first_prompt(questions[0]), sampling)
         with lock_run(run.path):
             watcher.set_run(run.path)
             info = _collect_run_info(settings, run, target, suite, questions, drafters, engines, watcher)
@@ -147,10 +156,12 @@ def _collect_run_info(
     info["suite"] = dict(settings.about_suite)
     info |= objects.collect_fingerprints(settings, target, suite, drafters)
     info["forward"] = {part: how for engine in engines.values() for part, how in engine.describe_forwards().items()}
+    if servers := {name: about for name, engine in engines.items() if (about := engine.describe_servers())}:
+        info["servers"] = servers
     info |= {"products": dict(PRODUCTS.first_rows), "sums": dict(PRODUCTS.sums)}
     watcher.show_status("searching the datastores for the questions")
     info["leakage"] = hide_home(measure_leakage(drafters, questions, target.tokenizer))
-    if settings.check_baseline and not run.is_run():
+    if settings.check_baseline and not run.is_run() and any(engine.in_process for engine in engines.values()):
         watcher.show_status("timing other baselines", long=True)
         info["memory"] = describe_memory(target.model)
         info["forward_ms"] = measure_rows(target, questions)
@@ -175,8 +186,11 @@ def plan_needs(settings: RunSettings) -> Announcement | None:
     questions = select_questions(settings, open_suite(settings), settings.limit)
     torch.set_num_threads(settings.threads or count_default_threads())
     tokenizer, chat = objects.load_target_tokenizer(settings.target)
+    engines = _instantiate_engines(settings)
+    if not any(engine.in_process for engine in engines.values()):
+        raise InputError(f"engine={next(iter(engines))}: it runs in processes of its own, whose needs are not known before")
     _prepare_drafters(settings, tokenizer)
-    labels = [arm.label for arm in build_arms(_instantiate_engines(settings), _list_labels(settings))]
+    labels = [arm.label for arm in build_arms(engines, _list_labels(settings))]
     return announce(settings, questions, labels, tokenizer, chat)
 
 
@@ -192,6 +206,8 @@ def _check_engines(engines: Mapping[str, Engine], settings: RunSettings) -> None
     for name, engine in engines.items():
         if settings.batch > 1 and not engine.batches:
             raise InputError(f"batch={settings.batch}: engine {name} decodes one question at a time; expected batch=1")
+        if settings.concurrency > 1 and not engine.serves:
+            raise InputError(f"concurrency={settings.concurrency}: engine {name} is no server; expected concurrency=1")
         for setting, value in settings.sampling.endings.items():
             if setting not in engine.honours:
                 raise InputError(f"{setting}={show_value(value)}: engine {name} does not know it; expected null")

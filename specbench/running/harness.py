@@ -5,30 +5,26 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from specbench.decoding.loop import CapacityError, Generation
-from specbench.errors import format_error
+from specbench.decoding.loop import Generation
+from specbench.engine.served import ServedGeneration
 from specbench.machine.devices import get_peak_memory, reset_peak_memory
 from specbench.machine.energy import Meters
-from specbench.machine.load import LoadMeter
+from specbench.machine.load import OTHERS, LoadMeter
 from specbench.models.chat import count_retokenised, decode_answer, render_prompt
 from specbench.models.target import Target
 from specbench.records.run_directory import RunDirectory
-from specbench.records.trial import BASELINE, PER_STEP, BlockKey, Prompt, QuestionId, Trial, TrialKey, hash_ids
+from specbench.records.trial import BASELINE, BlockKey, Prompt, QuestionId, Trial, TrialKey, hash_ids
 from specbench.records.trial_rules import parse_trial
 from specbench.running.announce import bound_prompt
 from specbench.running.attempts import Attempts
-from specbench.running.schedule import Arm, Block, Schedule, form_groups, schedule_blocks
+from specbench.running.passes import Outcome, Pass
+from specbench.running.results import NoContextError, collect_results, describe_failure
+from specbench.running.schedule import Arm, Block, Schedule, form_groups, order_passes, order_questions, schedule_blocks
 from specbench.watch import Watcher
 from tasks.question import Question
 from tasks.suite import Suite
 
 WARM_UP_TOKENS = 24
-
-Outcome = tuple[Generation, Mapping[str, Any]] | BaseException  # of a turn: what was generated and measured, or why nothing
-
-
-class NoContextError(Exception):
-    """An earlier turn failed, so this one has nothing to continue from."""
 
 
 @dataclass
@@ -48,12 +44,14 @@ class Harness:
     finished: dict[TrialKey, Trial] = field(default_factory=dict, init=False)
     _prompts: dict[tuple[QuestionId, int, str], list[int]] = field(default_factory=dict, init=False)  # question, turn, source
     _recorded: set[tuple[QuestionId, int, str]] = field(default_factory=set, init=False)  # question, turn, sha256
+    _texts: dict[tuple[str, QuestionId, int], str] = field(default_factory=dict, init=False)  # arm, question, turn
 
     def __post_init__(self) -> None:
         self._meters = Meters(self.target.model.device)
         self._load = LoadMeter(self.target.model.device)
         self._attempts = Attempts([], self.arms)
         self._groups = form_groups(self.questions, self.schedule.batch)
+        self._hashes_texts = not all(arm.engine.returns_ids for arm in self.arms)
 
     def run_schedule(self) -> None:
         """Run the missing trials, and after each repeat the blocks again that were disturbed.
@@ -65,24 +63,30 @@ class Harness:
         self.finished = self._select_finished(on_disk)
         self._attempts = Attempts(on_disk, self.arms)
         self._recorded = {(prompt.question_id, prompt.turn, prompt.sha256) for prompt in self.run.read_prompts()}
+        self._texts = {(row["method"], row["question_id"], row["turn"]): row["text"] for row in self.run.read_texts()}
         self.watcher.begin(self.run.path, total, len(self.finished))
         if len(self.finished) < total or self._list_affordable(self.schedule.repeats):
             self._warm_up()
         for repeat in range(self.schedule.repeats):
             for arm in self.arms:
                 arm.engine.reset(arm.method)
+            if self.schedule.concurrency > 1:
+                for arm in order_passes(self.arms, repeat, self.schedule.seed):
+                    self._run_pass(arm, repeat)
+                continue
             for block in schedule_blocks(self._groups, self.arms, repeat, self.schedule.seed):
                 self._run_block(block)
             self._measure_again(repeat + 1)
 
     def _select_finished(self, on_disk: list[Trial]) -> dict[TrialKey, Trial]:
-        """Return the first attempts that belong to this schedule. A warm arm needs all of a repeat, run by one process."""
+        """Return the first attempts that belong to this schedule. A warm arm, or one under load, needs a repeat as a whole."""
         done = {trial.key: trial for trial in on_disk if trial.attempt == 1}
         kept: dict[TrialKey, Trial] = {}
         for arm, repeat in product(self.arms, range(self.schedule.repeats)):
             keys: list[TrialKey] = [(arm.label, repeat, question, turn) for question, turn in self._list_turns()]
             existing = {key: done[key] for key in keys if key in done}
-            if arm.state == "cold" or len(existing) == len(keys):
+            alone = arm.state == "cold" and self.schedule.concurrency == 1
+            if alone or len(existing) == len(keys):
                 kept |= existing
         return kept
 
@@ -125,6 +129,25 @@ class Harness:
                 self.finished.setdefault(trial.key, trial)
                 self.watcher.add_trial(trial)
 
+    def _run_pass(self, arm: Arm, repeat: int) -> None:
+        """Run an arm's turns of one repeat by several clients at a time; record them once all are done."""
+        if all((arm.label, repeat, question, turn) in self.finished for question, turn in self._list_turns()):
+            return
+        self.watcher.show_status(f"{arm.label}, {self.schedule.concurrency} requests at a time")
+        helpers = arm.engine.find_processes(arm.method)
+        self._load.start(helpers=helpers or ())
+        one_pass = Pass(arm, repeat, self.schedule, self._get_prompt, self._record_under_load)
+        trials = one_pass.run(order_questions(self.questions, repeat, self.schedule.seed))
+        load = self._load.stop(in_process=False)
+        reasons = None if helpers is None else load.find_reasons()
+        self.run.append_trials(*(trial if trial.failed else replace(trial, disturbed=reasons) for trial in trials))
+
+    def _record_under_load(self, arm: Arm, block: Block, ids: list[int], outcome: Outcome) -> Trial:
+        trial = self._record(arm, block, 0, 0, ids, outcome)
+        self.finished[trial.key] = trial
+        self.watcher.add_trial(trial)
+        return trial
+
     def _measure_again(self, repeats: int) -> None:
         """Measure the disturbed blocks of the first repeats again, while there is time for it."""
         every = range(repeats)
@@ -161,10 +184,15 @@ class Harness:
         try:
             reset_peak_memory(self.target.model.device)
             self._meters.start()
-            self._load.start()
+            helpers = arm.engine.find_processes(arm.method)
+            self._load.start(helpers=helpers or ())
             outs = arm.engine.generate_group(arm.method, list(prompts.values()), samplings)
             load = self._load.stop(arm.engine.in_process)
-            measured = {**asdict(self._meters.stop()), "disturbed": load.find_reasons()}
+            reasons = None if helpers is None else load.find_reasons()
+            measured = asdict(self._meters.stop()) if helpers is not None else {}  # another machine's are not known
+            if turned_away := sum(out.turned_away for out in outs if isinstance(out, ServedGeneration)):
+                reasons = [*(reasons or ()), f"{OTHERS}: the server was too busy {turned_away} times"]
+            measured["disturbed"] = reasons
             measured["peak_memory_bytes"] = get_peak_memory(self.target.model.device) if arm.engine.in_process else None
         except (Exception, SystemExit) as error:
             return dict.fromkeys(prompts, error)
@@ -186,7 +214,7 @@ class Harness:
             results = {**measured, **self._collect_results(arm, block, question, out)}
             return parse_trial(Trial(**about, **results).to_row())
         except (Exception, SystemExit) as error:
-            return parse_trial(Trial(**about, **_describe_failure(error)).to_row())
+            return parse_trial(Trial(**about, **describe_failure(error)).to_row())
 
     def _describe_trial(self, arm: Arm, block: Block, place: int) -> dict[str, Any]:
         group, question = block.group, block.group.questions[place]
@@ -206,6 +234,7 @@ class Harness:
             "attempt": block.attempt,
             "arms": len(block.order) * len(group.questions) if block.attempt > 1 else None,
             "batch": len(group.questions),
+            "concurrency": self.schedule.concurrency,
             "group": group.number,
             "place": None if group.number is None else place,
         }
@@ -223,11 +252,17 @@ class Harness:
     def _render_prompt(self, question: Question, turn: int, source: str) -> list[int]:
         conversation: list[tuple[str, str | None]] = []
         for earlier in range(turn):
-            ids = self.finished[(source, 0, question.id, earlier)].output_ids
-            if ids is None:
+            before = self.finished[(source, 0, question.id, earlier)]
+            if before.failed or before.new_tokens == 0:
                 raise NoContextError(f"turn {earlier + 1} of {source} failed, so turn {turn + 1} has no context")
-            conversation.append((question.turns[earlier], decode_answer(self.target.chat, self.target.tokenizer, ids)))
+            conversation.append((question.turns[earlier], self._get_text(before)))
         return render_prompt(self.target.chat, [*conversation, (question.turns[turn], None)], self.target.tokenizer)
+
+    def _get_text(self, trial: Trial) -> str:
+        """Return the answer of a first repeat's turn."""
+        if trial.output_ids is None:
+            return self._texts[(trial.method, trial.question_id, trial.turn)]
+        return decode_answer(self.target.chat, self.target.tokenizer, trial.output_ids)
 
     def _record_prompt(self, question: Question, turn: int, ids: list[int], method: str | None) -> None:
         key = (question.id, turn, hash_ids(ids))
@@ -239,29 +274,19 @@ class Harness:
 
     def _collect_results(self, arm: Arm, block: Block, question: Question, out: Generation) -> dict[str, Any]:
         """Return counts, seconds and ids; of repeat 0's first attempts also write the text and its score to texts.jsonl."""
-        text = decode_answer(self.target.chat, self.target.tokenizer, out.output_ids)
+        text = self._read_text(out)
         if block.repeat == 0 and block.attempt == 1:
             score = self.suite.score(question, block.turn, text)
             self.run.append_text(arm.label, question.id, block.turn, text, score)
-        return {
-            "new_tokens": len(out.output_ids),
-            "finish_reason": out.finish_reason,
-            **(_collect_steps(out) if out.sees_steps else {}),
-            "decode_s": out.decode_s,
-            "draft_s": out.draft_s,
-            "verify_s": out.verify_s,
-            "output_ids": out.output_ids if block.repeat == 0 else None,
-            "output_sha256": hash_ids(out.output_ids),
-            "retokenised": count_retokenised(self.target.tokenizer, text) if arm.label == BASELINE else None,
-        }
+            self._texts[(arm.label, question.id, block.turn)] = text
+        results = collect_results(out, text, self._hashes_texts, self.schedule.concurrency > 1)
+        if block.repeat > 0:
+            results["output_ids"] = None
+        if arm.label == BASELINE and results["output_sha256"] is not None:
+            results["retokenised"] = count_retokenised(self.target.tokenizer, text)
+        return results
 
-
-def _describe_failure(error: BaseException) -> dict[str, Any]:
-    reason = "capacity" if isinstance(error, CapacityError) else "error"
-    text = str(error) if isinstance(error, (CapacityError, NoContextError)) else format_error(error)
-    return {"new_tokens": 0, "finish_reason": reason, "error": text}
-
-
-def _collect_steps(out: Generation) -> dict[str, Any]:
-    counts = {"steps": out.steps, "target_forwards": out.steps + 1, "draft_forwards": out.draft_forwards}
-    return {**counts, **{name: getattr(out, name) for name in PER_STEP}, "prefill_s": out.prefill_s}
+    def _read_text(self, out: Generation) -> str:
+        if isinstance(out, ServedGeneration) and out.text is not None:
+            return out.text
+        return decode_answer(self.target.chat, self.target.tokenizer, out.output_ids)

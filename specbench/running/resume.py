@@ -15,6 +15,7 @@ from specbench.records.stripped import check_texts
 RECORDED = ("versions", "git", "machine", "code_kind", "code_sha256")  # may differ when a run is resumed, and is then recorded
 SAME = ("dtype", "suite_sha256", "target_sha256", "draft_sha256")  # of run.json: the same for every trial of a run
 PER_METHOD = {"leakage": "datastore", "checkpoints": "checkpoint", "codes": "code"}  # keys of run.json by method, in words
+REACHED = ("urls", "patience_s", "start_s", "key", "certificates", "check_certificates")  # how servers are reached
 ABSENT = "absent"  # of a setting, in a message
 
 
@@ -39,11 +40,22 @@ def open_run(run: RunDirectory, config: Mapping[str, Any], info: Mapping[str, An
         _check_place(run, before, info)
         _check_methods(run, comparable, info)
         merged = {key: (comparable.get(key) or {}) | (info.get(key) or {}) for key in PER_METHOD if key in info}
-        run.write_provenance(comparable | _record_changes(before, info) | merged)
+        servers = _merge_servers(run, before.get("servers") or {}, info.get("servers") or {})
+        run.write_provenance(comparable | _record_changes(before, info) | merged | ({"servers": servers} if servers else {}))
     run.repair()
     run.write_config(_merge_configs(run.read_config(), config) if run.is_run() else config)
     if not started:
         run.write_provenance(info)
+
+
+def _merge_servers(run: RunDirectory, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of servers, by engine and method. Raises InputError if one is of another build than before."""
+    for name in old.keys() & new.keys():
+        for label in old[name].keys() & new[name].keys():
+            before, now = ({key: value for key, value in one[name][label].items() if key != "url"} for one in (old, new))
+            if before != now:
+                raise _build_error(run, f"server of {label}@{name}", before, now)
+    return {name: {**(old.get(name) or {}), **(new.get(name) or {})} for name in {**old, **new}}
 
 
 def _record_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +67,9 @@ def _record_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
 
 
 def _check_config(run: RunDirectory, new: Mapping[str, Any]) -> None:
-    old, new = ({"batch": 1} | dict(config) for config in (run.read_config(), new))  # which older runs do not say
+    old, new = (
+        {"batch": 1, "concurrency": 1} | dict(config) for config in (run.read_config(), new)
+    )  # which older runs do not say
     first, first_now = (next(iter(config.get("engine") or {}), None) for config in (old, new))
     if first != first_now:  # its methods are the ones without @engine
         raise _build_error(run, "first engine", first, first_now)
@@ -64,9 +78,14 @@ def _check_config(run: RunDirectory, new: Mapping[str, Any]) -> None:
         now = _drop_new_nulls(before, now)
         if key in ("method", "engine") and isinstance(before, dict) and isinstance(now, dict):
             shared = before.keys() & now.keys()
-            before, now = ({name: value[name] for name in shared} for value in (before, now))
+            before, now = ({name: _drop_reached(key, value[name]) for name in shared} for value in (before, now))
         if before != now:
             raise _build_error(run, *_find_difference(key, before, now))
+
+
+def _drop_reached(key: str, node: Any) -> Any:
+    """Return an engine's settings without those that say how its servers are reached."""
+    return {name: value for name, value in node.items() if name not in REACHED} if key == "engine" and node else node
 
 
 def _drop_new_nulls(before: Any, now: Any) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
 from specbench.errors import InputError
-from specbench.records.trial import BlockKey, QuestionId, name_unit
+from specbench.records.trial import BASELINE, BlockKey, QuestionId, name_unit
 from tasks.question import Question
 
 
@@ -42,6 +42,7 @@ class Schedule:
     context: str  # reference: turn 2 continues from autoregressive's answer; own: from each arm's own
     sampling: Sampling
     batch: int = 1  # questions decoded side by side
+    concurrency: int = 1  # requests that a server is sent at a time
 
     def get_seed(self, repeat: int) -> int:
         """Return a seed of the repeat's own above temperature 0; at 0, only the order of the arms is random."""
@@ -108,6 +109,18 @@ def schedule_blocks(groups: Sequence[Group], arms: Sequence[Arm], repeat: int, s
             draw = random.Random(f"{seed}/{repeat}/{group.id}/{turn}")
             shuffled = draw.sample(methods, len(methods))
             yield Block(repeat, group, turn, tuple(arm for engines in shuffled for arm in draw.sample(engines, len(engines))))
+
+
+def order_questions(questions: Sequence[Question], repeat: int, seed: int) -> list[Question]:
+    """Return the questions in an order drawn for the repeat, the same for every arm."""
+    return random.Random(f"{seed}/{repeat}/load").sample(questions, len(questions))
+
+
+def order_passes(arms: Sequence[Arm], repeat: int, seed: int) -> list[Arm]:
+    """Return the arms in an order drawn for the repeat; the first repeat begins with the baseline, which others continue."""
+    by_label = sorted(arms, key=lambda arm: arm.label)
+    shuffled = random.Random(f"{seed}/{repeat}/passes").sample(by_label, len(by_label))
+    return sorted(shuffled, key=lambda arm: repeat == 0 and arm.label != BASELINE)
 
 
 def build_arms(engines: Mapping[str, Engine], labels: Sequence[str]) -> list[Arm]:

@@ -57,6 +57,7 @@ MOST_TOKENS = 10_000_000  # of an answer; the longest contexts have as many
 MOST_STOPS = 64
 LONGEST_STOP = 256
 MOST_BATCH = 4096
+MOST_CONCURRENCY = 4096
 MOST_THREADS = 1024  # `objects.check_threads` knows how many cores there are
 LEAST_LEVEL = 0.0001  # far below, the p-value of a G-test is a poor approximation
 LEAST_SHARE = 0.0001  # of top_p: below, only one token is left, as at temperature 0
@@ -91,6 +92,7 @@ RUN: Rules = {
     "seed": SEED,
     "repeats": count(10_000),
     "batch": count(MOST_BATCH),
+    "concurrency": count(MOST_CONCURRENCY),
     "threads": (
         or_null(partial(is_whole, most=MOST_THREADS)),
         f"a whole number, at least 1, or null for torch's choice (at most {MOST_THREADS:,})",

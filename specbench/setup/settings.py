@@ -99,6 +99,13 @@ class SamplingSettings:
             )
 
 
+class GoodputSettings(TypedDict):
+    """What a good answer takes at most: seconds to its first token, and per token after it."""
+
+    first_token_s: float
+    token_s: float
+
+
 @dataclass(frozen=True)
 class SearchSettings:
     """The search for a skip set."""
@@ -168,6 +175,8 @@ class RunSettings(Settings):
     sampling: SamplingSettings
     repeats: int
     batch: int
+    concurrency: int
+    goodput: GoodputSettings | None
     context: Literal["reference", "own"]
     profile: bool
     check_baseline: bool
