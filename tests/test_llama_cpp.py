@@ -14,6 +14,7 @@ from specbench.errors import InputError
 from specbench.exchange.gguf_file import export_gguf
 from specbench.models.load import load_draft
 from specbench.records.trial import Trial
+from specbench.replay.run import replay_run
 from specbench.running.execute import execute
 from specbench.setup.compose import compose_run
 from specbench.setup.objects import load_target, load_target_tokenizer
@@ -94,6 +95,8 @@ def test_a_server_alone_under_load_needs_no_model_here(tmp_path: Path, monkeypat
     assert len(run.trials) == 2 * 2 * 6 and not any(trial.failed for trial in run.trials)
     assert {trial.client for trial in run.trials} == {0, 1} and all(trial.concurrency == 2 for trial in run.trials)
     assert not (tmp_path / "run" / ".gguf").exists()
+    replayed, _, _ = replay_run(tmp_path / "run", compose_run(["method=[pld]", f"out={tmp_path}/replayed"]))
+    assert len(read_run(replayed).trials) == 2 * 6 and {one.kind for one in read_run(replayed).trials} == {"replayed"}
     rows = {row["method"]: row for row in tabulate_load(run).to_dict("records")}
     assert rows["pld"]["passes"] == 2 and 0 < rows["pld"]["requests"] <= 4 * 2
 

@@ -28,7 +28,7 @@ from specbench.servers.addresses import check_url, find_family, is_here, resolve
 from specbench.servers.client import Access, Client, Timed
 from specbench.servers.llama_cpp import LlamaCpp
 from specbench.servers.openai import OpenAI
-from specbench.servers.protocol import NO_IDS, Answer, Counts, Protocol, ServerError, read_counters
+from specbench.servers.protocol import NO_IDS, Answer, Counts, Protocol, ServerError, count_drafts
 from specbench.servers.sglang import Sglang
 from specbench.servers.started import StartedServer
 from specbench.servers.vllm import Vllm
@@ -206,7 +206,7 @@ class Server(Engine):
             return
         if self.protocol.counters is None:
             raise client.blame("it says nothing of drafted tokens: is it too old, or was it started without speculation?")
-        read_counters(client.get("/metrics"), self.protocol.counters)
+        self._count_drafts(client)
         self._counting.add(label)
 
     def close(self) -> None:
@@ -233,9 +233,14 @@ class Server(Engine):
 
     def _read_counters(self, label: str) -> tuple[int, int] | None:
         """Return the totals of drafted and accepted tokens of a server that tells them no other way, and has one client."""
-        if label not in self._counting or self.concurrency > 1 or self.protocol.counters is None:
-            return None
-        return read_counters(self._clients[label].get("/metrics"), self.protocol.counters)
+        return self._count_drafts(self._clients[label]) if label in self._counting and self.concurrency == 1 else None
+
+    def _count_drafts(self, client: Client) -> tuple[int, int]:
+        """Return a server's totals of drafted and accepted tokens. Raises ServerError."""
+        try:
+            return count_drafts(client.get("/metrics"), self.protocol.counters or ("", ""))
+        except ServerError as error:
+            raise client.blame(str(error)) from None
 
     def _ask(self, label: str, prompt: list[int], sampling: Sampling) -> Timed:
         room = self.target.context - len(prompt)

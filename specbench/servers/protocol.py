@@ -151,7 +151,7 @@ def iter_counters(page: str) -> Iterator[tuple[str, float]]:
                 continue
 
 
-def read_counters(page: Any, names: tuple[str, str]) -> tuple[int, int]:
+def count_drafts(page: Any, names: tuple[str, str]) -> tuple[int, int]:
     """Return the totals of drafted and accepted tokens. Raises ServerError if the page lacks one."""
     found: dict[str, float] = {}
     for name, value in iter_counters(page) if isinstance(page, str) else ():
