@@ -1,8 +1,8 @@
 """make benchmarks: speed and memory that no report shows, each measured against its bound.
 
-    python -m benchmarks [outside] [forwards] [batches] [contexts] [choosing] [memory] [datastores]
+    python -m benchmarks [outside] [forwards] [batches] [contexts] [choosing] [memory] [datastores] [servers]
 
-Without arguments, all seven; contexts takes 5 GB of memory. The output ends with a table: promise, bound, measured, kept. For
+Without arguments, all eight; contexts takes 5 GB of memory. The output ends with a table: promise, bound, measured, kept. For
 speedups see the report of `make bench-all`.
 """
 
@@ -12,7 +12,7 @@ from statistics import median
 
 from rich.table import Table
 
-from benchmarks import batches, datastore, forwards, memory, overhead, verification
+from benchmarks import batches, datastore, forwards, memory, overhead, servers, verification
 from specbench.cli.parser import console, widen_console
 from specbench.records.trial import BASELINE
 
@@ -100,6 +100,15 @@ def datastores(promises: Promises) -> None:
             promises.add(f"memory of its own while serving, {what}", "≤ 200 MB", grown, served.grown <= 200e6)
 
 
+def ask_servers(promises: Promises) -> None:
+    found = median(servers.measure_rates(servers.load_prompts(WIDE, "target.dtype=bfloat16"))["bare"])
+    promise = "llama.cpp's tokens/s for our client, 100m"
+    promises.add(promise, f"≥ {servers.LEAST_RATE} of a bare socket's", f"{found:.3f}", found >= servers.LEAST_RATE)
+    share, _ = servers.measure_streams()
+    bound = f"≤ {servers.MOST_CORE:.0%} of a core"
+    promises.add(f"{servers.STREAMS} streams at once", bound, f"{share:.1%}", share <= servers.MOST_CORE)
+
+
 PARTS: dict[str, Callable[[Promises], None]] = {
     "outside": outside,
     "forwards": time_forwards,
@@ -108,6 +117,7 @@ PARTS: dict[str, Callable[[Promises], None]] = {
     "choosing": choosing,
     "memory": growth,
     "datastores": datastores,
+    "servers": ask_servers,
 }
 
 

@@ -44,6 +44,11 @@ WAIT = 300  # seconds for a start
 COMMAND = "{python} -m specbench.servers.wheel -m {model} --port {port} -t {threads} --no-cache-prompt"
 
 
+def load_prompts(*overrides: str) -> Bench:
+    """Return the target and the prompts that are asked for."""
+    return load_bench("method=[pld]", "task=[qa]", *overrides, limit=3)
+
+
 def measure_rates(bench: Bench) -> dict[str, list[float]]:
     """Return llama.cpp's own tokens per second for specbench's client over those for the other ways, by way and round."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -119,7 +124,7 @@ def _stream(client: Client, prompt: list[int], sampling: Sampling) -> None:
 
 def main() -> int:
     overrides = sys.argv[1:] or ["target.shape=100m", "target.dtype=bfloat16"]
-    rates = measure_rates(load_bench("method=[pld]", "task=[qa]", *overrides, limit=3))
+    rates = measure_rates(load_prompts(*overrides))
     share, rate = measure_streams()
     for way, said in (("bare", f"a bare socket; expected at least {LEAST_RATE}"), ("whole", "a request without a stream")):
         found = f"{median(rates[way]):.3f} [{min(rates[way]):.3f}, {max(rates[way]):.3f}] in {ROUNDS} rounds"
