@@ -130,7 +130,7 @@ def test_a_servers_own_clock_counts_where_it_tells_the_time() -> None:
 
 
 def test_an_answer_is_read_in_pieces_but_not_piece_by_piece() -> None:
-    """An answer that is there already takes no pause for each of its events."""
+    """If the whole answer has already arrived, the client does not pause between its events."""
     long = replace(SAMPLING, max_new_tokens=400)
     with StandIn(Behaviour("llama_cpp")) as server:
         engine = open_server("llama_cpp", {"autoregressive": server.url})

@@ -11,7 +11,7 @@ from specbench.errors import InputError, show_value
 
 
 def check_url(label: str, url: str) -> str:
-    """Return an address without a slash at its end. Raises InputError for what is none, or holds a key or a password."""
+    """Return an address without a slash at its end. Raises InputError for anything else, and for a key or a password in it."""
     parts = _split(url)
     if parts is None or not url.isprintable() or " " in url or parts.scheme not in ("http", "https") or not parts.hostname:
         shown = "its value" if "@" in str(url) else show_value(url)  # which may hold a password

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specbench.decoding.sampling import Sampling
+from specbench.servers.fields import name_reason, read_usage
 from specbench.servers.protocol import Answer, Get, Protocol
 
 SEEDS = 1 << 31
@@ -39,10 +40,8 @@ class OpenAI(Protocol):
         for choice in event["choices"]:
             answer.text += choice.get("text") or ""
             if choice.get("finish_reason"):
-                answer.reason = "length" if choice["finish_reason"] == "length" else "eos"
-        if usage := event.get("usage"):
-            answer.prompt, answer.tokens = usage["prompt_tokens"], usage["completion_tokens"]
-            answer.cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+                answer.reason = name_reason(choice["finish_reason"])
+        read_usage(event, answer)
 
     def describe(self, get: Get) -> dict[str, Any]:
         models = get("/v1/models")

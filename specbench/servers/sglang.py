@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specbench.decoding.sampling import Sampling
+from specbench.servers.fields import list_choices, name_reason
 from specbench.servers.protocol import IGNORE_EOS, LEAST, Answer, Counts, Get, Protocol, ServerError
 
 ACCEPTED = ("spec_num_correct_drafts", "spec_accepted_drafts", "spec_accept_token_num")
@@ -23,19 +24,8 @@ class Sglang(Protocol):
     honours = frozenset({IGNORE_EOS, LEAST})
 
     def build_request(self, prompt: list[int], sampling: Sampling, model: str | None, text: str | None) -> dict[str, Any]:
-        settings: dict[str, Any] = {
-            "temperature": sampling.temperature,
-            "max_new_tokens": sampling.max_new_tokens,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k or -1,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,  # the model's generation config may set others
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "min_new_tokens": sampling.min_new_tokens,
-            "stop_token_ids": list(sampling.stop_token_ids),
-            "ignore_eos": not sampling.stop_token_ids,
-        }
+        lengths = {"max_new_tokens": sampling.max_new_tokens, "min_new_tokens": sampling.min_new_tokens}
+        settings = list_choices(sampling) | lengths
         return {"input_ids": prompt, "sampling_params": settings, "stream": True}
 
     def read(self, event: Mapping[str, Any], answer: Answer) -> None:
@@ -45,7 +35,7 @@ class Sglang(Protocol):
         answer.prompt, answer.cached = about["prompt_tokens"], about.get("cached_tokens") or 0
         answer.tokens = about["completion_tokens"]
         if about.get("finish_reason"):
-            answer.reason = "length" if about["finish_reason"]["type"] == "length" else "eos"
+            answer.reason = name_reason(about["finish_reason"]["type"])
             if answer.tokens == len(answer.ids or ()) + 1 and isinstance(about["finish_reason"].get("matched"), int):
                 answer.add([about["finish_reason"]["matched"]])  # which it may leave out
             answer.counts = self._read_counts(about)
@@ -57,12 +47,17 @@ class Sglang(Protocol):
         return Counts(drafted, accepted, int(about[STEPS]))
 
     def describe(self, get: Get) -> dict[str, Any]:
-        about = get("/server_info") or get("/get_server_info") or {}
+        about = _get_info(get)
         return {name: about[name] for name in ("version", "speculative_algorithm", "disable_radix_cache") if name in about}
 
     def speculates(self, get: Get) -> bool | None:
-        about = get("/server_info") or get("/get_server_info") or {}
+        about = _get_info(get)
         return about["speculative_algorithm"] is not None if "speculative_algorithm" in about else None
+
+
+def _get_info(get: Get) -> Any:
+    """Return what a server says of itself, by the page's present or former name."""
+    return get("/server_info") or get("/get_server_info") or {}
 
 
 def _find(about: Mapping[str, Any], names: Sequence[str]) -> int:

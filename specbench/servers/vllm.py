@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from specbench.decoding.sampling import Sampling
+from specbench.servers.fields import list_choices, name_reason, read_usage
 from specbench.servers.protocol import (
     IGNORE_EOS,
     LEAST,
@@ -38,17 +39,9 @@ class Vllm(Protocol):
         return body | {
             "prompt": prompt,
             "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k or -1,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,  # the model's generation config may set others
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
+            **list_choices(sampling),
             "seed": sampling.seed % SEEDS,
-            "stop_token_ids": list(sampling.stop_token_ids),
             "min_tokens": sampling.min_new_tokens,
-            "ignore_eos": not sampling.stop_token_ids,
             "return_token_ids": True,
             "cache_salt": uuid4().hex,  # no request shares the prompt of another
             "stream": True,
@@ -62,10 +55,8 @@ class Vllm(Protocol):
             answer.add(choice["token_ids"])
             answer.text += choice["text"]
             if choice.get("finish_reason"):
-                answer.reason = "length" if choice["finish_reason"] == "length" else "eos"
-        if usage := event.get("usage"):
-            answer.prompt, answer.tokens = usage["prompt_tokens"], usage["completion_tokens"]
-            answer.cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+                answer.reason = name_reason(choice["finish_reason"])
+        read_usage(event, answer)
         if metrics := event.get("metrics"):
             self._read_metrics(metrics, answer)
 
