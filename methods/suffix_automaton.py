@@ -1,6 +1,48 @@
-"""The suffix automaton of a growing text (Blumer et al. 1985): finds the longest suffix that occurred earlier."""
+"""Suffix automata of growing texts (Blumer et al. 1985): the longest suffix that occurred earlier, and what followed a string."""
 
 from typing import NamedTuple
+
+
+class SuffixStates:
+    """The states of an automaton over one or more texts. Amortised O(1) per token.
+
+    States are numbers, 0 the empty string; all strings of a state end at the same positions.
+    """
+
+    def __init__(self) -> None:
+        self._next: list[dict[int, int]] = [{}]
+        self._link = [-1]  # suffix link: the state of the longest suffix that also occurs elsewhere
+        self._length = [0]  # of a state's longest string
+
+    def _extend(self, whole: int, token: int) -> int:
+        """Return the state of a text that grows by a token. whole: the state of the text so far."""
+        if token in self._next[whole]:  # another text goes on like this
+            return self._split_state(whole, token)
+        longer = self._add_state(self._length[whole] + 1)
+        state = whole
+        while state >= 0 and token not in self._next[state]:
+            self._next[state][token] = longer
+            state = self._link[state]
+        self._link[longer] = 0 if state < 0 else self._split_state(state, token)
+        return longer
+
+    def _add_state(self, length: int, original: int | None = None) -> int:
+        """Return a new state of no strings yet, or of strings that have ended so far where those of the original have."""
+        self._next.append({} if original is None else dict(self._next[original]))
+        self._link.append(0 if original is None else self._link[original])
+        self._length.append(length)
+        return len(self._next) - 1
+
+    def _split_state(self, state: int, token: int) -> int:
+        """Return the state of the state's longest string plus token, split off from longer strings that do not end here."""
+        long, length = self._next[state][token], self._length[state] + 1
+        if self._length[long] == length:
+            return long
+        short = self._link[long] = self._add_state(length, long)
+        while state >= 0 and self._next[state].get(token) == long:
+            self._next[state][token] = short
+            state = self._link[state]
+        return short
 
 
 class SuffixMatch(NamedTuple):
@@ -10,18 +52,16 @@ class SuffixMatch(NamedTuple):
     end: int
 
 
-class SuffixAutomaton:
-    """States are numbers, 0 the empty string; all strings of a state end at the same positions. Amortised O(1) per token.
+class SuffixAutomaton(SuffixStates):
+    """Finds the longest suffix of one text that occurred earlier.
 
     recent: of the earlier occurrences use the last one at which this match was the longest; else the first one.
     """
 
     def __init__(self, recent: bool) -> None:
+        super().__init__()
         self.tokens: list[int] = []
         self.recent = recent
-        self._next: list[dict[int, int]] = [{}]
-        self._link = [-1]  # suffix link: the state of the longest suffix that also occurs elsewhere
-        self._length = [0]  # of a state's longest string
         self._end = [0]  # the position after the occurrence to copy from
         self._last = 0  # the state of the whole text
 
@@ -33,30 +73,11 @@ class SuffixAutomaton:
         if self.recent:
             self._end[self._link[self._last]] = len(self.tokens)
         self.tokens.append(token)
-        state, self._last = self._last, self._add_state({}, len(self.tokens), len(self.tokens))
-        while state >= 0 and token not in self._next[state]:
-            self._next[state][token] = self._last
-            state = self._link[state]
-        self._link[self._last] = 0 if state < 0 else self._split_state(state, token)
+        self._last = self._extend(self._last, token)
 
-    def _add_state(self, followers: dict[int, int], length: int, end: int) -> int:
-        self._next.append(followers)
-        self._link.append(0)
-        self._length.append(length)
-        self._end.append(end)
-        return len(self._next) - 1
-
-    def _split_state(self, state: int, token: int) -> int:
-        """Return the state of the state's longest string plus token, split off from longer strings that do not end here."""
-        long, length = self._next[state][token], self._length[state] + 1
-        if self._length[long] == length:
-            return long
-        short = self._add_state(dict(self._next[long]), length, self._end[long])
-        self._link[short], self._link[long] = self._link[long], short
-        while state >= 0 and self._next[state].get(token) == long:
-            self._next[state][token] = short
-            state = self._link[state]
-        return short
+    def _add_state(self, length: int, original: int | None = None) -> int:
+        self._end.append(len(self.tokens) if original is None else self._end[original])
+        return super()._add_state(length, original)
 
     @property
     def match(self) -> SuffixMatch:

@@ -31,7 +31,10 @@ from tests.methods_under_test import LABELS, drafter_of, target_of
 from tests.tiny import prompts
 
 RUN = ("limit=5", "repeats=2", "task=[qa]", "method=[pld,sps]", "sampling.max_new_tokens=12", "check_baseline=false", "threads=1")
-SHARING = ("token_recycling_spec_bench", "token_recycling_warm", "self_speculative_paper")  # their rows share what was learned
+SHARING = (  # their rows share what was learned
+    *("token_recycling_spec_bench", "token_recycling_warm", "self_speculative_paper"),
+    *("suffix", "suffix_tree", "suffix_vllm", "suffix_eagle2"),
+)
 COUNTS = (*PER_STEP, "output_ids", "finish_reason", "draft_forwards")
 every_method = pytest.mark.parametrize("label", LABELS)
 

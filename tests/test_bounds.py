@@ -21,7 +21,9 @@ from tests.test_compose import refusal
 
 HUGE = 2**63
 EXAMPLES = 40
-METHODS = "pld,sps,medusa,eagle,eagle2,eagle3,lookahead,rest,self_speculative,token_recycling,sam_decoding,oracle,synthetic"
+METHODS = (
+    "pld,sps,medusa,eagle,eagle2,eagle3,lookahead,rest,self_speculative,token_recycling,sam_decoding,suffix,oracle,synthetic"
+)
 NUMBERS = {  # each setting's values that are refused
     "limit": (0, -1, HUGE, 1.5, True),
     "repeats": (0, 10**9, HUGE),
@@ -57,6 +59,12 @@ NUMBERS = {  # each setting's values that are refused
     "method.sam_decoding.factor": (0, -1, 1e300, math.nan),
     "method.sam_decoding.shortest": (0, -1),
     "method.sam_decoding.trial": (0, -1, 10**9),
+    "method.suffix.depth": (1, 0, 10**9),
+    "method.suffix.factor": (-1, 1e300, math.nan),
+    "method.suffix.offset": (-1e300, math.inf),
+    "method.suffix.least_probability": (-0.1, 1.1, math.nan),
+    "method.suffix.least_score": (-1, math.nan),
+    "method.suffix.cached_requests": (-1, 1.5),
     "method.self_speculative.draft_tokens": (0, 10**9),
     "method.self_speculative.threshold": (-1, 2, math.nan),
     "method.self_speculative.target_acceptance": (-1, 2),

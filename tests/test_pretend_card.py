@@ -44,7 +44,9 @@ MORE = {  # and why
 }
 ASKING = ("sps_confidence", "self_speculative", "self_speculative_paper")  # stop at an unsure token: each drafted one is asked
 MORE |= dict.fromkeys(("eagle2_spec_bench", "eagle3", "eagle3_depth2", "eagle3_depth7", "eagle3_spec_bench"), MORE["eagle2"])
-MORE |= dict.fromkeys(("sam_eagle2", "sam_eagle2_spec_bench"), (4, "as eagle2, and the copy that SAM-Decoding offers first"))
+MORE |= dict.fromkeys(
+    ("sam_eagle2", "sam_eagle2_spec_bench", "suffix_eagle2"), (4, "as eagle2, and the tree that the first method offers")
+)
 MORE |= {"rest_spec_bench": MORE["rest"], "lookahead_spec_bench": MORE["lookahead"]}
 BATCH = 12  # sequences: one copy or synchronisation for each of them would be far more than is allowed
 ROWS = 5  # more in a step of a batch: where its rows begin and end, which entries move
@@ -57,7 +59,7 @@ MORE_KERNELS = {  # by draft loops, which are not captured
     **dict.fromkeys(("token_recycling", "token_recycling_spec_bench", "token_recycling_warm"), 60),
     **dict.fromkeys(("hydra_heads", "hydra_heads_spec_bench"), 180),
     **dict.fromkeys(("eagle", "eagle_spec_bench"), 130),
-    **dict.fromkeys(("eagle2", "eagle2_spec_bench", "sam_eagle2", "sam_eagle2_spec_bench"), 240),
+    **dict.fromkeys(("eagle2", "eagle2_spec_bench", "sam_eagle2", "sam_eagle2_spec_bench", "suffix_eagle2"), 240),
     **dict.fromkeys(("eagle3", "eagle3_depth2", "eagle3_spec_bench"), 305),
     "eagle3_depth7": 400,
 }

@@ -24,7 +24,18 @@ from tests.tiny import VOCABULARY, prompts
 
 pytestmark = pytest.mark.full
 
-LIVE = ("pld", "pld_spec_bench", "rest", "rest_spec_bench", "sam_decoding", "sam_decoding_static", "oracle", "synthetic")
+LIVE = (
+    "pld",
+    "pld_spec_bench",
+    "rest",
+    "rest_spec_bench",
+    "sam_decoding",
+    "sam_decoding_static",
+    "suffix",
+    "suffix_tree",
+    "oracle",
+    "synthetic",
+)
 STEPS = ("output_ids", "finish_reason", "drafted", "nodes", "depth", "accepted", "committed")
 
 
