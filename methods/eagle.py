@@ -73,7 +73,9 @@ class EagleNetwork(DraftNetwork):
         return {**shape.get_layer_sizes(), "hidden_act": "silu", "rope_theta": 10000.0}
 
     @classmethod
-    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def normalise_checkpoint(
+        cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         defaults = {"rms_norm_eps": DEFAULT_EPS, "own_embeddings": "embed_tokens.weight" in tensors}
         return {**defaults, **config}, tensors
 

@@ -54,7 +54,9 @@ class MedusaHeads(DraftNetwork):
         return {"medusa_num_heads": 4, "medusa_num_layers": 1}
 
     @classmethod
-    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def normalise_checkpoint(
+        cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Count the heads in the checkpoint: published config.json files always say two."""
         numbers = {name.split(".")[0] for name in tensors}
         return config | {"medusa_num_heads": len(numbers), "medusa_num_layers": config.get("medusa_num_layers", 1)}, tensors

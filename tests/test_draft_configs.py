@@ -54,11 +54,14 @@ def load(name: str, folder: Path, remove: tuple[str, ...] = (), **changes: Any) 
 
 
 REFUSED: list[tuple[str, str, Any, str]] = [  # drafter, key, value, what is said
-    ("eagle3", "norm_output", True, "norm_output=true is not supported; expected false"),
-    ("eagle3", "norm_before_residual", True, "norm_before_residual=true is not supported"),
-    ("eagle3", "norm_before_fc", True, "norm_before_fc=true is not supported"),
-    ("eagle3", "fc_norm", True, "fc_norm=true is not supported"),
-    ("eagle3", "num_hidden_layers", 2, "num_hidden_layers=2: expected 1, or 8 as in a copy of the target's"),
+    ("eagle", "norm_output", True, "norm_output=true is not supported; expected false"),
+    ("eagle3", "norm_output", 1, "norm_output=1: expected true or false"),
+    ("eagle3", "norm_before_fc", True, "missing: input_norm.weight, expected .768,."),
+    ("eagle3", "fc_norm", True, "missing: fc_norm.0.weight, expected .256,."),
+    ("eagle3", "num_hidden_layers", 2, "num_hidden_layers=2: expected 1, as in the weights, or 8 as in a copy of the target's"),
+    ("eagle3", "layer_types", ["sliding_attention"], 'layer_types=.*: expected a list of "full_attention"'),
+    ("eagle3", "speculators_model_type", "dflash", "speculators_model_type=.dflash.: expected eagle3 for this method"),
+    ("medusa", "speculators_model_type", "eagle3", "speculators_model_type=.eagle3.: expected none for this method"),
     ("eagle", "num_hidden_layers", 2, "num_hidden_layers=2: expected 1, the only number supported"),
     ("eagle3", "attention_bias", True, "attention_bias=true is not supported; expected false"),
     ("eagle", "mlp_bias", True, "mlp_bias=true is not supported"),

@@ -81,6 +81,7 @@ def expand_config(config: Mapping[str, Any], base: TargetShape, shape: TargetSha
     changed = {key: value for key, value in asdict(shape).items() if key in config and key != "num_hidden_layers"}
     if "rms_norm_eps" in changed:
         changed["rms_norm_eps"] = config["rms_norm_eps"] * base.hidden_size / shape.hidden_size
+        changed["qk_norm_eps"] = config["rms_norm_eps"] * base.head_dim / shape.head_dim
     if config.get("draft_vocab_size") == base.vocab_size:
         changed["draft_vocab_size"] = min(shape.vocab_size, DRAFT_VOCABULARY)
     return changed

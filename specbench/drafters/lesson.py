@@ -67,8 +67,7 @@ class TrainingPass:
 
     def __init__(self) -> None:
         self.sizes = [0]
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+        self._entries: dict[int | Tensor, tuple[Tensor, Tensor]] = {}  # keys and values so far, by layer
         self._mask: Tensor | None = None
 
     @property
@@ -87,15 +86,15 @@ class TrainingPass:
 
     def write(self, layer: int | Tensor, key: Tensor, value: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
         """Return all keys and values so far, (B, heads, rounds * T, D) each."""
-        if self._keys is not None and self._values is not None:
-            key, value = torch.cat([self._keys, key], dim=2), torch.cat([self._values, value], dim=2)
-        self._keys, self._values = key, value
+        if layer in self._entries:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(self._entries[layer], (key, value), strict=True))
+        self._entries[layer] = key, value
         return key, value
 
     def advance_round(self) -> None:
         """Extend the mask by the next round's columns."""
-        assert self._keys is not None
-        tokens = self._keys.shape[2] if self._mask is None else len(self._mask)
-        hidden = torch.full((tokens, tokens), float("-inf"), dtype=self._keys.dtype, device=self._keys.device)
+        keys, _ = next(iter(self._entries.values()))
+        tokens = keys.shape[2] if self._mask is None else len(self._mask)
+        hidden = torch.full((tokens, tokens), float("-inf"), dtype=keys.dtype, device=keys.device)
         past = hidden.triu(1) if self._mask is None else self._mask
         self._mask = torch.cat([past, hidden.fill_diagonal_(0)], dim=1)

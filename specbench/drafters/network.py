@@ -1,12 +1,13 @@
 """The base class of trained drafters' networks, and the sizes of the target they are trained for."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, PretrainedConfig
+from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 from transformers.activations import ACT2FN
 
 from specbench.decoding import attention
@@ -17,6 +18,7 @@ from specbench.drafters.rotary import ROTARY_KEYS, read_rotary
 from specbench.errors import InputError
 from specbench.models.expand import get_small_sizes
 
+FULL = "full_attention"
 DEFAULT_EPS = 1e-6  # rms_norm_eps of a Llama whose config.json has none
 
 
@@ -63,21 +65,31 @@ def list_layer_keys(shape: TargetShape) -> dict[str, Rule]:
         "max_position_embeddings": require_whole(),
         "rms_norm_eps": POSITIVE,
         "hidden_act": require_name(ACT2FN),
+        "layer_types": Rule('a list of "full_attention"', lambda value: isinstance(value, list) and set(value) <= {FULL}),
         **ROTARY_KEYS,
     }
 
 
-def build_layer_config(config: Mapping[str, Any], shape: TargetShape) -> LlamaConfig:
-    """Return the config of a drafter's Llama layer with our attention function: config.json's sizes, else the target's."""
+def build_layer_config(config: Mapping[str, Any], shape: TargetShape, qk_norms: bool = False) -> Any:
+    """Return the config of a drafter's layers with our attention function: config.json's sizes, else the target's.
+
+    qk_norms: of Qwen3's layers, which normalise queries and keys, not of Llama's.
+    """
     sizes = {**shape.get_layer_sizes(), **config}
     if "num_attention_heads" in config:
         sizes["num_key_value_heads"] = config.get("num_key_value_heads") or config["num_attention_heads"]
         sizes["head_dim"] = config.get("head_dim") or sizes["hidden_size"] // config["num_attention_heads"]
     _check_heads(sizes)
     kept = {name: sizes[name] for name in (*shape.get_layer_sizes(), "hidden_act") if name in sizes}
-    layer_config = LlamaConfig(**{**kept, "num_hidden_layers": 1}, rope_parameters=read_rotary(config))
+    kept["num_hidden_layers"] = config.get("num_hidden_layers", 1)
+    layer_config = (Qwen3Config if qk_norms else LlamaConfig)(**kept, rope_parameters=read_rotary(config))
     layer_config._attn_implementation = attention.NAME
     return layer_config
+
+
+def count_layers(tensors: Mapping[str, Tensor]) -> int:
+    """Return the number of layers in a checkpoint that names them `layers.0.`, `layers.1.` and so on."""
+    return max((1 + int(found[1]) for name in tensors if (found := re.match(r"layers\.(\d+)\.", name))), default=0)
 
 
 def _check_heads(sizes: Mapping[str, Any]) -> None:
@@ -95,6 +107,7 @@ class DraftNetwork(nn.Module):
     """
 
     files: ClassVar[tuple[str, ...]]  # the authors' file names; model.safetensors is always accepted
+    speculators: ClassVar[str] = ""  # the type of vLLM's speculators whose files it reads
     unused: ClassVar[tuple[str, ...]] = ()  # prefixes of tensors that a checkpoint may contain and nothing reads
     writes_hidden: ClassVar[tuple[str, ...]] = ()  # suffixes of weights whose rows are hidden dimensions
     hidden_vectors: Mapping[str, int] = {}  # suffixes of weights that read several concatenated hidden vectors -> how many
@@ -115,7 +128,9 @@ class DraftNetwork(nn.Module):
         return dict.fromkeys(cls.create_config(shape), ANY)
 
     @classmethod
-    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def normalise_checkpoint(
+        cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return config.json, checked by list_keys, and tensors of a published checkpoint without its quirks."""
         return config, tensors
 

@@ -98,8 +98,9 @@ def map_layer(layer: int, config: Any) -> int:
 class HeadMap:
     """Positions of an attention's heads and their dimensions in a larger one.
 
-    query, key: old row of each new row, or -1. silent: new rows of old query heads, which must be zero. old, new: configs with
-    num_attention_heads, num_key_value_heads and head_dim. Raises InputError.
+    query, key: old row of each new row, or -1; dims: old dimension of each new one of a head, or -1. silent: new rows of old
+    query heads, which must be zero. old, new: configs with num_attention_heads, num_key_value_heads and head_dim. Raises
+    InputError.
     """
 
     def __init__(self, old: Any, new: Any) -> None:
@@ -110,7 +111,7 @@ class HeadMap:
                 f"shape: {new.num_key_value_heads} key-value heads with {new_group} query heads each do not hold the model's "
                 f"{old.num_key_value_heads} with {group} each"
             )
-        dims = _map_dims(old.head_dim, new.head_dim)
+        self.dims = dims = _map_dims(old.head_dim, new.head_dim)
         heads = torch.arange(old.num_attention_heads)
         new_groups = heads // group * copies + heads % group // new_group
         query, key = torch.full((new.num_attention_heads,), -1), torch.full((new.num_key_value_heads,), -1)
@@ -206,15 +207,19 @@ class TensorFiller:
             large[self.heads.silent.to(large.device)] = 0
         if module == "embed_tokens":  # new tokens, which never occur, have random embeddings
             large[len(small) :, : small.shape[1]].normal_(0, SPREAD, generator=self._random)
-        scale = sqrt(len(small) / len(large)) if norm else self.heads.scale if module == "q_proj" else 1.0
+        scale = sqrt(len(small) / len(large)) if norm else 1.0
+        if module in ("q_proj", "q_norm"):  # scores are divided by the root of a head's dimensions
+            scale *= self.heads.scale
         _copy(large, small, scale, self._map_axes(module, large, small, vectors))
 
     def _map_axes(self, module: str, large: Tensor, small: Tensor, vectors: int) -> list[Tensor]:
         """Return per axis the old index of each new one, or -1."""
         of_heads = {"q_proj": self.heads.query, "k_proj": self.heads.key, "v_proj": self.heads.key}
         rows = of_heads.get(module, _map_first(len(small), len(large)))
+        if module in ("q_norm", "k_norm"):
+            return [self.heads.dims]
         if large.ndim == 1:
-            return [rows]
+            return [rows if module in of_heads or vectors == 1 else _map_first(len(small), len(large), vectors)]
         if module == "o_proj":
             return [rows, self.heads.query]
         return [rows, _map_first(small.shape[1], large.shape[1], vectors)]
