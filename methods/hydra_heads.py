@@ -4,7 +4,6 @@ The published recipe (prefix-mlp) puts one decoder layer between the target's hi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar, cast
 
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-from specbench.decoding.drafter import DraftWork, SequenceContext
+from specbench.decoding.drafter import SequenceContext
 from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.tree_batch import pad_rows
 from specbench.decoding.verify import Verification
 from specbench.drafters.config_keys import MOST, Rule, require_equal, require_name, require_whole
-from specbench.drafters.keeping import count_unread
+from specbench.drafters.keeping import UnreadState, count_unread
 from specbench.drafters.layers import Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
 from specbench.drafters.network import DraftNetwork, TargetShape, build_layer_config, draw_layer_inputs, embedding_scale
@@ -171,24 +170,15 @@ def _build_blocks(vectors: int, hidden: int, config: Mapping[str, Any]) -> list[
     return [HydraBlock(vectors, hidden), *[further] * (config.get("hydra_num_layers", 1) - 1)]
 
 
-@dataclass
-class HydraState:
-    """hidden (n, H): the target's hidden states not read yet; the root (1,) was chosen from the last of them."""
-
-    work: DraftWork
-    hidden: Tensor
-    root: Tensor
-
-
 class HydraHeads(TreeHeads, LayerDrafter):
     """Drafts each expanded node's children from the path that leads to it."""
 
     network_class: ClassVar = HydraNetwork
 
-    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> HydraState:
-        return HydraState(context.work, out.hidden, self.to_tensor(prompt[-1:]))
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> UnreadState:
+        return UnreadState(context, out.hidden, self.to_tensor(prompt[-1:]))
 
-    def draft_tokens(self, states: list[HydraState], budgets: list[int]) -> Tensor:
+    def draft_tokens(self, states: list[UnreadState], budgets: list[int]) -> Tensor:
         shape, roots = self.tree.cut(max(budgets)), pad_rows([state.root for state in states])
         drafted = []
         read = torch.cat([self._catch_up(states, budgets), self.network.embed(roots)], dim=-1)  # (B, 1, 2 H)
@@ -200,19 +190,17 @@ class HydraHeads(TreeHeads, LayerDrafter):
             read = torch.cat([above, self.network.embed(tokens[:, level.expanded])], dim=-1)
         return torch.cat(drafted, dim=1)
 
-    def _catch_up(self, states: list[HydraState], budgets: list[int]) -> Tensor:
+    def _catch_up(self, states: list[UnreadState], budgets: list[int]) -> Tensor:
         """Run the prefix layer over new hidden states; return its output for the last of each row, (B, 1, H)."""
         counts = count_unread([len(state.hidden) for state in states], budgets, self.store.lengths)
-        rows = list(zip(states, counts, strict=True))
-        hidden = pad_rows([state.hidden[:count] for state, count in rows]).to(self.network.dtype)
+        taken = [state.take(count) for state, count in zip(states, counts, strict=True)]
+        hidden = pad_rows(taken).to(self.network.dtype)
         inputs = hidden, self.store.number_tokens(counts)
         out = self.run_layers(inputs, self.store.build_token_pass(counts))
         self.store.keep(counts)
-        for (state, count), budget in zip(rows, budgets, strict=True):
-            state.hidden = state.hidden[count:]
+        for state, budget in zip(states, budgets, strict=True):
             state.work.forwards += self.network.prefixed and budget > 0
         return self.store.select_last(out, counts)
 
-    def observe(self, state: HydraState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        state.hidden = torch.cat([state.hidden, out.hidden.index_select(0, verified.path_ids)])
-        state.root = verified.token_ids[-1:]
+    def observe(self, state: UnreadState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
+        state.observe(out, verified)

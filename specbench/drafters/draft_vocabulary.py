@@ -31,6 +31,13 @@ class MappedNetwork(DraftNetwork):
         """Map ids of the draft vocabulary, of any shape, to ids of the target's."""
         return tokens + self.d2t[tokens] if self.maps else tokens
 
+    def to_draft_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Map ids of the target to ids of the draft vocabulary; return these, and which of the tokens it has (bool)."""
+        if not self.maps:
+            return tokens, torch.ones_like(tokens, dtype=torch.bool)
+        places = self.t2d.cumsum(0) - 1
+        return places[tokens].clamp(min=0), self.t2d[tokens]
+
     def to_target_logits(self, logits: Tensor) -> Tensor:
         """Return logits (..., draft vocabulary) over the target's vocabulary, (..., V): tokens never drafted have -inf."""
         if not self.maps:

@@ -39,8 +39,11 @@ def expand_network(network: Network, base: TargetShape, shape: TargetShape, dtyp
         check_frequencies(old, new)
     fill = TensorFiller(HeadMap(old, new), device)
     for name, weight in large.named_parameters():
-        vectors = next((count for suffix, count in network.hidden_vectors.items() if name.endswith(suffix)), 1)
-        fill(name, weight, small[name], name.endswith(network.writes_hidden), vectors)
+        vectors, others = (
+            next((count for suffix, count in counts.items() if name.endswith(suffix)), otherwise)
+            for counts, otherwise in ((network.hidden_vectors, 1), (network.other_inputs, 0))
+        )
+        fill(name, weight, small[name], name.endswith(network.writes_hidden), vectors, others)
     for name, buffer in large.named_buffers():  # vocabulary maps
         buffer.zero_()
         if name in small:

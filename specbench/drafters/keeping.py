@@ -1,13 +1,16 @@
 """Drafters with their own keys and values."""
 
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
-from specbench.decoding.drafter import Drafter, SequenceContext
+from specbench.decoding.drafter import Drafter, DraftWork, SequenceContext
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import TargetOutput
 from specbench.decoding.sampling import Sampling
+from specbench.decoding.verify import Verification
 from specbench.drafters.layers import DraftKV
 
 S = TypeVar("S", KVStore, DraftKV)
@@ -39,6 +42,29 @@ class KeepingDrafter(Drafter, Generic[S]):
 
     def retain(self, places: list[int]) -> None:
         self.store.retain(places)
+
+
+@dataclass
+class UnreadState:
+    """hidden (n, taps * H): the target's hidden states not read yet; the root (1,) was chosen from the last of them."""
+
+    context: SequenceContext
+    hidden: Tensor
+    root: Tensor
+
+    @property
+    def work(self) -> DraftWork:
+        return self.context.work
+
+    def take(self, count: int) -> Tensor:
+        """Return the first so many hidden states, which are read now."""
+        taken, self.hidden = self.hidden[:count], self.hidden[count:]
+        return taken
+
+    def observe(self, out: TargetOutput, verified: Verification) -> None:
+        """Add those of the committed path."""
+        self.hidden = torch.cat([self.hidden, out.hidden.index_select(0, verified.path_ids)])
+        self.root = verified.token_ids[-1:]
 
 
 def count_unread(unread: list[int], budgets: list[int], known: list[int]) -> list[int]:

@@ -15,6 +15,7 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.config_keys import ANY, POSITIVE, Rule, require_equal, require_name, require_whole
 from specbench.drafters.lesson import Lesson, LessonLoss
 from specbench.drafters.rotary import ROTARY_KEYS, read_rotary
+from specbench.drafters.speculators import flatten_config
 from specbench.errors import InputError
 from specbench.models.expand import get_small_sizes
 
@@ -111,6 +112,7 @@ class DraftNetwork(nn.Module):
     unused: ClassVar[tuple[str, ...]] = ()  # prefixes of tensors that a checkpoint may contain and nothing reads
     writes_hidden: ClassVar[tuple[str, ...]] = ()  # suffixes of weights whose rows are hidden dimensions
     hidden_vectors: Mapping[str, int] = {}  # suffixes of weights that read several concatenated hidden vectors -> how many
+    other_inputs: Mapping[str, int] = {}  # suffixes of weights -> how many of their last inputs are no hidden dimensions
     packs: ClassVar[bool] = True  # its linear layers are called as modules, so a CPU may pack their weights
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
@@ -126,6 +128,11 @@ class DraftNetwork(nn.Module):
     def list_keys(cls, shape: TargetShape) -> Mapping[str, Rule]:
         """Return the keys of config.json that the network uses, with their rules; by default create_config's, of any value."""
         return dict.fromkeys(cls.create_config(shape), ANY)
+
+    @classmethod
+    def flatten_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a published config.json with all keys that `list_keys` names at its top."""
+        return flatten_config(config, cls.speculators)
 
     @classmethod
     def normalise_checkpoint(

@@ -19,7 +19,6 @@ from specbench.drafters.expand import expand_config, expand_network
 from specbench.drafters.keeping import KeepingDrafter
 from specbench.drafters.layers import DraftKV, LayerPass
 from specbench.drafters.network import Network, TargetShape
-from specbench.drafters.speculators import flatten_config
 from specbench.errors import InputError, format_error
 from specbench.machine.devices import pick_dtype
 from specbench.machine.rehearsal import is_rehearsing, pause_rehearsal
@@ -177,7 +176,7 @@ def _read_checkpoint(kind: type[Network], checkpoint: str, shape: TargetShape) -
     folder = find_folder(checkpoint)
     tensors, config = read_tensors(folder, kind.files), read_object(folder / "config.json")
     with _name_config(checkpoint):
-        checked = check_config(flatten_config(config, kind.speculators), kind.list_keys(shape))
+        checked = check_config(kind.flatten_config(config), kind.list_keys(shape))
         return kind.normalise_checkpoint(checked, tensors, shape)
 
 

@@ -23,3 +23,11 @@ def choose_taps(layers: int) -> list[int]:
     published = sorted((2, layers // 2, layers - 3))
     distinct = len(set(published)) == len(published) and min(published) >= 0
     return published if distinct else [max(0, layers // 2 - 1), layers // 2, max(layers // 2 + 1, layers - 1)]
+
+
+def choose_spread_layers(layers: int, count: int) -> list[int]:
+    """Return the layers whose outputs a new network of `count` layers reads, spread as in z-lab's DFlash."""
+    if count == 1:
+        return [layers // 2]
+    spread = [round(1 + place * (layers - 4) / (count - 1)) for place in range(count)]
+    return spread if len(set(spread)) == count and spread[0] >= 0 else list(range(max(0, layers - count), layers))

@@ -185,10 +185,13 @@ class TensorFiller:
         self._random = torch.Generator(device).manual_seed(SEED)
 
     @torch.no_grad()
-    def __call__(self, name: str, large: Tensor, small: Tensor | None, writes_hidden: bool, vectors: int = 1) -> None:
+    def __call__(
+        self, name: str, large: Tensor, small: Tensor | None, writes_hidden: bool, vectors: int = 1, others: int = 0
+    ) -> None:
         """Fill one tensor. small: None in new layers. writes_hidden: its rows, or embeddings, are of the residual stream.
 
-        vectors: number of concatenated hidden vectors it reads. A bias of neither hidden dimensions nor heads is of tokens.
+        vectors: number of concatenated hidden vectors it reads. others: how many of its last inputs are no hidden dimensions.
+        A bias of neither hidden dimensions nor heads is of tokens.
         """
         module, kind = name.split(".")[-2:]
         norm = large.ndim == 1 and kind == "weight"
@@ -210,9 +213,9 @@ class TensorFiller:
         scale = sqrt(len(small) / len(large)) if norm else 1.0
         if module in ("q_proj", "q_norm"):  # scores are divided by the root of a head's dimensions
             scale *= self.heads.scale
-        _copy(large, small, scale, self._map_axes(module, large, small, vectors))
+        _copy(large, small, scale, self._map_axes(module, large, small, vectors, others))
 
-    def _map_axes(self, module: str, large: Tensor, small: Tensor, vectors: int) -> list[Tensor]:
+    def _map_axes(self, module: str, large: Tensor, small: Tensor, vectors: int, others: int) -> list[Tensor]:
         """Return per axis the old index of each new one, or -1."""
         of_heads = {"q_proj": self.heads.query, "k_proj": self.heads.key, "v_proj": self.heads.key}
         rows = of_heads.get(module, _map_first(len(small), len(large)))
@@ -222,7 +225,8 @@ class TensorFiller:
             return [rows if module in of_heads or vectors == 1 else _map_first(len(small), len(large), vectors)]
         if module == "o_proj":
             return [rows, self.heads.query]
-        return [rows, _map_first(small.shape[1], large.shape[1], vectors)]
+        last = small.shape[1] - others + torch.arange(others)
+        return [rows, torch.cat([_map_first(small.shape[1] - others, large.shape[1] - others, vectors), last])]
 
 
 def _map_first(old: int, new: int, vectors: int = 1) -> Tensor:
