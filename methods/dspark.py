@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from methods.dflash import DECAY, DFlash, DFlashNetwork
 from specbench.bounds import Length, Probability
-from specbench.decoding.tree import DraftTree, Pick
-from specbench.decoding.verify_group import pick_group
+from specbench.decoding.tree import DraftTree
+from specbench.drafters.chains import Chains
 from specbench.drafters.config_keys import FLAG, Rule, require_name, require_whole
 from specbench.drafters.keeping import UnreadState
 from specbench.drafters.lesson import Lesson, LessonLoss
@@ -160,31 +160,18 @@ class DSpark(DFlash):
         self.confidence = confidence
 
     def pick_drafts(self, states: list[UnreadState], hidden: Tensor, lengths: list[int]) -> list[DraftTree]:
-        network, logits, memory = self.network, self.network.compute_logits(hidden), None
-        tokens = torch.cat([state.root for state in states])
-        picks: list[list[Pick]] = [[] for _ in states]
-        before = []
-        for row in range(max(lengths)):
-            before.append(tokens)
-            biased, memory = network.step(row, tokens, hidden, logits, memory)
-            drafting = [place for place, length in enumerate(lengths) if length > row]
-            chosen = self._pick_row(states, network.to_target_logits(biased), drafting)
-            for place, pick in chosen.items():
-                picks[place].append(pick)
-            waiting = torch.split(tokens, 1)
-            tokens = torch.cat([chosen[place][0] if place in chosen else token for place, token in enumerate(waiting)])
+        network, logits, memory, before = self.network, self.network.compute_logits(hidden), None, []
+        chains = Chains([state.context.verifier for state in states], [state.root for state in states], lengths)
+        for row in range(chains.deepest):
+            before.append(chains.tokens)
+            biased, memory = network.step(row, chains.tokens, hidden, logits, memory)
+            chains.pick(network.to_target_logits(biased))
         if self.confidence > 0 and network.config["enable_confidence_head"]:
-            self._cut_unsure(picks, torch.stack(before, dim=1), hidden)
-        return [DraftTree.from_picks(state.root, own) for state, own in zip(states, picks, strict=True)]
+            chains.cut(self._count_sure(torch.stack(before, dim=1), hidden))
+        return chains.build_trees()
 
-    def _pick_row(self, states: list[UnreadState], logits: Tensor, drafting: list[int]) -> dict[int, Pick]:
-        """Choose the next token of the sequences that draft one; nothing is drawn for the others. logits (B, V)."""
-        rows = logits if len(drafting) == len(states) else torch.cat([logits[place : place + 1] for place in drafting])
-        chosen = pick_group([states[place].context.verifier for place in drafting], rows)
-        return dict(zip(drafting, chosen, strict=True))
-
-    def _cut_unsure(self, picks: list[list[Pick]], before: Tensor, hidden: Tensor) -> None:
-        """Drop each draft from the first unsure row on: what a row's confidence reads does not depend on its own token."""
-        unsure = self.network.compute_confidence(before, hidden).sigmoid() < self.confidence
-        for own, row in zip(picks, unsure.tolist(), strict=True):
-            del own[next((place for place, stop in enumerate(row) if stop), len(own)) :]
+    def _count_sure(self, before: Tensor, hidden: Tensor) -> list[int]:
+        """Return the rows before the first unsure one: what a row's confidence reads does not depend on its own token."""
+        sure = self.network.compute_confidence(before, hidden).sigmoid() >= self.confidence
+        counts: list[int] = sure.cumprod(dim=1).sum(dim=1).tolist()
+        return counts

@@ -62,6 +62,7 @@ MORE_KERNELS = {  # by draft loops, which are not captured
     **dict.fromkeys(("eagle2", "eagle2_spec_bench", "sam_eagle2", "sam_eagle2_spec_bench", "suffix_eagle2"), 240),
     **dict.fromkeys(("eagle3", "eagle3_depth2", "eagle3_spec_bench"), 305),
     "eagle3_depth7": 400,
+    "mtp": 140,
     **dict.fromkeys(("dflash", "dspark"), 110),  # the text's keys and values are written outside of the graph
 }
 

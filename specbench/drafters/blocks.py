@@ -7,7 +7,7 @@ from torch import Tensor
 
 from specbench.drafters.lesson import Lesson, TrainingPass
 
-APART = 8  # tokens of a conversation per block
+APART = 4  # tokens of a conversation per block
 
 
 @dataclass(frozen=True)

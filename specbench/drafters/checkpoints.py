@@ -22,6 +22,8 @@ from specbench.records.files import read_object
 OURS = "model.safetensors"
 INDEX = ".index.json"  # after the name of a weight file that is split into shards
 RANDOM = "random"
+OF_TARGET = "target"  # its weights are among the target's own
+BUILT_IN = (RANDOM, OF_TARGET)  # checkpoints without files of their own
 FACTORS = "_scale"  # after the name of a matrix that is stored as int8: a factor for each of its rows, (rows, 1)
 
 

@@ -1,7 +1,7 @@
 """What a drafter's own decoder layers need: positions, masks and KV, through the same attention function as the target's."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -90,6 +90,11 @@ class DraftKV:
             return out[:, -1:]
         return out[torch.arange(len(counts), device=out.device), self._fed - 1][:, None]
 
+    def shift(self, tokens: Tensor, following: Tensor, counts: list[int]) -> Tensor:
+        """Return each row's tokens without the first and with one more (B,): tokens (B, N), as many as were numbered."""
+        shifted = torch.cat([tokens[:, 1:], following[:, None]], dim=1)
+        return shifted if len(set(counts)) == 1 else shifted.scatter(1, self._fed[:, None] - 1, following[:, None])
+
     def build_token_pass(self, counts: list[int]) -> LayerPass | StaticPass:
         """Return the pass of so many further committed tokens per row; call `keep` after it."""
         most, static = max(counts), self._is_static(max(counts))
@@ -137,10 +142,22 @@ class Rotary:
     """A table of cos and sin by position. Raises InputError for settings that give no finite angles."""
 
     def __init__(self, config: LlamaConfig, positions: int, like: Tensor) -> None:
-        rotary = LlamaRotaryEmbedding(config).to(like.device)
-        self.cos, self.sin = (x[0] for x in rotary(like, torch.arange(positions, device=like.device)[None]))
+        self._fill(LlamaRotaryEmbedding(config).to(like.device), positions, like)
         if not (self.cos.isfinite().all() and self.sin.isfinite().all()):
             raise InputError(f"rope_parameters={config.rope_parameters}: its angles are not finite")
+
+    @staticmethod
+    def of_module(decoder: nn.Module, positions: int, like: Tensor) -> "Rotary":
+        """Return the table of a model's own positions. Raises InputError for one whose layers share no rotary positions."""
+        table = Rotary.__new__(Rotary)
+        try:
+            table._fill(decoder.get_submodule("rotary_emb"), positions, like)
+        except (AttributeError, TypeError, KeyError):
+            raise InputError("the target's layers do not share rotary positions, which its further layers need") from None
+        return table
+
+    def _fill(self, rotary: nn.Module, positions: int, like: Tensor) -> None:
+        self.cos, self.sin = (x[0] for x in rotary(like, torch.arange(positions, device=like.device)[None]))
 
     def get_cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N) -> cos and sin, (B, N, D) each."""

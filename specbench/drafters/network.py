@@ -130,6 +130,11 @@ class DraftNetwork(nn.Module):
         return dict.fromkeys(cls.create_config(shape), ANY)
 
     @classmethod
+    def read_target(cls) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return config.json and tensors of weights that are among the target's own."""
+        raise InputError("checkpoint=target: this method's weights are not among the target's; expected a folder or random")
+
+    @classmethod
     def flatten_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return a published config.json with all keys that `list_keys` names at its top."""
         return flatten_config(config, cls.speculators)

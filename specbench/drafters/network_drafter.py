@@ -13,7 +13,7 @@ from specbench.decoding.language_model import LanguageModel, check_taps
 from specbench.decoding.masks import ChainBias
 from specbench.decoding.runner import Runner
 from specbench.decoding.static import StaticPass
-from specbench.drafters.checkpoints import RANDOM, fill_network, find_folder, read_tensors
+from specbench.drafters.checkpoints import OF_TARGET, RANDOM, fill_network, find_folder, read_tensors
 from specbench.drafters.config_keys import check_config
 from specbench.drafters.expand import expand_config, expand_network
 from specbench.drafters.keeping import KeepingDrafter
@@ -101,9 +101,14 @@ class NetworkDrafter(Drafter):
         super().__init__()
         self.checkpoint, self.dtype = checkpoint, dtype
 
+    @classmethod
+    def get_network_class(cls, target: LanguageModel) -> type[Any]:
+        """Return the class of its network for a target."""
+        return cls.network_class
+
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
-        self.network = load_network(self.network_class, self.checkpoint, target, self.dtype)
+        self.network = load_network(self.get_network_class(target), self.checkpoint, target, self.dtype)
         self.taps = tuple(map_layer(layer, target.config) for layer in self.network.taps)
 
 
@@ -173,8 +178,11 @@ def _read_network(kind: type[Network], checkpoint: str, shape: TargetShape) -> N
 
 def _read_checkpoint(kind: type[Network], checkpoint: str, shape: TargetShape) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return config.json, checked, and the tensors."""
-    folder = find_folder(checkpoint)
-    tensors, config = read_tensors(folder, kind.files), read_object(folder / "config.json")
+    if checkpoint == OF_TARGET:
+        config, tensors = kind.read_target()
+    else:
+        folder = find_folder(checkpoint)
+        tensors, config = read_tensors(folder, kind.files), read_object(folder / "config.json")
     with _name_config(checkpoint):
         checked = check_config(kind.flatten_config(config), kind.list_keys(shape))
         return kind.normalise_checkpoint(checked, tensors, shape)

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import check_token
-from specbench.drafters.checkpoints import RANDOM, find_folder
+from specbench.drafters.checkpoints import BUILT_IN, find_folder
 from specbench.drafters.network_drafter import NetworkDrafter, require_checkpoint
 from specbench.drafters.skip_sets import check_shape, find_skip_set
 from specbench.drafters.skipping_drafter import SkippingDrafter
@@ -70,7 +70,7 @@ def check_checkpoint(drafter: Drafter, target: TargetSettings, label: str) -> No
         if isinstance(drafter, SkippingDrafter):
             find_skip_set(drafter.checkpoint)
         if isinstance(drafter, NetworkDrafter):
-            if (checkpoint := require_checkpoint(drafter.checkpoint)) != RANDOM:
+            if (checkpoint := require_checkpoint(drafter.checkpoint)) not in BUILT_IN:
                 find_folder(checkpoint)
             pick_dtype(drafter.dtype, pick_device(target.device))
 

@@ -18,7 +18,7 @@ from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.stopping import StopStrings
-from specbench.drafters.checkpoints import RANDOM
+from specbench.drafters.checkpoints import BUILT_IN
 from specbench.engine.base import Engine
 from specbench.errors import InputError, show_value
 from specbench.machine.devices import count_usable_cores, pick_device, pick_dtype
@@ -250,7 +250,7 @@ def _hash_checkpoints(drafters: Mapping[str, Drafter]) -> dict[str, str]:
     for label, drafter in drafters.items():
         for part in drafter.iter_family():
             checkpoint = getattr(part, "checkpoint", None)
-            if checkpoint not in (None, RANDOM):
+            if checkpoint not in (None, *BUILT_IN):
                 place, _, revision = checkpoint.partition("@")
                 hashes.setdefault(label, []).append(hash_path(place, revision or None))
     return {label: ", ".join(map(str, several)) for label, several in hashes.items()}

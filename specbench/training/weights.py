@@ -51,7 +51,7 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
     with processes.main_process_first():
         target = load_target(settings.target)
         target.model.model.requires_grad_(False)  # or a loss through its head would keep gradients of it
-        _check_room(settings, drafter.network_class, target)
+        _check_room(settings, drafter.get_network_class(target.model), target)
         with explain_exhaustion(
             target.model.device, f"data={settings.data or 'null'}", "many questions are answered at once; expected data=FILE"
         ):
@@ -62,7 +62,7 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
     torch.manual_seed(settings.seed)
     plan = _plan(settings)
     with explain_exhaustion(target.model.device, f"batch_tokens={plan.batch_tokens}", "expected fewer tokens, and another out"):
-        network = _create_network(settings, drafter.network_class, target, texts)
+        network = _create_network(settings, drafter.get_network_class(target.model), target, texts)
         trainer = Trainer(network, target.model, plan, out)
         trainer.fit(texts, held_out, lambda *now: watch("training", *now), lambda need: watch(f"training needs {need}", 0, None))
     if processes.is_main_process:

@@ -1,0 +1,128 @@
+"""Multi-token prediction: the drafts of transformers' own generator, from the target's own files, and a module that drafts on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from methods.mtp import Mtp
+from specbench.decoding.loop import generate
+from specbench.decoding.sampling import Sampling
+from specbench.models.load import load_model
+from tests.drafts import watch_drafts
+from tests.tiny import SHAPE, prompts
+
+LAYERS, LIMIT, FEW = 2, 24, 10
+LONG_ENOUGH = 4  # a prompt for transformers, which fails on fewer tokens than it has modules
+EXPERTS: dict[str, Any] = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1}
+EXPERTS |= {"topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": 1}
+LATENT: dict[str, Any] = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+KINDS: dict[str, dict[str, Any]] = {"glm4_moe": {**EXPERTS, "use_qk_norm": True}, "deepseek_v3": {**EXPERTS, **LATENT}}
+
+
+def has_partner() -> bool:
+    try:
+        from transformers.modeling_layers import MtpModel  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+needs_partner = pytest.mark.skipif(not has_partner(), reason="this transformers has no MTP modules")
+
+
+def get_class(kind: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    return AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model(kind))]
+
+
+def save_target(kind: str, modules: int, folder: Path) -> None:
+    """A random target with modules in its own files, split in two, under the published names."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_layers import MtpModel
+
+    sizes = {**SHAPE, **KINDS[kind], "vocab_size": FEW, "num_hidden_layers": LAYERS, "num_mtp_layers": modules}
+    sizes["num_key_value_heads"] = 4 if kind == "deepseek_v3" else 2
+    config = AutoConfig.for_model(kind, **sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(modules)
+        model: Any = AutoModelForCausalLM.from_config(config).eval()
+        further: Any = MtpModel(model, modules)
+        for module in further.layers:
+            for weight in module.parameters():
+                weight.data.normal_(0, 0.3) if weight.ndim > 1 else weight.data.uniform_(0.5, 1.5)
+    model.save_pretrained(folder)
+    made = {}
+    for name, tensor in further.layers.state_dict().items():
+        number, _, rest = name.partition(".")
+        rest = rest.removeprefix("mtp_block.").replace("post_norm", "shared_head.norm")
+        made[f"model.layers.{LAYERS + int(number)}.{rest}"] = tensor
+    split = {name: part for whole in made.items() for name, part in split_experts(*whole).items()}
+    base = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = {"model-1.safetensors": base, "model-2.safetensors": split}
+    for file, tensors in files.items():
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, tensors in files.items() for name in tensors}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def split_experts(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    stem, _, last = name.rpartition(".")
+    if last == "gate_up_proj":
+        halves = {part: tensor.chunk(2, dim=1)[place] for place, part in enumerate(("gate", "up"))}
+        return {f"{stem}.{i}.{part}_proj.weight": half[i] for part, half in halves.items() for i in range(len(half))}
+    if last == "down_proj":
+        return {f"{stem}.{i}.down_proj.weight": part for i, part in enumerate(tensor)}
+    return {name: tensor}
+
+
+def generate_by_transformers(model: Any, prompt: torch.Tensor) -> tuple[list[int], list[list[int]]]:
+    """Return the answer and every draft."""
+    from transformers.generation.candidate_generator import MTPCandidateGenerator as Generator
+
+    drafts: list[list[int]] = []
+    get_candidates = Generator.get_candidates
+
+    def watch(self: Any, ids: torch.Tensor, *args: Any, **named: Any) -> Any:
+        found = get_candidates(self, ids, *args, **named)
+        drafts.append(found[0][0, ids.shape[1] :].tolist())
+        return found
+
+    Generator.get_candidates = watch  # type: ignore[method-assign]
+    try:
+        ending = {"do_sample": False, "max_new_tokens": LIMIT, "pad_token_id": 0, "eos_token_id": FEW}
+        out = model.generate(prompt[None], use_mtp=True, **ending)
+    finally:
+        Generator.get_candidates = get_candidates  # type: ignore[method-assign]
+    return out[0, len(prompt) :].tolist(), drafts[1:]
+
+
+@needs_partner
+@pytest.mark.parametrize(("kind", "modules"), [("glm4_moe", 1), ("glm4_moe", 3), ("deepseek_v3", 2)])
+def test_every_draft_is_the_one_of_transformers(kind: str, modules: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With so few tokens that some drafts are right."""
+    save_target(kind, modules, tmp_path)
+    monkeypatch.setattr(get_class(kind), "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.[2-4].*"])
+    target = load_model(str(tmp_path), dtype="float32", device="cpu")
+    drafter = Mtp("target", modules, "auto")
+    drafter.bind(target)
+    assert len(drafter.network) == modules
+    steps = accepted = 0
+    for prompt in (2 + prompt % (FEW - 2) for prompt in prompts(16, seed=7) if len(prompt) > LONG_ENOUGH):
+        with watch_drafts(drafter) as drafts:
+            (out,) = generate(target, drafter, [prompt], Sampling(max_new_tokens=LIMIT))
+        with target.use_original_attention() as model:
+            tokens, theirs = generate_by_transformers(model, prompt)
+        assert out.output_ids == tokens
+        assert [own == other[: len(own)] for own, other in zip(drafts, theirs, strict=False)] == [True] * min(
+            len(drafts), len(theirs)
+        )
+        steps, accepted = steps + len(drafts), accepted + sum(out.accepted)
+    assert steps > 100 and accepted > 5
