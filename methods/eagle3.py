@@ -6,7 +6,7 @@ SpecForge and speculators.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class Eagle3Network(MappedNetwork):
     files = ("pytorch_model.bin",)
     speculators = "eagle3"
     unused = ("midlayer.self_attn.rotary_emb", "verifier_norm", "verifier_lm_head")
-    writes_hidden = ("embed_tokens.weight", "fc.weight", "o_proj.weight", "down_proj.weight")
+    writes_hidden: ClassVar[tuple[str, ...]] = ("embed_tokens.weight", "fc.weight", "o_proj.weight", "down_proj.weight")
     hidden_vectors: Mapping[str, int] = {"fc.weight": 3, "input_norm.weight": 3} | {
         f"midlayer.self_attn.{name}_proj.weight": 2 for name in "qkv"
     }

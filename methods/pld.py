@@ -1,5 +1,6 @@
 """Prompt lookup decoding (Saxena 2023): draft the tokens that followed the same n-gram earlier in prompt and answer."""
 
+from itertools import cycle, islice
 from typing import Literal
 
 import torch
@@ -45,18 +46,25 @@ class PromptLookup(Drafter):
 
     match: use the first or the last earlier occurrence. full: accept only a first occurrence that is followed by all `length`
     tokens and ends before the n-gram begins, as in Spec-Bench. filler: token drafted when nothing matches (Spec-Bench: 100), or
-    null.
+    null. beyond: copy on past the end of the text, from the draft itself: repeating text is drafted for more than one period.
     """
 
     def __init__(
-        self, max_ngram: Length, min_ngram: Length, length: Length, match: MatchChoice, full: bool, filler: TokenId | None
+        self,
+        max_ngram: Length,
+        min_ngram: Length,
+        length: Length,
+        match: MatchChoice,
+        full: bool,
+        filler: TokenId | None,
+        beyond: bool = False,
     ) -> None:
         if min_ngram > max_ngram:
             raise InputError(f"pld: min_ngram={min_ngram} is above max_ngram={max_ngram}")
         if full and match == "last":
             raise InputError("pld: match=last excludes full=true, whose matches end before the n-gram; use match=first")
         self.sizes = range(max_ngram, min_ngram - 1, -1)
-        self.length, self.match, self.full, self.filler = length, match, full, filler
+        self.length, self.match, self.full, self.filler, self.beyond = length, match, full, filler, beyond
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
@@ -73,7 +81,8 @@ class PromptLookup(Drafter):
         for size in self.sizes:
             start = index.find(size)
             if start is not None and (not self.full or self._is_full(start, size, len(index.tokens))):
-                return index.tokens[start + size : start + size + self.length]
+                copy = index.tokens[start + size : start + size + self.length]
+                return list(islice(cycle(copy), self.length)) if self.beyond else copy
         return [] if self.filler is None else [self.filler]
 
     def _is_full(self, start: int, size: int, known: int) -> bool:

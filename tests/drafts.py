@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from specbench.decoding.drafter import Drafter
 
 
@@ -23,3 +25,23 @@ def watch_drafts(drafter: Drafter) -> Iterator[list[list[int]]]:
         yield drafts
     finally:
         drafter.propose = propose  # type: ignore[method-assign]
+
+
+def generate_by_transformers(
+    model: Any, generator: Any, prompt: torch.Tensor, **settings: Any
+) -> tuple[list[int], list[list[int]]]:
+    """Return the greedy answer and every draft. generator: the class of transformers that drafts."""
+    drafts: list[list[int]] = []
+    get_candidates = generator.get_candidates
+
+    def watch(self: Any, ids: torch.Tensor, *args: Any, **named: Any) -> Any:
+        found = get_candidates(self, ids, *args, **named)
+        drafts.append(found[0][0, ids.shape[1] :].tolist())
+        return found
+
+    generator.get_candidates = watch
+    try:
+        out = model.generate(prompt[None], do_sample=False, pad_token_id=0, eos_token_id=model.config.vocab_size, **settings)
+    finally:
+        generator.get_candidates = get_candidates
+    return out[0, len(prompt) :].tolist(), drafts[1:]

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import save_file
 
 from methods.dflash import DFlash, DFlashNetwork
-from specbench.decoding.language_model import LanguageModel
+from specbench.decoding.language_model import LanguageModel, TargetOutput
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.drafters.lesson import Lesson
 from specbench.drafters.network_drafter import load_network
 from specbench.errors import InputError
-from tests.drafts import watch_drafts
-from tests.tiny import SHAPE, VOCABULARY, prompts, tiny_model
+from tests.drafts import generate_by_transformers, watch_drafts
+from tests.tiny import NO_CONTEXT, SHAPE, VOCABULARY, prompts, tiny_model
 
 ASSISTANT = "transformers.models.muse_glimmer_assistant"
 needs_partner = pytest.mark.skipif(find_spec(ASSISTANT) is None, reason="this transformers has no DFlash")
@@ -34,13 +34,14 @@ LIMIT, FEW = 24, 10
 def build_partner(layers: int, groups: int, taps: list[int], theta: float) -> Any:
     from transformers import AutoConfig, AutoModel
 
+    build: Any = AutoModel.from_config
     rope = {"rope_type": "default", "rope_theta": theta}
     sizes: Config = {**SIZES, **BLOCK, "num_key_value_heads": groups, "num_hidden_layers": layers, "rope_parameters": rope}
     sizes |= {"layer_types": ["full_attention"] * layers, "target_layer_ids": taps, "max_position_embeddings": 256}
     config = AutoConfig.for_model("muse_glimmer_assistant", **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(layers)
-        model = AutoModel.from_config(config).double().eval()
+        model = build(config).double().eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(6 if weight.ndim > 1 else 1)  # at their first size its drafts would depend on the root alone
@@ -68,27 +69,6 @@ def save_partner(partner: Any, folder: Path, **changes: Any) -> str:
     return str(folder)
 
 
-def generate_by_transformers(model: Any, partner: Any, prompt: torch.Tensor) -> tuple[list[int], list[list[int]]]:
-    """Return the answer and every draft."""
-    from transformers.generation.candidate_generator import DFlashTokenCandidateGenerator as Generator
-
-    drafts: list[list[int]] = []
-    get_candidates = Generator.get_candidates
-
-    def watch(self: Any, ids: torch.Tensor, *args: Any, **named: Any) -> Any:
-        found = get_candidates(self, ids, *args, **named)
-        drafts.append(found[0][0, ids.shape[1] :].tolist())
-        return found
-
-    Generator.get_candidates = watch  # type: ignore[method-assign]
-    try:
-        ending: Config = {"do_sample": False, "max_new_tokens": LIMIT, "pad_token_id": 0, "eos_token_id": FEW}
-        out = model.generate(prompt[None], assistant_model=partner, speculation_type="dflash", **ending)
-    finally:
-        Generator.get_candidates = get_candidates  # type: ignore[method-assign]
-    return out[0, len(prompt) :].tolist(), drafts[1:]
-
-
 @needs_partner
 @pytest.mark.parametrize(
     ("layers", "groups", "taps", "theta"), [(1, 4, [1], 1e4), (2, 2, [0, 2], 1e4), (3, 1, [0, 1, 3], 1e6)], ids=str
@@ -100,12 +80,16 @@ def test_every_draft_is_the_one_of_transformers(layers: int, groups: int, taps: 
         target = LanguageModel(tiny_model("llama", 5))
     drafter = DFlash(save_partner(partner, tmp_path, vocab_size=FEW), None, "auto")
     drafter.bind(target)
+    from transformers.generation.candidate_generator import DFlashTokenCandidateGenerator as Generator
+
     steps = accepted = 0
     for prompt in (2 + prompt % (FEW - 2) for prompt in prompts(14, seed=7)):
         with watch_drafts(drafter) as drafts:
             (out,) = generate(target, drafter, [prompt], Sampling(max_new_tokens=LIMIT))
         with target.use_original_attention() as model:
-            tokens, theirs = generate_by_transformers(model, partner, prompt)
+            tokens, theirs = generate_by_transformers(
+                model, Generator, prompt, assistant_model=partner, speculation_type="dflash", max_new_tokens=LIMIT
+            )
         assert out.output_ids == tokens
         for ours, other in zip(drafts, theirs, strict=False):
             assert ours == other[: len(ours)], "where few tokens are left, theirs are not cut"
@@ -206,15 +190,10 @@ def test_training_computes_the_blocks_that_drafting_computes() -> None:
 
 
 def draft_rows(drafter: DFlash, tokens: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    seen: list[torch.Tensor] = []
-    drafter.network.compute_logits, compute = lambda rows: seen.append(rows) or compute(rows), drafter.network.compute_logits
-    from specbench.decoding.language_model import TargetOutput
-    from tests.tiny import NO_CONTEXT
-
-    try:
+    """What the head reads when it drafts after tokens, of which all but the root have these hidden states."""
+    with patch.object(drafter.network, "compute_logits", wraps=drafter.network.compute_logits) as watched:
         drafter.prepare([tokens], [Sampling()], 64)
         (state,) = drafter.begin([tokens.tolist()], [TargetOutput(torch.empty(0), hidden)], [NO_CONTEXT])
         drafter.propose([state], [60])
-    finally:
-        drafter.network.compute_logits = compute
-    return seen[0][0]
+    rows: torch.Tensor = watched.call_args.args[0][0]
+    return rows

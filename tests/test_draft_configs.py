@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from methods.dflash import DFlashNetwork
 from methods.eagle import EagleNetwork
 from methods.eagle3 import Eagle3Network
 from methods.hydra_heads import HydraNetwork
@@ -28,7 +27,6 @@ from tests.test_trained_drafters import decoded, drafter_of
 
 ZOO = ROOT / "specbench" / "zoo"
 NAMES: dict[str, type[DraftNetwork]] = {
-    "dflash": DFlashNetwork,
     "medusa": MedusaHeads,
     "hydra_heads": HydraNetwork,
     "eagle": EagleNetwork,

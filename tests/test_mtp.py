@@ -14,7 +14,7 @@ from methods.mtp import Mtp
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.models.load import load_model
-from tests.drafts import watch_drafts
+from tests.drafts import generate_by_transformers, watch_drafts
 from tests.tiny import SHAPE, prompts
 
 LAYERS, LIMIT, FEW = 2, 24, 10
@@ -52,7 +52,8 @@ def save_target(kind: str, modules: int, folder: Path) -> None:
     config = AutoConfig.for_model(kind, **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(modules)
-        model: Any = AutoModelForCausalLM.from_config(config).eval()
+        build: Any = AutoModelForCausalLM.from_config
+        model = build(config).eval()
         further: Any = MtpModel(model, modules)
         for module in further.layers:
             for weight in module.parameters():
@@ -83,27 +84,6 @@ def split_experts(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: tensor}
 
 
-def generate_by_transformers(model: Any, prompt: torch.Tensor) -> tuple[list[int], list[list[int]]]:
-    """Return the answer and every draft."""
-    from transformers.generation.candidate_generator import MTPCandidateGenerator as Generator
-
-    drafts: list[list[int]] = []
-    get_candidates = Generator.get_candidates
-
-    def watch(self: Any, ids: torch.Tensor, *args: Any, **named: Any) -> Any:
-        found = get_candidates(self, ids, *args, **named)
-        drafts.append(found[0][0, ids.shape[1] :].tolist())
-        return found
-
-    Generator.get_candidates = watch  # type: ignore[method-assign]
-    try:
-        ending = {"do_sample": False, "max_new_tokens": LIMIT, "pad_token_id": 0, "eos_token_id": FEW}
-        out = model.generate(prompt[None], use_mtp=True, **ending)
-    finally:
-        Generator.get_candidates = get_candidates  # type: ignore[method-assign]
-    return out[0, len(prompt) :].tolist(), drafts[1:]
-
-
 @needs_partner
 @pytest.mark.parametrize(("kind", "modules"), [("glm4_moe", 1), ("glm4_moe", 3), ("deepseek_v3", 2)])
 def test_every_draft_is_the_one_of_transformers(kind: str, modules: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,12 +94,14 @@ def test_every_draft_is_the_one_of_transformers(kind: str, modules: int, tmp_pat
     drafter = Mtp("target", modules, "auto")
     drafter.bind(target)
     assert len(drafter.network) == modules
+    from transformers.generation.candidate_generator import MTPCandidateGenerator as Generator
+
     steps = accepted = 0
     for prompt in (2 + prompt % (FEW - 2) for prompt in prompts(16, seed=7) if len(prompt) > LONG_ENOUGH):
         with watch_drafts(drafter) as drafts:
             (out,) = generate(target, drafter, [prompt], Sampling(max_new_tokens=LIMIT))
         with target.use_original_attention() as model:
-            tokens, theirs = generate_by_transformers(model, prompt)
+            tokens, theirs = generate_by_transformers(model, Generator, prompt, use_mtp=True, max_new_tokens=LIMIT)
         assert out.output_ids == tokens
         assert [own == other[: len(own)] for own, other in zip(drafts, theirs, strict=False)] == [True] * min(
             len(drafts), len(theirs)

@@ -47,6 +47,27 @@ def oldest_short(tokens: list[int]) -> list[int]:
     return []
 
 
+def beyond(tokens: list[int]) -> list[int]:
+    """As most_recent, but what is copied is copied again from the text that it makes, until there are ten tokens."""
+    copy: list[int] = []
+    if most_recent(tokens):
+        start = next(i for i in range(len(tokens)) if is_source(tokens, i))
+        text = list(tokens)
+        while len(copy) < 10:
+            copy.append(text[start + len(copy)])
+            text.append(copy[-1])
+    return copy
+
+
+def is_source(tokens: list[int], place: int) -> bool:
+    """Whether the rule of most_recent copies from this place."""
+    for g in (3, 2):
+        found = [i + g for i in range(len(tokens) - g) if tokens[i : i + g] == tokens[-g:]]
+        if found:
+            return place == found[-1]
+    return False
+
+
 def lookup(max_ngram: int, min_ngram: int, length: int, match: str, full: bool) -> PromptLookup:
     return PromptLookup(max_ngram, min_ngram, length, match, full, filler=None)  # type: ignore[arg-type]
 
@@ -54,6 +75,7 @@ def lookup(max_ngram: int, min_ngram: int, length: int, match: str, full: bool) 
 RULES: dict[str, tuple[Callable[[], Any], Scan]] = {
     "last, not full": (lambda: lookup(3, 2, 10, "last", full=False), most_recent),
     "pld_spec_bench": (lambda: drafter_of("pld_spec_bench", "llama"), spec_bench),
+    "pld_beyond": (lambda: drafter_of("pld_beyond", "llama"), beyond),
     "first, not full": (lambda: lookup(2, 1, 4, "first", full=False), oldest_short),
 }
 

@@ -63,6 +63,7 @@ MORE_KERNELS = {  # by draft loops, which are not captured
     **dict.fromkeys(("eagle3", "eagle3_depth2", "eagle3_spec_bench"), 305),
     "eagle3_depth7": 400,
     "mtp": 140,
+    "p_eagle": 130,
     **dict.fromkeys(("dflash", "dspark"), 110),  # the text's keys and values are written outside of the graph
 }
 

@@ -84,11 +84,12 @@ class DraftKV:
         self._fed = upload(torch.tensor(counts), positions.device)
         return torch.where(self._bias.number(0, max(counts)) < self._fed[:, None], positions, positions[:, :1])
 
-    def select_last(self, out: Tensor, counts: list[int]) -> Tensor:
-        """Return each row's output for the last of the tokens that `number_tokens` numbered: (B, N, H) -> (B, 1, H)."""
+    def select_last(self, out: Tensor, counts: list[int], last: int = 1) -> Tensor:
+        """Return each row's outputs for the last of the tokens that `number_tokens` numbered: (B, N, H) -> (B, last, H)."""
         if len(set(counts)) == 1:
-            return out[:, -1:]
-        return out[torch.arange(len(counts), device=out.device), self._fed - 1][:, None]
+            return out[:, out.shape[1] - last :]
+        places = self._fed[:, None] - last + self._bias.number(0, last)
+        return out[torch.arange(len(counts), device=out.device)[:, None], places]
 
     def shift(self, tokens: Tensor, following: Tensor, counts: list[int]) -> Tensor:
         """Return each row's tokens without the first and with one more (B,): tokens (B, N), as many as were numbered."""
