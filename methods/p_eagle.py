@@ -33,7 +33,7 @@ class PEagleNetwork(Eagle3Network):
 
     @classmethod
     def list_keys(cls, shape: TargetShape) -> Mapping[str, Rule]:
-        return {**super().list_keys(shape), "mask_token_id": 1}
+        return {**super().list_keys(shape), "mask_token_id": require_whole(0, shape.vocab_size - 1, required=True)}
 
     @classmethod
     def create_config(cls, shape: TargetShape) -> dict[str, Any]:
