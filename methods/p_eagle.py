@@ -11,7 +11,7 @@ from methods.eagle3 import Eagle3Network
 from specbench.bounds import Depth
 from specbench.decoding.tree import DraftTree
 from specbench.decoding.tree_batch import pad_rows
-from specbench.drafters.config_keys import Rule
+from specbench.drafters.config_keys import Rule, require_whole
 from specbench.drafters.keeping import count_unread
 from specbench.drafters.lesson import Lesson, LessonLoss
 from specbench.drafters.network import TargetShape
