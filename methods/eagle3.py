@@ -1,7 +1,7 @@
-"""EAGLE-3 (Li et al. 2025): layers over hidden states of three depths of the target, a head of its own, EAGLE-2's tree.
+"""EAGLE-3 (Li et al. 2025): layers over hidden states of several depths of the target, a head of its own, EAGLE-2's tree.
 
 Also as later published: EAGLE-3.1 (norms before fc; the next level reads the normalised output), several layers, the files of
-SpecForge and speculators.
+SpecForge, DeepSpec and speculators.
 """
 
 import re
@@ -15,7 +15,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from methods.eagle import ROOM, Eagle2
 from specbench.decoding.language_model import LanguageModel
-from specbench.drafters.config_keys import FLAG, MOST, Rule, require_equal, require_whole
+from specbench.drafters.config_keys import ANY, FLAG, MOST, Rule, require_equal, require_whole
 from specbench.drafters.draft_vocabulary import MappedNetwork, check_maps, read_teacher
 from specbench.drafters.layers import Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
@@ -34,6 +34,7 @@ ROUNDS = 7  # of the training-time test (section 3.2)
 DECAY = 0.8  # a round's weight in the loss, relative to the round before
 COUNTS = range(3, 4)  # hidden states that it reads
 TAPS = "eagle_aux_hidden_state_layer_ids"  # in config.json files of later runtimes; absent in the authors'
+OUTPUTS = "target_layer_ids"  # in DeepSpec's: any number of layers, by their output
 NESTED = "eagle_config"  # of SpecForge and SGLang: there, TAPS counts from a layer's output
 
 
@@ -51,6 +52,8 @@ def _move_taps(config: dict[str, Any]) -> dict[str, Any]:
     given = [tap + 1 for tap in nested.get(NESTED, {}).get(TAPS, [])]
     if given and config.get(TAPS, given) != given:
         raise InputError(f"{TAPS}={config[TAPS]} contradicts {NESTED}.{TAPS}={nested[NESTED][TAPS]}; expected one of them")
+    if OUTPUTS in config and (given or TAPS in config):
+        raise InputError(f"{OUTPUTS}={config[OUTPUTS]} and {TAPS}: expected one of them")
     rest = {key: value for key, value in config.items() if key != NESTED}
     return rest | ({TAPS: given} if given else {})
 
@@ -86,15 +89,12 @@ class MidLayer(nn.Module):
 
 
 class Eagle3Network(MappedNetwork):
-    """Norms and fc over three hidden states, one layer or more, a norm, and a head, of its own or the target's."""
+    """Norms and fc over hidden states, as a rule three, one layer or more, a norm, and a head, its own or the target's."""
 
     files = ("pytorch_model.bin",)
     speculators = "eagle3"
     unused = ("midlayer.self_attn.rotary_emb", "verifier_norm", "verifier_lm_head")
     writes_hidden: ClassVar[tuple[str, ...]] = ("embed_tokens.weight", "fc.weight", "o_proj.weight", "down_proj.weight")
-    hidden_vectors: Mapping[str, int] = {"fc.weight": 3, "input_norm.weight": 3} | {
-        f"midlayer.self_attn.{name}_proj.weight": 2 for name in "qkv"
-    }
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__(config, shape)
@@ -102,12 +102,14 @@ class Eagle3Network(MappedNetwork):
         layer: type[Any] = Qwen3DecoderLayer if qk_norms else LlamaDecoderLayer
         self.layer_config = build_layer_config(self.config, shape, qk_norms)
         hidden, eps = self.layer_config.hidden_size, self.layer_config.rms_norm_eps
-        width = self.config.get("target_hidden_size", shape.hidden_size)
+        width, count = self.config.get("target_hidden_size", shape.hidden_size), len(self.taps)
+        self.hidden_vectors = dict.fromkeys(("fc.weight", "input_norm.weight", "mask.weight"), count)
+        self.hidden_vectors |= {f"midlayer.self_attn.{name}_proj.weight": 2 for name in "qkv"}
         if self.config.get("norm_before_fc"):
-            self.input_norm = LlamaRMSNorm(3 * width, eps=eps)
+            self.input_norm = LlamaRMSNorm(count * width, eps=eps)
         if self.config.get("fc_norm"):
-            self.fc_norm = nn.ModuleList(LlamaRMSNorm(width, eps=eps) for _ in range(3))
-        self.fc = nn.Linear(3 * width, hidden, bias=False)
+            self.fc_norm = nn.ModuleList(LlamaRMSNorm(width, eps=eps) for _ in range(count))
+        self.fc = nn.Linear(count * width, hidden, bias=False)
         self.midlayer = MidLayer(self.layer_config, layer(self.layer_config, 0), self.config.get("norm_before_residual", False))
         further = range(1, self.config.get("num_hidden_layers", 1))
         self.layers = nn.ModuleDict({str(index): layer(self.layer_config, index) for index in further})
@@ -119,6 +121,8 @@ class Eagle3Network(MappedNetwork):
 
     @property
     def taps(self) -> tuple[int, ...]:
+        if layers := self.config.get(OUTPUTS):
+            return tuple(layer + 1 for layer in layers)
         return tuple(self.config.get(TAPS) or choose_taps(self.shape.num_hidden_layers))
 
     @classmethod
@@ -133,6 +137,10 @@ class Eagle3Network(MappedNetwork):
             "target_hidden_size": require_equal(shape.hidden_size, "the target's"),
             TAPS: require_taps(0, layers, COUNTS),
             NESTED: _require_nested_taps(layers - 1),
+            OUTPUTS: require_taps(-1, layers - 1, range(1, MOST), "layers"),
+            "num_target_layers": require_equal(layers, "the target's"),
+            "draft_num_hidden_layers": require_equal(1, "the only number supported"),
+            **dict.fromkeys(("ttt_length", "step_loss_decay"), ANY),  # of DeepSpec's training
             **dict.fromkeys(flags, FLAG),
         }
 
@@ -175,7 +183,7 @@ class Eagle3Network(MappedNetwork):
         return lambda hidden: target.head(hidden.to(target.dtype))
 
     def forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: Any) -> Tensor:
-        """hidden (B, N, 3 H) of the target or (B, N, H) of the drafter, tokens and positions (B, N) -> (B, N, H)."""
+        """hidden (B, N, taps * H) of the target or (B, N, H) of the drafter, tokens and positions (B, N) -> (B, N, H)."""
         if hidden.shape[-1] == self.fc.in_features:
             hidden = self._fuse(hidden)
         rotary = self.rotary.get_cos_sin(positions)
@@ -185,11 +193,13 @@ class Eagle3Network(MappedNetwork):
         return cast(Tensor, self.norm(hidden) if self.config.get("norm_output") else hidden)
 
     def _fuse(self, hidden: Tensor) -> Tensor:
-        """(B, N, 3 H) -> (B, N, H)."""
+        """(B, N, taps * H) -> (B, N, H)."""
         if self.config.get("norm_before_fc"):
             hidden = self.input_norm(hidden)
         if self.config.get("fc_norm"):
-            hidden = torch.cat([norm(part) for norm, part in zip(self.fc_norm, hidden.chunk(3, -1), strict=True)], dim=-1)
+            hidden = torch.cat(
+                [norm(part) for norm, part in zip(self.fc_norm, hidden.chunk(len(self.taps), -1), strict=True)], dim=-1
+            )
         return cast(Tensor, self.fc(hidden))
 
     def list_layer_inputs(self, nodes: int) -> list[tuple[Tensor, ...]]:

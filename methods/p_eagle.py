@@ -25,7 +25,6 @@ class PEagleNetwork(Eagle3Network):
 
     speculators = "peagle"
     writes_hidden: ClassVar[tuple[str, ...]] = (*Eagle3Network.writes_hidden, "mask.weight")
-    hidden_vectors: Mapping[str, int] = {**Eagle3Network.hidden_vectors, "mask.weight": 3}
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__(config, shape)

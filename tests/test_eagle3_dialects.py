@@ -38,7 +38,8 @@ def draw_tensors(config: Config, first: str = "midlayer", head: bool = True, qk_
     def weight(*shape: int) -> Tensor:
         return 0.3 * torch.randn(*shape, generator=draw, dtype=torch.float64) + (1.0 if len(shape) == 1 else 0.0)
 
-    made = {"fc.weight": weight(HIDDEN, 3 * HIDDEN), "norm.weight": weight(HIDDEN)}
+    count = len(config.get("target_layer_ids", TAPPED))
+    made = {"fc.weight": weight(HIDDEN, count * HIDDEN), "norm.weight": weight(HIDDEN)}
     if head:
         made["lm_head.weight"] = weight(VOCABULARY, HIDDEN)
     if config.get("norm_before_fc"):
@@ -134,7 +135,9 @@ def nest(config: Config, kind: str = "llama") -> Config:
     return {**others, **more, "speculators_model_type": "eagle3", "speculators_config": about, "transformer_layer_config": layers}
 
 
-CLASSIC: Config = {**SIZES, "draft_vocab_size": VOCABULARY, TAPS: [0, 2, 3]}
+TAPPED = [0, 2, 3]
+CLASSIC: Config = {**SIZES, "draft_vocab_size": VOCABULARY, TAPS: TAPPED}
+DEEPSPEC: Config = {"target_layer_ids": [0, 1, 2, 3], "num_target_layers": 4, "draft_num_hidden_layers": 1, "ttt_length": 7}
 DIALECTS: dict[str, tuple[Config, dict[str, Any]]] = {  # changes of the config, and what its file holds
     "authors": ({}, {}),
     "theta": ({"rope_theta": 1e6}, {}),
@@ -144,6 +147,7 @@ DIALECTS: dict[str, tuple[Config, dict[str, Any]]] = {  # changes of the config,
     "layers": ({"num_hidden_layers": 3}, {}),
     "layers-3.1": ({"num_hidden_layers": 2, "norm_output": True, "norm_before_residual": True}, {"first": "layers.0"}),
     "no-head": ({}, {"head": False}),
+    "DeepSpec": ({TAPS: None, **DEEPSPEC}, {"qk_norms": True, "first": "layers.0"}),
     "qwen3": ({"num_hidden_layers": 2, "rope_theta": 1e5}, {"qk_norms": True, "first": "layers.0"}),
 }
 
@@ -156,9 +160,9 @@ def test_it_computes_what_its_tensors_and_config_say(dialect: str, nested: bool,
     tensors, first = draw_tensors(config, **file), file.get("first", "midlayer")
     written = nest(config, "qwen3" if file.get("qk_norms") else "llama") if nested else config
     network: Any = load_network(Eagle3Network, write(tmp_path, written, tensors), model)
-    assert network.taps == (0, 2, 3)
+    assert network.taps == tuple([layer + 1 for layer in config.get("target_layer_ids", [])] or TAPPED)
     draw = torch.Generator().manual_seed(1)
-    hidden = torch.randn(1, 11, 3 * HIDDEN, generator=draw, dtype=torch.float64)
+    hidden = torch.randn(1, 11, len(network.taps) * HIDDEN, generator=draw, dtype=torch.float64)
     tokens = torch.randint(VOCABULARY, (1, 11), generator=draw)
     embedded = model.embedding(tokens)[0].detach()
     with torch.no_grad():
@@ -169,7 +173,7 @@ def test_it_computes_what_its_tensors_and_config_say(dialect: str, nested: bool,
         assert torch.allclose(network.compute_logits(found)[0], linear(read, head), atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dialect", ["3.1", "layers", "layers-3.1", "qwen3"])
+@pytest.mark.parametrize("dialect", ["3.1", "layers", "layers-3.1", "qwen3", "DeepSpec"])
 def test_it_drafts_and_the_text_is_the_targets(dialect: str, tmp_path: Path) -> None:
     """With KV of several layers kept, and dropped after each tree."""
     changes, file = DIALECTS[dialect]
@@ -184,6 +188,8 @@ REFUSED: list[tuple[Config, dict[str, Any], str]] = [
     ({"fc_norm": True, "norm_before_fc": True}, {}, "norm_before_fc=true and fc_norm=true: expected one of them"),
     ({"num_hidden_layers": 3}, {"kept": 2}, "num_hidden_layers=3: expected 2, as in the weights$"),
     ({"draft_vocab_size": 64}, {"head": False}, "missing: d2t"),
+    ({"target_layer_ids": [0, 1]}, {}, "target_layer_ids=.0, 1. and eagle_aux_hidden_state_layer_ids: expected one of them"),
+    ({"draft_num_hidden_layers": 2}, {}, "draft_num_hidden_layers=2: expected 1, the only number supported"),
     ({"mask_token_id": 3}, {}, '"mask_token_id": no such key is supported'),
 ]
 
