@@ -1,5 +1,6 @@
 """Speculative sampling (Leviathan et al. 2023; Chen et al. 2023): a small model drafts, the target verifies."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -26,7 +27,8 @@ Schedule = Literal["fixed", "heuristic"]
 class DraftState:
     verifier: Verifier
     work: DraftWork
-    pending: Tensor  # (n,) committed tokens that are not in the draft model's store yet, the root last
+    root: Tensor  # (1,)
+    pending: Tensor  # (n,) the draft model's ids of committed tokens that are not in its store yet, the root's last
     length: int  # K, the next draft's length
     drafted: int = 0  # tokens of its own draft in flight
     filled: int = 0  # entries of its row in the store, once rejected tokens are dropped
@@ -51,20 +53,41 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
-        size, expected = self.model.vocabulary, target.vocabulary
+        self.check_vocabularies()
+        self.set_ends(self.model.eos_ids)
+        self._waiting = torch.zeros(1, dtype=torch.long, device=target.device)  # fed where other rows draft, and not kept
+
+    def check_vocabularies(self) -> None:
+        size, expected = self.model.vocabulary, self.target.vocabulary
         if abs(size - expected) > PADDING * expected:
             raise InputError(f"the draft model has a vocabulary of {size} tokens, the target of {expected}: they must share one")
-        self._eos = torch.tensor(self.model.eos_ids, dtype=torch.long, device=target.device)
-        self._waiting = torch.zeros(1, dtype=torch.long, device=target.device)  # fed where other rows draft, and not kept
+
+    def set_ends(self, tokens: Collection[int]) -> None:
+        """Note the end-of-sequence tokens that the draft model may draft, by the target's ids."""
+        self._ends, self._eos = frozenset(tokens), torch.tensor(list(tokens), dtype=torch.long, device=self.target.device)
+
+    def to_draft_tokens(self, tokens: Tensor) -> Tensor:
+        """Return the draft model's ids of tokens (n,), or ids that it has at least."""
+        return tokens.clamp(max=self.model.vocabulary - 1) if self.model.vocabulary < self.target.vocabulary else tokens
+
+    def to_target_logits(self, logits: Tensor) -> Tensor:
+        """Return the draft model's logits (D, V) over the target's vocabulary."""
+        missing = self.target.vocabulary - self.model.vocabulary  # negative: logits are cut off
+        return nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
+
+    def read_committed(self, verified: Verification, count: int) -> Tensor:
+        """Return the draft model's ids of the last `count` committed tokens."""
+        return self.to_draft_tokens(verified.token_ids[-count:])
 
     def create_store(self, capacity: int, batch: int = 1) -> KVStore:
         return self.model.create_store(capacity, batch)
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> DraftState:
-        return DraftState(context.verifier, context.work, self.to_tensor(prompt), self.draft_tokens)
+        ids = self.to_tensor(prompt)
+        return DraftState(context.verifier, context.work, ids[-1:], self.to_draft_tokens(ids), self.draft_tokens)
 
     def propose(self, states: list[DraftState], budgets: list[int]) -> list[DraftTree]:
-        roots = [state.pending[-1:] for state in states]
+        roots = [state.root for state in states]
         for row, state in enumerate(states):
             self.store.rewind(row, state.filled)
         lengths = [min(state.length, budget) for state, budget in zip(states, budgets, strict=True)]
@@ -85,7 +108,7 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
                 picks[row].append(pick)
             stops = self._list_stops(logits, [token for token, _ in chosen], late)
             drafting = [row for row, stop in zip(drafting, stops, strict=True) if not stop and len(picks[row]) < lengths[row]]
-            fed = {row: picks[row][-1][0] for row in drafting}
+            fed = {row: self.to_draft_tokens(picks[row][-1][0]) for row in drafting}
         if late:  # nothing is drawn for tokens that are dropped, and asking for each takes long
             self._cut_at_eos(states, picks)
         return picks
@@ -100,19 +123,13 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
 
     def _forward(self, states: list[DraftState], fed: dict[int, Tensor], drafting: list[int]) -> Tensor:
         """Feed tokens to the draft model, which keeps their KV; return the logits (D, V) after those of the D that draft."""
-        trees = [DraftTree.chain(self._replace_unknown(fed.get(row, self._waiting))) for row in range(len(states))]
+        trees = [DraftTree.chain(fed.get(row, self._waiting)) for row in range(len(states))]
         outs = self.model.forward(self.store, trees, last_only=True)
         for row, tokens in fed.items():
             self.store.keep(row, range(len(tokens)))
         for row in drafting:
             states[row].work.forwards += 1
-        logits = pad_rows([outs[row].logits for row in drafting])[:, 0]
-        missing = self.target.vocabulary - self.model.vocabulary  # negative: logits are cut off
-        return nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
-
-    def _replace_unknown(self, tokens: Tensor) -> Tensor:
-        """Return token ids that the draft model has."""
-        return tokens.clamp(max=self.model.vocabulary - 1) if self.model.vocabulary < self.target.vocabulary else tokens
+        return self.to_target_logits(pad_rows([outs[row].logits for row in drafting])[:, 0])
 
     def _list_stops(self, logits: Tensor, chosen: list[Tensor], late: bool) -> list[bool]:
         """Return which tokens (1,) end their drafts, with one copy for all. late: end of sequence is looked for later."""
@@ -131,18 +148,19 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
         tokens = iter(torch.cat([token for own in picks for token, _ in own]).tolist())
         for row, own in enumerate(picks):
             drafted = list(islice(tokens, len(own)))
-            kept = next((place for place, token in enumerate(drafted, start=1) if token in self.model.eos_ids), len(own))
+            kept = next((place for place, token in enumerate(drafted, start=1) if token in self._ends), len(own))
             self.store.rewind(row, self.store.lengths[row] - (len(own) - kept))
             states[row].work.forwards -= len(own) - kept
             del own[kept:]
 
     def observe(self, state: DraftState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
         accepted, drafted = len(verified.path) - 1, state.drafted
+        state.root = verified.token_ids[-1:]
         if not drafted:
-            state.pending = torch.cat([state.pending, verified.token_ids])
+            state.pending = torch.cat([state.pending, self.read_committed(verified, len(verified.tokens))])
             return
         state.filled -= max(0, drafted - 1 - accepted)  # the store has all but the last of the draft
-        state.pending = verified.token_ids[-2:] if accepted == drafted else verified.token_ids[-1:]
+        state.pending = self.read_committed(verified, 2 if accepted == drafted else 1)
         state.drafted = 0
         if self.schedule == "heuristic":
             state.length = state.length + 2 if accepted == state.length else max(1, state.length - 1)

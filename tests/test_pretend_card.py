@@ -39,6 +39,7 @@ MORE = {  # and why
     "rest": (3, "the tree is copied, and the path where it branches"),
     "sam_decoding_static": (3, "as rest"),
     "lookahead": (4, "the window's guesses are read, and the path where it branches is copied"),
+    "sps_tli": (3, "a token that the draft model lacks is rewritten on the host"),
     "sps_spec_bench": (3, "stops at an end-of-sequence token: the draft is read once"),
     "sps_confidence": (3, "as sps_spec_bench"),
 }
@@ -56,6 +57,7 @@ ROW_BY_ROW = dict.fromkeys(("self_speculative", "self_speculative_paper"), "draf
 KERNELS = 40  # launched per greedy step besides forwards
 MORE_KERNELS = {  # by draft loops, which are not captured
     **dict.fromkeys(("sps", "sps_confidence", "sps_spec_bench"), 120),
+    "sps_tli": 160,  # logits of the shared tokens are put at their ids
     **dict.fromkeys(("token_recycling", "token_recycling_spec_bench", "token_recycling_warm"), 60),
     **dict.fromkeys(("hydra_heads", "hydra_heads_spec_bench"), 180),
     **dict.fromkeys(("eagle", "eagle_spec_bench"), 130),

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.checkpoints import RANDOM
+from specbench.models.token_map import NONE, TokenMap
 
 VOCABULARY = 16  # ids, so that a node can have ten children
 TOKENS = 8  # ids that are ever written
@@ -81,6 +82,14 @@ def _build_part(name: str, value: Any, draft: LanguageModel) -> Any:
         return draft
     if name in ("checkpoint", "datastore"):
         return RANDOM
+    if name == "tokens":
+        return _build_token_map(draft.vocabulary)
     if name == "filler" and isinstance(value, int):  # the token drafted where nothing matches
         return min(value, draft.vocabulary - 1)
     return build_drafter(value, draft) if isinstance(value, Mapping) and "_target_" in value else value
+
+
+def _build_token_map(vocabulary: int) -> TokenMap:
+    """Return a map of a draft model that has the same ids, but lacks every fifth token; it reads another in its place."""
+    numbers = torch.arange(vocabulary)
+    return TokenMap(torch.where(numbers % 5 == 4, NONE, numbers), lambda ids: [token - token % 5 for token in ids])

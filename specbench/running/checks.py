@@ -11,7 +11,7 @@ from specbench.drafters.checkpoints import BUILT_IN, find_folder
 from specbench.drafters.network_drafter import NetworkDrafter, require_checkpoint
 from specbench.drafters.skip_sets import check_shape, find_skip_set
 from specbench.drafters.skipping_drafter import SkippingDrafter
-from specbench.errors import InputError
+from specbench.errors import InputError, show_value
 from specbench.machine.devices import pick_device, pick_dtype
 from specbench.models.chat import render_prompt
 from specbench.models.load import load_tokenizer
@@ -21,6 +21,7 @@ from specbench.setup.objects import name_place
 from specbench.setup.settings import TargetSettings
 from tasks.question import Question
 
+REMEDY = "they must share one, but for a method such as sps_tli"
 PROBE = "The 7 naïve cats wrote:\n\tdef f(x): return x**2\n日本 — Да, ¿por qué?"
 
 
@@ -61,7 +62,17 @@ def check_draft_tokenizer(target: TargetSettings, tokenizer: PreTrainedTokenizer
         return
     given, expected = (one.encode(PROBE, add_special_tokens=False) for one in (own, tokenizer))
     if given != expected:
-        raise InputError(f"target.draft.path={path}: its tokenizer gives other tokens than the target's; they must share one")
+        raise InputError(f"target.draft.path={path}: its tokenizer gives other tokens than the target's; {REMEDY}")
+    if (number := _find_other_token(own, tokenizer)) is not None:
+        texts = " and ".join(show_value(one.convert_ids_to_tokens(number)) for one in (own, tokenizer))
+        raise InputError(f"target.draft.path={path}: token {number} is {texts} in its tokenizer and the target's; {REMEDY}")
+
+
+def _find_other_token(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> int | None:
+    """Return the first id whose token differs, special ones aside: models of one family name their reserved tokens anew."""
+    ours, theirs = ({number: token for token, number in one.get_vocab().items()} for one in (own, other))
+    special = {*own.all_special_ids, *other.all_special_ids, *own.added_tokens_decoder, *other.added_tokens_decoder}
+    return next((number for number in sorted({*ours} & {*theirs} - special) if ours[number] != theirs[number]), None)
 
 
 def check_checkpoint(drafter: Drafter, target: TargetSettings, label: str) -> None:

@@ -109,7 +109,7 @@ def _prepare_drafters(settings: RunSettings, tokenizer: PreTrainedTokenizerBase)
     """Return the methods that need no device yet, once all is checked that needs none. Raises InputError."""
     drafting = [label for label, node in settings.method.items() if objects.drafts_with_model(node)]
     objects.check_models(settings.target, draft=bool(drafting))
-    if drafting:
+    if any(not objects.translates_tokens(settings.method[label]) for label in drafting):
         check_draft_tokenizer(settings.target, tokenizer)
     drafters = objects.instantiate_methods({label: node for label, node in settings.method.items() if label not in drafting})
     check_drafters(drafters, settings.target, tokenizer)

@@ -28,6 +28,7 @@ from specbench.models.place import locate
 from specbench.models.quantize import check_quantize
 from specbench.models.stored import name_gguf_types
 from specbench.models.target import Target
+from specbench.models.token_map import load_token_map
 from specbench.records.trial import BASELINE
 from specbench.records.typed import Label, check
 from specbench.setup.fingerprints import CODE_KIND, hash_method_code, hash_path
@@ -112,6 +113,11 @@ def instantiate_methods(nodes: Mapping[str, Node]) -> dict[str, Drafter]:
 def drafts_with_model(node: Node) -> bool:
     """Whether a method has a language model of its own, which takes the device's memory and time as the target does."""
     return any(locate_class(inner) is load_draft for inner in iter_nodes(node))
+
+
+def translates_tokens(node: Node) -> bool:
+    """Whether a method's language model may have another tokenizer than the target."""
+    return any(locate_class(inner) is load_token_map for inner in iter_nodes(node))
 
 
 def check_models(target: TargetSettings, draft: bool) -> None:

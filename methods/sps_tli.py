@@ -1,0 +1,69 @@
+"""Speculative sampling with a draft model of another tokenizer (Timor et al. 2025, section 4: token-level intersection).
+
+Only tokens that both vocabularies hold are drafted: q is the draft model's distribution over them. So verification is unchanged,
+and the text the target's own.
+"""
+
+import torch
+from torch import Tensor
+
+from methods.sps import DraftState, Schedule, SpeculativeSampling
+from specbench.bounds import Length, Probability
+from specbench.decoding.drafter import SequenceContext
+from specbench.decoding.language_model import LanguageModel, TargetOutput
+from specbench.decoding.verify import Verification
+from specbench.errors import InputError
+from specbench.models.token_map import NONE, TokenMap
+
+
+class TokenIntersection(SpeculativeSampling):
+    """As SpeculativeSampling. A committed token that the draft model lacks is decoded, and read as what its text is made of."""
+
+    def __init__(
+        self,
+        draft: LanguageModel,
+        tokens: TokenMap,
+        draft_tokens: Length,
+        schedule: Schedule,
+        confidence: Probability,
+        stop_at_eos: bool,
+    ) -> None:
+        super().__init__(draft, draft_tokens, schedule, confidence, stop_at_eos)
+        self.tokens = tokens
+
+    def check_vocabularies(self) -> None:
+        size = len(self.tokens.to_target)
+        if size > self.model.vocabulary:
+            raise InputError(f"the draft model has {self.model.vocabulary} tokens, its tokenizer {size}: they belong to others")
+
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        numbers = self.tokens.to_target
+        shared = (numbers != NONE).nonzero()[:, 0]
+        self._shared, self._named = shared.to(target.device), numbers[shared].to(target.device)
+        self._back = torch.zeros(target.vocabulary, dtype=torch.long, device=target.device)
+        self._back[self._named] = self._shared
+        self._to_draft = self.tokens.to_draft
+        ends = [int(numbers[token]) for token in self.model.eos_ids if token < len(numbers)]
+        self.set_ends([token for token in ends if token != NONE])
+
+    def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> DraftState:
+        pending = self.to_tensor([*self.tokens.rewrite(prompt[:-1]), *self._rewrite(prompt[-1])])
+        return DraftState(context.verifier, context.work, self.to_tensor(prompt[-1:]), pending, self.draft_tokens)
+
+    def _rewrite(self, token: int) -> list[int]:
+        """Return the draft model's ids of a token; of one without a text, such as a special token, its first id."""
+        return [self._to_draft[token]] if token in self._to_draft else self.tokens.rewrite([token]) or [0]
+
+    def to_draft_tokens(self, tokens: Tensor) -> Tensor:
+        return self._back[tokens]
+
+    def to_target_logits(self, logits: Tensor) -> Tensor:
+        full = logits.new_full((len(logits), self.target.vocabulary), -torch.inf)
+        return full.index_copy_(1, self._named, logits.index_select(1, self._shared))
+
+    def read_committed(self, verified: Verification, count: int) -> Tensor:
+        tokens = verified.tokens[-count:]
+        if all(token in self._to_draft for token in tokens):
+            return self._back[verified.token_ids[-count:]]
+        return self.to_tensor([own for token in tokens for own in self._rewrite(token)])

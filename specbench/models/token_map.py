@@ -1,0 +1,64 @@
+"""The tokens that two tokenizers share, so that a draft model of another vocabulary can draft (Timor et al. 2025, section 4)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from specbench.errors import InputError
+from specbench.models.load import load_tokenizer
+
+NONE = -1  # no token
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """to_target (D,) int64: the target's id of each of the draft model's, or NONE. rewrite: the draft model's ids of a text."""
+
+    to_target: Tensor
+    rewrite: Callable[[Sequence[int]], list[int]]
+
+    @property
+    def to_draft(self) -> dict[int, int]:
+        """The draft model's id of each token of the target that both have."""
+        return {target: draft for draft, target in enumerate(self.to_target.tolist()) if target != NONE}
+
+
+def build_token_map(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> TokenMap:
+    """Match tokens by their strings; a leading space is written as the target's tokenizer writes it. Raises InputError."""
+    known, own = target.get_vocab(), draft.get_vocab()
+    sign, other = _find_space(target), _find_space(draft)
+    to_target = torch.full((1 + max(own.values()),), NONE)
+    for token, number in own.items():
+        if sign and other and token.startswith(other):
+            token = sign + token[len(other) :]
+        to_target[number] = known.get(token, NONE)
+    if (to_target == NONE).all():
+        raise InputError("the draft model's tokenizer shares no token with the target's")
+
+    def rewrite(ids: Sequence[int]) -> list[int]:
+        text = target.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=True)
+        found: list[int] = draft.encode(text, add_special_tokens=False)
+        return found
+
+    return TokenMap(to_target, rewrite)
+
+
+def _find_space(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return how a leading space is written, or nothing."""
+    ids = tokenizer.encode(" ", add_special_tokens=False)
+    token = tokenizer.convert_ids_to_tokens(ids)[0] if ids else ""
+    return token[:1]
+
+
+def load_token_map(target: Mapping[str, Any], draft: Mapping[str, Any] | None) -> TokenMap:
+    """Load both tokenizers. target, draft: with path, and perhaps revision and trust_remote_code. Raises InputError."""
+    if draft is None:
+        raise InputError("this target names no draft model: set target.draft.path, or leave the method out")
+    tokenizers = [
+        load_tokenizer(one["path"], one.get("revision"), one.get("trust_remote_code", False)) for one in (target, draft)
+    ]
+    return build_token_map(*tokenizers)
