@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from methods.mtp import Mtp
+from methods.dflash import DFlash
+from methods.mtp import Mtp, MtpNetwork
+from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
+from specbench.drafters.checkpoints import write_checkpoint
+from specbench.drafters.lesson import TrainingPass
+from specbench.drafters.network_drafter import load_network
+from specbench.drafters.target_modules import find_modules
+from specbench.errors import InputError
 from specbench.models.load import load_model
 from tests.drafts import generate_by_transformers, watch_drafts
-from tests.tiny import SHAPE, prompts
+from tests.tiny import SHAPE, prompts, tiny_model
 
 LAYERS, LIMIT, FEW = 2, 24, 10
 LONG_ENOUGH = 4  # a prompt for transformers, which fails on fewer tokens than it has modules
@@ -108,3 +116,88 @@ def test_every_draft_is_the_one_of_transformers(kind: str, modules: int, tmp_pat
         )
         steps, accepted = steps + len(drafts), accepted + sum(out.accepted)
     assert steps > 100 and accepted > 5
+
+
+def build_module(folder: Path) -> tuple[LanguageModel, str]:
+    """A tiny dense target, and one random module for it."""
+    with patch.dict("tests.tiny.SHAPE", vocab_size=FEW):
+        target = LanguageModel(tiny_model("qwen3", LAYERS))
+    network: Any = load_network(MtpNetwork.of(target), "random", target)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.normal_(0, 0.3) if weight.ndim > 1 else weight.uniform_(0.5, 1.5)
+    write_checkpoint(network, folder)
+    return target, str(folder)
+
+
+@pytest.mark.parametrize("after_norm", [True, False])
+@pytest.mark.parametrize("hidden_first", [True, False])
+def test_one_module_drafts_on_from_its_own_output(hidden_first: bool, after_norm: bool, tmp_path: Path) -> None:
+    """Against one causal pass over the whole text and the draft, without a store."""
+    target, folder = build_module(tmp_path)
+    change(folder, mtp_hidden_states_first=hidden_first, chain_hidden_post_norm=after_norm)
+    drafter = Mtp(folder, 4, "auto")
+    drafter.bind(target)
+    network, steps = drafter.network, 0
+    for prompt in (prompt % FEW for prompt in prompts(12, seed=5)):
+        with watch_drafts(drafter) as drafts:
+            (out,) = generate(target, drafter, [prompt], Sampling(max_new_tokens=LIMIT))
+        committed = [*prompt.tolist(), out.output_ids[0]]
+        for draft, count in zip(drafts, out.committed, strict=True):
+            assert draft == draft_plainly(target, network, committed, len(draft))
+            place = len(committed) - len(prompt)
+            committed += out.output_ids[place : place + count]
+            steps += 1
+    assert steps > 100
+
+
+@torch.inference_mode()
+def draft_plainly(target: LanguageModel, network: Any, committed: list[int], wanted: int) -> list[int]:
+    store, ids = target.create_store(99), torch.tensor(committed)
+    target.tap((LAYERS,))
+    (out,) = target.prefill(store, [ids[:-1]])
+    hidden, drafted = out.hidden[None], list[int]()
+    while len(drafted) < wanted:
+        tokens = torch.tensor([[*committed[1:], *drafted]])
+        read = network(hidden, tokens, torch.arange(tokens.shape[1])[None], TrainingPass())
+        drafted.append(int(network.compute_logits(read)[0, -1].argmax()))
+        hidden = torch.cat([hidden, network.pass_on(read[:, -1:])], dim=1)
+    return drafted
+
+
+NAMES = {
+    "model.layers.2.eh_proj.weight": (0, "eh_proj.weight", "deepseek"),
+    "model.layers.3.shared_head.norm.weight": (1, "norm.weight", "deepseek"),
+    "model.layers.2.self_attn.q_proj.weight": (0, "block.self_attn.q_proj.weight", "deepseek"),
+    "model.layers.1.self_attn.q_proj.weight": None,
+    "model.mtp_layers.0.input_proj.weight": (0, "eh_proj.weight", "mimo"),
+    "model.mtp_layers.0.token_layernorm.weight": (0, "enorm.weight", "mimo"),
+    "model.mtp_layers.0.input_layernorm.weight": (0, "block.input_layernorm.weight", "mimo"),
+    "mtp.fc.weight": (0, "eh_proj.weight", "qwen3_next"),
+    "mtp.pre_fc_norm_hidden.weight": (0, "hnorm.weight", "qwen3_next"),
+    "mtp.norm.weight": (0, "norm.weight", "qwen3_next"),
+    "mtp.layers.0.mlp.gate.weight": (0, "block.mlp.gate.weight", "qwen3_next"),
+    "lm_head.weight": None,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tensors_of_each_family_are_told_by_their_names(name: str) -> None:
+    assert find_modules(name, LAYERS) == NAMES[name]
+
+
+def test_modules_that_are_not_there_or_too_few_are_refused(tmp_path: Path) -> None:
+    target, folder = build_module(tmp_path)
+    target.model.config.name_or_path = folder
+    with pytest.raises(InputError, match="has no multi-token prediction modules; expected a folder or random"):
+        Mtp("target", 1, "auto").bind(target)
+    change(folder, num_nextn_predict_layers=2)
+    with pytest.raises(InputError, match="missing: layers.1.block"):
+        Mtp(folder, 2, "auto").bind(target)
+    with pytest.raises(InputError, match="this method's weights are not among the target's"):
+        DFlash("target", None, "auto").bind(target)
+
+
+def change(folder: str, **changes: Any) -> None:
+    path = Path(folder) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
