@@ -187,3 +187,40 @@ def test_a_drafter_that_taps_a_layer_beyond_the_target_is_refused() -> None:
 
     with pytest.raises(InputError, match="before layer 50; the target has 0 to 3"):
         Native(profile=False).open(tiny_language_model("llama", 3), {"tapping": Tapping()})
+
+
+def test_block_drafts_of_transformers_write_the_same_tokens() -> None:
+    """With the same weights, where its version has them."""
+    labels, methods = ["autoregressive", "dflash"], {"autoregressive": {}, "dflash": {"speculation_type": "dflash"}}
+    native, hf = opened(Native(profile=False), labels=labels), opened(peer(methods), labels=labels)
+    for prompt in prompts(6):
+        ours, theirs, plain = (
+            engine.generate(label, prompt.tolist(), SAMPLING)
+            for engine, label in ((native, "dflash"), (hf, "dflash"), (hf, "autoregressive"))
+        )
+        assert ours.output_ids == theirs.output_ids == plain.output_ids
+
+
+def test_an_early_exit_of_transformers_writes_the_same_tokens() -> None:
+    labels, methods = (
+        ["autoregressive", "self_speculative"],
+        {"autoregressive": {}, "self_speculative": {"assistant_early_exit": 0.5}},
+    )
+    hf = opened(peer(methods), labels=labels)
+    for prompt in prompts(6):
+        plain, theirs = (hf.generate(label, prompt.tolist(), SAMPLING) for label in labels)
+        assert theirs.output_ids == plain.output_ids
+
+
+def test_a_setting_of_a_later_transformers_is_refused_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specbench.engine.hf._list_known", lambda: {"do_sample"})
+    engine = peer({"dflash": {"speculation_type": "dflash"}, "pld": {}})
+    opened(engine, labels=["pld"])
+    with pytest.raises(InputError, match=r"engine.hf.methods.dflash.speculation_type: transformers .* does not have it yet"):
+        opened(engine, labels=["dflash"])
+
+
+def test_a_checkpoint_that_transformers_cannot_draft_with_is_refused_by_name() -> None:
+    engine = peer({"dspark": {"speculation_type": "dflash"}})
+    with pytest.raises(InputError, match="method dspark: transformers' DFlash cannot run this checkpoint: its blocks draft from"):
+        opened(engine, labels=["dspark"])

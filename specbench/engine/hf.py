@@ -9,20 +9,28 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
-from transformers import GenerationConfig
+import transformers
+from transformers import GenerationConfig, PreTrainedModel
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import CapacityError, Generation
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
+from specbench.engine.hf_partners import build_block_drafter, count_early_layers
 from specbench.errors import InputError, suggest_nearest
 from specbench.machine.devices import synchronize
 from specbench.models.load import load_draft
 
+EARLY_EXIT = "assistant_early_exit"
+LATER = {"speculation_type"}  # settings that not every supported version of transformers has
+
 
 class TransformersGenerate(Engine):
-    """methods: label -> arguments of `generate`; `assistant` holds the draft model's generation config."""
+    """methods: label -> arguments of `generate`; `assistant` holds the draft model's generation config.
+
+    speculation_type: `dflash` drafts with the method's own network. assistant_early_exit: a share of the target's layers.
+    """
 
     # it looks for texts only at the end of what it commits at once: a draft may run past one
     honours = frozenset({"sampling.min_new_tokens", "sampling.ignore_eos"})
@@ -34,12 +42,20 @@ class TransformersGenerate(Engine):
             _check_settings(settings, label)
         self.methods, self._draft = methods, (draft, device, weights)
         self._assistant: LanguageModel | None = None
+        self._partners: dict[str, PreTrainedModel] = {}
 
     def open(self, target: LanguageModel, drafters: Mapping[str, Drafter], batch: int = 1) -> None:
         self.target = target
         # the checkpoint's own config may penalise repetition, even greedily
         target.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-        if any("assistant" in self.methods[label] for label in drafters if self.has(label)):
+        own = {label: self.methods[label] for label in drafters if self.has(label)}
+        for label, settings in own.items():
+            _check_version(settings, label)
+            if settings.get("speculation_type") == "dflash":
+                if not hasattr(drafters[label], "network"):
+                    drafters[label].bind(target)
+                self._partners[label] = build_block_drafter(label, drafters[label].network, target)  # type: ignore[attr-defined]
+        if any("assistant" in settings for settings in own.values()):
             self._assistant = load_draft(*self._draft)
 
     def has(self, label: str) -> bool:
@@ -54,6 +70,10 @@ class TransformersGenerate(Engine):
         settings = dict(self.methods[label])
         assistant = self._assistant if "assistant" in settings else None
         extra = self._configure_assistant(assistant, settings.pop("assistant", {}))
+        if label in self._partners:
+            extra = {"assistant_model": self._partners[label]}
+        if EARLY_EXIT in settings:
+            settings[EARLY_EXIT] = count_early_layers(settings[EARLY_EXIT], self.target.layers)
         torch.manual_seed(sampling.seed)
         with self.target.use_original_attention() as model, assistant.use_original_attention() if assistant else nullcontext():
             start = self._now()
@@ -84,11 +104,21 @@ class TransformersGenerate(Engine):
 
 def _check_settings(settings: Mapping[str, Any], label: str) -> None:
     """Raise InputError for what is no setting of generation: `generate` also takes code of a repository (custom_generate)."""
-    known = GenerationConfig().to_dict()  # type: ignore[no-untyped-call]
+    known = _list_known() | LATER
     for place, given in ((label, {**settings, "assistant": None}), (f"{label}.assistant", settings.get("assistant") or {})):
         for key in given:
             if key not in known and (place, key) != (label, "assistant"):
                 raise InputError(f"engine.hf.methods.{place}.{key}: no such setting{suggest_nearest(key, list(known))}")
+
+
+def _check_version(settings: Mapping[str, Any], label: str) -> None:
+    """Raise InputError for a setting that later versions of transformers have."""
+    for key in LATER & settings.keys() - _list_known():
+        raise InputError(f"engine.hf.methods.{label}.{key}: transformers {transformers.__version__} does not have it yet")
+
+
+def _list_known() -> set[str]:
+    return set(GenerationConfig().to_dict())  # type: ignore[no-untyped-call]
 
 
 def _build_options(sampling: Sampling, most: int) -> dict[str, Any]:
