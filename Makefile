@@ -56,7 +56,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-zoo: setup  ## train the embedded models again, by their recipes, into build/zoo: about two and a half hours on two cores
+zoo: setup  ## train the embedded models again, by their recipes, into build/zoo: over three hours on two cores
 	rm -rf build/zoo
 	$(BIN)/python -m specbench.zoo.recipes.train_target build/zoo/target
 	$(BIN)/python -m specbench.zoo.recipes.train_draft build/zoo/target build/zoo/draft

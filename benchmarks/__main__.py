@@ -19,7 +19,7 @@ from specbench.records.trial import BASELINE
 WIDE = "target.shape=100m"
 SMALL = "target.dtype=float32"
 TRAINING_FREE = (
-    *("sam_decoding", "sam_decoding_static", "sam_eagle2"),
+    *("sam_decoding", "sam_decoding_static", "sam_eagle2", "suffix"),
     *("token_recycling", "rest", "lookahead", "self_speculative"),
 )
 OUTSIDE = {  # per cent of a turn, by method

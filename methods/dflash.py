@@ -27,6 +27,7 @@ from specbench.drafters.layers import LayerPass, Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss
 from specbench.drafters.network import (
     DEFAULT_EPS,
+    Checkpoint,
     TargetShape,
     build_layer_config,
     count_layers,
@@ -105,8 +106,7 @@ class DFlashNetwork(MappedNetwork):
     def flatten_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Bring the keys of `dflash_config`, and those of speculators, beside the others."""
         flat = {key: value for key, value in super().flatten_config(config).items() if value is not None}
-        nested = flat.pop(NESTED, {})
-        if not isinstance(nested, dict):
+        if not isinstance(nested := flat.pop(NESTED, {}), dict):
             raise InputError(f"{NESTED}: expected a mapping")
         for key, value in nested.items():
             if flat.get(key, value) != value:
@@ -121,9 +121,7 @@ class DFlashNetwork(MappedNetwork):
         return {**shape.get_layer_sizes(), **llama, **block, **taps}
 
     @classmethod
-    def normalise_checkpoint(
-        cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape) -> Checkpoint:
         """Note what it has of its own; taps in one spelling; from which row of a block it drafts."""
         named = check_maps(config, tensors)
         found, said = count_layers(named), config.get("num_hidden_layers", 1)
@@ -140,9 +138,8 @@ class DFlashNetwork(MappedNetwork):
         return {**defaults, **config, "target_layer_ids": defaults["target_layer_ids"]}, named
 
     def attach_target(self, target: LanguageModel) -> None:
-        if self.layer_config.hidden_size != target.config.hidden_size and not (
-            self.config.get("own_head") and self.config.get("own_embeddings")
-        ):
+        own = self.config.get("own_head") and self.config.get("own_embeddings")
+        if self.layer_config.hidden_size != target.config.hidden_size and not own:
             needed = "embed_tokens.weight and lm_head.weight in the checkpoint"
             raise InputError(f"a hidden size of {self.layer_config.hidden_size} needs {needed}: the target's have another")
         if self.maps and not self.config.get("own_head"):

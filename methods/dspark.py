@@ -17,7 +17,7 @@ from specbench.drafters.chains import Chains
 from specbench.drafters.config_keys import FLAG, Rule, require_name, require_whole
 from specbench.drafters.keeping import UnreadState
 from specbench.drafters.lesson import Lesson, LessonLoss
-from specbench.drafters.network import TargetShape
+from specbench.drafters.network import Checkpoint, TargetShape
 from specbench.errors import InputError
 
 KINDS = ("vanilla", "gated", "rnn")
@@ -93,9 +93,7 @@ class DSparkNetwork(DFlashNetwork):
         return {**super().create_config(shape), "block_size": 7, "sample_from_anchor": True, **heads}
 
     @classmethod
-    def normalise_checkpoint(
-        cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape) -> Checkpoint:
         """Note which heads it has, where its config does not say; drafts begin with the root's row."""
         embedding = tensors.get("markov_head.markov_w1.weight")
         rank = config.get("markov_rank", embedding.shape[-1] if embedding is not None else 0)

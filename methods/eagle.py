@@ -27,6 +27,7 @@ from specbench.drafters.layers import LayerPass, Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
 from specbench.drafters.network import (
     DEFAULT_EPS,
+    Checkpoint,
     DraftNetwork,
     TargetShape,
     build_layer_config,
@@ -73,9 +74,7 @@ class EagleNetwork(DraftNetwork):
         return {**shape.get_layer_sizes(), "hidden_act": "silu", "rope_theta": 10000.0}
 
     @classmethod
-    def normalise_checkpoint(
-        cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape) -> Checkpoint:
         defaults = {"rms_norm_eps": DEFAULT_EPS, "own_embeddings": "embed_tokens.weight" in tensors}
         return {**defaults, **config}, tensors
 

@@ -21,6 +21,7 @@ from specbench.drafters.layers import Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
 from specbench.drafters.network import (
     DEFAULT_EPS,
+    Checkpoint,
     TargetShape,
     build_layer_config,
     count_layers,
@@ -151,9 +152,7 @@ class Eagle3Network(MappedNetwork):
         return {**shape.get_layer_sizes(), **llama, "draft_vocab_size": shape.vocab_size, TAPS: taps}
 
     @classmethod
-    def normalise_checkpoint(
-        cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape) -> Checkpoint:
         """Drop the vocabulary maps if the vocabularies are equal; note what it has of its own; taps and names in one spelling."""
         if config.get("norm_before_fc") and config.get("fc_norm"):
             raise InputError("norm_before_fc=true and fc_norm=true: expected one of them")

@@ -14,7 +14,7 @@ from specbench.decoding.tree_batch import pad_rows
 from specbench.decoding.verify import Verification
 from specbench.drafters.config_keys import MOST, Rule, require_equal, require_whole
 from specbench.drafters.lesson import Lesson, LessonLoss, cross_entropy
-from specbench.drafters.network import DraftNetwork, TargetShape
+from specbench.drafters.network import Checkpoint, DraftNetwork, TargetShape
 from specbench.drafters.tree_heads import TreeHeads
 
 DECAY = 0.8  # lambda_k = 0.8^k weights the loss of head k (section 2.2.1)
@@ -54,9 +54,7 @@ class MedusaHeads(DraftNetwork):
         return {"medusa_num_heads": 4, "medusa_num_layers": 1}
 
     @classmethod
-    def normalise_checkpoint(
-        cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape) -> Checkpoint:
         """Count the heads in the checkpoint: published config.json files always say two."""
         numbers = {name.split(".")[0] for name in tensors}
         return config | {"medusa_num_heads": len(numbers), "medusa_num_layers": config.get("medusa_num_layers", 1)}, tensors

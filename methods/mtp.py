@@ -20,7 +20,7 @@ from specbench.drafters.config_keys import FLAG, POSITIVE, Rule, require_equal, 
 from specbench.drafters.keeping import count_unread
 from specbench.drafters.layers import Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
-from specbench.drafters.network import DraftNetwork, TargetShape, draw_layer_inputs
+from specbench.drafters.network import Checkpoint, DraftNetwork, TargetShape, draw_layer_inputs
 from specbench.drafters.target_layers import TargetLayers
 from specbench.drafters.target_modules import MODULES, read_modules
 from specbench.errors import InputError
@@ -73,7 +73,7 @@ class MtpNetwork(DraftNetwork):
         return {**shape.get_layer_sizes(), MODULES: 1, "mtp_hidden_states_first": False, "chain_hidden_post_norm": True}
 
     @classmethod
-    def read_target(cls) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def read_target(cls) -> Checkpoint:
         return read_modules(cls.target_layers)
 
     def init_weights(self, target: LanguageModel) -> None:

@@ -14,7 +14,7 @@ from specbench.decoding.tree_batch import pad_rows
 from specbench.drafters.config_keys import Rule, require_whole
 from specbench.drafters.keeping import count_unread
 from specbench.drafters.lesson import Lesson, LessonLoss
-from specbench.drafters.network import TargetShape
+from specbench.drafters.network import Checkpoint, TargetShape
 from specbench.errors import InputError
 
 LAYERS = 2  # of a random network
@@ -40,9 +40,7 @@ class PEagleNetwork(Eagle3Network):
         return {**super().create_config(shape), **random}
 
     @classmethod
-    def normalise_checkpoint(
-        cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape) -> Checkpoint:
         """Give `mask_hidden` (1, 1, 3 H) the name that it has here."""
         config, named = super().normalise_checkpoint(config, tensors, shape)
         if "mask_hidden" in named:

@@ -118,9 +118,11 @@ METHODS = (
     "eagle",
     "eagle2",
     "eagle3",
+    "mtp",
     "token_recycling",
     "rest",
     "sam_decoding",
+    "suffix_cold",
     "lookahead",
 )
 SHAPE = "{hidden_size: 512, intermediate_size: 896, num_hidden_layers: 11, num_attention_heads: 16, num_key_value_heads: 8, "

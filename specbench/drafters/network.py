@@ -55,6 +55,9 @@ class TargetShape:
         return asdict(self) | {"num_hidden_layers": 1}
 
 
+Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]  # config.json, and the tensors by name
+
+
 def list_layer_keys(shape: TargetShape) -> dict[str, Rule]:
     """Return the keys of config.json that describe a Llama layer and embeddings of the drafter's own."""
     return {
@@ -130,7 +133,7 @@ class DraftNetwork(nn.Module):
         return dict.fromkeys(cls.create_config(shape), ANY)
 
     @classmethod
-    def read_target(cls) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def read_target(cls) -> Checkpoint:
         """Return config.json and tensors of weights that are among the target's own."""
         raise InputError("checkpoint=target: this method's weights are not among the target's; expected a folder or random")
 
@@ -140,9 +143,7 @@ class DraftNetwork(nn.Module):
         return flatten_config(config, cls.speculators)
 
     @classmethod
-    def normalise_checkpoint(
-        cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape) -> Checkpoint:
         """Return config.json, checked by list_keys, and tensors of a published checkpoint without its quirks."""
         return config, tensors
 
