@@ -11,7 +11,6 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from specbench.bounds import Length
 from specbench.decoding.drafter import SequenceContext
@@ -30,6 +29,7 @@ from specbench.drafters.network import (
     Checkpoint,
     TargetShape,
     build_layer_config,
+    build_qwen3_layer,
     count_layers,
     draw_layer_inputs,
     list_layer_keys,
@@ -63,7 +63,7 @@ class DFlashNetwork(MappedNetwork):
         self.fc = nn.Linear(len(self.taps) * shape.hidden_size, hidden, bias=False)
         self.hidden_norm = LlamaRMSNorm(hidden, eps=eps)
         count = self.config.get("num_hidden_layers", 1)
-        self.layers = nn.ModuleList(Qwen3DecoderLayer(self.layer_config, index) for index in range(count))
+        self.layers = nn.ModuleList(build_qwen3_layer(self.config, self.layer_config, index) for index in range(count))
         self.norm = LlamaRMSNorm(hidden, eps=eps)
         if self.config.get("own_head"):
             self.lm_head = nn.Linear(hidden, self.draft_vocabulary, bias=False)

@@ -75,7 +75,7 @@ class DSparkNetwork(DFlashNetwork):
         self.reads_token = self.config["confidence_head_with_markov"]
         if self.config["enable_confidence_head"]:
             self.confidence_head = ConfidenceHead(hidden, rank if self.reads_token else 0)
-        self.other_inputs = {"gate_proj.weight": rank, "confidence_head.proj.weight": rank if self.reads_token else 0}
+        self.other_inputs = {"markov_head.gate_proj.weight": rank, "confidence_head.proj.weight": rank if self.reads_token else 0}
 
     @classmethod
     def list_head_keys(cls) -> Mapping[str, Rule]:

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from methods.eagle import ROOM, Eagle2
 from specbench.decoding.language_model import LanguageModel
@@ -24,6 +23,7 @@ from specbench.drafters.network import (
     Checkpoint,
     TargetShape,
     build_layer_config,
+    build_qwen3_layer,
     count_layers,
     draw_layer_inputs,
     list_layer_keys,
@@ -99,9 +99,7 @@ class Eagle3Network(MappedNetwork):
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__(config, shape)
-        qk_norms = self.config.get("qk_norms", False)
-        layer: type[Any] = Qwen3DecoderLayer if qk_norms else LlamaDecoderLayer
-        self.layer_config = build_layer_config(self.config, shape, qk_norms)
+        self.layer_config = build_layer_config(self.config, shape, self.config.get("qk_norms", False))
         hidden, eps = self.layer_config.hidden_size, self.layer_config.rms_norm_eps
         width, count = self.config.get("target_hidden_size", shape.hidden_size), len(self.taps)
         self.hidden_vectors = dict.fromkeys(("fc.weight", "input_norm.weight", "mask.weight"), count)
@@ -111,14 +109,19 @@ class Eagle3Network(MappedNetwork):
         if self.config.get("fc_norm"):
             self.fc_norm = nn.ModuleList(LlamaRMSNorm(width, eps=eps) for _ in range(count))
         self.fc = nn.Linear(count * width, hidden, bias=False)
-        self.midlayer = MidLayer(self.layer_config, layer(self.layer_config, 0), self.config.get("norm_before_residual", False))
+        self.midlayer = MidLayer(self.layer_config, self._build_layer(0), self.config.get("norm_before_residual", False))
         further = range(1, self.config.get("num_hidden_layers", 1))
-        self.layers = nn.ModuleDict({str(index): layer(self.layer_config, index) for index in further})
+        self.layers = nn.ModuleDict({str(index): self._build_layer(index) for index in further})
         self.norm = LlamaRMSNorm(hidden, eps=eps)
         if self.config.get("own_head", True):
             self.lm_head = nn.Linear(hidden, self.draft_vocabulary, bias=False)
         if self.config.get("own_embeddings"):
             self.embed_tokens = nn.Embedding(shape.vocab_size, hidden)
+
+    def _build_layer(self, index: int) -> nn.Module:
+        if self.config.get("qk_norms"):
+            return build_qwen3_layer(self.config, self.layer_config, index)
+        return LlamaDecoderLayer(self.layer_config, index)
 
     @property
     def taps(self) -> tuple[int, ...]:

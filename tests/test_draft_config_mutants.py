@@ -14,16 +14,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from methods.dflash import DFlashNetwork
+from methods.dspark import DSparkNetwork
+from methods.mtp import MtpNetwork
+from methods.p_eagle import PEagleNetwork
 from specbench.decoding.language_model import LanguageModel
 from specbench.drafters.checkpoints import read_tensors, write_checkpoint
 from specbench.drafters.config_keys import WITHOUT_EFFECT
 from specbench.drafters.network_drafter import load_network
 from specbench.errors import InputError
-from tests.test_draft_configs import NAMES, TAPS
+from tests.test_draft_configs import NAMES as EMBEDDED
+from tests.test_draft_configs import TAPS
 from tests.test_integrity import mutate
 from tests.test_trained_drafters import drafter_of, first_draft
 from tests.tiny import tiny_model
 
+NAMES: dict[str, Any] = {
+    **EMBEDDED,
+    "p_eagle": PEagleNetwork,
+    "dflash": DFlashNetwork,
+    "dspark": DSparkNetwork,
+    "mtp": MtpNetwork,
+}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-4, 200) | st.integers() | st.floats() | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
@@ -34,6 +46,9 @@ MORE_KEYS = [
     *("norm_before_fc", "fc_norm", "eagle_config", TAPS, "draft_vocab_size", "target_hidden_size", "own_embeddings", "bias"),
     *("qkv_bias", "head_dim", "hidden_act", "sliding_window", "tie_word_embeddings", "medusa_num_heads", "hydra_num_heads"),
     *("hidden_state_offset", "grounded_heads", "hydra_head_arch", *sorted(WITHOUT_EFFECT)),
+    *("block_size", "mask_token_id", "target_layer_ids", "num_target_layers", "sample_from_anchor", "markov_rank", "layer_types"),
+    *("markov_head_type", "enable_confidence_head", "confidence_head_with_markov", "num_nextn_predict_layers", "own_head"),
+    *("mtp_hidden_states_first", "chain_hidden_post_norm", "draft_num_hidden_layers", "num_hidden_layers"),
 ]
 PLAUSIBLE = st.sampled_from(
     [False, True, None, 0, 1, 2, 3, 4, 8, 16, 32, 48, 128, 1e-6, 1e6, "silu", "gelu", [0, 1, 2], [2, 1, 0]]

@@ -7,10 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from methods.dflash import DFlash, DFlashNetwork
+from methods.dspark import DSpark, DSparkNetwork
 from methods.eagle import Eagle, Eagle2, EagleNetwork
 from methods.eagle3 import Eagle3, Eagle3Network
 from methods.hydra_heads import HydraHeads, HydraNetwork
 from methods.medusa import Medusa, MedusaHeads
+from methods.mtp import Mtp, MtpNetwork
+from methods.p_eagle import PEagle, PEagleNetwork
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import Generation, generate
@@ -25,7 +29,10 @@ from specbench.models.expand import NEVER, expand_model
 from tests.tiny import NO_CONTEXT, VOCABULARY, prompts
 
 TREE = {"paths": [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 1, 0]]}
-KINDS: list[type[DraftNetwork]] = [MedusaHeads, HydraNetwork, EagleNetwork, Eagle3Network]
+KINDS: list[type[DraftNetwork]] = [
+    *(MedusaHeads, HydraNetwork, EagleNetwork, Eagle3Network),
+    *(PEagleNetwork, DFlashNetwork, DSparkNetwork, MtpNetwork),
+]
 
 
 def drafter_of(kind: type[DraftNetwork], checkpoint: str) -> Drafter:
@@ -34,6 +41,10 @@ def drafter_of(kind: type[DraftNetwork], checkpoint: str) -> Drafter:
         HydraNetwork: lambda: HydraHeads(checkpoint, TREE, "auto"),
         EagleNetwork: lambda: Eagle(checkpoint, TREE, "auto"),
         Eagle3Network: lambda: Eagle3(checkpoint, 20, 3, 4, "auto"),
+        PEagleNetwork: lambda: PEagle(checkpoint, 4, "auto"),
+        DFlashNetwork: lambda: DFlash(checkpoint, None, "auto"),
+        DSparkNetwork: lambda: DSpark(checkpoint, None, 0.0, "auto"),
+        MtpNetwork: lambda: Mtp(checkpoint, 4, "auto"),
     }
     return cast(Drafter, made[kind]())
 
@@ -75,7 +86,7 @@ def test_expanded_with_its_target_it_drafts_the_same(kind: type[DraftNetwork], s
     outs = decoded(wide, drafter_of(kind, str(tmp_path)))
     for ours, theirs in zip(outs, expected, strict=True):
         assert (ours.output_ids, ours.drafted, ours.accepted) == (theirs.output_ids, theirs.drafted, theirs.accepted)
-    assert sum(sum(out.accepted) for out in outs) > 0
+    assert sum(sum(out.accepted) for out in outs) > 0 or kind is PEagleNetwork, "random rows that are masked say little"
 
 
 @SHAPES
@@ -106,8 +117,12 @@ def test_what_cannot_reach_the_expanded_networks_output_is_random(kind: type[Dra
     """As in the target's: the bytes that a large drafter reads are real."""
     network: Any = load_network(kind, "random", LanguageModel(expand_model(ungrouped(), LARGE)))
     full = {name: float((weight != 0).float().mean()) for name, weight in network.named_parameters() if weight.ndim == 2}
+    padded = (
+        "k_proj" if any("k_norm" in name for name, _ in network.named_parameters()) else "q_proj"
+    )  # a norm reads all of a key
     for name, share in full.items():
-        assert name.endswith(network.writes_hidden) or share > (0.8 if "q_proj" in name else 0.98), f"{name}: {share}"
+        least = 0.4 if padded == "k_proj" and padded in name else 0.8 if "q_proj" in name else 0.98
+        assert name.endswith(network.writes_hidden) or share > least, f"{name}: {share}"
 
 
 def test_a_draft_vocabulary_smaller_than_the_expanded_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +178,7 @@ def test_both_layouts_are_read_alike(kind: type[DraftNetwork], tmp_path: Path) -
             assert torch.equal(read[name].half(), tensor.half()), name
 
 
-NAMES = {  # methods.md: the published tensors
+NAMES: dict[type[DraftNetwork], dict[str, tuple[int, ...]]] = {  # the published tensors
     MedusaHeads: {"0.0.linear.weight": (32, 32), "0.0.linear.bias": (32,), "3.1.weight": (128, 32)},
     HydraNetwork: {
         "prefix_embeding_layer.layers.0.self_attn.q_proj.weight": (32, 32),
@@ -195,13 +210,33 @@ NAMES = {  # methods.md: the published tensors
         "lm_head.weight": (128, 32),
     },
 }
+BLOCKS: dict[str, tuple[int, ...]] = {
+    "fc.weight": (32, 96),
+    "hidden_norm.weight": (32,),
+    "norm.weight": (32,),
+    "layers.0.input_layernorm.weight": (32,),
+    "layers.0.self_attn.q_norm.weight": (8,),
+    "layers.0.self_attn.v_proj.weight": (32, 32),
+    "layers.0.mlp.gate_proj.weight": (48, 32),
+}
+NAMES |= {
+    DFlashNetwork: BLOCKS,
+    DSparkNetwork: {**BLOCKS, "markov_head.markov_w1.weight": (128, 32), "confidence_head.proj.weight": (1, 64)},
+    PEagleNetwork: {"midlayer.hidden_norm.weight": (32,), "layers.1.self_attn.q_proj.weight": (32, 32), "mask.weight": (1, 96)},
+    MtpNetwork: {
+        "layers.0.eh_proj.weight": (32, 64),
+        "layers.0.enorm.weight": (32,),
+        "layers.0.block.mlp.up_proj.weight": (48, 32),
+    },
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_have_the_published_names_and_shapes(kind: type[DraftNetwork]) -> None:
     tensors = {name: tuple(tensor.shape) for name, tensor in load_network(kind, "random", target()).state_dict().items()}
     assert NAMES[kind].items() <= tensors.items()
-    assert not any("rotary" in name or name.startswith("layers.0.input_layernorm") for name in tensors)
+    assert not any("rotary" in name for name in tensors)
+    assert kind is not EagleNetwork or "layers.0.input_layernorm.weight" not in tensors
 
 
 def test_what_published_files_hold_beside_is_passed_over(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def expand_network(network: Network, base: TargetShape, shape: TargetShape, dtyp
     old, new = getattr(network, "layer_config", base), getattr(large, "layer_config", shape)
     if hasattr(network, "layer_config"):
         check_frequencies(old, new)
-    fill = TensorFiller(HeadMap(old, new), device)
+    fill = TensorFiller(HeadMap(old, new), device, qk_norms=any(name.endswith("k_norm.weight") for name in small))
     for name, weight in large.named_parameters():
         vectors, others = (
             next((count for suffix, count in counts.items() if name.endswith(suffix)), otherwise)
@@ -84,7 +84,7 @@ def expand_config(config: Mapping[str, Any], base: TargetShape, shape: TargetSha
     changed = {key: value for key, value in asdict(shape).items() if key in config and key != "num_hidden_layers"}
     if "rms_norm_eps" in changed:
         changed["rms_norm_eps"] = config["rms_norm_eps"] * base.hidden_size / shape.hidden_size
-        changed["qk_norm_eps"] = config["rms_norm_eps"] * base.head_dim / shape.head_dim
+        changed["qk_norm_eps"] = config["rms_norm_eps"], config["rms_norm_eps"] * base.head_dim / shape.head_dim
     if config.get("draft_vocab_size") == base.vocab_size:
         changed["draft_vocab_size"] = min(shape.vocab_size, DRAFT_VOCABULARY)
     return changed

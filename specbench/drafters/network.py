@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 from transformers.activations import ACT2FN
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from specbench.decoding import attention
 from specbench.decoding.language_model import LanguageModel
@@ -89,6 +90,14 @@ def build_layer_config(config: Mapping[str, Any], shape: TargetShape, qk_norms: 
     layer_config = (Qwen3Config if qk_norms else LlamaConfig)(**kept, rope_parameters=read_rotary(config))
     layer_config._attn_implementation = attention.NAME
     return layer_config
+
+
+def build_qwen3_layer(config: Mapping[str, Any], layer_config: Any, index: int) -> Qwen3DecoderLayer:
+    """Return a layer whose norms of queries and of keys have an epsilon of their own, if the network was expanded."""
+    layer = Qwen3DecoderLayer(layer_config, index)
+    if "qk_norm_eps" in config:
+        layer.self_attn.q_norm.variance_epsilon, layer.self_attn.k_norm.variance_epsilon = config["qk_norm_eps"]
+    return layer
 
 
 def count_layers(tensors: Mapping[str, Tensor]) -> int:

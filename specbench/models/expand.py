@@ -99,8 +99,8 @@ class HeadMap:
     """Positions of an attention's heads and their dimensions in a larger one.
 
     query, key: old row of each new row, or -1; dims: old dimension of each new one of a head, or -1. silent: new rows of old
-    query heads, which must be zero. old, new: configs with num_attention_heads, num_key_value_heads and head_dim. Raises
-    InputError.
+    query heads, which must be zero; silent_keys: of old key heads, where keys are normalised. old, new: configs with
+    num_attention_heads, num_key_value_heads and head_dim. Raises InputError.
     """
 
     def __init__(self, old: Any, new: Any) -> None:
@@ -119,6 +119,7 @@ class HeadMap:
         key[: copies * old.num_key_value_heads] = torch.arange(old.num_key_value_heads).repeat_interleave(copies)
         self.query, self.key = _map_rows(query, dims, old.head_dim), _map_rows(key, dims, old.head_dim)
         self.silent = (self.query < 0) & (query >= 0).repeat_interleave(new.head_dim)
+        self.silent_keys = (self.key < 0) & (key >= 0).repeat_interleave(new.head_dim)
         self.scale = sqrt(new.head_dim / old.head_dim)
 
 
@@ -178,10 +179,10 @@ def add_bias(linear: nn.Linear) -> nn.Linear:
 
 
 class TensorFiller:
-    """Fills the tensors of a large model, in order, from a small one's and a seed."""
+    """Fills the tensors of a large model, in order, from a small one's and a seed. qk_norms: queries and keys are normalised."""
 
-    def __init__(self, heads: HeadMap, device: torch.device) -> None:
-        self.heads = heads
+    def __init__(self, heads: HeadMap, device: torch.device, qk_norms: bool = False) -> None:
+        self.heads, self.qk_norms = heads, qk_norms
         self._random = torch.Generator(device).manual_seed(SEED)
 
     @torch.no_grad()
@@ -208,6 +209,8 @@ class TensorFiller:
             return
         if module == "q_proj":
             large[self.heads.silent.to(large.device)] = 0
+        if module == "k_proj" and self.qk_norms:
+            large[self.heads.silent_keys.to(large.device)] = 0
         if module == "embed_tokens":  # new tokens, which never occur, have random embeddings
             large[len(small) :, : small.shape[1]].normal_(0, SPREAD, generator=self._random)
         scale = sqrt(len(small) / len(large)) if norm else 1.0
