@@ -35,6 +35,7 @@ from specbench.drafters.network import (
     list_layer_keys,
 )
 from specbench.drafters.network_drafter import LayerDrafter
+from specbench.drafters.speculators import lift_nested
 from specbench.drafters.taps import choose_spread_layers, require_taps
 from specbench.errors import InputError
 
@@ -65,7 +66,7 @@ class DFlashNetwork(MappedNetwork):
         count = self.config.get("num_hidden_layers", 1)
         self.layers = nn.ModuleList(build_qwen3_layer(self.config, self.layer_config, index) for index in range(count))
         self.norm = LlamaRMSNorm(hidden, eps=eps)
-        if self.config.get("own_head"):
+        if self.config.get("own_head", self.maps):
             self.lm_head = nn.Linear(hidden, self.draft_vocabulary, bias=False)
         if self.config.get("own_embeddings"):
             self.embed_tokens = nn.Embedding(shape.vocab_size, hidden)
@@ -105,13 +106,7 @@ class DFlashNetwork(MappedNetwork):
     @classmethod
     def flatten_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Bring the keys of `dflash_config`, and those of speculators, beside the others."""
-        flat = {key: value for key, value in super().flatten_config(config).items() if value is not None}
-        if not isinstance(nested := flat.pop(NESTED, {}), dict):
-            raise InputError(f"{NESTED}: expected a mapping")
-        for key, value in nested.items():
-            if flat.get(key, value) != value:
-                raise InputError(f"{NESTED}.{key}={value} contradicts {key}={flat[key]}; expected one of them")
-        return {**flat, **nested}
+        return lift_nested(super().flatten_config(config), NESTED)
 
     @classmethod
     def create_config(cls, shape: TargetShape) -> dict[str, Any]:
@@ -138,16 +133,22 @@ class DFlashNetwork(MappedNetwork):
         return {**defaults, **config, "target_layer_ids": defaults["target_layer_ids"]}, named
 
     def attach_target(self, target: LanguageModel) -> None:
-        own = self.config.get("own_head") and self.config.get("own_embeddings")
-        if self.layer_config.hidden_size != target.config.hidden_size and not own:
+        own_head = self.config.get("own_head", self.maps)
+        if self.layer_config.hidden_size != target.config.hidden_size and not (own_head and self.config.get("own_embeddings")):
             needed = "embed_tokens.weight and lm_head.weight in the checkpoint"
             raise InputError(f"a hidden size of {self.layer_config.hidden_size} needs {needed}: the target's have another")
-        if self.maps and not self.config.get("own_head"):
+        if self.maps and not own_head:
             raise InputError("lm_head.weight is missing, and the target's has all tokens; expected it in the checkpoint")
         self._embed = self.embed_tokens.forward if self.config.get("own_embeddings") else target.embedding.forward
-        self._head = self.lm_head.forward if self.config.get("own_head") else target.head.forward
-        self._head_dtype = self.fc.weight.dtype if self.config.get("own_head") else target.dtype
+        self._head = self.lm_head.forward if own_head else target.head.forward
+        self._read_head = target.head.get_parameter
+        self._head_dtype = self.fc.weight.dtype if own_head else target.dtype
         self.rotary = Rotary(self.layer_config, target.context + self.block, self.fc.weight)
+
+    def choose_vocabulary(self, tokens: Tensor) -> None:
+        """Draft only these tokens, from their rows of the target's head."""
+        super().choose_vocabulary(tokens)
+        self.lm_head.weight.data.copy_(self._read_head("weight")[tokens])
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(...) -> (..., H)."""
@@ -236,8 +237,7 @@ class DFlash(LayerDrafter):
     def pick_drafts(self, states: list[UnreadState], hidden: Tensor, lengths: list[int]) -> list[DraftTree]:
         """hidden (B, rows, H): of the rows that draft."""
         drafted = self.network.to_target_tokens(self.network.compute_logits(hidden).argmax(-1))
-        rows = zip(states, drafted, lengths, strict=True)
-        return [DraftTree.chain(torch.cat([state.root, tokens[:length]])) for state, tokens, length in rows]
+        return [DraftTree.chain(torch.cat([one.root, own[:n]])) for one, own, n in zip(states, drafted, lengths, strict=True)]
 
     def _read_text(self, states: list[UnreadState], budgets: list[int]) -> None:
         """Write keys and values of the committed tokens that the store lacks."""

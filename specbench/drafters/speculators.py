@@ -1,4 +1,4 @@
-"""config.json of vLLM's speculators: the sizes of a drafter's layers stand in a config of their own inside it."""
+"""Keys of a drafter's config.json that stand in a mapping inside it, as in vLLM's speculators and in DFlash's files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,6 +38,19 @@ def flatten_config(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
         if flat.get(key, value) != value and key not in ("architectures", "model_type", "dtype", "transformers_version"):
             raise InputError(f"{key}={format_value(flat[key])} contradicts {LAYERS}.{key}={format_value(value)}")
     return {**_list_defaults(given), **given, **{key: value for key, value in flat.items() if value is not None}}
+
+
+def lift_nested(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a config.json with the keys of one mapping beside the others, and without nulls. Raises InputError."""
+    flat = {key: value for key, value in config.items() if value is not None}
+    if not isinstance(nested := flat.pop(name, {}), dict):
+        raise InputError(f"{name}={format_value(nested)}: expected a mapping")
+    for key, value in nested.items():
+        if flat.get(key, value) != value:
+            raise InputError(
+                f"{name}.{key}={format_value(value)} contradicts {key}={format_value(flat[key])}; expected one of them"
+            )
+    return {**flat, **nested}
 
 
 def _list_defaults(layers: Mapping[str, Any]) -> dict[str, Any]:
