@@ -37,7 +37,7 @@ CONFIG = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
-RANDOM = [f"target.checkpoints.{method}=random" for method in ("medusa", "hydra_heads", "eagle", "eagle3")]
+RANDOM = [f"target.checkpoints.{method}=random" for method in ("medusa", "hydra_heads", "eagle", "eagle3", "mtp")]
 ALL_LOGITS = 4 * PROMPT * VOCABULARY  # float32, of every row of the prompt
 
 
@@ -92,7 +92,8 @@ def test_methods_bring_weights_and_keys_and_values_of_their_own() -> None:
 def test_nothing_of_a_rehearsal_stays() -> None:
     """A tensor without contents in some cache would end in a run's forwards."""
     labels = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
-    need = rehearse(f"method=[{','.join(labels)}]", "target.draft=null", "~method.oracle", "~method.synthetic")
+    random = [f"method.{label}.checkpoint=random" for label in ("p_eagle", "dflash", "dspark")]
+    need = rehearse(f"method=[{','.join(labels)}]", "target.draft=null", "~method.oracle", "~method.synthetic", *random)
     unknown = [label for label, method in need.methods.items() if method is None]
     assert unknown == [label for label in labels if label.startswith("sps")], "there is no draft model"
     del need

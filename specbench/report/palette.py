@@ -14,17 +14,23 @@ GREY = "#7d7d7d"
 PALETTE = (  # six of Okabe and Ito's, then those farthest from them and each other, for colour-blind readers too
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00",
     "#1a6633", "#b30000", "#6633cc", "#99b380", "#b31a99", "#b366ff", "#664d66",
+    "#8c4d26", "#003366", "#b3b31a", "#33999e", "#ff7f7f",
 )  # fmt: skip
-MARKERS = "osD^PvX<>*hdp"
+MARKERS = "osD^PvX<>*hdp8HosD"
 KNOWN = (  # methods in the order of their colour and marker above
     "eagle", "eagle2", "eagle3", "pld", "medusa", "sps",
     "sam_decoding", "rest", "token_recycling", "lookahead", "sam_eagle2", "hydra_heads", "self_speculative",
+    "suffix", "dflash", "dspark", "mtp", "p_eagle",
 )  # fmt: skip
-STYLES = (("full", "-"), ("none", ":"), ("left", "--"))  # fill and line
-VARIANTS = dict.fromkeys(("warm", "static", "confidence", "typical", "paper", "depth7"), STYLES[1]) | {"spec_bench": STYLES[2]}
+STYLES = (("full", "-"), ("none", ":"), ("left", "--"), ("right", "--"))  # fill and line
+VARIANTS = {
+    **dict.fromkeys(("warm", "static", "confidence", "typical", "paper", "depth7", "cold", "beyond"), STYLES[1]),
+    **dict.fromkeys(("spec_bench", "tree"), STYLES[2]),
+    **dict.fromkeys(("vllm", "tli", "depth2"), STYLES[3]),
+}
 OTHERS = [  # (colour, marker, fill, line) of methods that are not known; no known method has that colour with that marker
     (colour, MARKERS[(place + shift) % len(MARKERS)], fill, line)
-    for shift, (fill, line) in enumerate(STYLES, start=4)
+    for shift, (fill, line) in enumerate(STYLES[:3], start=4)
     for place, colour in enumerate(PALETTE)
 ]
 
