@@ -70,6 +70,16 @@ MORE_KERNELS = {  # by draft loops, which are not captured
 }
 
 
+NUMBERS_ALONE = (  # tell these presets from another one, whose steps are the same: all tiers try them once, the slow one fully
+    *("eagle_spec_bench", "eagle2_spec_bench", "eagle3_depth2", "eagle3_depth7", "eagle3_spec_bench", "hydra_heads_spec_bench"),
+    *("lookahead_spec_bench", "medusa_spec_bench", "medusa_typical", "pld_spec_bench", "pld_vllm", "rest_spec_bench"),
+    *("sam_eagle2_spec_bench", "self_speculative_paper", "suffix_cold", "suffix_vllm", "token_recycling_spec_bench"),
+)
+each_structure = pytest.mark.parametrize(
+    "label", [pytest.param(label, marks=pytest.mark.slow if label in NUMBERS_ALONE else pytest.mark.full) for label in LABELS]
+)
+
+
 @dataclass(frozen=True)
 class Step:
     """What one step took: the counts, and who asked for copies and synchronisations."""
@@ -141,8 +151,7 @@ def count_allowed(label: str, drafted: int) -> int:
     return MORE.get(label, (ALLOWED, ""))[0] + (drafted if label in ASKING else 0)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("label", LABELS)
+@each_structure
 def test_fixed_shapes_decode_as_the_cpu_and_launch_few_kernels_outside(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forwards of fixed shape are one launch each as graphs."""
     monkeypatch.setattr(Runner, "run", leave_out(Runner.run))
@@ -153,8 +162,7 @@ def test_fixed_shapes_decode_as_the_cpu_and_launch_few_kernels_outside(label: st
     assert max(step.kernels for step in steps) <= MORE_KERNELS.get(label, KERNELS)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("label", LABELS)
+@each_structure
 def test_copies_and_synchronisations_of_a_greedy_step_do_not_grow_with_the_batch(label: str) -> None:
     if label in ROW_BY_ROW:
         pytest.skip(ROW_BY_ROW[label])
