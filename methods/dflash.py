@@ -1,8 +1,7 @@
 """DFlash (Chen et al. 2026): one forward drafts a block, from the target's hidden states of the text and masked tokens after it.
 
-The layers' keys and values of the text come from the target's hidden states alone, and are kept. The block's rows, the root and
-mask tokens, see all of them and each other; the row of each mask token gives the token at its place. Reads the checkpoints of
-z-lab, DeepSpec, SpecForge and speculators.
+The layers' keys and values of the text come from the target's hidden states alone, and are kept. The block's rows (root, then
+mask tokens) see all of them and each other. It reads the checkpoints of z-lab, DeepSpec, SpecForge and speculators.
 """
 
 from collections.abc import Mapping
@@ -66,7 +65,8 @@ class DFlashNetwork(MappedNetwork):
         count = self.config.get("num_hidden_layers", 1)
         self.layers = nn.ModuleList(build_qwen3_layer(self.config, self.layer_config, index) for index in range(count))
         self.norm = LlamaRMSNorm(hidden, eps=eps)
-        if self.config.get("own_head", self.maps):
+        self.own_head = self.config.get("own_head", self.maps)
+        if self.own_head:
             self.lm_head = nn.Linear(hidden, self.draft_vocabulary, bias=False)
         if self.config.get("own_embeddings"):
             self.embed_tokens = nn.Embedding(shape.vocab_size, hidden)
@@ -89,7 +89,7 @@ class DFlashNetwork(MappedNetwork):
             "target_hidden_size": require_equal(shape.hidden_size, "the target's"),
             "draft_vocab_size": require_whole(most=shape.vocab_size),
             "attention_mode": require_name(("gqa",)),
-            **dict.fromkeys(("sample_from_anchor", "own_head", "own_embeddings"), FLAG),
+            **dict.fromkeys(("sample_from_anchor", "own_head", "own_embeddings", "tie_word_embeddings"), FLAG),
             **dict.fromkeys(("num_anchors", "confidence_head_alpha", "sliding_window_non_causal"), ANY),  # of training alone
             **cls.list_head_keys(),
         }
@@ -133,16 +133,16 @@ class DFlashNetwork(MappedNetwork):
         return {**defaults, **config, "target_layer_ids": defaults["target_layer_ids"]}, named
 
     def attach_target(self, target: LanguageModel) -> None:
-        own_head = self.config.get("own_head", self.maps)
-        if self.layer_config.hidden_size != target.config.hidden_size and not (own_head and self.config.get("own_embeddings")):
+        whole = self.own_head and self.config.get("own_embeddings")
+        if self.layer_config.hidden_size != target.config.hidden_size and not whole:
             needed = "embed_tokens.weight and lm_head.weight in the checkpoint"
             raise InputError(f"a hidden size of {self.layer_config.hidden_size} needs {needed}: the target's have another")
-        if self.maps and not own_head:
+        if self.maps and not self.own_head:
             raise InputError("lm_head.weight is missing, and the target's has all tokens; expected it in the checkpoint")
         self._embed = self.embed_tokens.forward if self.config.get("own_embeddings") else target.embedding.forward
-        self._head = self.lm_head.forward if own_head else target.head.forward
+        self._head = self.lm_head.forward if self.own_head else target.head.forward
         self._read_head = target.head.get_parameter
-        self._head_dtype = self.fc.weight.dtype if own_head else target.dtype
+        self._head_dtype = self.fc.weight.dtype if self.own_head else target.dtype
         self.rotary = Rotary(self.layer_config, target.context + self.block, self.fc.weight)
 
     def choose_vocabulary(self, tokens: Tensor) -> None:

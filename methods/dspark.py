@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from methods.dflash import DECAY, DFlash, DFlashNetwork
 from specbench.bounds import Length, Probability
+from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
 from specbench.drafters.chains import Chains
 from specbench.drafters.config_keys import FLAG, Rule, require_name, require_whole
@@ -157,6 +158,11 @@ class DSpark(DFlash):
         super().__init__(checkpoint, draft_tokens, dtype)
         self.confidence = confidence
 
+    def bind(self, target: LanguageModel) -> None:
+        super().bind(target)
+        if self.confidence > 0 and not self.network.config["enable_confidence_head"]:
+            raise InputError(f"confidence={self.confidence}: the checkpoint has no confidence head; expected 0")
+
     def pick_drafts(self, states: list[UnreadState], hidden: Tensor, lengths: list[int]) -> list[DraftTree]:
         network, logits, memory, before = self.network, self.network.compute_logits(hidden), None, []
         chains = Chains([state.context.verifier for state in states], [state.root for state in states], lengths)
@@ -164,7 +170,7 @@ class DSpark(DFlash):
             before.append(chains.tokens)
             biased, memory = network.step(row, chains.tokens, hidden, logits, memory)
             chains.pick(network.to_target_logits(biased))
-        if self.confidence > 0 and network.config["enable_confidence_head"]:
+        if self.confidence > 0:
             chains.cut(self._count_sure(torch.stack(before, dim=1), hidden))
         return chains.build_trees()
 

@@ -49,10 +49,10 @@ def _require_nested_taps(layers: int) -> Rule:
 
 def _move_taps(config: dict[str, Any]) -> dict[str, Any]:
     """Return the config with the taps of `eagle_config`, which name layers by their output, as numbers of the layers after."""
-    nested = {key: value for key, value in config.items() if key == NESTED}
-    given = [tap + 1 for tap in nested.get(NESTED, {}).get(TAPS, [])]
+    nested = config.get(NESTED, {})
+    given = [tap + 1 for tap in nested.get(TAPS, [])]
     if given and config.get(TAPS, given) != given:
-        raise InputError(f"{TAPS}={config[TAPS]} contradicts {NESTED}.{TAPS}={nested[NESTED][TAPS]}; expected one of them")
+        raise InputError(f"{TAPS}={config[TAPS]} contradicts {NESTED}.{TAPS}={nested[TAPS]}; expected one of them")
     if OUTPUTS in config and (given or TAPS in config):
         raise InputError(f"{OUTPUTS}={config[OUTPUTS]} and {TAPS}: expected one of them")
     rest = {key: value for key, value in config.items() if key != NESTED}
@@ -108,6 +108,8 @@ class Eagle3Network(MappedNetwork):
             self.input_norm = LlamaRMSNorm(count * width, eps=eps)
         if self.config.get("fc_norm"):
             self.fc_norm = nn.ModuleList(LlamaRMSNorm(width, eps=eps) for _ in range(count))
+        if count * width == hidden:
+            raise InputError(f"{count} hidden states of {width} dimensions are as wide as one of the drafter's; not supported")
         self.fc = nn.Linear(count * width, hidden, bias=False)
         self.midlayer = MidLayer(self.layer_config, self._build_layer(0), self.config.get("norm_before_residual", False))
         further = range(1, self.config.get("num_hidden_layers", 1))

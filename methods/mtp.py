@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from methods.eagle import ROOM, EagleDrafter, EagleState
+from methods.mtp_files import MODULES, read_modules
+from methods.mtp_layers import TargetLayers
 from specbench.bounds import Depth
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
@@ -21,8 +23,6 @@ from specbench.drafters.keeping import count_unread
 from specbench.drafters.layers import Rotary
 from specbench.drafters.lesson import Lesson, LessonLoss, TrainingPass, divergence, mean
 from specbench.drafters.network import Checkpoint, DraftNetwork, TargetShape, draw_layer_inputs
-from specbench.drafters.target_layers import TargetLayers
-from specbench.drafters.target_modules import MODULES, read_modules
 from specbench.errors import InputError
 
 MOST = 8  # modules
@@ -176,9 +176,11 @@ class Mtp(EagleDrafter):
         )
         hidden, positions = hidden.to(self.network.dtype), self.store.number_tokens(counts)
         layer_pass = self.store.build_token_pass(counts)
-        for module in range(chains.deepest):
+        modules = chains.deepest if all(self.store.lengths) else len(self.network)  # a text that is new is read by all
+        for module in range(modules):
             out = self.network(hidden, tokens, positions, layer_pass, module)
-            chains.pick(self.network.compute_logits(self.store.select_last(out, counts), module)[:, 0])
+            if module < chains.deepest:
+                chains.pick(self.network.compute_logits(self.store.select_last(out, counts), module)[:, 0])
             self._count_forward(states, [length > module for length in chains.lengths])
             hidden, tokens = self.network.pass_on(out, module), self.store.shift(tokens, chains.tokens, counts)
         kept = [max(0, count - len(self.network) + 1) for count in counts]

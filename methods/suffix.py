@@ -20,7 +20,7 @@ CERTAIN, NOTHING = np.float32(1), np.float32(0)  # probabilities and scores are 
 
 
 class SuffixDraft(NamedTuple):
-    """Drafted tokens; the place of each one's parent among them, -1 for the root; and how many of them are expected to come."""
+    """Drafted tokens; the place of each one's parent among them, -1 for the root; and the expected number of accepted tokens."""
 
     tokens: list[int]
     parents: list[int]
@@ -63,9 +63,9 @@ class SuffixDecoding(Drafter):
     the request's own text wins over answers. Counts, float32 and ties are those of ArcticInference's SuffixDecodingCache.
 
     depth: longest string counted, suffix and draft together. length: most tokens drafted; null: `depth`. factor, offset: at most
-    factor * (length of the suffix) + offset are. least_probability: of a drafted token with those before it. least_score: weaker
-    drafts are left to another method. tree: draft the most probable nodes, not one chain. cached_requests: so many answers are
-    searched, the oldest are forgotten; null: all of a repeat; 0: only this request's prompt and answer.
+    factor * (length of the suffix) + offset tokens are drafted. least_probability: of a drafted token with those before it.
+    least_score: weaker drafts are left to another method. tree: draft the most probable nodes, not one chain. cached_requests: so
+    many answers are searched, the oldest are forgotten; null: all of a repeat; 0: only this request's prompt and answer.
     """
 
     def __init__(
@@ -113,6 +113,8 @@ class SuffixDecoding(Drafter):
 
     def draft(self, state: SuffixState, budget: int) -> DraftTree:
         known = state.text.tokens
+        if budget == 0:
+            return DraftTree.chain(torch.tensor(known[-1:]))
         context = known[max(1, len(known) - self.depth + 1) :]
         own, other = (self._find_draft(counts, context) for counts in (state.counts, self._answers))
         draft = own if own.score >= other.score else other

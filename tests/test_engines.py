@@ -201,19 +201,8 @@ def test_block_drafts_of_transformers_write_the_same_tokens() -> None:
         assert ours.output_ids == theirs.output_ids == plain.output_ids
 
 
-def test_an_early_exit_of_transformers_writes_the_same_tokens() -> None:
-    labels, methods = (
-        ["autoregressive", "self_speculative"],
-        {"autoregressive": {}, "self_speculative": {"assistant_early_exit": 0.5}},
-    )
-    hf = opened(peer(methods), labels=labels)
-    for prompt in prompts(6):
-        plain, theirs = (hf.generate(label, prompt.tolist(), SAMPLING) for label in labels)
-        assert theirs.output_ids == plain.output_ids
-
-
 def test_a_setting_of_a_later_transformers_is_refused_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specbench.engine.hf._list_known", lambda: {"do_sample"})
+    monkeypatch.setattr("specbench.engine.hf._list_settings", lambda: {"do_sample"})
     engine = peer({"dflash": {"speculation_type": "dflash"}, "pld": {}})
     opened(engine, labels=["pld"])
     with pytest.raises(InputError, match=r"engine.hf.methods.dflash.speculation_type: transformers .* does not have it yet"):

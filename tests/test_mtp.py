@@ -12,14 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from methods.dflash import DFlash
+from methods.fallback import Fallback
 from methods.mtp import Mtp, MtpNetwork
+from methods.mtp_files import MODULES, find_module
+from methods.pld import PromptLookup
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.drafters.checkpoints import write_checkpoint
 from specbench.drafters.lesson import TrainingPass
+from specbench.drafters.network import TargetShape
 from specbench.drafters.network_drafter import load_network
-from specbench.drafters.target_modules import find_modules
 from specbench.errors import InputError
 from specbench.models.load import load_model
 from tests.drafts import generate_by_transformers, watch_drafts
@@ -151,6 +154,24 @@ def test_one_module_drafts_on_from_its_own_output(hidden_first: bool, after_norm
     assert steps > 100
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "behind another"])
+def test_several_modules_draft_in_a_batch_what_they_draft_alone(beside: bool, tmp_path: Path) -> None:
+    """Also while others have ended, or another method drafts."""
+    with patch.dict("tests.tiny.SHAPE", vocab_size=FEW):
+        target = LanguageModel(tiny_model("llama", LAYERS))
+    shape = TargetShape.of(target.config)
+    write_checkpoint(MtpNetwork({**MtpNetwork.create_config(shape), MODULES: 3}, shape), tmp_path)
+    mtp = Mtp(str(tmp_path), 3, "auto")
+    drafter = Fallback(PromptLookup(2, 2, 3, "last", full=False, filler=None), mtp) if beside else mtp
+    drafter.bind(target)
+    texts, sampling = [prompt % FEW for prompt in prompts(9, seed=4)], Sampling(max_new_tokens=LIMIT, stop_token_ids=(1, 3))
+    alone = [generate(target, drafter, [text], sampling)[0] for text in texts]
+    together = [out for start in (0, 3, 6) for out in generate(target, drafter, texts[start : start + 3], sampling)]
+    for one, other in zip(alone, together, strict=True):
+        assert (one.output_ids, one.drafted, one.accepted) == (other.output_ids, other.drafted, other.accepted)
+        assert one.draft_forwards == other.draft_forwards
+
+
 @torch.inference_mode()
 def draft_plainly(target: LanguageModel, network: Any, committed: list[int], wanted: int) -> list[int]:
     store, ids = target.create_store(99), torch.tensor(committed)
@@ -173,17 +194,17 @@ NAMES = {
     "model.mtp_layers.0.input_proj.weight": (0, "eh_proj.weight", "mimo"),
     "model.mtp_layers.0.token_layernorm.weight": (0, "enorm.weight", "mimo"),
     "model.mtp_layers.0.input_layernorm.weight": (0, "block.input_layernorm.weight", "mimo"),
-    "mtp.fc.weight": (0, "eh_proj.weight", "qwen3_next"),
-    "mtp.pre_fc_norm_hidden.weight": (0, "hnorm.weight", "qwen3_next"),
-    "mtp.norm.weight": (0, "norm.weight", "qwen3_next"),
-    "mtp.layers.0.mlp.gate.weight": (0, "block.mlp.gate.weight", "qwen3_next"),
+    "mtp.fc.weight": (0, "eh_proj.weight", "qwen"),
+    "mtp.pre_fc_norm_hidden.weight": (0, "hnorm.weight", "qwen"),
+    "mtp.norm.weight": (0, "norm.weight", "qwen"),
+    "mtp.layers.0.mlp.gate.weight": (0, "block.mlp.gate.weight", "qwen"),
     "lm_head.weight": None,
 }
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tensors_of_each_family_are_told_by_their_names(name: str) -> None:
-    assert find_modules(name, LAYERS) == NAMES[name]
+    assert find_module(name, LAYERS) == NAMES[name]
 
 
 def test_modules_that_are_not_there_or_too_few_are_refused(tmp_path: Path) -> None:

@@ -282,7 +282,13 @@ def _run_step(
     _keep(store, dict(zip(rows, verified, strict=True)))
     for sequence, tree, choice, depth in zip(running, trees, verified, read_depths(trees), strict=True):
         sequence.record(tree, choice, depth)
+    verified = [_cut(choice, sequence.generation.committed[-1]) for sequence, choice in zip(running, verified, strict=True)]
     drafter.update([states[row] for row in rows], trees, outs, verified)
+
+
+def _cut(choice: Verification, committed: int) -> Verification:
+    """Return a verification without the tokens after the end of the sequence: they are no text to draft from."""
+    return choice if committed == len(choice.tokens) else replace(choice, tokens=choice.tokens[:committed])
 
 
 def _keep(store: KVStore, verified: Mapping[int, Verification]) -> None:

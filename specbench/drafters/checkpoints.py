@@ -99,16 +99,20 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """Read every file that an index names, all of them beside it."""
-    files = read_object(index).get("weight_map")
-    names = sorted(set(files.values())) if isinstance(files, dict) and all(map(_is_name, files.values())) else []
-    if not names:
-        raise InputError(f'{index}: expected {{"weight_map": {{tensor: file beside this one, …}}}}')
     tensors: dict[str, Tensor] = {}
-    for name in names:
+    for name in sorted(set(read_index(index).values())):
         if not (index.parent / name).is_file():
             raise InputError(f"{index}: names {name}, which is not there")
         tensors |= _read_file(index.parent / name)
     return tensors
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Return which file beside an index holds each tensor. Raises InputError."""
+    files = read_object(index).get("weight_map")
+    if not files or not isinstance(files, dict) or not all(map(_is_name, files.values())):
+        raise InputError(f'{index}: expected {{"weight_map": {{tensor: file beside this one, …}}}}')
+    return files
 
 
 def _is_name(value: Any) -> bool:

@@ -11,7 +11,7 @@ LARGEST = 1 << 24  # of a size: larger ones overflow the number of a matrix's en
 MOST = 64  # heads, or layers of a head
 WITHOUT_EFFECT = frozenset(  # on drafting, whatever their value; found in the published files
     (
-        *("architectures", "model_type", "target_model_type", "base_model_name_or_path", "_name_or_path"),
+        *("architectures", "auto_map", "model_type", "target_model_type", "base_model_name_or_path", "_name_or_path"),
         *("transformers_version", "torch_dtype", "dtype", "use_cache", "pretraining_tp"),
         *("bos_token_id", "eos_token_id", "pad_token_id"),
         *("initializer_range", "attention_dropout", "dropout_rate", "max_window_layers", "max_sequence_length"),

@@ -46,13 +46,14 @@ class MappedNetwork(DraftNetwork):
         return logits.new_full((*logits.shape[:-1], self.shape.vocab_size), -torch.inf).index_copy_(-1, known, logits)
 
     def choose_vocabulary(self, tokens: Tensor) -> None:
+        """Draft only these ids of the target, (draft vocabulary,) ascending."""
         self.d2t.copy_(tokens - torch.arange(len(tokens), device=tokens.device))
         self.t2d[tokens] = True
 
     def select_teacher(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the target's logits (n, V) over the draft vocabulary, and whether its best token is among them, (n,) bool.
 
-        Only there is something learned.
+        Only those rows are trained on.
         """
         if not self.maps:
             return logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device)

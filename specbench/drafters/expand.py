@@ -86,5 +86,7 @@ def expand_config(config: Mapping[str, Any], base: TargetShape, shape: TargetSha
         changed["rms_norm_eps"] = config["rms_norm_eps"] * base.hidden_size / shape.hidden_size
         changed["qk_norm_eps"] = config["rms_norm_eps"], config["rms_norm_eps"] * base.head_dim / shape.head_dim
     if config.get("draft_vocab_size") == base.vocab_size:
-        changed["draft_vocab_size"] = min(shape.vocab_size, DRAFT_VOCABULARY)
+        changed["draft_vocab_size"] = (
+            min(shape.vocab_size, DRAFT_VOCABULARY) if config.get("own_head", True) else shape.vocab_size
+        )
     return changed

@@ -1,5 +1,7 @@
 """What a drafter's own decoder layers need: positions, masks and KV, through the same attention function as the target's."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
@@ -9,6 +11,7 @@ from specbench.decoding.kv_store import KVStore
 from specbench.decoding.masks import ChainBias, share, widen
 from specbench.decoding.runner import Runner
 from specbench.decoding.static import StaticPass
+from specbench.drafters.rotary import TYPES
 from specbench.errors import InputError
 from specbench.machine.devices import upload
 
@@ -94,7 +97,7 @@ class DraftKV:
     def shift(self, tokens: Tensor, following: Tensor, counts: list[int]) -> Tensor:
         """Return each row's tokens without the first and with one more (B,): tokens (B, N), as many as were numbered."""
         shifted = torch.cat([tokens[:, 1:], following[:, None]], dim=1)
-        return shifted if len(set(counts)) == 1 else shifted.scatter(1, self._fed[:, None] - 1, following[:, None])
+        return shifted if len(set(counts)) == 1 else shifted.scatter(1, (self._fed[:, None] - 1).clamp(min=0), following[:, None])
 
     def build_token_pass(self, counts: list[int]) -> LayerPass | StaticPass:
         """Return the pass of so many further committed tokens per row; call `keep` after it."""
@@ -152,7 +155,10 @@ class Rotary:
         """Return the table of a model's own positions. Raises InputError for one whose layers share no rotary positions."""
         table = Rotary.__new__(Rotary)
         try:
-            table._fill(decoder.get_submodule("rotary_emb"), positions, like)
+            rotary: Any = decoder.get_submodule("rotary_emb")
+            if getattr(rotary, "rope_type", "default") not in TYPES:
+                raise InputError(f"rope_type={rotary.rope_type}: angles that depend on the text's length are not supported here")
+            table._fill(rotary, positions, like)
         except (AttributeError, TypeError, KeyError):
             raise InputError("the target's layers do not share rotary positions, which its further layers need") from None
         return table

@@ -93,7 +93,10 @@ def require_checkpoint(checkpoint: str | None) -> str:
 
 
 class NetworkDrafter(Drafter):
-    """A drafter with its own weights. checkpoint: a folder, a hub id (owner/name@revision) or `random`. dtype: of the weights."""
+    """A drafter with its own weights. dtype: of them.
+
+    checkpoint: a folder, a hub id (owner/name@revision), `random`, or `target` for weights among the target's own.
+    """
 
     network_class: ClassVar[type[Any]]  # a DraftNetwork
 

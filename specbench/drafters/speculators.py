@@ -32,7 +32,7 @@ def flatten_config(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     layers = config.get(LAYERS, {})
     if not isinstance(layers, dict):
         raise InputError(f"{LAYERS}={format_value(layers)}: expected a mapping")
-    given = {key: value for key, value in layers.items() if value is not None}
+    given = {key: value for key, value in layers.items() if value is not None and key != "tie_word_embeddings"}  # of the target
     flat = {key: value for key, value in config.items() if key not in (KIND, LAYERS, *WITHOUT_EFFECT)}
     for key, value in given.items():
         if flat.get(key, value) != value and key not in ("architectures", "model_type", "dtype", "transformers_version"):

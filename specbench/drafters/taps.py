@@ -4,12 +4,12 @@ from typing import Any
 
 from specbench.drafters.config_keys import Rule, is_whole
 
-WORDS = ("no", "one", "two", "three", "four", "five")
+WORDS = {3: "three"}
 
 
 def require_taps(least: int, most: int, counts: range, what: str = "whole numbers") -> Rule:
     """Return the rule of a list of different layers from `least` to `most`, as many as `counts` allows."""
-    number = WORDS[counts[0]] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    number = WORDS.get(counts[0], counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return Rule(f"{number} different {what} from {least} to {most}", lambda value: are_taps(value, least, most, counts))
 
 

@@ -1,4 +1,4 @@
-"""The peer: transformers' own `generate` on the same weights, plain, with prompt lookup or with an assistant model.
+"""The peer: transformers' own `generate` on the same weights: plain, prompt lookup, an assistant model, or DFlash.
 
 It does not report steps, so a Generation has only tokens and total seconds.
 """
@@ -17,19 +17,18 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import CapacityError, Generation
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
-from specbench.engine.hf_partners import build_block_drafter, count_early_layers
+from specbench.engine.hf_partners import build_block_drafter
 from specbench.errors import InputError, suggest_nearest
 from specbench.machine.devices import synchronize
 from specbench.models.load import load_draft
 
-EARLY_EXIT = "assistant_early_exit"
 LATER = {"speculation_type"}  # settings that not every supported version of transformers has
 
 
 class TransformersGenerate(Engine):
     """methods: label -> arguments of `generate`; `assistant` holds the draft model's generation config.
 
-    speculation_type: `dflash` drafts with the method's own network. assistant_early_exit: a share of the target's layers.
+    speculation_type: `dflash` drafts with the method's own network.
     """
 
     # it looks for texts only at the end of what it commits at once: a draft may run past one
@@ -54,6 +53,8 @@ class TransformersGenerate(Engine):
             if settings.get("speculation_type") == "dflash":
                 if not hasattr(drafters[label], "network"):
                     drafters[label].bind(target)
+                if getattr(drafters[label], "draft_tokens", None) is not None:
+                    raise InputError(f"engine.hf: method {label}: transformers drafts whole blocks; expected draft_tokens=null")
                 self._partners[label] = build_block_drafter(label, drafters[label].network, target)  # type: ignore[attr-defined]
         if any("assistant" in settings for settings in own.values()):
             self._assistant = load_draft(*self._draft)
@@ -72,8 +73,6 @@ class TransformersGenerate(Engine):
         extra = self._configure_assistant(assistant, settings.pop("assistant", {}))
         if label in self._partners:
             extra = {"assistant_model": self._partners[label]}
-        if EARLY_EXIT in settings:
-            settings[EARLY_EXIT] = count_early_layers(settings[EARLY_EXIT], self.target.layers)
         torch.manual_seed(sampling.seed)
         with self.target.use_original_attention() as model, assistant.use_original_attention() if assistant else nullcontext():
             start = self._now()
@@ -104,7 +103,7 @@ class TransformersGenerate(Engine):
 
 def _check_settings(settings: Mapping[str, Any], label: str) -> None:
     """Raise InputError for what is no setting of generation: `generate` also takes code of a repository (custom_generate)."""
-    known = _list_known() | LATER
+    known = _list_settings() | LATER
     for place, given in ((label, {**settings, "assistant": None}), (f"{label}.assistant", settings.get("assistant") or {})):
         for key in given:
             if key not in known and (place, key) != (label, "assistant"):
@@ -113,11 +112,11 @@ def _check_settings(settings: Mapping[str, Any], label: str) -> None:
 
 def _check_version(settings: Mapping[str, Any], label: str) -> None:
     """Raise InputError for a setting that later versions of transformers have."""
-    for key in LATER & settings.keys() - _list_known():
+    for key in LATER & settings.keys() - _list_settings():
         raise InputError(f"engine.hf.methods.{label}.{key}: transformers {transformers.__version__} does not have it yet")
 
 
-def _list_known() -> set[str]:
+def _list_settings() -> set[str]:
     return set(GenerationConfig().to_dict())  # type: ignore[no-untyped-call]
 
 

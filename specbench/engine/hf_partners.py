@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from specbench.decoding.language_model import LanguageModel
@@ -18,8 +17,9 @@ def build_block_drafter(label: str, network: Any, target: LanguageModel) -> PreT
 
     Raises InputError where this version of transformers has none, or the network drafts in a way that it does not.
     """
-    if not (first := getattr(network, "first", None)) or network.maps or hasattr(network, "lm_head"):
-        why = "its blocks draft from the root's row on" if first == 0 else "it has a head of its own, or is no block drafter"
+    first, own = getattr(network, "first", None), ("lm_head", "embed_tokens")
+    if not first or any(hasattr(network, name) for name in own):
+        why = "its blocks draft from the root's row on" if first == 0 else f"it has {' or '.join(own)}, or is no block drafter"
         raise InputError(f"engine.hf: method {label}: transformers' DFlash cannot run this checkpoint: {why}")
     layers = network.layer_config
     try:
@@ -40,7 +40,7 @@ def build_block_drafter(label: str, network: Any, target: LanguageModel) -> PreT
     build: Any = AutoModel.from_config
     with torch.device("meta"):
         model = build(config)
-    tensors = {_rename(name): tensor for name, tensor in network.state_dict().items() if not name.startswith("embed_tokens")}
+    tensors = {_rename(name): tensor for name, tensor in network.state_dict().items()}
     model.load_state_dict(tensors, assign=True)
     model.rotary_emb = type(model.rotary_emb)(config).to(target.device)
     partner: PreTrainedModel = model.eval()
@@ -49,8 +49,3 @@ def build_block_drafter(label: str, network: Any, target: LanguageModel) -> PreT
 
 def _rename(name: str) -> str:
     return next((new + name[len(old) :] for old, new in NAMES.items() if name.startswith(old)), name)
-
-
-def count_early_layers(share: float, layers: nn.ModuleList) -> int:
-    """Return after how many layers an early exit drafts."""
-    return max(1, round(share * len(layers)))

@@ -21,21 +21,19 @@ class TokenMap:
     to_target: Tensor
     rewrite: Callable[[Sequence[int]], list[int]]
 
-    @property
-    def to_draft(self) -> dict[int, int]:
-        """The draft model's id of each token of the target that both have."""
-        return {target: draft for draft, target in enumerate(self.to_target.tolist()) if target != NONE}
-
 
 def build_token_map(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> TokenMap:
-    """Match tokens by their strings; a leading space is written as the target's tokenizer writes it. Raises InputError."""
+    """Match tokens by their strings; a leading space is written as the target's tokenizer writes it. Raises InputError.
+
+    Of several tokens of the draft model that would be the same one of the target's, the first is matched.
+    """
     known, own = target.get_vocab(), draft.get_vocab()
-    sign, other = _find_space(target), _find_space(draft)
+    sign, other = _find_space_sign(target), _find_space_sign(draft)
     to_target = torch.full((1 + max(own.values()),), NONE)
-    for token, number in own.items():
-        if sign and other and token.startswith(other):
-            token = sign + token[len(other) :]
-        to_target[number] = known.get(token, NONE)
+    free = dict(known)
+    for token, number in sorted(own.items(), key=lambda item: item[1]):
+        spelt = sign + token[len(other) :] if sign and other and token.startswith(other) else token
+        to_target[number] = free.pop(spelt, NONE)
     if (to_target == NONE).all():
         raise InputError("the draft model's tokenizer shares no token with the target's")
 
@@ -47,7 +45,7 @@ def build_token_map(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerB
     return TokenMap(to_target, rewrite)
 
 
-def _find_space(tokenizer: PreTrainedTokenizerBase) -> str:
+def _find_space_sign(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return how a leading space is written, or nothing."""
     ids = tokenizer.encode(" ", add_special_tokens=False)
     token = tokenizer.convert_ids_to_tokens(ids)[0] if ids else ""
@@ -56,8 +54,8 @@ def _find_space(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def load_token_map(target: Mapping[str, Any], draft: Mapping[str, Any] | None) -> TokenMap:
     """Load both tokenizers. target, draft: with path, and perhaps revision and trust_remote_code. Raises InputError."""
-    if draft is None:
-        raise InputError("this target names no draft model: set target.draft.path, or leave the method out")
+    if draft is None or not draft.get("path") or not target.get("path"):
+        raise InputError("a target and a draft model with tokenizers of their own are needed: set target.draft.path")
     tokenizers = [
         load_tokenizer(one["path"], one.get("revision"), one.get("trust_remote_code", False)) for one in (target, draft)
     ]

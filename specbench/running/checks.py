@@ -21,7 +21,7 @@ from specbench.setup.objects import name_place
 from specbench.setup.settings import TargetSettings
 from tasks.question import Question
 
-REMEDY = "they must share one, but for a method such as sps_tli"
+REMEDY = "only methods such as sps_tli take a draft model with another tokenizer"
 PROBE = "The 7 naïve cats wrote:\n\tdef f(x): return x**2\n日本 — Да, ¿por qué?"
 
 
