@@ -87,8 +87,8 @@ BROKEN_DRAFTERS: Mapping[str, tuple[str, Callable[[Path], object], str]] = {
     "no-weights": ("eagle3", empty, "no checkpoint at "),
     "no-number": (
         "eagle3",
-        lambda folder: tensors(folder, lambda weights: weights["fc.weight"].__setitem__((0, 0), float("nan"))),
-        "holds NaN or infinite weights: fc.weight (1 of 196608)",
+        lambda folder: tensors(folder, lambda weights: weights["fc.weight_scale"].__setitem__((0, 0), float("nan"))),
+        "holds NaN or infinite weights: fc.weight (768 of 196608)",
     ),
 }
 

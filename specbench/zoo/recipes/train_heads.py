@@ -19,22 +19,21 @@ from specbench.training.trainer import LOG
 from specbench.zoo.recipes.chats import COUNT, write_chats
 
 EPOCHS = {"medusa": 1, "hydra_heads": 1, "eagle": 2, "eagle3": 1}
-LATER = {"dflash": 2.55, "dspark": 2.24, "mtp": 2.19}  # as long as EAGLE-3's epoch takes on two cores
+EPOCHS |= {"dflash": 2.55, "dspark": 2.24, "mtp": 2.19}  # as long as EAGLE-3's epoch takes on two cores
 SHIPPED = (OURS, "config.json", LOG, "curves.png", "README.md")
-SETTINGS = ["target=mini", "target.dtype=bfloat16", "precision=bf16", "muon=0.03", "rate=0.005", "held_out=400"]
+SETTINGS = ["target=mini", "target.dtype=bfloat16", "precision=bf16", "muon=0.03", "rate=0.005", "held_out=400", "storage=int8"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("zoo", type=Path)
-    parser.add_argument("methods", nargs="*", default=[*EPOCHS, *LATER])
+    parser.add_argument("methods", nargs="*", default=list(EPOCHS))
     options = parser.parse_args()
     with TemporaryDirectory() as scratch, TrainingDisplay(console) as display:
         chats = Path(scratch) / "chats.jsonl"
         write_chats(chats, COUNT)
         for method in options.methods:
-            settings = [f"epochs={EPOCHS[method]}"] if method in EPOCHS else [f"epochs={LATER[method]}", "storage=int8"]
-            arguments = [*SETTINGS, *settings, f"method={method}", f"data={chats}", f"out={scratch}/{method}"]
+            arguments = [*SETTINGS, f"epochs={EPOCHS[method]}", f"method={method}", f"data={chats}", f"out={scratch}/{method}"]
             out = train(compose_train(arguments), display.update)
             (options.zoo / method).mkdir(exist_ok=True)
             for name in SHIPPED:
