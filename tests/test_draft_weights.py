@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from methods.eagle3 import Eagle3Network
+from specbench.drafters.checkpoints import OURS, read_tensors
 from specbench.drafters.network_drafter import load_network
 from specbench.errors import InputError
 from tests.test_draft_configs import NAMES, changed, mini
@@ -35,7 +36,8 @@ def test_weights_that_are_no_numbers_are_refused(name: str, tensor: str, bad: fl
 
 def spoil(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     changed(name, folder)
-    tensors = load_file(folder / "copy" / "model.safetensors")
+    read = read_tensors(folder / "copy", [OURS])
+    tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in read.items()}
     change(tensors)
     save_file(tensors, folder / "copy" / "model.safetensors")
 
