@@ -56,11 +56,10 @@ class MtpNetwork(DraftNetwork):
         super().__init__(config, shape)
         self.layer_config = self.target_layers.build_config(self.config, shape)
         count = self.config.get(MODULES, 1)
-        self.layers = nn.ModuleList(MtpModule(self.target_layers, self.layer_config, index) for index in range(count))
-        self.own: list[Any] = list(self.layers)
+        self.layers: Any = nn.ModuleList(MtpModule(self.target_layers, self.layer_config, index) for index in range(count))
 
     def __len__(self) -> int:
-        return len(self.own)
+        return len(self.layers)
 
     @classmethod
     def list_keys(cls, shape: TargetShape) -> Mapping[str, Rule]:
@@ -79,7 +78,7 @@ class MtpNetwork(DraftNetwork):
     def init_weights(self, target: LanguageModel) -> None:
         """Start with a projection that passes both inputs on, and the target's final norm."""
         final = next((module for name, module in target.decoder.named_children() if "norm" in name), None)
-        for module in self.own:
+        for module in self.layers:
             hidden = self.layer_config.hidden_size
             module.eh_proj.weight.data.copy_(torch.eye(hidden).repeat(1, 2) / 2)
             if isinstance(final, nn.Module) and module.norm.weight.shape == final.get_parameter("weight").shape:
@@ -87,11 +86,11 @@ class MtpNetwork(DraftNetwork):
 
     def attach_target(self, target: LanguageModel) -> None:
         self._embed, self._head, self._head_dtype = target.embedding.forward, target.head.forward, target.dtype
-        self.rotary = Rotary.of_module(target.decoder, target.context + ROOM, self.own[0].eh_proj.weight)
+        self.rotary = Rotary.of_module(target.decoder, target.context + ROOM, self.layers[0].eh_proj.weight)
 
     def forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: Any, module: int = 0) -> Tensor:
         """hidden g_t (B, N, H), tokens x_{t+1} (B, N), positions (B, N) -> (B, N, H) before the module's last norm."""
-        own = self.own[module]
+        own = self.layers[module]
         read = [own.enorm(self._embed(tokens).to(hidden.dtype)), own.hnorm(hidden)]
         if self.config.get("mtp_hidden_states_first"):
             read.reverse()
@@ -101,14 +100,14 @@ class MtpNetwork(DraftNetwork):
 
     def pass_on(self, out: Tensor, module: int = 0) -> Tensor:
         """Return what the next module, or the same one, reads of an output (B, N, H)."""
-        return cast(Tensor, self.own[module].norm(out)) if self.config.get("chain_hidden_post_norm", True) else out
+        return cast(Tensor, self.layers[module].norm(out)) if self.config.get("chain_hidden_post_norm", True) else out
 
     def list_layer_inputs(self, nodes: int) -> list[tuple[Tensor, ...]]:
         return [draw_layer_inputs(self, self.layer_config.hidden_size, nodes)] if len(self) == 1 else []
 
     def compute_logits(self, out: Tensor, module: int = 0) -> Tensor:
         """(..., H) -> (..., V)."""
-        return cast(Tensor, self._head(self.own[module].norm(out).to(self._head_dtype)))
+        return cast(Tensor, self._head(self.layers[module].norm(out).to(self._head_dtype)))
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """Cross-entropy with the target's distribution, STEPS tokens ahead; the tokens before are the text's."""
