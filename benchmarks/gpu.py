@@ -46,7 +46,7 @@ from specbench.setup.compose import compose_certify, compose_run
 
 METHODS = (
     "pld,pld_spec_bench,sps,sps_spec_bench,sps_confidence,medusa,hydra_heads,eagle,eagle2,eagle3,lookahead,rest,token_recycling,"
-    "token_recycling_warm,sam_decoding,sam_decoding_static,sam_eagle2,suffix,suffix_cold,dspark,mtp"
+    "token_recycling_warm,sam_decoding,sam_decoding_static,sam_eagle2,suffix,suffix_cold,dflash,dspark,mtp"
 )
 CHOSEN = f"method=[{METHODS}]"
 CHOSEN_AT_100M = f"method=[{METHODS},self_speculative]"  # refuses shapes with more layers

@@ -18,7 +18,9 @@ from specbench.errors import InputError
 from specbench.records.files import write_atomic
 
 # Methods that take any shape.
-METHODS = "pld,sps,medusa,hydra_heads,eagle,eagle2,eagle3,dspark,mtp,token_recycling,rest,sam_decoding,sam_eagle2,suffix_cold"
+METHODS = (
+    "pld,sps,medusa,hydra_heads,eagle,eagle2,eagle3,dflash,dspark,mtp,token_recycling,rest,sam_decoding,sam_eagle2,suffix_cold"
+)
 METHODS += ",lookahead"
 FLOAT32 = ("target.dtype=float32", "target.draft.dtype=float32")
 

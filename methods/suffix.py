@@ -176,13 +176,12 @@ class SuffixDecoding(Drafter):
 
     def _spread(self, counts: SuffixCounts, branch: Branch, branches: list[Branch]) -> int | None:
         """Return the token that always followed a drafted node; else add branches for those that did and return null."""
-        after = counts.list_followers(branch.state) if branch.depth < self.depth else []
-        often = [counts.counts[counts.follow(branch.state, token)] for token in after]
         total = counts.counts[branch.state]
-        if often == [total]:
-            return after[0]
-        for token, count in zip(after, often, strict=True):
+        for token in counts.iter_followers(branch.state) if branch.depth < self.depth else ():
+            count = counts.counts[counts.follow(branch.state, token)]
             probability = branch.probability * np.float32(count) / np.float32(total)
+            if count == total:
+                return token
             if probability < self.least_probability:
                 break
             heapq.heappush(branches, branch._replace(probability=probability, token=token))

@@ -169,7 +169,7 @@ class SuffixCounts(SuffixStates):
             return followers.best
         return next((token for token, longer in self._next[state].items() if self.counts[longer]), None)
 
-    def list_followers(self, state: int) -> list[int]:
-        """Return the tokens after a state's strings, the most frequent first."""
+    def iter_followers(self, state: int) -> Iterator[int]:
+        """Yield the tokens after a state's strings, the most frequent first."""
         followers = self._followers[state]
-        return [token for token in self._next[state] if self._occurs(state, token)] if followers is None else list(followers)
+        return iter(followers) if followers is not None else (token for token in self._next[state] if self._occurs(state, token))

@@ -37,7 +37,9 @@ CONFIG = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
-RANDOM = [f"target.checkpoints.{method}=random" for method in ("medusa", "hydra_heads", "eagle", "eagle3", "dspark", "mtp")]
+RANDOM = [
+    f"target.checkpoints.{method}=random" for method in ("medusa", "hydra_heads", "eagle", "eagle3", "dflash", "dspark", "mtp")
+]
 ALL_LOGITS = 4 * PROMPT * VOCABULARY  # float32, of every row of the prompt
 
 

@@ -22,7 +22,7 @@ from specbench.report.render import render_report
 from specbench.running.resume import choose_run_directory
 from tests.whole_run import WHOLE, copy_with, write_whole_run
 
-STORED = ROOT / "results/reference/cpu-mini-100m-bench"
+STORED = ROOT / "results/reference/cpu-mini-1b"
 NUMBERS = re.compile(r"\d+(?:\.\d+)?")
 
 

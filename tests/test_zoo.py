@@ -118,6 +118,7 @@ METHODS = (
     "eagle",
     "eagle2",
     "eagle3",
+    "dflash",
     "dspark",
     "mtp",
     "token_recycling",
