@@ -1,8 +1,8 @@
 """make benchmarks: speed and memory that no report shows, each measured against its bound.
 
-    python -m benchmarks [outside] [forwards] [batches] [contexts] [choosing] [memory] [datastores] [servers]
+    python -m benchmarks [outside] [forwards] [batches] [contexts] [choosing] [memory] [datastores] [servers] [suffix]
 
-Without arguments, all eight; contexts takes 5 GB of memory. The output ends with a table: promise, bound, measured, kept. For
+Without arguments, all nine; contexts takes 5 GB of memory. The output ends with a table: promise, bound, measured, kept. For
 speedups see the report of `make bench-all`.
 """
 
@@ -12,7 +12,7 @@ from statistics import median
 
 from rich.table import Table
 
-from benchmarks import batches, datastore, forwards, memory, overhead, servers, verification
+from benchmarks import batches, datastore, forwards, memory, overhead, servers, suffix, verification
 from specbench.cli.parser import console, widen_console
 from specbench.records.trial import BASELINE
 
@@ -109,6 +109,18 @@ def ask_servers(promises: Promises) -> None:
     promises.add(f"{servers.STREAMS} streams at once", bound, f"{share:.1%}", share <= servers.MOST_CORE)
 
 
+def count_suffixes(promises: Promises) -> None:
+    found = suffix.measure("suffix")
+    what = f"after {suffix.TOKENS:,} tokens"
+    seconds = f"{1e6 * found.draft:.0f} µs"
+    promises.add(
+        f"suffix: a draft {what}, median", f"≤ {1e6 * suffix.MOST_SECONDS:.0f} µs", seconds, found.draft <= suffix.MOST_SECONDS
+    )
+    growth = found.last / found.first
+    bound = f"≤ {suffix.MOST_GROWTH} × the first tenth's"
+    promises.add(f"suffix: time per token {what}", bound, f"{growth:.2f}", growth <= suffix.MOST_GROWTH)
+
+
 PARTS: dict[str, Callable[[Promises], None]] = {
     "outside": outside,
     "forwards": time_forwards,
@@ -118,6 +130,7 @@ PARTS: dict[str, Callable[[Promises], None]] = {
     "memory": growth,
     "datastores": datastores,
     "servers": ask_servers,
+    "suffix": count_suffixes,
 }
 
 

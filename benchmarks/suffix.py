@@ -45,7 +45,7 @@ class Figures:
 
 
 def measure(label: str, tokens: int = TOKENS) -> Figures:
-    """Count a text, then draft at each token of the requests after it. Memory is taken of a second count: tracing slows the first."""
+    """Count a text, then draft at each token of the requests after it. Memory is measured in a count of its own."""
     requests = list(iter_requests(tokens + DRAFTED))
     text, later = requests[: tokens // REQUEST], requests[tokens // REQUEST :]
     drafter = build_drafter(label)
@@ -112,8 +112,8 @@ def main() -> None:
         found = measure(label, tokens)
         print(
             f"{label}, {tokens:,} tokens: a draft {1e6 * found.draft:.0f} µs (median), {1e6 * found.slow:.0f} µs (p99), "
-            f"{found.length:.1f} tokens; a token counted in {1e6 * found.first:.1f} µs (first tenth), {1e6 * found.last:.1f} µs (last); "
-            f"{found.memory:.0f} bytes per token"
+            f"{found.length:.1f} tokens; a token counted in {1e6 * found.first:.1f} µs (first tenth), "
+            f"{1e6 * found.last:.1f} µs (last); {found.memory:.0f} bytes per token"
         )
 
 
