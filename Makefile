@@ -8,7 +8,7 @@ ALL := results/bench-all
 REAL := results/real
 QUESTIONS := $(if $(SPEC_BENCH_QUESTIONS),suite=spec_bench suite.path=$(SPEC_BENCH_QUESTIONS),suite=written)
 
-.PHONY: bench real bench-all benchmarks check test test-slow fast report lint format zoo gpu setup clean
+.PHONY: bench real bench-all benchmarks check test test-slow fast full report lint format zoo gpu setup clean
 
 setup: $(STAMP)
 
@@ -41,7 +41,10 @@ check: setup  ## before every commit, under two minutes: lint and strict types b
 fast: setup
 	$(BIN)/python -m pytest -m "not full and not slow"
 
-test: lint  ## what continuous integration runs, under eight minutes
+test: setup  ## what continuous integration runs, under 15 minutes: lint and strict types beside all tests but the slow ones
+	$(MAKE) --no-print-directory -j2 lint full
+
+full: setup
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: lint  ## all of it, eight times as many prompts, as long as it takes
