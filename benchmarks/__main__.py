@@ -116,6 +116,12 @@ def count_suffixes(promises: Promises) -> None:
     promises.add(
         f"suffix: a draft {what}, median", f"≤ {1e6 * suffix.MOST_SECONDS:.0f} µs", seconds, found.draft <= suffix.MOST_SECONDS
     )
+    promises.add(
+        f"suffix: memory {what}",
+        f"≤ {suffix.MOST_BYTES} bytes per token",
+        f"{found.memory:.0f}",
+        found.memory <= suffix.MOST_BYTES,
+    )
     growth = found.last / found.first
     bound = f"≤ {suffix.MOST_GROWTH} × the first tenth's"
     promises.add(f"suffix: time per token {what}", bound, f"{growth:.2f}", growth <= suffix.MOST_GROWTH)

@@ -26,7 +26,8 @@ TOKENS = 100_000
 REQUEST, PROMPT = 256, 32  # tokens
 DRAFTED = 8_000  # drafts timed, after the text
 METHODS = ("suffix", "suffix_tree")
-MOST_SECONDS, MOST_GROWTH = 50e-6, 2.0  # of a draft; of the last tenth's time per token over the first's
+MOST_SECONDS, MOST_BYTES = 50e-6, 1000  # of a draft; per token
+MOST_GROWTH = 2.0  # of the last tenth's time per token over the first's
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def measure(label: str, tokens: int = TOKENS) -> Figures:
     text, later = requests[: tokens // REQUEST], requests[tokens // REQUEST :]
     drafter = build_drafter(label)
     seconds = [_time_request(drafter, request) for request in text]
-    tenth = max(1, len(seconds) // 10)
+    tenth = len(seconds) // 10
     first, last = (sum(part) / tenth / REQUEST for part in (seconds[:tenth], seconds[-tenth:]))
     drafts = [draft for request in later for draft in _time_drafts(drafter, request)]
     times, lengths = np.array(drafts).T
@@ -108,6 +109,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=TOKENS)
     tokens = parser.parse_args().tokens
+    most = Datastore.open(STORE).tokens - DRAFTED
+    if not 10 * REQUEST <= tokens <= most:
+        parser.error(f"--tokens {tokens}: expected {10 * REQUEST:,} to {most:,}")
     for label in METHODS:
         found = measure(label, tokens)
         print(

@@ -35,7 +35,7 @@ class MarkovHead(nn.Module):
 
     def __init__(self, kind: str, tokens: int, drafted: int, rank: int, hidden: int) -> None:
         super().__init__()
-        self.kind, self.rank = kind, rank
+        self.kind = kind
         self.markov_w1, self.markov_w2 = nn.Embedding(tokens, rank), nn.Linear(rank, drafted, bias=False)
         if kind == "gated":
             self.gate_proj = nn.Linear(hidden + rank, rank)
@@ -61,6 +61,11 @@ class ConfidenceHead(nn.Module):
     def __init__(self, hidden: int, rank: int) -> None:
         super().__init__()
         self.proj = nn.Linear(hidden + rank, 1)
+
+    def forward(self, hidden: Tensor, embedding: Tensor | None) -> Tensor:
+        """hidden (..., H), embedding (..., rank) of the token before -> (...)."""
+        read = hidden if embedding is None else torch.cat([hidden, embedding.to(hidden.dtype)], dim=-1)
+        return cast(Tensor, self.proj(read)[..., 0])
 
 
 class DSparkNetwork(DFlashNetwork):
@@ -101,6 +106,8 @@ class DSparkNetwork(DFlashNetwork):
         confident = config.get("enable_confidence_head", "confidence_head.proj.weight" in tensors)
         defaults = {"sample_from_anchor": True, "markov_head_type": KINDS[0], "confidence_head_with_markov": rank > 0}
         config = {**defaults, **config, "markov_rank": rank, "enable_confidence_head": confident}
+        if not rank and not confident:
+            raise InputError("neither a Markov head nor a confidence head: this is DFlash's network; expected method=dflash")
         if confident and config["confidence_head_with_markov"] and not rank:
             raise InputError("confidence_head_with_markov=true needs a Markov head, which markov_rank=0 leaves out")
         if rank and config["markov_head_type"] == "rnn" and not config["sample_from_anchor"]:
@@ -110,9 +117,9 @@ class DSparkNetwork(DFlashNetwork):
     def step(
         self, row: int, token: Tensor, hidden: Tensor, logits: Tensor, memory: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return a row's logits (..., V) after a token, and what passes to the next row.
+        """Return a row's logits (..., V) after a token (...), and what passes to the next row, (..., rank) or null as `memory`.
 
-        hidden (..., rows, H), logits (..., rows, V): of all rows.
+        hidden (..., rows, H), logits (..., rows, V): of all rows. V: the draft vocabulary.
         """
         if not self.config["markov_rank"]:
             return logits[..., row, :], memory
@@ -121,9 +128,7 @@ class DSparkNetwork(DFlashNetwork):
 
     def compute_confidence(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """tokens (..., rows) before each row, hidden (..., rows, H) -> logits of acceptance (..., rows)."""
-        if self.reads_token:
-            hidden = torch.cat([hidden, self.markov_head.markov_w1(tokens).to(hidden.dtype)], dim=-1)
-        return cast(Tensor, self.confidence_head.proj(hidden)[..., 0])
+        return cast(Tensor, self.confidence_head(hidden, self.markov_head.markov_w1(tokens) if self.reads_token else None))
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
         """The tokens' cross-entropy, the distance of the distributions, and the confidence in what that lets be accepted."""
@@ -133,8 +138,8 @@ class DSparkNetwork(DFlashNetwork):
             biased, memory = self.step(row, blocks.before[..., row], hidden, logits, memory)
             rows.append(biased.float())
         logits = torch.stack(rows, dim=2)
-        teacher, _ = self.select_teacher(blocks.compute_teacher(lesson).flatten(0, 2))
-        distance = (logits.softmax(-1) - teacher.float().softmax(-1).view(logits.shape)).abs().sum(-1)  # (B, A, rows)
+        expected = self.select_drafted(blocks.compute_teacher(lesson).float().softmax(-1))
+        distance = (logits.softmax(-1) - expected).abs().sum(-1) + 1 - expected.sum(-1)  # (B, A, rows), over all tokens
         labels, known = self.to_draft_tokens(blocks.labels)
         weights = blocks.weigh(DECAY)
         total = weights.sum().clamp(min=1)
@@ -175,7 +180,10 @@ class DSpark(DFlash):
         return chains.build_trees()
 
     def _count_sure(self, before: Tensor, hidden: Tensor) -> list[int]:
-        """Return the rows before the first unsure one: what a row's confidence reads does not depend on its own token."""
+        """Return how many rows come before the first unsure one. before (B, rows): tokens; hidden (B, rows, H).
+
+        What a row's confidence reads does not depend on its own token.
+        """
         sure = self.network.compute_confidence(before, hidden).sigmoid() >= self.confidence
         counts: list[int] = sure.cumprod(dim=1).sum(dim=1).tolist()
         return counts

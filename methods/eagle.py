@@ -64,10 +64,8 @@ class EagleNetwork(DraftNetwork):
     @classmethod
     def list_keys(cls, shape: TargetShape) -> Mapping[str, Rule]:
         hidden = require_equal(shape.hidden_size, "the target's, whose hidden states it continues", required=True)
-        flags = dict.fromkeys(
-            ("bias", "qkv_bias", "tie_word_embeddings", "own_embeddings"), FLAG
-        )  # the head is the target's: never tied
-        return {**list_layer_keys(shape), "hidden_size": hidden, **flags}
+        flags = ("bias", "qkv_bias", "tie_word_embeddings", "own_embeddings")  # the head is the target's: never tied
+        return {**list_layer_keys(shape), "hidden_size": hidden, **dict.fromkeys(flags, FLAG)}
 
     @classmethod
     def create_config(cls, shape: TargetShape) -> dict[str, Any]:
@@ -125,10 +123,9 @@ class EagleNetwork(DraftNetwork):
 def _remove_input_norm(layer: LlamaDecoderLayer, biased: bool) -> LlamaDecoderLayer:
     layer.input_layernorm = nn.Identity()  # type: ignore[assignment]
     if biased:  # as in Qwen2: on queries, keys and values only
-        attention = layer.self_attn
         for name in ("q_proj", "k_proj", "v_proj"):
-            old = getattr(attention, name)
-            setattr(attention, name, nn.Linear(old.in_features, old.out_features))
+            old = getattr(layer.self_attn, name)
+            setattr(layer.self_attn, name, nn.Linear(old.in_features, old.out_features))
     return layer
 
 
@@ -140,6 +137,12 @@ class EagleState:
     work: DraftWork
     hidden: Tensor
     tokens: Tensor
+
+    def take(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return the first `count` pairs, (count, taps * H) and (count,), which are read now."""
+        hidden, tokens = self.hidden[:count], self.tokens[:count]
+        self.hidden, self.tokens = self.hidden[count:], self.tokens[count:]
+        return hidden, tokens
 
 
 class EagleDrafter(LayerDrafter):
@@ -163,13 +166,10 @@ class EagleDrafter(LayerDrafter):
     def _catch_up(self, states: list[EagleState], budgets: list[int]) -> Tensor:
         """Run the drafter over committed tokens; return its output for each root, (B, 1, H)."""
         counts = count_unread([len(state.tokens) for state in states], budgets, self.store.lengths)
-        rows = list(zip(states, counts, strict=True))
-        hidden, tokens = pad_rows([state.hidden[:n] for state, n in rows]), pad_rows([state.tokens[:n] for state, n in rows])
-        positions = self.store.number_tokens(counts)
-        out = self._forward(hidden, tokens, positions, self.store.build_token_pass(counts))
+        taken = zip(*(state.take(count) for state, count in zip(states, counts, strict=True)), strict=True)
+        hidden, tokens = (pad_rows(list(rows)) for rows in taken)
+        out = self._forward(hidden, tokens, self.store.number_tokens(counts), self.store.build_token_pass(counts))
         self.store.keep(counts)
-        for state, count in rows:
-            state.hidden, state.tokens = state.hidden[count:], state.tokens[count:]
         self._count_forward(states, [budget > 0 for budget in budgets])
         return self.store.select_last(out, counts)
 

@@ -55,8 +55,8 @@ class MtpNetwork(DraftNetwork):
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__(config, shape)
         self.layer_config = self.target_layers.build_config(self.config, shape)
-        count = self.config.get(MODULES, 1)
-        self.layers: Any = nn.ModuleList(MtpModule(self.target_layers, self.layer_config, index) for index in range(count))
+        modules = (MtpModule(self.target_layers, self.layer_config, index) for index in range(self.config[MODULES]))
+        self.layers: Any = nn.ModuleList(modules)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -185,5 +185,5 @@ class Mtp(EagleDrafter):
         kept = [max(0, count - len(self.network) + 1) for count in counts]
         self.store.keep(kept)
         for state, count in zip(states, kept, strict=True):
-            state.hidden, state.tokens = state.hidden[count:], state.tokens[count:]
+            state.take(count)
         return chains.build_trees()

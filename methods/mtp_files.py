@@ -46,10 +46,9 @@ def read_modules(layers: TargetLayers) -> Checkpoint:
     config: Any = layers.config
     families: set[str] = set()
     tensors: dict[str, Tensor] = {}
-    for name, tensor in _iter_tensors(layers.place, config.num_hidden_layers):
-        number, own, family = find_module(name, config.num_hidden_layers) or (0, name, "")
+    for (number, name, family), tensor in _iter_tensors(layers.place, config.num_hidden_layers):
         families.add(family)
-        tensors[f"layers.{number}.{own}"] = tensor
+        tensors[f"layers.{number}.{name}"] = tensor
     if not tensors:
         place = layers.place[0] or "a random target"
         raise InputError(f"checkpoint=target: {place} has no multi-token prediction modules; expected a folder or random")
@@ -62,8 +61,8 @@ def read_modules(layers: TargetLayers) -> Checkpoint:
     return {MODULES: modules, "mtp_hidden_states_first": first, "chain_hidden_post_norm": chained}, fuse_experts(tensors)
 
 
-def _iter_tensors(place: tuple[str, str | None], layers: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield the modules' tensors; of an index's files, only those that hold any are opened."""
+def _iter_tensors(place: tuple[str, str | None], layers: int) -> Iterator[tuple[tuple[int, str, str], Tensor]]:
+    """Yield what find_module says of the modules' tensors, and them; of an index's files, only those that hold any are opened."""
     index = _find_file(place, f"{OURS}{INDEX}")
     held = read_index(index) if index else {}
     for file in sorted({file for name, file in held.items() if find_module(name, layers)}) if index else [OURS]:
@@ -71,8 +70,9 @@ def _iter_tensors(place: tuple[str, str | None], layers: int) -> Iterator[tuple[
             continue
         try:
             with safe_open(path, framework="pt") as opened:
-                wanted = [name for name in opened.keys() if find_module(name, layers) and not name.endswith(SHARED)]  # noqa: SIM118
-                yield from ((name, opened.get_tensor(name)) for name in wanted)
+                for name in opened.keys():  # noqa: SIM118
+                    if (found := find_module(name, layers)) and not name.endswith(SHARED):
+                        yield found, opened.get_tensor(name)
         except Exception as error:  # of any type: bytes that are no such file
             raise InputError(f"{path}: cannot be read: {format_error(error, longest=160)}") from None
 
@@ -88,7 +88,10 @@ def _find_file(place: tuple[str, str | None], name: str) -> Path | None:
 
 
 def fuse_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with the experts of a layer in one, as transformers holds them. Raises InputError."""
+    """Return the tensors with the E experts of a layer in one, as transformers holds them. Raises InputError.
+
+    gate_proj and up_proj (F, H) each become gate_up_proj (E, 2 F, H), down_proj (H, F) becomes (E, H, F).
+    """
     parts: dict[str, dict[tuple[str, int], Tensor]] = {}
     rest: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

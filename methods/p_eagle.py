@@ -13,9 +13,7 @@ from specbench.decoding.tree import DraftTree
 from specbench.decoding.tree_batch import pad_rows
 from specbench.drafters.config_keys import Rule, require_whole
 from specbench.drafters.keeping import count_unread
-from specbench.drafters.lesson import Lesson, LessonLoss
 from specbench.drafters.network import Checkpoint, TargetShape
-from specbench.errors import InputError
 
 LAYERS = 2  # of a random network
 
@@ -24,6 +22,7 @@ class PEagleNetwork(Eagle3Network):
     """EAGLE-3's network and what its masked rows read: a token's embedding, and hidden states that were learned."""
 
     speculators = "peagle"
+    trains = False
     writes_hidden: ClassVar[tuple[str, ...]] = (*Eagle3Network.writes_hidden, "mask.weight")
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
@@ -41,14 +40,11 @@ class PEagleNetwork(Eagle3Network):
 
     @classmethod
     def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape) -> Checkpoint:
-        """Give `mask_hidden` (1, 1, 3 H) the name that it has here."""
+        """Give `mask_hidden` (1, 1, taps * H) the name that it has here."""
         config, named = super().normalise_checkpoint(config, tensors, shape)
         if "mask_hidden" in named:
             named["mask.weight"] = named.pop("mask_hidden").flatten(0, -2)
         return config, named
-
-    def compute_loss(self, lesson: Lesson) -> LessonLoss:
-        raise InputError("p_eagle: its training is not supported; expected a published checkpoint")
 
 
 class PEagle(EagleDrafter):
@@ -76,15 +72,14 @@ class PEagle(EagleDrafter):
         """Run the network over committed pairs and so many masked rows; return the outputs that draft, (B, 1 + masked, H)."""
         counts = count_unread([len(state.tokens) for state in states], budgets, self.store.lengths)
         mask, fed = self.network.mask(states[0].tokens.new_zeros(masked)), [count + masked for count in counts]
-        hidden = [torch.cat([state.hidden[:n].to(mask.dtype), mask]) for state, n in zip(states, counts, strict=True)]
-        tokens = [self._mask_after(state.tokens[:n], masked) for state, n in zip(states, counts, strict=True)]
-        positions = self.store.number_tokens(fed)
-        out = self._forward(pad_rows(hidden), pad_rows(tokens), positions, self.store.build_token_pass(fed))
+        taken = [state.take(count) for state, count in zip(states, counts, strict=True)]
+        hidden = pad_rows([torch.cat([own.to(mask.dtype), mask]) for own, _ in taken])
+        tokens = pad_rows([self._mask_after(own, masked) for _, own in taken])
+        out = self._forward(hidden, tokens, self.store.number_tokens(fed), self.store.build_token_pass(fed))
         self.store.keep(counts)
-        for state, count in zip(states, counts, strict=True):
-            state.hidden, state.tokens = state.hidden[count:], state.tokens[count:]
         self._count_forward(states, [budget > 0 for budget in budgets])
         return self.store.select_last(out, fed, 1 + masked)
 
     def _mask_after(self, tokens: Tensor, masked: int) -> Tensor:
+        """(n,) -> (n + masked,)."""
         return torch.cat([tokens, tokens.new_full((masked,), self.network.config["mask_token_id"])])

@@ -72,9 +72,11 @@ class TokenIntersection(SpeculativeSampling):
         return [self._to_draft[token]] if token in self._to_draft else self.tokens.rewrite([token]) or [0]
 
     def to_draft_tokens(self, tokens: Tensor) -> Tensor:
+        """Map drafted ids of the target (n,) to the draft model's (n,)."""
         return self._back[tokens]
 
     def to_target_logits(self, logits: Tensor) -> Tensor:
+        """(n, draft vocabulary) -> (n, V): tokens that are not shared have -inf."""
         full = logits.new_full((len(logits), self.target.vocabulary), -torch.inf)
         return full.index_copy_(1, self._named, logits.index_select(1, self._shared))
 

@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import IOBase
 from pathlib import Path
 
@@ -23,6 +23,15 @@ FEW = 12  # choices that a message can list
 
 class InputError(Exception):
     """A user's mistake: reported in one line on stderr, with exit status 2."""
+
+
+@contextmanager
+def name_place(prefix: str) -> Iterator[None]:
+    """Put a setting's section in front of what an InputError says."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from None
 
 
 def refuse(error: InputError) -> int:

@@ -123,6 +123,10 @@ REFUSED: list[tuple[Config, str]] = [
     ({"markov_rank": 4}, "misshapen: .*markov_head.markov_w1.weight is .12, 6., expected .12, 4."),
     ({"markov_head_type": "lstm"}, "markov_head_type=.lstm.: expected"),
     ({"markov_head_type": "gated"}, "missing: markov_head.gate_proj.bias"),
+    (
+        {"markov_rank": 0, "enable_confidence_head": False},
+        "neither a Markov head nor a confidence head: this is DFlash's network",
+    ),
     ({"markov_rank": 0}, "confidence_head_with_markov=true needs a Markov head"),
     (
         {"markov_head_type": "rnn", "sample_from_anchor": False},

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from methods.dflash import DFlashNetwork
+from methods.dspark import DSparkNetwork
 from methods.eagle import EagleNetwork
 from methods.eagle3 import ROUNDS, Eagle3Network
 from methods.hydra_heads import HydraNetwork
 from methods.medusa import MedusaHeads
+from methods.mtp import MtpNetwork
 from specbench import ROOT
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.masks import ChainBias
@@ -38,7 +41,15 @@ from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.full
 
-KINDS: list[type[DraftNetwork]] = [MedusaHeads, HydraNetwork, EagleNetwork, Eagle3Network]
+KINDS: list[type[DraftNetwork]] = [
+    MedusaHeads,
+    HydraNetwork,
+    EagleNetwork,
+    Eagle3Network,
+    DFlashNetwork,
+    DSparkNetwork,
+    MtpNetwork,
+]
 
 
 @pytest.fixture
@@ -260,6 +271,7 @@ def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> No
     ("more", "message"),
     [
         (["method=pld"], "method=pld: has neither weights to train nor a skip set to search for"),
+        (["method=p_eagle"], "PEagle cannot be trained here; expected a published checkpoint"),
         (["search.trials=3"], "search.trials=3: medusa is trained; expected only batch_tokens, "),
         (["method=self_speculative", "search.trials=0"], "search.trials=0: expected a whole number, at least 1"),
         (

@@ -51,7 +51,7 @@ def draw_anchors(lesson: Lesson, size: int, first: int) -> Blocks:
     """Draw blocks of `size` rows whose first token and the one after it are the answer's. first: the first row that drafts."""
     tokens = lesson.ids.shape[1]
     able = torch.zeros_like(lesson.wanted)
-    able[:, :-1] = lesson.wanted[:, :-1] & lesson.wanted[:, 1:]
+    able[:, 1:-1] = lesson.wanted[:, 1:-1] & lesson.wanted[:, 2:]
     drawn = torch.rand(able.shape, device=able.device).masked_fill(~able, -1).topk(max(1, tokens // APART), dim=1)
     starts = drawn.indices.clamp(min=1)[:, :, None]
     positions = starts + torch.arange(size, device=starts.device)

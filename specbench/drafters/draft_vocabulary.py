@@ -50,6 +50,10 @@ class MappedNetwork(DraftNetwork):
         self.d2t.copy_(tokens - torch.arange(len(tokens), device=tokens.device))
         self.t2d[tokens] = True
 
+    def select_drafted(self, values: Tensor) -> Tensor:
+        """Return values of the target's tokens (..., V), such as probabilities, of those that are drafted alone."""
+        return values[..., self.t2d] if self.maps else values
+
     def select_teacher(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the target's logits (n, V) over the draft vocabulary, and whether its best token is among them, (n,) bool.
 
@@ -57,7 +61,7 @@ class MappedNetwork(DraftNetwork):
         """
         if not self.maps:
             return logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-        return logits[:, self.t2d], self.t2d[logits.argmax(-1)]
+        return self.select_drafted(logits), self.t2d[logits.argmax(-1)]
 
 
 def read_teacher(network: MappedNetwork, lesson: Lesson) -> tuple[Tensor, Tensor]:

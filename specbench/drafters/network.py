@@ -125,6 +125,7 @@ class DraftNetwork(nn.Module):
     writes_hidden: ClassVar[tuple[str, ...]] = ()  # suffixes of weights whose rows are hidden dimensions
     hidden_vectors: Mapping[str, int] = {}  # suffixes of weights that read several concatenated hidden vectors -> how many
     other_inputs: Mapping[str, int] = {}  # suffixes of weights -> how many of their last inputs are no hidden dimensions
+    trains: ClassVar[bool] = True  # by specbench train
     packs: ClassVar[bool] = True  # its linear layers are called as modules, so a CPU may pack their weights
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:

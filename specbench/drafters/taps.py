@@ -26,8 +26,8 @@ def choose_taps(layers: int) -> list[int]:
 
 
 def choose_spread_layers(layers: int, count: int) -> list[int]:
-    """Return the layers whose outputs a new network of `count` layers reads, spread as in z-lab's DFlash."""
+    """Return `count` layers whose outputs a network reads, spread as in z-lab's DFlash; of a shallow target, its last ones."""
     if count == 1:
         return [layers // 2]
     spread = [round(1 + place * (layers - 4) / (count - 1)) for place in range(count)]
-    return spread if len(set(spread)) == count and spread[0] >= 0 else list(range(max(0, layers - count), layers))
+    return spread if spread == sorted(set(spread)) and spread[0] >= 0 else list(range(max(0, layers - count), layers))

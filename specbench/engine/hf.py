@@ -18,7 +18,7 @@ from specbench.decoding.loop import CapacityError, Generation
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
 from specbench.engine.hf_partners import build_block_drafter
-from specbench.errors import InputError, suggest_nearest
+from specbench.errors import InputError, name_place, suggest_nearest
 from specbench.machine.devices import synchronize
 from specbench.models.load import load_draft
 
@@ -52,7 +52,8 @@ class TransformersGenerate(Engine):
             _check_version(settings, label)
             if settings.get("speculation_type") == "dflash":
                 if not hasattr(drafters[label], "network"):
-                    drafters[label].bind(target)
+                    with name_place(f"method.{label}: "):
+                        drafters[label].bind(target)
                 if getattr(drafters[label], "draft_tokens", None) is not None:
                     raise InputError(f"engine.hf: method {label}: transformers drafts whole blocks; expected draft_tokens=null")
                 self._partners[label] = build_block_drafter(label, drafters[label].network, target)  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ from specbench.drafters.compiled_layers import choose_layers
 from specbench.drafters.network_drafter import LayerDrafter
 from specbench.drafters.yardstick import Yardstick
 from specbench.engine.base import Engine
+from specbench.errors import name_place
 from specbench.models.forwards import SETTING, Choice, Shape, Wanted, choose_forward
 
 
@@ -44,8 +45,9 @@ class Native(Engine):
         torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length of the KV store, longer than a step takes
         self.target, self.drafters = target, drafters
         self._store: KVStore | None = None
-        for drafter in drafters.values():
-            drafter.bind(target)
+        for label, drafter in drafters.items():
+            with name_place(f"method.{label}: "):
+                drafter.bind(target)
             if drafter.taps:
                 check_taps(drafter.taps, len(target.layers))
         self._choose_forwards(target, drafters, batch)

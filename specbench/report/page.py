@@ -201,9 +201,9 @@ def _collect_facts(run: LoadedRun, summary: pd.DataFrame) -> dict[str, str]:
 def _format_disturbed(summary: pd.DataFrame) -> str:
     """Return how many turns were disturbed and what became of them; empty if that was not watched."""
     sums = summary.loc[summary["task"] == OVERALL, COUNTS].sum(min_count=1)
-    if sums.isna().any():
+    if sums.isna().all():
         return ""
-    ever, again, left = map(int, sums)
+    ever, again, left = map(int, sums.fillna(0))
     return f"{ever}; {again} turns were measured again, {left} are still disturbed" if ever else "none"
 
 

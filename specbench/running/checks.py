@@ -11,13 +11,12 @@ from specbench.drafters.checkpoints import BUILT_IN, find_folder
 from specbench.drafters.network_drafter import NetworkDrafter, require_checkpoint
 from specbench.drafters.skip_sets import check_shape, find_skip_set
 from specbench.drafters.skipping_drafter import SkippingDrafter
-from specbench.errors import InputError, show_value
+from specbench.errors import InputError, name_place, show_value
 from specbench.machine.devices import pick_device, pick_dtype
 from specbench.models.chat import render_prompt
 from specbench.models.load import load_tokenizer
 from specbench.models.target import Target
 from specbench.running.schedule import form_groups
-from specbench.setup.objects import name_place
 from specbench.setup.settings import TargetSettings
 from tasks.question import Question
 

@@ -1,8 +1,7 @@
 """Build the objects that settings describe: the target and its tokenizer, and the methods."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from specbench.decoding.sampling import Sampling
 from specbench.decoding.stopping import StopStrings
 from specbench.drafters.checkpoints import BUILT_IN
 from specbench.engine.base import Engine
-from specbench.errors import InputError, show_value
+from specbench.errors import InputError, name_place, show_value
 from specbench.machine.devices import count_usable_cores, pick_device, pick_dtype
 from specbench.models.chat import Chat, choose_chat, decode_whole, describe_chat, render_prompt
 from specbench.models.load import check_model, create_config, load_draft, load_model, load_tokenizer
@@ -70,15 +69,6 @@ def check_device(target: TargetSettings) -> None:
         pick_dtype(target.dtype, device)
     with name_place("target.draft."):
         pick_dtype((target.draft or {}).get("dtype", "auto"), device)
-
-
-@contextmanager
-def name_place(prefix: str) -> Iterator[None]:
-    """Put a setting's section in front of what an InputError says."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{prefix}{error}") from None
 
 
 def check_threads(threads: int | None) -> None:

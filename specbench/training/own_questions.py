@@ -13,11 +13,10 @@ from typing import Any
 
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
-from specbench.errors import InputError
+from specbench.errors import InputError, name_place
 from specbench.models.chat import decode_answer, render_prompt
 from specbench.models.target import Target
 from specbench.models.texts import GRAM, SIDE_BY_SIDE, Keep, continue_prompts
-from specbench.setup.objects import name_place
 from specbench.setup.settings import QuestionSettings
 from specbench.watch import Watch
 from tasks.question import Question

@@ -36,6 +36,8 @@ SETTINGS: tuple[str, ...] = (
 
 
 def check(settings: TrainSettings, drafter: type[Any]) -> None:
+    if not drafter.network_class.trains:
+        raise InputError(f"{drafter.__name__} cannot be trained here; expected a published checkpoint, or another method")
     files = [OURS, *drafter.network_class.files]
     if settings.file not in files:
         raise InputError(f"file={settings.file}: expected {suggest_choices(str(settings.file), files)}")
