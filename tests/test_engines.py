@@ -201,6 +201,14 @@ def test_block_drafts_of_transformers_write_the_same_tokens() -> None:
         assert ours.output_ids == theirs.output_ids == plain.output_ids
 
 
+def test_drafts_of_transformers_own_first_layers_change_no_token() -> None:
+    """A setting of generate that has no preset."""
+    hf = opened(peer({"autoregressive": {}, "pld": {"assistant_early_exit": 1}}), labels=["autoregressive", "pld"])
+    for prompt in prompts(6):
+        plain, exited = (hf.generate(label, prompt.tolist(), SAMPLING) for label in ("autoregressive", "pld"))
+        assert plain.output_ids == exited.output_ids
+
+
 def test_a_setting_of_a_later_transformers_is_refused_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specbench.engine.hf._list_settings", lambda: {"do_sample"})
     engine = peer({"dflash": {"speculation_type": "dflash"}, "pld": {}})

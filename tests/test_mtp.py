@@ -23,6 +23,7 @@ from specbench.drafters.checkpoints import write_checkpoint
 from specbench.drafters.lesson import TrainingPass
 from specbench.drafters.network import TargetShape
 from specbench.drafters.network_drafter import load_network
+from specbench.engine.hf import TransformersGenerate
 from specbench.errors import InputError
 from specbench.models.load import load_model
 from tests.drafts import generate_by_transformers, watch_drafts
@@ -119,6 +120,23 @@ def test_every_draft_is_the_one_of_transformers(kind: str, modules: int, tmp_pat
         )
         steps, accepted = steps + len(drafts), accepted + sum(out.accepted)
     assert steps > 100 and accepted > 5
+
+
+@needs_partner
+def test_transformers_own_loop_writes_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a row of the engine hf, for modules in the target's own files alone."""
+    save_target("glm4_moe", 1, tmp_path)
+    monkeypatch.setattr(get_class("glm4_moe"), "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.[2-4].*"])
+    target = load_model(str(tmp_path), dtype="float32", device="cpu")
+    drafter = Mtp("target", 1, "auto")
+    drafter.bind(target)
+    engine = TransformersGenerate({"mtp": {"use_mtp": True}}, None, "cpu", "random")
+    with pytest.raises(InputError, match="method mtp: transformers reads the target's own modules; expected checkpoint=target"):
+        engine.open(target, {"mtp": Mtp("random", 1, "auto")})
+    engine.open(target, {"mtp": drafter})
+    for prompt in (2 + prompt % (FEW - 2) for prompt in prompts(6, seed=7) if len(prompt) > LONG_ENOUGH):
+        (ours,) = generate(target, drafter, [prompt], Sampling(max_new_tokens=LIMIT))
+        assert engine.generate("mtp", prompt.tolist(), Sampling(max_new_tokens=LIMIT)).output_ids == ours.output_ids
 
 
 def build_module(folder: Path) -> tuple[LanguageModel, str]:

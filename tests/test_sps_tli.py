@@ -13,9 +13,11 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from methods.sps_tli import TokenIntersection
+from specbench.decoding.autoregressive import Autoregressive
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
+from specbench.engine.hf import TransformersGenerate
 from specbench.errors import InputError
 from specbench.models.token_map import NONE, build_token_map
 from tests.drafts import watch_drafts
@@ -107,6 +109,24 @@ def test_every_draft_is_the_one_of_transformers() -> None:
                 ids = torch.cat([ids, torch.tensor([following])], dim=1)
                 steps += 1
     assert steps > 100
+
+
+def test_transformers_decodes_with_both_tokenizers_in_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its universal assisted generation, as a row of the engine hf."""
+    target, draft = build()
+    monkeypatch.setattr("specbench.engine.hf.load_draft", lambda *_: draft)
+    engine = TransformersGenerate({"sps_tli": {"assistant": {"num_assistant_tokens": DRAFTED}}}, {}, "cpu", "random")
+    drafter = TokenIntersection(draft, build_token_map(TARGET, DRAFT), DRAFTED, "fixed", 0.0, stop_at_eos=False)
+    engine.open(target, {"sps_tli": drafter})
+    plain = Autoregressive()
+    plain.bind(target)
+    with patch.object(
+        engine.target.model, "_get_candidate_generator", wraps=engine.target.model._get_candidate_generator
+    ) as made:
+        for prompt in (prompt % FEW for prompt in prompts(6, seed=9)):
+            (ours,) = generate(target, plain, [prompt], Sampling(max_new_tokens=LIMIT))
+            assert engine.generate("sps_tli", prompt.tolist(), Sampling(max_new_tokens=LIMIT)).output_ids == ours.output_ids
+    assert made.call_args.kwargs["assistant_tokenizer"] is DRAFT
 
 
 def test_the_map_holds_the_shared_words_and_a_leading_space_in_either_spelling() -> None:

@@ -1,4 +1,4 @@
-"""The peer: transformers' own `generate` on the same weights: plain, prompt lookup, an assistant model, or DFlash.
+"""The peer: transformers' own `generate` on the same weights: plain, prompt lookup, an assistant model, DFlash, MTP, early exit.
 
 It does not report steps, so a Generation has only tokens and total seconds.
 """
@@ -10,25 +10,27 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import CapacityError, Generation
 from specbench.decoding.sampling import Sampling
+from specbench.drafters.checkpoints import OF_TARGET
 from specbench.engine.base import Engine
 from specbench.engine.hf_partners import build_block_drafter
 from specbench.errors import InputError, name_place, suggest_nearest
 from specbench.machine.devices import synchronize
 from specbench.models.load import load_draft
+from specbench.models.token_map import TokenMap
 
-LATER = {"speculation_type"}  # settings that not every supported version of transformers has
+LATER = {"speculation_type", "use_mtp"}  # settings that not every supported version of transformers has
 
 
 class TransformersGenerate(Engine):
     """methods: label -> arguments of `generate`; `assistant` holds the draft model's generation config.
 
-    speculation_type: `dflash` drafts with the method's own network.
+    speculation_type: `dflash` drafts with the method's own network. use_mtp: with the modules in the target's own files.
     """
 
     # it looks for texts only at the end of what it commits at once: a draft may run past one
@@ -42,6 +44,7 @@ class TransformersGenerate(Engine):
         self.methods, self._draft = methods, (draft, device, weights)
         self._assistant: LanguageModel | None = None
         self._partners: dict[str, PreTrainedModel] = {}
+        self._tokenizers: dict[str, dict[str, PreTrainedTokenizerBase]] = {}
 
     def open(self, target: LanguageModel, drafters: Mapping[str, Drafter], batch: int = 1) -> None:
         self.target = target
@@ -50,15 +53,25 @@ class TransformersGenerate(Engine):
         own = {label: self.methods[label] for label in drafters if self.has(label)}
         for label, settings in own.items():
             _check_version(settings, label)
-            if settings.get("speculation_type") == "dflash":
-                if not hasattr(drafters[label], "network"):
-                    with name_place(f"method.{label}: "):
-                        drafters[label].bind(target)
-                if getattr(drafters[label], "draft_tokens", None) is not None:
-                    raise InputError(f"engine.hf: method {label}: transformers drafts whole blocks; expected draft_tokens=null")
-                self._partners[label] = build_block_drafter(label, drafters[label].network, target)  # type: ignore[attr-defined]
+            self._prepare(label, settings, drafters[label])
         if any("assistant" in settings for settings in own.values()):
             self._assistant = load_draft(*self._draft)
+
+    def _prepare(self, label: str, settings: Mapping[str, Any], drafter: Drafter) -> None:
+        """Take what `generate` needs of a method. Raises InputError for what transformers cannot run."""
+        if settings.get("use_mtp") and getattr(drafter, "checkpoint", None) != OF_TARGET:
+            raise InputError(
+                f"engine.hf: method {label}: transformers reads the target's own modules; expected checkpoint={OF_TARGET}"
+            )
+        if isinstance(tokens := getattr(drafter, "tokens", None), TokenMap) and tokens.tokenizers:
+            self._tokenizers[label] = dict(zip(("tokenizer", "assistant_tokenizer"), tokens.tokenizers, strict=True))
+        if settings.get("speculation_type") == "dflash":
+            if not hasattr(drafter, "network"):
+                with name_place(f"method.{label}: "):
+                    drafter.bind(self.target)
+            if getattr(drafter, "draft_tokens", None) is not None:
+                raise InputError(f"engine.hf: method {label}: transformers drafts whole blocks; expected draft_tokens=null")
+            self._partners[label] = build_block_drafter(label, drafter.network, self.target)  # type: ignore[attr-defined]
 
     def has(self, label: str) -> bool:
         return label in self.methods
@@ -74,6 +87,8 @@ class TransformersGenerate(Engine):
         extra = self._configure_assistant(assistant, settings.pop("assistant", {}))
         if label in self._partners:
             extra = {"assistant_model": self._partners[label]}
+        if assistant and assistant.vocabulary != self.target.vocabulary:  # else transformers refuses two tokenizers
+            extra |= self._tokenizers.get(label, {})
         torch.manual_seed(sampling.seed)
         with self.target.use_original_attention() as model, assistant.use_original_attention() if assistant else nullcontext():
             start = self._now()

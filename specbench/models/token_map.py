@@ -16,10 +16,14 @@ NONE = -1  # no token
 
 @dataclass(frozen=True)
 class TokenMap:
-    """to_target (D,) int64: the target's id of each of the draft model's, or NONE. rewrite: the draft model's ids of a text."""
+    """to_target (D,) int64: the target's id of each of the draft model's, or NONE. rewrite: the draft model's ids of a text.
+
+    tokenizers: the target's and the draft model's.
+    """
 
     to_target: Tensor
     rewrite: Callable[[Sequence[int]], list[int]]
+    tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase] | None = None
 
 
 def build_token_map(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> TokenMap:
@@ -42,7 +46,7 @@ def build_token_map(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerB
         found: list[int] = draft.encode(text, add_special_tokens=False)
         return found
 
-    return TokenMap(to_target, rewrite)
+    return TokenMap(to_target, rewrite, (target, draft))
 
 
 def _find_space_sign(tokenizer: PreTrainedTokenizerBase) -> str:
