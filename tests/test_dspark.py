@@ -17,8 +17,10 @@ from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling
 from specbench.drafters.checkpoints import write_checkpoint
-from specbench.drafters.network_drafter import load_network
+from specbench.drafters.network_drafter import create_network, load_network
 from specbench.errors import InputError
+from specbench.models.texts import Text
+from specbench.training.steps import build_lesson
 from tests.drafts import watch_drafts
 from tests.tiny import prompts, tiny_model
 
@@ -160,3 +162,24 @@ def test_drafts_of_part_of_the_vocabulary_are_put_at_the_targets_ids(tmp_path: P
             with watch_drafts(drafter) as drafts:
                 generate(model, drafter, [prompt], sampling)
             assert {token for draft in drafts for token in draft} <= set(kept.tolist())
+
+
+def test_what_confidence_learns_counts_tokens_that_are_never_drafted() -> None:
+    """The share that would be accepted is the sum of min(p, q) over all of the target's tokens."""
+    torch.manual_seed(0)
+    model = target()
+    network = create_network(DSparkNetwork, model, {"draft_vocab_size": 6})
+    network.choose_vocabulary(torch.tensor([1, 2, 4, 5, 8, 11]))
+    texts = [Text([1, 2, 3], torch.randint(FEW, (20,)).tolist()) for _ in range(4)]
+    lesson = build_lesson(texts, model, network.taps)
+    with patch.object(torch.nn.functional, "binary_cross_entropy_with_logits", return_value=torch.zeros(1)) as wrong:
+        torch.manual_seed(1)
+        network.compute_loss(lesson)
+    torch.manual_seed(1)
+    blocks, hidden = network.read_blocks(lesson)
+    p = blocks.compute_teacher(lesson).softmax(-1)
+    logits = network.compute_logits(hidden) + network.markov_head(blocks.before, hidden, None)[0]
+    q = network.to_target_logits(logits).softmax(-1)
+    accepted = wrong.call_args.args[1]
+    assert torch.allclose(accepted, torch.minimum(p, q).sum(-1).to(accepted.dtype), atol=1e-5)
+    assert float(accepted.max()) < 0.9
