@@ -188,7 +188,7 @@ def test_strata_that_no_table_can_show_are_refused(run: RunDirectory, strata: ob
 
 
 def test_an_older_runs_prompts_have_no_strata() -> None:
-    stored = ROOT / "results/reference/cpu-mini-100m"
+    stored = ROOT / "results/reference/cpu-mini-1b"
     assert "strata" not in json.loads((stored / "prompts.jsonl").read_text().split("\n")[0])
     rows = tabulate_strata(read_run(stored))
     assert list(rows["factor"].unique()) == ["category", "turns per question", "turn", LENGTH]
