@@ -19,9 +19,9 @@ from specbench.records.files import write_atomic
 
 # Methods that take any shape.
 METHODS = (
-    "pld,sps,medusa,hydra_heads,eagle,eagle2,eagle3,dflash,dspark,mtp,token_recycling,rest,sam_decoding,sam_eagle2,suffix_cold"
+    "pld,sps,medusa,hydra_heads,eagle,eagle2,eagle3,dflash,dspark,mtp,"
+    "token_recycling,rest,sam_decoding,sam_eagle2,suffix_cold,lookahead"
 )
-METHODS += ",lookahead"
 FLOAT32 = ("target.dtype=float32", "target.draft.dtype=float32")
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.suffix [--tokens N]
 
 Requests of 256 tokens, the first 32 their prompt, follow one another in the embedded target's datastore: chats, which repeat
-themselves as answers do. Earlier answers are counted, so a token is counted twice: in its request and among all answers.
+themselves as answers do. Earlier answers are searched too, so an answer's token is counted twice: in its request and among them.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ REQUEST, PROMPT = 256, 32  # tokens
 DRAFTED = 8_000  # drafts timed, after the text
 METHODS = ("suffix", "suffix_tree")
 MOST_SECONDS, MOST_BYTES = 50e-6, 1000  # of a draft; per token
+NOTHING: Any = None  # of what drafters that read the target are given
 MOST_GROWTH = 2.0  # of the last tenth's time per token over the first's
 
 
@@ -83,10 +85,14 @@ def measure_memory(label: str, text: list[list[int]]) -> float:
 
 
 def _count(drafter: SuffixDecoding, request: list[int]) -> SuffixState:
-    nothing: Any = None  # what drafters that read the target are given
-    state = drafter.start(request[: PROMPT + 1], nothing, nothing)
-    drafter._add(state, request[PROMPT + 1 :])
+    state = drafter.start(request[: PROMPT + 1], NOTHING, NOTHING)
+    _commit(drafter, state, request[PROMPT + 1 :])
     return state
+
+
+def _commit(drafter: SuffixDecoding, state: SuffixState, tokens: list[int]) -> None:
+    verified: Any = SimpleNamespace(tokens=tokens)
+    drafter.observe(state, NOTHING, NOTHING, verified)
 
 
 def _time_request(drafter: SuffixDecoding, request: list[int]) -> float:
@@ -102,7 +108,7 @@ def _time_drafts(drafter: SuffixDecoding, request: list[int]) -> Iterator[tuple[
         begun = time.perf_counter()
         tree = drafter.draft(state, REQUEST)
         yield time.perf_counter() - begun, len(tree) - 1
-        drafter._add(state, [token])
+        _commit(drafter, state, [token])
 
 
 def main() -> None:

@@ -64,7 +64,9 @@ class TransformersGenerate(Engine):
                 f"engine.hf: method {label}: transformers reads the target's own modules; expected checkpoint={OF_TARGET}"
             )
         if isinstance(tokens := getattr(drafter, "tokens", None), TokenMap) and tokens.tokenizers:
-            self._tokenizers[label] = dict(zip(("tokenizer", "assistant_tokenizer"), tokens.tokenizers, strict=True))
+            own, other = tokens.tokenizers
+            if own.get_vocab() != other.get_vocab():  # else transformers refuses two of them
+                self._tokenizers[label] = {"tokenizer": own, "assistant_tokenizer": other}
         if settings.get("speculation_type") == "dflash":
             if not hasattr(drafter, "network"):
                 with name_place(f"method.{label}: "):
@@ -87,8 +89,7 @@ class TransformersGenerate(Engine):
         extra = self._configure_assistant(assistant, settings.pop("assistant", {}))
         if label in self._partners:
             extra = {"assistant_model": self._partners[label]}
-        if assistant and assistant.vocabulary != self.target.vocabulary:  # else transformers refuses two tokenizers
-            extra |= self._tokenizers.get(label, {})
+        extra |= self._tokenizers.get(label, {})
         torch.manual_seed(sampling.seed)
         with self.target.use_original_attention() as model, assistant.use_original_attention() if assistant else nullcontext():
             start = self._now()

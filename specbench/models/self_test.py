@@ -25,7 +25,7 @@ from transformers import PretrainedConfig
 from specbench.decoding.kv_store import KVStore
 from specbench.decoding.language_model import LanguageModel
 from specbench.decoding.tree import DraftTree
-from specbench.errors import InputError, format_error, is_out_of_memory
+from specbench.errors import InputError, format_error, is_out_of_memory, name_place
 from specbench.machine.devices import get_free_memory
 from specbench.models.first_difference import describe_first_difference
 from specbench.models.logits import check_spread, is_finite, measure_distance
@@ -125,14 +125,15 @@ def check_forward(model: LanguageModel, float32: Float32Copy | None = None) -> d
 @contextmanager
 def _name_model(model: LanguageModel) -> Iterator[None]:
     """Make whatever a model's own code raises an InputError that names the model."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{model.config.model_type}: cannot be run: {error}") from None
-    except Exception as error:  # of any type
-        if is_out_of_memory(error):
-            raise torch.OutOfMemoryError(str(error)) from None
-        raise InputError(f"{model.config.model_type}: cannot be run: {format_error(error)}") from None
+    with name_place(f"{model.config.model_type}: cannot be run: "):
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # of any type
+            if is_out_of_memory(error):
+                raise torch.OutOfMemoryError(str(error)) from None
+            raise InputError(format_error(error)) from None
 
 
 def _check(model: LanguageModel, float32: Float32Copy | None) -> dict[str, Any]:
