@@ -79,11 +79,11 @@ def tabulate(summary: pd.DataFrame, columns: tuple[str, ...] | list[str], cell: 
 
 
 def _format_rows(summary: pd.DataFrame, shown: list[str], cell: Callable[[SummaryRow], str]) -> Iterator[list[str]]:
-    by_place = summary.set_index(["method", "task"], drop=False)
+    by_place = {(row["method"], row["task"]): row for _, row in summary.iterrows()}
     overall = summary[summary["task"] == OVERALL].sort_values("speedup", ascending=False, kind="stable")
     for _, row in overall.iterrows():
-        method = str(row["method"])
-        values = [COLUMNS[name](row) if name in COLUMNS else cell(by_place.loc[(method, name)]) for name in shown]
+        method = row["method"]
+        values = [COLUMNS[name](row) if name in COLUMNS else cell(by_place[method, name]) for name in shown]
         yield [f"*{method}*" if method == BASELINE else _quote(row), *values]
 
 
