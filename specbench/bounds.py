@@ -1,4 +1,4 @@
-"""Bounds of a number, said in an annotation: `length: Annotated[int, Within(1, 256)]` is checked before anything is built."""
+"""Bounds of a number, given in an annotation: `length: Annotated[int, Within(1, 256)]` is checked before anything is built."""
 
 import math
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ class Within:
         return f"at least {self.low:,} and at most {self.high:,}"
 
 
-LARGEST = 2**53  # of numbers without bounds of their own: beyond, a float no longer holds every whole number
-MOST_LAYERS = 1024  # of a model: one of millions would be built for hours
+LARGEST = 2**53  # the bound where no other is given: above it, a float no longer holds every whole number
+MOST_LAYERS = 1024  # of a model: one with millions would take hours to build
 LAYER_NAMES = (  # by which a config counts its layers: transformers' own, and what its attribute maps know
     *("num_hidden_layers", "num_layers", "n_layer", "n_layers", "layers", "depth"),
     *("decoder_layers", "encoder_layers", "decoder_num_hidden_layers"),
@@ -38,7 +38,7 @@ def find_depth(config: object) -> str | None:
 
 
 def is_sound(value: float) -> bool:
-    """Whether a number is finite and of a size that arithmetic can stand."""
+    """Whether a number is finite and small enough to compute with."""
     return math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST
 
 

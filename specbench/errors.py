@@ -27,7 +27,7 @@ class InputError(Exception):
 
 @contextmanager
 def name_place(prefix: str) -> Iterator[None]:
-    """Put a setting's section in front of what an InputError says."""
+    """Prefix an InputError's message with the section of its setting."""
     try:
         yield
     except InputError as error:
@@ -47,7 +47,9 @@ def warn(message: str) -> None:
 
 
 def escape_controls(text: str) -> str:
-    """Return the text with control characters and lone surrogates escaped: they could command the terminal, or stop the print."""
+    """Return the text with control characters and lone surrogates escaped: they could control the terminal, or make printing
+    fail.
+    """
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
@@ -74,7 +76,10 @@ def _locate_error(error: BaseException) -> str:
 
 
 def describe_file_error(error: BaseException) -> str:
-    """Return which file an error is about, and what is wrong with it. A failed write does not say: its caller's variables do."""
+    """Return which file an error is about, and what is wrong with it.
+
+    A failed write does not name its file: search the callers.
+    """
     reason = error.strerror if isinstance(error, OSError) and error.strerror else format_error(error, longest=160)
     named = error.filename if isinstance(error, OSError) else None
     place = str(named or next(_iter_files(error), ""))
@@ -103,17 +108,17 @@ def is_about_file(error: BaseException) -> bool:
 
 
 def is_unusable(error: BaseException) -> bool:
-    """Whether a file or its folder is not there, forbidden, full or broken."""
+    """Whether a file or its folder is missing, forbidden, full or broken."""
     return is_full_disk(error) or (isinstance(error, OSError) and error.errno in UNUSABLE)
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a disk was full, also where sqlite, safetensors or torch say so."""
+    """Whether a disk was full, as reported by the system, sqlite, safetensors or torch."""
     return _says(error, FULL)
 
 
 def _says(error: BaseException, words: Sequence[str]) -> bool:
-    """Whether an error, or what caused it, says one of these: libraries have many types for one thing."""
+    """Whether the message of an error, or of its cause, contains one of these: libraries use many types for one problem."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
@@ -141,7 +146,7 @@ def suggest_choices(given: str, choices: Sequence[str]) -> str:
 
 
 def suggest_nearest(given: str, choices: Sequence[str]) -> str:
-    """Return the end of a message: `; the nearest is a`, where one is near; else the choices, if they are few, or nothing."""
+    """Return the end of a message: `; the nearest is a` if a choice is close, else the choices if they are few, else nothing."""
     if close := difflib.get_close_matches(given[:SHOWN], choices, n=1):
         return f"; the nearest is {close[0]}"
     return f"; expected {suggest_choices('', choices)}" if 0 < len(choices) <= FEW else ""

@@ -1,4 +1,4 @@
-"""Protocols of those who watch a job: what progress displays implement."""
+"""Protocols for watching a job, implemented by progress displays."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ class Watcher(Protocol):
         """The run has `total` turns; `done` of them are on disk."""
 
     def add_trial(self, trial: "Trial") -> None:
-        """One more turn is on disk; one of a later attempt is none of the run's total."""
+        """One more turn is on disk. Turns of later attempts do not count towards the run's total."""
 
 
 class Watch(Protocol):

@@ -40,7 +40,7 @@ from tests.tiny import tiny_model
             "overall",
             "questions.jsonl:1: task is overall, which stands for all tasks",
         ),
-        (['{"question_id": 1, "category": "qa", "turns": ["?"]}'], "rag", "suite jsonl has no question of task rag; it has qa"),
+        (['{"question_id": 1, "category": "qa", "turns": ["?"]}'], "rag", "suite jsonl has no questions of task rag; it has qa"),
     ],
 )
 def test_questions(refuse: Refuse, tmp_path: Path, lines: list[str] | None, task: str, expected: str) -> None:

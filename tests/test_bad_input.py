@@ -114,12 +114,12 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["target.shape=x", "+target.shapes.x=null"], "target.shapes.x is empty: expected sizes, such as {hidden_size: 2048}"),
         (["target.shape=x", "+target.shapes.x={}"], "target.shapes.x is empty: expected sizes, such as {hidden_size: 2048}"),
         (["target.shape=x", "+target.shapes.x=5"], "shape: 5 is not a mapping of sizes; expected some of hidden_size, "),
-        (["target.shape=7b", "target.device_map=auto"], "shape: an expanded target lies on one device; set device_map=null"),
+        (["target.shape=7b", "target.device_map=auto"], "shape: an expanded target must be on one device; set device_map=null"),
         (
             ["method=[self_speculative]", "target.shape=1b"],
             "method.self_speculative: the layers that target.shape=1b adds do nothing, so skipping them tells nothing about",
         ),
-        (["suite.per_task=0"], "suite mini has no question of task qa; it has none at all"),
+        (["suite.per_task=0"], "suite mini has no questions of task qa; it has none at all"),
         (
             ["engine=hf", "method=pld_spec_bench"],
             "engine hf has no method pld_spec_bench; of the chosen ones it has autoregressive",

@@ -50,7 +50,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             "target: shape: hidden_size=8 is smaller",
         ),
         (["run", "target.shape=x", "+target.shapes.x={intermediate_size: 100000000}"], "target: shape: "),
-        (["run", "target.shape=100m", "target.device_map=auto"], "target.shape: an expanded target lies on one device"),
+        (["run", "target.shape=100m", "target.device_map=auto"], "target.shape: an expanded target must be on one device"),
         (["run", "target.path=/no/where"], "no model at /no/where: no such folder"),
         (["run", "target.dtype=half"], "target.dtype=half: on cpu expected "),
         (["run", "target.device=cuda:99"], "target.device=cuda:99: not on this machine"),

@@ -112,7 +112,7 @@ def test_local_without_a_path_is_refused() -> None:
 
 
 def test_an_experiment_needs_the_target_named() -> None:
-    with pytest.raises(InputError, match="an experiment has a target of its own; expected target=local or another"):
+    with pytest.raises(InputError, match="an experiment has its own target; expected target=local, or another"):
         compose_run(["target.path=owner/x", "experiment=survey"])
 
 

@@ -114,7 +114,7 @@ def test_a_suite_s_own_tasks_are_chosen_by_name(tmp_path: Path, monkeypatch: pyt
     [
         ("task=[roial]", "task=roial: no such task; expected royal, royal house or qa: those of suite jsonl"),
         ("task=[royal,queen]", "task=queen: no such task; expected royal, royal house or qa"),
-        ("task=[qa,rag]", "suite jsonl has no question of task rag; it has royal, royal house or qa"),
+        ("task=[qa,rag]", "suite jsonl has no questions of task rag; it has royal, royal house or qa"),
     ],
 )
 def test_a_task_that_the_suite_lacks(given: str, expected: str, refuse: Refuse, tmp_path: Path) -> None:

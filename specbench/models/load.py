@@ -67,7 +67,7 @@ def load_model(
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
     if shape is not None and device_map is not None:
-        raise InputError("shape: an expanded target lies on one device; set device_map=null")
+        raise InputError("shape: an expanded target must be on one device; set device_map=null")
     if weights not in ("pretrained", "random"):
         raise InputError(f"weights={weights}: expected pretrained or random")
     try:

@@ -85,7 +85,7 @@ def parse_job(config: DictConfig, out: str, asked: Sequence[str]) -> settings.Ru
 
 
 def _parse_config(kind: type[settings.S], config: DictConfig, asked: Sequence[str] = ()) -> settings.S:
-    """Return the settings. asked: methods that are not left out, even if the target lacks what they need."""
+    """Return the settings. asked: methods that are kept even if the target lacks what they need."""
     defaults: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{kind.root}.yaml"))
     del defaults["defaults"]
     _check_structure(kind, OmegaConf.to_container(config), defaults)
@@ -123,7 +123,7 @@ def list_options(group: str, config_dir: Path | None = None) -> list[str]:
 
 @contextmanager
 def translate_errors(overrides: Sequence[str] = (), config_dir: Path | None = None, root: str = RUN) -> Iterator[None]:
-    """Turn what Hydra, OmegaConf and the YAML parser raise inside into an InputError of one line."""
+    """Turn whatever Hydra, OmegaConf and the YAML parser raise inside into an InputError of one line."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -143,7 +143,7 @@ def _run_hydra(overrides: Sequence[str], config_dir: Path | None, root: str) -> 
 
 
 def _check_hydra(config: DictConfig, overrides: Sequence[str], config_dir: Path | None, root: str) -> None:
-    """Take Hydra's own config out, checked where the command line or a folder may have changed it. Only runs have sweeps."""
+    """Remove Hydra's own config, after checking what the command line or a folder may have changed. Only runs have sweeps."""
     given = [override for override in overrides if override.lstrip("+~").startswith("hydra")]
     if given and root != RUN:
         raise InputError(f"{given[0].partition('=')[0]}: no such setting of specbench {root}")
@@ -185,14 +185,16 @@ def _list_yamls(config_dir: Path) -> list[Path]:
 
 
 def check_syntax(config_dir: Path) -> None:
-    """Raise InputError for a YAML of a folder that cannot be parsed, though nobody may choose it."""
+    """Raise InputError for a YAML of a folder that cannot be parsed, even if nothing selects it."""
     for path in _list_yamls(config_dir):
         with translate_errors(), path.open("rb") as file:
             yaml.safe_load(file)
 
 
 def _check_overrides(overrides: Sequence[str], config_dir: Path | None, root: str) -> None:
-    """Raise InputError for what Hydra would accept, or not name: deletions, unknown choices, keys that nothing reads."""
+    """Raise InputError for what Hydra would accept or report without a name: deletions, unknown choices, keys that nothing
+    reads.
+    """
     parsed = parse_overrides(overrides)
     options = {group: list_options(group, config_dir) for group in GROUPS}
     check_choices(parsed, options)

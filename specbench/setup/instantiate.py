@@ -1,8 +1,8 @@
 """Check a YAML node against its place and the signature of the class in its `_target_`, and build it. Imports no torch.
 
-A node builds what its place asks for: a suite, a drafter, an engine; inside of it, what the parameter's annotation says. Nothing
-else is called. Hydra's own `instantiate` is not used: it calls whatever a node names, however deep, and also what an escaped
-interpolation turns into while it runs.
+A node builds what its place requires: a suite, a drafter or an engine. A nested node builds what its parameter's annotation says.
+Nothing else is called. Hydra's own `instantiate` is not used: it calls whatever a node names, however deep, and also what an
+escaped interpolation turns into while it runs.
 """
 
 import inspect
@@ -52,7 +52,7 @@ def _build(value: Any) -> Any:
 
 
 def iter_nodes(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield a node and all nodes inside, the outer ones first."""
+    """Yield a node and all nested nodes, outer ones first."""
     if isinstance(value, Mapping) and TARGET in value:
         yield value
     for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
@@ -116,11 +116,11 @@ def check_types(called: Callable[..., Any], given: Mapping[Any, Any], place: str
 
 
 def check_value(value: Any, hint: Any, place: str) -> None:
-    """Raise InputError for a value that an annotation rules out, and for a node that builds anything else than it says."""
+    """Raise InputError for a value that an annotation rules out, and for a node that builds something else."""
     if isinstance(value, Mapping) and TARGET in value:
         kinds = [kind for kind in _iter_choices(hint) if isinstance(kind, type) and not _is_plain(kind)]
         if not kinds:
-            raise InputError(f"{place}: nothing is built here; expected {_describe_expected('', hint)}, without _target_")
+            raise InputError(f"{place}: _target_ is not allowed here; expected {_describe_expected('', hint)}")
         check_node(value, place, *kinds)
     elif not _fits(value, hint):
         raise InputError(f"{place}={show_value(value)}: expected {_describe_expected(value, hint)}")

@@ -1,4 +1,4 @@
-"""What of Hydra's own config may differ from its default: who starts a sweep's jobs, and where they lie.
+"""Which parts of Hydra's own config may differ from the default: what launches a sweep's jobs, and where they are written.
 
 Hydra calls the `_target_` of its launcher, its sweeper and its callbacks, and whatever a logging config names.
 """
@@ -21,8 +21,9 @@ OF_JOBS = ("env_set", "env_copy", "chdir")
 def check_hydra(node: Mapping[str, Any], default: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
     """Raise InputError for settings of Hydra that could run code or change a job's surroundings.
 
-    node: Hydra's config as plain values. default: that of no override. chosen: that of the command line's own overrides of Hydra.
-    Only they choose a launcher, and no experiment: a launcher's settings may be commands, such as submitit's `setup`.
+    node: Hydra's config as plain values. default: the same without overrides. chosen: the same with only the command line's
+    overrides of Hydra. Only these may choose a launcher, an experiment may not: a launcher's settings may be commands, such as
+    submitit's `setup`.
     """
     for key, value in node.items():
         if key not in default:
@@ -36,13 +37,13 @@ def check_hydra(node: Mapping[str, Any], default: Mapping[str, Any], chosen: Map
 
 
 def check_plugin(node: Any, name: str) -> None:
-    """Raise InputError for a launcher or sweeper that is none. name: of KINDS; node: its config, interpolated."""
+    """Raise InputError for a node that is not a launcher or sweeper. name: of KINDS; node: its config, interpolated."""
     place, kind = f"hydra.{name}", KINDS[name]
     if not isinstance(node, Mapping) or TARGET not in node:
         raise InputError(f"{place}: expected a mapping with _target_; choose one by {place.replace('.', '/')}=NAME")
     check_kind(locate(node[TARGET], place, [kind]), node[TARGET], place, kind)
     if inner := next((name for name, value in node.items() if _holds_node(value)), None):
-        raise InputError(f"{place}.{inner}: nothing is built here; expected plain values, without _target_")
+        raise InputError(f"{place}.{inner}: _target_ is not allowed here; expected plain values")
 
 
 def _holds_node(value: Any) -> bool:
@@ -54,5 +55,5 @@ def _holds_node(value: Any) -> bool:
 def _check_equal(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str) -> None:
     for key, value in given.items():
         if value != default.get(key):
-            remedy = "of hydra, expected hydra/launcher=NAME and hydra.launcher.KEY=VALUE"
+            remedy = "of Hydra's settings, only hydra/launcher=NAME and hydra.launcher.KEY=VALUE are allowed"
             raise InputError(f"{prefix}{key}: cannot be changed; {remedy}")

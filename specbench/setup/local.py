@@ -1,4 +1,4 @@
-"""A target that is no YAML of conf/target but a folder or hub id: `target.path=FOLDER`."""
+"""A target without a YAML in conf/target, given as a folder or hub id: `target.path=FOLDER`."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +20,14 @@ NEEDS = ("draft", "checkpoint", "datastore")  # arguments of methods that name w
 def imply_local(overrides: Sequence[str], parsed: Sequence[Override]) -> list[str]:
     """Return the overrides with target=local where a path is given and no target.
 
-    Raises InputError beside an experiment: its target would lend the path its name and its drafters.
+    Raises InputError if an experiment is given too: the path would run under the name and with the drafters of its target.
     """
     keys = {override.key_or_group for override in parsed}
     if "target.path" not in keys or "target" in keys:
         return list(overrides)
     if "experiment" in keys:
         raise InputError(
-            f"target.path: an experiment has a target of its own; expected target={LOCAL} or another beside the path"
+            f"target.path: an experiment has its own target; expected target={LOCAL}, or another target, with the path"
         )
     return [f"target={LOCAL}", *overrides]
 
@@ -52,7 +52,7 @@ def build_yaml(path: str) -> str:
 
 
 def leave_out(methods: dict[str, Node], asked: Sequence[str], target: Mapping[str, Any]) -> dict[str, str]:
-    """Take out methods that lack weights and that nobody asked for by name; return by label what each needs."""
+    """Remove methods that lack weights and were not requested by name; return, by label, what each needs."""
     lacking = {label: need for label, node in methods.items() if label not in asked and (need := _find_need(node))}
     for label in lacking:
         del methods[label]
@@ -96,5 +96,5 @@ def _find_need(node: Mapping[str, Any]) -> str | None:
 
 
 def _is_empty_draft(value: Any) -> bool:
-    """Whether it describes a draft model, and names neither a path nor an architecture."""
+    """Whether it describes a draft model without a path or an architecture."""
     return isinstance(value, dict) and "path" in value and value["path"] is None and value.get("config") is None

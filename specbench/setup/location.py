@@ -1,7 +1,7 @@
 """Find the class or function that a `_target_` names. Its module's source is read before the module runs.
 
-So a wrong name runs nothing: not a module of the standard library, nor one without that name or with a function that is not
-annotated to return anything.
+So a wrong name runs no code: neither a module of the standard library, nor a module that lacks the name or defines it as a
+function without a return annotation.
 """
 
 import ast
@@ -41,12 +41,12 @@ def locate(target: Any, place: str, kinds: Sequence[type]) -> Any:
 
 
 def _look(target: str, kinds: Sequence[type]) -> str:
-    """Return why a name cannot be a class of ours, from its module's source alone; empty if it may be one."""
+    """Return why a name cannot be a class that fits here, judging by its module's source alone; empty if it may be one."""
     spec, names = _find_module(target.split("."))
     if spec is None:
         return f"no module {target.partition('.')[0]}"
     if spec.name.partition(".")[0] in sys.stdlib_module_names:
-        return "the standard library builds nothing for a benchmark"
+        return "is in the standard library; expected a class of specbench or of your own"
     if not names:
         return "is a module; expected a class in it"
     source = spec.loader.get_source(spec.name) if isinstance(spec.loader, InspectLoader) else None

@@ -40,7 +40,7 @@ LONGEST_LABEL = 99  # characters of a method's or an engine's name: two of them 
 
 
 def silence_libraries() -> None:
-    """Keep the messages and progress bars of the libraries off the terminal, but for the bars of downloads."""
+    """Keep the messages and progress bars of libraries off the terminal, except for downloads."""
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -50,7 +50,10 @@ def silence_libraries() -> None:
 
 
 def check_nodes(settings: RunSettings, here: bool = True) -> None:
-    """Raise InputError for a YAML that does not fit its class. here: also for what this machine does not have."""
+    """Raise InputError for a YAML that does not fit its class.
+
+    here: also for devices, dtypes and threads that this machine lacks.
+    """
     if here:
         check_device(settings.target)
         check_threads(settings.threads)
@@ -79,19 +82,19 @@ def check_threads(threads: int | None) -> None:
 
 
 def check_methods(nodes: Mapping[str, Node]) -> None:
-    """Raise InputError for a method's YAML that does not fit its class, and for another baseline than autoregressive decoding."""
+    """Raise InputError for a method's YAML that does not fit its class, and for a baseline other than autoregressive decoding."""
     for label, node in nodes.items():
         check_label("method", label)
         check_node(node, f"method.{label}", Autoregressive if label == BASELINE else Drafter)
         if locate_class(node) is Drafter:
-            raise InputError(f"method.{label}: {node['_target_']} drafts nothing; expected a subclass of it")
+            raise InputError(f"method.{label}: {node['_target_']} is abstract; expected a subclass of it")
 
 
 def check_label(group: str, name: str) -> None:
     """Raise InputError for a name that no table can show, or that could be read as a method on an engine."""
     check(name, Label, f"a name in {group}")
     if "@" in name or len(name) > LONGEST_LABEL:
-        expected = f"at most {LONGEST_LABEL} characters without @, which stands between a method and its engine"
+        expected = f"at most {LONGEST_LABEL} characters without @, which separates a method from its engine"
         raise InputError(f"a name in {group} is {show_value(name)}; expected {expected}")
 
 
@@ -113,7 +116,7 @@ def translates_tokens(node: Node) -> bool:
 def check_models(target: TargetSettings, draft: bool) -> None:
     """Raise InputError for a model that does not exist, or does not fit its shape. draft: the draft model is needed, too."""
     if target.sizes is not None and target.device_map is not None:
-        raise InputError("target.shape: an expanded target lies on one device; set device_map=null")
+        raise InputError("target.shape: an expanded target must be on one device; set device_map=null")
     check_architectures(target, draft)
     with name_place("target."):
         check_quantize(target.quantize)

@@ -34,7 +34,7 @@ def check_choices(parsed: Sequence[Override], options: Mapping[str, Sequence[str
     for override in parsed:
         group = override.key_or_group
         if group == "hydra.searchpath":
-            raise InputError(f"{group}: cannot be changed; --config-dir names a further folder of YAMLs")
+            raise InputError(f"{group}: cannot be changed; use --config-dir to add a folder of YAMLs")
         if override.is_delete():
             _check_deletion(group)
         elif group in options and not override.is_sweep_override():

@@ -1,4 +1,4 @@
-"""The suite that settings name, and its questions. Imports no torch, so that a mistake here is told in a second."""
+"""The suite that settings name, and its questions. Imports no torch, so that a mistake here is reported within a second."""
 
 from specbench.errors import InputError, suggest_choices
 from specbench.setup.instantiate import instantiate
@@ -6,7 +6,7 @@ from specbench.setup.settings import Settings
 from tasks.question import TASK_OF_CATEGORY, Question, subsample
 from tasks.suite import Suite
 
-DEFAULT = frozenset(TASK_OF_CATEGORY.values())  # the tasks of every command's config: they stand for all that the suite has
+DEFAULT = frozenset(TASK_OF_CATEGORY.values())  # the tasks of every command's config: they mean all that the suite has
 
 
 def open_suite(settings: Settings) -> Suite:
@@ -37,4 +37,4 @@ def _refuse_tasks(missing: list[str], suite: str, has: list[str]) -> InputError:
     choices = suggest_choices(missing[0], has) or "none at all"
     if has and missing[0] not in DEFAULT:
         return InputError(f"task={missing[0]}: no such task; expected {choices}: those of suite {suite}")
-    return InputError(f"suite {suite} has no question of task {', '.join(missing)}; it has {choices}")
+    return InputError(f"suite {suite} has no questions of task {', '.join(missing)}; it has {choices}")

@@ -92,7 +92,7 @@ class SamplingSettings:
         return {name: value for name, value in chosen.items() if value}
 
     def check_lengths(self) -> None:
-        """Raise InputError for a least length above the greatest."""
+        """Raise InputError if min_new_tokens exceeds max_new_tokens."""
         if (self.min_new_tokens or 0) > self.max_new_tokens:
             raise InputError(
                 f"sampling.min_new_tokens={self.min_new_tokens}: expected at most max_new_tokens, {self.max_new_tokens}"
@@ -100,7 +100,7 @@ class SamplingSettings:
 
 
 class GoodputSettings(TypedDict):
-    """What a good answer takes at most: seconds to its first token, and per token after it."""
+    """The limits of a good answer: seconds to its first token, and seconds per token after it."""
 
     first_token_s: float
     token_s: float
@@ -108,7 +108,7 @@ class GoodputSettings(TypedDict):
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """The search for a skip set."""
+    """Settings of the search for a skip set."""
 
     trials: int
     prompts: int
@@ -117,7 +117,7 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class QuestionSettings:
-    """The questions that a target asks itself, with data=self."""
+    """Settings of the questions that the target writes itself, with data=self."""
 
     count: int
     openings: list[str]
@@ -161,7 +161,7 @@ class Settings:
             if odd := find_odd(value):
                 raise InputError(f"{name}={show_value(value)}: {odd}")
         if odd := find_odd(self.recorded):
-            raise InputError(f"the settings hold {odd}")
+            raise InputError(f"the settings contain {odd}")
 
 
 @dataclass(frozen=True)
