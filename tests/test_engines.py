@@ -213,7 +213,7 @@ def test_a_setting_of_a_later_transformers_is_refused_where_it_is_used(monkeypat
     monkeypatch.setattr("specbench.engine.hf._list_settings", lambda: {"do_sample"})
     engine = peer({"dflash": {"speculation_type": "dflash"}, "pld": {}})
     opened(engine, labels=["pld"])
-    with pytest.raises(InputError, match=r"engine.hf.methods.dflash.speculation_type: transformers .* does not have it yet"):
+    with pytest.raises(InputError, match=r"engine.hf.methods.dflash.speculation_type: transformers .* does not support it yet"):
         opened(engine, labels=["dflash"])
 
 

@@ -154,7 +154,7 @@ def test_a_resumed_run_keeps_its_forward(monkeypatch: pytest.MonkeyPatch) -> Non
     assert target.runner.kind == "eager"
     monkeypatch.setattr(forwards, "find_compiler", lambda: None)
     engine.recall({"target": {"kind": "compiled"}})
-    with pytest.raises(InputError, match=r"^the run began with compiled forwards, so another out is needed: no C\+\+ compiler"):
+    with pytest.raises(InputError, match=r"^the run began with compiled forwards; choose another out: no C\+\+ compiler"):
         engine.open(target, {"pld": drafter_of("pld", "llama")})
 
 

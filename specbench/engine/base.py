@@ -16,35 +16,35 @@ class Engine(ABC):
 
     in_process: ClassVar[bool] = True  # runs in this process, so its memory can be measured
     batches: ClassVar[bool] = False  # decodes several prompts side by side
-    serves: ClassVar[bool] = False  # answers several requests at a time
+    serves: ClassVar[bool] = False  # answers several requests at once
     loads_target: ClassVar[bool] = True  # it, or what it is compared with, needs the target's weights in this process
-    returns_ids: ClassVar[bool] = True  # else texts alone, and equality is of texts
+    returns_ids: ClassVar[bool] = True  # else only texts, and equality is of texts
     honours: ClassVar[frozenset[str]] = frozenset()  # the settings of how answers end that it knows, by dotted name
     logs: Path = Path()  # folder for what servers print
     decode: Callable[[list[int]], str]  # the text of token ids, special tokens included, as a prompt
 
     def say(self, message: str) -> None:
-        """Called with what takes long; whoever opens the engine may replace it."""
+        """Report something that takes long; whoever opens the engine may replace this method."""
 
     @abstractmethod
     def open(self, target: LanguageModel, drafters: Mapping[str, Drafter], batch: int = 1) -> None:
         """Attach the target and the methods; called before anything is generated. batch: prompts at most, side by side."""
 
     def close(self) -> None:
-        """Let go of what `open` took; called on every way out, also if `open` failed."""
+        """Release what `open` acquired; always called, even if `open` failed."""
 
     def list_wanted(self, labels: Collection[str]) -> list[str]:
-        """Return which GGUF files, `model` and `draft`, it still needs for these methods."""
+        """Return which of the GGUF files `model` and `draft` it still needs for these methods."""
         return []
 
     def take(self, name: str, path: Path) -> None:
-        """Be given a file that it wants."""
+        """Accept a file that `list_wanted` named."""
 
     def probe(self, label: str, prompt: list[int], sampling: Sampling) -> None:
         """Try a method before anything is recorded. Raises InputError for one that cannot be measured."""
 
     def find_processes(self, label: str) -> Collection[int] | None:
-        """Return the processes that compute for a method, besides this one and its children; None: they are not known."""
+        """Return the processes that compute for a method, besides this one and its children; None if they are unknown."""
         return ()
 
     def describe_servers(self) -> dict[str, Any]:

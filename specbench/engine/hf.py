@@ -58,7 +58,7 @@ class TransformersGenerate(Engine):
             self._assistant = load_draft(*self._draft)
 
     def _prepare(self, label: str, settings: Mapping[str, Any], drafter: Drafter) -> None:
-        """Take what `generate` needs of a method. Raises InputError for what transformers cannot run."""
+        """Prepare the arguments of `generate` for a method. Raises InputError for what transformers cannot run."""
         if settings.get("use_mtp") and getattr(drafter, "checkpoint", None) != OF_TARGET:
             raise InputError(
                 f"engine.hf: method {label}: transformers reads the target's own modules; expected checkpoint={OF_TARGET}"
@@ -119,7 +119,7 @@ class TransformersGenerate(Engine):
 
 
 def _check_settings(settings: Mapping[str, Any], label: str) -> None:
-    """Raise InputError for what is no setting of generation: `generate` also takes code of a repository (custom_generate)."""
+    """Raise InputError for anything but settings of generation: `generate` also takes code of a repository (custom_generate)."""
     known = _list_settings() | LATER
     for place, given in ((label, {**settings, "assistant": None}), (f"{label}.assistant", settings.get("assistant") or {})):
         for key in given:
@@ -128,9 +128,9 @@ def _check_settings(settings: Mapping[str, Any], label: str) -> None:
 
 
 def _check_version(settings: Mapping[str, Any], label: str) -> None:
-    """Raise InputError for a setting that later versions of transformers have."""
+    """Raise InputError for a setting that only later versions of transformers support."""
     for key in LATER & settings.keys() - _list_settings():
-        raise InputError(f"engine.hf.methods.{label}.{key}: transformers {transformers.__version__} does not have it yet")
+        raise InputError(f"engine.hf.methods.{label}.{key}: transformers {transformers.__version__} does not support it yet")
 
 
 def _list_settings() -> set[str]:

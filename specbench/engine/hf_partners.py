@@ -1,4 +1,4 @@
-"""What transformers' own generate needs to run a method of ours with the same weights: its models, made of our networks."""
+"""Models that transformers' own generate needs to run a method of ours with the same weights, built from our networks."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ NAMES = {"fc.": "encoder.fc.", "hidden_norm.": "encoder.output_norm_enc."}  # of
 def build_block_drafter(label: str, network: Any, target: LanguageModel) -> PreTrainedModel:
     """Return transformers' own drafter with the weights of a DFlash network, float, on the target's device.
 
-    Raises InputError where this version of transformers has none, or the network drafts in a way that it does not.
+    Raises InputError if this version of transformers has none, or if the network drafts in a way that it does not support.
     """
     first, own = getattr(network, "first", None), ("lm_head", "embed_tokens")
     if not first or any(hasattr(network, name) for name in own):
-        why = "its blocks draft from the root's row on" if first == 0 else f"it has {' or '.join(own)}, or is no block drafter"
+        why = "its blocks draft from the root's row on" if first == 0 else f"it has {' or '.join(own)}, or is not a block drafter"
         raise InputError(f"engine.hf: method {label}: transformers' DFlash cannot run this checkpoint: {why}")
     layers = network.layer_config
     try:

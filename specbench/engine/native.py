@@ -42,7 +42,7 @@ class Native(Engine):
         return {part: asdict(choice) for part, choice in self._choices.items()}
 
     def open(self, target: LanguageModel, drafters: Mapping[str, Drafter], batch: int = 1) -> None:
-        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length of the KV store, longer than a step takes
+        torch.backends.cuda.enable_cudnn_sdp(False)  # planning again for every KV length takes longer than a step
         self.target, self.drafters = target, drafters
         self._store: KVStore | None = None
         for label, drafter in drafters.items():
@@ -53,7 +53,7 @@ class Native(Engine):
         self._choose_forwards(target, drafters, batch)
 
     def _choose_forwards(self, target: LanguageModel, drafters: Mapping[str, Drafter], batch: int) -> None:
-        """Choose for the target and, as it runs, for what drafts: a method is not to be slower by its host code."""
+        """Choose the target's forwards, then the drafters' to match: host code must not make a method slower."""
         self._choices.clear()
         shapes = [Shape(), *(Shape(drafter.taps, several=True) for drafter in drafters.values() if drafter.offers)]
         self._choose_model("target", target, _add_batch(shapes, batch), "the target")
@@ -77,9 +77,9 @@ class Native(Engine):
             self._choices[name] = choice
 
     def _get_wanted(self, name: str) -> tuple[Wanted, str]:
-        """Return the kind of a part's forwards, and who wants it, for a message."""
+        """Return the kind of a part's forwards and, for a message, who asked for it."""
         if name in self._known:
-            return self._known[name], f"the run began with {self._known[name]} forwards, so another out is needed"
+            return self._known[name], f"the run began with {self._known[name]} forwards; choose another out"
         target = self._choices.get("target")
         wanted = target.kind if target and target.kind in ("eager", "static") else self.forward
         return wanted, f"{SETTING}={wanted}"
@@ -125,7 +125,7 @@ class Native(Engine):
 
 
 def _add_batch(shapes: list[Shape], batch: int) -> list[Shape]:
-    """Return the shapes of one sequence, then of so many."""
+    """Return the shapes for one sequence, then those for `batch` sequences."""
     return [*shapes, *(replace(shape, batch=batch) for shape in shapes if batch > 1)]
 
 

@@ -1,4 +1,4 @@
-"""What a server says of a sequence, and a method that only servers have."""
+"""What a server reports about a sequence, and a method that only servers have."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from specbench.decoding.loop import Generation
 
 
 class Served(Drafter):
-    """A method that runs on a server alone (`_target_` of its YAML); in place of any other method where nothing else runs."""
+    """A method that runs only on a server (`_target_` of its YAML); it replaces the other methods where only servers run."""
 
 
 @dataclass
 class ServedGeneration(Generation):
-    """prefill_s, decode_s: the server's where it tells both, else those of the clock here.
+    """prefill_s, decode_s: the server's own where it reports both, else those of the clock here.
 
-    text, tokens: of a server that returns no ids. sums: `drafted` and `accepted` of one that tells no single step, and `steps` if
-    it tells their number. client_first_s, client_last_s: by this process's clock, from the request to the first and to the last
-    token. turned_away: how often the server was too busy before.
+    text, tokens: of a server that returns no ids. sums: `drafted` and `accepted` of one that reports no single steps, and `steps`
+    if it reports their number. client_first_s, client_last_s: by this process's clock, from the request to the first and to the
+    last token. turned_away: how often the server was too busy before.
     """
 
     text: str | None = None

@@ -1,6 +1,6 @@
-"""Servers as an engine: each method has one of its own, running already or started here (docs/servers.md).
+"""Servers as an engine: each method has its own server, already running or started here (docs/servers.md).
 
-Steps are rebuilt from what a server says of them; what it does not say is null in the record.
+Steps are reconstructed from what a server reports; what it does not report is null in the record.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Seconds = Annotated[float, Within(0.001, 86_400)]
 
 
 class Server(Engine):
-    """protocol: what the servers speak. urls: by label, the address of a running server; with any, nothing is started.
+    """protocol: what the servers speak. urls: by label, the address of a running server; if there are any, none is started.
 
     commands: by label, how to start one. values: what fills the names in braces in commands. model: the target's name on the
     servers; None: they have one alone. prompts: sent as token ids, or as text. patience_s: for an answer; start_s: for a start.
@@ -118,7 +118,7 @@ class Server(Engine):
             except ServerError as error:
                 raise InputError(str(error)) from None
             except (TypeError, AttributeError, KeyError) as error:
-                blamed = self._clients[label].blame(f"its pages are of another kind of server ({error!r})")
+                blamed = self._clients[label].blame(f"its pages are not those of this kind of server ({error!r})")
                 raise InputError(str(blamed)) from None
 
     def _open_server(self, label: str) -> None:
@@ -138,7 +138,7 @@ class Server(Engine):
         self._here[label] = is_here(client.url)
 
     def _check_files(self, labels: Collection[str]) -> None:
-        """Raise InputError for a GGUF file that is not there."""
+        """Raise InputError for a GGUF file that does not exist."""
         commands = " ".join(self.commands.get(label, "") for label in labels) if self.protocol.reads_gguf else ""
         for name in ("model", "draft"):
             value = self.values.get(name)
@@ -176,7 +176,7 @@ class Server(Engine):
             raise InputError(f"the server of {label} at {client.url}: {what}")
 
     def _check_model(self, client: Client) -> None:
-        """Raise ServerError for a model that is far from the target's size; texts alone tell those of one size apart."""
+        """Raise ServerError for a model far from the target's size. Models of one size can be told apart only by their texts."""
         own, told = sum(weight.numel() for weight in self.target.model.parameters()), self.protocol.count_weights(client.get)
         if told is not None and own and not 1 / APART < told / own < APART:  # output weights may count twice, or not at all
             raise client.blame(f"its model has {told / 1e6:,.1f} M weights, the target {own / 1e6:,.1f} M")
@@ -184,28 +184,32 @@ class Server(Engine):
     def probe(self, label: str, prompt: list[int], sampling: Sampling) -> None:
         """Ask for a few tokens, twice. Raises InputError for a server that refuses, remembers the prompt, or returns no ids.
 
-        Also for one that answers a prompt in two ways at temperature 0.
+        Also raises it for one that gives a prompt two different answers at temperature 0.
         """
         short = replace(sampling, max_new_tokens=min(PROBE_TOKENS, sampling.max_new_tokens), min_new_tokens=0)
         try:
             first, answer = (self._ask(label, prompt, short).answer for _ in range(2))
             if sampling.temperature == 0 and (first.ids, first.text) != (answer.ids, answer.text):
-                raise self._clients[label].blame("it answers a prompt in two ways at temperature 0: is its temperature fixed?")
+                what = "it gives a prompt two different answers at temperature 0: does it override the temperature?"
+                raise self._clients[label].blame(what)
             self._check_told(label, answer)
         except ServerError as error:
             raise InputError(str(error)) from None
 
     def _check_told(self, label: str, answer: Answer) -> None:
-        """Find out how a method's drafts are counted. Raises ServerError if in no way, or if servers tell times by two clocks."""
+        """Find out how a method's drafts are counted.
+
+        Raises ServerError if they are not, or if servers time by different clocks.
+        """
         client = self._clients[label]
         self._clocks[label] = answer.prefill_s is not None and answer.decode_s is not None
         if len(set(self._clocks.values())) > 1:
             other = next(name for name, tells in self._clocks.items() if tells != self._clocks[label])
-            raise client.blame(f"it and the server of {other} do not both tell their own times: start them with the same options")
+            raise client.blame(f"only one of it and the server of {other} reports its own times: start both alike")
         if label == BASELINE or not self.returns_ids or answer.drafted is not None or answer.counts is not None:
             return
         if self.protocol.counters is None:
-            raise client.blame("it says nothing of drafted tokens: is it too old, or was it started without speculation?")
+            raise client.blame("it does not report drafted tokens: is it too old, or was it started without speculation?")
         self._count_drafts(client)
         self._counting.add(label)
 
@@ -260,7 +264,7 @@ class Server(Engine):
 
 
 def build_generation(timed: Timed) -> ServedGeneration:
-    """Return what a server said as what every engine says."""
+    """Convert a server's generation to that of any engine."""
     answer = timed.answer
     assert answer.reason is not None
     out = ServedGeneration(output_ids=answer.ids or [], finish_reason=answer.reason, sees_steps=answer.drafted is not None)

@@ -1,1 +1,1 @@
-"""Servers that generate text: what each kind is asked and says, a client, and processes that are started and ended."""
+"""Servers that generate text: the requests and replies of each kind, a client, and processes that are started and ended."""

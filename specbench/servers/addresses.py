@@ -1,4 +1,4 @@
-"""Addresses of servers: what may be in one, and which processes here listen at it."""
+"""Addresses of servers: which are valid, and which processes here listen at one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from specbench.errors import InputError, show_value
 
 
 def check_url(label: str, url: str) -> str:
-    """Return an address without a slash at its end. Raises InputError for anything else, and for a key or a password in it."""
+    """Return an address without its trailing slash. Raises InputError for anything else, and for a key or a password in it."""
     parts = _split(url)
     if parts is None or not url.isprintable() or " " in url or parts.scheme not in ("http", "https") or not parts.hostname:
         shown = "its value" if "@" in str(url) else show_value(url)  # which may hold a password
-        raise InputError(f"urls.{label}: {shown} is no address; expected one like http://127.0.0.1:8080")
+        raise InputError(f"urls.{label}: {shown} is not an address; expected one like http://127.0.0.1:8080")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError(f"urls.{label}: expected an address alone; name the environment variable of a key in `key`")
+        raise InputError(f"urls.{label}: expected only an address; name the environment variable that holds the key in `key`")
     return url.rstrip("/").removesuffix("/v1")
 
 

@@ -28,7 +28,7 @@ WAITED = 5e-4  # seconds; a piece that took longer had not arrived yet
 
 @dataclass(frozen=True)
 class Timed:
-    """An answer, and by the clock here the seconds from its request to its first and to its last token.
+    """An answer, and the seconds by the clock here from its request to its first and to its last token.
 
     turned_away: how often the server was too busy before, whose time is not counted unless several requests are sent at a time.
     """
@@ -41,10 +41,10 @@ class Timed:
 
 @dataclass(frozen=True)
 class Access:
-    """How servers are reached. patience_s: for a whole answer, from when it is asked for.
+    """How servers are reached. patience_s: limit for a whole answer, from its request.
 
-    key: the environment variable that holds a key; None: there is none. certificates: a file of those to trust instead of the
-    system's. check_certificates: whether a server's own is checked at all.
+    key: the environment variable that holds a key; None: no key. certificates: a file of certificates to trust instead of the
+    system's. check_certificates: whether servers' certificates are checked at all.
     """
 
     patience_s: float
@@ -53,14 +53,14 @@ class Access:
     check_certificates: bool = True
 
     def get_secret(self) -> str | None:
-        """Return the key. Raises InputError if its environment variable is not set, or holds what no header can."""
+        """Return the key. Raises InputError if its environment variable is not set, or its value cannot be sent in a header."""
         if self.key is None:
             return None
         secret = os.environ.get(self.key, "").strip()
         if not secret:
             raise InputError(f"key={self.key}: this environment variable is not set")
         if not (secret.isascii() and secret.isprintable()):
-            raise InputError(f"key={self.key}: this environment variable holds more than printable ASCII")
+            raise InputError(f"key={self.key}: this environment variable holds characters other than printable ASCII")
         return secret
 
     def open_client(self) -> httpx2.Client:
@@ -97,7 +97,7 @@ class Client:
         self._http.close()
 
     def get(self, path: str) -> Any:
-        """Return one of the server's pages: JSON, or text that is none; None if there is no such page. Raises ServerError."""
+        """Return one of the server's pages: parsed JSON, or else text; None if there is no such page. Raises ServerError."""
         try:
             response = self._http.get(self.url + path, timeout=min(CONNECT, self._patience))
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
@@ -160,7 +160,7 @@ class Client:
             raise self.blame(str(error)) from None
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             said = self._shorten(event.decode(errors="replace"))
-            raise self.blame(f"it said what its protocol does not know ({error!r}): {said}") from None
+            raise self.blame(f"it sent something that its protocol does not define ({error!r}): {said}") from None
 
     def blame(self, what: str) -> ServerError:
         """Return an error that names the server, and no key."""

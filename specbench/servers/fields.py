@@ -1,4 +1,4 @@
-"""Fields that several kinds of server share: how tokens are chosen, why an answer ended, and how many tokens it has."""
+"""Fields shared by several kinds of server: how tokens are chosen, why an answer ended, and how many tokens it has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from specbench.servers.protocol import Answer, Reason
 
 
 def list_choices(sampling: Sampling) -> dict[str, Any]:
-    """Return how tokens are chosen and which end an answer, in the words of vLLM and SGLang.
+    """Return how tokens are chosen and which of them end an answer, in the fields of vLLM and SGLang.
 
     What the model's generation config might switch on is sent as off.
     """
@@ -33,7 +33,7 @@ def name_reason(said: str) -> Reason:
 
 
 def read_usage(event: Mapping[str, Any], answer: Answer) -> None:
-    """Take in the token counts that an event of OpenAI's protocol may hold."""
+    """Add the token counts that an event of OpenAI's protocol may hold."""
     if usage := event.get("usage"):
         answer.prompt, answer.tokens = usage["prompt_tokens"], usage["completion_tokens"]
         answer.cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0

@@ -1,4 +1,4 @@
-"""Any server of OpenAI's /v1/completions: text out, the client's clock, no word about speculation.
+"""Any server of OpenAI's /v1/completions: text out, timed by the client's clock, nothing about speculation.
 
 The prompt is sent as token ids, or as text to a server that takes no ids (transformers serve).
 """

@@ -10,18 +10,18 @@ from typing import Any, ClassVar, Literal
 from specbench.decoding.sampling import Sampling
 
 IGNORE_EOS, LEAST = "sampling.ignore_eos", "sampling.min_new_tokens"
-NO_IDS = "it returned no token ids; engine=openai compares texts alone"
+NO_IDS = "it returned no token ids; engine=openai compares only texts"
 Reason = Literal["eos", "length"]
-Get = Callable[[str], Any]  # a server's page by its path: JSON, or text that is none; None if it has no such page
+Get = Callable[[str], Any]  # a server's page by its path: parsed JSON, or else text; None if there is no such page
 
 
 class ServerError(Exception):
-    """An answer that cannot be counted; in one line, why."""
+    """An answer cannot be counted; the message says why, in one line."""
 
 
 @dataclass
 class Counts:
-    """Sums over an answer. steps: verifications, with those that drafted nothing; None: not told."""
+    """Sums over an answer. steps: verifications, including those without a draft; None: not reported."""
 
     drafted: int
     accepted: int
@@ -35,9 +35,9 @@ class Counts:
 
 @dataclass
 class Answer:
-    """What a server has said of one answer so far; None: nothing.
+    """What a server has reported about one answer so far; None: nothing.
 
-    ids: None if it returns text alone. drafted, accepted, committed: per step. counts: sums, where it tells no single step.
+    ids: None if it returns only text. drafted, accepted, committed: per step. counts: sums, if it reports no single steps.
     prefill_s: to the first token; decode_s: from there to the last; both by its own clock. prompt, cached: tokens of the prompt,
     and those of them that it did not read. tokens: of the answer. pieces: tokens of each event.
     """
@@ -68,26 +68,26 @@ class Answer:
         self.pieces += [len(ids)] if ids else []
 
     def check(self, prompt: Sequence[int], most: int, vocabulary: int, stops: Sequence[int]) -> None:
-        """Raise ServerError for an answer that is not to the request, or that skipped work."""
+        """Raise ServerError for an answer that does not match the request, or that skipped work."""
         size = self._check_tokens(most, vocabulary)
         self._check_end(stops)
         if self.cached:
-            raise ServerError(f"it had {self.cached} prompt tokens cached; start it without a cache of prompts")
+            raise ServerError(f"it had {self.cached} prompt tokens cached; start it without a prompt cache")
         if self.prompt is not None and self.prompt != len(prompt):
             raise ServerError(f"it counted {self.prompt} prompt tokens; {len(prompt)} were sent")
         if self.reason is None:
             raise ServerError("its answer broke off")
         if self.reason == "length" and size < most:
-            raise ServerError(f"it stopped after {size} tokens; {most} were asked for: is its context too small?")
+            raise ServerError(f"it stopped after {size} tokens; {most} were requested: is its context too small?")
 
     def _check_end(self, stops: Sequence[int]) -> None:
-        """An answer ends at the first token that ends answers of the target, and at no other."""
+        """Raise ServerError unless the answer ends at the first token at which the target's answers end."""
         if not self.ids or not stops:
             return
         if passed := [token for token in self.ids[:-1] if token in stops]:
-            raise ServerError(f"it wrote on after token {passed[0]}, which ends an answer of the target")
+            raise ServerError(f"it continued after token {passed[0]}, at which the target's answers end")
         if self.reason == "eos" and self.ids[-1] not in stops:
-            raise ServerError(f"it ended at token {self.ids[-1]}, which does not end an answer of the target")
+            raise ServerError(f"it ended at token {self.ids[-1]}, at which the target's answers do not end")
 
     def _check_tokens(self, most: int, vocabulary: int) -> int:
         """Return how many tokens there are."""
@@ -95,9 +95,9 @@ class Answer:
         if size is None or not size:
             raise ServerError("it returned no tokens" if size == 0 else "it did not say how many tokens it returned")
         if wrong := [token for token in self.ids or () if not 0 <= token < vocabulary]:
-            raise ServerError(f"it returned token {wrong[0]}; the target has 0 to {vocabulary - 1}")
+            raise ServerError(f"it returned token {wrong[0]}; the target has tokens 0 to {vocabulary - 1}")
         if size > most:
-            raise ServerError(f"it returned {size} tokens; {most} were asked for")
+            raise ServerError(f"it returned {size} tokens; {most} were requested")
         if self.ids is not None and self.tokens not in (None, size):
             raise ServerError(f"it returned {size} token ids and counted {self.tokens}")
         return size
@@ -106,9 +106,9 @@ class Answer:
 class Protocol(ABC):
     """One kind of server.
 
-    path: where answers are asked for. health: a page that is there once it is ready. honours: the settings of how answers end
-    that it knows. reads_gguf: it takes a model as a GGUF file. tells_times: of prefill and decoding, by its own clock. counters:
-    its running totals of drafted and accepted tokens, by their names on the page /metrics, if it has any.
+    path: where answers are requested. health: a page that exists once the server is ready. honours: the settings of how answers
+    end that it knows. reads_gguf: it takes a model as a GGUF file. tells_times: of prefill and decoding, by its own clock.
+    counters: its running totals of drafted and accepted tokens, by their names on the page /metrics, if it has any.
     """
 
     path: ClassVar[str]
@@ -132,11 +132,11 @@ class Protocol(ABC):
         return {}
 
     def count_weights(self, get: Get) -> int | None:
-        """Return how many weights the server's model has, by its own word; None if it does not say."""
+        """Return how many weights the server's model has according to the server; None if it does not say."""
         return None
 
     def speculates(self, get: Get) -> bool | None:
-        """Return whether the server drafts, by its own word; None if it does not say."""
+        """Return whether the server drafts according to the server; None if it does not say."""
         return None
 
 
@@ -162,7 +162,7 @@ def count_drafts(page: Any, names: tuple[str, str]) -> tuple[int, int]:
 
 
 def fit_steps(answer: Answer) -> None:
-    """Make sums of lists that leave out steps without a draft, and lists of all steps where the events tell their order.
+    """Replace lists that leave out steps without a draft by sums, or by lists of all steps where the events show their order.
 
     Every event is one step, the first is the prefill's. Raises ServerError for counts that do not fit the tokens.
     """
@@ -171,7 +171,7 @@ def fit_steps(answer: Answer) -> None:
     cut = max(-left, 0)  # of the last step, by the end of the answer
     if len(drafted) != len(accepted) or cut > max(accepted[-1:], default=0):
         raise ServerError(
-            f"its steps accepted {sum(accepted)} of {sum(drafted)} tokens, which makes no {sum(answer.pieces)} tokens"
+            f"its steps accepted {sum(accepted)} of {sum(drafted)} tokens, which does not give {sum(answer.pieces)} tokens"
         )
     steps = _place_steps(answer.pieces[1:], list(zip(drafted, accepted, strict=True)))
     answer.drafted = answer.accepted = answer.committed = None

@@ -1,4 +1,4 @@
-"""SGLang's own endpoint, /generate, which tells the sums of an answer. Start it with --disable-radix-cache.
+"""SGLang's own endpoint, /generate, which reports sums over an answer. Start it with --disable-radix-cache.
 
 Read from its documentation and protocol, not run here. Its counters had other names before 0.5.6; all are known.
 """
@@ -56,7 +56,7 @@ class Sglang(Protocol):
 
 
 def _get_info(get: Get) -> Any:
-    """Return what a server says of itself, by the page's present or former name."""
+    """Return the server's page about itself, by its present or former name."""
     return get("/server_info") or get("/get_server_info") or {}
 
 
@@ -65,4 +65,4 @@ def _find(about: Mapping[str, Any], names: Sequence[str]) -> int:
     for name in names:
         if about.get(name) is not None:
             return int(about[name])
-    raise ServerError(f"it speculates, but says none of {', '.join(names)}")
+    raise ServerError(f"it speculates, but reports none of {', '.join(names)}")

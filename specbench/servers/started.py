@@ -1,4 +1,4 @@
-"""Servers that are started here: a port that is free, a log beside the run, an end on every way out."""
+"""Servers that are started here: each gets a free port and a log beside the run, and is always ended."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from specbench.servers.addresses import find_listeners
 
 HOST = "127.0.0.1"
 GRACE = 15  # seconds for an end
-PAUSE = 0.1  # seconds between questions whether it is up
-PATIENCE = 2.0  # seconds for an answer to one
+PAUSE = 0.1  # seconds between checks whether it is up
+PATIENCE = 2.0  # seconds for the reply to a check
 LAST = 300  # characters of a log that a message quotes
 SETTINGS = "LLAMA_ARG_"  # variables that would change a server's options unseen
 
@@ -78,7 +78,7 @@ class StartedServer:
         return healthy and self._has_port()
 
     def _has_port(self) -> bool:
-        """Whether it is this server that answered; as far as the system says."""
+        """Whether it was this server that answered, as far as the system can tell."""
         listeners = find_listeners(self.url)
         return listeners is None or bool(listeners & self.list_processes())
 
@@ -109,7 +109,7 @@ def _find_port() -> int:
 
 
 def _fill(word: str, values: Mapping[str, object], label: str) -> str:
-    """Put values into a word of a command. Raises InputError for a name that has none."""
+    """Fill values into a word of a command. Raises InputError for a name without a value."""
     try:
         return word.format_map({name: value for name, value in values.items() if value is not None})
     except (LookupError, ValueError, TypeError, AttributeError) as error:
