@@ -36,7 +36,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)
 def test_numbers_of_another_kind_are_not_cast(name: str, kind: torch.dtype, folder: Path) -> None:
     tensors(folder, lambda weights: weights.update({name: weights[name].to(kind)}))
-    with pytest.raises(InputError, match=f"does not fit its config: of another kind: {name} is .*, expected a float"):
+    with pytest.raises(InputError, match=f"does not match its config: of the wrong type: {name} is .*, expected a float"):
         load(folder)
 
 
@@ -46,7 +46,7 @@ def test_numbers_of_another_kind_in_a_bin(folder: Path) -> None:
     torch.save(weights, folder / "pytorch_model.bin")
     load(folder)
     torch.save({**weights, "model.norm.weight": torch.ones(32, dtype=torch.int8)}, folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"of another kind: model\.norm\.weight is int8"):
+    with pytest.raises(InputError, match=r"of the wrong type: model\.norm\.weight is int8"):
         load(folder)
 
 
@@ -132,5 +132,5 @@ def test_what_counts_layers_by_any_name_is_bounded() -> None:
 
 def test_weights_that_do_not_fit_the_memory_are_blamed_on_their_config() -> None:
     config = {"model_type": "llama", "hidden_size": 10**9, "num_hidden_layers": 2}
-    with pytest.raises(InputError, match="^config: its model does not fit the memory of cpu"):
+    with pytest.raises(InputError, match="^config: its model does not fit in the memory of cpu"):
         load_model(None, weights="random", config=config, dtype="float32", device="cpu")

@@ -17,7 +17,7 @@ from specbench.drafters.checkpoints import read_tensors
 from tests.conftest import Refuse, tensors
 from tests.test_bad_files import changed, empty, replace_by_fifo
 
-NOT_A_BIN = "cannot be read: it is no file of torch.save"
+NOT_A_BIN = "cannot be read: it was not written by torch.save"
 BROKEN_DRAFTERS: Mapping[str, tuple[str, Callable[[Path], object], str]] = {
     "config-list": ("eagle3", lambda folder: (folder / "config.json").write_text("[]"), "config.json: not a JSON object"),
     "config-twice": (
@@ -54,17 +54,17 @@ BROKEN_DRAFTERS: Mapping[str, tuple[str, Callable[[Path], object], str]] = {
     "bin-empty": ("medusa", lambda folder: weights_as(folder, "medusa_lm_head.pt", b""), "cannot be read"),
     "bin-garbage": ("medusa", lambda folder: weights_as(folder, "medusa_lm_head.pt", b"garbage"), NOT_A_BIN),
     "bin-noise": ("eagle", lambda folder: weights_as(folder, "pytorch_model.bin", b"\x80\x02\xff" * 20), "cannot be read"),
-    "bin-list": ("eagle", lambda folder: weights_as(folder, "pytorch_model.bin", saved([1, 2])), "expected tensors by name"),
-    "bin-numbers": ("eagle", lambda folder: weights_as(folder, "pytorch_model.bin", saved({"a": 1})), "expected tensors by name"),
+    "bin-list": ("eagle", lambda folder: weights_as(folder, "pytorch_model.bin", saved([1, 2])), "expected a state dict"),
+    "bin-numbers": ("eagle", lambda folder: weights_as(folder, "pytorch_model.bin", saved({"a": 1})), "expected a state dict"),
     "bin-nested": (
         "eagle",
         lambda folder: weights_as(folder, "pytorch_model.bin", saved({"state_dict": {"a": torch.zeros(1)}})),
-        "expected tensors by name",
+        "expected a state dict",
     ),
     "bin-sparse": (
         "medusa",
         lambda folder: weights_as(folder, "medusa_lm_head.pt", saved({"0.0.linear.weight": torch.eye(256).to_sparse()})),
-        "of another kind: 0.0.linear.weight",
+        "of the wrong type: 0.0.linear.weight",
     ),
     "safetensors-empty": ("eagle3", lambda folder: weights_as(folder, "model.safetensors", b""), "cannot be read"),
     "safetensors-garbage": ("eagle3", lambda folder: weights_as(folder, "model.safetensors", b"garbage" * 9), "cannot be read"),
@@ -82,7 +82,7 @@ BROKEN_DRAFTERS: Mapping[str, tuple[str, Callable[[Path], object], str]] = {
     "index-absent": (
         "eagle3",
         lambda folder: weights_as(folder, "model.safetensors.index.json", b'{"weight_map": {"a": "a.safetensors"}}'),
-        "names a.safetensors, which is not there",
+        "names a.safetensors, which does not exist",
     ),
     "no-weights": ("eagle3", empty, "no checkpoint at "),
     "no-number": (

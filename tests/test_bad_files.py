@@ -112,13 +112,13 @@ def empty(folder: Path) -> None:
 BROKEN: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "renamed": (
         renamed,
-        "does not fit its config: missing: model.norm.weight, expected (32,); not in the model: model.norm.wait",
+        "does not match its config: missing: model.norm.weight, expected (32,); not in the model: model.norm.wait",
     ),
     "misshapen": (misshapen, "misshapen: model.layers.1.mlp.up_proj.weight is (40, 32), expected (48, 32)"),
     "too-many": (too_many, "not in the model: model.layers.2.mlp.up_proj.weight, model.layers.3"),
     "torn": (torn, "is damaged or incomplete"),
-    "pointer": (pointer, "is a pointer of Git LFS; fetch the file that it names: git lfs pull"),
-    "pickled": (pickled, "its .bin file holds more than plain tensors, which is never executed"),
+    "pointer": (pointer, "is a Git LFS pointer; fetch the file itself: git lfs pull"),
+    "pickled": (pickled, "its .bin file holds more than plain tensors; code is never executed"),
     "own-code": (own_code, "custom code"),
     "empty": (empty, "no file named model.safetensors"),
     "no-config": (lambda folder: (folder / "config.json").unlink(), "Unrecognized model"),
@@ -163,7 +163,7 @@ BROKEN: Mapping[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: changed(folder, "config.json", num_attention_heads=5),
         "The hidden size (32) is not a multiple of the number of attention heads (5)",
     ),
-    "encoder": (lambda folder: changed(folder, "config.json", model_type="t5"), "no config of a decoder-only language model"),
+    "encoder": (lambda folder: changed(folder, "config.json", model_type="t5"), "not the config of a decoder-only language"),
     "template": (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), "the chat template of "),
     "template-empty": (lambda folder: (folder / "chat_template.jinja").write_text(""), "the tokenizer has no chat template"),
     "template-yields-nothing": (
@@ -197,7 +197,7 @@ SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidd
     [
         ("bert", "bert is an encoder .is_decoder: false.; expected a decoder-only language model"),
         ("roberta", "roberta is an encoder"),
-        ("t5", "T5Config is no config of a decoder-only language model"),
+        ("t5", "T5Config is not the config of a decoder-only language model"),
         ("falcon", "falcon: cannot be run: it cannot attend through transformers' interface: TypeError"),
         ("bart", "bart is an encoder and a decoder"),
         ("stablelm", "stablelm: cannot be run: it does not pass its keyword arguments on to its attention"),

@@ -92,7 +92,7 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["suite.split=valid"], "suite.split=valid: expected train or test"),
         (["~suite._target_"], "suite: expected a _target_, the class to build; given: "),
         (["target.weights=random", "target.config={hidden_size: 8}"], "target.config: expected a model_type, such as llama"),
-        (["target.weights=random", "target.config={model_type: lama}"], "target.config makes no model: "),
+        (["target.weights=random", "target.config={model_type: lama}"], "target.config: no model can be built from it: "),
         (
             ["target=qwen3_8b", "target.weights=random", "++target.config.num_hidden_layer=2"],
             "target.config.num_hidden_layer: qwen3 has no such setting; the nearest is num_hidden_layers",
@@ -117,7 +117,7 @@ def test_the_command_line(refuse: Refuse, argv: list[str], expected: str) -> Non
         (["target.shape=7b", "target.device_map=auto"], "shape: an expanded target must be on one device; set device_map=null"),
         (
             ["method=[self_speculative]", "target.shape=1b"],
-            "method.self_speculative: the layers that target.shape=1b adds do nothing, so skipping them tells nothing about",
+            "method.self_speculative: the layers that target.shape=1b adds do nothing, so skipping them says nothing about",
         ),
         (["suite.per_task=0"], "suite mini has no questions of task qa; it has none at all"),
         (

@@ -54,7 +54,7 @@ def spoil(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], A
 )
 def test_tensors_of_another_kind(change: Callable[[dict[str, torch.Tensor]], Any], said: str, tmp_path: Path) -> None:
     spoil(tmp_path, "eagle3", change)
-    with pytest.raises(InputError, match=f"of another kind: {said}, expected torch.float32"):
+    with pytest.raises(InputError, match=f"of the wrong type: {said}, expected torch.float32"):
         load_network(Eagle3Network, str(tmp_path / "copy"), mini())
 
 
@@ -89,7 +89,7 @@ def reduce_vocabulary(folder: Path, change: Callable[[dict[str, torch.Tensor]], 
 @pytest.mark.parametrize("offset", [2000, -3, 1])
 def test_a_vocabulary_map_to_no_token_or_one_token_twice(offset: int, tmp_path: Path) -> None:
     folder = reduce_vocabulary(tmp_path, lambda tensors: tensors["d2t"].__setitem__(2, offset))
-    with pytest.raises(InputError, match="d2t maps to other tokens than the target's 1024, or several to one"):
+    with pytest.raises(InputError, match="d2t maps to ids beyond the target's 1024, or several tokens to one id"):
         load_network(Eagle3Network, folder, mini())
 
 

@@ -131,7 +131,7 @@ def test_what_was_asked_for_under_another_label_stays() -> None:
 def test_a_system_message_that_is_left_out_is_refused() -> None:
     tokenizer = load_tokenizer("specbench/zoo/target", None, False)
     tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
-    with pytest.raises(InputError, match="leaves the system's message out"):
+    with pytest.raises(InputError, match="ignores the system message"):
         choose_chat(Chat("auto", system="Be short."), tokenizer)
 
 
@@ -139,7 +139,7 @@ def test_what_specbench_sets_and_tags_of_transformers() -> None:
     tokenizer = load_tokenizer("specbench/zoo/target", None, False)
     tokenizer.chat_template = "{% generation %}{{ messages[0].content }}{% endgeneration %}{% if think %}<t>{% endif %}"
     assert choose_chat(Chat("auto", {"think": True}), tokenizer).arguments
-    for name, message in (("thinking", "it reads think"), ("add_generation_prompt", "specbench sets it")):
+    for name, message in (("thinking", "it reads think"), ("add_generation_prompt", "specbench sets this argument itself")):
         with pytest.raises(InputError, match=message):
             choose_chat(Chat("auto", {name: True}), tokenizer)
 

@@ -57,6 +57,6 @@ def test_what_cannot_be_done_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_nothing_is_claimed_of_its_memory(tiny: Tiny) -> None:
-    with Rehearsal(), pytest.raises(InputError, match="its memory is not known"):
+    with Rehearsal(), pytest.raises(InputError, match="its memory use is not known"):
         outline_model(path=str(tiny.target), dtype="bfloat16", device="cpu", quantize="int8")
     assert torch.tensor([3]).tolist() == [3]

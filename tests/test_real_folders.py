@@ -170,7 +170,7 @@ def test_a_mistyped_name_is_no_folder_no_file_and_no_hub_id(name: str, monkeypat
         raise OSError("We couldn't connect to the hub.\nCheck your internet connection.")
 
     monkeypatch.setattr("specbench.models.place.cached_file", ask)
-    said = f"no model at {name}: no such folder or file here, and no hub id that can be read: We couldn't connect to the hub."
+    said = f"no model at {name}: no such folder or file here, and it cannot be read from the hub: We couldn't connect to the hub."
     for load in (lambda: load_tokenizer(name, None, False), lambda: load_model(name)):
         with pytest.raises(InputError) as refused:
             load()

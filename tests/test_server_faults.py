@@ -78,7 +78,7 @@ def test_a_server_that_is_slow_is_given_up_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize(("protocol", "ids", "said"), [
-    ("vllm", [5, 6, 10_000], "it returned token 10000; the target has 0 to 999"),
+    ("vllm", [5, 6, 10_000], "it returned token 10000; the target has tokens 0 to 999"),
     ("sglang", [5, 6, -1], "it returned token -1"),
     ("llama_cpp", [5, 6], "it stopped after 2 tokens; 24 were requested"),
     ("vllm", [5, 1, 7, 1], "it continued after token 1"),

@@ -71,7 +71,7 @@ def test_what_cannot_be_placed_becomes_sums(
 
 
 def test_counts_that_make_no_answer_are_refused() -> None:
-    with pytest.raises(ServerError, match="makes no 3 tokens"):
+    with pytest.raises(ServerError, match="does not give 3 tokens"):
         fit_steps(Answer(ids=[0] * 3, drafted=[4, 4, 4], accepted=[4, 4, 0], pieces=[1, 2]))
 
 

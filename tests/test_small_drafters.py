@@ -128,7 +128,7 @@ def test_a_draft_vocabulary_holds_the_most_frequent_tokens_of_the_answers(tiny: 
         (
             "eagle3",
             "{intermediate: 16}",
-            'network: "intermediate": no such key is supported (here 16); the nearest is intermediate_size',
+            'network: "intermediate": no such key is supported (its value: 16); the nearest is intermediate_size',
         ),
     ],
 )

@@ -313,7 +313,7 @@ def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(tiny: Tiny, cli: Cl
 def test_ids_that_the_target_does_not_have_are_named(target: Target, tmp_path: Path, ids: object) -> None:
     file = tmp_path / "texts.jsonl"
     file.write_text(json.dumps({"prompt_ids": [1], "answer_ids": ids}) + "\n")
-    with pytest.raises(InputError, match="is no token id below"):
+    with pytest.raises(InputError, match="is not a token id below"):
         read_texts(file, target)
 
 

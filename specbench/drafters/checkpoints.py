@@ -24,13 +24,13 @@ INDEX = ".index.json"  # after the name of a weight file that is split into shar
 RANDOM = "random"
 OF_TARGET = "target"  # its weights are among the target's own
 BUILT_IN = (RANDOM, OF_TARGET)  # checkpoints without files of their own
-FACTORS = "_scale"  # after the name of a matrix that is stored as int8: a factor for each of its rows, (rows, 1)
+FACTORS = "_scale"  # suffix of an int8 matrix's name: the tensor of that name holds a factor per row, (rows, 1)
 
 
 def fill_network(network: DraftNetwork, tensors: Mapping[str, Tensor], place: str) -> None:
     """Load tensors into a network. Raises InputError for missing, unexpected and misshapen tensors, by name with both shapes.
 
-    Also for tensors of another kind, such as whole numbers for weights, and for weights that are NaN or infinite.
+    Also for tensors of the wrong type, such as integers for weights, and for weights that are NaN or infinite.
     """
     expected = network.state_dict()
     given = {name: tensor for name, tensor in tensors.items() if not name.startswith(network.unused)}
@@ -43,14 +43,14 @@ def fill_network(network: DraftNetwork, tensors: Mapping[str, Tensor], place: st
         "misshapen": misshapen,
         "missing": [f"{name}, expected {tuple(tensor.shape)}" for name, tensor in expected.items() if name not in given],
         "not in the network": [name for name in given if name not in expected],
-        "of another kind": [
+        "of the wrong type": [
             f"{name} is {given[name].dtype}, expected {tensor.dtype}"
             for name, tensor in expected.items()
             if name in given and not _is_like(given[name], tensor)
         ],
     }
     if wrong := "; ".join(f"{what}: {abbreviate(sorted(names))}" for what, names in kinds.items() if names):
-        raise InputError(f"the checkpoint at {place} does not fit its config: {wrong}")
+        raise InputError(f"the checkpoint at {place} does not match its config: {wrong}")
     check_weights(given, f"the checkpoint at {place}")
     network.load_state_dict(dict(given), assign=True)
 
@@ -88,12 +88,12 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         tensors: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         if re.search("global|reduce|class", str(error).rpartition("WeightsUnpickler error")[2], re.IGNORECASE):
-            raise InputError(f"{path}: holds more than plain tensors, which is never executed") from None
-        raise InputError(f"{path}: cannot be read: it is no file of torch.save") from None
+            raise InputError(f"{path}: holds more than plain tensors; code is never executed") from None
+        raise InputError(f"{path}: cannot be read: it was not written by torch.save") from None
     except Exception as error:  # of any type: bytes that are no such file
         raise InputError(f"{path}: cannot be read: {format_error(error, longest=160)}") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise InputError(f"{path}: expected tensors by name, as of a state dict")
+        raise InputError(f"{path}: expected a state dict: tensors by name")
     return {str(name): tensor for name, tensor in tensors.items()}
 
 
@@ -102,7 +102,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(read_index(index).values())):
         if not (index.parent / name).is_file():
-            raise InputError(f"{index}: names {name}, which is not there")
+            raise InputError(f"{index}: names {name}, which does not exist")
         tensors |= _read_file(index.parent / name)
     return tensors
 
@@ -133,7 +133,7 @@ def find_folder(checkpoint: str) -> Path:
 def write_checkpoint(network: DraftNetwork, folder: Path, file: str = OURS, storage: str = "float16") -> None:
     """Write config.json and the weights under one of the file names that `read_tensors` knows.
 
-    storage: of floats, float16; int8: of matrices, whole numbers with a float16 factor per row (`NAME_scale`).
+    storage: float16, or int8: matrices as integers with a float16 factor per row (`NAME_scale`), the rest as float16.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in network.state_dict().items()}

@@ -21,8 +21,7 @@ SIZES = {"one node": 1, "several nodes": 6}
 def choose_layers(drafter: LayerDrafter, batch: int, wanted: Wanted, asked: str) -> Choice | None:
     """Compile or capture the layers of a bound drafter where wanted; return their forward, None if it has no layers of its own.
 
-    batch: sequences beside each other in a run's full groups. asked: who wants that kind. Raises InputError where that cannot be
-    had.
+    batch: sequences in a run's full groups. asked: who wants that kind. Raises InputError if it is impossible.
     """
     if wanted in ("eager", "static") or not drafter.network.list_layer_inputs(1):
         drafter.runner.kind = "static" if wanted == "static" else "eager"
@@ -57,7 +56,7 @@ def _list_trials(drafter: LayerDrafter, batch: int) -> Iterator[Trial]:
 
 
 def _draw_inputs(drafter: LayerDrafter, nodes: int, batch: int) -> list[tuple[Tensor, ...]]:
-    """Return inputs per width, of other hidden states for every sequence."""
+    """Return inputs per width, with different hidden states for every sequence."""
     drawn = drafter.network.list_layer_inputs(nodes)
     return [(_draw_rows(hidden, batch), *(_repeat(one, batch) for one in others)) for hidden, *others in drawn]
 

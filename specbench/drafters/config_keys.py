@@ -7,7 +7,7 @@ from typing import Any
 
 from specbench.errors import InputError, show_value, suggest_choices, suggest_nearest
 
-LARGEST = 1 << 24  # of a size: larger ones overflow the number of a matrix's entries
+LARGEST = 1 << 24  # of a size: with larger ones, the number of a matrix's entries overflows
 MOST = 64  # heads, or layers of a head
 WITHOUT_EFFECT = frozenset(  # on drafting, whatever their value; found in the published files
     (
@@ -104,7 +104,7 @@ def _check_key(key: str, value: Any, rules: Rules, where: str) -> None:
 
 def _refuse_unknown(key: str, value: Any, rules: Rules, where: str) -> InputError:
     nearest = suggest_nearest(key, [*rules, *NEUTRAL])
-    return InputError(f"{where}{format_value(key)}: no such key is supported (here {format_value(value)}){nearest}")
+    return InputError(f"{where}{format_value(key)}: no such key is supported (its value: {format_value(value)}){nearest}")
 
 
 def _is_neutral(value: Any, neutral: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Networks that draft only some of the target's tokens, as in EAGLE-3: d2t has each one's offset to its id in the target."""
+"""Networks that draft only some of the target's tokens, as in EAGLE-3: d2t holds each one's offset to its id in the target."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -73,7 +73,7 @@ def read_teacher(network: MappedNetwork, lesson: Lesson) -> tuple[Tensor, Tensor
 def check_maps(config: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors without the maps if the vocabularies are equal.
 
-    Raises InputError for a d2t that maps drafted tokens to no token, or two to one, and for a t2d that names other tokens.
+    Raises InputError for a d2t that maps a token to no id or two tokens to one id, and for a t2d that contradicts d2t.
     """
     vocabulary: int = config["vocab_size"]
     if config.get("draft_vocab_size", vocabulary) == vocabulary:
@@ -84,7 +84,7 @@ def check_maps(config: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[st
     tokens = torch.arange(len(offsets)) + offsets
     if not ((tokens >= 0) & (tokens < vocabulary)).all() or len(set(tokens.tolist())) < len(tokens):
         raise InputError(
-            f"d2t maps to other tokens than the target's {vocabulary}, or several to one; expected offsets to distinct ids"
+            f"d2t maps to ids beyond the target's {vocabulary}, or several tokens to one id; expected offsets to distinct ids"
         )
     if known is None or known.shape != (vocabulary,) or known.dtype != torch.bool:
         return tensors

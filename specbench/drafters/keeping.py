@@ -57,7 +57,7 @@ class UnreadState:
         return self.context.work
 
     def take(self, count: int) -> Tensor:
-        """Return the first so many hidden states, which are read now."""
+        """Return the first `count` hidden states, which are read now."""
         taken, self.hidden = self.hidden[:count], self.hidden[count:]
         return taken
 

@@ -74,13 +74,13 @@ class DraftKV:
         self.store.retain(places)
 
     def number(self, count: int, first: int = 0) -> Tensor:
-        """(B, count) int64: positions of entries, the first of them so many after the row's committed tokens."""
+        """(B, count) int64: positions of entries, the first of them `first` places after the row's committed tokens."""
         if len(self.lengths) == 1:
             return self._bias.number(self.lengths[0] + first, count)
         return self._bias.locate(self.lengths) + self._bias.number(first, count)
 
     def number_tokens(self, counts: list[int]) -> Tensor:
-        """(B, N) int64: positions of so many further committed tokens per row; padding is at its row's first position."""
+        """(B, N) int64: positions of `counts` further committed tokens per row; padding is at its row's first position."""
         positions = self.number(max(counts))
         if len(set(counts)) == 1:
             return positions
@@ -152,7 +152,7 @@ class Rotary:
 
     @staticmethod
     def of_module(decoder: nn.Module, positions: int, like: Tensor) -> "Rotary":
-        """Return the table of a model's own positions. Raises InputError for one whose layers share no rotary positions."""
+        """Return the table of a model's own positions. Raises InputError if its layers do not share rotary positions."""
         table = Rotary.__new__(Rotary)
         try:
             rotary: Any = decoder.get_submodule("rotary_emb")
@@ -160,7 +160,7 @@ class Rotary:
                 raise InputError(f"rope_type={rotary.rope_type}: angles that depend on the text's length are not supported here")
             table._fill(rotary, positions, like)
         except (AttributeError, TypeError, KeyError):
-            raise InputError("the target's layers do not share rotary positions, which its further layers need") from None
+            raise InputError("the target's layers do not share rotary positions, which further layers like them need") from None
         return table
 
     def _fill(self, rotary: nn.Module, positions: int, like: Tensor) -> None:

@@ -85,7 +85,7 @@ def build_network(
 
 
 def require_checkpoint(checkpoint: str | None) -> str:
-    """Raises InputError where neither the target's YAML nor the method's names one."""
+    """Raises InputError if neither the target's YAML nor the method's names one."""
     if checkpoint is None:
         where = "target.checkpoints.METHOD, or method.LABEL.checkpoint,"
         raise InputError(f"this target names no checkpoint: set {where} to a folder, a hub id or random")
@@ -159,7 +159,7 @@ def read_config(kind: type[Network], checkpoint: str, shape: TargetShape) -> dic
 
 
 def resume_network(kind: type[Network], checkpoint: str, target: LanguageModel) -> Network:
-    """Load a checkpoint to train it further, as `create_network` makes a new one: what stays as it is there stays here, too."""
+    """Load a checkpoint into a network of `create_network`, to train it further."""
     config, tensors = _read_checkpoint(kind, checkpoint, TargetShape.of(target.config))
     network = create_network(kind, target, config)
     fill_network(network, tensors, checkpoint)
@@ -167,7 +167,7 @@ def resume_network(kind: type[Network], checkpoint: str, target: LanguageModel) 
 
 
 def build_config(kind: type[Network], shape: TargetShape, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a new network's config.json with changes. Raises InputError for one that it does not know or allow."""
+    """Return a new network's config.json with changes. Raises InputError for an unknown key or a value that is not allowed."""
     return check_config({**kind.create_config(shape), **changes}, kind.list_keys(shape), where="network: ")
 
 
@@ -199,7 +199,7 @@ def _name_config(checkpoint: str) -> Iterator[None]:
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
     except Exception as error:  # of any type: sizes may fit no network
-        raise InputError(f"{place} makes no network: {format_error(error)}") from None
+        raise InputError(f"{place}: no network can be built from it: {format_error(error)}") from None
 
 
 def _check_target(target: LanguageModel) -> None:

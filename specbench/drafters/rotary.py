@@ -27,7 +27,7 @@ ROTARY_KEYS: Mapping[str, Rule] = {"rope_theta": POSITIVE, "rope_scaling": MAPPI
 def read_rotary(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return transformers 5's rope_parameters of a checked config.json.
 
-    They stand under rope_theta and rope_scaling (transformers 4) or rope_parameters (5). Raises InputError if two of them
+    They are under rope_theta and rope_scaling (transformers 4) or rope_parameters (5). Raises InputError if two of them
     contradict each other, and for types and keys that are not honoured.
     """
     old, new = config.get("rope_scaling"), config.get("rope_parameters")

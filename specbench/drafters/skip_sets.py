@@ -39,7 +39,7 @@ def check_shape(labels: Sequence[str], shape: str | None, sizes: Any) -> None:
     """Raises InputError if methods that skip layers run on a shape with added layers, which do nothing."""
     if labels and isinstance(sizes, Mapping) and "num_hidden_layers" in sizes:
         raise InputError(
-            f"method.{labels[0]}: the layers that target.shape={shape} adds do nothing, so skipping them tells nothing about a "
+            f"method.{labels[0]}: the layers that target.shape={shape} adds do nothing, so skipping them says nothing about a "
             "trained model; leave the method out"
         )
 

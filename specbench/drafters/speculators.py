@@ -1,4 +1,4 @@
-"""Keys of a drafter's config.json that stand in a mapping inside it, as in vLLM's speculators and in DFlash's files."""
+"""Keys of a drafter's config.json that are nested in a mapping, as in vLLM's speculators and in DFlash's files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ SIZES = (
 
 
 def flatten_config(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return a config.json with the keys of its layers beside the others; any other layout as it is.
+    """Return a config.json with the keys of its layers at the top level; any other layout is returned unchanged.
 
     kind: the type of speculator that is read. A size that is left out is transformers' default for that type of layer. Raises
     InputError for another kind of speculator or of layers, and for keys that contradict each other.
@@ -41,7 +41,7 @@ def flatten_config(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def lift_nested(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a config.json with the keys of one mapping beside the others, and without nulls. Raises InputError."""
+    """Return a config.json with the keys of one mapping at the top level, and without nulls. Raises InputError."""
     flat = {key: value for key, value in config.items() if value is not None}
     if not isinstance(nested := flat.pop(name, {}), dict):
         raise InputError(f"{name}={format_value(nested)}: expected a mapping")

@@ -1,4 +1,4 @@
-"""Drafters that are no methods: they know the answer, and so measure what an engine makes of drafts."""
+"""Drafters that are not methods: they know the answer, and so measure what an engine makes of drafts."""
 
 from specbench.decoding.drafter import Drafter
 

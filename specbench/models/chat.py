@@ -44,7 +44,7 @@ class ChatFormat:
 
 @dataclass(frozen=True)
 class Chat:
-    """How conversations become prompts: a key of FORMATS, and for a chat template its arguments and the system's message."""
+    """How conversations become prompts: a key of FORMATS, and for a chat template its arguments and the system message."""
 
     format: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -62,12 +62,12 @@ def choose_chat(chat: Chat, tokenizer: Tokenizer) -> Chat:
     if chat.system is not None and _render_greeting(chosen, tokenizer) == _render_greeting(
         replace(chosen, system=None), tokenizer
     ):
-        raise InputError("target.system: the chat template leaves the system's message out")
+        raise InputError("target.system: the chat template ignores the system message")
     return chosen
 
 
 def describe_chat(chat: Chat, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what decides the prompts besides the questions, as run.json records it beside their fingerprints."""
+    """Return what determines the prompts besides the questions, as run.json records it next to their fingerprints."""
     text = tokenizer.get_chat_template() if chat.format == "template" else None
     sha256 = hashlib.sha256(text.encode()).hexdigest() if text is not None else None
     return {"format": chat.format, "template_sha256": sha256, "arguments": dict(chat.arguments), "system": chat.system}
@@ -78,9 +78,9 @@ def _render_greeting(chat: Chat, tokenizer: Tokenizer) -> list[int]:
 
 
 def _check_argument(name: str, tokenizer: Tokenizer) -> None:
-    """Raise InputError for an argument that the template never reads: it would change nothing, without a word."""
+    """Raise InputError for an argument that the template never reads: it would silently have no effect."""
     if name in GIVEN:
-        raise InputError(f"target.template.{name}: specbench sets it")
+        raise InputError(f"target.template.{name}: specbench sets this argument itself")
     try:
         read = meta.find_undeclared_variables(_PARSER.parse(MARKS.sub("", tokenizer.get_chat_template())))
     except (TemplateError, ValueError):  # which rendering explains
@@ -116,7 +116,7 @@ def decode_whole(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def count_retokenised(tokenizer: Tokenizer, text: str) -> int:
-    """Return Spec-Bench's baseline token count: the re-encoded text minus one for BOS, even if the tokenizer adds none."""
+    """Return Spec-Bench's baseline token count: the re-encoded text's, minus one for BOS even if the tokenizer adds none."""
     return len(_encode(tokenizer, text)) - 1
 
 

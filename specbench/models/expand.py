@@ -29,7 +29,7 @@ SPREAD = 0.02  # SD of random weights
 NEVER = -1e4  # logit of tokens the small model does not have; representable in float16
 WRITES_HIDDEN = ("o_proj.weight", "down_proj.weight", "embed_tokens.weight")  # rows, or vectors looked up, of H dimensions
 READS_HIDDEN = tuple(f"{name}_proj.weight" for name in ("q", "k", "v", "gate", "up"))
-SIZES = (  # of a shape; missing ones stay the model's, but key-value heads default to the given number of heads
+SIZES = (  # of a shape; missing ones stay as in the model, but key-value heads default to the given number of heads
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("vocab_size", "max_position_embeddings"),
 )
@@ -191,8 +191,8 @@ class TensorFiller:
     ) -> None:
         """Fill one tensor. small: None in new layers. writes_hidden: its rows, or embeddings, are of the residual stream.
 
-        vectors: number of concatenated hidden vectors it reads. others: how many of its last inputs are no hidden dimensions.
-        A bias of neither hidden dimensions nor heads is of tokens.
+        vectors: number of concatenated hidden vectors it reads. others: how many of its last inputs are not hidden dimensions.
+        A bias that belongs to neither hidden dimensions nor heads belongs to tokens.
         """
         module, kind = name.split(".")[-2:]
         norm = large.ndim == 1 and kind == "weight"

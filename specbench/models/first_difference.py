@@ -1,4 +1,4 @@
-"""Where our forward first leaves transformers' own: the layer, and the module in it."""
+"""Where our forward first departs from transformers' own: the layer, and the module in it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Outputs = dict[str, list[Tensor]]  # of modules, by name, in the order of their 
 
 
 def describe_first_difference(model: LanguageModel, prompt: list[int], rest: list[int], bound: float) -> str:
-    """Return `, first in layer 3 (sliding_attention), its MambaMixer`; empty if the tokens in a row show no difference.
+    """Return `, first in layer 3 (sliding_attention), its MambaMixer`; empty if a chain of tokens shows no difference.
 
-    Also where a module of this model breaks the search. bound: relative difference that rounding explains.
+    It is also empty where a module of this model breaks the search. bound: relative difference that rounding explains.
     """
     try:
         return _find_first_difference(model, prompt, rest, bound)

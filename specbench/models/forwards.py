@@ -31,7 +31,7 @@ CONTEXT = 128  # tokens before the nodes of a trial
 NODES = 9  # of a trial of several
 SHORTER = 5  # rows of a batch are shorter by up to so many tokens
 ROUNDS, FORWARDS = 5, 6  # of a timing: eager and compiled in turns, so many forwards each
-SMALLEST = 4_000_000  # weights of a target whose forward takes long enough to be worth a compiler's minute
+SMALLEST = 4_000_000  # weights of a target whose forward takes long enough to be worth a minute of compiling
 BOUND = {torch.float64: 1e-5, torch.float32: 1e-3}  # of a model without a self-test, as a share of the logits' spread
 BOUND_IN_16_BITS = 0.1
 CHOSEN = "another kind was chosen"
@@ -55,7 +55,7 @@ class Shape:
 
 @dataclass
 class Choice:
-    """What run.json says of a model's forwards. why: they are eager, or empty; expected: that needs no notice.
+    """What run.json says about a model's forwards. why: the reason that they are eager, or empty; expected: it needs no notice.
 
     products, sums: of its linear layers, see products.py. seconds: of compiling and trying out. difference: of logits, relative
     to their spread. times: milliseconds, eager then compiled or as a graph, by shape.
@@ -120,7 +120,7 @@ class Trials:
             self.slower.append(trial.name)
 
     def choose(self, wanted: Wanted, asked: str) -> Choice:
-        """Return the choice. asked: who wants the faster kind. Raises InputError where that cannot be had."""
+        """Return the choice. asked: who wants the faster kind. Raises InputError if that is impossible."""
         why = self.failure
         if wanted == "auto" and self.slower and not why:
             why = f"{self._how}, it is slower over {' and '.join(self.slower)}"
@@ -144,7 +144,7 @@ def choose_forward(
     """Set the kind of the model's forwards and return why. What was compiled and measured before is not compiled again.
 
     asked: who wants the kind, for a message. compiling: called before that starts. small: also compile a model of few weights (a
-    draft model). Raises InputError where the kind cannot be had.
+    draft model). Raises InputError if that kind is impossible.
     """
     asked = asked or f"{SETTING}={wanted}"
     trials = _trials.setdefault(model, Trials(model.device))
@@ -169,7 +169,7 @@ def _do_without(wanted: Wanted, asked: str, obstacle: str, expected: bool) -> Ch
 
 
 def _find_obstacle(model: LanguageModel, wanted: Wanted, small: bool) -> tuple[str, bool]:
-    """Return why no faster forward is even tried, empty if one is, and whether that needs no notice."""
+    """Return why no faster forward is even tried (empty if one is), and whether that needs no notice."""
     weights = list(model.model.parameters())
     devices = {weight.device for weight in weights}
     if wanted == "eager" or (wanted == "static" and len(devices) == 1):
@@ -182,7 +182,7 @@ def _find_obstacle(model: LanguageModel, wanted: Wanted, small: bool) -> tuple[s
     if wanted == "auto" and not small and sum(weight.numel() for weight in weights) < SMALLEST:
         return "the model is too small to gain", True
     if device == "cpu" and find_compiler() is None:
-        return "no C++ compiler is found", False
+        return "no C++ compiler was found", False
     if model.context < CONTEXT + NODES + 1:
         return "its context is too short to try it out", False
     return "", True
@@ -201,7 +201,7 @@ def find_compiler() -> str | None:
 
 
 def _find_cause(error: Exception) -> str:
-    """Return what a compiler complains about first, or else the error's own words."""
+    """Return a compiler's first complaint, or else the error's own message."""
     complaints = [line.strip() for line in str(error).splitlines() if "error:" in line]
     return complaints[0] if complaints else format_error(error)
 
@@ -223,7 +223,7 @@ def _list_trials(model: LanguageModel, shapes: Sequence[Shape]) -> Iterator[Tria
         if fast == "compiled":
             model.compile(store, trees)
         else:
-            _run(model, store, others, fast)  # recorded with other tokens than it is compared on: nothing of them may stay
+            _run(model, store, others, fast)  # recorded with other tokens than the compared ones: no trace of these may remain
         yield Trial(shape.name, partial(_run, model, store, trees, "eager"), partial(_run, model, store, trees, fast), bound)
 
 
@@ -233,12 +233,12 @@ def choose_nodes(nodes: int, batch: int) -> int:
 
 
 def _draw_chains(tokens: Tensor, start: int, count: int, batch: int) -> list[DraftTree]:
-    """Return a chain per row, each of other tokens."""
+    """Return a chain per row, each of different tokens."""
     return [DraftTree.chain(tokens.roll(row)[start : start + count]) for row in range(batch)]
 
 
 def get_bound(dtype: torch.dtype) -> float:
-    """Return how far a compiled output may be from the eager one, as a share of its spread, where no self-test says it."""
+    """Return how far a compiled output may be from the eager one, as a share of its spread, where no self-test gives a bound."""
     return BOUND.get(dtype, BOUND_IN_16_BITS)
 
 

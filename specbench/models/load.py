@@ -60,7 +60,7 @@ def load_model(
 ) -> LanguageModel:
     """Load a model. weights: pretrained, or random from `config` alone. shape: expand to it, outputs unchanged.
 
-    packed: pack linear layers in oneDNN's layout where `can_pack` allows. quantize: store their weights as whole numbers instead.
+    packed: pack linear layers in oneDNN's layout where `can_pack` allows. quantize: store their weights as integers instead.
     Raises InputError if the model cannot be loaded, if a weight is not a finite number, or if our forward does not compute what
     transformers' own does.
     """
@@ -83,7 +83,7 @@ def load_model(
         loaded = _try_out(model, device_map is None, packed and can_pack(where, kind), quantize)
     except torch.OutOfMemoryError:
         what = "config: its model" if weights == "random" else path
-        raise InputError(f"{what} does not fit the memory of {where}; try another device, dtype or device_map") from None
+        raise InputError(f"{what} does not fit in the memory of {where}; try another device, dtype or device_map") from None
     if path and weights == "pretrained":
         _name_quantization(loaded, locate(path), revision)
     return loaded
@@ -127,13 +127,13 @@ def _try_out(model: PreTrainedModel, one_device: bool, packed: bool, quantize: s
 def check_room(
     model: nn.Module, dtype: torch.dtype, device: torch.device, packed: bool, what: str = "shape", total: bool = False
 ) -> None:
-    """Raises InputError if a model, still on the meta device, does not fit the free memory of its device. total: all of it."""
+    """Raises InputError if a model, still on the meta device, does not fit in its device's free memory. total: in all of it."""
     weights = sum(weight.numel() for weight in model.parameters())
     needed, room = estimate_memory(weights, dtype, device, packed), (get_total_memory if total else get_free_memory)(device)
     if needed > room:
         size = f"{weights / 1e9:.1f} billion weights need {needed / 1e9:.1f} GB on {device} as {str(dtype)[6:]}"
         twice = " (plain and packed for its matrix units)" if needed > weights * dtype.itemsize else ""
-        raise InputError(f"{what}: {size}{twice}, where {room / 1e9:.1f} GB are {'all there is' if total else 'free'}")
+        raise InputError(f"{what}: {size}{twice}; {room / 1e9:.1f} GB are {'installed' if total else 'free'}")
 
 
 def check_model(
@@ -239,14 +239,14 @@ def _load_pretrained(
             **place.options,
         )
     except UnpicklingError:
-        raise InputError(f"no model at {path}: its .bin file holds more than plain tensors, which is never executed") from None
+        raise InputError(f"no model at {path}: its .bin file holds more than plain tensors; code is never executed") from None
     except Exception as error:  # of any type: what does not fit is found all over transformers
         if is_out_of_memory(error):
             raise torch.OutOfMemoryError(str(error)) from None
         raise InputError(f"no model at {path}: {describe_failure(error, config)}") from None
     model, info = loaded
     if wrong := describe_misfits(model, info, config):
-        raise InputError(f"the checkpoint at {path} does not fit its config: {wrong}")
+        raise InputError(f"the checkpoint at {path} does not match its config: {wrong}")
     if place.gguf:
         _forget_quantization(model)
     elif quantization:
@@ -263,7 +263,7 @@ def _forget_quantization(model: PreTrainedModel) -> None:
 
 
 def _read_config(place: Place, revision: str | None) -> dict[str, Any]:
-    """Return a model's config; nothing where it cannot be read, which loading the model explains."""
+    """Return a model's config, or nothing if it cannot be read: loading the model reports why."""
     try:
         config: dict[str, Any] = PretrainedConfig.get_config_dict(place.name, revision=revision, **place.options)[0]
     except Exception:  # of any type: a hub's, a file's
@@ -272,7 +272,7 @@ def _read_config(place: Place, revision: str | None) -> dict[str, Any]:
 
 
 def _find_stored(place: str, revision: str | None) -> Path:
-    """Return the folder in which a model that has been loaded lies: of a hub id, in transformers' cache."""
+    """Return the folder of a loaded model; for a hub id, the one in transformers' cache."""
     return Path(str(cached_file(place, "config.json", revision=revision, local_files_only=True))).parent
 
 
@@ -285,7 +285,7 @@ def _build_random(config: Mapping[str, Any] | None, dtype: torch.dtype, device: 
     except Exception as error:  # of any type: the config may fit no architecture
         if is_out_of_memory(error):
             raise torch.OutOfMemoryError(str(error)) from None
-        raise InputError(f"config makes no model: {describe_failure(error, config or {})}") from None
+        raise InputError(f"config: no model can be built from it: {describe_failure(error, config or {})}") from None
 
 
 def create_config(config: Mapping[str, Any] | None) -> PretrainedConfig:
@@ -300,7 +300,7 @@ def create_config(config: Mapping[str, Any] | None) -> PretrainedConfig:
     except InputError:
         raise
     except Exception as error:  # of any type: what does not fit is found all over transformers
-        raise InputError(f"config makes no model: {describe_failure(error, config)}") from None
+        raise InputError(f"config: no model can be built from it: {describe_failure(error, config)}") from None
     return architecture
 
 

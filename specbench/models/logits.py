@@ -1,4 +1,4 @@
-"""What the self-test asks of rows of logits."""
+"""What the self-test requires of rows of logits."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ def is_finite(logits: Tensor) -> bool:
 
 
 def check_spread(rows: Tensor) -> None:
-    """Raises InputError for logits (n, V) in which no token, or no text, differs from another: every forward would pass."""
+    """Raises InputError for logits (n, V) that are equal over all tokens, or after all texts: every forward would pass."""
     if torch.equal(rows.amax(dim=-1), rows.amin(dim=-1)):
         raise InputError("its logits are all equal")
     if torch.equal(rows, rows[:1].expand_as(rows)):

@@ -1,4 +1,4 @@
-"""A model as it will be loaded, before it is: its architecture in a rehearsal, with weights that have no contents."""
+"""A model before it is loaded: its architecture in a rehearsal, with weights that have no contents."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from specbench.models.place import locate
 def outline_model(**given: Any) -> LanguageModel:
     """Return, in a rehearsal, the model that `load_model` would return for the same arguments, unpacked and on one device.
 
-    Raises InputError for layers that are quantised at load: what their library takes in a forward is not known.
+    Raises InputError for layers that are quantised at load: how much memory their library uses in a forward is not known.
     """
     bound = signature(load_model).bind(**given)
     bound.apply_defaults()
     chosen = SimpleNamespace(**bound.arguments)
     if chosen.quantize is not None:
-        raise InputError(f"quantize={chosen.quantize}: its memory is not known before the target is loaded")
+        raise InputError(f"quantize={chosen.quantize}: its memory use is not known before the target is loaded")
     where = pick_device(chosen.device)
     with pause_rehearsal():
         random = chosen.weights == "random"
@@ -44,7 +44,7 @@ def outline_model(**given: Any) -> LanguageModel:
 
 
 def describe_unloaded(**given: Any) -> LanguageModel:
-    """Return the model that `load_model` would return for the same arguments, on the device "meta": for its sizes alone.
+    """Return the model that `load_model` would return for the same arguments, on the device "meta": only its sizes are used.
 
     Its folder needs no weights. Raises InputError for one without a config that can be read.
     """

@@ -1,7 +1,7 @@
 """Linear layers that also hold their weights in oneDNN's block layout, so that on a CPU a few tokens cost as much as one.
 
-Layers that read the same input (query, key and value; gate and up) are one product. From how many rows on a layer takes the
-packed product is measured, see products.py. The cost is a second copy of the weights: tied embeddings and new drafters read the
+Layers that read the same input (query, key and value; gate and up) are one product. The fewest rows for which a layer takes the
+packed product are measured, see products.py. The cost is a second copy of the weights: tied embeddings and new drafters read the
 plain one, and so do compiled forwards of one row, where a product is a sum that the compiler fuses with the operations around it.
 """
 
@@ -77,7 +77,7 @@ _library = _register_operation()
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a module is a linear layer with a weight as it is multiplied, not one that a library keeps quantised."""
+    """Whether a module is a linear layer whose weight is stored as it is multiplied, not quantised by a library."""
     return type(module) is nn.Linear and "weight" in dict(module.named_parameters(recurse=False)) and not is_quantized(module)
 
 

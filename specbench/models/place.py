@@ -1,4 +1,4 @@
-"""Where a model lies: a folder, a GGUF file, an installed package that holds one, or a hub id.
+"""Where a model is: in a folder, a GGUF file or an installed package that holds one, or on the hub.
 
 A path is relative to the working directory, else to the checkout.
 """
@@ -21,14 +21,14 @@ CONFIG = "config.json"
 
 
 class Place(NamedTuple):
-    """name: a folder or a hub id, as transformers takes it. gguf: the file in it that holds everything, if there is one."""
+    """name: a folder or a hub id, as transformers takes it. gguf: the file in it that holds everything, if any."""
 
     name: str
     gguf: str | None = None
 
     @property
     def options(self) -> dict[str, str]:
-        """What transformers' from_pretrained is told besides the name."""
+        """The arguments of transformers' from_pretrained besides the name."""
         return {"gguf_file": self.gguf} if self.gguf else {}
 
 
@@ -43,7 +43,10 @@ def find_local_file(path: str) -> Path | None:
 
 
 def locate(path: str) -> Place:
-    """Return where a model lies. Raises InputError for a path that cannot be a hub id and does not exist, or broken settings."""
+    """Return where a model is.
+
+    Raises InputError for a path that does not exist and cannot be a hub id, and for broken settings.
+    """
     if (folder := find_local_folder(path)) is not None:
         _check_adapter(path, folder)
         check_settings(folder)
@@ -71,8 +74,8 @@ def _check_adapter(path: str, folder: Path) -> None:
     if not (folder / ADAPTER).is_file():
         return
     if any(find_weights(folder)):
-        raise InputError(f"{path}: a model and a LoRA adapter; merge them, or remove {ADAPTER} to run the model alone")
-    raise InputError(f"{path}: a LoRA adapter without its model; merge it into the base model that its {ADAPTER} names")
+        raise InputError(f"{path}: holds a model and a LoRA adapter; merge them, or remove {ADAPTER} to run the model alone")
+    raise InputError(f"{path}: holds a LoRA adapter without its model; merge it into the base model that its {ADAPTER} names")
 
 
 def check_hub_id(place: Place, revision: str | None) -> None:
@@ -82,7 +85,7 @@ def check_hub_id(place: Place, revision: str | None) -> None:
     try:
         cached_file(place.name, CONFIG, revision=revision)
     except (OSError, ValueError) as error:
-        where = "no such folder or file here, and no hub id that can be read"
+        where = "no such folder or file here, and it cannot be read from the hub"
         raise InputError(f"no model at {place.name}: {where}: {take_message(error)}") from None
 
 

@@ -1,8 +1,8 @@
 """Which product each linear layer of a model takes on this CPU: plain or packed, alone or with its siblings. Measured at load.
 
 Which one is faster depends on the processor, the sizes and the number of rows: on one AVX-512 machine the plain float32 product
-of one row is 9 % faster, on another it takes more than twice as long, as it runs on one core up to three rows. A rule that suits
-one processor lets the baseline run slower code on the next.
+of one row is 9 % faster; on another it takes more than twice as long, because up to three rows run on a single core. A rule that
+suits one processor makes the baseline run slower code on the next.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from specbench.models.packed import Joint, JointLinear, PackedLinear, Product, i
 
 ROWS = (1, 2, 4, 8, 32)  # numbers of rows at which products are timed
 ROUNDS = 5
-MARGIN = 1.1  # the plain product must be so many times as fast before it is taken
+MARGIN = 1.1  # the plain product is taken only if it is this many times as fast
 SUM_MARGIN = 1.5  # the product alone must be so many times as fast as the sum alone: inside a graph, sums gain that much
 SMALLEST = 32_768  # weights of a layer worth measuring
 LARGE = 1 << 18  # weights; in a smaller layer, choosing by rows at each call costs more than it gains
-BYTES = 1 << 28  # of weights read in one timing, at least where there are as many: beyond the caches
+BYTES = 1 << 28  # of weights read in one timing, if there are as many: more than the caches hold
 CACHED = 1 << 24  # bytes of weights; calling a compiled function takes as long as reading less than these
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names in transformers' layers
 
@@ -59,7 +59,7 @@ class Products:
         return self.sums[name]
 
     def recall(self, first_rows: Mapping[str, int | None], sums: Mapping[str, bool]) -> None:
-        """Take over what an earlier process measured."""
+        """Adopt what an earlier process measured."""
         self.first_rows.update(first_rows)
         self.sums.update(sums)
 

@@ -13,7 +13,7 @@ CHOICES = ("int8",)
 
 
 def check_quantize(chosen: str | None) -> None:
-    """Raises InputError for a way that does not exist, or whose library is not installed."""
+    """Raises InputError for an unknown choice, and if its library is not installed."""
     if chosen is None:
         return
     if chosen not in CHOICES:
@@ -23,7 +23,7 @@ def check_quantize(chosen: str | None) -> None:
 
 
 def quantize_layers(model: nn.Module, chosen: str) -> None:
-    """Store the weights of all linear layers as whole numbers, each row with a factor; products stay in the model's dtype."""
+    """Store the weights of all linear layers as integers, with a scale per row; products stay in the model's dtype."""
     check_quantize(chosen)
     if getattr(model, "is_quantized", False):
         raise InputError(f"quantize={chosen}: the checkpoint's layers are already quantised; expected null")

@@ -40,18 +40,18 @@ def _check_mapping(path: Path) -> None:
 
 
 def describe_failure(error: BaseException, config: Mapping[str, Any]) -> str:
-    """Return why transformers made no model of a config, in one line."""
+    """Return in one line why transformers could not build a model from a config."""
     if isinstance(error, KeyError) and error.args and (names := _find_settings(error.args[0], config)):
         return f"transformers knows no {' and no '.join(f'{name}={error.args[0]}' for name in names)}"
     if found := re.search(r"Unrecognized configuration class <class '[\w.]*\.(\w+)'>", str(error)):
-        return describe_other_inputs(config) or f"{found[1]} is no config of a decoder-only language model"
+        return describe_other_inputs(config) or f"{found[1]} is not the config of a decoder-only language model"
     if isinstance(error, (ImportError, OSError, ValueError, RuntimeError)) and str(error).strip():
         return take_message(error)
     return format_error(error)
 
 
 def describe_other_inputs(config: Mapping[str, Any]) -> str | None:
-    """Return that a config is of a model for pictures or sound, too, which is more than a language model; None for others."""
+    """Return a message if the model of a config also reads images or sound, None for a plain language model."""
     parts = [name for name in OTHER_INPUTS if config.get(name)]
     if not parts:
         return None
@@ -94,7 +94,7 @@ def check_keys(given: Mapping[str, Any], config: PretrainedConfig, place: str = 
 
 
 def check_quantization(given: Any, place: str) -> None:
-    """Raises InputError for a method that transformers would pass over with a warning. given: quantization_config, or None."""
+    """Raises InputError for a method that transformers would ignore with a warning. given: quantization_config, or None."""
     if given is None:
         return
     if not isinstance(given, dict):
@@ -107,7 +107,7 @@ def check_quantization(given: Any, place: str) -> None:
 
 
 def check_plain_layers(model: PreTrainedModel, dtype: torch.dtype, place: str) -> None:
-    """Raises InputError for a checkpoint that says it is quantised, whose plain layers come in another type than asked for."""
+    """Raises InputError for a checkpoint marked as quantised whose plain layers are loaded in a dtype other than requested."""
     plain = (module.weight.dtype for module in model.modules() if is_plain(module))
     other = next((found for found in plain if found != dtype), None)
     if other is not None:

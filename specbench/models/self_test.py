@@ -1,12 +1,12 @@
 """The self-test of a loaded model: our forward against transformers' own, on random tokens.
 
 Theirs is the model's own attention over whole sequences, without any cache; ours goes through the KV store as decoding one
-sequence does: a prompt, a chain, a branched tree, commits of both, single tokens. Batches and taps are not tried. Both round, so
-they differ. How much rounding explains is measured on transformers alone, in forwards of other shapes; a model that differs by
-more is refused.
+sequence does: a prompt, a chain, a branched tree, commits of both, single tokens. Batches and taps are not tested. Both round, so
+they differ. How much rounding explains is measured on transformers alone, in forwards of different shapes; a model that differs
+by more is refused.
 
-In 16 bits rounding hides what a part of the model contributes, so the test is made on a float32 copy first, where memory holds
-one. The model as it will run is then compared with the copy's logits, as transformers in 16 bits is.
+In 16 bits rounding hides what a part of the model contributes, so the test is made on a float32 copy first, if one fits in
+memory. The model as it will run is then compared with the copy's logits, and so is transformers in 16 bits.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ AFTER_PROMPT = CHAIN_KEPT + len(TREE_KEPT) + SINGLE
 SIZES = (1, 12)  # tokens per forward in which transformers' rounding is measured
 MARGIN = 3  # a difference of so many times the measured one is still rounding
 LEAST = {torch.float64: 1e-5, torch.float32: 1e-4}  # floor of the bound; transformers' norms are float32
-MOST = {torch.float64: 1e-2, torch.float32: 1e-2}  # rounding beyond it is none
+MOST = {torch.float64: 1e-2, torch.float32: 1e-2}  # a larger difference is not rounding
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 LEAST_IN_16_BITS, MOST_IN_16_BITS = 0.1, 0.3
 LEAST_FROM_FLOAT32 = 0.02  # of a model in 16 bits, compared with its float32 copy
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-TOLERATED = 4  # with experts, one row in so many may differ by more: of two equally good ones the other one is chosen
+TOLERATED = 4  # with experts, one row in so many may differ by more: of two equally good experts the other may be chosen
 SECONDS = 30.0  # most that a test beyond a window may take, by estimate
 SCORE_BYTES = 8  # of a pair of tokens and a head in a forward of transformers
 FORWARDS = 4  # whole ones in a test beyond a window
@@ -75,7 +75,7 @@ Logits = dict[str, Tensor]  # by step: (n, V) float32
 
 @dataclass(frozen=True)
 class Float32Copy:
-    """What the test of a float32 copy found, its logits, and how far transformers in 16 bits is from them."""
+    """The result of testing a float32 copy, its logits, and how far transformers in 16 bits is from them."""
 
     figures: dict[str, Any]
     logits: Logits
@@ -84,7 +84,7 @@ class Float32Copy:
 
 @torch.inference_mode()
 def check_float32_copy(model: LanguageModel) -> Float32Copy | None:
-    """Test a float32 copy of a model in 16 bits on one device; None where there is none or memory does not hold it.
+    """Test a float32 copy of a model in 16 bits on one device; None if there is none or it does not fit in memory.
 
     A quantised checkpoint has none: some libraries keep whole numbers in buffers, which no conversion makes into weights.
     """
@@ -104,7 +104,7 @@ def check_float32_copy(model: LanguageModel) -> Float32Copy | None:
 
 
 def _copy_as_float32(model: nn.Module, weights: list[nn.Parameter]) -> Any:
-    """Return a copy whose weights are made in float32 at once: one in 16 bits, to be converted, takes half as much again."""
+    """Return a copy whose weights are created in float32: converting a copy in 16 bits would take half as much memory again."""
     return copy.deepcopy(model, {id(weight): nn.Parameter(weight.float(), False) for weight in weights}).float()
 
 
@@ -124,7 +124,7 @@ def check_forward(model: LanguageModel, float32: Float32Copy | None = None) -> d
 
 @contextmanager
 def _name_model(model: LanguageModel) -> Iterator[None]:
-    """Make whatever a model's own code raises an InputError that names the model."""
+    """Turn whatever a model's own code raises into an InputError that names the model."""
     with name_place(f"{model.config.model_type}: cannot be run: "):
         try:
             yield
@@ -190,7 +190,7 @@ def _compare(model: LanguageModel, script: Script, least: float, committed_only:
     whole = torch.cat(list(expected.values()))[-AFTER_PROMPT:] if committed_only else None
     rounding = _measure_rounding(model, script, whole)
     if not rounding <= max(MOST.get(model.dtype, MOST_IN_16_BITS), least):
-        raise InputError(f"transformers' own cache changes its logits by {rounding:.2g} of their spread, which is no rounding")
+        raise InputError(f"transformers' own cache changes its logits by {rounding:.2g} of their spread: more than rounding")
     return _judge(model, script, expected, rounding, least, committed_only)
 
 
@@ -203,9 +203,9 @@ def _judge(
     differences = _find_differences(model, found, expected)
     wrong = next((step for step, difference in differences.items() if not difference <= bound), None)
     if wrong is not None:
-        off = f"in {wrong} its logits leave transformers' by {differences[wrong]:.2g} of their spread"
+        off = f"in {wrong} its logits differ from transformers' by {differences[wrong]:.2g} of their spread"
         where = describe_first_difference(model, script.prompt, script.committed[len(script.prompt) :], bound)
-        raise InputError(f"{off}, where rounding explains {bound:.2g}{where}")
+        raise InputError(f"{off}; rounding explains {bound:.2g}{where}")
     return {"tokens": len(script.committed), "rounding": rounding, "bound": bound, "differences": differences}
 
 
@@ -271,7 +271,7 @@ def _feed_prompt(model: LanguageModel, store: KVStore, prompt: Tensor, committed
 
 
 def _measure_rounding(model: LanguageModel, script: Script, whole: Tensor | None) -> float:
-    """Return by how much transformers differs from itself when the tokens after the prompt come through its cache."""
+    """Return by how much transformers' logits change when the tokens after the prompt are fed through its cache."""
     ids = torch.tensor([script.committed], device=model.device)
     expected = _read_logits(model, [script.committed], AFTER_PROMPT)[0] if whole is None else whole
     return max(_summarize(model.config, _read_cached(model, ids, size), expected) for size in SIZES)

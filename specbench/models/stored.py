@@ -1,4 +1,4 @@
-"""The tensors of a model's files by name and type: transformers casts whatever it finds there to the type asked for."""
+"""The tensors of a model's files by name and type: transformers casts whatever it finds there to the requested type."""
 
 import json
 from collections.abc import Iterator
@@ -36,10 +36,10 @@ def check_files(folder: Path) -> None:
 
 
 def _check_header(file: Path) -> None:
-    """Raises InputError for a file of another length than its header says, or without one."""
+    """Raises InputError for a file without a header, or whose length is not what its header says."""
     with file.open("rb") as stream:
         if stream.read(len(POINTER)) == POINTER:
-            raise InputError(f"{file}: is a pointer of Git LFS; fetch the file that it names: git lfs pull")
+            raise InputError(f"{file}: is a Git LFS pointer; fetch the file itself: git lfs pull")
     try:
         with safe_open(file, framework="pt"):
             pass
@@ -70,7 +70,7 @@ def name_gguf_types(file: Path) -> str:
 
 
 def check_stored_types(model: PreTrainedModel, folder: Path, place: str) -> None:
-    """Raises InputError for files that hold numbers of another kind for floating weights of a model, such as whole ones."""
+    """Raises InputError for files that hold numbers of the wrong type for a model's floating weights, such as integers."""
     floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     prefix = f"{model.base_model_prefix}."
     wrong = [
@@ -80,7 +80,7 @@ def check_stored_types(model: PreTrainedModel, folder: Path, place: str) -> None
         if kind not in FLOATS and (name in floating or prefix + name in floating)
     ]
     if wrong:
-        raise InputError(f"the checkpoint at {place} does not fit its config: of another kind: {abbreviate(sorted(wrong))}")
+        raise InputError(f"the checkpoint at {place} does not match its config: of the wrong type: {abbreviate(sorted(wrong))}")
 
 
 def find_weights(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from tasks.question import Question
 
 GRAM = 13  # tokens that texts share: too many for chance (Brown et al. 2020, appendix C)
 SIDE_BY_SIDE = 64  # conversations per batch
-Keep = Callable[[int, Callable[[], list[Any]]], list[Any]]  # returns a batch by number: kept earlier, else made now
+Keep = Callable[[int, Callable[[], list[Any]]], list[Any]]  # returns the batch of a number: one kept earlier, else a new one
 WRONG = (ValueError, KeyError, TypeError, AttributeError)  # raised by rows of another form
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
@@ -35,7 +35,7 @@ class Text:
 
 
 def make_anew(number: int, make: Callable[[], list[Any]]) -> list[Any]:
-    """Return the batch, kept nowhere; a `Keep`."""
+    """Make the batch and keep it nowhere; a `Keep`."""
     return make()
 
 
@@ -122,7 +122,7 @@ def _check_ids(ids: list[int], target: Target) -> list[int]:
     vocabulary = target.model.config.vocab_size
     wrong = [token for token in ids if type(token) is not int or not 0 <= token < vocabulary]
     if wrong:
-        raise ValueError(f"{wrong[0]!r} is no token id below {vocabulary}")
+        raise ValueError(f"{wrong[0]!r} is not a token id below {vocabulary}")
     return ids
 
 

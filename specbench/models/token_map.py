@@ -1,4 +1,4 @@
-"""The tokens that two tokenizers share, so that a draft model of another vocabulary can draft (Timor et al. 2025, section 4)."""
+"""The tokens that two tokenizers share: a draft model with another vocabulary drafts these (Timor et al. 2025, section 4)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class TokenMap:
 def build_token_map(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> TokenMap:
     """Match tokens by their strings; a leading space is written as the target's tokenizer writes it. Raises InputError.
 
-    Of several tokens of the draft model that would be the same one of the target's, the first is matched.
+    If several of the draft model's tokens match the same token of the target, the first is used.
     """
     known, own = target.get_vocab(), draft.get_vocab()
     sign, other = _find_space_sign(target), _find_space_sign(draft)
@@ -59,7 +59,7 @@ def _find_space_sign(tokenizer: PreTrainedTokenizerBase) -> str:
 def load_token_map(target: Mapping[str, Any], draft: Mapping[str, Any] | None) -> TokenMap:
     """Load both tokenizers. target, draft: with path, and perhaps revision and trust_remote_code. Raises InputError."""
     if draft is None or not draft.get("path") or not target.get("path"):
-        raise InputError("a target and a draft model with tokenizers of their own are needed: set target.draft.path")
+        raise InputError("the target and the draft model need tokenizers of their own: set target.draft.path")
     tokenizers = [
         load_tokenizer(one["path"], one.get("revision"), one.get("trust_remote_code", False)) for one in (target, draft)
     ]
