@@ -131,11 +131,11 @@ def test_lines_that_are_no_answers_are_named(tmp_path: Path) -> None:
         (counting(new_tokens=[-4]), "new_tokens is below 0"),
         (counting(accept_lengths=[1, 1, -1, 1]), "accept_lengths is below 0"),
         (at_once, "wall_time is not above 0"),
-        (counting(new_tokens=[1000]), "accept_lengths make 4 tokens, but new_tokens 1000"),
+        (counting(new_tokens=[1000]), "accept_lengths add up to 4 tokens, but new_tokens to 1000"),
         (counting(new_tokens=[0]), "new_tokens is 0 in a turn whose text is not ERROR"),
-        (counting(accept_lengths=[10**9, 1, 1, 1]), "accept_lengths make 1000000003 tokens, but new_tokens 4"),
-        (counting(accept_lengths=[0, 0, 0, 0]), "accept_lengths make 0 tokens, but new_tokens 4"),
-        (counting(decoding_steps=[7]), "accept_lengths holds 4 steps, but decoding_steps makes 7"),
+        (counting(accept_lengths=[10**9, 1, 1, 1]), "accept_lengths add up to 1000000003 tokens, but new_tokens to 4"),
+        (counting(accept_lengths=[0, 0, 0, 0]), "accept_lengths add up to 0 tokens, but new_tokens to 4"),
+        (counting(decoding_steps=[7]), "accept_lengths holds 4 steps, but decoding_steps gives 7"),
     ):
         (tmp_path / "c.jsonl").write_text(json.dumps(good | failed) + "\n" + json.dumps(good | change) + "\n")
         with pytest.raises(InputError, match=f"c.jsonl:2: not an answer: {said}"):

@@ -23,7 +23,7 @@ BROKEN_DRAFTERS: Mapping[str, tuple[str, Callable[[Path], object], str]] = {
     "config-twice": (
         "medusa",
         lambda folder: (folder / "config.json").write_text('{"medusa_num_heads": 4, "medusa_num_heads": 5}'),
-        "config.json: the key 'medusa_num_heads' comes twice",
+        "config.json: the key 'medusa_num_heads' is given twice",
     ),
     "config-torn": ("medusa", lambda folder: (folder / "config.json").write_text("{"), "config.json: not a JSON object"),
     "config-nested": (

@@ -311,9 +311,9 @@ def test_a_torn_datastore(refuse: Refuse, tiny: Tiny, tmp_path: Path) -> None:
         ("texts.jsonl", ['{"messages": [{"role": "user"}]}'], "texts.jsonl:1: expected a text or a chat: KeyError('value')"),
         ("texts.jsonl", ['{"prompt_ids": [1], "answer_ids": [5000]}'], "texts.jsonl:1: expected a text or a chat: ValueError"),
         ("texts.jsonl", ['{"prompt_ids": [1], "answer_ids": [5000]}'], "5000 is not a token id below 1024"),
-        ("texts.jsonl", ['{"text": " "}'], "texts.jsonl: holds no document"),
+        ("texts.jsonl", ['{"text": " "}'], "texts.jsonl: contains no document"),
         ("texts.json", ['{"text": "one"}'], "texts.json: expected a list of chats or texts"),
-        ("texts.txt", ["", " "], "texts.txt: holds no document"),
+        ("texts.txt", ["", " "], "texts.txt: contains no document"),
     ],
 )
 def test_what_a_datastore_is_made_of(refuse: Refuse, tmp_path: Path, file: str, lines: list[str] | None, expected: str) -> None:

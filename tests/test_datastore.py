@@ -121,8 +121,8 @@ def test_a_store_in_memory_is_the_same(tmp_path: Path) -> None:
 
 def test_what_cannot_be_stored(tmp_path: Path) -> None:
     for texts, expected in (
-        ([], "a test: holds no document"),
-        ([[]], "holds no document"),
+        ([], "a test: contains no document"),
+        ([[]], "contains no document"),
         ([[8]], "holds the id 8"),
         ([[-1]], "-1"),
     ):

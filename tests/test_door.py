@@ -105,7 +105,7 @@ TWICE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"decode_s": 0.4}, "pld has this turn twice, both times as attempt 1: two runs in one file?"),
     ({}, {"state": "warm"}, "pld has this turn twice"),
     (SECOND, SECOND, "pld has this turn twice, both times as attempt 2"),
-    (SECOND, SECOND | {"method": "sps", "arms": 3}, "arms is 3 in attempt 2, but above 2"),
+    (SECOND, SECOND | {"method": "sps", "arms": 3}, "arms is 3 in attempt 2, but 2 in an earlier row"),
     ({}, SECOND | {"state": "warm"}, "state is warm in attempt 2, expected cold"),
 ]
 
@@ -123,7 +123,7 @@ def test_two_rows_that_no_run_writes_are_refused(
 def test_a_question_belongs_to_one_task(tmp_path: Path) -> None:
     run = write_run(tmp_path, [trial("autoregressive", [1], 1.0), trial("pld", [1], 1.0, task="qb")])
     with pytest.raises(
-        InputError, match=r"trials.jsonl:2: question 1 belongs to fake-suite/qb/qa, but above to fake-suite/qa/qa"
+        InputError, match=r"trials.jsonl:2: question 1 belongs to fake-suite/qb/qa, but to fake-suite/qa/qa in an earlier row"
     ):
         run.read_trials()
 
@@ -132,7 +132,7 @@ def test_a_question_belongs_to_one_task(tmp_path: Path) -> None:
 
 LINES: list[tuple[bytes, str]] = [
     (b'{"a": NaN}', "NaN is not a number"),
-    (b'{"a": 1, "a": 2}', "the key 'a' comes twice"),
+    (b'{"a": 1, "a": 2}', "the key 'a' is given twice"),
     (b'{"a": "\\ud800"}', "a lone surrogate"),
     (b'{"a": "\xed\xa0\x80"}', "not UTF-8 at byte 7"),
     (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
@@ -184,12 +184,12 @@ DOCUMENTS: list[tuple[str, bytes, str]] = [
     ("run.json", b'{"x": 1e400, "y": {"z": 99999999999999999999}}', "a number out of range"),
     ("run.json", b'{"x": ' + b"[" * 500 + b"]" * 500 + b"}", "nested too deeply"),
     ("run.json", b"\xef\xbb\xbf{}", "starts with a byte order mark"),
-    ("run.json", b'{"x": 1, "x": 2}', "the key 'x' comes twice"),
+    ("run.json", b'{"x": 1, "x": 2}', "the key 'x' is given twice"),
     ("run.json", b"{} " * 2**23, "holds more than"),
     ("config.yaml", b"sampling: 5", "sampling is 5, expected a mapping, or null"),
     ("config.yaml", b"sampling: {temperature: hot}", "sampling.temperature is 'hot'"),
     ("config.yaml", b"repeats: -1", "repeats is -1"),
-    ("config.yaml", b"a: 1\na: 2", ":1: cannot be read: the key 'a' comes twice"),
+    ("config.yaml", b"a: 1\na: 2", ":1: cannot be read: the key 'a' is given twice"),
     ("config.yaml", b"a: \x00", "cannot be read"),
     ("config.yaml", b"a: \xff", "not UTF-8 at byte 3"),
     ("config.yaml", b'a: "\\ud800"', "a lone surrogate"),

@@ -75,7 +75,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "info-nested": (lambda folder: (folder / "store.json").write_text("[" * 100_000), "store.json: nested too deeply"),
     "info-twice": (
         lambda folder: (folder / "store.json").write_text((folder / "store.json").read_text().replace("{", '{"width": 4,')),
-        "store.json: the key 'width' comes twice",
+        "store.json: the key 'width' is given twice",
     ),
     "info-missing": (lambda folder: (folder / "store.json").unlink(), "is not a datastore"),
     "ids-missing": (lambda folder: (folder / "0.ids").unlink(), "0.ids: cannot be read: No such file"),

@@ -48,7 +48,7 @@ def load(folder: Path, baseline: dict[str, Any], method: dict[str, Any], **more:
 
 def test_what_medusa_leaves_out_is_null(tmp_path: Path) -> None:
     notices, (*_, first, second) = load(tmp_path, {"idxs": [4, 6], "new_tokens": [5, 7]}, MEDUSA)
-    assert notices[1] == "fast.jsonl: no accept_lengths: 12 new_tokens in 6 steps make 2.00 per step"
+    assert notices[1] == "fast.jsonl: no accept_lengths: 12 new_tokens in 6 steps: 2.00 per step"
     assert (first.steps, second.steps) == (2, 4)
     lacking = ("accepted", "committed", "drafted", "nodes", "depth", "prefill_s", "output_ids", "retokenised")
     assert {getattr(first, name) for name in lacking} == {None}
@@ -62,16 +62,16 @@ def test_what_medusa_leaves_out_is_null(tmp_path: Path) -> None:
 def test_rest_writes_its_lengths_with_a_colon_and_without_prefills_token(tmp_path: Path) -> None:
     counts = {"idxs": [4, 6], "new_tokens": [5, 7], "accept_lengths:": [1] * 12}
     notices, (*_, first, second) = load(tmp_path, counts, REST, category="writing")
-    assert notices == ["fast.jsonl: accept_lengths make 2 tokens fewer than new_tokens in 2 turns"]
+    assert notices == ["fast.jsonl: accept_lengths give 2 tokens fewer than new_tokens in 2 turns"]
     assert (first.committed, second.committed) == ([2, 2], [1, 2, 3])
     assert (first.task, first.category) == ("mt_bench", "writing"), "the baseline's file says it"
 
 
 def test_eagles_baseline_counts_only_steps(tmp_path: Path) -> None:
     notices, trials = load(tmp_path, EAGLE_BASELINE, MEDUSA)
-    assert notices[0] == "vicuna.jsonl: new_tokens is 0 in all 2 turns, idxs make 12 steps"
+    assert notices[0] == "vicuna.jsonl: new_tokens is 0 in all 2 turns; idxs give 12 steps"
     assert [trial.new_tokens for trial in trials] == [5, 7, 5, 7]
-    with pytest.raises(InputError, match="fast.jsonl:1: not an answer: new_tokens is 0 in all turns, which only the baseline's"):
+    with pytest.raises(InputError, match="fast.jsonl:1: not an answer: new_tokens is 0 in all turns; only the baseline's"):
         load(tmp_path, MEDUSA, EAGLE_BASELINE)
 
 
@@ -113,11 +113,11 @@ def test_steps_are_the_last_ones_number_plus_one_unless_lengths_say_otherwise() 
             {"new_tokens": [5, 7], "wall_time": [1.0, 1.0], "decoding_steps": [0, 3]},
             "decoding_steps is 0 in a turn with new_tokens",
         ),
-        (MEDUSA | {"idxs": [9, 9]}, "idxs makes 20 steps, but new_tokens 12 tokens"),
+        (MEDUSA | {"idxs": [9, 9]}, "idxs gives 20 steps, but new_tokens 12 tokens"),
         (MEDUSA | {"idxs": [1]}, "idxs is not a list of numbers, one per turn"),
         (MEDUSA | {"idxs": [1, -2]}, "idxs is below 0"),
-        (REST | {"accept_lengths:": [2, 2, 1, 2, 2]}, "accept_lengths make 9 tokens, but new_tokens 12"),
-        (REST | {"accept_lengths:": [3, 7]}, "accept_lengths holds 2 steps, but idxs makes 5"),
+        (REST | {"accept_lengths:": [2, 2, 1, 2, 2]}, "accept_lengths add up to 9 tokens, but new_tokens to 12"),
+        (REST | {"accept_lengths:": [3, 7]}, "accept_lengths holds 2 steps, but idxs gives 5"),
         (REST | {"accept_lengths:": ["2"]}, "accept_lengths: is not a list of integers"),
         (MEDUSA | {"turns": TEXTS[:1]}, "new_tokens is not a list of numbers, one per turn"),
     ],
@@ -157,9 +157,9 @@ def test_files_without_categories_are_replayed(cli: Cli, tmp_path: Path) -> None
     status, out, err = cli("replay", *of, "out=run")
     assert status == 0, err
     assert "turns have as many ids as the file counts, the others from +" in out
-    assert "medusa.jsonl: no accept_lengths: 24 new_tokens in 12 steps make 2.00 per step" in out
+    assert "medusa.jsonl: no accept_lengths: 24 new_tokens in 12 steps: 2.00 per step" in out
     trials = RunDirectory(tmp_path / "run").read_trials()
     assert {(trial.question_id, trial.category, trial.kind) for trial in trials} == {("81", "writing", "replayed")}
     write(tmp_path / "eagle.jsonl", answer(81, EAGLE_BASELINE))
     status, out, err = cli("replay", "--of", "eagle.jsonl", *of[2:], "out=eagle")
-    assert status == 0 and "eagle.jsonl: new_tokens is 0 in all 2 turns, idxs make 12 steps" in out, err
+    assert status == 0 and "eagle.jsonl: new_tokens is 0 in all 2 turns; idxs give 12 steps" in out, err

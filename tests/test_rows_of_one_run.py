@@ -22,11 +22,11 @@ def pair(**changes: Any) -> list[Trial]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"prompt_tokens": 99}, "prompt_tokens is 99, but above 5 for the same turn"),
-        ({"prompt_sha256": "0" * 64}, "prompt_sha256 is not that of the same turn above"),
-        ({"turn": 9}, "turn is 9, but pld has no turn 8 of this question above"),
-        ({"context": "own"}, "context is own, but above reference"),
-        ({"kind": "imported"}, "kind is imported, but above measured or synthetic"),
+        ({"prompt_tokens": 99}, "prompt_tokens is 99, but 5 in an earlier row of the same turn"),
+        ({"prompt_sha256": "0" * 64}, "prompt_sha256 is not that of the same turn in an earlier row"),
+        ({"turn": 9}, "turn is 9, but no earlier row has turn 8 of pld"),
+        ({"context": "own"}, "context is own, but reference in an earlier row"),
+        ({"kind": "imported"}, "kind is imported, but measured or synthetic in an earlier row"),
         ({"method": "ghost"}, "method is 'ghost', which config.yaml does not have"),
         ({"method": "x" * 201}, "method is 'x*…, expected text, not blank"),
         ({"method": " "}, "method is ' ', expected text, not blank"),

@@ -108,7 +108,7 @@ def test_a_stripped_run_compares_as_its_original_does(tmp_path: Path) -> None:
 
 
 def test_what_needs_the_texts_says_so(stripped: Path) -> None:
-    said = "holds hashes in place of its texts; expected the run that it is a copy of"
+    said = "holds hashes in place of its texts; expected the original run"
     with pytest.raises(InputError, match=f"^--of {stripped}: {said}$"):
         read_run_answers(stripped)
     with pytest.raises(InputError, match=f"^out={stripped}: {said}$"):

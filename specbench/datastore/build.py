@@ -101,7 +101,7 @@ class Writer:
     def finish(self, tokenizer: str | None, source: str) -> StoreInfo:
         """Sort the last chunk and return the content of store.json. Raises InputError if there were no documents."""
         if not self.chunks:
-            raise InputError(f"{source}: holds no document to build a datastore of")
+            raise InputError(f"{source}: contains no document, so no datastore can be built")
         self._sort()
         return StoreInfo(
             tokenizer=tokenizer,

@@ -1,4 +1,4 @@
-"""Is a store what its store.json says: the ids by their sha256, each suffix array by one pass over it."""
+"""Check that a store is what its store.json says: the ids by their sha256, each suffix array by one pass over it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ def find_largest_id(chunks: Sequence[NDArray[np.unsignedinteger]]) -> int:
 def is_suffix_array(ids: NDArray[np.unsignedinteger], suffixes: NDArray[np.int32]) -> bool:
     """Return whether the suffixes of ids (n,) are all there and in order, in linear time.
 
-    Neighbours a, b in the array are in order if a's first id is smaller, or it is the same and the suffix a + 1 stands before the
-    suffix b + 1. The empty suffix stands before all. Holds four bytes per id.
+    Neighbours a, b in the array are in order if a's first id is smaller, or if it is the same and the suffix a + 1 sorts before
+    the suffix b + 1. The empty suffix sorts before all. Holds four bytes per id.
     """
     ranks = np.full(len(ids) + 1, -1, np.int32)
     for start in range(0, len(ids), BLOCK):
@@ -35,7 +35,7 @@ def is_suffix_array(ids: NDArray[np.unsignedinteger], suffixes: NDArray[np.int32
             return False
         ranks[block] = np.arange(start, start + len(block), dtype=np.int32)
     if len(ids) > 0 and int(ranks[:-1].min()) < 0:
-        return False  # one of them is missing, so another is there twice
+        return False  # one of them is missing, so another occurs twice
     ranks[-1] = -1
     return all(_is_sorted(ids, suffixes[start : start + BLOCK + 1], ranks) for start in range(0, len(ids), BLOCK))
 

@@ -12,7 +12,7 @@ from specbench.errors import InputError
 from specbench.models.texts import GRAM
 from tasks.question import Question
 
-LEAKED = 0.5  # a question counts as leaked from this share of its grams
+LEAKED = 0.5  # a question with at least this share of its grams in a store counts as leaked
 
 
 @runtime_checkable

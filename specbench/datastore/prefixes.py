@@ -72,7 +72,7 @@ class Prefixes:
         """Apply REST's own two cuts: to the `cost` most frequent, then to the cheapest whose total cost stays within `cost`.
 
         A prefix costs its distinct tokens. Ties are broken at random, as by the authors, but by a fixed seed. Parents that a cut
-        dropped come back free of cost with their children.
+        dropped are restored, free of cost, with their children.
         """
         ties = np.random.default_rng(TIE_SEED).permutation(len(self))
         frequent = np.lexsort((ties, -self.count))[:cost]

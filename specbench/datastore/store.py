@@ -200,7 +200,7 @@ def _read_info(folder: Path, path: str) -> StoreInfo:
 
 
 def _check_info(about: StoreInfo) -> StoreInfo:
-    """Raises ValueError for impossible sizes, and for texts that are none."""
+    """Raises ValueError for impossible sizes, and for fields that should be text but are not."""
     sizes = [about.vocabulary, about.documents, *about.chunks]
     if about.width not in (2, 4) or not about.chunks or not all(type(size) is int and 0 < size < LARGEST for size in sizes):
         raise ValueError(f"width {about.width}, vocabulary {about.vocabulary}, chunks {about.chunks}")
@@ -211,7 +211,7 @@ def _check_info(about: StoreInfo) -> StoreInfo:
 
 
 def _check_content(folder: Path, about: StoreInfo) -> None:
-    """Raises InputError if ids or suffixes are not those that store.json was written for; each state of the files once."""
+    """Raises InputError if ids or suffixes are not those that store.json describes; checks each state of the files once."""
     files = [folder / name for number in range(len(about.chunks)) for name in list_chunk_files(number, about.width)]
     states = tuple((str(file.resolve()), file.stat().st_mtime_ns) for file in files)
     if wrong := _find_damage(states, about.sha256, about.vocabulary, about.width):
@@ -224,9 +224,9 @@ def _find_damage(states: tuple[tuple[str, int], ...], sha256: str, vocabulary: i
     names = [name for name, _ in states]
     chunks = [np.memmap(name, f">u{width}", "r") for name in names[::2]]
     if (actual := hash_ids(chunks)) != sha256:
-        return f"its ids have the sha256 {actual[:12]}…, {INFO_FILE} says {sha256[:12]}…"
+        return f"the sha256 of its ids is {actual[:12]}…, but {INFO_FILE} says {sha256[:12]}…"
     if (largest := find_largest_id(chunks)) >= vocabulary:
-        return f"holds the id {largest}, {INFO_FILE} says that all are below {vocabulary}"
+        return f"holds the id {largest}, but {INFO_FILE} says that all are below {vocabulary}"
     for ids, name in zip(chunks, names[1::2], strict=True):
         if not is_suffix_array(ids, np.memmap(name, "<i4", "r")):
             return f"{Path(name).name} is not the suffix array of its ids"

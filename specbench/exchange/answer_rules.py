@@ -1,4 +1,4 @@
-"""An answer of another program, and what its counts have in common. Programs count differently, but none by more than this.
+"""An answer of another program, and the limits within which its counts agree. Programs differ in counting, but by no more.
 
 A method's accepted lengths leave out a token of each turn (prefill's, or the end token), or have one more: Recycling counts the
 prompt's last. Lookahead, at level 5, does not cut its last entry to the limit. decoding_steps is one less in Recycling, and one
@@ -49,7 +49,7 @@ class Answer:
 
 
 def find_contradiction(answer: Answer) -> str | None:
-    """Return what the counts of a question's turns contradict, or None."""
+    """Return how the counts of a question's turns contradict each other, or None."""
     tokens, steps, turns = sum(answer.new_tokens), sum(answer.steps), len(answer.texts)
     if answer.uncounted:
         return None
@@ -58,27 +58,27 @@ def find_contradiction(answer: Answer) -> str | None:
     if any(count and not steps for count, steps in zip(answer.new_tokens, answer.steps, strict=True)):
         return f"{answer.steps_key} is 0 in a turn with new_tokens"
     if answer.lengths is None:  # each step makes a token, but the one that only finds the end
-        return f"{answer.steps_key} makes {steps} steps, but new_tokens {tokens} tokens" if steps > tokens + turns else None
+        return f"{answer.steps_key} gives {steps} steps, but new_tokens {tokens} tokens" if steps > tokens + turns else None
     if not tokens - MISSING * turns <= sum(answer.lengths) <= tokens + SURPLUS * turns:
-        return f"accept_lengths make {sum(answer.lengths)} tokens, but new_tokens {tokens}"
+        return f"accept_lengths add up to {sum(answer.lengths)} tokens, but new_tokens to {tokens}"
     if abs(len(answer.lengths) - steps) > turns:
-        return f"accept_lengths holds {len(answer.lengths)} steps, but {answer.steps_key} makes {steps}"
+        return f"accept_lengths holds {len(answer.lengths)} steps, but {answer.steps_key} gives {steps}"
     return None
 
 
 def describe_counts(answers: Sequence[Answer]) -> str | None:
-    """Return by how much the counts of a file's answers miss each other, and which it lacks; None if they agree."""
+    """Return by how much the counts of a file's answers disagree, or which are missing; None if they agree."""
     turns, tokens = sum(len(one.texts) for one in answers), sum(sum(one.new_tokens) for one in answers)
     steps = sum(sum(one.steps) for one in answers)
     if all(one.uncounted for one in answers):
-        return f"new_tokens is 0 in all {turns:,} turns, idxs make {steps:,} steps"
+        return f"new_tokens is 0 in all {turns:,} turns; idxs give {steps:,} steps"
     known = [one.lengths for one in answers if one.lengths is not None]
     if len(known) < len(answers):
-        return f"no {LENGTHS}: {tokens:,} new_tokens in {steps:,} steps make {tokens / max(steps, 1):.2f} per step"
+        return f"no {LENGTHS}: {tokens:,} new_tokens in {steps:,} steps: {tokens / max(steps, 1):.2f} per step"
     misses = {"tokens": sum(map(sum, known)) - tokens, "steps": sum(map(len, known)) - steps}
     names = {"tokens": "new_tokens", "steps": answers[0].steps_key}
     said = [f"{abs(gap):,} {what} {_compare(gap)} than {names[what]}" for what, gap in misses.items() if gap]
-    return f"{LENGTHS} make {' and '.join(said)} in {turns:,} turns" if said else None
+    return f"{LENGTHS} give {' and '.join(said)} in {turns:,} turns" if said else None
 
 
 def _compare(gap: int) -> str:

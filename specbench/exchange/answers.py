@@ -1,4 +1,4 @@
-"""Answer files in FastChat's form, as Spec-Bench, REST, Medusa and EAGLE write them: what each line says, and what it leaves out.
+"""Answer files in FastChat's form, as Spec-Bench, REST, Medusa and EAGLE write them: what each line contains, and what it omits.
 
 One line per question: question_id, choices [{turns (texts), new_tokens and wall_time (s) by turn, …}]. Steps by turn are
 `decoding_steps` in Spec-Bench, elsewhere `idxs`: the number of a turn's last step, from 0. Accepted lengths are Spec-Bench's

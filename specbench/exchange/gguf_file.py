@@ -1,4 +1,4 @@
-"""Write a Llama as a GGUF file, and read it back before it gets its name. Needs the package gguf."""
+"""Write a Llama as a GGUF file, and verify it by reading it back before it gets its final name. Needs the package gguf."""
 
 import os
 import tempfile
@@ -33,7 +33,7 @@ class GgufExport:
 
     @property
     def lines(self) -> list[str]:
-        """The file, and what there is to know about it."""
+        """The lines to print: the file, and what to know about it."""
         size = f"{self.weights / 1e6:,.1f} M weights, {self.dtype}, {self.size / 1e6:,.1f} MB"
         notes = {
             "without the bias on its output: speed only, texts may differ": self.biased,

@@ -34,7 +34,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a file says of a tokenizer. splits_alike: llama.cpp is told to split texts as the tokenizer does."""
+    """The tokenizer as a file describes it. splits_alike: llama.cpp is told to split texts as the tokenizer does."""
 
     settings: list[Setting]
     splits_alike: bool
@@ -46,7 +46,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, eos_ids: Sequ
         found = f"{len(eos_ids)} end-of-sequence tokens" if eos_ids else "no end-of-sequence token"
         raise InputError(f"export gguf: the model has {found}; expected 1 to {len(ENDS)}")
     if not tokenizer.is_fast:
-        raise InputError("export gguf: its tokenizer is none of the tokenizers library; expected a tokenizer.json")
+        raise InputError("export gguf: its tokenizer is not from the tokenizers library; expected a tokenizer.json")
     plain = json.loads(tokenizer.backend_tokenizer.to_str())
     model, steps = plain["model"], list(_iter_steps(plain["pre_tokenizer"]))
     pieces = model["vocab"].items() if isinstance(model["vocab"], dict) else ((row[0], i) for i, row in enumerate(model["vocab"]))

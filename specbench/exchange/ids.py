@@ -112,7 +112,7 @@ def build_answer(prompt: list[int], output: list[int], limit: int, stopped: bool
 
 
 def read_turns(path: Path, rows: Iterable[tuple[int, Row]], parse: Callable[[Row, int], Iterable[Turn]]) -> list[Turn]:
-    """Parse all rows. Raises InputError (file:line), also for a turn that comes twice."""
+    """Parse all rows. Raises InputError (file:line), also for a duplicate turn."""
     turns: dict[tuple[QuestionId, int], Turn] = {}
     for number, row in rows:
         try:

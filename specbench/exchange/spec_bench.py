@@ -46,7 +46,7 @@ class AnswerFile:
 
     @property
     def notice(self) -> str | None:
-        """By how much its counts miss each other."""
+        """How much its counts disagree."""
         said = describe_counts([answer for _, answer in self.answers])
         return f"{self.path}: {said}" if said else None
 
@@ -58,11 +58,9 @@ def export_answers(run: LoadedRun, out: Path) -> list[Path]:
     """
     check_texts(run.provenance, run.name)
     if (batch := find_first(run.config, "batch") or 1) > 1:
-        raise InputError(
-            f"{run.name} decoded {batch} questions at a time: Spec-Bench's files give every question a time of its own"
-        )
+        raise InputError(f"{run.name} decoded {batch} questions at a time: in Spec-Bench's files every question has its own time")
     if (load := find_first(run.config, "concurrency") or 1) > 1:
-        raise InputError(f"{run.name} sent {load} requests at a time: Spec-Bench's files hold times of one question alone")
+        raise InputError(f"{run.name} sent {load} requests at a time: in Spec-Bench's files a question is timed alone")
     texts = {(row["method"], row["question_id"], row["turn"]): row["text"] for row in run.texts}
     first = {(trial.method, trial.question_id, trial.turn): trial.output_sha256 for trial in run.trials if trial.repeat == 0}
     complete = _find_complete(run.trials)
@@ -122,7 +120,7 @@ def import_answers(
     """Write answer files as a run. Methods are named after the files; the i-th file of a name is repeat i, as for the baseline.
 
     tokenizer: for Spec-Bench's count of the baseline's tokens. questions: those that were answered, with tasks and categories.
-    Times are wall times of whole turns; texts are compared as texts. Returns notices of what the files' counts miss. Raises
+    Times are wall times of whole turns; texts are compared as texts. Returns notices about counts that disagree. Raises
     InputError for a file with other content, naming its line, and for a method with more or fewer files than the baseline.
     """
     read = _read_files([path for path in files if path not in baselines], baselines)
@@ -162,7 +160,7 @@ class _Place:
 
 
 def _place_questions(files: Sequence[AnswerFile], questions: Sequence[Question] | None, name: str) -> dict[str, _Place]:
-    """Return the place of each answered question: from the questions, else from a file that says it, else `name` is all of it."""
+    """Return the place of each answered question: from the questions, else from a file that gives it, else `name` for all."""
     if questions is not None:
         known = {question.id: _Place(name, question.task, question.category) for question in questions}
         _check_known(files, known)
@@ -185,12 +183,12 @@ def _check_known(files: Sequence[AnswerFile], known: Mapping[str, _Place]) -> No
 
 
 def _build_trials(file: AnswerFile, places: Mapping[str, _Place], tokenizer: Tokenizer | None) -> list[tuple[str, Trial]]:
-    """Return one file's turns, each with its file:line. Raises InputError (file:line), also for a question that comes twice."""
+    """Return one file's turns, each with its file:line. Raises InputError (file:line), also for a duplicate question."""
     trials: dict[TrialKey, tuple[str, Trial]] = {}
     for number, answer in file.answers:
         try:
             if answer.uncounted and file.method != BASELINE:
-                raise InputError("new_tokens is 0 in all turns, which only the baseline's steps make up for")
+                raise InputError("new_tokens is 0 in all turns; only the baseline's tokens can be counted by its steps")
             for turn, committed in enumerate(answer.split_lengths()):
                 trial = _build_trial(file, answer, places[str(answer.question_id)], turn, committed, tokenizer)
                 if trial.key in trials:

@@ -133,7 +133,7 @@ def count_usable_cores() -> int:
 
 @cache
 def count_default_threads() -> int:
-    """Return the number of threads that torch chose in this process, as the first call finds it."""
+    """Return the number of threads that torch had chosen in this process at the first call."""
     return torch.get_num_threads()
 
 

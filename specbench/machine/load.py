@@ -6,10 +6,10 @@ A turn is disturbed if, for more than SHARE of the cores or of its time,
     waiting for a core   one of the run's own threads was ready to run, but another had its core (/proc/PID/task/TID/schedstat);
     taken by the host    the hypervisor gave the cores of this virtual machine to others (steal time);
     standing still       the thread that is timed neither ran nor waited for a core: stopped, frozen, or waiting for a disk;
-    clocks               the wall clock left the monotonic one: the machine slept, was paused, or its clock was set.
+    clocks               the wall clock and the monotonic one diverged: the machine slept, was paused, or its clock was set.
 
-The run's own threads and child processes are not others. Interrupts are nobody's. What a system does not count is left out;
-run.json lists what was watched.
+The run's own threads and child processes are not others. Interrupts are charged to nobody. What a system does not count is left
+out; run.json lists what was watched.
 """
 
 import os
@@ -66,7 +66,7 @@ class Load:
     stolen: float | None
     waited: float | None  # by the thread that waited longest
     still: float | None
-    clock_gap: float  # how far the wall clock left the monotonic one
+    clock_gap: float  # how far the wall clock and the monotonic one diverged
     card: float | None  # share of the GPU's multiprocessors that other processes used
 
     def find_reasons(self) -> list[str] | None:
@@ -89,9 +89,9 @@ class Load:
         return reasons if reasons or any(found is not None for found, _, _ in excess.values()) else None
 
     def _bound_error(self, used: float) -> float:
-        """Return by how many seconds the cores' counters may err: each tick is booked whole, on whom it finds running.
+        """Return by how many seconds the cores' counters may err: each tick is charged in full to whatever is running then.
 
-        used: share of the cores that the run itself used. A core that is always or never busy errs by the rounding alone.
+        used: share of the cores that the run itself used. A core that is always or never busy errs only by rounding.
         """
         ticks = self.seconds / TICK
         used = min(max(used, 0.0), 1.0)
@@ -130,9 +130,9 @@ class LoadMeter:
         return [name for name, is_known in known.items() if is_known]
 
     def start(self, foreign: Collection[int] = (), helpers: Collection[int] = ()) -> None:
-        """Begin a turn. foreign: child processes that have nothing to do in it; what they use counts as others'.
+        """Begin a turn. foreign: child processes that take no part in it; they count as others.
 
-        helpers: processes that work for it and are no children.
+        helpers: processes that work for it without being children.
         """
         self._counters.find_children()
         self._counters.foreign = foreign
@@ -140,7 +140,7 @@ class LoadMeter:
         self._before = self._read()
 
     def stop(self, in_process: bool = True) -> Load:
-        """Return what was counted since `start`. in_process: the thread that calls is the one that works."""
+        """Return what was counted since `start`. in_process: the calling thread does the work."""
         before, now = self._before, self._read()
         seconds, own = now.now - before.now, now.own - before.own
         busy, stolen = _subtract(now.busy, before.busy), _subtract(now.stolen, before.stolen)
@@ -199,14 +199,17 @@ class SystemCounters:
         return [child for child in (*self._children, *self._helpers.values()) if child.pid not in self.foreign]
 
     def help_from(self, helpers: Collection[int]) -> None:
-        """Count other processes as the run's own, until told otherwise."""
+        """Count other processes as the run's own, until the next call."""
         self._helpers = {pid: process for pid, process in self._helpers.items() if pid in helpers}
         for pid in set(helpers) - set(self._helpers):
             with suppress(psutil.Error, OSError):
                 self._helpers[pid] = psutil.Process(pid)
 
     def find_children(self) -> None:
-        """Look up the child processes, if that is long ago. Not during a turn: one that is found brings its past with it."""
+        """Look up the child processes if the last look-up is long ago.
+
+        Not during a turn: a new child would add its past time to it.
+        """
         now = time.perf_counter()
         if now - self._searched >= RESCAN:
             self._searched = now
@@ -233,7 +236,7 @@ def _read_cores(cores: Iterable[int]) -> tuple[float | None, float | None]:
 
 
 def _read_time(process: psutil.Process) -> float:
-    """Return the processor time of a child process and of its own that have ended; 0 if it has ended itself: then it is ours."""
+    """Return the processor time of a child process and of its ended children; 0 if it has ended itself: its time is then ours."""
     try:
         return sum(process.cpu_times()[:4])  # user, system, and both of its children
     except (psutil.Error, OSError):
@@ -277,7 +280,10 @@ class CardMeter:
         return None if samples is None else _sum_utilisation(samples, ours)
 
     def _find_ours(self, present: set[int]) -> set[int]:
-        """Return our processes by the driver's numbers: in a container others than ours, learnt while nobody else is there."""
+        """Return our processes by the driver's ids.
+
+        In a container these differ from ours and are learnt while no one else uses the GPU.
+        """
         known = present & (self._ours | set(self._counters.processes))
         self._ours = known or (present if len(present) == 1 else self._ours)
         return present & self._ours

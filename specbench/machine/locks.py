@@ -31,7 +31,10 @@ def lock_run(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_devices(devices: Iterable[str], on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Lock devices for timing. While another process of this machine times on one of them, says so by `on_wait` and waits."""
+    """Lock devices for timing.
+
+    While another process of this machine times on one of them, call `on_wait` with a message and wait.
+    """
     with ExitStack() as held:
         for device in sorted(set(devices)):  # in a fixed order, so that no two processes wait for each other
             path = Path(tempfile.gettempdir()) / f"specbench-{re.sub(r'[^A-Za-z0-9]+', '-', device)}.lock"
@@ -42,7 +45,7 @@ def lock_devices(devices: Iterable[str], on_wait: Callable[[str], None]) -> Iter
 
 @contextmanager
 def hold_lock(path: Path, on_wait: Callable[[], None], remedy: str, shared: bool = False) -> Iterator[None]:
-    """Lock a file, created if it does not exist. While another process holds it, calls `on_wait` and, unless that raises, waits.
+    """Lock a file, creating it if needed. While another process holds it, call `on_wait` and, unless that raises, wait.
 
     remedy: what to do, in words, if the file cannot be used. shared: other users lock it too.
     """
@@ -90,5 +93,5 @@ def _acquire(path: Path, file: int) -> bool:
     try:
         return lock_descriptor(file, blocking=False)
     except OSError as error:
-        warn(f"{path}: cannot be locked ({error.strerror}): other processes are not kept away")
+        warn(f"{path}: cannot be locked ({error.strerror}): other processes are not kept out")
         return True

@@ -1,7 +1,7 @@
-"""Run code without memory, to know how much it needs: on tensors that have a shape, a dtype and a device, but no contents.
+"""Run code without its memory, to find out how much it needs: on tensors with a shape, a dtype and a device, but no contents.
 
-Everything that is computed has the size that it will have, whatever code computes it. What is read of a tensor, a token or
-whether a number is finite, is always 1: only code whose sizes do not depend on what it reads can be rehearsed. Boolean masks
+Every result has the size that it will have, whatever code computes it. Whatever is read from a tensor, be it a token or whether a
+number is finite, is 1: only code whose sizes do not depend on what it reads can be rehearsed. Boolean masks
 select `rows` rows at most.
 """
 
@@ -70,7 +70,7 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _take(self, argument: Any) -> Any:
-        """Return what stands for an argument; a tensor that was there before does not count."""
+        """Return the stand-in for an argument; a tensor that existed before does not count."""
         if not isinstance(argument, Tensor) or isinstance(argument, FakeTensor):
             return argument
         taken = self._fake.from_tensor(argument)
@@ -81,7 +81,7 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._chosen.get(mask.numel(), min(mask.numel(), self._rows))
 
     def _list_places(self, index: Tensor | None) -> list[Tensor | None]:
-        """Return the indices that a mask stands for, one per dimension; any other index as it is."""
+        """Return the indices that a mask selects, one per dimension; any other index unchanged."""
         if index is None or index.dtype != torch.bool:
             return [index]
         return [index.new_empty(self._count(index), dtype=torch.long) for _ in range(index.ndim)]

@@ -18,8 +18,8 @@ def get_attempt_key(trial: Trial) -> AttemptKey:
 def select_complete(trials: Iterable[Trial]) -> list[Trial]:
     """Return the turns of complete attempts, in their order.
 
-    A later attempt at a block, broken off by a kill, is left out: its turns are not comparable with those of an earlier one. Of a
-    turn that was recorded twice, as those of a warm method that started its repeat again, the last one is kept.
+    A later attempt at a block that was interrupted by a kill is left out: its turns are not comparable with those of an earlier
+    one. If a turn was recorded twice, as when a warm method restarts its repeat, the last record is kept.
     """
     last = {get_attempt_key(trial): trial for trial in trials}
     done = Counter((trial.block, trial.attempt) for trial in last.values())

@@ -6,7 +6,7 @@ tie        where a text differs, the target itself is undecided: the difference 
 sampled    drafts are sampled, so texts differ; no test found a distribution other than the target's
 lossy      by design, and declared so
 bug        claimed lossless, but is not
-untested   claimed lossless, but stopped while it was tested
+untested   claimed lossless, but stopped with an error during the test
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ SCHEMA = 1
 FILE = "certificate.json"
 JOURNAL = "verdicts.jsonl"
 OWN_FOLDERS = (ROOT / "results" / "reference" / "certificates", ROOT / "results" / "certificates")  # of this checkout
-GRAVITY = ("untested", SO_FAR, EXACT, "sampled", "tie", "lossy", "bug")  # from the least grave
-DOUBTS = ("untested", "bug")  # classes of verdicts that no text may rest on
+GRAVITY = ("untested", SO_FAR, EXACT, "sampled", "tie", "lossy", "bug")  # from the least to the gravest
+DOUBTS = ("untested", "bug")  # verdicts with which no text counts as certified
 KEYS = ("temperature", "top_p", "top_k")
-LEAST = "min_new_tokens"  # of sampling: also at temperature 0 it decides the text
+LEAST = "min_new_tokens"  # of sampling: it affects the text even at temperature 0
 TARGET = ("name", "shape", "path", "revision", "weights", "config")  # of a run's config
 ENGINE = "specbench.engine.native.Native"  # the engine whose texts are tested
 VERSIONS = ("torch", "transformers")
@@ -69,7 +69,8 @@ class Verdict:
 class Certificate:
     """config, about: as in a run's config.yaml and run.json; greedy, sampled: verdicts at temperature 0 and at config's.
 
-    level: of all statistical tests together; noise: differences above it are bugs; floor: autoregressive decoding against itself.
+    level: of all statistical tests together; noise: differences above it are bugs; floor: autoregressive decoding compared with
+    itself.
     """
 
     about: dict[str, Any]
@@ -137,7 +138,7 @@ class VerdictJournal:
         return self._verdicts.get((greedy, method))
 
     def add(self, greedy: bool, verdict: Verdict) -> None:
-        """Store a verdict, unless the test stopped: then it is tried again."""
+        """Store a verdict, unless the test stopped with an error: such a test is repeated on resuming."""
         if verdict.class_ != "untested":
             self._lines.append({"greedy": greedy, **asdict(verdict)})
 
@@ -214,7 +215,7 @@ class Certification:
 
     @property
     def word(self) -> str:
-        """The class in the word that its evidence allows."""
+        """The word for the verdict that its evidence supports."""
         return self.evidence.weigh(self.class_)
 
     @property

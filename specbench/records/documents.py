@@ -1,6 +1,6 @@
-"""What the documents of a run hold, as far as anything reads it: config.yaml, run.json, the rows of texts.jsonl.
+"""The fields of a run's documents that anything reads: those of config.yaml, run.json and the rows of texts.jsonl.
 
-Other keys are allowed and only shown. Reading checks types, so that no report, comparison or export meets another one.
+Other keys are allowed and only shown. Types are checked on reading, so reports, comparisons and exports can rely on them.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Git(TypedDict, total=False):
 
 
 class Store(TypedDict):
-    """A datastore of a method, and how many of the run's questions it holds."""
+    """A datastore of a method, and how many of the run's questions it contains."""
 
     name: Name
     tokens: int
@@ -142,7 +142,7 @@ class Memory(TypedDict):
 
 
 class AboutSuite(TypedDict, total=False):
-    """Where a suite's questions come from, as its YAML says."""
+    """Where a suite's questions come from, according to its YAML."""
 
     licence: Name | None
     source: Name | None
@@ -161,7 +161,7 @@ class Continued(Fingerprints, total=False):
 
 
 class Chat(TypedDict, total=False):
-    """How questions became prompts: the format in use, and of a chat template its fingerprint, its arguments and the system."""
+    """How questions became prompts: the format, and a chat template's fingerprint, arguments and system message."""
 
     format: Name
     template_sha256: Sha256 | None
@@ -297,11 +297,11 @@ def _check_document(content: Any, kind: Any) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML, in which a key that comes twice is a mistake."""
+    """Plain YAML, in which a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         counts = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         for (_, key), count in counts.most_common(1):
             if count > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!a} comes twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!a} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)

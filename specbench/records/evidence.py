@@ -1,4 +1,4 @@
-"""How much a certificate has seen: in figures, and in the word `exact`, which needs enough of them."""
+"""How much evidence a certificate has: in figures, and in the word `exact`, which requires enough."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Evidence:
         return float(1 - (1 - CONFIDENCE) ** (1 / self.texts)) if self.texts else 1.0
 
     def weigh(self, class_: str) -> str:
-        """Return a verdict's class in the word that the evidence allows."""
+        """Return the word for a verdict's class that the evidence supports."""
         if class_ not in (EXACT, SO_FAR):
             return class_
         return EXACT if self.most_wrong <= MOST_WRONG and self.tokens >= LEAST_TOKENS else SO_FAR

@@ -1,4 +1,4 @@
-"""Files that survive a kill: written as a whole, or line by line. What is read must be a regular file of a bounded size."""
+"""Files that survive a kill, written as a whole or line by line. Only regular files of a bounded size are read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ QUICKLY = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(o
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file to read bytes. Raises InputError for a pipe, a device or a folder, and for a file that is not there."""
+    """Open a regular file to read bytes.
+
+    Raises InputError for a pipe, a device or a folder, and for a file that does not exist.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | QUICKLY)
     except (FileNotFoundError, NotADirectoryError):
@@ -127,7 +130,7 @@ class JsonLines:
                 file.write(b"\n")
 
     def drop_last(self, count: int) -> None:
-        """Cut off the last lines, all of them whole."""
+        """Cut off the last lines, which must be complete."""
         size = sum(map(len, self._read_lines()[-count:])) if count else 0
         with self._open_to_append() as file:
             file.truncate(file.seek(0, os.SEEK_END) - size)
@@ -136,12 +139,12 @@ class JsonLines:
         return read_bytes(self.path).splitlines(keepends=True) if os.path.lexists(self.path) else []
 
     def _open_to_append(self) -> BinaryIO:
-        """Open the file itself, never what a link leads to: the folder may be a stranger's."""
+        """Open the file itself, never the target of a link: the folder may come from somebody else."""
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | QUICKLY | UNLINKED, 0o644)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
-                raise InputError(f"{self.path}: not a file of its own, so nothing is written there") from None
+                raise InputError(f"{self.path}: a link, a pipe or a folder, so nothing is written there") from None
             raise
         file = os.fdopen(handle, "ab")
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -151,7 +154,7 @@ class JsonLines:
 
 
 def _is_torn(line: bytes) -> bool:
-    """Whether a last line was cut off while it was written: it has no end, and is no JSON object."""
+    """Whether a last line was cut off while it was written: it has no line end and is not a JSON object."""
     if line.endswith(b"\n"):
         return not line.strip()
     try:
@@ -163,7 +166,7 @@ def _is_torn(line: bytes) -> bool:
 def parse_object(content: bytes | str) -> dict[str, Any]:
     """Parse a JSON object. Raises InputError for anything else, and for what readers of JSON understand differently.
 
-    Namely: keys that come twice, NaN, lone surrogates, endless nesting, a byte order mark.
+    Namely: duplicate keys, NaN, lone surrogates, deep nesting, a byte order mark.
     """
     try:
         text = content if isinstance(content, str) else content.decode()
@@ -185,7 +188,7 @@ def _build_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise InputError(f"the key {twice!a} comes twice")
+        raise InputError(f"the key {twice!a} is given twice")
     return row
 
 

@@ -1,4 +1,4 @@
-"""Names from runs, configs and machines as names of files: whatever they hold, the file stays in its folder."""
+"""Names from runs, configs and machines as file names: whatever a name contains, the file stays in its folder."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from specbench.records.typed import check
 Row = TypeVar("Row")
 COPIED = ("run.json", "prompts.jsonl", "trials.jsonl", "texts.jsonl", "summary.csv", "config.yaml")
 
-LOGS = "servers"  # folder of what servers printed
+LOGS = "servers"  # folder of the servers' logs
 
 
 class RunDirectory:
@@ -74,7 +74,7 @@ class RunDirectory:
         return read_provenance(self._find_file("run.json"))
 
     def append_trials(self, *trials: Trial) -> None:
-        """Append the lines of one turn to trials.jsonl, of every question of its group; they are on disk when this returns."""
+        """Append one turn's lines to trials.jsonl, one per question of its group; they are on disk when this returns."""
         self._trials.append(*(trial.to_row() for trial in trials))
 
     def read_trials(self) -> list[Trial]:
@@ -82,7 +82,7 @@ class RunDirectory:
         return select_counted(self.read_attempts())
 
     def read_attempts(self) -> list[Trial]:
-        """Return all complete trials, of a block that was measured again every attempt. Raises InputError with file:line."""
+        """Return all complete trials, with every attempt at blocks that were measured again. Raises InputError with file:line."""
         rules = (self._build_origins(), Questions(), Prompts(), Turns(), Groups())
 
         def parse(row: dict[str, Any]) -> Trial:
@@ -94,7 +94,7 @@ class RunDirectory:
         return list(_parse_rows(self._trials, parse))
 
     def copy_to(self, folder: Path) -> None:
-        """Copy the run's own files, never what links in it lead to; config.yaml comes last, so that a torn copy is no run."""
+        """Copy the run's own files, never the targets of links; config.yaml comes last, so that a torn copy is not a run."""
         for name in COPIED:
             path = self.path / name
             if path.is_file() and not path.is_symlink():
@@ -109,7 +109,7 @@ class RunDirectory:
         self._texts.repair()
 
     def _drop_broken_group(self) -> None:
-        """Drop the last group's lines if a kill left some out: its time belongs to all of them."""
+        """Drop the last group's lines if a kill prevented some: they all share the group's time."""
         rows = [row for _, row in self._trials.read_numbered()]
         last = rows[-1] if rows else {}
         if last.get("group") is not None:
@@ -119,7 +119,7 @@ class RunDirectory:
                 self._trials.drop_last(len(same) % last["batch"])
 
     def _drop_broken_pass(self) -> None:
-        """Drop the last pass under load if a kill left some of its turns out: they were written once all of them were done."""
+        """Drop the last pass under load if a kill prevented some of its lines: they are written together once all are done."""
         rows = [row for _, row in self._trials.read_numbered()]
         last = rows[-1] if rows else {}
         if (last.get("concurrency") or 1) > 1 and (turns := self.read_provenance().get("turns")):

@@ -1,4 +1,4 @@
-"""Copies of runs whose questions may not be passed on: hashes in place of all prompts and answers.
+"""Copies of runs whose questions may not be redistributed: hashes replace all prompts and answers.
 
 trials.jsonl loses its output_ids and keeps output_sha256, prompts.jsonl its prompt_ids and keeps sha256, texts.jsonl gets a
 sha256 in place of each text. Equal texts have equal hashes, so a copy's report has the original's numbers, `identical` included.
@@ -23,7 +23,10 @@ MARK = "stripped"  # of run.json
 
 
 def strip_run(path: Path, folder: Path) -> Path:
-    """Copy a run into a folder, under its own name, without any text. Raises InputError if that exists, or it is not a run."""
+    """Copy a run into a folder, under its own name, without any text.
+
+    Raises InputError if the copy exists or this is not a run.
+    """
     run, copy = RunDirectory(path), RunDirectory(folder / path.resolve().name)
     if copy.path.exists():
         raise InputError(f"--out {folder}: {copy.path} already exists; choose another folder")
@@ -37,12 +40,12 @@ def strip_run(path: Path, folder: Path) -> Path:
         write_atomic(copy.path / f"{name}.jsonl", _format_rows(rows))
     if (path / "summary.csv").is_file():
         write_atomic(copy.path / "summary.csv", read_bytes(path / "summary.csv"))
-    write_atomic(copy.path / "config.yaml", _name_files(read_bytes(path / "config.yaml")))  # last, so that a torn copy is no run
+    write_atomic(copy.path / "config.yaml", _name_files(read_bytes(path / "config.yaml")))  # last: a torn copy is not a run
     return copy.path
 
 
 def _name_files(config: bytes) -> str:
-    """Return a config whose suite is named by its file alone: the folder is somebody's own."""
+    """Return a config that names its suite by the file alone: the folder is private."""
     settings = yaml.safe_load(config)
     suite = settings.get("suite")
     if isinstance(suite, dict) and suite.get("path"):
@@ -60,6 +63,6 @@ def _format_rows(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def check_texts(provenance: Mapping[str, Any], setting: str) -> None:
-    """Raise InputError, in the name of the setting that names the run, if it holds no texts."""
+    """Raise InputError if a run holds no texts. setting: the one that named the run, for the message."""
     if provenance.get(MARK):
-        raise InputError(f"{setting}: holds hashes in place of its texts; expected the run that it is a copy of")
+        raise InputError(f"{setting}: holds hashes in place of its texts; expected the original run")

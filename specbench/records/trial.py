@@ -110,7 +110,7 @@ class Trial:
     peak_memory_bytes: int | None = None
     energy_j: float | None = None  # of the whole card or processor
     throttled: list[str] | None = None  # why clocks were held down during the turn; None: not known
-    disturbed: list[str] | None = None  # `kind: how much` of what used the machine during the turn; None: not known
+    disturbed: list[str] | None = None  # what else used the machine during the turn, as `kind: how much`; None: not known
     attempt: int = 1  # 2 if its block was disturbed and measured again
     arms: int | None = None  # of a later attempt: how many turns belong to it
     batch: int = 1  # questions of its group, decoded side by side; seconds, energy and memory are the group's

@@ -1,7 +1,7 @@
-"""What the counts and times of a trial have in common: no turn that breaks a rule was measured.
+"""Rules that the counts and times of every trial obey: a turn that breaks one was not measured.
 
-A row that failed has no numbers. An imported turn is counted as its program counts: only its lists have their lengths, and its
-times are checked.
+A failed row has no numbers. An imported turn is counted as its program counts: only the lengths of its lists and its times are
+checked.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def parse_trial(row: Mapping[str, Any]) -> Trial:
 def check_trial(trial: Trial) -> None:
     """Raise InputError for a turn that cannot have happened."""
     if trial.task == OVERALL:
-        raise InputError(f"task is {OVERALL}, which stands for all tasks")
+        raise InputError(f"task is {OVERALL}, which means all tasks")
     if (trial.attempt > 1) != (trial.arms is not None):
         raise InputError(f"arms is {trial.arms} in attempt {trial.attempt}; expected null in the first, else a number")
     if trial.attempt > 1 and trial.state != "cold":
-        raise InputError(f"state is {trial.state} in attempt {trial.attempt}, expected cold: no other is measured again")
+        raise InputError(f"state is {trial.state} in attempt {trial.attempt}, expected cold: only those are measured again")
     if (trial.group is None) != (trial.place is None) or (trial.group is None and trial.batch > 1):
         raise InputError(f"batch {trial.batch}, group {trial.group}, place {trial.place}: expected all of them, or a batch of 1")
     if trial.place is not None and trial.place >= trial.batch:
@@ -108,7 +108,7 @@ def _check_times(trial: Trial) -> Iterator[str]:
         return
     seconds = (trial.prefill_s or 0) + trial.decode_s
     if seconds * FASTEST < max(1, trial.new_tokens):
-        yield f"prefill_s and decode_s make {seconds:g} s for {trial.new_tokens} tokens: no time that was measured"
+        yield f"prefill_s and decode_s make {seconds:g} s for {trial.new_tokens} tokens: impossibly fast"
     if (trial.draft_s or 0) + (trial.verify_s or 0) > ROUNDING * trial.decode_s:
         yield f"draft_s and verify_s exceed decode_s, {trial.decode_s:g}"
 
@@ -123,10 +123,11 @@ class Questions:
     def check(self, trial: Trial) -> None:
         """Raise InputError if an earlier trial of the same question belongs to another suite, task or category."""
         if (known := self._spelled.setdefault(str(trial.question_id), trial.question_id)) != trial.question_id:
-            raise InputError(f"question_id is {trial.question_id!a}, but above {known!a}")
+            raise InputError(f"question_id is {trial.question_id!a}, but {known!a} in an earlier row")
         place = (trial.suite, trial.task, trial.category)
         if (before := self._places.setdefault(trial.question_id, place)) != place:
-            raise InputError(f"question {trial.question_id} belongs to {'/'.join(place)}, but above to {'/'.join(before)}")
+            there = f"{'/'.join(before)} in an earlier row"
+            raise InputError(f"question {trial.question_id} belongs to {'/'.join(place)}, but to {there}")
 
 
 class Turns:
@@ -137,7 +138,7 @@ class Turns:
         self._arms: dict[tuple[BlockKey, int], int | None] = {}
 
     def check(self, trial: Trial) -> None:
-        """Raise InputError for a cold method's turn that an earlier trial holds, and for other `arms` than its attempt has."""
+        """Raise InputError for a cold method's turn that an earlier row has, and for `arms` that differ within an attempt."""
         key = get_attempt_key(trial)
         before = self._states.get(key)
         if before and "cold" in (before, trial.state):
@@ -145,11 +146,11 @@ class Turns:
         self._states[key] = trial.state
         arms = self._arms.setdefault((trial.block, trial.attempt), trial.arms)
         if arms != trial.arms:
-            raise InputError(f"arms is {trial.arms} in attempt {trial.attempt}, but above {arms}")
+            raise InputError(f"arms is {trial.arms} in attempt {trial.attempt}, but {arms} in an earlier row")
 
 
 class Groups:
-    """The groups of one run, the same for every method; the questions of one were decoded in one time."""
+    """The groups of one run, the same for every method; the questions of a group were decoded together and share one time."""
 
     def __init__(self) -> None:
         self._places: dict[tuple[int, int], QuestionId] = {}
@@ -157,18 +158,19 @@ class Groups:
         self._times: dict[tuple[str, BlockKey, int], tuple[float | None, ...]] = {}
 
     def check(self, trial: Trial) -> None:
-        """Raise InputError for a question of two groups, a place of two questions, and for other times than the group's."""
+        """Raise InputError for a question in two groups, two questions at one place, and times that differ within a group."""
         spot = (trial.group, trial.place, trial.batch)
         if (before := self._of.setdefault(trial.question_id, spot)) != spot:
-            raise InputError(f"group, place, batch are {spot}, but above {before} for the same question")
+            raise InputError(f"group, place, batch are {spot}, but {before} in an earlier row of the same question")
         if trial.group is None or trial.place is None:
             return
         if (other := self._places.setdefault((trial.group, trial.place), trial.question_id)) != trial.question_id:
-            raise InputError(f"place {trial.place} of group {trial.group} is question {trial.question_id}, but above {other}")
+            where = f"place {trial.place} of group {trial.group}"
+            raise InputError(f"{where} is question {trial.question_id}, but {other} in an earlier row")
         if not trial.failed and trial.state == "cold":
             times = (trial.prefill_s, trial.decode_s, trial.energy_j)
             if self._times.setdefault((trial.method, trial.block, trial.attempt), times) != times:
-                raise InputError(f"prefill_s, decode_s, energy_j differ within group {trial.group}, which they belong to")
+                raise InputError(f"prefill_s, decode_s, energy_j differ within group {trial.group}, which shares them")
 
 
 class Prompts:
@@ -179,27 +181,27 @@ class Prompts:
         self._seen: set[TrialKey] = set()
 
     def check(self, trial: Trial) -> None:
-        """Raise InputError for another prompt than an earlier trial's of that turn, and for a turn without the one before it."""
+        """Raise InputError for a prompt other than an earlier row's of that turn, and for a turn without the one before it."""
         self._check_order(trial)
         if trial.failed or trial.kind == "imported" or (trial.context == "own" and trial.turn):
             return
         prompt = (trial.prompt_tokens, trial.prompt_sha256)
         tokens, sha256 = self._prompts.setdefault((trial.question_id, trial.turn), prompt)
         if trial.prompt_tokens != tokens:
-            raise InputError(f"prompt_tokens is {trial.prompt_tokens}, but above {tokens} for the same turn")
+            raise InputError(f"prompt_tokens is {trial.prompt_tokens}, but {tokens} in an earlier row of the same turn")
         if trial.prompt_sha256 != sha256:
-            raise InputError("prompt_sha256 is not that of the same turn above")
+            raise InputError("prompt_sha256 is not that of the same turn in an earlier row")
 
     def _check_order(self, trial: Trial) -> None:
         """A replay leaves out turns that failed; every other run has all turns of a question."""
         self._seen.add(trial.key)
         before = (*trial.key[:3], trial.turn - 1)
         if trial.turn and trial.kind != "replayed" and before not in self._seen:
-            raise InputError(f"turn is {trial.turn}, but {trial.method} has no turn {trial.turn - 1} of this question above")
+            raise InputError(f"turn is {trial.turn}, but no earlier row has turn {trial.turn - 1} of {trial.method}")
 
 
 class Origins:
-    """Where one run's rows come from: one program, one kind of context, and the methods of its config."""
+    """The origin of one run's rows: one program, one kind of context, and the methods of its config."""
 
     def __init__(self, methods: Iterable[str]) -> None:
         """methods: those of the config; an imported run has none, and any may be in it."""
@@ -211,9 +213,9 @@ class Origins:
         program = trial.kind if trial.kind in ("imported", "replayed") else "measured or synthetic"
         first, context = self._first = self._first or (program, trial.context)
         if program != first:
-            raise InputError(f"kind is {trial.kind}, but above {first}")
+            raise InputError(f"kind is {trial.kind}, but {first} in an earlier row")
         if trial.context != context:
-            raise InputError(f"context is {trial.context}, but above {context}")
+            raise InputError(f"context is {trial.context}, but {context} in an earlier row")
         self.check_method(trial.method)
 
     def check_method(self, method: str) -> None:

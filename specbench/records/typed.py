@@ -1,6 +1,6 @@
 """Values from JSON or YAML, checked against annotations: a dataclass or a TypedDict says what a file holds.
 
-Numbers are finite, and within (0, LARGEST) where nothing else is said; true is not a number. What is annotated as Any is plain:
+Numbers are finite, and within (0, LARGEST) unless stated otherwise; true is not a number. What is annotated as Any is plain:
 texts, numbers, lists and mappings by text, of a bounded depth and size.
 """
 
@@ -43,7 +43,7 @@ Sha256 = Annotated[str, Form(r"[0-9a-f]{64}", "a sha256: 64 hexadecimal digits")
 
 
 def check(value: Any, hint: Any, name: str) -> None:
-    """Raise InputError, with the name of the innermost part that is wrong, unless the value is what the hint says."""
+    """Raise InputError, naming the innermost part that is wrong, unless the value is what the hint says."""
     if not build_test(hint)(value):
         name, value, hint = _locate(value, hint, name)
         said = f"{name} is {_show(value)}" if value is not MISSING else f"{name} is missing"
@@ -51,7 +51,7 @@ def check(value: Any, hint: Any, name: str) -> None:
 
 
 def check_fields(kind: type, row: Mapping[str, Any], limits: Mapping[str, Any]) -> None:
-    """Raise InputError for the first field of a dataclass that is not as annotated. limits: hints by name that say more."""
+    """Raise InputError for the first field of a dataclass that is not as annotated. limits: more exact hints by name."""
     hints = list_hints(kind)
     for name, value in row.items():
         hint = limits.get(name, hints[name])
@@ -97,7 +97,7 @@ def _build_list_test(hint: Any, limits: Any) -> Test:
         return lambda value: type(value) is list and all(map(inner, value))
     return lambda value: (
         type(value) is list
-        and (  # many and long: the two ends speak for all
+        and (  # many and long: checking the two ends checks all
             not value or (set(map(type, value)) == {int} and inner(min(value)) and inner(max(value)))
         )
     )
@@ -175,7 +175,7 @@ def _show(value: Any) -> str:
 
 
 def find_odd(value: Any) -> str:
-    """Return why a value is not plain, or an empty text: depth, size, kinds, keys that are no text, texts that are no UTF-8."""
+    """Return why a value is not plain, or an empty text: depth, size, types, keys that are not text, text that is not UTF-8."""
     left = [(value, 0)]
     seen = 0
     while left:
