@@ -158,7 +158,7 @@ def test_a_drafter_that_remembers_its_first_answers_is_found(tmp_path: Path, eve
     result, _ = certify(compose_certify(overrides(tmp_path, "method=[]", f"+method.cheat={node}")), lambda *_: None)
     greedy = result.greedy[-1]
     assert (greedy.method, greedy.class_) == ("cheat", "bug") and not result.passed
-    assert greedy.why == "remembers earlier prompts: 1 of 1 texts took other steps when their prompts came again"
+    assert greedy.why == "remembers earlier prompts: 1 of 1 texts took different steps when their prompts came again"
     assert greedy.tests["texts"]["equal"] == greedy.tests["texts"]["texts"]
 
 

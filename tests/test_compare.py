@@ -72,7 +72,7 @@ def test_a_turn_that_is_counted_otherwise_fails(tmp_path: Path) -> None:
     place = next(place for place, trial in enumerate(trials) if trial.method == "pld")
     trials[place] = replace(trials[place], output_sha256=hash_ids([1]))
     found = compare_runs(old, write_run(tmp_path / "changed", trials).path)
-    assert found.verdict == "fail" and "pld: 1 of 48 turns have another output_sha256" in format_notes(found)
+    assert found.verdict == "fail" and "pld: 1 of 48 turns have a different output_sha256" in format_notes(found)
 
 
 @pytest.mark.parametrize(

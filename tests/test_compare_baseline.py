@@ -176,7 +176,7 @@ def test_each_interval_says_its_own_level_and_a_confirmed_baseline_its_own_rule(
     found = compare(tmp_path, trials, slow_down(trials, autoregressive=0.1))
     assert found.baseline is not None and found.baseline.confirmed and found.baseline.ratio.high > FAILS_BELOW
     said = format_comparison(found)
-    assert "- intervals: 98% for all ratios together" in said and f"- {RATE} by itself at {ALONE:.0%}, against" in said
+    assert "- intervals: 98% for all ratios together" in said and f"- {RATE}: interval at {ALONE:.0%}, including" in said
     assert said.endswith("fails if it fell over the methods, too, and equal processes look as slow in less than 5% of cases.\n")
     assert pytest.approx(0.99) == ALONE, "half of the 2 % that all ratios together may be wrong"
     assert [str(column.header) for column in build_comparison_table(found).columns][2] == "interval"
@@ -285,7 +285,7 @@ def test_equal_versions_pass_with_as_many_runs_as_are_named() -> None:
     assert runs is not None and 2 <= runs <= 6
     rng = np.random.default_rng(0)
     passed = sum(estimate_change("x", *draw_sides(rng, runs, 0.0), 3).verdict == "pass" for _ in range(100))
-    assert passed >= 70, f"{passed} of 100 with {runs} runs a side"
+    assert passed >= 70, f"{passed} of 100 with {runs} runs per side"
 
 
 def test_a_change_beyond_all_doubt_has_no_chance() -> None:

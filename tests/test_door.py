@@ -72,7 +72,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"state": None}, "state is null, expected cold or warm"),
     ({"kind": "true"}, "kind is 'true'"),
     ({"kind": "replayed"}, "expected null in a replayed turn"),
-    ({"task": "overall"}, "task is overall, which stands for all tasks"),
+    ({"task": "overall"}, "task is overall, which means all tasks"),
     ({"method": ""}, "method is '', expected text, not blank"),
     ({"method": "a\x1b[2Jb"}, "method is 'a\\x1b[2Jb'"),
     ({"schema": True}, "schema is true"),

@@ -156,7 +156,7 @@ def test_files_without_categories_are_replayed(cli: Cli, tmp_path: Path) -> None
     of = ["--of", "medusa.jsonl", "suite=jsonl", "suite.path=mt.jsonl", "method=[pld]", "sampling.max_new_tokens=64"]
     status, out, err = cli("replay", *of, "out=run")
     assert status == 0, err
-    assert "turns have as many ids as the file counts, the others from +" in out
+    assert "turns have as many ids as the file counts, the others differ by +" in out
     assert "medusa.jsonl: no accept_lengths: 24 new_tokens in 12 steps: 2.00 per step" in out
     trials = RunDirectory(tmp_path / "run").read_trials()
     assert {(trial.question_id, trial.category, trial.kind) for trial in trials} == {("81", "writing", "replayed")}

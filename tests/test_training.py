@@ -334,5 +334,5 @@ def test_a_folder_of_something_else_is_left_alone(tiny: Tiny, cli: Cli, tmp_path
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")
     outcome = cli("train", *overrides(tiny, tmp_path / "full"))
-    assert outcome.status == 2 and "expected a training's folder, an empty one or a new one" in outcome.err
+    assert outcome.status == 2 and "expected the folder of a training, an empty folder or a new one" in outcome.err
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]

@@ -115,7 +115,7 @@ def test_an_allocator_that_fails_is_one_line(tiny: Tiny, cli: Cli, tmp_path: Pat
     monkeypatch.setattr("specbench.training.trainer.build_lesson", fail)
     outcome = cli("train", *overrides(tiny, tmp_path / "out", "medusa"))
     assert outcome.status == 2 and outcome.err.count("\n") == 1
-    expected = "batch_tokens=1024: the memory of cpu ran out; expected fewer tokens, and another out"
+    expected = "batch_tokens=1024: the memory of cpu ran out; expected fewer tokens, and a new out"
     assert outcome.err.startswith(f"specbench: {expected}"), outcome.err
 
 

@@ -19,7 +19,7 @@ from specbench.records.trial import Trial
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of one turn: depth of the deepest draft, draft nodes, accepted tokens and committed tokens of each."""
+    """The steps of one turn: for each, the depth of the deepest draft, draft nodes, accepted tokens and committed tokens."""
 
     depth: list[int]
     drafted: list[int]
@@ -56,7 +56,10 @@ def rate(turns: Sequence[Steps]) -> float:
 
 @dataclass(frozen=True)
 class Position:
-    """Counts at draft position k, from 1. offered: steps that draft so deep; reached: and accept all before k."""
+    """Counts at draft position k, from 1.
+
+    offered: steps that draft to that depth; reached: those that also accept all before k.
+    """
 
     k: int
     steps: int

@@ -1,7 +1,7 @@
-"""Which turns were disturbed: by what was watched while they ran, or by a time far outside their other repeats.
+"""Find the turns that were disturbed, by the counters during the turn or by a time far outside its other repeats.
 
 A turn is far outside if it took FAR times as long as the median of the same turn's other repeats by the same method, or more,
-with the same tokens, steps and nodes in it: counts that differ are a reason for another time. Where a run's repeats scatter
+with the same tokens, steps and nodes: different counts may explain a different time. Where a run's repeats scatter
 widely, it also has to lie SPREADS of the run's own standard deviations above that median (1.4826 × the median absolute deviation
 of all turns' logarithms, which a few disturbed turns do not move). The rule is the same for autoregressive decoding and for
 every method.

@@ -1,7 +1,7 @@
-"""One method on several engines: do they write the same texts, and draft and accept the same, step by step?
+"""Compare a method on several engines: do they write the same texts, and draft and accept the same, step by step?
 
 A method's texts are compared with those of its own engine's autoregressive decoding, its steps with those of the run's first
-engine. First repeats alone: greedy decoding repeats itself.
+engine. Only first repeats are compared: greedy decoding repeats itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from specbench.records.trial import BASELINE, QuestionId, Trial
 Turn = tuple[str, QuestionId, int]  # task, question, turn
 Texts = dict[tuple[str, QuestionId, int], str]  # label, question, turn
 TEXTS, END, LAST, ONE_DRAFTS, LENGTH, TOKENS = (
-    "the texts differ", "a drafted end of sequence counts as accepted on one alone", "the last draft is shorter on one",
-    "one drafts where the other does not", "drafts of other lengths", "drafts of other tokens",
+    "the texts differ", "a drafted end of sequence counts as accepted on only one", "the last draft is shorter on one",
+    "one drafts where the other does not", "drafts of different lengths", "drafts of different tokens",
 )  # fmt: skip
 COLUMNS = [
     "label", "turns", "equal_texts", "text_difference", "compared_with", "compared_turns", "same_texts",
@@ -103,7 +103,7 @@ def describe_difference(turn: Turn, trial: Trial, other: Trial, texts: Texts) ->
 
 
 def find_first(ours: Sequence[object], theirs: Sequence[object]) -> tuple[int, object, object]:
-    """Return the first place at which two sequences differ, and what stands there; None beyond an end."""
+    """Return the first place at which two sequences differ, and what each has there; None beyond its end."""
     for place, (one, other) in enumerate(zip_longest(ours, theirs)):
         if one != other:
             return place, one, other
@@ -141,7 +141,7 @@ def _count_equal(trial: Trial, difference: StepDifference | None) -> int:
 
 
 def find_step_difference(one: Trial, other: Trial) -> StepDifference | None:
-    """Return the first step in which two turns of one prompt drafted or accepted another number of tokens; None if none does."""
+    """Return the first step in which two turns of one prompt drafted or accepted different numbers of tokens, or None."""
     steps = zip_longest(
         one.drafted or (),
         other.drafted or (),
@@ -181,7 +181,7 @@ def _describe_step(turn: Turn, found: StepDifference) -> str:
 
 
 def _compute_mean_accepted(trials: Sequence[Trial]) -> float:
-    """Return committed tokens per step; nan if a turn does not tell its steps."""
+    """Return committed tokens per step; nan if a turn does not report its steps."""
     if not trials or any(trial.steps is None for trial in trials):
         return float("nan")
     steps = sum(trial.steps or 0 for trial in trials)

@@ -1,4 +1,4 @@
-"""Whether texts are the target's own: a method's output ids beside autoregressive decoding's; texts, where there are no ids."""
+"""Compare a method's output ids with autoregressive decoding's, or the texts where there are no ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches: the questions that were decoded side by side are one group, whose time counts once.
+"""Batches: questions that were decoded side by side form one group, whose time counts once.
 
 A group takes the place of a question: methods are paired by group, and intervals resample groups. Counts of its questions are
 summed; seconds, energy and memory are the group's own, equal in each of its rows. Runs of one question at a time pass unchanged.
@@ -30,7 +30,7 @@ def merge_groups(trials: pd.DataFrame) -> pd.DataFrame:
     whole = trials[trials["batch"] == trials["batch"].max()]
     turns = whole.groupby(TURN, sort=False)
     complete = turns.size() == turns["batch"].first()  # of one that is being written, lines are missing
-    rows = turns.first()  # what all questions share, and the first one's of what they do not
+    rows = turns.first()  # what all questions share; where they differ, the first one's
     sums = turns[COUNTS]
     rows[COUNTS] = sums.sum().where(sums.count().eq(turns.size(), axis=0))
     rows["failed"] = turns["failed"].any()
@@ -46,6 +46,6 @@ def _join_names(questions: pd.Series) -> str:
 
 
 def count_left_out(trials: Sequence[Trial]) -> int:
-    """Return how many questions stand in groups smaller than the others, which no speedup counts."""
+    """Return how many questions are in groups smaller than the others, which count in no speedup."""
     largest = max((trial.batch for trial in trials), default=1)
     return len({trial.question_id for trial in trials if trial.batch < largest})

@@ -34,16 +34,16 @@ class LoadedRun:
     config: dict[str, Any]
     provenance: dict[str, Any]
     trials: list[Trial]  # those that count
-    attempts: list[Trial]  # and those of blocks that were measured again
+    attempts: list[Trial]  # and earlier attempts at blocks that were measured again
     frame: pd.DataFrame  # build_trial_frame(trials)
     texts: list[dict[str, Any]]
     certified: dict[str, Certification]  # by method
     unreadable: list[str]  # certificates that cannot be read
-    strata: Mapping[QuestionId, Mapping[str, str]] = field(default_factory=dict)  # of the questions that have any
+    strata: Mapping[QuestionId, Mapping[str, str]] = field(default_factory=dict)  # of the questions with strata
 
     @property
     def missing(self) -> dict[str, int]:
-        """Turns that are still to be run, by method; empty if the run does not record how many it needs."""
+        """The number of turns still to be run, by method; empty if the run does not record how many it needs."""
         needed = (self.provenance.get("turns") or 0) * (self.config.get("repeats") or 0)
         finished = Counter(trial.method for trial in self.trials)
         methods = sorted({*finished, *(self.config.get("method") or {})})

@@ -92,7 +92,7 @@ def compute_question_ratios(pairs: pd.DataFrame) -> pd.DataFrame:
 def compute_question_latencies(pairs: pd.DataFrame) -> pd.DataFrame:
     """Return ms_per_token (all repeats, prefill included) and mean new_tokens by method, task and question.
 
-    The questions of a group write at the same time, so a token takes each of them as many times as long as it takes the group.
+    The questions of a group are answered at the same time, so each waits as many times as long per token as the group does.
     """
     groups = pairs.groupby(QUESTION, sort=False)
     sums, batch = groups[["seconds", "new_tokens"]].sum(min_count=1), groups["batch"].first()

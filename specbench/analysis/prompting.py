@@ -1,4 +1,4 @@
-"""How a run's prompts were made and its answers ended, in words: what tells the runs of such a sweep apart."""
+"""How a run's prompts were made and its answers ended, in words, to distinguish the runs of a sweep over these settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LONGEST = 60  # characters
 
 
 def describe_ends(sampling: Mapping[str, Any]) -> str:
-    """Return where the answers of a config end, such as `at a fixed length`."""
+    """Return where the answers under a config end, such as `at a fixed length`."""
     least, stops = sampling.get("min_new_tokens"), sampling.get("stop")
     parts = ["at a fixed length" if sampling.get("ignore_eos") and not stops else "not at a stop token"] * bool(
         sampling.get("ignore_eos")

@@ -1,8 +1,8 @@
-"""Speedup and acceptance by strata: by what questions and turns have in common besides their task.
+"""Speedup and acceptance by strata: groups of questions and turns that share something besides their task.
 
 A factor splits the turns into levels: the category, how many turns the question has, which of them it is, the prompt's length,
-and whatever the suite says of its questions, such as their language. A question counts in a level with those of its turns that
-belong there. The rest is as in a task: paired by question, all questions of a level weigh the same, the same bootstrap.
+and whatever the suite says about its questions, such as their language. A question counts in a level with those of its turns that
+belong there. The rest is as for a task: pairs by question, equal weights of a level's questions, the same bootstrap.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from specbench.records.names import split_numbers
 from specbench.records.trial import BASELINE
 
 LENGTH = "prompt tokens"
-MOST_LEVELS = 40  # of a factor: one with more, such as the source of each text, makes no table
+MOST_LEVELS = 40  # of a factor: one with more, such as the source of each text, gets no table
 COUNTS = ["questions", "mean_accepted_tokens", "acceptance_rate"]
 SPEEDUPS = ["speedup", "speedup_low", "speedup_high"]
 COLUMNS = ["factor", "level", "method", *COUNTS, *SPEEDUPS]
@@ -41,7 +41,7 @@ def tabulate_strata(run: LoadedRun) -> pd.DataFrame:
 def assign_levels(run: LoadedRun) -> dict[str, pd.Series]:
     """Return, by factor, the level of every row of the run's frame; nan where it has none.
 
-    A category that is called like its task is a row of the first table, and no level. Prompts are those of autoregressive
+    A category named like its task is already a row of the first table, so it is not a level. Prompts are those of autoregressive
     decoding, so that a turn is in the same level for every method.
     """
     frame = run.frame
@@ -60,7 +60,7 @@ def assign_levels(run: LoadedRun) -> dict[str, pd.Series]:
 
 
 def _keep_whole_groups(frame: pd.DataFrame, level: pd.Series) -> pd.Series:
-    """Return nan for groups whose questions are of several levels, whose time belongs to none of them, and for smaller ones."""
+    """Return nan for groups with questions of several levels, as their time belongs to none of these, and for smaller groups."""
     if not is_batched(frame):
         return level
     mixed = level.fillna("").groupby([frame["group"], frame["turn"]]).transform("nunique") > 1

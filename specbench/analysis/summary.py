@@ -21,7 +21,7 @@ from specbench.records.trial import BASELINE, OVERALL
 PERCENTILES = {"p50": 0.5, "p90": 0.9}
 LATENCIES = [f"ms_per_token_{name}{side}" for name in PERCENTILES for side in ("", "_low", "_high")]
 SEEDS = ["speedup_seed_sd", "mean_accepted_tokens_seed_sd"]
-EVIDENCE = ["lossless_texts", "lossless_tokens", "lossless_wrong_at_most"]  # what the word in `lossless` rests on
+EVIDENCE = ["lossless_texts", "lossless_tokens", "lossless_wrong_at_most"]  # the evidence for the word in `lossless`
 GAIN = ["engine_speedup", "engine_speedup_low", "engine_speedup_high"]  # over the same engine's autoregressive decoding
 UNKNOWN = "not certified"
 COLUMNS = [
@@ -71,7 +71,7 @@ def summarise(run: LoadedRun) -> pd.DataFrame:
 
 
 def _get_evidence(run: LoadedRun, method: str) -> tuple[float, float, float]:
-    """Return texts that were compared, tokens of the longest, and the upper limit of the rate of wrong ones, or nan."""
+    """Return the number of texts compared, the tokens of the longest, and the upper limit of the rate of wrong ones, or nan."""
     known = run.certified.get(method)
     if known is None or not known.evidence.texts:
         return np.nan, np.nan, np.nan
@@ -79,9 +79,10 @@ def _get_evidence(run: LoadedRun, method: str) -> tuple[float, float, float]:
 
 
 def _compute_memory_share(run: LoadedRun, rows: pd.DataFrame) -> pd.Series:
-    """Return, of autoregressive decoding, which part of the memory's reading speed its weights take: 1 is the machine's limit.
+    """Return the share of the memory's read bandwidth that autoregressive decoding uses for its weights: 1 is the machine's
+    limit.
 
-    nan of a batch, for which the weights are read once per step.
+    nan for a batch, which reads the weights only once per step.
     """
     memory = run.provenance.get("memory") or {}
     second = memory.get("read_bytes_per_second", np.nan)

@@ -1,9 +1,9 @@
 """Windows of passes under load: between warm-up and drain.
 
-A pass is a method's turns of one repeat, sent by C clients, each its next request once its last one is answered. Its window opens
-when every client has had its first answer, and closes when the first client finds no question left: in between, C requests are
-always under way. Tokens count in the window by when they came, an answer's tokens after the first spread evenly. One client at a
-time is a window from the first request to the last answer, without pauses.
+A pass is a method's turns of one repeat, sent by C clients, each of which sends its next request once its last one is answered.
+Its window opens when every client has had its first answer, and closes when the first client finds no question left: in between,
+C requests are always in progress. A token counts in the window if it came then; tokens after the first are spread evenly. One
+client at a time is a window from the first request to the last answer, without pauses.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _get_last(trial: Trial) -> float:
 
 
 def _count_tokens(trial: Trial, opens: float, closes: float) -> float:
-    """Return how many of an answer's tokens came in a window."""
+    """Return how many of an answer's tokens came during a window."""
     first, last = _get_began(trial) + (trial.client_first_s or 0.0), _get_began(trial) + _get_last(trial)
     counted = float(opens <= first < closes)
     if last > first:

@@ -53,7 +53,7 @@ def certify(settings: CertifySettings, watch: Watch) -> tuple[Certificate, Path]
     questions = select_questions(settings, suite, settings.limit)
     drafters = instantiate_methods(settings.method)
     check_drafters(drafters, settings.target, load_target_tokenizer(settings.target)[0])
-    out.mkdir(parents=True, exist_ok=True)  # fails early where it cannot be written
+    out.mkdir(parents=True, exist_ok=True)  # fails early if it cannot be written
     target = load_target(settings.target)
     check_prompts(questions, target)
     about = collect_provenance(target.model.device) | collect_fingerprints(settings, target, suite, drafters)
@@ -164,7 +164,7 @@ class _Tests:
         figures = asdict(check) | {"class_": check.class_, "most_wrong": bound_error_rate(check.wrong, check.texts)}
         wrong = []
         if check.wrong > check.ended and (label in self.claimed or not sampling.temperature):
-            unit = "of probability" if sampling.temperature else "logits"
+            unit = "in probability" if sampling.temperature else "logits"
             wrong = [f"{check.wrong} of {check.texts} texts are not the target's own: off by up to {check.worst:.3g} {unit}"]
         if check.ended:
             wrong.append(f"{check.ended} of {check.texts} texts end in the wrong place")
@@ -175,7 +175,7 @@ class _Tests:
 
     def _check_order(self, label: str, sampling: Sampling) -> Findings:
         leaked, texts = self.sampler.count_leaks(label, sampling)
-        wrong = f"remembers earlier prompts: {leaked} of {texts} texts took other steps when their prompts came again"
+        wrong = f"remembers earlier prompts: {leaked} of {texts} texts took different steps when their prompts came again"
         return [wrong] * (leaked > 0), {"order": {"texts": texts, "differing": leaked}}
 
     def _check_enumeration(self, label: str) -> Findings:

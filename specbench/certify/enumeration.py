@@ -1,4 +1,4 @@
-"""Whether sampled text has the right distribution, where that can be enumerated: G-tests on a miniature target.
+"""Test whether sampled text has the right distribution, where that can be enumerated: G-tests on a miniature target.
 
 Prefill gives the first token; a method writes from the second on. The exact probabilities of the first one, two and three of
 these tokens, and of the second and the third alone, come from transformers' own attention. A method's frequencies come from
@@ -22,13 +22,13 @@ from specbench.decoding.loop import generate
 from specbench.decoding.sampling import Sampling, probabilities
 
 LONGEST = 3  # tokens of the longest tested prefix
-WINDOWS = ((0,), (0, 1), (0, 1, 2), (1,), (2,))  # of the method's tokens: one test each
+WINDOWS = ((0,), (0, 1), (0, 1, 2), (1,), (2,))  # of the method's tokens: one test per window
 WRITTEN = (4, 6)  # tokens of a text: half of the texts end with the tested tokens, drafts and the token after them included
 BATCH = 128
 LEAST_EXPECTED = 20.0  # draws in a cell; rarer ones are pooled: with 5, one G-test in 14 has p < 0.05
 POWER = 0.99
-IMPOSSIBLE = 1e9  # the statistic of what has a probability of 0
-AGAIN = 4  # times as many fresh texts where the first tests fail; only the second tests count
+IMPOSSIBLE = 1e9  # the statistic if something of probability 0 occurs
+AGAIN = 4  # this many times as many new texts if the first tests fail; then only the second tests count
 STOP = 3  # the token that must not come, if answers have a least length
 CUT_SHORT = [VOCABULARY - 1] * LONGEST  # after a text that ended early: tokens that are never written
 PROMPT = (2, 5, 3, 4, 2, 5, 3, 4, 6, 2, 5, 3, 4, 2, 5)  # repeats itself, so that lookup methods find something
@@ -92,7 +92,7 @@ def draw_tokens(target: LanguageModel, drafter: Drafter, sampling: Sampling, dra
 
 
 def run_tests(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws: int, level: float) -> list[list[GTest]]:
-    """Return the tests of `draws` texts and, where one fails, those of AGAIN times as many texts: the last tests count."""
+    """Return the tests of `draws` texts or, if one fails, those of AGAIN times as many new texts."""
     target_probs = exact(target, sampling)
     results = [run_g_tests(draw_tokens(target, drafter, sampling, draws), target_probs, level)]
     if any(test.p_value < level for test in results[0]):
@@ -102,7 +102,7 @@ def run_tests(target: LanguageModel, drafter: Drafter, sampling: Sampling, draws
 
 
 def can_show(target: LanguageModel, sampling: Sampling, draws: int) -> bool:
-    """Return whether any test of `draws` texts has two cells or more."""
+    """Return whether any test of `draws` texts has at least two cells, and so can fail."""
     target_probs = exact(target, sampling)
     counts = [_marginalise(target_probs, window) * draws for window in WINDOWS]
     return any(len(_pool_cells(expected, expected)[1]) > 1 for expected in counts)

@@ -1,4 +1,4 @@
-"""A random model of a few thousand weights that writes eight tokens, and any method of conf/method built for it.
+"""A random model of a few thousand weights that only ever writes eight tokens, and any method of conf/method built for it.
 
 Its output distribution can be enumerated. It has the target's architecture; trained networks, skip sets and datastores are
 random, and the draft model is the same model with noise on its weights.

@@ -74,7 +74,7 @@ class TextSampler:
         return texts
 
     def count_leaks(self, label: str, sampling: Sampling) -> tuple[int, int]:
-        """Return how many prompts take other steps when they come again in another order, and how many were tried.
+        """Return how many prompts take different steps when they come again in another order, and how many were tried.
 
         The drafter is built afresh: this run's own has seen every prompt, and may remember it.
         """
@@ -90,7 +90,7 @@ Generate = Callable[[list[int]], Generation]
 
 
 def count_leaks(generate: Generate, prompts: Sequence[list[int]]) -> int:
-    """Return how many prompts are answered in other steps when they come a second time, in reverse order."""
+    """Return how many prompts are answered in different steps when they come a second time, in reverse order."""
     forwards = [_collect_steps(generate(prompt)) for prompt in prompts]
     backwards = [_collect_steps(generate(prompt)) for prompt in reversed(prompts)]
     return sum(a != b for a, b in zip(forwards, reversed(backwards), strict=True))

@@ -1,8 +1,8 @@
-"""Whether every token of a text is the one that the target would write, given the same random numbers.
+"""Check whether every token of a text is the one that the target would write, given the same random numbers.
 
 Greedy: the argmax. Sampled with drafts that are not drawn: the token in whose interval of the cumulative distribution the turn's
-next random number falls. A token's `misfit` is its distance from that: 0 without rounding, and otherwise up to the target's own
-rounding error, by which it differs from itself when the same tokens pass through in forwards of another shape.
+next random number falls. A token's `misfit` is its distance from that: 0 without rounding, else at most the target's own rounding
+error, measured as its difference from itself when the same tokens pass through forwards of different shapes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from specbench.records.evidence import CONFIDENCE
 SIZES = (1, 12, 60)  # tokens per forward: autoregressive decoding, a short draft, a long one
 QUANTILE = 0.999
 BEYOND = 1e9  # stands in for a misfit that is not a number
-LEAST_NOISE = {torch.float64: 1e-9, torch.float32: 1e-4}  # floor, for a few texts may show none
+LEAST_NOISE = {torch.float64: 1e-9, torch.float32: 1e-4}  # lower bound of the noise: a few texts may show none
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def check_tokens(
 
 
 def _ends_correctly(text: GeneratedText, context: int) -> bool:
-    """Return whether it ends at the first stop token, else at the limit or at the end of the context."""
+    """Return whether it ends at the first stop token, or else at the limit or the end of the context."""
     stops = [index for index, token in enumerate(text.output) if token in text.sampling.stop_token_ids]
     most = min(text.sampling.max_new_tokens, context - len(text.prompt))
     return len(text.output) <= most and (stops == [len(text.output) - 1] or (not stops and len(text.output) == most))

@@ -24,7 +24,7 @@ WORKER = "specbench.compare.worker"  # the same in every checkout, as is its pro
 
 
 class Checkout(Engine):
-    """root: folder of the checkout; overrides: of its own configs; config_dir: a further folder of configs for both versions."""
+    """root: folder of the checkout; overrides: of its own configs; config_dir: an additional folder of configs for both."""
 
     in_process = False
 
@@ -92,7 +92,7 @@ class Checkout(Engine):
 
 
 def _describe(sampling: Sampling) -> dict[str, Any]:
-    """Return what every checkout of this protocol knows: the rest is the default, since `honours` is empty."""
+    """Return the settings that every checkout of this protocol knows; the rest are defaults, since `honours` is empty."""
     return {key: value for key, value in asdict(sampling).items() if key not in ("min_new_tokens", "ending")}
 
 

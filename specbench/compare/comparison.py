@@ -25,8 +25,8 @@ REFERENCE_ENGINE = "reference"  # the engine that runs the other checkout
 class Comparison:
     """counted: turns whose counters differ, by method; changes: of ratios inside a run; baseline: of autoregressive's own rate.
 
-    reference: None for a first run, which becomes the reference. power: what so many runs can decide. remarks: on the baseline's
-    drift, or why it is not compared. copy: both hold the same measurements.
+    reference: None for a first run, which becomes the reference. power: what this many runs can decide. remarks: on the
+    baseline's drift, or why it is not compared. copy: both hold the same measurements.
     """
 
     reference: str | None
@@ -83,7 +83,7 @@ def _compare_stored(
     drift: Drift | None = None
     if elsewhere is None:
         baseline, drift = _compare_baseline(olds, fresh, ratios)
-        remark = f"{RATE} by itself at {ALONE:.0%}, against the drift of equal processes: {drift.source}"
+        remark = f"{RATE}: interval at {ALONE:.0%}, including the drift of equal processes: {drift.source}"
     power = describe_power(changes, len(olds), len(fresh), drift)
     return Comparison(olds[-1].name, fresh[-1].name, counters, changes, baseline, power, (remark,))
 
@@ -102,7 +102,7 @@ def accept_first_reference(new: Path) -> Comparison:
 
 
 def _identify_run(run: LoadedRun) -> tuple[str, str]:
-    """Return what is equal for a run and a copy of it."""
+    """Return what a run and a copy of it have in common."""
     return run.name, str(run.provenance.get("started"))
 
 

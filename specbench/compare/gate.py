@@ -1,4 +1,4 @@
-"""Whether a change of speed is a regression: pure arithmetic on log ratios, without files.
+"""Decide whether a change of speed is a regression: pure arithmetic on log ratios, without files.
 
 Compared are ratios inside a run, such as a method's rate over autoregressive decoding's, because absolute rates drift between
 equal processes. The ratio of two such ratios varies over questions and, a little, from process to process; its interval includes
@@ -46,7 +46,7 @@ class Change:
     """new / reference of one ratio inside a run, such as `pld over autoregressive`.
 
     over_questions: variance of its logarithm over questions, nan where a task has one question. chance: that equal versions look
-    at least as slow. confirmed: slower by other evidence, too, which together suffices to fail.
+    at least as slow. confirmed: other evidence shows the slowdown, too, and both together suffice to fail.
     """
 
     what: str
@@ -124,7 +124,7 @@ def _judge(what: str, moved: pd.Series, over_runs: float, known: float, together
 
 
 def find_smallest(over_questions: float, reference: int, new: int, together: int, spread: Spread | None = None) -> float:
-    """Return the smallest slowdown that fails with probability DECIDES, as a share: of so many runs of the two sides.
+    """Return the smallest slowdown, as a share, that fails with probability DECIDES, given the number of runs of each side.
 
     over_questions: variance of the change's logarithm over questions; spread: by default the prior of ratios inside a run.
     """
@@ -148,7 +148,7 @@ def find_passing_runs(over_questions: float, together: int, most: int) -> int | 
 
 
 def _span(variance: float, together: int, freedom: float) -> float:
-    """Return how far from a limit an estimate's logarithm must be expected to be decided with probability DECIDES."""
+    """Return how far from a limit the expected log estimate must be, so that it is decided with probability DECIDES."""
     return (_reach(together, freedom) + float(stats.norm.ppf(DECIDES))) * float(np.sqrt(variance))
 
 

@@ -26,7 +26,7 @@ class MethodPlan:
     """The plan of one method. deviation: SD over questions of its log speedup; effect: smallest one that the pilot's size finds.
 
     needed: questions for the planned effect; stored, paired: what `specbench compare` needs to find a slowdown of that size
-    against a stored run, and against another commit in the same run.
+    relative to a stored run, or to another commit in the same run.
     """
 
     method: str
@@ -39,7 +39,7 @@ class MethodPlan:
 
 
 def check_pilot(pilot: LoadedRun, target: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    """Raise InputError for a pilot of another target, batch or concurrency. target: settings of the planned one, by name."""
+    """Raise InputError for a pilot of another target, batch or concurrency. target: settings of the planned target, by name."""
     for name, planned in sizes.items():
         if (before := find_first(pilot.config, name) or 1) != planned:
             raise InputError(

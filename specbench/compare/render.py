@@ -1,4 +1,4 @@
-"""A comparison for readers: the table, notes and Markdown of people, the JSON and JUnit files of machines."""
+"""Output of a comparison: the table, notes and Markdown for people, JSON and JUnit files for machines."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def build_comparison_table(comparison: Comparison) -> Table:
 def format_notes(comparison: Comparison) -> list[str]:
     """Return the notes below the table, worst first."""
     lines = [
-        f"{row.method}: {count} of {row.turns} turns have another {name}"
+        f"{row.method}: {count} of {row.turns} turns have a different {name}"
         for row in comparison.counted
         for name, count in row.differing.items()
     ]
     undecided = [change for change in comparison.judged if change.verdict == "undecided"]
     lines += [f"{change.what}: undecided; {_format_needed(change)}" for change in undecided]
     if comparison.baseline is not None and comparison.baseline.confirmed:
-        lines.append(f"{RATE} fell while the methods of the same run, which share its drift, kept theirs: it runs slower code")
+        lines.append(f"{RATE} fell while the methods of the same run, which share its drift, kept their own: it runs slower code")
     if comparison.changes and not comparison.copy:
         lines.append(f"intervals: {LEVEL:.0%} for all ratios together")
     return [*lines, *comparison.remarks]

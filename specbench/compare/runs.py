@@ -20,7 +20,7 @@ from specbench.records.trial import BASELINE, PER_STEP, Trial
 PLACE = ("dtype", "device.name", "machine.cpu", "machine.cores", "machine.threads", "machine.architecture")
 DATA = ("suite_sha256", "target_sha256", "draft_sha256", "turns")
 SOFTWARE = ("versions.python", "versions.torch", "versions.transformers", "versions.numpy")
-GROWS = ("method", "engine", "forward")  # facts that a run with more methods has more of than the reference
+GROWS = ("method", "engine", "forward")  # facts of which a run with more methods has more than the reference
 COUNTERS = (
     *("prompt_sha256", "new_tokens", "finish_reason", "output_sha256", "steps", "target_forwards", "draft_forwards"),
     *PER_STEP,
@@ -140,7 +140,8 @@ def _count_differences(method: str, pairs: Sequence[tuple[Trial, Trial]]) -> Cou
 def compute_log_ratios(run: LoadedRun, method: str, over: str, by_repeat: bool = False) -> pd.Series:
     """Return, by (task, question_id) and optionally repeat, the log of a method's rate over another's in the same run.
 
-    The fastest of a turn's repeats of one text counts, as disturbances only add time. Questions with a failed turn are left out.
+    Of a turn's repeats with the same text the fastest counts, as disturbances only add time. Questions with a failed turn are
+    left out.
     """
     keys = [*QUESTION[1:], *(["repeat"] if by_repeat else [])]
     ratios: pd.Series = (_compute_log_rates(run, method, keys) - _compute_log_rates(run, over, keys)).dropna()
@@ -180,7 +181,7 @@ def check_one_place(runs: Sequence[LoadedRun]) -> None:
 
 
 def is_copy(reference: LoadedRun, new: LoadedRun) -> bool:
-    """Whether both hold the same measurements: two runs never take equal times in every turn."""
+    """Whether both hold the same measurements: two separate runs never take equal times in every turn."""
     first, second = ({trial.key: (trial.prefill_s, trial.decode_s) for trial in run.trials} for run in (reference, new))
     return first == second
 

@@ -1,4 +1,4 @@
-"""What this machine can do and what it lacks: the checks of `specbench doctor`."""
+"""The checks of `specbench doctor`: what this machine can do and what it lacks."""
 
 import platform
 import shutil
@@ -83,7 +83,7 @@ def _check_python() -> Check:
 
 
 def _check_packages() -> Iterator[Check]:
-    """Check the required packages; in a clone that is not installed the main ones, in any version."""
+    """Check the required packages; in a clone that is not installed, only that the main ones are there, in any version."""
     try:
         requirements = [Requirement(line) for line in requires("specbench") or []]
     except PackageNotFoundError:
@@ -138,7 +138,7 @@ def _check_bandwidth() -> Check:
 
 def _check_compiler() -> Check:
     compiler = find_compiler()
-    without = "none found: forwards run eagerly on the CPU, so the baseline is slower than this machine can be"
+    without = "none found: forwards run eagerly on the CPU, so the baseline is slower than this machine allows"
     return Check("C++ compiler", bool(compiler) or None, f"{compiler}: forwards are compiled" if compiler else without)
 
 

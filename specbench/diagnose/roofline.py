@@ -1,7 +1,7 @@
 """The roofline card of a target: the time of a forward over 1, 2, 4, … tokens, beside the time to move its bytes.
 
 At batch 1 a forward reads all weights and the sequence's KV entries, however many tokens it computes. So up to some number of
-tokens a verify costs little more than a decoding step; that number bounds the useful size of a draft tree.
+tokens a verification costs little more than a decoding step; that number bounds the useful size of a draft tree.
 `specbench cost target=…` writes cost.csv, cost.md, cost.png and cost.svg.
 """
 
@@ -111,7 +111,7 @@ def _time_rounds(
 def _time_forward(model: LanguageModel, store: KVStore, tree: DraftTree, context: int) -> float:
     store.clear()
     store.lengths[0] = context
-    store.reserve(len(tree))  # as zeros, for pages that were never written would cost no memory traffic
+    store.reserve(len(tree))  # written as zeros: pages that were never written would cost no memory traffic
     synchronize(model.device)
     started = perf_counter()
     model.forward(store, [tree])

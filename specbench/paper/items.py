@@ -1,6 +1,6 @@
 """The survey's Spec-Bench figures and tables, the leaderboards, and every other published table.
 
-Each item selects published rows and the column that separates its groups of bars.
+Each item selects published rows and the column whose values are its groups of bars.
 """
 
 from __future__ import annotations
@@ -65,24 +65,24 @@ SURVEY_ITEMS = (
     Item("survey-figure-5", "Figure 5 and Table 5: RTX 3090, Vicuna-7B, greedy", "task", partial(_select_survey, FIGURE_5)),
     Item("survey-table-5-sampled", "Table 5: RTX 3090, Vicuna-7B, temperature 1", "task", partial(_select_survey, SAMPLED)),
     Item(
-        *("survey-figure-6", "Figure 6: over temperature, RTX 3090, Vicuna-7B, overall", "temperature", _select_figure_6),
+        *("survey-figure-6", "Figure 6: by temperature, RTX 3090, Vicuna-7B, overall", "temperature", _select_figure_6),
         note="Both ends, as printed in Table 5; the curve between them has no numbers.",
     ),
     Item(
-        *("survey-figure-7", "Figure 7: over devices, Vicuna-7B, overall", "device"),
+        *("survey-figure-7", "Figure 7: by device, Vicuna-7B, overall", "device"),
         rows=partial(_select_survey, FIGURE_5, TABLE_6, overall=True, target=SEVEN),
         note="Both devices' values are printed in Tables 5 and 6.",
     ),
     Item("survey-figure-8", "Figure 8 and Table 6: A100, Vicuna-7B", "task", partial(_select_survey, TABLE_6)),
     Item(
-        *("survey-figure-9", "Figure 9 and Table 6: over the target's size, A100, overall", "target"),
+        *("survey-figure-9", "Figure 9 and Table 6: by target size, A100, overall", "target"),
         rows=partial(_select_survey, TABLE_6, TABLE_6_LARGE, overall=True),
     ),
     *(Item(f"survey-table-6-{name.lower()}", f"Table 6: A100, Vicuna-{name}", "task", rows) for name, rows in LARGE.items()),
     Item(
-        *("survey-figure-10", "Figure 10: over precision, A100, Vicuna-7B, overall", "dtype"),
+        *("survey-figure-10", "Figure 10: by precision, A100, Vicuna-7B, overall", "dtype"),
         rows=partial(_select_survey, TABLE_6, "Fig.10 (text)", overall=True, target=SEVEN),
-        note="For float32 the text of the survey gives two numbers; the other bars have none.",
+        note="For float32 the survey's text gives two numbers; the other bars have none.",
     ),
 )
 

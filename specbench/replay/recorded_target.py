@@ -1,4 +1,4 @@
-"""Replay: the exact acceptance, on recorded answers and without a model, of drafters that read only tokens.
+"""Replay: the exact acceptance of drafters that read only tokens, on recorded answers, without a model.
 
 At temperature 0 (and above it, for drafts that are not drawn) acceptance follows from the ids of prompt and answer: a draft token
 is accepted where it is the answer's next one. The decode loop is the one that times methods. Its target here is a recording,
@@ -25,7 +25,7 @@ from specbench.exchange.ids import LARGEST, RecordedAnswer
 from specbench.records.trial import PER_STEP, Trial
 
 ENDLESS = 2**31 - 1
-TOKENS_ALONE = "it reads what the target computes, and a recording holds only tokens"
+TOKENS_ALONE = "it reads what the target computes, but a recording holds only tokens"
 NOTHING = -1  # a token that no drafter drafts
 MEASURED = (
     "prefill_s", "decode_s", "draft_s", "verify_s", "retokenised", "peak_memory_bytes", "energy_j", "throttled", "began_s",

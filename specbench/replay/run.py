@@ -30,7 +30,10 @@ COUNTS = ("new_tokens", "finish_reason", "steps", *PER_STEP)
 
 @dataclass(frozen=True)
 class MethodReplay:
-    """One method's replayed turns. live: how many the recorded run also made; equal: how many of those took equal steps."""
+    """One method's replayed turns.
+
+    live: how many of them the recorded run also has; equal: how many of those took equal steps.
+    """
 
     method: str
     turns: list[Trial]
@@ -42,7 +45,7 @@ def replay_run(of: Path, settings: RunSettings) -> tuple[Path, list[MethodReplay
     """Return the new run directory (`out`, or results/replay-...), its methods, and notes for the user. Raises InputError."""
     check_nodes(settings)
     for name, value in settings.sampling.endings.items():
-        raise InputError(f"{name}={show_value(value)}: a recorded answer ends where it ended; expected null")
+        raise InputError(f"{name}={show_value(value)}: has no effect on where a recorded answer ends; expected null")
     recordings = read_recordings(of, settings)
     default = stamp_path(Path("results"), f"replay-{recordings.name}")
     out = RunDirectory(Path(settings.out).expanduser() if settings.out else default)

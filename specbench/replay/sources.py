@@ -1,7 +1,7 @@
 """Answers to replay: from a run directory, from ids that an engine logged (exchange/ids.py), or from answer files.
 
 Answer files hold texts. The suite's questions are rendered for the config's target, each turn after the file's own answers, and
-the texts are encoded by its tokenizer, which need not give the ids that the engine wrote.
+the texts are encoded by its tokenizer, which need not give the ids that the engine generated.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def read_run_answers(path: Path) -> Recordings:
     check_texts(run.provenance, f"--of {path}")
     limit = (run.config.get("sampling") or {}).get("max_new_tokens")
     if not isinstance(limit, int):
-        raise InputError(f"{path}: its config does not say sampling.max_new_tokens")
+        raise InputError(f"{path}: its config has no sampling.max_new_tokens")
     turns = collect_turns((trial for trial in run.trials if trial.repeat == 0), RunDirectory(path).read_prompts(), limit)
     return Recordings(run.name, turns, run.config, run.provenance, tuple(run.trials))
 
@@ -74,7 +74,7 @@ def collect_turns(trials: Iterable[Trial], prompts: Iterable[Prompt], max_new_to
             ended = trial.finish_reason == "stop_string"
             turns.append((trial, RecordedAnswer(ids[trial.prompt_sha256], trial.output_ids, limit, stops, ended)))
     if not turns:
-        raise InputError(f"no answer of {BASELINE} with its prompt and output ids to replay")
+        raise InputError(f"nothing to replay: no answer of {BASELINE} has its prompt and output ids")
     return turns
 
 
@@ -94,7 +94,7 @@ def read_answer_file(path: Path, settings: RunSettings) -> Recordings:
     turns = read_turns(path, read, reader.read_turns)
     name = settings.target.name
     config = {"target": {"name": name}, "suite": {"name": suite.name}, "sampling": {"max_new_tokens": reader.limit}}
-    note = f"texts, encoded by the tokenizer of {name}: not always the ids that were written; {reader.describe_ids()}"
+    note = f"texts, encoded by the tokenizer of {name}, may not give the ids that were generated: {reader.describe_ids()}"
     missed = describe_counts([answer for _, answer in read])
     notes = (note, *([f"{path}: {missed}"] if missed else []))
     return Recordings(path.stem, turns, config, {"recorded": note}, tokenizer=tokenizer, notes=notes)
@@ -142,4 +142,4 @@ class AnswerReader:
         """Return how many turns have as many ids as the file counts, and how far the others are from it."""
         others = [gap for gap in self.gaps if gap]
         said = f"{len(self.gaps) - len(others)} of {len(self.gaps)} turns have as many ids as the file counts"
-        return f"{said}, the others from {min(others):+d} to {max(others):+d}" if others else said
+        return f"{said}, the others differ by {min(others):+d} to {max(others):+d}" if others else said

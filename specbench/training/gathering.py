@@ -31,7 +31,7 @@ TEXTS = "texts.jsonl"
 TRIED = 4  # steps from which the minutes are estimated
 EMBEDDED = "mini"  # the target that the embedded suite's questions are for
 SELF = "self"  # data=self: the target writes its own questions
-DECIDES = ("questions", "max_new_tokens", "seed")  # settings that decide what is asked and answered
+DECIDES = ("questions", "max_new_tokens", "seed")  # settings that determine the questions and answers
 DECIDES_SUITE = ("suite", "task", "limit")  # the same, where the questions come from a suite
 DECIDES_TARGET = ("path", "revision", "format", "template", "system", "dtype", "weights", "config")
 
@@ -53,7 +53,7 @@ class KeptBatches:
 
 
 def asks_itself(settings: TrainSettings) -> bool:
-    """Return whether the target writes its own questions: with data=self, and where it is chosen without a suite."""
+    """Return whether the target writes its own questions: with data=self, and if the command chooses a target without a suite."""
     chosen = "target" in settings.named and "suite" not in settings.named and settings.target.name != EMBEDDED
     return settings.data == SELF or (settings.data is None and chosen)
 
@@ -71,7 +71,7 @@ def find_texts(settings: TrainSettings) -> Path:
 
 @lru_cache(maxsize=1)
 def _hash_files(target: str, revision: str | None, avoided: tuple[str, ...]) -> list[str | None]:
-    """Return the fingerprints of a target and of files of test questions; None for what does not lie here."""
+    """Return the fingerprints of a target and of files of test questions; None for what is not on this machine."""
     return [hash_path(target, revision), *map(hash_path, avoided)]
 
 

@@ -1,4 +1,4 @@
-"""Does a training fit in memory: rehearsed before it starts, since a CPU's allocator never refuses what the system then kills."""
+"""Check that a training fits in memory, by a rehearsal: a CPU's allocator refuses nothing; the system then kills the process."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,7 +16,7 @@ from specbench.machine.rehearsal import Rehearsal
 from specbench.models.texts import Text
 from specbench.training.steps import TrainingPlan, build_lesson, build_optimizers, count_answers, list_trained
 
-STEPS = 2  # from the second one on, the optimizers' states are there
+STEPS = 2  # from the second one on, the optimizers' states exist
 LEAST_ANSWERS = 0.25  # of a batch's tokens, assumed while the answers are not known
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -70,7 +70,7 @@ def check_memory(
     batches: Sequence[list[Text]],
     made: bool = False,
 ) -> str:
-    """Return what training on the largest batches needs, in words; nothing where it cannot be rehearsed.
+    """Return what training on the largest batches needs, in words, or nothing if it cannot be rehearsed.
 
     made: the network already exists, so its weights are not part of the free memory. Raises InputError for what does not fit.
     """
@@ -93,7 +93,7 @@ def _refuse(need: TrainingNeed, there: int, free: int, texts: list[Text], target
     batch = f"{count_answers(texts):,} answer tokens × {target.vocabulary:,} ids"
     parts = f"{_format(need.fixed - there)} for weights, gradients and AdamW, {_format(need.peak - need.fixed)} for {batch}"
     needed = f"training needs {_format(need.peak - there)} on {target.device} ({parts})"
-    return f"batch_tokens={batch_tokens}: {advice}: {needed}, where {_format(free)} are free"
+    return f"batch_tokens={batch_tokens}: {advice}: {needed}, but only {_format(free)} are free"
 
 
 def assume_texts(tokens: int, longest: int) -> list[Text]:
@@ -108,7 +108,7 @@ def _format(count: int) -> str:
 
 @contextmanager
 def explain_exhaustion(device: torch.device, setting: str, advice: str) -> Iterator[None]:
-    """Raise InputError where memory runs out, with the setting that asked for it and what to do."""
+    """Raise InputError if memory runs out, naming the setting to blame and what to do."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""Questions that the target asks itself: it continues the opening of a user's turn in its own chat format.
+"""Questions that the target writes itself: it continues the opening of a user's turn in its own chat format.
 
 Xu et al. 2024 (Magpie): an instruct model was trained on such turns, so what it writes there resembles what its users ask.
 """
@@ -23,7 +23,7 @@ from tasks.question import Question
 from tasks.rows import read_rows
 
 SHORTEST = 3  # characters of a question
-MOST_TRIES = 4  # questions written per question that was asked for; a target whose questions are mostly unfit is refused
+MOST_TRIES = 4  # questions written per requested question, at most; a target whose questions are mostly unusable is refused
 MOST_BATCHES = 1_000_000  # per seed
 EXAMPLES = ("Hello", "Why 7?", "-", "ä")  # messages whose prompts have only the format in common
 
@@ -51,7 +51,7 @@ def _share_start(rows: Sequence[list[int]]) -> list[int]:
 
 
 class KnownTexts:
-    """Texts that must not be trained on, as their runs of GRAM tokens; of shorter texts, the whole."""
+    """Texts that must not be trained on, stored as runs of GRAM tokens; shorter texts are stored whole."""
 
     def __init__(self, paths: Sequence[str], target: Target) -> None:
         self._tokenizer = target.tokenizer
@@ -92,7 +92,7 @@ class OwnQuestions:
         self.known = KnownTexts(settings.avoid, target)
 
     def write(self, watch: Watch) -> list[Question]:
-        """Return so many questions as were asked for. Raises InputError if too few of what the target writes are fit."""
+        """Return as many questions as were requested. Raises InputError if too few of those that the target writes are usable."""
         wanted = self.settings.count
         found: dict[str, str] = {}
         for batch in range(MOST_TRIES * math.ceil(wanted / SIDE_BY_SIDE)):
@@ -101,10 +101,10 @@ class OwnQuestions:
             watch("the target writes questions", min(len(found), wanted), wanted)
             if len(found) >= wanted:
                 return [Question(f"own-{i}", "own", "own", (text,)) for i, text in enumerate(list(found.values())[:wanted])]
-        raise InputError(f"questions.count={wanted}: of what the target wrote, only {len(found)} questions are fit")
+        raise InputError(f"questions.count={wanted}: only {len(found)} of the questions that the target wrote are usable")
 
     def _draw_batch(self, batch: int) -> list[str]:
-        """Return the fit questions of one batch. Row r continues opening r, in turn."""
+        """Return the usable questions of one batch. Row r continues opening r, in turn."""
         openings = self.settings.openings
         begun = [openings[row % len(openings)] for row in range(SIDE_BY_SIDE)]
         texts = map(self._read_question, begun, self._continue(begun, batch))

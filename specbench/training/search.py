@@ -41,7 +41,7 @@ Measure = Callable[[SkipSet], SkipSetTiming]
 
 def check(settings: TrainSettings, drafter: type[Any]) -> None:
     if PartialState().num_processes > 1:
-        raise InputError("a skip set is searched for by a single process: several would share the machine that is timed")
+        raise InputError("a skip set must be searched for by a single process: several would disturb each other's timing")
     check_shape([label for label in settings.method if label != BASELINE], settings.target.shape, settings.target.sizes)
 
 
@@ -113,7 +113,7 @@ class Search:
         return trials - done
 
     def _run_trial(self, number: int, measure: Measure) -> None:
-        """Run one trial, fixed by the seed, its number and the results so far: a resumed search takes the same trials."""
+        """Run one trial, determined by the seed, its number and the results so far: a resumed search runs the same trials."""
         self.study.sampler = GPSampler(seed=self.seed + number, n_startup_trials=AT_RANDOM)
         points = propose_starts(self.layers)
         if number < len(points) and not self._list_trials(TrialState.WAITING):

@@ -98,7 +98,7 @@ def format_card(
             f"| {top.kept:.1%} | {_acceptance(top):.1%} | {_mean_accepted(top):.2f} | {top.rate:.1f} | "
             f"{top.baseline_rate:.1f} | {top.speedup:.2f} |",
             "",
-            "The search maximised new tokens per second over all prompts, prefill included, the machine's drift divided out.",
+            "The search maximised new tokens per second over all prompts, prefill included, corrected for the machine's drift.",
             "The best of many noisy measurements is biased upwards: measure its speedup by `specbench run` on other questions.",
             "",
             "[Trials](trials.csv), [plot](curves.png).",

@@ -27,7 +27,10 @@ WAITING = timedelta(days=7)  # longest wait of the other processes while the fir
 
 
 class TrainingMode(Protocol):
-    """A way of training, implemented by a module. SETTINGS: its own settings of conf/train.yaml; DONE: its participle."""
+    """A way of training, implemented by a module.
+
+    SETTINGS: its own settings of conf/train.yaml; DONE: what is done to a method, for messages.
+    """
 
     SETTINGS: tuple[str, ...]
     DONE: str
@@ -46,7 +49,7 @@ MODES: dict[type[Drafter], TrainingMode] = {NetworkDrafter: weights, SkippingDra
 
 
 def train(settings: TrainSettings, watch: Watch) -> Path:
-    """Return the folder of the checkpoint. Raises InputError, and KeyboardInterrupt with the folder and what is kept in it.
+    """Return the folder of the checkpoint. Raises InputError, and KeyboardInterrupt with the folder and what is saved in it.
 
     Of several processes (torchrun, accelerate launch) the first one writes and reports progress.
     """
@@ -87,7 +90,9 @@ def _check_unused_settings(settings: TrainSettings, label: str, mode: TrainingMo
     for name in (name for other in MODES.values() if other is not mode for name in other.SETTINGS):
         if name in settings.changed:
             value = look_up(settings.plain, name)
-            raise InputError(f"{name}={value}: {label} is {mode.DONE}; expected only {', '.join(mode.SETTINGS)}")
+            raise InputError(
+                f"{name}={value}: has no effect, since {label} is {mode.DONE}; expected only {', '.join(mode.SETTINGS)}"
+            )
 
 
 def _prepare_folder(settings: TrainSettings, label: str) -> Path:
@@ -96,7 +101,7 @@ def _prepare_folder(settings: TrainSettings, label: str) -> Path:
     config = out / CONFIG
     begun = out.exists() and any(path.name != CONFIG for path in out.iterdir())
     if begun and not config.is_file():
-        raise InputError(f"out={out}: expected a training's folder, an empty one or a new one")
+        raise InputError(f"out={out}: expected the folder of a training, an empty folder or a new one")
     if begun and translate_targets(yaml.safe_load(config.read_text(encoding="utf-8"))) != settings.recorded:
         raise InputError(f"out={out}: holds a training of another config ({CONFIG}); choose another folder")
     out.mkdir(parents=True, exist_ok=True)

@@ -141,7 +141,7 @@ class Trainer:
         progress = json.loads((saved / "progress.json").read_text())
         processes = self.accelerator.num_processes
         if progress["processes"] != processes:
-            raise InputError(f"out={self.out}: started with {progress['processes']} processes; expected as many, not {processes}")
+            raise InputError(f"out={self.out}: started with {progress['processes']} processes and cannot resume with {processes}")
         self.accelerator.load_state(str(saved / progress["folder"]))
         states = torch.load(saved / progress["folder"] / "schedules.pt", weights_only=True)
         for schedule, state in zip(self._schedules, states, strict=True):

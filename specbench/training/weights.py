@@ -55,7 +55,7 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
         target.model.model.requires_grad_(False)  # or a loss through its head would keep gradients of it
         _check_room(settings, drafter.get_network_class(target.model), target)
         with explain_exhaustion(
-            target.model.device, f"data={settings.data or 'null'}", "many questions are answered at once; expected data=FILE"
+            target.model.device, f"data={settings.data or 'null'}", "questions are answered in batches; expected data=FILE"
         ):
             texts = gather_texts(settings, target, watch)
         check_held_out(settings.held_out, len(texts))
@@ -63,7 +63,7 @@ def make(settings: TrainSettings, label: str, drafter: type[Any], out: Path, wat
         texts, held_out = shuffled[settings.held_out :], shuffled[: settings.held_out]
     torch.manual_seed(settings.seed)
     plan = _plan(settings)
-    with explain_exhaustion(target.model.device, f"batch_tokens={plan.batch_tokens}", "expected fewer tokens, and another out"):
+    with explain_exhaustion(target.model.device, f"batch_tokens={plan.batch_tokens}", "expected fewer tokens, and a new out"):
         network = _create_network(settings, drafter.get_network_class(target.model), target, texts)
         trainer = Trainer(network, target.model, plan, out)
         trainer.fit(texts, held_out, lambda *now: watch("training", *now), lambda need: watch(f"training needs {need}", 0, None))
@@ -90,7 +90,7 @@ def _create_network(settings: TrainSettings, kind: type[DraftNetwork], target: T
 
 
 def _check_room(settings: TrainSettings, kind: type[DraftNetwork], target: Target) -> None:
-    """Raise InputError before the target answers, if not even the least that training needs is free."""
+    """Raise InputError, before the target answers, if less memory is free than training needs at least."""
     if settings.data not in (None, SELF):
         return  # texts are read at once, and Trainer counts their tokens
     shape = TargetShape.of(target.model.config)

@@ -1,4 +1,4 @@
-"""Short drills for early training: copying, word-by-word translation, arithmetic, the world's facts."""
+"""Short drills for early training: copying, word-by-word translation, arithmetic, facts of the closed world."""
 
 import random
 from collections.abc import Iterator

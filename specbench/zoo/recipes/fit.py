@@ -54,7 +54,7 @@ def fit(
 ) -> None:
     """Train on `tokens` tokens. compute_loss(ids, labels, progress): in nats; rates: peaks of Muon and AdamW.
 
-    log: receives step, tokens, seconds and mean loss every LOG_EVERY tokens and at the end.
+    log: called with step, tokens, seconds and mean loss every LOG_EVERY tokens and at the end.
     """
     optimizers = _build_optimizers(model, *rates)
     groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]

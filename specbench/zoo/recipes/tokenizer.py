@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
 
 def _count_words(per_task: int = 2000) -> Counter[str]:
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    counts = Counter(f"Ġ{word}" for word in lex.ORDINALS)  # including the one that no report uses
+    counts = Counter(f"Ġ{word}" for word in lex.ORDINALS)  # including a task that no report uses
     for task in WRITERS:
         for dialogue in islice(generate_dialogues(task, "train"), per_task):
             texts = [text for exchange in dialogue.exchanges for text in (exchange.ask, exchange.answer)]

@@ -19,7 +19,7 @@ from specbench.training.trainer import LOG
 from specbench.zoo.recipes.chats import COUNT, write_chats
 
 EPOCHS: dict[str, float] = {"medusa": 1, "hydra_heads": 1, "eagle": 2, "eagle3": 1}
-EPOCHS |= {"dflash": 2.55, "dspark": 2.24, "mtp": 2.19}  # as long as EAGLE-3's epoch takes on two cores
+EPOCHS |= {"dflash": 2.55, "dspark": 2.24, "mtp": 2.19}  # the time that EAGLE-3's epoch takes on two cores
 SHIPPED = (OURS, "config.json", LOG, "curves.png", "README.md")
 SETTINGS = ["target=mini", "target.dtype=bfloat16", "precision=bf16", "muon=0.03", "rate=0.005", "held_out=400", "storage=int8"]
 

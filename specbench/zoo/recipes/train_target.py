@@ -59,7 +59,7 @@ def build_target_config(layers: int) -> LlamaConfig:
 
 
 def double_layers(model: LlamaForCausalLM, config: LlamaConfig) -> LlamaForCausalLM:
-    """Return the same function with twice the layers: each layer is followed by a copy whose outputs are zero."""
+    """Return a model with twice the layers and the same outputs: each layer is followed by a copy whose outputs are zero."""
     deep = LlamaForCausalLM(config)
     doubled = {}
     for name, value in model.state_dict().items():
