@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
     parts = parser.parse_args().parts or list(PARTS)
     if unknown := sorted(set(parts) - set(PARTS)):
-        parser.error(f"{', '.join(unknown)}: no such part; there are {', '.join(PARTS)}")
+        parser.error(f"{', '.join(unknown)}: no such part; expected some of {', '.join(PARTS)}")
     promises = Promises()
     for name in parts:
         PARTS[name](promises)

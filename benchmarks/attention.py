@@ -82,7 +82,7 @@ def expand_shape(shape: str) -> LlamaConfig:
     target = compose_run(["target=mini"]).target
     assert target.shapes is not None and target.path is not None
     if shape not in target.shapes:
-        raise InputError(f"no shape is called {shape}; there are {', '.join(target.shapes)}")
+        raise InputError(f"no such shape: {shape}; expected one of {', '.join(target.shapes)}")
     return expand_config(LlamaForCausalLM.from_pretrained(ROOT / target.path), target.shapes[shape])
 
 

@@ -3,10 +3,10 @@
     python -m benchmarks.disturbance [--quiet N] [--planted N] [--busy N] [--seconds S] [--out FOLDER] [KEY=VALUE ...]
 
 Without settings the runs are those of `make bench`. Each is a process of its own, and the busy ones are none of its children.
-Runs already in FOLDER are not repeated. The tables: each run with its marked turns, /proc/pressure/cpu and steal time (a quiet
-run says something about false marks if both are below 1 %); each speedup and the width of its interval, over those of the same
-run's passes before the last one, with and without the blocks measured again, and over the quiet runs' mean; and what was counted
-during the turns of quiet runs, as a share, beside the bound. All turns' counters are in each run's signals.csv.
+Runs already in FOLDER are not repeated. The tables show each run with its marked turns, /proc/pressure/cpu and steal time (a
+quiet run tells about false marks only if both are below 1 %); each speedup and the width of its interval, relative to those of
+the same run's passes before the last one, with and without the blocks measured again, and to the quiet runs' mean; and the
+counters during the turns of quiet runs, as a share, next to the bound. All turns' counters are in each run's signals.csv.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from specbench.running.progress import ProgressDisplay
 from specbench.setup.compose import compose_run
 
 BENCH = ("target.shape=100m", "suite=mini", "limit=4", "repeats=3", "method=[pld,sps,eagle2]")
-BUSY = "import time; end = time.monotonic() + {}\nwhile time.monotonic() < end: pass"  # whoever is killed, it ends
+BUSY = "import time; end = time.monotonic() + {}\nwhile time.monotonic() < end: pass"  # it ends whichever process is killed
 PRESSURE = Path("/proc/pressure/cpu")
 SIGNALS = "signals.csv"
 CORES, TIME = ("others", "stolen"), ("waited", "still")  # what is a share of the cores, and of the time

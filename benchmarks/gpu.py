@@ -49,8 +49,8 @@ METHODS = (
     "token_recycling_warm,sam_decoding,sam_decoding_static,sam_eagle2,suffix,suffix_cold,dflash,dspark,mtp"
 )
 CHOSEN = f"method=[{METHODS}]"
-CHOSEN_AT_100M = f"method=[{METHODS},self_speculative]"  # refuses shapes with more layers
-EAGER = ["engine.native.forward=eager"]  # on a CPU, where compiling takes longer than what it would save here
+CHOSEN_AT_100M = f"method=[{METHODS},self_speculative]"  # refuses shapes with additional layers
+EAGER = ["engine.native.forward=eager"]  # on a CPU, where compiling would take longer than it saves here
 WIDTH = 140
 
 

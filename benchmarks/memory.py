@@ -1,4 +1,4 @@
-"""How far memory grows after loading while questions are answered, and whether it then stays flat."""
+"""Measures how far memory grows after loading while questions are answered, and whether it then stays flat."""
 
 from dataclasses import dataclass
 from itertools import product

@@ -1,4 +1,4 @@
-"""What specbench's client of servers costs: of llama.cpp's own tokens per second, and of a core with many streams at once.
+"""The cost of specbench's client of servers: in llama.cpp's own tokens per second, and in a core's time for many streams at once.
 
 python -m benchmarks.servers [KEY=VALUE …]   # target.shape=100m target.dtype=bfloat16 by default; needs the extra llama_cpp
 

@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.tokens < 2:
-        raise InputError(f"--tokens {options.tokens}: expected at least 2, for prefill gives the first")
+        raise InputError(f"--tokens {options.tokens}: expected at least 2, as prefill gives the first")
     frame = compare_shapes(options.shape, options.methods, tokens=options.tokens)
     out = options.out or Path(f"reports/shape-equality-{options.shape}.csv")
     write_atomic(out, format_csv(frame))

@@ -105,7 +105,7 @@ class DFlashNetwork(MappedNetwork):
 
     @classmethod
     def flatten_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Bring the keys of `dflash_config`, and those of speculators, beside the others."""
+        """Move the keys of `dflash_config`, and those of speculators, to the top level."""
         return lift_nested(super().flatten_config(config), NESTED)
 
     @classmethod
@@ -117,7 +117,7 @@ class DFlashNetwork(MappedNetwork):
 
     @classmethod
     def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape) -> Checkpoint:
-        """Note what it has of its own; taps in one spelling; from which row of a block it drafts."""
+        """Note what the checkpoint has of its own and from which row of a block it drafts; unify the spelling of taps."""
         named = check_maps(config, tensors)
         found, said = count_layers(named), config.get("num_hidden_layers", 1)
         if said != found:
@@ -136,9 +136,13 @@ class DFlashNetwork(MappedNetwork):
         whole = self.own_head and self.config.get("own_embeddings")
         if self.layer_config.hidden_size != target.config.hidden_size and not whole:
             needed = "embed_tokens.weight and lm_head.weight in the checkpoint"
-            raise InputError(f"a hidden size of {self.layer_config.hidden_size} needs {needed}: the target's have another")
+            raise InputError(
+                f"a hidden size of {self.layer_config.hidden_size} needs {needed}: the target's have a different one"
+            )
         if self.maps and not self.own_head:
-            raise InputError("lm_head.weight is missing, and the target's has all tokens; expected it in the checkpoint")
+            raise InputError(
+                "lm_head.weight is missing in the checkpoint; the target's is no substitute, since it has all tokens"
+            )
         self._embed = self.embed_tokens.forward if self.config.get("own_embeddings") else target.embedding.forward
         self._head = self.lm_head.forward if self.own_head else target.head.forward
         self._read_head = target.head.get_parameter
@@ -155,7 +159,7 @@ class DFlashNetwork(MappedNetwork):
         return cast(Tensor, self._embed(tokens).to(self.dtype))
 
     def write_text(self, features: Tensor, positions: Tensor, forward_pass: Any) -> None:
-        """Write the text's keys and values of all layers. features (B, N, taps * H) of the target, positions (B, N)."""
+        """Write the text's keys and values for all layers. features (B, N, taps * H) of the target, positions (B, N)."""
         text, rotary = self.hidden_norm(self.fc(features)), self.rotary.get_cos_sin(positions)
         for index, layer in enumerate(self.layers):
             attention: Any = layer.self_attn
@@ -180,7 +184,9 @@ class DFlashNetwork(MappedNetwork):
         return cast(Tensor, self._head(hidden.to(self._head_dtype)))
 
     def read_blocks(self, lesson: Lesson) -> tuple[Blocks, Tensor]:
-        """Return blocks at random places of the answers, and what the head reads of their rows that draft, (B, A, rows, H)."""
+        """Return blocks at random places of the answers, and the hidden states that the head reads in their drafting rows, (B,
+        A, rows, H).
+        """
         blocks = draw_anchors(lesson, self.block, self.first)
         tokens = torch.full_like(blocks.positions, self.mask)
         tokens[:, :, 0] = blocks.anchors
@@ -190,7 +196,7 @@ class DFlashNetwork(MappedNetwork):
         return blocks, hidden.unflatten(1, tokens.shape[1:])[:, :, self.first :]
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
-        """Cross-entropy with the target's distribution, which weighs less from row to row of a block."""
+        """Cross-entropy with the target's distribution, weighted less from row to row of a block."""
         blocks, hidden = self.read_blocks(lesson)
         logits = self.compute_logits(hidden).float()
         teacher, known = self.select_teacher(blocks.compute_teacher(lesson).flatten(0, 2))

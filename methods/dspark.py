@@ -1,7 +1,7 @@
 """DSpark (DeepSeek 2026): DFlash's block, with a head that reads the token drafted before each row, and one that ends the draft.
 
-The Markov head adds to a row's logits what the token before it says; so drafts can be drawn one after another, without another
-forward. The confidence head foretells whether a row will be accepted.
+The Markov head adds to a row's logits a bias that depends on the token before it, so drafts can be drawn one after another
+without another forward. The confidence head predicts whether a row will be accepted.
 """
 
 from collections.abc import Mapping
@@ -131,7 +131,7 @@ class DSparkNetwork(DFlashNetwork):
         return cast(Tensor, self.confidence_head(hidden, self.markov_head.markov_w1(tokens) if self.reads_token else None))
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:
-        """The tokens' cross-entropy, the distance of the distributions, and the confidence in what that lets be accepted."""
+        """The tokens' cross-entropy, the distance of the distributions, and the confidence's loss, labelled by acceptance."""
         blocks, hidden = self.read_blocks(lesson)
         logits, memory, rows = self.compute_logits(hidden), None, []
         for row in range(hidden.shape[2]):
@@ -154,7 +154,7 @@ class DSparkNetwork(DFlashNetwork):
 
 
 class DSpark(DFlash):
-    """Draws the rows of a block one after another. confidence: end the draft before a row that is less sure; 0: never."""
+    """Draws the rows of a block one after another. confidence: end the draft before the first row below it; 0: never."""
 
     network_class: ClassVar[type[Any]] = DSparkNetwork
     draws = True

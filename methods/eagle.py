@@ -38,7 +38,7 @@ from specbench.drafters.network import (
 from specbench.drafters.network_drafter import LayerDrafter
 from specbench.errors import InputError
 
-NOISE = 0.1  # training adds noise from U(-0.1, 0.1) to the hidden states (EAGLE-1, "Training of the draft models")
+NOISE = 0.1  # training adds noise drawn from U(-0.1, 0.1) to the hidden states (EAGLE-1, "Training of the draft models")
 ROOM = 256  # KV entries and positions reserved for the expanded nodes of one tree
 TOKEN_WEIGHT = 0.1  # w_cls in L = L_reg + w_cls * L_cls (EAGLE-1)
 

@@ -109,7 +109,9 @@ class Eagle3Network(MappedNetwork):
         if self.config.get("fc_norm"):
             self.fc_norm = nn.ModuleList(LlamaRMSNorm(width, eps=eps) for _ in range(count))
         if count * width == hidden:
-            raise InputError(f"{count} hidden states of {width} dimensions are as wide as one of the drafter's; not supported")
+            raise InputError(
+                f"{count} hidden states of {width} dimensions are together as wide as one of the drafter's: not supported"
+            )
         self.fc = nn.Linear(count * width, hidden, bias=False)
         self.midlayer = MidLayer(self.layer_config, self._build_layer(0), self.config.get("norm_before_residual", False))
         further = range(1, self.config.get("num_hidden_layers", 1))
@@ -158,7 +160,7 @@ class Eagle3Network(MappedNetwork):
 
     @classmethod
     def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape) -> Checkpoint:
-        """Drop the vocabulary maps if the vocabularies are equal; note what it has of its own; taps and names in one spelling."""
+        """Drop the vocabulary maps if the vocabularies are equal, note what else the checkpoint holds, unify taps and names."""
         if config.get("norm_before_fc") and config.get("fc_norm"):
             raise InputError("norm_before_fc=true and fc_norm=true: expected one of them")
         named = {re.sub(r"^layers\.0\.", "midlayer.", name): tensor for name, tensor in tensors.items()}
@@ -183,7 +185,7 @@ class Eagle3Network(MappedNetwork):
 
     def _borrow_head(self, target: LanguageModel) -> Callable[[Tensor], Tensor]:
         if self.maps or self.layer_config.hidden_size != target.config.hidden_size:
-            raise InputError("lm_head.weight is missing, and the target's head has another size; expected it in the checkpoint")
+            raise InputError("lm_head.weight is missing in the checkpoint; the target's head has a different size")
         return lambda hidden: target.head(hidden.to(target.dtype))
 
     def forward(self, hidden: Tensor, tokens: Tensor, positions: Tensor, forward_pass: Any) -> Tensor:

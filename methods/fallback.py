@@ -24,7 +24,7 @@ class Fallback(Drafter):
     def __init__(self, first: Drafter, otherwise: Drafter) -> None:
         self.parts = (first, otherwise)
         if not all(part.lossless for part in self.parts):
-            raise InputError("a method made of two does not support typical acceptance in either; expected typical: null")
+            raise InputError("a combination of two methods does not support typical acceptance; expected typical: null in both")
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)

@@ -30,7 +30,7 @@ DECAY = 0.8  # a head's weight in the loss, relative to the head before, as in M
 
 
 class HydraBlock(nn.Module):
-    """Several vectors of H dimensions into one: W_r z + b_r + SiLU(W z + b); for a single one z + SiLU(W z + b)."""
+    """Maps several vectors of H dimensions to one: W_r z + b_r + SiLU(W z + b); a single one to z + SiLU(W z + b)."""
 
     def __init__(self, vectors: int, hidden: int) -> None:
         super().__init__()

@@ -68,9 +68,9 @@ class LookaheadState:
 class Lookahead(Drafter):
     """level: tokens per n-gram (N). window: width of the window (W). guesses: most n-grams drafted at once (G).
 
-    text_pool: n-grams of prompt and answer enter the pool too. whole: the last token of a guess may be accepted, unlike in the
+    text_pool: n-grams of prompt and answer enter the pool, too. whole: the last token of a guess may be accepted, unlike in the
     authors' code. prefill_row: read the first row after the prompt in an extra forward before the first step, as the authors do
-    within their prefill. seed: of the first row's tokens, which are drawn from the prompt.
+    in their prefill. seed: for drawing the first row's tokens from the prompt.
     """
 
     def __init__(

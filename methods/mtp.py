@@ -1,7 +1,8 @@
-"""Multi-token prediction (DeepSeek-AI 2024, section 2.2): the target's own modules, which it was trained with, draft.
+"""Multi-token prediction (DeepSeek-AI 2024, section 2.2): the modules that the target was trained with draft.
 
 A module reads the target's last hidden state and the token after it, through one decoder layer of the target's class, and shares
-the target's embeddings and head. One module drafts on by reading its own output; several draft one token each.
+the target's embeddings and head. A single module drafts further tokens by reading its own output; several modules draft one token
+each.
 """
 
 from collections.abc import Iterable, Mapping
@@ -166,7 +167,10 @@ class Mtp(EagleDrafter):
         return chains.build_trees()
 
     def _run_modules(self, states: list[EagleState], budgets: list[int]) -> list[DraftTree]:
-        """Each module reads the one before, a token further. Rows that read drafted tokens are read again in the next step."""
+        """Each module reads the output of the one before, one token further.
+
+        Rows of drafted tokens are read again in the next step.
+        """
         chains = self._start_chains(states, [state.tokens[-1:] for state in states], budgets)
         counts = count_unread([len(state.tokens) for state in states], budgets, self.store.lengths)
         hidden, tokens = (
@@ -175,7 +179,7 @@ class Mtp(EagleDrafter):
         )
         hidden, positions = hidden.to(self.network.dtype), self.store.number_tokens(counts)
         layer_pass = self.store.build_token_pass(counts)
-        modules = chains.deepest if all(self.store.lengths) else len(self.network)  # a text that is new is read by all
+        modules = chains.deepest if all(self.store.lengths) else len(self.network)  # all modules read a new text
         for module in range(modules):
             out = self.network(hidden, tokens, positions, layer_pass, module)
             if module < chains.deepest:

@@ -42,7 +42,7 @@ def _rename(name: str, parts: Mapping[str, str]) -> str:
 
 
 def read_modules(layers: TargetLayers) -> Checkpoint:
-    """Return a config.json for the modules in the target's files, and their tensors. Raises InputError if it has none."""
+    """Return a config.json for the modules in the target's files, and their tensors. Raises InputError if there are none."""
     config: Any = layers.config
     families: set[str] = set()
     tensors: dict[str, Tensor] = {}
@@ -62,7 +62,7 @@ def read_modules(layers: TargetLayers) -> Checkpoint:
 
 
 def _iter_tensors(place: tuple[str, str | None], layers: int) -> Iterator[tuple[tuple[int, str, str], Tensor]]:
-    """Yield what find_module says of the modules' tensors, and them; of an index's files, only those that hold any are opened."""
+    """Yield find_module's result and the tensor, for the modules' tensors; an index's files without any are not opened."""
     index = _find_file(place, f"{OURS}{INDEX}")
     held = read_index(index) if index else {}
     for file in sorted({file for name, file in held.items() if find_module(name, layers)}) if index else [OURS]:
@@ -78,7 +78,7 @@ def _iter_tensors(place: tuple[str, str | None], layers: int) -> Iterator[tuple[
 
 
 def _find_file(place: tuple[str, str | None], name: str) -> Path | None:
-    """Return a target's file, downloaded if need be; none if it has no such file."""
+    """Return a target's file, downloading it if necessary; None if it has no such file."""
     folder, revision = place
     if not folder:
         return None

@@ -25,10 +25,10 @@ class TargetLayers:
 
     @staticmethod
     def of(target: LanguageModel) -> "TargetLayers":
-        """Return those of the last layer, as transformers does. Raises InputError for norms of another kind than RMSNorm."""
+        """Return those of the last layer, as transformers does. Raises InputError for norms other than RMSNorm."""
         if not hasattr(target.config, "rms_norm_eps"):
             raise InputError(
-                f"mtp: the layers of {target.config.model_type} have other norms than RMSNorm, which are not supported"
+                f"mtp: the layers of {target.config.model_type} have norms other than RMSNorm, which are not supported"
             )
         last = target.layers[-1]
         norms = (type(module) for name, module in last.named_modules() if "norm" in name)

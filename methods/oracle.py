@@ -63,7 +63,7 @@ class Oracle(Yardstick):
         return DraftTree.chain(state.tokens[state.position : state.position + 1 + min(self.length, budget)])
 
     def observe(self, state: OracleState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:
-        """At a near-tie rounding may lead the target away from the answer, which is then of no more use."""
+        """At a near-tie, rounding may lead the target away from the answer, which is then useless."""
         if state.position is not None:
             last = state.position + len(verified.tokens)
             state.position = last if state.answer[state.position + 1 : last + 1] == verified.tokens else None

@@ -19,7 +19,7 @@ LAYERS = 2  # of a random network
 
 
 class PEagleNetwork(Eagle3Network):
-    """EAGLE-3's network and what its masked rows read: a token's embedding, and hidden states that were learned."""
+    """EAGLE-3's network and what its masked rows read: the embedding of a mask token, and learned hidden states."""
 
     speculators = "peagle"
     trains = False
@@ -40,7 +40,7 @@ class PEagleNetwork(Eagle3Network):
 
     @classmethod
     def normalise_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor], shape: TargetShape) -> Checkpoint:
-        """Give `mask_hidden` (1, 1, taps * H) the name that it has here."""
+        """Rename `mask_hidden` (1, 1, taps * H) to its name here."""
         config, named = super().normalise_checkpoint(config, tensors, shape)
         if "mask_hidden" in named:
             named["mask.weight"] = named.pop("mask_hidden").flatten(0, -2)

@@ -25,7 +25,7 @@ class SamState:
 
 
 class SamDecoding(Drafter):
-    """Searches prompt and answer and, if given, the `static` texts; the longer match drafts, prompt and answer first if equal.
+    """Searches prompt and answer and, if given, the `static` texts; the longer match drafts, that of prompt and answer if equal.
 
     Prompt and answer are indexed by a suffix automaton. For static texts the authors build one too; here a suffix array on disk
     finds the same matches up to its own longest length. Static drafts are trees of the most frequent continuations.
@@ -33,7 +33,7 @@ class SamDecoding(Drafter):
     length: most tokens drafted. factor: if given, at most this many per matched token. shortest: shorter matches draft nothing.
     recent: see SuffixAutomaton. full: a chain of exactly `length` tokens, as the authors draft next to a tree method: prefer a
     shorter match followed by enough text, and pad the rest. trial: if given, copies are on probation: they are drafted only
-    after one of `trial` tokens has come true undrafted, until a draft has fewer than half as many accepted.
+    after one of `trial` tokens has turned out right undrafted, until a draft has fewer than half as many accepted.
     """
 
     def __init__(

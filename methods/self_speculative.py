@@ -64,7 +64,7 @@ class SelfSpeculative(SkippingDrafter):
     def draft(self, state: SelfDraftState, budget: int) -> DraftTree:
         """Draft a chain. The KV written after the committed entries is discarded, as the target recomputes it with all layers.
 
-        Drafts end where the authors' do, except at the last token of an answer, where they draft another that is cut off later.
+        Drafts end where the authors' do, except at the end of an answer, where they draft one more token that is cut off later.
         """
         state.past.lengths[0] = state.committed
         most = min(self.draft_tokens, budget)
@@ -87,7 +87,7 @@ class SelfSpeculative(SkippingDrafter):
         return logits
 
     def _is_unsure(self, logits: Tensor, token: Tensor, state: SelfDraftState) -> bool:
-        """Whether q(x) < threshold, at temperature 1 always; the only device-to-host copy per drafted token."""
+        """Whether q(x) < threshold, always at temperature 1; the only device-to-host copy per drafted token."""
         return state.threshold > 0 and float(logits.float().softmax(dim=-1)[0, token]) < state.threshold
 
     def observe(self, state: SelfDraftState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:

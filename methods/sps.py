@@ -37,9 +37,9 @@ class DraftState:
 class SpeculativeSampling(KeepingDrafter[KVStore]):
     """Drafts up to `draft_tokens` tokens with its own language model.
 
-    schedule: `fixed`, or `heuristic` as in transformers: two tokens more after a fully accepted draft, else one less, at least
-    one; `draft_tokens` again at every turn. confidence: stop after a less probable token (0: never). stop_at_eos: stop after the
-    draft model's end-of-sequence token.
+    schedule: `fixed`, or `heuristic` as in transformers: two tokens more after a fully accepted draft, else one less but at least
+    one; back to `draft_tokens` at every turn. confidence: stop after a less probable token (0: never). stop_at_eos: stop after
+    the draft model's end-of-sequence token.
     """
 
     draws = True
@@ -67,7 +67,7 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
         self._ends, self._eos = frozenset(tokens), torch.tensor(list(tokens), dtype=torch.long, device=self.target.device)
 
     def to_draft_tokens(self, tokens: Tensor) -> Tensor:
-        """Return the draft model's ids of tokens (n,), or ids that it has at least."""
+        """Return the draft model's ids of tokens (n,), or ids that exist there."""
         return tokens.clamp(max=self.model.vocabulary - 1) if self.model.vocabulary < self.target.vocabulary else tokens
 
     def to_target_logits(self, logits: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class SpeculativeSampling(KeepingDrafter[KVStore]):
             stops = self._list_stops(logits, [token for token, _ in chosen], late)
             drafting = [row for row, stop in zip(drafting, stops, strict=True) if not stop and len(picks[row]) < lengths[row]]
             fed = {row: self.to_draft_tokens(picks[row][-1][0]) for row in drafting}
-        if late:  # nothing is drawn for tokens that are dropped, and asking for each takes long
+        if late:  # nothing is drawn for tokens that are dropped, and asking about each takes long
             self._cut_at_eos(states, picks)
         return picks
 

@@ -1,7 +1,7 @@
 """Speculative sampling with a draft model of another tokenizer (Timor et al. 2025, section 4: token-level intersection).
 
 Only tokens that both vocabularies hold are drafted: q is the draft model's distribution over them. So verification is unchanged,
-and the text the target's own.
+and the text is the target's own.
 """
 
 import torch
@@ -17,11 +17,14 @@ from specbench.decoding.verify import Verification
 from specbench.errors import InputError
 from specbench.models.token_map import NONE, TokenMap
 
-LONGER = 2  # times as many tokens as the target's, for which the draft model's store has room
+LONGER = 2  # the draft model's store has room for this many times as many tokens as the target's
 
 
 class TokenIntersection(SpeculativeSampling):
-    """As SpeculativeSampling. A committed token that the draft model lacks is decoded, and read as what its text is made of."""
+    """As SpeculativeSampling.
+
+    A committed token that the draft model lacks is decoded, and its text is read in the draft model's tokens.
+    """
 
     def __init__(
         self,
@@ -38,7 +41,9 @@ class TokenIntersection(SpeculativeSampling):
     def check_vocabularies(self) -> None:
         size = len(self.tokens.to_target)
         if size > self.model.vocabulary:
-            raise InputError(f"the draft model has {self.model.vocabulary} tokens, its tokenizer {size}: they belong to others")
+            raise InputError(
+                f"the draft model has {self.model.vocabulary} tokens, its tokenizer {size}: they do not belong together"
+            )
 
     def bind(self, target: LanguageModel) -> None:
         super().bind(target)
@@ -53,13 +58,13 @@ class TokenIntersection(SpeculativeSampling):
         self.set_ends([token for token in ends if token != NONE])
 
     def prepare(self, prompts: list[Tensor], samplings: list[Sampling], capacity: int) -> None:
-        """Also for a prompt that is longer in the draft model's tokens, and an answer up to LONGER times as long."""
+        """Also leave room for a prompt that is longer in the draft model's tokens, and an answer up to LONGER times as long."""
         longest = max(len(self.tokens.rewrite(prompt.tolist())) for prompt in prompts)
         own = longest + LONGER * max(capacity - len(prompt) for prompt in prompts)
         super().prepare(prompts, samplings, min(max(capacity, own), max(capacity, self.model.context)))
 
     def propose(self, states: list[DraftState], budgets: list[int]) -> list[DraftTree]:
-        """Draft nothing once a text no longer fits the store."""
+        """Draft nothing once a text no longer fits in the store."""
         room = [self.store.capacity - state.filled - len(state.pending) - state.length for state in states]
         return super().propose(states, [budget if left > 0 else 0 for budget, left in zip(budgets, room, strict=True)])
 

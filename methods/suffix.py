@@ -1,4 +1,4 @@
-"""Suffix decoding (Oliaro et al. 2024): draft what most often followed the last tokens, here and in earlier answers."""
+"""Suffix decoding (Oliaro et al. 2024): draft what most often followed the last tokens, in this text and in earlier answers."""
 
 import heapq
 from collections import deque
@@ -31,7 +31,7 @@ NO_DRAFT = SuffixDraft([], [], NOTHING)
 
 
 class Branch(NamedTuple):
-    """A node of a draft tree to be: `token` after a drafted node, or, if null, the drafted node whose followers are wanted.
+    """A candidate for a draft tree: `token` after a drafted node, or, if null, the drafted node whose followers are wanted.
 
     depth: drafted tokens down to `state`. parent: the place of the last of them in the draft.
     """
@@ -48,7 +48,7 @@ class Branch(NamedTuple):
 
 @dataclass
 class SuffixState:
-    """counts: of prompt and answer; text: both. answer: counted for other requests too, if any are."""
+    """counts: of prompt and answer; text: both. answer: counted for other requests, too, if these are searched."""
 
     counts: SuffixCounts
     text: CountedText
@@ -64,8 +64,8 @@ class SuffixDecoding(Drafter):
 
     depth: longest string counted, suffix and draft together. length: most tokens drafted; null: `depth`. factor, offset: at most
     factor * (length of the suffix) + offset tokens are drafted. least_probability: of a drafted token with those before it.
-    least_score: weaker drafts are left to another method. tree: draft the most probable nodes, not one chain. cached_requests: so
-    many answers are searched, the oldest are forgotten; null: all of a repeat; 0: only this request's prompt and answer.
+    least_score: weaker drafts are left to another method. tree: draft the most probable nodes, not one chain. cached_requests:
+    how many earlier answers are searched, the latest ones; null: all of a repeat; 0: only this request's prompt and answer.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class SuffixDecoding(Drafter):
         return [*crowded, *sizes[len(crowded) : len(crowded) + 1]]
 
     def _follow_path(self, counts: SuffixCounts, state: int, size: int) -> SuffixDraft:
-        """Draft the most frequent token after a state's strings of a length, again and again."""
+        """Repeatedly draft the most frequent token after a state's strings of a length."""
         tokens: list[int] = []
         probability, score = CERTAIN, NOTHING
         while len(tokens) < self.rooms[size] and (token := counts.find_best(state)) is not None:
@@ -160,7 +160,7 @@ class SuffixDecoding(Drafter):
         return SuffixDraft(tokens, list(range(-1, len(tokens) - 1)), score)
 
     def _grow_tree(self, counts: SuffixCounts, state: int, size: int) -> SuffixDraft:
-        """Draft the most probable node that is left, again and again."""
+        """Repeatedly draft the most probable node that is left."""
         draft = SuffixDraft([], [], NOTHING)
         branches = [Branch(CERTAIN, state, None, size, -1)]
         while branches and len(draft.tokens) < self.limits[size]:
@@ -175,7 +175,9 @@ class SuffixDecoding(Drafter):
         return draft
 
     def _spread(self, counts: SuffixCounts, branch: Branch, branches: list[Branch]) -> int | None:
-        """Return the token that always followed a drafted node; else add branches for those that did and return null."""
+        """Return the token that always followed a drafted node; else add branches for all tokens that followed and return
+        null.
+        """
         total = counts.counts[branch.state]
         for token in counts.iter_followers(branch.state) if branch.depth < self.depth else ():
             count = counts.counts[counts.follow(branch.state, token)]

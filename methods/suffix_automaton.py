@@ -6,7 +6,7 @@ from typing import NamedTuple
 class SuffixStates:
     """The states of an automaton over one or more texts. Amortised O(1) per token.
 
-    States are numbers, 0 the empty string; all strings of a state end at the same positions.
+    States are numbers, 0 is that of the empty string; all strings of a state end at the same positions.
     """
 
     def __init__(self) -> None:
@@ -16,7 +16,7 @@ class SuffixStates:
 
     def _extend(self, whole: int, token: int) -> int:
         """Return the state of a text that grows by a token. whole: the state of the text so far."""
-        if token in self._next[whole]:  # another text goes on like this
+        if token in self._next[whole]:  # another text continues like this
             return self._split_state(whole, token)
         longer = self._add_state(self._length[whole] + 1)
         state = whole
@@ -27,7 +27,7 @@ class SuffixStates:
         return longer
 
     def _add_state(self, length: int, original: int | None = None) -> int:
-        """Return a new state of no strings yet, or of strings that have ended so far where those of the original have."""
+        """Return a new state without strings yet, or whose strings have so far ended where those of the original have."""
         self._next.append({} if original is None else dict(self._next[original]))
         self._link.append(0 if original is None else self._link[original])
         self._length.append(length)

@@ -79,7 +79,7 @@ class SuffixCounts(SuffixStates):
     """Counts every string of at most `depth` tokens in several texts; each start of a string in a text is an occurrence.
 
     A trie of these strings has `depth` nodes per token. Strings that end at the same positions have equal counts and equal
-    followers, so a state of the automaton stands for all of their nodes.
+    followers, so a state of the automaton represents all of their nodes.
     """
 
     def __init__(self, depth: int) -> None:
@@ -89,7 +89,7 @@ class SuffixCounts(SuffixStates):
         self._followers: list[Followers | None] = [None]  # None: not more than one token has followed
 
     def append(self, text: CountedText, token: int) -> None:
-        """Let a text grow by a token. Takes at most `depth` changes of counts, and few as a rule."""
+        """Append a token to a text. Takes at most `depth` changes of counts, usually few."""
         text.whole = self._extend(text.whole, token)
         parent = self._find_suffix(text.recent, min(len(text.tokens), self.depth - 1))
         for state in self._iter_suffixes(parent):
@@ -100,7 +100,7 @@ class SuffixCounts(SuffixStates):
             self.counts[state] += 1
 
     def remove(self, text: CountedText) -> None:
-        """Take back what a text was counted. Its states remain in memory."""
+        """Subtract a text's counts. Its states remain in memory."""
         text.counted, recent = False, 0
         for place, token in enumerate(text.tokens):
             parent = self._find_suffix(recent, min(place, self.depth - 1))

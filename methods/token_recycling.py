@@ -1,4 +1,4 @@
-"""Token Recycling (Luo et al. 2024): draft the tokens that the target ranked best after each token when it last read it.
+"""Token Recycling (Luo et al. 2024): draft, after each token, those that the target ranked best when it last read that token.
 
 A matrix holds `width` successors per token, taken from the logits of all nodes of all draft trees, accepted or not. It fills a
 static tree level by level.

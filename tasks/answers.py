@@ -1,4 +1,4 @@
-"""Whether an answer agrees with its reference, where a few lines can decide it without running or judging anything."""
+"""Compare an answer with its reference, where a few lines of code can do so without running or judging anything."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ SPACING = re.compile(r"\\left|\\right|\\[!,;: ]|\s|\$")  # of LaTeX: what does n
 
 
 def compare_number(reference: str, text: str) -> bool:
-    """Whether the last number of the answer is that of the reference, as GSM8K is scored where the format is free."""
+    """Whether the last number of the answer is that of the reference, as GSM8K is scored if the format is free."""
     expected = _find_number(reference)
     return expected is not None and _find_number(text) == expected
 
 
 def compare_boxed(reference: str, text: str) -> bool:
-    r"""Whether the answer's last \boxed{…} reads as the reference does, but for spacing: another form of the value is wrong."""
+    r"""Whether the answer's last \boxed{…} equals the reference apart from spacing; another form of the value counts as wrong."""
     return _normalise(_find_boxed(text)) == _normalise(reference)
 
 

@@ -28,7 +28,7 @@ class Jsonl(Suite):
         if sha256 is not None and self.fingerprint != sha256:
             raise InputError(
                 f"{path}: sha256 is {self.fingerprint}, expected {sha256}; "
-                "give that file as suite.path=FILE, or suite.sha256=null to read this one"
+                "give that file as suite.path=FILE, or set suite.sha256=null to read this one"
             )
 
     def questions(self) -> list[Question]:

@@ -1,4 +1,4 @@
-"""Long prompts for real models, of our own making: documents of one source, joined up to a length, and a request about them.
+"""Long prompts for real models, built here: documents of one source, joined up to a length, and a request about them.
 
 Lengths are in tokens at an assumed rate, because a suite knows no tokenizer; a run records the real ones as prompt_tokens.
 """
@@ -27,8 +27,8 @@ BLANK_LINES = re.compile(r"\n\s*\n")
 class LongContext(Suite):
     """`per_length` questions of each length in tokens; each length is a task (`context_4096`).
 
-    path: a text file whose documents end at blank lines. Each question begins at another document. A source that is shorter than
-    the prompt starts again, and the stratum `repeated` says so: methods that copy from the prompt gain from that.
+    path: a text file whose documents end at blank lines. Each question begins at a different document. A source that is shorter
+    than the prompt is repeated, and the stratum `repeated` says so: methods that copy from the prompt gain from that.
     """
 
     def __init__(

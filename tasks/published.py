@@ -1,4 +1,4 @@
-"""Questions from data that others publish: a YAML says which fields of a row make a question, so a suite needs no code.
+"""Questions from published data: a YAML says which fields of a row make a question, so a suite needs no code.
 
 Wordings name fields in braces: "Summarize: {article}". Besides the row's own there are {subset} and {row}, its number from 1.
 """
@@ -28,7 +28,7 @@ class Published(Suite):
 
     path: a file, or a folder with SUBSET/SPLIT.parquet. subset: one or several. turns: the wording of the only turn, or a field
     that holds a list of turns. category: if null or empty, the task. strata: wordings by name, without those whose field a row
-    lacks. placeholder: how a text begins that its authors' own program has to fill in. score: how an answer is compared with
+    lacks. placeholder: how a text begins that the authors' own program has yet to fill in. score: how an answer is compared with
     the reference; null: not at all.
     """
 
@@ -100,7 +100,7 @@ class Published(Suite):
             }
         )
         if self._placeholder and any(turn.startswith(self._placeholder) for turn in question.turns):
-            raise InputError("a placeholder; fill the data in with its authors' program, and give that file as suite.path=FILE")
+            raise InputError("a placeholder; run the authors' program to fill in the data, and give its file as suite.path=FILE")
         return question
 
     def _check_questions(self) -> None:
@@ -111,7 +111,7 @@ class Published(Suite):
                 raise InputError(f"suite {self.name}: two rows have the id {question.id!r}")
             seen.add(question.id)
         if not seen:
-            raise InputError(f"{self.path or self.dataset}: no questions here")
+            raise InputError(f"{self.path or self.dataset}: contains no questions")
 
 
 def _list_turns(wording: str, row: Row) -> list[Any]:

@@ -133,7 +133,7 @@ def parse_json(content: bytes) -> Any:
         raise InputError("a text holds half of a surrogate pair, which is not valid Unicode") from None
     except RecursionError:
         raise InputError("not valid JSON: nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a number with thousands of digits
         raise InputError(f"not valid JSON: {error}") from None
 
 
@@ -141,7 +141,7 @@ def _build_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     row = dict(pairs)
     if len(row) < len(pairs):
         twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
-        raise InputError(f"the field {twice!r} comes twice")
+        raise InputError(f"the field {twice!r} is given twice")
     return row
 
 
@@ -166,7 +166,7 @@ def _parse_id(value: object) -> str:
 
 
 def _check_name(value: object, field: str) -> str:
-    """Return a text that names something in tables and files: of one line, and not long."""
+    """Return a text that names something in tables and files: a short single line."""
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{field} is {show_value(repr(value))}, expected a non-empty string")
     if len(value) > LONGEST_NAME or not value.isprintable():
@@ -178,7 +178,7 @@ def _parse_category(row: Mapping[str, object]) -> tuple[str, str]:
     """Return category and task. A row's own `task` wins and allows any category; otherwise Spec-Bench's category decides."""
     category, task = _check_name(row["category"], "category"), row.get("task")
     if task == ALL_TASKS:
-        raise InputError(f"task is {ALL_TASKS}, which stands for all tasks; expected another name")
+        raise InputError(f"task is {ALL_TASKS}, which means all tasks; expected another name")
     if task is not None:
         return category, _check_name(task, "task")
     if category not in TASK_OF_CATEGORY:
@@ -211,5 +211,5 @@ def _parse_strata(value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         raise InputError(f"strata is {show_value(repr(value))}, expected a mapping such as {{'language': 'German'}}")
     if taken := sorted(set(value) & set(STRATA)):
-        raise InputError(f"strata.{taken[0]}: reports tell this of every question themselves; expected another name")
+        raise InputError(f"strata.{taken[0]}: reports show this for every question already; expected another name")
     return {_check_name(name, "a name in strata"): _check_name(text, f"strata.{name}") for name, text in value.items()}

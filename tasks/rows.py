@@ -20,7 +20,7 @@ KINDS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 
 
 def read_rows(path: Path) -> Rows:
-    """Return a file's rows; its name says what it is. Raises InputError."""
+    """Return a file's rows; the suffix decides its format. Raises InputError."""
     kind = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
     if kind not in KINDS:
         raise InputError(f"{path}: expected a file that ends with {suggest_choices(kind, KINDS)}")

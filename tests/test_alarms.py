@@ -214,7 +214,7 @@ def test_counts_of_a_cold_method_that_differ_between_repeats_are_alarmed(
     run.write_config(CONFIG | {"sampling": {"temperature": temperature}})
     loaded = read_run(run.path)
     said = [str(alarm) for alarm in find_alarms(loaded, summarise(loaded))]
-    expected = "alarm: pld: 1 of 1 turns took other steps in another repeat, at temperature 0: it remembers earlier prompts,"
+    expected = "alarm: pld: 1 of 1 turns took different steps in another repeat, at temperature 0: it remembers earlier prompts,"
     assert any(line.startswith(expected) for line in said) == alarmed, said
 
 

@@ -38,7 +38,7 @@ from tests.tiny import tiny_model
         (
             ['{"question_id": 1, "category": "qa", "task": "overall", "turns": ["?"]}'],
             "overall",
-            "questions.jsonl:1: task is overall, which stands for all tasks",
+            "questions.jsonl:1: task is overall, which means all tasks",
         ),
         (['{"question_id": 1, "category": "qa", "turns": ["?"]}'], "rag", "suite jsonl has no questions of task rag; it has qa"),
     ],

@@ -225,7 +225,7 @@ def test_a_group_is_counted_once(batched: Path) -> None:
     for name in ("conversion", "mean_accepted_tokens"):
         assert rows.loc[(BASELINE, "qa"), name] == pytest.approx(1)
     said = [alarm.message for alarm in find_alarms(run, summarise(run))]
-    assert "1 question is left over, in groups smaller than the batch, which count in no speedup" in said
+    assert "1 question is left over in groups smaller than the batch, and so in no speedup" in said
     assert count_left_out(run.trials) == 1
 
 

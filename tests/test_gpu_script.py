@@ -54,7 +54,7 @@ def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_shape_that_does_not_exist_is_refused_before_anything_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no shape is called 7bb; there are 100m, 1b, 7b"):
+    with pytest.raises(InputError, match="no such shape: 7bb; expected one of 100m, 1b, 7b"):
         gpu.check(replace(make_plan(tmp_path), cards=["100m", "7bb"]))
     assert not list(tmp_path.iterdir())
 

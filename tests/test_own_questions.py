@@ -92,7 +92,9 @@ def test_an_opening_is_part_of_the_question(target: Target, monkeypatch: pytest.
 
 def test_a_target_that_writes_no_questions_is_refused(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = continue_as(target, monkeypatch, [["…"]] * 100)
-    with pytest.raises(InputError, match=f"questions.count={SIDE_BY_SIDE}: only 0 of the questions that the target wrote are usable"):
+    with pytest.raises(
+        InputError, match=f"questions.count={SIDE_BY_SIDE}: only 0 of the questions that the target wrote are usable"
+    ):
         OwnQuestions(target, choose(SIDE_BY_SIDE), 0, make_anew).write(lambda *_: None)
     assert len(numbers) == 4, "batches"
 

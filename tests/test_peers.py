@@ -154,7 +154,7 @@ def test_a_missing_package_is_one_notice_and_a_mistake_one_line(
         (["--engines", "lama.cpp"], "--engines lama.cpp: expected some of llama.cpp, "),
         (["--methods", ","], "argument --methods: expected a name or several"),
         (["--methods", "eagle"], "--methods eagle: expected some of "),
-        (["--tokens", "0"], "--tokens: expected 2 or more, for prefill gives the first"),
+        (["--tokens", "0"], "--tokens: expected 2 or more, as prefill gives the first"),
         (["method=[pld]"], "method=[pld]: here this is set by --methods"),
         (["target.dtype=float16"], "target.dtype=float16: here this is set by --dtype"),
         (["--engines", "specbench", "--out", __file__], f"--out {__file__}: File exists"),

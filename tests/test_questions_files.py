@@ -36,7 +36,7 @@ BROKEN = {
     "long id": (line(question_id="x" * 201), "expected at most 200 printable characters"),
     "same field twice": (
         b'{"question_id": 2, "category": "qa", "turns": ["x"], "turns": ["y"]}',
-        "2: the field 'turns' comes twice",
+        "2: the field 'turns' is given twice",
     ),
     "NaN": (b'{"question_id": 2, "category": "qa", "turns": ["x"], "reference": NaN}', "2: not valid JSON: NaN is not a number"),
     "thousands of digits": (b'{"question_id": ' + b"9" * 5000 + b"}", "2: not valid JSON: Exceeds the limit"),

@@ -142,7 +142,8 @@ def test_a_finished_search_is_left_as_it_is(tiny: Tiny, tmp_path: Path) -> None:
     [
         (
             ["epochs=3"],
-            "epochs=3: has no effect, since self_speculative is searched for; expected only search.trials, search.prompts, search.max_new_tokens",
+            "epochs=3: has no effect, since self_speculative is searched for; "
+            "expected only search.trials, search.prompts, search.max_new_tokens",
         ),
         (["limit=3"], "limit=3: has no effect, since self_speculative is searched for; expected only "),
         (["data=chats.jsonl"], "data=chats.jsonl: has no effect, since self_speculative is searched for; expected only "),

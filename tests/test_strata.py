@@ -200,5 +200,5 @@ def test_no_question_may_take_a_name_of_the_reports(tmp_path: Path) -> None:
     named = list(assign_levels(read_run(store(tmp_path / "run", trials()).path)))
     assert tuple(named[: len(STRATA)]) == STRATA
     for name in STRATA:
-        with pytest.raises(InputError, match=f"strata.{name}: reports tell this of every question themselves"):
+        with pytest.raises(InputError, match=f"strata.{name}: reports show this for every question already"):
             parse_question({"question_id": 1, "category": "qa", "turns": ["Who?"], "strata": {name: "x"}})

@@ -110,7 +110,7 @@ def check_counts(options: argparse.Namespace) -> None:
     if min(options.limit, options.rounds) < 1:
         raise InputError("--limit and --rounds: expected 1 or more")
     if options.tokens is not None and options.tokens < 2:
-        raise InputError("--tokens: expected 2 or more, for prefill gives the first")
+        raise InputError("--tokens: expected 2 or more, as prefill gives the first")
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -139,10 +139,10 @@ def compose_job(options: argparse.Namespace, folder: Path) -> Job:
     biased = OUTPUT_BIAS in target.model.model.state_dict()
     methods, notes = tuple(name for name in METHODS if name in options.methods), []
     if biased:
-        notes.append("GGUF has no place for the bias on this target's output: engines that read it may write other texts")
+        notes.append("GGUF has no place for the bias on this target's output: engines that read it may write different texts")
     if (biased or options.model) and methods != (BASELINE,):
         notes.append(
-            "autoregressive alone: " + ("drafts might meet other texts" if biased else "--model is compared without drafts")
+            "autoregressive alone: " + ("drafts might meet different texts" if biased else "--model is compared without drafts")
         )
         methods = (BASELINE,)
     sampling = build_sampling(settings.sampling, target)

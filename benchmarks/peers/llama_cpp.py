@@ -132,5 +132,5 @@ class Client:
         finally:
             connection.close()
         if "tokens" not in reply:
-            raise InputError(f"llama.cpp: no answer but {json.dumps(reply)[:400]}")
+            raise InputError(f"llama.cpp returned no answer: {json.dumps(reply)[:400]}")
         return reply

@@ -52,7 +52,7 @@ def build_rows(turns: list[Turn]) -> pd.DataFrame:
 def _compute_rates(turns: list[Turn]) -> list[float]:
     """Return one arm's tokens per second by round, without the warm-up."""
     if not any(turn.seconds for turn in turns if turn.round):
-        raise InputError(f"{turns[0].label}: every answer ends with its first token: there is nothing to time")
+        raise InputError(f"{turns[0].label}: every answer ends with its first token, so there is nothing to time")
     rounds = [[turn for turn in turns if turn.round == number] for number in sorted({turn.round for turn in turns} - {0})]
     return [sum(turn.tokens for turn in one) / sum(turn.seconds for turn in one) for one in rounds]
 

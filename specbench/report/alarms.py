@@ -26,7 +26,7 @@ from specbench.report.load import warn_window
 SummaryRow = Mapping[Hashable, Any]
 DRIFT_LEVEL = 1e-3  # significance level of the test for drift inside blocks
 DRIFT = 0.02  # smallest change of time that is reported, from the first place in a block to the last
-IMPOSSIBLE = 1.5  # a conversion above this is no chance, however few the questions
+IMPOSSIBLE = 1.5  # a conversion above this is not chance, however few the questions
 MANY = 100  # drafted tokens; fewer may all miss by chance
 LEAST_SPREAD = 0.03  # smallest spread between repeats that is reported
 UNSTEADY = 0.1  # smallest spread of autoregressive decoding that is reported: the machine's own pace changes
@@ -78,14 +78,14 @@ def _warn_disturbed(run: LoadedRun) -> Iterator[Alarm]:
 
 
 def _warn_batch(run: LoadedRun) -> Iterator[Alarm]:
-    """Say which questions of a batched run stand in no speedup, and whose drafts depend on the questions beside it."""
+    """Report which questions of a batched run count in no speedup, and which methods' drafts depend on the batch."""
     if left := count_left_out(run.trials):
         these = "1 question is" if left == 1 else f"{left} questions are"
-        message = f"{these} left over, in groups smaller than the batch, which count in no speedup"
+        message = f"{these} left over in groups smaller than the batch, and so in no speedup"
         yield Alarm("notice", "the run", OVERALL, message)
     if is_batched(run.frame):
         for method in sorted({trial.method for trial in run.trials if trial.state == "warm"}):
-            yield Alarm("notice", method, OVERALL, "learns from the questions beside it, so its counts depend on the batch")
+            yield Alarm("notice", method, OVERALL, "learns from the questions of its group, so its counts depend on the batch")
 
 
 def _warn_baseline(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
@@ -112,7 +112,7 @@ def _warn_profiled(run: LoadedRun) -> Iterator[Alarm]:
 def _warn_resumed(run: LoadedRun) -> Iterator[Alarm]:
     for later in run.provenance.get("continued") or []:
         differs = ", ".join(CHANGED.get(key, key) for key in later.get("differs", ()))
-        message = f"resumed on {later.get('started')} with another {differs}"
+        message = f"resumed on {later.get('started')} with a different {differs}"
         yield Alarm("notice", "the run", OVERALL, message)
 
 
@@ -161,7 +161,7 @@ def _warn_bugs(run: LoadedRun) -> Iterator[Alarm]:
 
 
 def _warn_unsteady(run: LoadedRun) -> Iterator[Alarm]:
-    """Warn of cold methods whose greedy turns differ from repeat to repeat: nothing but what they remember may change them."""
+    """Warn of cold methods whose greedy turns differ from repeat to repeat: only something that they remember can change them."""
     if find_first(run.config, "sampling.temperature") != 0:
         return
     counts: dict[str, dict[tuple[Any, int], set[Any]]] = {}
@@ -171,7 +171,7 @@ def _warn_unsteady(run: LoadedRun) -> Iterator[Alarm]:
             seen.add((trial.new_tokens, trial.output_sha256, *(tuple(getattr(trial, name) or ()) for name in PER_STEP)))
     for method, turns in counts.items():
         if differing := sum(len(seen) > 1 for seen in turns.values()):
-            message = f"{differing} of {len(turns)} turns took other steps in another repeat, at temperature 0"
+            message = f"{differing} of {len(turns)} turns took different steps in another repeat, at temperature 0"
             yield Alarm("alarm", method, OVERALL, f"{message}: it remembers earlier prompts, or its rounding varies")
 
 
@@ -200,7 +200,7 @@ def _warn_drift(run: LoadedRun) -> Iterator[Alarm]:
 
 
 def _warn_spread(run: LoadedRun) -> Iterator[Alarm]:
-    if is_loaded(run.trials):  # what else is being answered differs from repeat to repeat
+    if is_loaded(run.trials):  # the other requests in progress differ from repeat to repeat
         return
     spreads = metrics.compute_repeat_spread(run.turns)
     baseline = spreads.get(BASELINE, float("nan"))
@@ -222,7 +222,7 @@ def _warn_one_question(row: SummaryRow) -> Iterator[Alarm]:
 def _warn_throttling(run: LoadedRun) -> Iterator[Alarm]:
     reasons = Counter(reason for trial in run.trials for reason in trial.throttled or ())
     for reason, turns in sorted(reasons.items()):
-        message = f"clocks were held down in {turns} of {len(run.trials)} turns: {reason}"
+        message = f"clocks were throttled in {turns} of {len(run.trials)} turns: {reason}"
         yield Alarm("alarm", "the run", OVERALL, message)
 
 
@@ -278,5 +278,5 @@ def _warn_unfinished(row: SummaryRow) -> Iterator[Alarm]:
     if row["unpaired"]:
         message = f"{row['unpaired']} questions are not yet finished by both it and autoregressive"
         if row["concurrency"] > 1:
-            message = f"{row['unpaired']} questions count in no speedup: sent during warm-up or drain of it or of autoregressive"
+            message = f"{row['unpaired']} questions are in no speedup: sent during its or autoregressive's warm-up or drain"
         yield Alarm("notice", row["method"], row["task"], message)

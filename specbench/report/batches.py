@@ -1,4 +1,4 @@
-"""Runs that differ in their batch: at which batch each method stops paying, and whether it accepts the same drafts there."""
+"""Runs with different batches: at which batch each method stops paying off, and whether it accepts the same drafts there."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def find_break_even(cells: pd.DataFrame) -> BreakEven:
 
 
 def _interpolate(batches: Sequence[float], speedups: Sequence[float]) -> float:
-    """Return where the speedup first falls through 1."""
+    """Return where the speedup first falls below 1."""
     points = list(zip(batches, speedups, strict=True))
     for (batch, above), (further, below) in zip(points, points[1:], strict=False):
         if above >= 1 > below:
@@ -118,7 +118,7 @@ def _format_speedup(row: pd.Series) -> str:
 
 
 def describe_break_even(rows: pd.DataFrame) -> str:
-    """Return the batch at which a method's speedup falls through 1, in words where that lies outside the batches run."""
+    """Return the batch at which a method's speedup falls below 1, in words if it is outside the range that was run."""
     one, batches = rows.iloc[0], rows[SETTING]
     if not pd.isna(one["break_even"]):
         return f"{one['break_even']:.1f}"

@@ -1,4 +1,4 @@
-"""Disturbed turns in words: how many, of which methods, by what, and whether they could be measured again in quiet."""
+"""Disturbed turns in words: how many, of which methods, by what, and whether they were measured again without disturbance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN = 60  # blocks on the page; trials.jsonl has all
 
 @dataclass(frozen=True)
 class DisturbedBlock:
-    """A row of the page: one repeat, question and turn, counted from 1, and what became of it."""
+    """A row of the page: one repeat, question and turn, counted from 1, and its outcome."""
 
     task: str
     question_id: int | str
@@ -40,16 +40,19 @@ def describe_disturbed(run: LoadedRun) -> tuple[str, str] | None:
         return None
     if not left:
         by = _count_kinds(ever.values())
-        return "notice", f"{len(ever)} of {len(run.trials)} turns were disturbed, by {by}; they were measured again in quiet"
+        return (
+            "notice",
+            f"{len(ever)} of {len(run.trials)} turns were disturbed, by {by}; all were measured again without disturbance",
+        )
     methods = _format_counts(Counter(trial.method for trial in left))
     by = _count_kinds(run.disturbed[get_attempt_key(trial)] for trial in left)
     message = f"{len(left)} of {len(run.trials)} turns are disturbed ({methods}) by {by}"
     mended = len(ever) - len({trial.key for trial in left})
-    return "alarm", message + f"; {mended} others were, and were measured again in quiet" * bool(mended)
+    return "alarm", message + f"; {mended} others were measured again without disturbance" * bool(mended)
 
 
 def list_disturbed_blocks(run: LoadedRun) -> list[DisturbedBlock]:
-    """Return at most SHOWN blocks that were disturbed, those first that could not be mended."""
+    """Return at most SHOWN blocks that were disturbed, first those that still are."""
     blocks: dict[BlockKey, list[Trial]] = {}
     for trial in run.attempts:
         if get_attempt_key(trial) in run.disturbed:

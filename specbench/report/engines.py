@@ -1,4 +1,4 @@
-"""What each engine's methods gain over its own autoregressive decoding, and whether engines agree on texts and steps."""
+"""The gain of each engine's methods over its own autoregressive decoding, and whether engines agree on texts and steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from specbench.report.tables import format_number, format_words
 SHOWN = 6  # positions; acceptance.csv has all
 HEADER = [
     "method", "over its engine's own", "texts equal to its engine's own", "texts equal to the first engine's",
-    "mean accepted tokens", "on the first engine", "equal steps", "why steps differ, first in each turn",
+    "mean accepted tokens", "on the first engine", "equal steps", "why steps differ (first difference of each turn)",
 ]  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def _format_share(part: Any, whole: Any) -> str:
 
 
 def tabulate_acceptance(run: LoadedRun) -> pd.DataFrame:
-    """Return, for methods that several engines tell steps of, the share of steps that accept a draft token at each position."""
+    """Return, for methods whose steps several engines report, the share of steps that accept a draft token at each position."""
     positions = metrics.tabulate_positions(trial for trial in run.trials if trial.drafted is not None)
     engines = positions.groupby(positions["method"].map(lambda label: label.partition("@")[0]))["method"].transform("nunique")
     shown = positions[(engines > 1) & (positions["position"] <= SHOWN)]
@@ -90,7 +90,7 @@ def warn_texts(run: LoadedRun) -> Iterator[Alarm]:
 
 
 def warn_text_only(run: LoadedRun) -> Iterator[Alarm]:
-    """Say which methods' equality is of texts."""
+    """Report the methods whose equality is one of texts."""
     methods = sorted({trial.method for trial in run.trials if trial.client_first_s is not None and trial.output_sha256 is None})
     methods = [method for method in methods if any(trial.method == method and not trial.failed for trial in run.trials)]
     if methods:

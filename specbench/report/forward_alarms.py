@@ -1,4 +1,4 @@
-"""Warnings about the forwards of a run: what was not compared, what runs slower code than it could."""
+"""Warnings about the forwards of a run: those that were not compared, and those that run slower code than they could."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from specbench.report.baseline import find_slower_rows
 
 
 def warn_eager(run: LoadedRun) -> Iterator[Alarm]:
-    """Notice where a forward was to be compiled and is not."""
+    """Report forwards that should have been compiled but are not."""
     for part, forward in (run.provenance.get("forward") or {}).items():
         if not forward.get("expected", True):
-            what = "the target's forward" if part == "target" else f"what drafts ({part})"
+            what = "the target's forward" if part == "target" else f"the drafter's forward ({part})"
             yield Alarm("notice", "the run", OVERALL, f"{what} runs eagerly: {forward.get('why')}")
 
 
 def warn_quantised(run: LoadedRun) -> Iterator[Alarm]:
-    """Notice weights that are quantised, or were: those take the memory and time of plain weights."""
+    """Report weights that are stored quantised, and whether they run so or take the memory and time of plain weights."""
     dtype = run.provenance.get("dtype")
     if kind := run.provenance.get("dequantised"):
         message = f"the target's weights are stored quantised ({kind}) and run as {dtype}, not quantised"
@@ -30,14 +30,14 @@ def warn_quantised(run: LoadedRun) -> Iterator[Alarm]:
 
 
 def warn_endless(run: LoadedRun) -> Iterator[Alarm]:
-    """Notice a target that names no token at which an answer ends."""
+    """Report a target without any token at which an answer ends."""
     if run.provenance.get("eos_token_ids") == []:
-        message = "the target's config names no end-of-sequence token (eos_token_id): every answer is as long as it may be"
+        message = "the target's config names no end-of-sequence token (eos_token_id): every answer is as long as the limit"
         yield Alarm("notice", "the run", OVERALL, message)
 
 
 def warn_untested(run: LoadedRun) -> Iterator[Alarm]:
-    """Notice where the self-test of a target or draft model left out a forward beyond a window: too long, or too large."""
+    """Report models whose self-test left out a forward beyond a window because it was too long or too large."""
     for part, found in (run.provenance.get("self_test") or {}).items():
         limits = [limit for limit, figures in (found.get("beyond") or {}).items() if not figures["tokens"]]
         if limits:

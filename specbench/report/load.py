@@ -1,4 +1,4 @@
-"""Runs of servers that differ in their load: throughput and latencies by the number of requests at a time."""
+"""Runs of servers under different loads: throughput and latencies by the number of requests at a time."""
 
 from __future__ import annotations
 
@@ -106,5 +106,5 @@ def warn_window(run: LoadedRun) -> list[Alarm]:
     """Warn of methods without a request between warm-up and drain."""
     table = tabulate_load(run) if any(trial.concurrency > 1 for trial in run.trials) else pd.DataFrame()
     empty = [str(row["method"]) for _, row in table.iterrows() if pd.isna(row["tokens_per_second"])]
-    message = "no request lies between warm-up and drain: take more questions than there are clients"
+    message = "no request is between warm-up and drain: use more questions than clients"
     return [Alarm("alarm", method, "overall", message) for method in empty]

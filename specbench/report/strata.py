@@ -1,4 +1,4 @@
-"""The table of strata, for the page, the terminal and in Markdown: a row per level of a factor, a column per method."""
+"""The table of strata for the page, the terminal and Markdown: a row per level of a factor, a column per method."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOO_FEW = "A level of one question has no interval."
 
 
 class Level(NamedTuple):
-    """A row of the table. cells: by method; one is missing where the method has no pair there."""
+    """A row of the table. cells: by method; a method without a pair there has none."""
 
     factor: str
     level: str

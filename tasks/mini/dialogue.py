@@ -24,7 +24,7 @@ class Dialogue:
 
 
 def choose_mostly(rng: random.Random, *choices: str) -> str:
-    """Choose the first text most of the time: style varies as in real text, with a clear favourite for greedy decoding."""
+    """Choose the first text most of the time: the style varies as in real text, but greedy decoding has a clear favourite."""
     return rng.choices(choices, weights=[8] + [2 / (len(choices) - 1)] * (len(choices) - 1))[0]
 
 
