@@ -184,9 +184,7 @@ class DFlashNetwork(MappedNetwork):
         return cast(Tensor, self._head(hidden.to(self._head_dtype)))
 
     def read_blocks(self, lesson: Lesson) -> tuple[Blocks, Tensor]:
-        """Return blocks at random places of the answers, and the hidden states that the head reads in their drafting rows, (B,
-        A, rows, H).
-        """
+        """Return blocks at random places of the answers, and what the head reads in their drafting rows, (B, A, rows, H)."""
         blocks = draw_anchors(lesson, self.block, self.first)
         tokens = torch.full_like(blocks.positions, self.mask)
         tokens[:, :, 0] = blocks.anchors

@@ -175,9 +175,7 @@ class SuffixDecoding(Drafter):
         return draft
 
     def _spread(self, counts: SuffixCounts, branch: Branch, branches: list[Branch]) -> int | None:
-        """Return the token that always followed a drafted node; else add branches for all tokens that followed and return
-        null.
-        """
+        """Return the token that always followed a drafted node; else return null and add branches for all that did."""
         total = counts.counts[branch.state]
         for token in counts.iter_followers(branch.state) if branch.depth < self.depth else ():
             count = counts.counts[counts.follow(branch.state, token)]

@@ -110,7 +110,7 @@ def test_a_mended_disturbance_is_a_notice_and_the_numbers_are_the_quiet_ones(tmp
     (first, *_) = [alarm for alarm in alarms(tmp_path / "run") if "disturbed" in alarm.message]
     assert str(first) == (
         "notice: the run: 2 of 12 turns were disturbed, by other processes 2, waiting for a core 2; "
-        "they were measured again in quiet"
+        "all were measured again without disturbance"
     )
     summary = summarise(read_run(tmp_path / "run"))
     pld = summary[(summary["method"] == "pld") & (summary["task"] == "overall")].iloc[0]
