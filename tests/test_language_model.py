@@ -212,7 +212,11 @@ def test_what_attends_outside_the_interface_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "asked, named",
-    [({"position_bias": torch.zeros(1)}, "position_bias"), ({"indices": torch.zeros(1)}, "indices"), ({}, "mask of its own")],
+    [
+        ({"position_bias": torch.zeros(1)}, "position_bias"),
+        ({"indices": torch.zeros(1)}, "indices"),
+        ({}, "its own attention mask"),
+    ],
 )
 def test_what_a_model_asks_of_its_attention_beyond_ours_is_refused(asked: dict[str, Any], named: str) -> None:
     zeros: Any = torch.zeros(1, 1, 1, 4)

@@ -19,14 +19,15 @@ def describe_power(changes: Sequence[Change], reference: int, new: int, drift: D
     noise, together = _pick_noise(changes), len(changes)
     if isnan(noise):
         return "can decide nothing: a task has only one question, which gives no interval; expected two or more per task"
-    smallest = [f"{_name_sides(*sides)} {find_smallest(noise, *sides, together):.1%}" for sides in _list_sides(reference, new)]
+    pairs = _list_sides(reference, new)
+    smallest = [f"{find_smallest(noise, *sides, together):.1%} with {_name_sides(*sides)}" for sides in pairs]
     passing = find_passing_runs(noise, together, LATEST)
     equal = f"not even with {LATEST} runs per side" if passing is None else f"with {_name_sides(passing, passing)} or more"
     lines = f"can decide ({len(changes)} ratios of {changes[0].questions} questions, {CERTAINTY}): slowdowns of at least"
     line = f"{lines} {', '.join(smallest)}; equal versions pass {equal}"
     if drift is None:
         return line
-    return f"{line}; of {RATE}, alone, {find_smallest_drop(noise, reference, new, drift):.1%}"
+    return f"{line}; of {RATE} alone at least {find_smallest_drop(noise, reference, new, drift):.1%}"
 
 
 def describe_paired_power(versions: int, changes: Sequence[Change] = ()) -> str:

@@ -76,8 +76,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attend: query (B, heads, N, D), key and value (B, key-value heads, N, D), rotated -> (B, N, heads, D).
 
-    s_aux: attention sinks (heads,), see `_attend_explicitly`. Raises InputError for what the model asks of its attention beyond
-    that, such as position biases or a choice of entries.
+    s_aux: attention sinks (heads,), see `_attend_explicitly`. Raises InputError if the model requires more of its attention,
+    such as position biases or a choice of entries.
     """
     _refuse_others(forward_pass, attention_mask, others)
     assert forward_pass is not None
@@ -103,18 +103,18 @@ def attend(
 
 
 def _refuse_others(forward_pass: ForwardPass | StaticPass | None, mask: Tensor | None, others: Mapping[str, object]) -> None:
-    """Raise InputError for a model that passes no forward pass, or that passes a mask or arguments of its own."""
+    """Raise InputError for a model that does not pass the forward pass on, or that passes its own mask or arguments."""
     if forward_pass is None:
         raise InputError("it does not pass its keyword arguments on to its attention")
     if mask is not None:
-        raise InputError("it makes an attention mask of its own")
+        raise InputError("it builds its own attention mask")
     for name, value in others.items():
         if value is not None and name not in WITHOUT_EFFECT and not name.startswith("output_"):
             raise InputError(f"it passes {name} to its attention, which is not supported")
 
 
 def _attend_grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """Attend with the query heads that share a key-value head as further rows: KV is read once, and every kernel supports it.
+    """Attend with query heads that share a key-value head as additional rows: KV is read once, and every kernel supports it.
 
     mask: of all these rows, see `share`. CUDA's fast kernels take a mask or grouped heads, not both; baseline and methods must
     run the same one.

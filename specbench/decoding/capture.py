@@ -1,4 +1,4 @@
-"""Forwards as CUDA graphs: recorded once per shape, then launched whole, so that the host's code costs nothing.
+"""Forwards as CUDA graphs: recorded once per shape, then launched whole, so that the host's code takes no time.
 
 A recorded forward reads and writes tensors at fixed addresses: its own copies of the inputs, and the KV store it was recorded
 over. Nothing in it may ask the device for a number.
@@ -83,9 +83,9 @@ class Captures(Generic[Output]):
 
 
 def record(forward: Callable[[], Output], device: torch.device, pool: Any) -> tuple[Callable[[], None], Output, Any]:
-    """Run a forward once, so that libraries allocate what they need, then record it.
+    """Run a forward once, for libraries to allocate what they need, then record it.
 
-    Return what replays it, its output, and the memory that further graphs may share as `pool`. Raises what CUDA refuses.
+    Return what replays it, its output, and the memory that further graphs may share as `pool`. Raises CUDA's error if it refuses.
     """
     with torch.cuda.device(device):
         current, aside = torch.cuda.current_stream(), _get_side_stream(device)

@@ -18,7 +18,7 @@ from specbench.machine.devices import upload
 
 @dataclass
 class DraftWork:
-    """What drafting for one sequence has taken so far. forwards: of the drafter's own model that drafted for the sequence."""
+    """The cost of drafting for one sequence so far. forwards: those of the drafter's own model that drafted for it."""
 
     forwards: int = 0
 
@@ -37,7 +37,7 @@ class SequenceContext:
 
 
 class Drafter:
-    """Proposes draft trees. What belongs to a sequence is kept in its state, or in the row of its place in the batch.
+    """Proposes draft trees. Everything about a sequence is kept in its state, or in the row of its place in the batch.
 
     The loop calls `begin` after the prefill, then `propose` and `update` in every step, and `retain` when sequences have ended.
     """
@@ -46,7 +46,7 @@ class Drafter:
     prompt_logits: bool = False  # `start` needs the target's logits of every prompt token
     nodes: int = 0  # of the largest branched tree, root included; chains never exceed their budget and need no extra room
     draws: bool = False  # above temperature 0, drafts are drawn from the drafter's own distribution, given in the trees
-    warm: bool = False  # something learned outlives a turn; `reset` clears it at the start of each repeat
+    warm: bool = False  # something that it learns outlives a turn; `reset` clears it at the start of each repeat
     lossless: bool = True  # the output distribution is the target's
     parts: tuple["Drafter", ...] = ()  # the drafters that this one combines
     offers: bool = True  # it offers drafts; the baseline offers the root alone
@@ -81,7 +81,7 @@ class Drafter:
         return [self.start(*sequence) for sequence in zip(prompts, outs, contexts, strict=True)]
 
     def propose(self, states: list[Any], budgets: list[int]) -> list[DraftTree]:
-        """Return one tree per sequence, none deeper than its budget. A sequence without one waits for the others."""
+        """Return one tree per sequence, none deeper than its budget. A sequence with budget 0 waits for the others."""
         trees = [self.draft(state, budget) for state, budget in zip(states, budgets, strict=True)]
         return bring_trees(trees, self.target.device)
 
@@ -91,7 +91,7 @@ class Drafter:
             self.observe(*step)
 
     def retain(self, places: list[int]) -> None:
-        """Keep the sequences at these places of the batch alone: the others have ended. Called between steps."""
+        """Keep only the sequences at these places of the batch: the others have ended. Called between steps."""
 
     def start(self, prompt: list[int], out: TargetOutput, context: SequenceContext) -> Any:
         """Return the state of a new sequence. prompt: ids of the prompt, then the root, which the target has just chosen.

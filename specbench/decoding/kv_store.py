@@ -20,7 +20,7 @@ Layer = tuple[Tensor, Tensor]  # keys and values, (B, heads, bucket, D) each
 
 
 def round_up(entries: int) -> int:
-    """Return the size of the bucket for so many entries: less than STEP or a sixteenth of them more."""
+    """Return the bucket's size for this many entries: larger by less than STEP or a sixteenth of them."""
     step = max(STEP, 1 << (entries.bit_length() - 5)) if entries >= STEP else STEP
     return -(-entries // step) * step
 
@@ -43,7 +43,7 @@ class _Memory:
         self.bucket, self.rows = 0, list(range(rows))
 
     def retain(self, places: list[int]) -> None:
-        """Keep the rows at these places alone; they move together."""
+        """Keep only the rows at these places; they move together."""
         self.rows = [self.rows[place] for place in places]
         for layer, pair in self.layers.items() if self.bucket else ():  # else nothing has been written in this turn
             keys, values = (self._copy(buffer, old[places]) for buffer, old in zip(self._buffers[layer], pair, strict=True))
@@ -107,7 +107,7 @@ class KVStore:
 
     @property
     def layers(self) -> dict[int, Layer]:
-        """The bucket's entries of each layer that has written: committed, in flight, and of no meaning."""
+        """The bucket's entries of each layer that has written: committed ones, those in flight, and meaningless ones."""
         if self._row is None:
             return self._memory.layers
         place = self._memory.rows.index(self._row)
@@ -124,22 +124,22 @@ class KVStore:
         return sum(tensor[:, :, 0].nbytes for pair in self.layers.values() for tensor in pair)
 
     def clear(self, rows: int | None = None) -> None:
-        """Drop every sequence and keep the memory, for so many rows, at most the batch; None: for all."""
+        """Drop every sequence and keep the memory, for `rows` rows, at most the batch; None: for all."""
         count = self.batch if rows is None else rows
         self.lengths = [0] * count
         self._memory.clear(count)
 
     def retain(self, places: list[int]) -> None:
-        """Keep the rows at these places alone: the others have ended, and forwards run without them."""
+        """Keep only the rows at these places: the others have ended, and forwards run without them."""
         self.lengths = [self.lengths[place] for place in places]
         self._memory.retain(places)
 
     def has_room(self, nodes: int) -> bool:
-        """Whether every row can take so many new entries, padding included."""
+        """Whether every row has room for this many new entries, padding included."""
         return max(self.lengths) + nodes <= self.capacity
 
     def reserve(self, nodes: int) -> None:
-        """Grow the bucket for so many new entries in every row."""
+        """Grow the bucket for this many new entries in every row."""
         self._memory.reserve(max(self.lengths) + nodes)
 
     def write(self, layer: int, key: Tensor, value: Tensor, sizes: list[int]) -> Layer:
@@ -152,7 +152,7 @@ class KVStore:
         if layer not in self._memory.layers:
             self._memory.add_layer(layer, key, value)
         keys, values = self.layers[layer]
-        if len(set(self.lengths)) == 1:  # as of prompts: all rows at once, with what pads the shorter ones
+        if len(set(self.lengths)) == 1:  # as for prompts: all rows at once, including the padding of shorter ones
             new = slice(self.lengths[0], filled)
             keys[:, :, new], values[:, :, new] = key[:, :, : max(sizes)], value[:, :, : max(sizes)]
         else:
@@ -177,7 +177,7 @@ class KVStore:
             tensor[row, :, start : start + count] = tensor[row].index_select(1, places)
 
     def keep_all(self, paths: Mapping[int, Sequence[int]]) -> None:
-        """Commit a path in several rows, as `keep` does in one; one copy brings to the device what moves in any of them."""
+        """Commit a path in several rows, as `keep` does in one; a single copy to the device says what moves in all of them."""
         moves = [
             (row, self.lengths[row] + place, self.lengths[row] + node)
             for row, path in paths.items()

@@ -73,7 +73,7 @@ class LanguageModel:
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The decoder's layers, by whatever name it has them. Raises InputError if there are none."""
+        """The decoder's layers, whatever their name. Raises InputError if there are none."""
         lists = (module for module in self.decoder.modules() if isinstance(module, nn.ModuleList))
         found = next((layers for layers in lists if len(layers) == self.config.num_hidden_layers), None)
         if found is None:
@@ -94,7 +94,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def check_attention(self) -> None:
-        """Raises InputError if a layer keeps its past elsewhere or attends outside the interface."""
+        """Raises InputError if a layer keeps its past elsewhere or does not attend through the interface."""
         store = self.create_store(2)
         self.prefill(store, [torch.zeros(2, dtype=torch.long, device=self.device)])
         if len(store.layers) != self.config.num_hidden_layers:
@@ -187,7 +187,7 @@ class LanguageModel:
         return hidden
 
     def lay_out(self, store: KVStore, trees: list[DraftTree]) -> StaticPass:
-        """Return what a forward of fixed shape over the trees reads. Every layer of the store must have written."""
+        """Return the inputs of a forward of fixed shape over the trees. Every layer of the store must have written."""
         return lay_out(store, trees, self._bias, sorted(self._reaches, key=str), self._chunks)
 
     def compile(self, store: KVStore, trees: list[DraftTree]) -> None:
@@ -211,14 +211,14 @@ class LanguageModel:
 
 
 def check_taps(taps: tuple[int, ...], layers: int) -> None:
-    """Raises InputError for a hidden state that a target with so many layers does not have."""
+    """Raises InputError for a hidden state that a target with this many layers does not have."""
     for tap in taps:
         if not 0 <= tap <= layers:
             raise InputError(f"the drafter reads the hidden state before layer {tap}; the target has 0 to {layers} (after all)")
 
 
 def check_token(token: int | None, name: str, vocabulary: int) -> None:
-    """Raises InputError for a setting that names a token which the target does not have."""
+    """Raises InputError if a setting names a token that the target does not have."""
     if token is not None and token >= vocabulary:
         raise InputError(f"{name}={token}: the target has tokens 0 to {vocabulary - 1}")
 
@@ -234,8 +234,8 @@ def _read_context(config: PretrainedConfig) -> int:
 def _list_position_limits(config: PretrainedConfig) -> Iterator[int]:
     """Yield the lengths beyond which an entry of the KV store depends on more than its own position.
 
-    longrope rotates all tokens of a forward in another way once one of them lies beyond the original context; Llama 4's
-    temperature tuning counts a forward's tokens from its own past, which is ours and not the model's.
+    longrope rotates all tokens of a forward differently once one of them is beyond the original context; Llama 4's
+    temperature tuning counts a forward's tokens from the model's own cache, but the past is in our store.
     """
     rotary = getattr(config, "rope_parameters", None) or {}
     for settings in (rotary, *(value for value in rotary.values() if isinstance(value, dict))):

@@ -11,7 +11,7 @@ BLOCK, SMALLEST_BLOCK = 512, 64
 def find_largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """(..., V) -> the maximum, and the first token that has it, (...) each. A NaN counts as the largest.
 
-    On a CPU, argmax and max compare one by one, while amax has vector instructions: it finds the first block with the maximum.
+    On a CPU, argmax and max compare element by element, while amax uses vector instructions: it finds the block of the maximum.
     """
     size = gcd(logits.shape[-1], BLOCK)
     if logits.device.type != "cpu" or logits.shape[-1] < LARGE or size < SMALLEST_BLOCK:

@@ -27,7 +27,7 @@ class CapacityError(Exception):
 
 @dataclass
 class Generation:
-    """The output of one sequence and its cost. Lists have one entry per step; seconds are wall time."""
+    """The output of one sequence and its cost. Lists have one entry per step; seconds are wall-clock time."""
 
     output_ids: list[int] = field(default_factory=list)
     finish_reason: Literal["eos", "stop_string", "length", "capacity"] | None = None
@@ -56,7 +56,7 @@ class _Sequence:
     why: Literal["length", "capacity"]  # finish reason at the limit
     stops: frozenset[int]
     verifier: Verifier
-    free: int  # tokens at the start that no stop token and no text ends
+    free: int  # tokens at the start at which no stop token or text ends the answer
     forbidden: Forbidden | None
     ending: Ending | None
     work: DraftWork
@@ -67,7 +67,7 @@ class _Sequence:
 
     @property
     def budget(self) -> int:
-        """Greatest useful draft depth: room for the bonus token is left. 0 once finished, so the root alone is fed."""
+        """Greatest useful draft depth, which leaves room for the bonus token. 0 once finished: only the root is fed."""
         return 0 if self.done else self.limit - len(self.generation.output_ids) - 1
 
     def choose_first(self, logits: Tensor) -> int:
@@ -88,7 +88,7 @@ class _Sequence:
         return self.forbidden.mask_logits(logits, tree.depths, len(self.generation.output_ids))
 
     def conclude(self, tree: DraftTree, verify: Conclude) -> Verification:
-        """Verify a draft tree. Of a sequence that fails, the root alone is kept."""
+        """Verify a draft tree. If the sequence fails, only the root is kept."""
         with self._note_failure():
             return verify()
         return Verification([0], 0, [0], tree.tokens.device)
@@ -205,9 +205,9 @@ def generate_group(
     store: KVStore | None = None,
     profile: bool = False,
 ) -> list[Generation]:
-    """As `generate`, but a sequence that fails has its `error` and the others continue. Every row has the group's seconds.
+    """As `generate`, but a failing sequence gets an `error` and the others continue. Every Generation has the group's seconds.
 
-    samplings: may differ in their seeds alone.
+    samplings: may differ only in their seeds.
     """
     sequences = [_start_sequence(target, drafter, len(prompt), own) for prompt, own in zip(prompts, samplings, strict=True)]
     rows = [row for row, sequence in enumerate(sequences) if not sequence.done]
@@ -251,7 +251,7 @@ def _decode(
 def _drop_finished(
     drafter: Drafter, sequences: list[_Sequence], states: list[Any], store: KVStore
 ) -> tuple[list[_Sequence], list[Any]]:
-    """Take finished sequences out of the batch once they are half of it; every time would move the others' entries too often."""
+    """Remove finished sequences from the batch once they are half of it; doing so each time would move entries too often."""
     places = [place for place, sequence in enumerate(sequences) if not sequence.done]
     if 2 * len(places) > len(sequences):
         return sequences, states
@@ -287,7 +287,7 @@ def _run_step(
 
 
 def _cut(choice: Verification, committed: int) -> Verification:
-    """Return a verification without the tokens after the end of the sequence: they are no text to draft from."""
+    """Return a verification without the tokens after the end of the sequence, which are not text to draft from."""
     return choice if committed == len(choice.tokens) else replace(choice, tokens=choice.tokens[:committed])
 
 

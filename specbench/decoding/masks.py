@@ -44,7 +44,10 @@ def align_mask(mask: Tensor) -> Tensor:
 
 
 class ChainBias:
-    """Masks. Those of single sequences are slices of one buffer, in which the past is visible and new nodes see a triangle."""
+    """Masks of a batch.
+
+    Those of single sequences are slices of one buffer, in which the past is visible and new nodes see a triangle.
+    """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
@@ -69,7 +72,7 @@ class ChainBias:
         return self._tree[:nodes, self._past - past : self._past + entries]
 
     def build_node_mask(self, filled: int, bucket: int) -> Tensor:
-        """(1, 1, bucket): one node sees the first entries, its own the last of them, and nothing of the rest. A view."""
+        """(1, 1, bucket): one node sees the first `filled` entries, the last of which is its own, and nothing else. A view."""
         self._lengthen(bucket)
         return self._node[self._longest - filled : self._longest - filled + bucket].view(1, 1, -1)
 
@@ -79,7 +82,10 @@ class ChainBias:
         return self._numbers[start : start + count].view(1, -1)
 
     def locate(self, lengths: Sequence[int]) -> Tensor:
-        """Return the lengths of a batch's rows as (B, 1) int64. The latest are kept, and moved where all have grown alike."""
+        """Return the lengths of a batch's rows as (B, 1) int64.
+
+        The latest tensor is kept, and shifted if all lengths have grown alike.
+        """
         if len(lengths) == 1:
             return self.number(lengths[0], 1)
         known, located = self._located

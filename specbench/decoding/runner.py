@@ -1,8 +1,8 @@
-"""How forwards run: eager, static (fixed shapes), compiled (these through torch.compile) or graph (these captured on CUDA).
+"""How forwards run: eager, static (fixed shapes), compiled (static, by torch.compile) or graph (static, captured on CUDA).
 
 A compiled graph serves every KV length and, but for one node of one sequence, every number of nodes: those are its dynamic
-dimensions, so nothing is padded but the KV bucket. It reads tensors and nothing else of its surroundings. What was true when it
-was traced is not checked again at each call: whoever compiles a graph compares it with the eager forward first.
+dimensions, so nothing is padded but the KV bucket. It depends on nothing but tensors. What was true when it was traced
+is not checked again at each call: whoever compiles a graph compares it with the eager forward first.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Kind = Literal["eager", "static", "compiled", "graph"]
 Output = TypeVar("Output")
 Inputs = tuple[Tensor, ...]  # (B, N, ...) each
 MOST_NODES = 256  # of a sequence, in a forward of fixed shape; prompts run eagerly
-OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}  # multiply and add in one instruction, as every product does
+OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}  # multiply and add in one instruction, as matrix products do
 ONE_NODE = {"realize_opcount_threshold": 8}  # or inductor computes the query's rotation again for every key it meets
 
 
 class GraphKey(NamedTuple):
-    """What graphs are compiled for: one node or several, one sequence or several. variant: what else the caller tells apart."""
+    """What a graph is compiled for: one node or several, one sequence or several. variant: what else the caller distinguishes."""
 
     variant: Hashable
     one_node: bool
@@ -48,11 +48,11 @@ class Runner(Generic[Output]):
         return len(self._graphs)
 
     def is_static(self, nodes: int) -> bool:
-        """Whether a forward over so many nodes per sequence runs at a fixed shape."""
+        """Whether a forward over this many nodes per sequence runs at a fixed shape."""
         return self.kind != "eager" and nodes <= MOST_NODES
 
     def run(self, inputs: Inputs, static: StaticPass, variant: Hashable = ()) -> Output:
-        """Run one forward; static, where no graph of its kind has been compiled."""
+        """Run one forward; it runs as static if no graph of its kind has been compiled."""
         if self.kind == "graph":
             return self.captures.run(self._compute, inputs, static, variant)
         graph = self._graphs.get(_key(inputs, variant)) if self.kind == "compiled" else None
@@ -92,7 +92,7 @@ def _compile(compute: Callable[..., Output], inputs: Inputs, static: StaticPass,
 
 
 def _copy_function(function: FunctionType) -> FunctionType:
-    """Return the function with a code object of its own: torch.compile keeps graphs by code object, and tells them by guards."""
+    """Return the function with its own code object: torch.compile keeps graphs by code object and selects them by guards."""
     code = function.__code__.replace()
     return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
@@ -102,7 +102,7 @@ def _keep_no_guard(guards: Sequence[object]) -> list[bool]:
 
 
 def _mark_dynamic(inputs: Inputs, static: StaticPass, key: GraphKey) -> None:
-    """Leave the dimensions free that vary: S always, N and B where there are several. Sizes that are equal here stay equal."""
+    """Mark the dimensions that vary: always S, and N and B if there are several. Sizes that are equal here stay equal."""
     batch = () if key.one_sequence else (0,)
     nodes = () if key.one_node else (1,)
     _mark([*inputs, static.slots], (*batch, *nodes))

@@ -16,8 +16,8 @@ HEAD = 256  # most probable tokens examined before a whole vocabulary is sorted
 class Sampling:
     """Temperature 0 is greedy; top_p 1 and top_k 0 keep all tokens; a stop token ends a sequence and is its last token.
 
-    Nothing but the length ends a sequence within its first `min_new_tokens`: the target's stop tokens have probability 0 there,
-    before temperature, top-k and top-p, and `ending` does not look at these tokens.
+    Only the length can end a sequence within its first `min_new_tokens`: the target's stop tokens have probability 0 there,
+    before temperature, top-k and top-p are applied, and `ending` does not look at these tokens.
     """
 
     temperature: float = 0.0
@@ -55,7 +55,7 @@ def nucleus(probs: Tensor, top_p: float) -> Tensor:
 
 
 def spread_seed(seed: int, count: int) -> list[int]:
-    """Return seeds for so many sequences that are given one seed together."""
+    """Return seeds for `count` sequences that share one given seed."""
     draw = random.Random(seed)
     return [draw.getrandbits(48) for _ in range(count)]
 

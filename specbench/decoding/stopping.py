@@ -1,4 +1,4 @@
-"""What ends an answer before its length: stop tokens, which may be forbidden at first, and texts."""
+"""What ends an answer before the length limit: stop tokens, which may be forbidden at first, and texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MARGIN = 8  # more tokens than a text has bytes: parts of a character, and those
 
 
 class Ending(Protocol):
-    """A rule by which an answer's tokens so far end it, besides stop tokens and the length."""
+    """A rule that ends an answer by its tokens so far, besides stop tokens and the length."""
 
     def find_end(self, output: Sequence[int], checked: int, free: int) -> int | None:
         """Return the least length above `checked` at which the output ends, or None.
@@ -24,16 +24,18 @@ class Ending(Protocol):
 
 @dataclass(frozen=True)
 class StopStrings:
-    """Texts that end an answer: the token with which its text first contains one is its last.
+    """Texts that end an answer: its last token is the one with which its text first contains one of them.
 
-    decode: token ids -> text, special tokens included. A text is looked for in the last tokens alone, as many as it can have.
+    decode: token ids -> text, special tokens included. A text is looked for only in the last tokens, as many as it can have.
     """
 
     texts: tuple[str, ...]
     decode: Callable[[Sequence[int]], str] = field(compare=False)
 
     def find_end(self, output: Sequence[int], checked: int, free: int) -> int | None:
-        """Whether n tokens end depends on these n alone: what is committed at once ends where single tokens do."""
+        """Whether the answer ends at n tokens depends on these n alone, so several committed at once end it where single ones
+        would.
+        """
         first = max(checked, free) + 1  # the least length to look at
         if not self._holds(output, first, free):  # one look for the whole step
             return None

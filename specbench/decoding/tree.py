@@ -34,8 +34,8 @@ class DraftTree:
     probs: Tensor | None = None  # (P, V) float: q of every node with children; siblings are drawn in order, without replacement
     scratch: Tensor | None = None  # (N,) bool: nodes that are computed but never accepted
     linear: bool = False  # a chain: every node's parent is the node before it
-    shape: "TreeShape | Outline | None" = None  # the static tree it fills, or what its maker knows of it
-    deepest: int | None = None  # no node is deeper, where its maker knows that and the device need not be asked
+    shape: "TreeShape | Outline | None" = None  # the static tree that it fills, or what its builder knows about it
+    deepest: int | None = None  # no node is deeper, if its builder knows that, so that the device need not be asked
 
     @staticmethod
     def chain(tokens: Tensor, probs: Tensor | None = None) -> "DraftTree":
@@ -113,7 +113,7 @@ class DraftTree:
         return self.shape is not None or self.linear
 
     def pack(self) -> Tensor:
-        """Return the numbers that the device needs of a tree that was made on the host, flat int64."""
+        """Return the numbers that the device needs of a tree that was built on the host, flat int64."""
         if isinstance(self.shape, Outline):
             return self.shape.rows.flatten()
         return self.tokens if self.linear or self.shape is not None else torch.cat([self.tokens, self.parents])
@@ -132,13 +132,13 @@ class DraftTree:
 
     @property
     def depth_limit(self) -> int:
-        """A depth that no node exceeds; the device is not asked if the tree's maker knew one."""
+        """A depth that no node exceeds; the device is not asked if the tree's builder knew one."""
         return self.depth if self.deepest is None else self.deepest
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What follows from a tree's parents, where the host knows them; as in DraftTree.
+    """What follows from a tree's parents, if the host knows them; fields as in DraftTree.
 
     rows (3 + N, N) int64: tokens, parents, depths, ancestors.
     """

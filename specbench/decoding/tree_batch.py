@@ -1,4 +1,4 @@
-"""Draft trees side by side: padded, copied and asked together."""
+"""Draft trees of a batch: padded, copied and queried together."""
 
 from collections.abc import Sequence
 
@@ -40,7 +40,7 @@ def bring_trees(trees: Sequence[DraftTree], device: torch.device) -> list[DraftT
 
 
 def read_depths(trees: Sequence[DraftTree]) -> list[int]:
-    """Return how deep each tree is; what the device alone knows comes in one copy."""
+    """Return how deep each tree is; depths that only the device knows come in one copy."""
     asked = [tree.find_depth() for tree in trees if not tree.knows_depth]
     answers = iter(torch.stack(asked).tolist() if asked else ())
     return [tree.depth if tree.knows_depth else next(answers) for tree in trees]

@@ -92,7 +92,7 @@ class GreedyVerifier:
         return int(best)
 
     def verify(self, tree: DraftTree, logits: Tensor) -> Verification:
-        """Accept the deepest path that follows the argmax, the first of equals; one device-to-host copy."""
+        """Accept the deepest path that follows the argmax, the first one among equals; one device-to-host copy."""
         (conclude,) = examine_greedy([(self, tree, logits)])
         return conclude()
 
@@ -100,7 +100,7 @@ class GreedyVerifier:
         """Return which nodes are accepted, (N,) bool; None of a chain, whose tokens the host compares. best (N,): the argmax."""
         if tree.linear:
             return None
-        right = tree.tokens == best[tree.parents.clamp(min=0)]
+        right = tree.tokens == best[tree.parents.clamp(min=0)]  # x_i = argmax p(. | x_<i)
         depths = torch.where(_mask_reached(tree, right), tree.depths, -1)
         return _mark_ancestors(tree, depths.argmax())
 
@@ -156,7 +156,7 @@ class SamplingVerifier:
         tokens, children = tree.tokens.tolist(), tree.children
         nodes, committed = [0], []
         while True:
-            x = self._draw(probabilities(logits[nodes[0]], self.sampling))
+            x = self._draw(probabilities(logits[nodes[0]], self.sampling))  # x ~ p: a child x (q = 1) is kept with p(x)
             committed.append(x)
             matching = [child for node in nodes for child in children[node] if tokens[child] == x]
             if not matching:
@@ -174,7 +174,7 @@ class SamplingVerifier:
             siblings = children[path[-1]]
             kept, p = self._accept_sibling(siblings, tokens, p, drawn_from[rows[path[-1]]]) if siblings else (None, p)
             if kept is None:
-                next_token = self._draw(p)
+                next_token = self._draw(p)  # recovered: p is the residual; bonus: p is the target's own
                 committed = [*(tokens[node] for node in path[1:]), next_token]
                 return Verification(path, next_token, committed, tree.tokens.device)
             path.append(kept)
@@ -209,8 +209,8 @@ class SamplingVerifier:
 class TypicalVerifier(GreedyVerifier):
     """Typical acceptance: accept x if p(x) > min(threshold, alpha * exp(-H(p))), H the entropy. Lossy; nothing is drawn.
 
-    As in the authors' code: the longest path, of equal ones the most probable; then the argmax. At temperature 0 they verify
-    greedily.
+    As in the authors' code: the longest path, among equal ones the most probable; then the argmax. At temperature 0 they
+    verify greedily.
     """
 
     def __init__(self, temperature: float, threshold: float, alpha: float) -> None:
@@ -225,7 +225,7 @@ class TypicalVerifier(GreedyVerifier):
         bound = (self.alpha * (-entropy).exp()).clamp(max=self.threshold)  # (P,) min(threshold, alpha * exp(-H))
         scores = log_p[rows, tree.tokens]  # (N,) log p(x) of each node given its parent
         scores[0] = 0.0
-        reached = _mask_reached(tree, scores.exp() > bound[rows])
+        reached = _mask_reached(tree, scores.exp() > bound[rows])  # accept x if p(x) > bound
         depths = torch.where(reached, tree.depths, -1)
         totals = torch.where(tree.ancestors, scores, 0.0).sum(dim=1).masked_fill(depths < depths.max(), -torch.inf)
         return _mark_ancestors(tree, totals.argmax())
@@ -258,7 +258,7 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
 def _accept_chain(tree: DraftTree, tokens: list[int], choices: list[int]) -> Verification:
     """tokens: of the chain, the root first; choices: the argmax after each."""
     accepted = 0
-    while accepted + 1 < len(tokens) and tokens[accepted + 1] == choices[accepted]:
+    while accepted + 1 < len(tokens) and tokens[accepted + 1] == choices[accepted]:  # x_i = argmax p(. | x_<i)
         accepted += 1
     return Verification(list(range(accepted + 1)), choices[accepted], choices[: accepted + 1], tree.tokens.device)
 

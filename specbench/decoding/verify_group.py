@@ -1,4 +1,4 @@
-"""Verification of a group: what all sequences need of the device is computed and copied at once."""
+"""Verification of a group: what all sequences need from the device is computed and copied at once."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ def upload_group(group: Sequence[Verification]) -> list[Verification]:
 
 
 def examine_group(verifiers: Sequence[Verifier], trees: Sequence[DraftTree], logits: Sequence[Tensor]) -> list[Conclude]:
-    """Return what verifies each draft of a group, or raises ArithmeticError; for all greedy ones, one copy goes to the host."""
+    """Return a function per draft that verifies it or raises ArithmeticError; all greedy ones share one copy to the host."""
     rows = list(zip(verifiers, trees, logits, strict=True))
     greedy = [(one, tree, own) for one, tree, own in rows if isinstance(one, GreedyVerifier)]
     concluding = iter(examine_greedy(greedy) if greedy else ())
