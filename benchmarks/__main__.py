@@ -97,7 +97,7 @@ def datastores(promises: Promises) -> None:
         promises.add(f"retrieval and tree, {what}, p99", "≤ 4 ms", slow, served.p99 <= 4)
         if served.grown is not None:
             grown = f"{served.grown / 1e6:.1f} MB"
-            promises.add(f"memory of its own while serving, {what}", "≤ 200 MB", grown, served.grown <= 200e6)
+            promises.add(f"private memory while serving, {what}", "≤ 200 MB", grown, served.grown <= 200e6)
 
 
 def ask_servers(promises: Promises) -> None:

@@ -1,4 +1,4 @@
-"""Attention alone, over all layers of a shape: torch's primitives side by side, and the KV bytes that each reads per second.
+"""Only attention, over all layers of a shape: torch's primitives side by side, and the KV bytes that each reads per second.
 
     python -m benchmarks.attention [--shape 1b] [--device cpu] [--lengths 1024,4096] [--nodes 1,16] [--out reports/attention.csv]
 

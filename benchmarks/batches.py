@@ -1,4 +1,4 @@
-"""Decoding a batch beside one sequence after another: tokens per second, and the time that drafting takes per step of a sequence.
+"""Compares a batch with one sequence after another: tokens per second, and the drafting time per step of a sequence.
 
 python -m benchmarks.batches [KEY=VALUE …]   # target.shape=100m by default
 """

@@ -73,7 +73,7 @@ def read_idle_signs() -> tuple[float, float, float]:
 
 
 def run_child(overrides: Sequence[str], out: Path, busy: int, seconds: float) -> None:
-    """Run in a process of its own, with busy ones beside it from the first turn of the last pass on."""
+    """Run in a separate process, with busy processes next to it from the first turn of the last pass on."""
     if (out / "summary.csv").exists():
         return
     command = [sys.executable, "-m", "benchmarks.disturbance", "--execute", "--out", str(out), *overrides]
@@ -133,7 +133,7 @@ def measure_speedups(run: LoadedRun, trials: list[Trial]) -> pd.DataFrame:
 
 
 def compare_passes(path: Path) -> pd.DataFrame:
-    """Return a row per method: all passes over the passes before the last one, as measured and with first attempts alone."""
+    """Return a row per method: all passes over the passes before the last one, as measured and with only first attempts."""
     run = read_run(path)
     last = max(trial.repeat for trial in run.trials)
     earlier = measure_speedups(run, [trial for trial in run.trials if trial.repeat < last])

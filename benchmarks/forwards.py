@@ -1,4 +1,4 @@
-"""The forward that runs use: a step of one and of several nodes beside the memory's speed, long contexts, large vocabularies."""
+"""The forward that runs use: steps of one and of several nodes against the memory's speed, long contexts, large vocabularies."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -271,7 +271,7 @@ def read_rows(out: Path, draws: int, times: dict[Plant, int]) -> dict[Plant, Row
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=20)
-    parser.add_argument("--sound", type=int, default=200, help="repetitions where there is no bug")
+    parser.add_argument("--sound", type=int, default=200, help="repetitions of the rows without a bug")
     parser.add_argument("--draws", type=int, default=1024)
     parser.add_argument("--out", type=Path, default=Path("reports/planted"), metavar="FOLDER")
     options = parser.parse_args()

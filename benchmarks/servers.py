@@ -101,7 +101,7 @@ WAYS: dict[str, Callable[[Client, dict[str, Any]], float]] = {"specbench": _ask,
 
 
 def measure_streams() -> tuple[float, float]:
-    """Return the share of a core that 64 streams take, and the tokens per second that they bring."""
+    """Return the share of a core that 64 streams take, and their tokens per second."""
     with tempfile.TemporaryDirectory() as folder:
         values = {"python": sys.executable, "step": STEP}
         server = StartedServer("stand-in", "{python} -m tests.stand_in vllm {port} 0 {step}", values, Path(folder) / "log", None)

@@ -1,4 +1,4 @@
-"""Suffix decoding beside its text: time to count a token and to draft, and memory per token, as the text grows.
+"""Suffix decoding as its text grows: time to count a token and to draft, and memory per token.
 
     python -m benchmarks.suffix [--tokens N]
 
@@ -48,7 +48,7 @@ class Figures:
 
 
 def measure(label: str, tokens: int = TOKENS) -> Figures:
-    """Count a text, then draft at each token of the requests after it. Memory is measured in a count of its own."""
+    """Count a text, then draft at each token of the requests after it. Memory is measured in a separate count."""
     requests = list(iter_requests(tokens + DRAFTED))
     text, later = requests[: tokens // REQUEST], requests[tokens // REQUEST :]
     drafter = build_drafter(label)

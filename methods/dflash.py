@@ -90,7 +90,7 @@ class DFlashNetwork(MappedNetwork):
             "draft_vocab_size": require_whole(most=shape.vocab_size),
             "attention_mode": require_name(("gqa",)),
             **dict.fromkeys(("sample_from_anchor", "own_head", "own_embeddings", "tie_word_embeddings"), FLAG),
-            **dict.fromkeys(("num_anchors", "confidence_head_alpha", "sliding_window_non_causal"), ANY),  # of training alone
+            **dict.fromkeys(("num_anchors", "confidence_head_alpha", "sliding_window_non_causal"), ANY),  # only for training
             **cls.list_head_keys(),
         }
 

@@ -1,4 +1,4 @@
-"""EAGLE-3 (Li et al. 2025): layers over hidden states of several depths of the target, a head of its own, EAGLE-2's tree.
+"""EAGLE-3 (Li et al. 2025): layers over hidden states from several depths of the target, its own head, EAGLE-2's tree.
 
 Also as later published: EAGLE-3.1 (norms before fc; the next level reads the normalised output), several layers, the files of
 SpecForge, DeepSpec and speculators.

@@ -65,7 +65,7 @@ class Fallback(Drafter):
             part.update(list(part_states), trees, part_outs, verified)
 
     def _split_outputs(self, outs: list[TargetOutput]) -> list[list[TargetOutput]]:
-        """Return the outputs for each part, with the hidden states of its own taps only."""
+        """Return the outputs for each part, with only the hidden states of its own taps."""
         return [[replace(out, hidden=self._slice_taps(out.hidden, part)) for out in outs] for part in self.parts]
 
     def _slice_taps(self, hidden: Tensor, part: Drafter) -> Tensor:

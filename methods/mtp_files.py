@@ -73,7 +73,7 @@ def _iter_tensors(place: tuple[str, str | None], layers: int) -> Iterator[tuple[
                 for name in opened.keys():  # noqa: SIM118
                     if (found := find_module(name, layers)) and not name.endswith(SHARED):
                         yield found, opened.get_tensor(name)
-        except Exception as error:  # of any type: bytes that are no such file
+        except Exception as error:  # of any type: bytes in another format
             raise InputError(f"{path}: cannot be read: {format_error(error, longest=160)}") from None
 
 

@@ -69,7 +69,7 @@ class PEagle(EagleDrafter):
         return [DraftTree.chain(torch.cat([root, tokens[:length]])) for root, tokens, length in rows]
 
     def _read_masked(self, states: list[EagleState], budgets: list[int], masked: int) -> Tensor:
-        """Run the network over committed pairs and so many masked rows; return the outputs that draft, (B, 1 + masked, H)."""
+        """Run the network over committed pairs and `masked` masked rows; return the outputs that draft, (B, 1 + masked, H)."""
         counts = count_unread([len(state.tokens) for state in states], budgets, self.store.lengths)
         mask, fed = self.network.mask(states[0].tokens.new_zeros(masked)), [count + masked for count in counts]
         taken = [state.take(count) for state, count in zip(states, counts, strict=True)]

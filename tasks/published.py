@@ -104,7 +104,7 @@ class Published(Suite):
         return question
 
     def _check_questions(self) -> None:
-        """Raise InputError if there is no question, or one id comes twice."""
+        """Raise InputError if there is no question, or if an id is not unique."""
         seen: set[str] = set()
         for question in self._questions:
             if question.id in seen:
@@ -137,7 +137,7 @@ def _get(row: Row, name: str) -> Any:
 
 
 def _to_text(value: Any) -> str:
-    """Return a field as text: a list's entries on lines of their own."""
+    """Return a field as text: a list's entries on separate lines."""
     if isinstance(value, list):
         return "\n".join(map(_to_text, value))
     return "" if value is None else str(value)

@@ -40,7 +40,7 @@ def read_dataset(name: str, subset: str | None, split: str, revision: str | None
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it reports every retry
     try:
         rows = list(load_dataset(name, subset, split=split, revision=revision))
-    except Exception as error:  # of the hub, the network or pyarrow, many without a type of their own
+    except Exception as error:  # of the hub, the network or pyarrow, many without their own type
         raise InputError(
             f"suite.dataset={name}: cannot be read ({format_error(error)}); give a file as suite.path=FILE"
         ) from None

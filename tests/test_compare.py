@@ -184,7 +184,7 @@ def test_two_versions_in_one_run(tmp_path: Path) -> None:
     verdicts = {one.what: one.verdict for one in found.changes}
     assert found.verdict == "fail" and verdicts["autoregressive over autoregressive@reference"] == "fail"
     assert compare_checkouts(tmp_path / "slow", exchanged=True).changes[0].ratio.estimate > 1
-    with pytest.raises(InputError, match="none of its methods also ran on engine reference"):
+    with pytest.raises(InputError, match="none of its methods was also run on engine reference"):
         compare_checkouts(write_run(tmp_path / "alone", trials).path)
 
 

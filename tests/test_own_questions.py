@@ -150,7 +150,7 @@ def test_a_stopped_gathering_resumes_and_serves_other_methods(cli: Cli, tmp_path
     assert stopped.status == 130 and "kept: the target's texts" in stopped.err, stopped.err
     assert cli("train", *overrides(tmp_path)).status == 0
     assert made == ["questions", "questions", "questions", "answers", "stopped", "answers", "answers"], made
-    assert "the target asked itself" in (tmp_path / "out/README.md").read_text()
+    assert "the target wrote itself" in (tmp_path / "out/README.md").read_text()
     again = [override for override in overrides(tmp_path) if not override.startswith(("method=", "out="))]
     assert cli("train", "method=medusa", f"out={tmp_path / 'other'}", *again).status == 0
     assert len(made) == 7, "another method learns from the same texts"

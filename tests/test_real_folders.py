@@ -126,7 +126,7 @@ def test_a_model_for_pictures_whose_text_part_is_not_alone(save: Save) -> None:
     config.save_pretrained(folder)
     with pytest.raises(InputError) as refused:
         load_model(str(folder), device="cpu")
-    why = "llava reads more than text (vision_config), and transformers does not load its text part alone"
+    why = "llava reads more than text (vision_config), and transformers does not load only its text part"
     assert str(refused.value) == f"no model at {folder}: {why}"
 
 

@@ -89,7 +89,7 @@ def test_a_method_that_reads_the_target_is_refused(label: str) -> None:
     [
         ("medusa", "it reads what the target computes"),
         ("sam_eagle2", "it reads what the target computes"),
-        ("sps", "it drafts with a model of its own"),
+        ("sps", "it drafts with its own model"),
     ],
 )
 def test_a_method_that_needs_a_model_is_refused_by_name(label: str, why: str, refuse: Refuse, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""specbench beside other engines, on the same weights and token ids: transformers, llama.cpp, OpenVINO GenAI."""
+"""specbench compared with other engines, on the same weights and token ids: transformers, llama.cpp, OpenVINO GenAI."""

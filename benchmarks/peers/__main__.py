@@ -1,4 +1,4 @@
-"""specbench beside other engines on the same weights and token ids: decoding speed, greedy, one prompt at a time.
+"""specbench compared with other engines on the same weights and token ids: decoding speed, greedy, one prompt at a time.
 
     python -m benchmarks.peers [--shape 100m] [--dtype bfloat16] [--model FOLDER] [--out FOLDER] [KEY=VALUE ...]
 
@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further settings of a run")
     parser.add_argument("--shape", default="100m", help="of the embedded target; default: 100m")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
-    parser.add_argument("--model", metavar="FOLDER", help="another target instead, autoregressive alone")
+    parser.add_argument("--model", metavar="FOLDER", help="another target instead, only autoregressive")
     parser.add_argument("--engines", type=parse_names, default=list(ENGINES), metavar="A,B", help=", ".join(ENGINES))
     parser.add_argument("--methods", type=parse_names, default=list(METHODS), metavar="A,B", help=", ".join(METHODS))
     parser.add_argument("--limit", type=int, default=2, help="prompts per task; default: 2")
@@ -142,7 +142,7 @@ def compose_job(options: argparse.Namespace, folder: Path) -> Job:
         notes.append("GGUF has no place for the bias on this target's output: engines that read it may write different texts")
     if (biased or options.model) and methods != (BASELINE,):
         notes.append(
-            "autoregressive alone: " + ("drafts might meet different texts" if biased else "--model is compared without drafts")
+            "only autoregressive: " + ("drafts might meet different texts" if biased else "--model is compared without drafts")
         )
         methods = (BASELINE,)
     sampling = build_sampling(settings.sampling, target)

@@ -1,4 +1,4 @@
-"""What an engine of the comparison offers: one arm per method, which decodes a prompt and says how long it decoded."""
+"""What an engine of the comparison offers: one arm per method, which decodes a prompt and reports how long it took."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -33,7 +33,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Arm:
-    """A method on an engine. worker: who computes, the thread that calls or others. processes: those of this arm alone."""
+    """A method on an engine. worker: what computes, the calling thread or others. processes: those of this arm only."""
 
     engine: str
     method: str

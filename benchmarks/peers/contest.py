@@ -43,7 +43,7 @@ class Contest:
         return Turn(number, arm.engine, arm.method, prompt, *counts, find_difference(text, expected), disturbed)
 
     def find_notes(self) -> list[str]:
-        """Return how many timed turns were disturbed, and each drafting arm that says it drafted nothing."""
+        """Return how many timed turns were disturbed, and each drafting arm that reports no drafts."""
         timed = [turn for turn in self.turns if turn.round > 0]
         disturbed = sum(bool(turn.disturbed) for turn in timed)
         notes = [f"something else used the machine during {disturbed} of {len(timed)} timed turns"] if disturbed else []

@@ -1,4 +1,4 @@
-"""The arms of llama.cpp: one HTTP server per method, each in a process of its own; prompts and answers are token ids.
+"""The arms of llama.cpp: one HTTP server per method, each in its own process; prompts and answers are token ids.
 
 A request cannot choose how to speculate, so each method has its own server. The server times itself: `predicted_ms` runs from the
 first token on.

@@ -24,7 +24,7 @@ HEADER = ("engine", "method", "tokens/s", "÷ specbench autoregressive", "÷ own
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer of an engine. round: 0 is the warm-up, which is timed but counts for texts alone. differs_at: None if equal."""
+    """One answer of an engine. round: 0 is the warm-up, which is timed but counts only for texts. differs_at: None if equal."""
 
     round: int
     engine: str

@@ -120,7 +120,7 @@ def count_vllm(turns: Sequence[Steps]) -> VllmCounters:
 
 @dataclass(frozen=True)
 class SGLangCounters:
-    """SGLang's meta_info over requests: the token of prefill is a completion token, but prefill is no verification."""
+    """SGLang's meta_info over requests: the token of prefill is a completion token, but prefill is not a verification."""
 
     completion_tokens: int
     verifications: int

@@ -25,7 +25,7 @@ COLUMNS = [
 
 
 def tabulate_load(run: LoadedRun) -> pd.DataFrame:
-    """Return a row per method of COLUMNS, nan where no request lies between warm-up and drain.
+    """Return a row per method of COLUMNS, nan where no request is between warm-up and drain.
 
     throughput_ratio: over autoregressive decoding's, pass by pass, with Student's interval over passes.
     """

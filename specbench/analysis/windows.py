@@ -30,7 +30,7 @@ def is_loaded(trials: Iterable[Trial]) -> bool:
 
 
 def build_window(trials: Sequence[Trial]) -> Window:
-    """Return the window of one pass; of no seconds if no time lies between warm-up and drain."""
+    """Return the window of one pass; of 0 seconds if there is no time between warm-up and drain."""
     timed = [trial for trial in trials if trial.client_last_s is not None and not trial.failed]
     failed = [trial for trial in trials if trial.failed]
     if not is_loaded(trials):

@@ -99,11 +99,11 @@ class _Tests:
         self.test_level = self.settings.level / ((1 + len(drawing)) * len(enumeration.WINDOWS))
 
     def check_draws(self) -> None:
-        """Raises InputError, before any test, where so few draws could show nothing."""
+        """Raises InputError, before any test, if there are too few draws for any test to fail."""
         try:
             small, _ = build_miniature(self.sampler.target.model.config.model_type)
             enough = enumeration.can_show(small, self.sampler.sampled, self.settings.draws)
-        except Exception:  # the certificate says that there is no miniature
+        except Exception:  # the certificate reports that there is no miniature
             return
         if not enough:
             raise InputError(f"draws={self.settings.draws}: too few at this temperature; expected more, or a higher temperature")

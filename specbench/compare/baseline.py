@@ -51,5 +51,5 @@ def judge_baseline(reference: pd.DataFrame, new: pd.DataFrame, over_methods: Cha
 
 
 def find_smallest_drop(over_questions: float, reference: int, new: int, drift: Drift) -> float:
-    """Return the smallest slowdown of the baseline's own rate that so many runs find; arguments as in find_smallest."""
+    """Return the smallest slowdown of the baseline's own rate that this many runs find; arguments as in find_smallest."""
     return find_smallest(over_questions, reference, new, SHARE, drift.spread)

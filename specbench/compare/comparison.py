@@ -141,7 +141,7 @@ def compare_checkouts(path: Path, exchanged: bool = False) -> Comparison:
     labels = order_methods([run])
     methods = [label for label in labels if f"{label}@{REFERENCE_ENGINE}" in labels]
     if not methods:
-        raise InputError(f"{path}: none of its methods also ran on engine {REFERENCE_ENGINE}")
+        raise InputError(f"{path}: none of its methods was also run on engine {REFERENCE_ENGINE}")
     for trial in run.trials:
         if trial.method.endswith(f"@{REFERENCE_ENGINE}") and trial.finish_reason == "error":
             raise InputError(f"{path}: {trial.method} stopped, so there is nothing to compare with: {trial.error}")

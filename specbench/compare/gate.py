@@ -196,7 +196,7 @@ def _reach(together: int, freedom: float) -> float:
 
 
 def _median_variance(runs: int) -> float:
-    """Return the variance of the median of so many runs over that of one run: pi / 2 of the mean's for many runs."""
+    """Return the variance of the median of `runs` runs over that of one run: pi / 2 of the mean's for many runs."""
     return (pi / 2 if runs > 2 else 1) / runs
 
 

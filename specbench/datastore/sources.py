@@ -85,7 +85,7 @@ def read_dataset(name: str, split: str, field: str | None, encoder: DocumentEnco
     def rows() -> Iterator[tuple[int, Any]]:
         try:
             yield from enumerate(load_dataset(name, split=split, streaming=True), start=1)
-        except Exception as error:  # of the hub, the network or pyarrow, many without a type of their own
+        except Exception as error:  # of the hub, the network or pyarrow, many without their own type
             raise InputError(f"dataset={name} split={split}: cannot be read: {format_error(error)}") from None
 
     yield from _encode_rows(rows(), f"dataset={name}", field, encoder)

@@ -54,7 +54,7 @@ class _Memory:
         return view.copy_(rows)
 
     def reserve(self, entries: int) -> None:
-        """Grow the bucket to hold so many entries per row."""
+        """Grow the bucket to hold this many entries per row."""
         if entries > self.bucket:
             old, self.bucket = self.bucket, min(round_up(entries), self.capacity)
             for layer in self._buffers:
@@ -88,7 +88,7 @@ def _view(buffer: Tensor, batch: int, bucket: int) -> Tensor:
 
 
 class KVStore:
-    """The sequences of a batch. Every layer that has written has keys and values of its own sizes."""
+    """The sequences of a batch. The sizes of keys and values may differ between layers."""
 
     def __init__(self, batch: int, capacity: int) -> None:
         self.batch, self.capacity = batch, capacity

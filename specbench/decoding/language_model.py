@@ -49,7 +49,7 @@ class LanguageModel:
         self.vocabulary: int = self.config.vocab_size
         self.context: int = _read_context(self.config)
         self.eos_ids = _read_eos_ids(model)
-        self.self_test: dict[str, Any] = {}  # what run.json says of it; of a loaded model
+        self.self_test: dict[str, Any] = {}  # of a loaded model: what run.json says about it
         self.quantised: str | None = None  # by which method layers are kept quantised,
         self.dequantised: str | None = None  # or were, before transformers made plain ones of them
         self.products: dict[str, int | None] = {}  # by shape of linear layer, the rows from which its packed product is taken
@@ -150,7 +150,7 @@ class LanguageModel:
 
     @contextmanager
     def _read_ends(self, sizes: list[int]) -> Iterator[None]:
-        """Let the output head read the last token of each sequence alone, where these are not in one column."""
+        """Let the output head read only the last token of each sequence, if these are not in one column."""
         if len(set(sizes)) == 1:
             yield
             return

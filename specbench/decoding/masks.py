@@ -96,7 +96,7 @@ class ChainBias:
         return self._located[1]
 
     def build_chain_masks(self, lengths: Sequence[int], nodes: int) -> Tensor:
-        """(B, N, S): chains of so many nodes after rows of these lengths; S entries hold the longest."""
+        """(B, N, S): chains of `nodes` nodes after rows of these lengths; S entries hold the longest."""
         if len(lengths) == 1:
             return self.build_chain_mask(nodes, lengths[0])[None]
         return self._build_causal_masks(lengths, nodes, max(lengths) + nodes)

@@ -180,7 +180,7 @@ def _list_children(parents: Sequence[int], scratch: Tensor | None = None) -> lis
 
 
 class Level(NamedTuple):
-    """The n nodes of one depth of a static tree; m of them are expanded, that is, have children of their own."""
+    """The n nodes of one depth of a static tree; m of them are expanded, that is, have children."""
 
     rows: Tensor  # (n,) index of the parent among the expanded nodes of the level above
     ranks: Tensor  # (n,) rank of the token among the parent's best tokens

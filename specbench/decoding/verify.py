@@ -53,7 +53,7 @@ class Verification:
 
     @property
     def path_ids(self) -> Tensor:
-        """The path on the device, (A,) int64; one copy brings it and the tokens."""
+        """The path on the device, (A,) int64; copied together with the tokens."""
         return self._ids[: len(self.path)]
 
     @property

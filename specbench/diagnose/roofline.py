@@ -1,4 +1,4 @@
-"""The roofline card of a target: the time of a forward over 1, 2, 4, … tokens, beside the time to move its bytes.
+"""The roofline card of a target: the time of a forward over 1, 2, 4, … tokens, and the time to move its bytes.
 
 At batch 1 a forward reads all weights and the sequence's KV entries, however many tokens it computes. So up to some number of
 tokens a verification costs little more than a decoding step; that number bounds the useful size of a draft tree.
@@ -68,7 +68,7 @@ def measure_forwards(
 
 @torch.inference_mode()
 def time_rows(model: LanguageModel, rows: Sequence[int], context: int, repeats: int) -> dict[int, list[float]]:
-    """Return the milliseconds of a forward over so many rows after a context, one per round. Rounds take turns."""
+    """Return the milliseconds of forwards over each number of rows after a context, one per round; the numbers take turns."""
     cells = _list_cells(model, rows, [context])
     rounds = list(_time_rounds(model, model.create_store(max(map(sum, cells))), cells, repeats, seconds_budget=float("inf")))
     return {n: [1e3 * seconds[place] for seconds in rounds] for place, (_, n) in enumerate(cells)}
@@ -164,7 +164,7 @@ def measure_read_bandwidth(size: int = 1 << 29, repeats: int = 7) -> float:
 
 
 def describe_memory(model: LanguageModel) -> dict[str, Any] | None:
-    """Return the bound of autoregressive decoding for run.json; None where the model does not lie on the CPU."""
+    """Return the bound of autoregressive decoding for run.json; None if the model is not on the CPU."""
     if model.device.type != "cpu":
         return None
     return {"weight_bytes": count_weight_bytes(model.model), "read_bytes_per_second": measure_read_bandwidth()}

@@ -23,7 +23,7 @@ OURS = "model.safetensors"
 INDEX = ".index.json"  # after the name of a weight file that is split into shards
 RANDOM = "random"
 OF_TARGET = "target"  # its weights are among the target's own
-BUILT_IN = (RANDOM, OF_TARGET)  # checkpoints without files of their own
+BUILT_IN = (RANDOM, OF_TARGET)  # checkpoints without their own files
 FACTORS = "_scale"  # suffix of an int8 matrix's name: the tensor of that name holds a factor per row, (rows, 1)
 
 
@@ -90,7 +90,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         if re.search("global|reduce|class", str(error).rpartition("WeightsUnpickler error")[2], re.IGNORECASE):
             raise InputError(f"{path}: holds more than plain tensors; code is never executed") from None
         raise InputError(f"{path}: cannot be read: it was not written by torch.save") from None
-    except Exception as error:  # of any type: bytes that are no such file
+    except Exception as error:  # of any type: bytes in another format
         raise InputError(f"{path}: cannot be read: {format_error(error, longest=160)}") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise InputError(f"{path}: expected a state dict: tensors by name")
@@ -98,7 +98,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    """Read every file that an index names, all of them beside it."""
+    """Read every file that an index names; all are in its folder."""
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(read_index(index).values())):
         if not (index.parent / name).is_file():
@@ -108,7 +108,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """Return which file beside an index holds each tensor. Raises InputError."""
+    """Return which file of an index's folder holds each tensor. Raises InputError."""
     files = read_object(index).get("weight_map")
     if not files or not isinstance(files, dict) or not all(map(_is_name, files.values())):
         raise InputError(f'{index}: expected {{"weight_map": {{tensor: file beside this one, …}}}}')
@@ -148,7 +148,7 @@ def write_checkpoint(network: DraftNetwork, folder: Path, file: str = OURS, stor
 
 
 def _quantize(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Return a matrix as int8 with a factor per row, and anything else as it is."""
+    """Return a matrix as int8 with a factor per row, and anything else unchanged."""
     if tensor.ndim != 2 or not tensor.is_floating_point():
         return {name: tensor}
     factors = (tensor.abs().amax(dim=1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float16).tiny).half()

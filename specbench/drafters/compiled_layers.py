@@ -19,7 +19,7 @@ SIZES = {"one node": 1, "several nodes": 6}
 
 @torch.inference_mode()
 def choose_layers(drafter: LayerDrafter, batch: int, wanted: Wanted, asked: str) -> Choice | None:
-    """Compile or capture the layers of a bound drafter where wanted; return their forward, None if it has no layers of its own.
+    """Compile or capture the layers of a bound drafter where wanted; return their forward, or None if it has no own layers.
 
     batch: sequences in a run's full groups. asked: who wants that kind. Raises InputError if it is impossible.
     """

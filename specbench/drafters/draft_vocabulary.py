@@ -14,7 +14,7 @@ MAPS = ("d2t", "t2d")
 
 
 class MappedNetwork(DraftNetwork):
-    """A network with a vocabulary of its own, if its config.json has a `draft_vocab_size` below the target's."""
+    """A network that has its own vocabulary if its config.json has a `draft_vocab_size` below the target's."""
 
     def __init__(self, config: Mapping[str, Any], shape: TargetShape) -> None:
         super().__init__(config, shape)
@@ -51,7 +51,7 @@ class MappedNetwork(DraftNetwork):
         self.t2d[tokens] = True
 
     def select_drafted(self, values: Tensor) -> Tensor:
-        """Return values of the target's tokens (..., V), such as probabilities, of those that are drafted alone."""
+        """Return, of values of the target's tokens (..., V), such as probabilities, only those of drafted tokens."""
         return values[..., self.t2d] if self.maps else values
 
     def select_teacher(self, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,12 +65,12 @@ class DraftKV:
         return self.store.bytes
 
     def clear(self, rows: int | None = None) -> None:
-        """Drop every sequence and keep the memory, for so many rows; None: for all."""
+        """Drop every sequence and keep the memory, for `rows` rows; None: for all."""
         self.store.clear(rows)
         self._stacked = 0
 
     def retain(self, places: list[int]) -> None:
-        """Keep the rows at these places alone."""
+        """Keep only the rows at these places."""
         self.store.retain(places)
 
     def number(self, count: int, first: int = 0) -> Tensor:
@@ -100,7 +100,7 @@ class DraftKV:
         return shifted if len(set(counts)) == 1 else shifted.scatter(1, (self._fed[:, None] - 1).clamp(min=0), following[:, None])
 
     def build_token_pass(self, counts: list[int]) -> LayerPass | StaticPass:
-        """Return the pass of so many further committed tokens per row; call `keep` after it."""
+        """Return the pass of `counts` further committed tokens per row; call `keep` after it."""
         most, static = max(counts), self._is_static(max(counts))
         if not any(self.lengths) or (counts == [1] and not static):
             return LayerPass(self.store, counts, None, first=not any(self.lengths))

@@ -93,7 +93,7 @@ def build_layer_config(config: Mapping[str, Any], shape: TargetShape, qk_norms: 
 
 
 def build_qwen3_layer(config: Mapping[str, Any], layer_config: Any, index: int) -> Qwen3DecoderLayer:
-    """Return a layer whose norms of queries and of keys have an epsilon of their own, if the network was expanded."""
+    """Return a layer; in an expanded network its norms of queries and of keys have their own epsilon."""
     layer = Qwen3DecoderLayer(layer_config, index)
     if "qk_norm_eps" in config:
         layer.self_attn.q_norm.variance_epsilon, layer.self_attn.k_norm.variance_epsilon = config["qk_norm_eps"]
@@ -124,7 +124,7 @@ class DraftNetwork(nn.Module):
     unused: ClassVar[tuple[str, ...]] = ()  # prefixes of tensors that a checkpoint may contain and nothing reads
     writes_hidden: ClassVar[tuple[str, ...]] = ()  # suffixes of weights whose rows are hidden dimensions
     hidden_vectors: Mapping[str, int] = {}  # suffixes of weights that read several concatenated hidden vectors -> how many
-    other_inputs: Mapping[str, int] = {}  # suffixes of weights -> how many of their last inputs are no hidden dimensions
+    other_inputs: Mapping[str, int] = {}  # suffixes of weights -> how many of their last inputs are not hidden dimensions
     trains: ClassVar[bool] = True  # by specbench train
     packs: ClassVar[bool] = True  # its linear layers are called as modules, so a CPU may pack their weights
 
@@ -174,7 +174,7 @@ class DraftNetwork(nn.Module):
         return cast(Tensor, self(*inputs))
 
     def list_layer_inputs(self, nodes: int) -> list[tuple[Tensor, ...]]:
-        """Return inputs of `run_layers`, at random, over so many nodes: one per width of hidden states."""
+        """Return random inputs of `run_layers` over `nodes` nodes: one per width of hidden states."""
         raise NotImplementedError
 
     def prepare(self) -> None:
@@ -184,7 +184,7 @@ class DraftNetwork(nn.Module):
         """Set the weights that training starts from, if the paper does not start from random ones."""
 
     def choose_vocabulary(self, tokens: Tensor) -> None:
-        """Draft only these ids of the target, (draft vocabulary,) ascending; for networks of a vocabulary of their own."""
+        """Draft only these ids of the target, (draft vocabulary,) ascending; for networks that have their own vocabulary."""
         raise NotImplementedError
 
     def compute_loss(self, lesson: Lesson) -> LessonLoss:

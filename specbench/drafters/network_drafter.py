@@ -1,4 +1,4 @@
-"""Drafters with a network of their own: loaded or created for a target, expanded, packed."""
+"""Drafters with their own network: loaded or created for a target, expanded, packed."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

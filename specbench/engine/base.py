@@ -48,7 +48,7 @@ class Engine(ABC):
         return ()
 
     def describe_servers(self) -> dict[str, Any]:
-        """Return what run.json says of each method's server."""
+        """Return what run.json says about each method's server."""
         return {}
 
     @abstractmethod
@@ -60,15 +60,15 @@ class Engine(ABC):
         """Decode one prompt, timed from ids on the device to the last output id. Raises CapacityError."""
 
     def generate_group(self, label: str, prompts: list[list[int]], samplings: list[Sampling]) -> list[Generation]:
-        """Decode prompts side by side; each Generation has the group's seconds. One that fails alone has its `error`.
+        """Decode prompts side by side; each Generation has the group's seconds. One that fails by itself has its `error`.
 
-        samplings: differ in their seeds alone. An engine that does not batch decodes one.
+        samplings: differ only in their seeds. An engine that does not batch decodes one prompt.
         """
         ((prompt, sampling),) = zip(prompts, samplings, strict=True)
         return [self.generate(label, prompt, sampling)]
 
     def reserve(self, prompt_tokens: int, sampling: Sampling, batch: int = 1) -> None:
-        """Allocate for so many prompts of up to `prompt_tokens` tokens, before the clock runs."""
+        """Allocate for `batch` prompts of up to `prompt_tokens` tokens, before the clock runs."""
 
     def recall(self, forwards: Mapping[str, Mapping[str, Any]]) -> None:
         """Use the forwards that the run's earlier process chose, as in its run.json; called before `open`."""

@@ -163,7 +163,7 @@ class Server(Engine):
             other = places.setdefault(resolve(self.urls[label]), label)
             if other != label:
                 url = self.urls[label]
-                raise InputError(f"{other} and {label} share the server at {url}; each method needs one of its own")
+                raise InputError(f"{other} and {label} share the server at {url}; each method needs its own")
 
     def _look_at(self, label: str) -> None:
         """Read a server's pages. Raises InputError for a baseline that drafts, and for a method without speculation."""

@@ -35,7 +35,7 @@ class Answer:
 
     @property
     def uncounted(self) -> bool:
-        """Whether its program counted steps alone, as EAGLE's autoregressive decoding does: new_tokens is 0 in all turns."""
+        """Whether its program counted only steps, as EAGLE's autoregressive decoding does: new_tokens is 0 in all turns."""
         return self.steps_key == "idxs" and self.lengths is None and not any(self.new_tokens)
 
     def split_lengths(self) -> list[list[int] | None]:

@@ -109,7 +109,7 @@ def compute_rope_factors(model: PreTrainedModel) -> Tensor:
 
 
 def list_settings(model: PreTrainedModel, name: str, dtype: torch.dtype) -> list[Setting]:
-    """Return what the file says of a checked model, without its vocabulary. dtype: of matrices."""
+    """Return what the file says about a checked model, without its vocabulary. dtype: of matrices."""
     config, rope = model.config, model.config.rope_parameters
     sizes = {
         "vocab_size": config.vocab_size,

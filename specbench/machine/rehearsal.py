@@ -87,7 +87,7 @@ class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [index.new_empty(self._count(index), dtype=torch.long) for _ in range(index.ndim)]
 
     def _add(self, tensor: Tensor, size: int | None = None) -> None:
-        """Count a tensor's memory, unless it is counted. size: of it, if not as large as it says."""
+        """Count a tensor's memory, unless it is already counted. size: its true size, if not the one it reports."""
         storage = tensor.untyped_storage()
         if (key := storage._cdata) not in self._storages:
             size = storage.nbytes() if size is None else size

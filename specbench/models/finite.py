@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from specbench.errors import InputError, abbreviate
 
-WIDE = 2  # bytes: narrower floats (float8) have no minimum or maximum of their own in torch
+WIDE = 2  # bytes: for narrower floats (float8) torch has no minimum or maximum
 
 
 def check_weights(weights: nn.Module | Mapping[str, Tensor], what: str) -> None:

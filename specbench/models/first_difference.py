@@ -64,7 +64,7 @@ def _record_outputs(layers: nn.ModuleList) -> Iterator[Outputs]:
 
 
 def _take_first_tensor(out: Any) -> list[Tensor]:
-    """Return the first tensor of a module's output that has rows; none of an output without any, such as None."""
+    """Return the first tensor with rows in a module's output; None if there is none."""
     parts = out if isinstance(out, tuple) else (out,)
     return [part for part in parts if isinstance(part, Tensor) and part.ndim][:1]
 

@@ -29,8 +29,8 @@ from specbench.models.products import is_faster, prepare_for_graphs
 Wanted = Literal["auto", "eager", "static", "compiled", "graph"]
 CONTEXT = 128  # tokens before the nodes of a trial
 NODES = 9  # of a trial of several
-SHORTER = 5  # rows of a batch are shorter by up to so many tokens
-ROUNDS, FORWARDS = 5, 6  # of a timing: eager and compiled in turns, so many forwards each
+SHORTER = 5  # rows of a batch are shorter by up to this many tokens
+ROUNDS, FORWARDS = 5, 6  # of a timing: eager and compiled in turns, this many forwards each
 SMALLEST = 4_000_000  # weights of a target whose forward takes long enough to be worth a minute of compiling
 BOUND = {torch.float64: 1e-5, torch.float32: 1e-3}  # of a model without a self-test, as a share of the logits' spread
 BOUND_IN_16_BITS = 0.1
@@ -73,7 +73,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Trial:
-    """A faster forward beside the eager one. bound: how far their outputs may differ, as a share of the eager one's spread."""
+    """A faster forward and the eager one. bound: how far their outputs may differ, as a share of the eager one's spread."""
 
     name: str
     eager: Callable[[], Tensor]

@@ -58,7 +58,7 @@ def load_model(
     packed: bool = True,
     quantize: str | None = None,
 ) -> LanguageModel:
-    """Load a model. weights: pretrained, or random from `config` alone. shape: expand to it, outputs unchanged.
+    """Load a model. weights: pretrained, or random from only `config`. shape: expand to it, outputs unchanged.
 
     packed: pack linear layers in oneDNN's layout where `can_pack` allows. quantize: store their weights as integers instead.
     Raises InputError if the model cannot be loaded, if a weight is not a finite number, or if our forward does not compute what

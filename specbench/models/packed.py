@@ -43,7 +43,7 @@ class Product:
         return handle
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Multiply by an operation that a compiler takes as it is: it cannot look into packed weights."""
+        """Multiply by an operation that is opaque to a compiler: it cannot look into packed weights."""
         return cast(Tensor, torch.ops.specbench.multiply(x, self.handle, self.outputs))
 
     def multiply(self, x: Tensor) -> Tensor:

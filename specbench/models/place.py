@@ -70,7 +70,7 @@ def check_holds_model(path: str) -> None:
 
 
 def _check_adapter(path: str, folder: Path) -> None:
-    """Raise InputError for a LoRA adapter, also beside a model: whether transformers applies it depends on the package peft."""
+    """Raise InputError for a LoRA adapter, with or without a model: transformers applies it only if peft is installed."""
     if not (folder / ADAPTER).is_file():
         return
     if any(find_weights(folder)):
@@ -109,7 +109,7 @@ def _list_candidates(path: str) -> list[Path]:
 
 
 def _find_package(name: str) -> list[str]:
-    """Return the folders of an installed package; none if there is no such package."""
+    """Return the folders of an installed package; empty if there is no such package."""
     try:
         found = find_spec(name)
     except (ImportError, ValueError):

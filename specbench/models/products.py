@@ -21,7 +21,7 @@ from specbench.models.packed import Joint, JointLinear, PackedLinear, Product, i
 ROWS = (1, 2, 4, 8, 32)  # numbers of rows at which products are timed
 ROUNDS = 5
 MARGIN = 1.1  # the plain product is taken only if it is this many times as fast
-SUM_MARGIN = 1.5  # the product alone must be so many times as fast as the sum alone: inside a graph, sums gain that much
+SUM_MARGIN = 1.5  # by itself, the product must be this many times as fast as the sum: inside a graph, sums gain that much
 SMALLEST = 32_768  # weights of a layer worth measuring
 LARGE = 1 << 18  # weights; in a smaller layer, choosing by rows at each call costs more than it gains
 BYTES = 1 << 28  # of weights read in one timing, if there are as many: more than the caches hold
@@ -154,7 +154,7 @@ def is_sum_as_fast(layers: Sequence[PackedLinear]) -> bool:
 
 
 def is_faster(first_s: Sequence[float], second_s: Sequence[float], margin: float = MARGIN) -> bool:
-    """Whether the first is so many times as fast, at its fastest and in most rounds: a busy machine disturbs some."""
+    """Whether the first is at least `margin` times as fast, at its fastest and in most rounds: a busy machine disturbs some."""
     faster = [first * margin < second for first, second in zip(first_s, second_s, strict=True)]
     return min(first_s) * margin < min(second_s) and sum(faster) > len(faster) / 2
 

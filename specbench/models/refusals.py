@@ -56,7 +56,7 @@ def describe_other_inputs(config: Mapping[str, Any]) -> str | None:
     if not parts:
         return None
     kind = config.get("model_type")
-    return f"{kind} reads more than text ({', '.join(parts)}), and transformers does not load its text part alone"
+    return f"{kind} reads more than text ({', '.join(parts)}), and transformers does not load only its text part"
 
 
 def _find_settings(value: Any, config: Mapping[str, Any]) -> list[str]:
@@ -74,7 +74,7 @@ def check_decoder(model: PreTrainedModel) -> None:
     """Raises InputError for a model that reads its text in both directions, or with an encoder."""
     config = model.config.get_text_config()
     switch = hasattr(type(config), "is_decoder")  # of the kinds that are encoders unless told otherwise; others ignore the key
-    kind = getattr(type(config), "is_encoder_decoder", False)  # transformers may have built its decoder alone
+    kind = getattr(type(config), "is_encoder_decoder", False)  # transformers may have built only its decoder
     if kind or getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{config.model_type} is an encoder and a decoder; expected a decoder-only language model")
     if switch and not config.is_decoder:

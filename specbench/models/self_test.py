@@ -38,7 +38,7 @@ TREE_KEPT = LEAVES[-1]  # leaves a gap, so that the commit moves entries
 SINGLE = 4
 AFTER_PROMPT = CHAIN_KEPT + len(TREE_KEPT) + SINGLE
 SIZES = (1, 12)  # tokens per forward in which transformers' rounding is measured
-MARGIN = 3  # a difference of so many times the measured one is still rounding
+MARGIN = 3  # a difference of up to this many times the measured one is still rounding
 LEAST = {torch.float64: 1e-5, torch.float32: 1e-4}  # floor of the bound; transformers' norms are float32
 MOST = {torch.float64: 1e-2, torch.float32: 1e-2}  # a larger difference is not rounding
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
@@ -46,7 +46,7 @@ LEAST_IN_16_BITS, MOST_IN_16_BITS = 0.1, 0.3
 LEAST_FROM_FLOAT32 = 0.02  # of a model in 16 bits, compared with its float32 copy
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-TOLERATED = 4  # with experts, one row in so many may differ by more: of two equally good experts the other may be chosen
+TOLERATED = 4  # with experts, one row in this many may differ by more: of two equally good experts the other may be chosen
 SECONDS = 30.0  # most that a test beyond a window may take, by estimate
 SCORE_BYTES = 8  # of a pair of tokens and a head in a forward of transformers
 FORWARDS = 4  # whole ones in a test beyond a window
@@ -110,7 +110,7 @@ def _copy_as_float32(model: nn.Module, weights: list[nn.Parameter]) -> Any:
 
 @torch.inference_mode()
 def check_forward(model: LanguageModel, float32: Float32Copy | None = None) -> dict[str, Any]:
-    """Return what run.json says of the test. float32: what a float32 copy of the model has computed, to compare with.
+    """Return what run.json says about the test. float32: what a float32 copy of the model has computed, to compare with.
 
     Raises InputError if our forward does not compute what transformers' own does.
     """
@@ -262,7 +262,7 @@ def _run_ours(model: LanguageModel, script: Script, committed_only: bool) -> Log
 
 
 def _feed_prompt(model: LanguageModel, store: KVStore, prompt: Tensor, committed_only: bool) -> Tensor:
-    """(T + 1, V): every token's logits, then the last one's as decoding reads them; (1, V), those alone, if `committed_only`."""
+    """(T + 1, V): every token's logits, then the last one's as decoding reads them; (1, V), only these, if `committed_only`."""
     last = model.prefill(store, [prompt])[0].logits.float()
     if committed_only:
         return last

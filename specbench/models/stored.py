@@ -20,7 +20,7 @@ PLAIN = {"F64", "F32", "F16", "BF16"}  # of GGUF
 
 
 def check_files(folder: Path) -> None:
-    """Raises InputError for weights that are empty files, for GGUF alone, and for an index that transformers cannot read."""
+    """Raises InputError for empty files of weights, for a folder with only GGUF, and for an unreadable index."""
     if (files := sorted(folder.glob("*.gguf"))) and not (folder / "config.json").exists():
         raise InputError(
             f"{folder}: expected config.json and model.safetensors, or the path of one GGUF file, such as {files[0]}"

@@ -59,7 +59,7 @@ def _find_space_sign(tokenizer: PreTrainedTokenizerBase) -> str:
 def load_token_map(target: Mapping[str, Any], draft: Mapping[str, Any] | None) -> TokenMap:
     """Load both tokenizers. target, draft: with path, and perhaps revision and trust_remote_code. Raises InputError."""
     if draft is None or not draft.get("path") or not target.get("path"):
-        raise InputError("the target and the draft model need tokenizers of their own: set target.draft.path")
+        raise InputError("the target and the draft model need their own tokenizers: set target.draft.path")
     tokenizers = [
         load_tokenizer(one["path"], one.get("revision"), one.get("trust_remote_code", False)) for one in (target, draft)
     ]

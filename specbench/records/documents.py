@@ -103,7 +103,7 @@ class Rates(TypedDict):
 
 
 class Forwards(TypedDict):
-    """The milliseconds of forwards over so many rows, timed before the run, round by round."""
+    """The milliseconds of forwards over each number of rows, timed before the run, round by round."""
 
     rows: Annotated[int, Within(1, 1e6)]
     milliseconds: list[Annotated[float, Within(1e-6, 1e9)]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CONFIDENCE = 0.95
-MOST_WRONG = 0.2  # `exact`: so many correct texts that a larger rate of wrong ones is excluded; 14 do
+MOST_WRONG = 0.2  # `exact`: enough correct texts to exclude a larger rate of wrong ones; 14 suffice
 LEAST_TOKENS = 64  # `exact`: tokens of the longest of them
 EXACT, SO_FAR = "exact", "exact so far"
 

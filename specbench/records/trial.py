@@ -26,7 +26,7 @@ Seconds = Annotated[float, Within(0, 1e8)]  # of a turn
 
 TokenId = Annotated[int, Within(0, 2**31)]
 
-# What the fields of a trial or a prompt may be, where their annotation says too little.
+# What the fields of a trial or a prompt may be, where their annotation is too general.
 LIMITS: dict[str, Any] = {
     "schema": Annotated[int, Within(SCHEMA, SCHEMA)],
     "run_id": Name,
@@ -117,8 +117,8 @@ class Trial:
     group: int | None = None  # its number in the run; None: decoded alone
     place: int | None = None  # in the group
     concurrency: int = 1  # requests that the server was sent at a time
-    client: int | None = None  # which of so many clients sent it
-    began_s: float | None = None  # when it was sent, since the first request of its method and repeat; under load alone
+    client: int | None = None  # which of the clients sent it
+    began_s: float | None = None  # when it was sent, since the first request of its method and repeat; only under load
     client_first_s: float | None = None  # by the clock here, from the request to the first token, of a server
     client_last_s: float | None = None  # and to the last; up to 0.02 s late where the server tells its own times
     sums: dict[str, int] | None = None  # drafted and accepted tokens over all steps, of a server that tells no single step

@@ -36,7 +36,7 @@ class Form:
 
 
 ANY_SIZE = Within(0, LARGEST)
-SHOWABLE = r"[^\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # one that leaves the text's direction alone, too
+SHOWABLE = r"[^\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # no control or direction characters
 Name = Annotated[str, Form(f"{SHOWABLE}*", "without control characters")]
 Label = Annotated[str, Form(rf"(?=.*\S){SHOWABLE}{{1,200}}", "not blank, without control characters, of at most 200 characters")]
 Sha256 = Annotated[str, Form(r"[0-9a-f]{64}", "a sha256: 64 hexadecimal digits")]
@@ -131,7 +131,7 @@ def _locate(value: Any, hint: Any, name: str) -> tuple[str, Any, Any]:
 
 
 def _iter_parts(value: Any, hint: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield what lies inside a mapping or list, if the hint asks for one."""
+    """Yield what is inside a mapping or list, if the hint requires one."""
     for one in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
         if is_typeddict(one) and type(value) is dict:
             hints = list_hints(one)

@@ -64,9 +64,9 @@ def replay_run(of: Path, settings: RunSettings) -> tuple[Path, list[MethodReplay
 
 
 def _load_drafter(label: str, node: Node) -> Drafter:
-    """Raises InputError, before loading it, for a drafter with a language model of its own."""
+    """Raises InputError, before loading it, for a drafter with its own language model."""
     if DRAFT_MODEL in str(translate_targets(node)):
-        raise InputError(f"method {label} cannot be replayed: it drafts with a model of its own, and no model is loaded")
+        raise InputError(f"method {label} cannot be replayed: it drafts with its own model, and no model is loaded")
     return instantiate(node, Drafter, f"method.{label}")
 
 

@@ -24,7 +24,7 @@ COLUMNS = [
 
 
 class BreakEven(NamedTuple):
-    """pays_up_to: the last batch up to which every interval lies above 1; costs_from: the first whose interval lies below 1.
+    """pays_up_to: the last batch up to which every interval is above 1; costs_from: the first whose interval is below 1.
 
     break_even: where the line between two batches crosses 1, the batch on a logarithmic scale. nan: at no batch that was run.
     """

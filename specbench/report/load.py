@@ -97,7 +97,7 @@ def describe_load(table: pd.DataFrame) -> str:
     """Return the caption of the figure."""
     return (
         "Throughput and latencies between warm-up (until every client has had an answer) and drain (once a client finds no"
-        f" question left), of {int(table['requests'].sum()):,} requests. Numbers beside points: requests at a time. Lines: 95 %"
+        f" question left), of {int(table['requests'].sum()):,} requests. Numbers at the points: requests at a time. Lines: 95 %"
         " intervals over passes."
     )
 

@@ -71,7 +71,7 @@ def _format_terminal_cell(row: dict[Any, Any]) -> str:
 
 
 def build_strata_tables(strata: pd.DataFrame, width: int) -> list[Table]:
-    """Return one run's tables for a terminal of so many columns; the methods take several where they do not fit into one."""
+    """Return one run's tables for a terminal of `width` columns; methods that do not fit into one table continue in the next."""
     labels = dict(strata[["method", "label"]].itertuples(index=False, name=None))
     fitting = max(1, (width - NAME) // CELL)
     parts = [list(labels)[start : start + fitting] for start in range(0, len(labels), fitting)]

@@ -141,7 +141,7 @@ class Client:
             pieces.append((seconds, piece))
             if seconds > self._patience:
                 raise self.blame(f"its answer was not complete after {self._patience:g} s")
-            if self._pause and seconds - before > WAITED:  # nothing more lies in a buffer
+            if self._pause and seconds - before > WAITED:  # nothing more is in a buffer
                 sleep(self._pause)
                 seconds = perf_counter() - began
             before = seconds

@@ -16,7 +16,7 @@ SEEDS = 1 << 31
 
 
 class OpenAI(Protocol):
-    """The usage comes with the last event, or with one of its own after it."""
+    """The usage comes with the last event, or in a separate event after it."""
 
     path = "/v1/completions"
     health = "/v1/models"

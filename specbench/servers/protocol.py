@@ -128,7 +128,7 @@ class Protocol(ABC):
         """Take in one event. Raises KeyError, TypeError or ValueError for one that is not the protocol's."""
 
     def describe(self, get: Get) -> dict[str, Any]:
-        """Return what run.json says of a server, from its own pages."""
+        """Return what run.json says about a server, from its own pages."""
         return {}
 
     def count_weights(self, get: Get) -> int | None:

@@ -28,7 +28,7 @@ SEEDS = 1 << 63
 
 
 class Vllm(Protocol):
-    """One event per step; the last brings the usage and, if it was started so, the metrics of the request."""
+    """One event per step; the last has the usage and, if the server was started with them, the metrics of the request."""
 
     path = "/v1/completions"
     honours = frozenset({IGNORE_EOS, LEAST})

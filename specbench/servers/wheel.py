@@ -16,7 +16,7 @@ from typing import Any
 KINDS = ("none", "draft-simple", "draft-eagle3", "draft-mtp", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod")
 TYPES = ("f32", "f16", "bf16", "q8_0")
 FLASH = {"auto": "AUTO", "on": "ENABLED", "off": "DISABLED"}  # flash attention, in words of llama-server and of the package
-QUIET = -1  # errors alone
+QUIET = -1  # only errors
 
 
 def main() -> None:

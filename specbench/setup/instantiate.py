@@ -65,7 +65,7 @@ def locate_class(node: Mapping[str, Any]) -> Any:
 
 
 def check_node(node: Mapping[Any, Any], place: str, *kinds: type) -> None:
-    """Raise InputError for a class that does not exist or is of none of the kinds, and for arguments that it does not take."""
+    """Raise InputError for a class that does not exist or is not one of the kinds, and for arguments that it does not take."""
     plain = translate_targets(node)
     if plain.get(TARGET) is None:
         raise InputError(f"{place}: expected a _target_, the class to build; given: {', '.join(map(str, plain)) or 'nothing'}")
@@ -151,7 +151,7 @@ def _iter_choices(hint: Any) -> Iterator[Any]:
 
 
 def _iter_parts(value: Any, hint: Any, place: str) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield key, value and annotation of what lies inside a list or a mapping."""
+    """Yield key, value and annotation of what is inside a list or a mapping."""
     fitting = next((choice for choice in _iter_choices(hint) if _fits(value, choice)), Any)
     inside = get_args(fitting)
     if isinstance(value, Mapping) and is_typeddict(fitting):
@@ -167,7 +167,7 @@ def _iter_parts(value: Any, hint: Any, place: str) -> Iterator[tuple[Any, Any, A
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a parameter with this annotation may take a plain value, apart from what lies inside; true in doubt."""
+    """Whether a parameter with this annotation may take a plain value, apart from what is inside; true in doubt."""
     kind = get_origin(hint) or hint
     if kind is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(hint))

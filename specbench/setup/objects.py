@@ -104,7 +104,7 @@ def instantiate_methods(nodes: Mapping[str, Node]) -> dict[str, Drafter]:
 
 
 def drafts_with_model(node: Node) -> bool:
-    """Whether a method has a language model of its own, which takes the device's memory and time as the target does."""
+    """Whether a method has its own language model, which takes the device's memory and time as the target does."""
     return any(locate_class(inner) is load_draft for inner in iter_nodes(node))
 
 
@@ -114,7 +114,7 @@ def translates_tokens(node: Node) -> bool:
 
 
 def check_models(target: TargetSettings, draft: bool) -> None:
-    """Raise InputError for a model that does not exist, or does not fit its shape. draft: the draft model is needed, too."""
+    """Raise InputError for a model that does not exist, or does not fit its shape. draft: also for the draft model."""
     if target.sizes is not None and target.device_map is not None:
         raise InputError("target.shape: an expanded target must be on one device; set device_map=null")
     check_architectures(target, draft)
@@ -140,7 +140,7 @@ def check_models(target: TargetSettings, draft: bool) -> None:
 
 
 def check_architectures(target: TargetSettings, draft: bool) -> None:
-    """Raise InputError for a config of random weights that makes no model. draft: the draft model is needed, too."""
+    """Raise InputError for a config of random weights that no model can be built from. draft: also for the draft model's."""
     configs = {"target.": target.config}
     if draft and target.draft is not None:
         configs["target.draft."] = target.draft.get("config")

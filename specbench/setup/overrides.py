@@ -81,7 +81,7 @@ def check_target_keys(new: Sequence[str], plain: Mapping[str, Any]) -> None:
 
 
 def register_tasks(parsed: Sequence[Override], known: Sequence[str]) -> None:
-    """Make every name of `task=[...]` a choice of that group: a suite may have tasks of its own, without a YAML."""
+    """Make every name of `task=[...]` a choice of that group: a suite may have its own tasks, without a YAML."""
     for name in _iter_tasks(parsed):
         if name not in known:
             ConfigStore.instance().store(group="task", name=name, node={name: {"name": name}}, package="task")

@@ -34,7 +34,7 @@ CLOCKS: dict[str, tuple[str, Sequence[int], Callable[[Any], Any]]] = {  # by nvi
 
 
 def collect_provenance(device: torch.device) -> dict[str, Any]:
-    """Return what run.json says about place and time; the caller adds settings and fingerprints."""
+    """Return run.json's facts about place and time; the caller adds settings and fingerprints."""
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "device": _describe_device(device),
@@ -107,7 +107,7 @@ def _query_nvidia(device: torch.device) -> dict[str, Any]:
 
 
 def _describe_git() -> dict[str, Any] | None:
-    """Return the commit and whether anything differs from it; None if the code is not a checkout of its own."""
+    """Return the commit and whether anything differs from it; None if the code is not in its own checkout."""
     git = ["git", "--no-optional-locks", "-C", str(ROOT)]
     top = _run_command([*git, "rev-parse", "--show-toplevel"])
     if top is None or Path(top).resolve() != ROOT.resolve():

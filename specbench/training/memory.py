@@ -23,7 +23,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class TrainingNeed:
-    """Bytes beside the target. weights: of the network. fixed: these, gradients and the optimizers' states. peak: at most."""
+    """Bytes besides the target. weights: of the network. fixed: these, gradients and the optimizers' states. peak: at most."""
 
     weights: int
     fixed: int
@@ -97,7 +97,7 @@ def _refuse(need: TrainingNeed, there: int, free: int, texts: list[Text], target
 
 
 def assume_texts(tokens: int, longest: int) -> list[Text]:
-    """Return a batch of about so many tokens, for an estimate before there are answers."""
+    """Return a batch of about `tokens` tokens, for an estimate before there are answers."""
     answer = max(2, int(LEAST_ANSWERS * longest))
     return [Text([0] * max(1, longest - answer), [0] * answer)] * max(1, tokens // longest)
 

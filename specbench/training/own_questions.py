@@ -40,7 +40,7 @@ def find_user_turn(target: Target) -> UserTurn:
     """Return what surrounds a first message. Raises InputError for a format without turns."""
     prompts = [render_prompt(target.chat, [(message, None)], target.tokenizer) for message in EXAMPLES]
     before, after = _share_start(prompts), _share_start([prompt[::-1] for prompt in prompts])[::-1]
-    if target.chat.format != "template" or not before or not after:  # what ends a turn in words may stand in a question
+    if target.chat.format != "template" or not before or not after:  # a text that marks the end of a turn may occur in a question
         raise InputError(f"data=self: the format {target.chat.format} does not mark a user's turn; expected data=FILE")
     return UserTurn(before, after[0])
 

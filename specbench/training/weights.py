@@ -116,7 +116,7 @@ def describe_kept(settings: TrainSettings, out: Path) -> str:
 def _describe_source(settings: TrainSettings) -> str:
     if asks_itself(settings):
         avoided = ", ".join(Path(path).name for path in settings.questions.avoid)
-        return f"questions that the target asked itself, none of which shares {GRAM} tokens with one of {avoided or 'no file'}"
+        return f"questions that the target wrote itself, none of which shares {GRAM} tokens with one of {avoided or 'no file'}"
     if settings.data is not None:
         return Path(settings.data).name
     return f"the target's own to {describe_questions(settings)}"

@@ -21,7 +21,7 @@ WRITERS: dict[str, Callable[[random.Random, float], Dialogue]] = {
 
 
 def assign_split(dialogue: Dialogue) -> str:
-    """Assign one dialogue in eight to the test split, by its first question alone."""
+    """Assign one dialogue in eight to the test split, by only its first question."""
     return "test" if hashlib.sha256(dialogue.turns[0].encode()).digest()[0] % 8 == 0 else "train"
 
 

@@ -1,4 +1,4 @@
-"""Training batches of the mini suite: whole conversations of similar length, with the loss on answers alone."""
+"""Training batches of the mini suite: whole conversations of similar length, with the loss only on answers."""
 
 import random
 from collections.abc import Iterator, Mapping
