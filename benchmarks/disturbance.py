@@ -93,7 +93,7 @@ def run_child(overrides: Sequence[str], out: Path, busy: int, seconds: float) ->
 
 
 def is_last_pass(out: Path, repeats: int) -> bool:
-    """Whether a run has written a turn of its last pass."""
+    """Return whether a run has written a turn of its last pass."""
     trials = out / "trials.jsonl"
     return trials.exists() and f'"repeat":{repeats - 1},' in trials.read_text(encoding="utf-8")
 

@@ -177,7 +177,7 @@ def render_text(result: RenderableType) -> str:
 
 
 def check(plan: GpuPlan) -> None:
-    """Raises InputError for an unknown shape, and for a folder with results of other settings."""
+    """Raise InputError for an unknown shape, and for a folder with results of other settings."""
     for shape in (plan.shape, *plan.cards):
         attention.expand_shape(shape)
     file = plan.get_file("asked")

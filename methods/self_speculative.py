@@ -87,7 +87,7 @@ class SelfSpeculative(SkippingDrafter):
         return logits
 
     def _is_unsure(self, logits: Tensor, token: Tensor, state: SelfDraftState) -> bool:
-        """Whether q(x) < threshold, always at temperature 1; the only device-to-host copy per drafted token."""
+        """Return whether q(x) < threshold, always at temperature 1; the only device-to-host copy per drafted token."""
         return state.threshold > 0 and float(logits.float().softmax(dim=-1)[0, token]) < state.threshold
 
     def observe(self, state: SelfDraftState, tree: DraftTree, out: TargetOutput, verified: Verification) -> None:

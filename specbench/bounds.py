@@ -38,7 +38,7 @@ def find_depth(config: object) -> str | None:
 
 
 def is_sound(value: float) -> bool:
-    """Whether a number is finite and small enough to compute with."""
+    """Return whether a number is finite and small enough to compute with."""
     return math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST
 
 

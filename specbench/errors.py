@@ -98,27 +98,27 @@ def _iter_files(error: BaseException) -> Iterator[str | Path]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was too small, in main memory or on a device."""
+    """Return whether memory ran out, in main memory or on a device."""
     return isinstance(error, MemoryError) or _says(error, NO_MEMORY)
 
 
 def is_about_file(error: BaseException) -> bool:
-    """Whether an error is about a file, for `describe_file_error` to name."""
+    """Return whether an error is about a file, for `describe_file_error` to name."""
     return is_unusable(error) or (isinstance(error, OSError) and bool(error.filename))
 
 
 def is_unusable(error: BaseException) -> bool:
-    """Whether a file or its folder is missing, forbidden, full or broken."""
+    """Return whether a file or its folder is missing, forbidden, full or broken."""
     return is_full_disk(error) or (isinstance(error, OSError) and error.errno in UNUSABLE)
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a disk was full, as reported by the system, sqlite, safetensors or torch."""
+    """Return whether a disk was full, as reported by the system, sqlite, safetensors or torch."""
     return _says(error, FULL)
 
 
 def _says(error: BaseException, words: Sequence[str]) -> bool:
-    """Whether the message of an error, or of its cause, contains one of these: libraries use many types for one problem."""
+    """Return whether an error's or its cause's message contains one of these: libraries use many types for one problem."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:

@@ -12,13 +12,13 @@ SPACING = re.compile(r"\\left|\\right|\\[!,;: ]|\s|\$")  # of LaTeX: what does n
 
 
 def compare_number(reference: str, text: str) -> bool:
-    """Whether the last number of the answer is that of the reference, as GSM8K is scored if the format is free."""
+    """Return whether the last number of the answer is that of the reference, as GSM8K is scored if the format is free."""
     expected = _find_number(reference)
     return expected is not None and _find_number(text) == expected
 
 
 def compare_boxed(reference: str, text: str) -> bool:
-    r"""Whether the answer's last \boxed{…} equals the reference apart from spacing; another form of the value counts as wrong."""
+    r"""Return whether the answer's last \boxed{…} equals the reference apart from spacing; any other form counts as wrong."""
     return _normalise(_find_boxed(text)) == _normalise(reference)
 
 

@@ -98,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def create_folder(out: Path) -> None:
-    """Raises InputError, before anything is timed."""
+    """Raise InputError, before anything is timed."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -106,7 +106,7 @@ def create_folder(out: Path) -> None:
 
 
 def check_counts(options: argparse.Namespace) -> None:
-    """Raises InputError."""
+    """Raise InputError."""
     if min(options.limit, options.rounds) < 1:
         raise InputError("--limit and --rounds: expected 1 or more")
     if options.tokens is not None and options.tokens < 2:
@@ -114,7 +114,7 @@ def check_counts(options: argparse.Namespace) -> None:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raises InputError for a setting of a run that is an option here."""
+    """Raise InputError for a setting of a run that is an option here."""
     for word in words:
         key = word.partition("=")[0].lstrip("+~")
         for name, option in SET_BY_OPTIONS.items():

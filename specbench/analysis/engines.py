@@ -38,7 +38,7 @@ class StepDifference(NamedTuple):
 
 
 def has_engines(run: LoadedRun) -> bool:
-    """Whether the run has more than one engine, or a server."""
+    """Return whether the run has more than one engine, or a server."""
     return any("@" in trial.method or trial.client_first_s is not None for trial in run.trials)
 
 
@@ -82,7 +82,7 @@ def _compare_texts(ours: dict[Turn, Trial], baseline: dict[Turn, Trial], texts: 
 
 
 def is_same_text(trial: Trial, other: Trial) -> bool:
-    """Whether two turns have the same token ids; the same text, if one of them has no ids."""
+    """Return whether two turns have the same token ids; the same text, if one of them has no ids."""
     if trial.output_sha256 is not None and other.output_sha256 is not None:
         return trial.output_sha256 == other.output_sha256
     return trial.text_sha256 is not None and trial.text_sha256 == other.text_sha256

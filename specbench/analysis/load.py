@@ -93,6 +93,6 @@ def _compute_percentiles(sent: Sequence[Trial]) -> dict[str, float]:
 
 
 def _is_good(trial: Trial, limits: Mapping[str, float]) -> bool:
-    """Whether a request stayed within the limits."""
+    """Return whether a request stayed within the limits."""
     first, token = get_latencies(trial)
     return first <= limits["first_token_s"] and not token > limits["token_s"]

@@ -194,7 +194,7 @@ def _geometric_mean(strata: Sequence[statistics.Array]) -> float:
 
 
 def is_sampled(temperature: Any) -> bool:
-    """Whether the temperature is a number above 0."""
+    """Return whether the temperature is a number above 0."""
     return isinstance(temperature, Real) and float(temperature) > 0
 
 

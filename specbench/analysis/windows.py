@@ -25,7 +25,7 @@ class Window:
 
 
 def is_loaded(trials: Iterable[Trial]) -> bool:
-    """Whether several requests were sent at a time."""
+    """Return whether several requests were sent at a time."""
     return any(trial.concurrency > 1 for trial in trials)
 
 

@@ -99,7 +99,7 @@ class _Tests:
         self.test_level = self.settings.level / ((1 + len(drawing)) * len(enumeration.WINDOWS))
 
     def check_draws(self) -> None:
-        """Raises InputError, before any test, if there are too few draws for any test to fail."""
+        """Raise InputError, before any test, if there are too few draws for any test to fail."""
         try:
             small, _ = build_miniature(self.sampler.target.model.config.model_type)
             enough = enumeration.can_show(small, self.sampler.sampled, self.settings.draws)

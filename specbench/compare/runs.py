@@ -73,7 +73,7 @@ def _check_factors(factors: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _is_added(name: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether the name belongs to a method or engine that the reference does not have at all."""
+    """Return whether the name belongs to a method or engine that the reference does not have at all."""
     group, _, label = name.partition(".")
     entry = f"{group}.{label.partition('.')[0]}"
     return group in GROWS and not any(_is_under(known, (entry,)) for known in first)
@@ -181,7 +181,7 @@ def check_one_place(runs: Sequence[LoadedRun]) -> None:
 
 
 def is_copy(reference: LoadedRun, new: LoadedRun) -> bool:
-    """Whether both hold the same measurements: two separate runs never take equal times in every turn."""
+    """Return whether both hold the same measurements: two separate runs never take equal times in every turn."""
     first, second = ({trial.key: (trial.prefill_s, trial.decode_s) for trial in run.trials} for run in (reference, new))
     return first == second
 

@@ -30,7 +30,7 @@ def iter_datastores(drafter: Drafter) -> Iterator[Datastore]:
 
 
 def check_tokenizers(drafters: Mapping[str, Drafter], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises InputError for a store built for another tokenizer than the target's."""
+    """Raise InputError for a store built for another tokenizer than the target's."""
     stores = [(label, store) for label, drafter in drafters.items() for store in iter_datastores(drafter)]
     expected = hash_tokenizer(tokenizer) if stores else None
     for label, store in stores:

@@ -200,7 +200,7 @@ def _read_info(folder: Path, path: str) -> StoreInfo:
 
 
 def _check_info(about: StoreInfo) -> StoreInfo:
-    """Raises ValueError for impossible sizes, and for fields that should be text but are not."""
+    """Raise ValueError for impossible sizes, and for fields that should be text but are not."""
     sizes = [about.vocabulary, about.documents, *about.chunks]
     if about.width not in (2, 4) or not about.chunks or not all(type(size) is int and 0 < size < LARGEST for size in sizes):
         raise ValueError(f"width {about.width}, vocabulary {about.vocabulary}, chunks {about.chunks}")
@@ -211,7 +211,7 @@ def _check_info(about: StoreInfo) -> StoreInfo:
 
 
 def _check_content(folder: Path, about: StoreInfo) -> None:
-    """Raises InputError if ids or suffixes are not those that store.json describes; checks each state of the files once."""
+    """Raise InputError if ids or suffixes are not those that store.json describes; checks each state of the files once."""
     files = [folder / name for number in range(len(about.chunks)) for name in list_chunk_files(number, about.width)]
     states = tuple((str(file.resolve()), file.stat().st_mtime_ns) for file in files)
     if wrong := _find_damage(states, about.sha256, about.vocabulary, about.width):
@@ -244,7 +244,7 @@ def list_chunk_files(number: int, width: int) -> dict[str, int]:
 
 
 def _map_file(path: Path, size: int) -> mmap:
-    """Raises InputError for a missing file, or one of another size."""
+    """Raise InputError for a missing file, or one of another size."""
     try:
         if not path.is_file():
             raise InputError(f"{path}: cannot be read: No such file; build the datastore again")

@@ -135,7 +135,7 @@ class KVStore:
         self._memory.retain(places)
 
     def has_room(self, nodes: int) -> bool:
-        """Whether every row has room for this many new entries, padding included."""
+        """Return whether every row has room for this many new entries, padding included."""
         return max(self.lengths) + nodes <= self.capacity
 
     def reserve(self, nodes: int) -> None:

@@ -94,7 +94,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def check_attention(self) -> None:
-        """Raises InputError if a layer keeps its past elsewhere or does not attend through the interface."""
+        """Raise InputError if a layer keeps its past elsewhere or does not attend through the interface."""
         store = self.create_store(2)
         self.prefill(store, [torch.zeros(2, dtype=torch.long, device=self.device)])
         if len(store.layers) != self.config.num_hidden_layers:
@@ -167,7 +167,7 @@ class LanguageModel:
             hook.remove()
 
     def _is_static(self, store: KVStore, nodes: int) -> bool:
-        """Whether a forward has a fixed shape: not over a prompt, and a graph of a whole batch is not dropped for one row's."""
+        """Return whether a forward has a fixed shape: not over a prompt, nor where a row would replace a batch's graph."""
         recorded_elsewhere = self.runner.kind == "graph" and store.is_part
         return min(store.lengths) > 0 and self.runner.is_static(nodes) and store.has_room(nodes) and not recorded_elsewhere
 
@@ -211,14 +211,14 @@ class LanguageModel:
 
 
 def check_taps(taps: tuple[int, ...], layers: int) -> None:
-    """Raises InputError for a hidden state that a target with this many layers does not have."""
+    """Raise InputError for a hidden state that a target with this many layers does not have."""
     for tap in taps:
         if not 0 <= tap <= layers:
             raise InputError(f"the drafter reads the hidden state before layer {tap}; the target has 0 to {layers} (after all)")
 
 
 def check_token(token: int | None, name: str, vocabulary: int) -> None:
-    """Raises InputError if a setting names a token that the target does not have."""
+    """Raise InputError if a setting names a token that the target does not have."""
     if token is not None and token >= vocabulary:
         raise InputError(f"{name}={token}: the target has tokens 0 to {vocabulary - 1}")
 

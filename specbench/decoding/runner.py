@@ -48,7 +48,7 @@ class Runner(Generic[Output]):
         return len(self._graphs)
 
     def is_static(self, nodes: int) -> bool:
-        """Whether a forward over this many nodes per sequence runs at a fixed shape."""
+        """Return whether a forward over this many nodes per sequence runs at a fixed shape."""
         return self.kind != "eager" and nodes <= MOST_NODES
 
     def run(self, inputs: Inputs, static: StaticPass, variant: Hashable = ()) -> Output:

@@ -33,16 +33,14 @@ class StopStrings:
     decode: Callable[[Sequence[int]], str] = field(compare=False)
 
     def find_end(self, output: Sequence[int], checked: int, free: int) -> int | None:
-        """Whether the answer ends at n tokens depends on these n alone, so several committed at once end it where single ones
-        would.
-        """
+        """Find the end as if the tokens came one by one: whether n tokens end the answer depends on them alone."""
         first = max(checked, free) + 1  # the least length to look at
         if not self._holds(output, first, free):  # one look for the whole step
             return None
         return next((end for end in range(first, len(output) + 1) if self._holds(output[:end], end, free)), None)
 
     def _holds(self, output: Sequence[int], first: int, free: int) -> bool:
-        """Whether a text ends at token number `first` or a later one."""
+        """Return whether a text ends at token number `first` or a later one."""
         longest = max(len(text.encode()) for text in self.texts)
         shown = self.decode(output[max(free, first - longest - MARGIN) :])
         return any(text in shown for text in self.texts)

@@ -281,7 +281,7 @@ def choose_best(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_finite(finite: bool) -> None:
-    """Raises ArithmeticError unless the logits are finite."""
+    """Raise ArithmeticError unless the logits are finite."""
     if not finite:
         raise ArithmeticError("logits are not finite numbers")
 

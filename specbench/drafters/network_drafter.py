@@ -85,7 +85,7 @@ def build_network(
 
 
 def require_checkpoint(checkpoint: str | None) -> str:
-    """Raises InputError if neither the target's YAML nor the method's names one."""
+    """Raise InputError if neither the target's YAML nor the method's names one."""
     if checkpoint is None:
         where = "target.checkpoints.METHOD, or method.LABEL.checkpoint,"
         raise InputError(f"this target names no checkpoint: set {where} to a folder, a hub id or random")
@@ -203,7 +203,7 @@ def _name_config(checkpoint: str) -> Iterator[None]:
 
 
 def _check_target(target: LanguageModel) -> None:
-    """Raises InputError for a target whose embeddings and hidden states differ in width."""
+    """Raise InputError for a target whose embeddings and hidden states differ in width."""
     kind, hidden = target.config.model_type, target.config.hidden_size
     if (width := target.embedding.get_parameter("weight").shape[-1]) != hidden:
         raise InputError(f"{kind}: its embeddings have {width} dimensions, its hidden states {hidden}; expected equal widths")

@@ -36,7 +36,7 @@ def find_skip_set(checkpoint: str | None) -> Path | None:
 
 
 def check_shape(labels: Sequence[str], shape: str | None, sizes: Any) -> None:
-    """Raises InputError if methods that skip layers run on a shape with added layers, which do nothing."""
+    """Raise InputError if methods that skip layers run on a shape with added layers, which do nothing."""
     if labels and isinstance(sizes, Mapping) and "num_hidden_layers" in sizes:
         raise InputError(
             f"method.{labels[0]}: the layers that target.shape={shape} adds do nothing, so skipping them says nothing about a "

@@ -61,7 +61,7 @@ def skip_sublayers(target: LanguageModel, skipped: SkipSet) -> LanguageModel:
 
 @torch.inference_mode()
 def _try_out(thin: LanguageModel) -> LanguageModel:
-    """Raises InputError where a layer does not run without its parts, such as experts that return more than hidden states."""
+    """Raise InputError where a layer does not run without its parts, such as experts that return more than hidden states."""
     try:
         thin.prefill(thin.create_store(2), [torch.zeros(2, dtype=torch.long, device=thin.device)])
     except Exception as error:

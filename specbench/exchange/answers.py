@@ -39,7 +39,7 @@ def read_answers(path: Path) -> Iterator[tuple[int, Answer]]:
 
 
 def parse_answer(row: Mapping[str, Any]) -> Answer:
-    """Raises InputError for a row that lacks a field, or whose counts contradict each other."""
+    """Raise InputError for a row that lacks a field, or whose counts contradict each other."""
     choice = _get_choice(row)
     steps_key = next((name for name in STEPS if name in choice), None)
     _check_fields(row, choice, steps_key)

@@ -134,7 +134,7 @@ def _round(kind: str, value: Any) -> Any:
 
 
 def _is_same(stored: Any, item: GgufTensor) -> bool:
-    """Whether a tensor of the file has the shape and the bits of the model's, once its rows are back in transformers' order."""
+    """Return whether a tensor of the file has the model's shape and bits, once its rows are back in transformers' order."""
     expected = item.tensor.detach().cpu()
     kind = torch.float32 if expected.ndim == 1 else expected.dtype
     name = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(stored.tensor_type.name)

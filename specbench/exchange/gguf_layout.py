@@ -63,7 +63,7 @@ def pair_halves(rows: Tensor, heads: int) -> Tensor:
 
 
 def check_model(model: PreTrainedModel, output_bias: bool) -> None:
-    """Raises InputError for what the file could not hold. output_bias: also for a bias on the output."""
+    """Raise InputError for what the file could not hold. output_bias: also for a bias on the output."""
     kind, config = type(model), model.config
     if kind is not LlamaForCausalLM:
         raise InputError(f"export gguf: only a Llama can be exported, not {kind.__name__}")

@@ -69,7 +69,7 @@ def _pick_fastest_dtype(device: torch.device) -> torch.dtype:
 
 
 def has_bf16_units() -> bool:
-    """Whether this CPU has instructions that multiply bfloat16, and torch uses them.
+    """Return whether this CPU has instructions that multiply bfloat16, and torch uses them.
 
     oneDNN's own check is no help: it also accepts plain AVX-512, which emulates bfloat16 and is slower than float32.
     """

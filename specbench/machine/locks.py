@@ -89,7 +89,7 @@ def _check_regular(found: os.stat_result, path: Path, remedy: str) -> None:
 
 
 def _acquire(path: Path, file: int) -> bool:
-    """Whether the lock is ours now. On a file system without locks it always is, with a warning."""
+    """Return whether the lock is ours now. On a file system without locks it always is, with a warning."""
     try:
         return lock_descriptor(file, blocking=False)
     except OSError as error:

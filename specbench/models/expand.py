@@ -71,7 +71,7 @@ def expand_config(model: PreTrainedModel, shape: Mapping[str, int]) -> LlamaConf
 
 
 def check_frequencies(old: Any, new: Any) -> None:
-    """Raises InputError if rope scaling gives the large heads other frequencies, because it depends on sizes."""
+    """Raise InputError if rope scaling gives the large heads other frequencies, because it depends on sizes."""
     try:
         with torch.device("cpu"):
             small, large = LlamaRotaryEmbedding(old), LlamaRotaryEmbedding(new)

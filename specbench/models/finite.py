@@ -11,7 +11,7 @@ WIDE = 2  # bytes: for narrower floats (float8) torch has no minimum or maximum
 
 
 def check_weights(weights: nn.Module | Mapping[str, Tensor], what: str) -> None:
-    """Raises InputError naming the floating tensors that hold NaN or infinity, and how many; reads every weight once.
+    """Raise InputError naming the floating tensors that hold NaN or infinity, and how many; reads every weight once.
 
     what: whose weights they are, such as `the checkpoint at PATH`.
     """

@@ -127,7 +127,7 @@ def _try_out(model: PreTrainedModel, one_device: bool, packed: bool, quantize: s
 def check_room(
     model: nn.Module, dtype: torch.dtype, device: torch.device, packed: bool, what: str = "shape", total: bool = False
 ) -> None:
-    """Raises InputError if a model, still on the meta device, does not fit in its device's free memory. total: in all of it."""
+    """Raise InputError if a model, still on the meta device, does not fit in its device's free memory. total: in all of it."""
     weights = sum(weight.numel() for weight in model.parameters())
     needed, room = estimate_memory(weights, dtype, device, packed), (get_total_memory if total else get_free_memory)(device)
     if needed > room:
@@ -146,7 +146,7 @@ def check_model(
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> None:
-    """Raises InputError for a folder that does not exist, and for a shape that the model cannot be expanded to.
+    """Raise InputError for a folder that does not exist, and for a shape that the model cannot be expanded to.
 
     Also for a shape that this device could never hold. Reads no weights, so it can be called before the device is free.
     """

@@ -9,12 +9,12 @@ FAR = 100.0  # logits so far below the best one do not count
 
 
 def is_finite(logits: Tensor) -> bool:
-    """Whether a row of logits (n, V) can be used: NaN and +inf win every maximum, -inf forbids a token."""
+    """Return whether a row of logits (n, V) can be used: NaN and +inf win every maximum, -inf forbids a token."""
     return bool(logits.amax(dim=-1).isfinite().all())
 
 
 def check_spread(rows: Tensor) -> None:
-    """Raises InputError for logits (n, V) that are equal over all tokens, or after all texts: every forward would pass."""
+    """Raise InputError for logits (n, V) that are equal over all tokens, or after all texts: every forward would pass."""
     if torch.equal(rows.amax(dim=-1), rows.amin(dim=-1)):
         raise InputError("its logits are all equal")
     if torch.equal(rows, rows[:1].expand_as(rows)):

@@ -77,12 +77,12 @@ _library = _register_operation()
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a module is a linear layer whose weight is stored as it is multiplied, not quantised by a library."""
+    """Return whether a module is a linear layer whose weight is stored as it is multiplied, not quantised by a library."""
     return type(module) is nn.Linear and "weight" in dict(module.named_parameters(recurse=False)) and not is_quantized(module)
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a library keeps a layer's weight quantised, although its class stays: compressed-tensors, torchao."""
+    """Return whether a library keeps a layer's weight quantised, although its class stays: compressed-tensors, torchao."""
     return hasattr(module, "quantization_scheme") or type(module.get_parameter("weight")).__module__.startswith("torchao.")
 
 

@@ -136,7 +136,7 @@ def measure_first_row(layers: Sequence[nn.Linear]) -> int | None:
 
 @torch.inference_mode()
 def is_sum_as_fast(layers: Sequence[PackedLinear]) -> bool:
-    """Whether a compiled sum of one row is not much slower than the product, over large layers of one width, taken together.
+    """Return whether a compiled sum of one row is not much slower than the product, over large layers of one width together.
 
     Inside a graph sums gain: the compiler fuses them with what surrounds them. For small layers that decides.
     """
@@ -154,7 +154,7 @@ def is_sum_as_fast(layers: Sequence[PackedLinear]) -> bool:
 
 
 def is_faster(first_s: Sequence[float], second_s: Sequence[float], margin: float = MARGIN) -> bool:
-    """Whether the first is at least `margin` times as fast, at its fastest and in most rounds: a busy machine disturbs some."""
+    """Return whether the first is `margin` times as fast, at its fastest and in most rounds: a busy machine disturbs some."""
     faster = [first * margin < second for first, second in zip(first_s, second_s, strict=True)]
     return min(first_s) * margin < min(second_s) and sum(faster) > len(faster) / 2
 

@@ -13,7 +13,7 @@ CHOICES = ("int8",)
 
 
 def check_quantize(chosen: str | None) -> None:
-    """Raises InputError for an unknown choice, and if its library is not installed."""
+    """Raise InputError for an unknown choice, and if its library is not installed."""
     if chosen is None:
         return
     if chosen not in CHOICES:

@@ -22,14 +22,14 @@ LONGEST = 400  # characters of a library's message
 
 
 def check_settings(folder: Path) -> None:
-    """Raises InputError unless each of a model's settings files that exist holds one JSON object."""
+    """Raise InputError unless each of a model's settings files that exist holds one JSON object."""
     for name in SETTINGS:
         if (folder / name).exists():
             _check_mapping(folder / name)
 
 
 def _check_mapping(path: Path) -> None:
-    """Raises InputError unless a file holds one JSON object, as transformers reads it: NaN and keys that come twice pass."""
+    """Raise InputError unless a file holds one JSON object, as transformers reads it: NaN and keys that come twice pass."""
     text = read_text(path, LARGEST)
     try:
         settings: Any = json.loads(text)
@@ -71,7 +71,7 @@ def take_message(error: BaseException) -> str:
 
 
 def check_decoder(model: PreTrainedModel) -> None:
-    """Raises InputError for a model that reads its text in both directions, or with an encoder."""
+    """Raise InputError for a model that reads its text in both directions, or with an encoder."""
     config = model.config.get_text_config()
     switch = hasattr(type(config), "is_decoder")  # of the kinds that are encoders unless told otherwise; others ignore the key
     kind = getattr(type(config), "is_encoder_decoder", False)  # transformers may have built only its decoder
@@ -82,7 +82,7 @@ def check_decoder(model: PreTrainedModel) -> None:
 
 
 def check_keys(given: Mapping[str, Any], config: PretrainedConfig, place: str = "config") -> None:
-    """Raises InputError for a key that a config of this kind does not have; transformers keeps it without using it."""
+    """Raise InputError for a key that a config of this kind does not have; transformers keeps it without using it."""
     known = {*vars(type(config)()), "model_type"}
     for key, value in given.items():
         part = vars(config).get(key)
@@ -94,7 +94,7 @@ def check_keys(given: Mapping[str, Any], config: PretrainedConfig, place: str = 
 
 
 def check_quantization(given: Any, place: str) -> None:
-    """Raises InputError for a method that transformers would ignore with a warning. given: quantization_config, or None."""
+    """Raise InputError for a method that transformers would ignore with a warning. given: quantization_config, or None."""
     if given is None:
         return
     if not isinstance(given, dict):
@@ -107,7 +107,7 @@ def check_quantization(given: Any, place: str) -> None:
 
 
 def check_plain_layers(model: PreTrainedModel, dtype: torch.dtype, place: str) -> None:
-    """Raises InputError for a checkpoint marked as quantised whose plain layers are loaded in a dtype other than requested."""
+    """Raise InputError for a checkpoint marked as quantised whose plain layers are loaded in a dtype other than requested."""
     plain = (module.weight.dtype for module in model.modules() if is_plain(module))
     other = next((found for found in plain if found != dtype), None)
     if other is not None:

@@ -20,7 +20,7 @@ PLAIN = {"F64", "F32", "F16", "BF16"}  # of GGUF
 
 
 def check_files(folder: Path) -> None:
-    """Raises InputError for empty files of weights, for a folder with only GGUF, and for an unreadable index."""
+    """Raise InputError for empty files of weights, for a folder with only GGUF, and for an unreadable index."""
     if (files := sorted(folder.glob("*.gguf"))) and not (folder / "config.json").exists():
         raise InputError(
             f"{folder}: expected config.json and model.safetensors, or the path of one GGUF file, such as {files[0]}"
@@ -36,7 +36,7 @@ def check_files(folder: Path) -> None:
 
 
 def _check_header(file: Path) -> None:
-    """Raises InputError for a file without a header, or whose length is not what its header says."""
+    """Raise InputError for a file without a header, or whose length is not what its header says."""
     with file.open("rb") as stream:
         if stream.read(len(POINTER)) == POINTER:
             raise InputError(f"{file}: is a Git LFS pointer; fetch the file itself: git lfs pull")
@@ -49,7 +49,7 @@ def _check_header(file: Path) -> None:
 
 @lru_cache(maxsize=1)  # a large vocabulary takes seconds to read
 def check_gguf(file: Path) -> None:
-    """Raises InputError for a file that does not begin as GGUF does, or that is cut off."""
+    """Raise InputError for a file that does not begin as GGUF does, or that is cut off."""
     from gguf import GGUFReader
 
     with file.open("rb") as stream:
@@ -70,7 +70,7 @@ def name_gguf_types(file: Path) -> str:
 
 
 def check_stored_types(model: PreTrainedModel, folder: Path, place: str) -> None:
-    """Raises InputError for files that hold numbers of the wrong type for a model's floating weights, such as integers."""
+    """Raise InputError for files that hold numbers of the wrong type for a model's floating weights, such as integers."""
     floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     prefix = f"{model.base_model_prefix}."
     wrong = [

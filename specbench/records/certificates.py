@@ -158,7 +158,7 @@ def _identify_target(config: Mapping[str, Any], about: Mapping[str, Any]) -> tup
 
 
 def _is_native(config: Mapping[str, Any]) -> bool:
-    """Whether labels without @ ran on the engine that certificates test."""
+    """Return whether labels without @ ran on the engine that certificates test."""
     engine = next(iter((config.get("engine") or {}).values()), None)
     return isinstance(engine, Mapping) and engine.get("_target_") == ENGINE
 

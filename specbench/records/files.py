@@ -154,7 +154,7 @@ class JsonLines:
 
 
 def _is_torn(line: bytes) -> bool:
-    """Whether a last line was cut off while it was written: it has no line end and is not a JSON object."""
+    """Return whether a last line was cut off while it was written: it has no line end and is not a JSON object."""
     if line.endswith(b"\n"):
         return not line.strip()
     try:

@@ -46,13 +46,13 @@ class RunDirectory:
         return escape_controls(self.path.resolve().name)
 
     def is_new(self) -> bool:
-        """Whether the directory is missing or empty, apart from hidden files and the logs of servers that did not start."""
+        """Return whether the directory is missing or empty, apart from hidden files and logs of servers that did not start."""
         if not self.path.is_dir():
             return not self.path.exists()
         return all(path.name[0] == "." or path.name == LOGS for path in self.path.iterdir())
 
     def is_run(self) -> bool:
-        """Whether a run was started here."""
+        """Return whether a run was started here."""
         return (self.path / "config.yaml").is_file()
 
     def write_config(self, config: Mapping[str, Any]) -> None:

@@ -205,7 +205,7 @@ def _find_odd_scalar(value: Any) -> str:
 
 
 def has_surrogate(text: str) -> bool:
-    """Whether a text cannot be written as UTF-8."""
+    """Return whether a text cannot be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -64,7 +64,7 @@ def replay_run(of: Path, settings: RunSettings) -> tuple[Path, list[MethodReplay
 
 
 def _load_drafter(label: str, node: Node) -> Drafter:
-    """Raises InputError, before loading it, for a drafter with its own language model."""
+    """Raise InputError, before loading it, for a drafter with its own language model."""
     if DRAFT_MODEL in str(translate_targets(node)):
         raise InputError(f"method {label} cannot be replayed: it drafts with its own model, and no model is loaded")
     return instantiate(node, Drafter, f"method.{label}")

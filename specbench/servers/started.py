@@ -78,7 +78,7 @@ class StartedServer:
         return healthy and self._has_port()
 
     def _has_port(self) -> bool:
-        """Whether it was this server that answered, as far as the system can tell."""
+        """Return whether it was this server that answered, as far as the system can tell."""
         listeners = find_listeners(self.url)
         return listeners is None or bool(listeners & self.list_processes())
 

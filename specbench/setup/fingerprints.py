@@ -67,7 +67,7 @@ def _canonicalise(value: Any) -> Any:
 
 
 def _is_silent(statement: Any) -> bool:
-    """Whether it is an import or a docstring, which a fingerprint leaves out."""
+    """Return whether it is an import or a docstring, which a fingerprint leaves out."""
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
     return isinstance(statement, (ast.Import, ast.ImportFrom))

@@ -137,7 +137,7 @@ def _get_hints(called: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _is_plain(kind: type) -> bool:
-    """Whether it is Python's own: a number, a list, a path; a node builds none of these."""
+    """Return whether it is Python's own: a number, a list, a path; a node builds none of these."""
     return kind.__module__.partition(".")[0] in sys.stdlib_module_names
 
 
@@ -167,7 +167,7 @@ def _iter_parts(value: Any, hint: Any, place: str) -> Iterator[tuple[Any, Any, A
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a parameter with this annotation may take a plain value, apart from what is inside; true in doubt."""
+    """Return whether a parameter with this annotation may take a plain value, apart from what is inside; true in doubt."""
     kind = get_origin(hint) or hint
     if kind is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(hint))

@@ -96,5 +96,5 @@ def _find_need(node: Mapping[str, Any]) -> str | None:
 
 
 def _is_empty_draft(value: Any) -> bool:
-    """Whether it describes a draft model without a path or an architecture."""
+    """Return whether it describes a draft model without a path or an architecture."""
     return isinstance(value, dict) and "path" in value and value["path"] is None and value.get("config") is None

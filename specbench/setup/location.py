@@ -88,7 +88,7 @@ def _look_in_source(tree: ast.Module, module: str, names: Sequence[str]) -> str:
 
 
 def _may_build(node: ast.AST) -> bool:
-    """Whether a definition may be a subclass, or a function annotated to return one."""
+    """Return whether a definition may be a subclass, or a function annotated to return one."""
     return bool(getattr(node, "bases", None)) or getattr(node, "returns", None) is not None
 
 

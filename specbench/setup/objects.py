@@ -104,12 +104,12 @@ def instantiate_methods(nodes: Mapping[str, Node]) -> dict[str, Drafter]:
 
 
 def drafts_with_model(node: Node) -> bool:
-    """Whether a method has its own language model, which takes the device's memory and time as the target does."""
+    """Return whether a method has its own language model, which takes the device's memory and time as the target does."""
     return any(locate_class(inner) is load_draft for inner in iter_nodes(node))
 
 
 def translates_tokens(node: Node) -> bool:
-    """Whether a method's language model may have another tokenizer than the target."""
+    """Return whether a method's language model may have another tokenizer than the target."""
     return any(locate_class(inner) is load_token_map for inner in iter_nodes(node))
 
 

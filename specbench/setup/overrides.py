@@ -44,7 +44,7 @@ def check_choices(parsed: Sequence[Override], options: Mapping[str, Sequence[str
 
 
 def _is_task(name: Any) -> bool:
-    """Whether it may be the name of a suite's own task: Hydra takes a choice's name for a path."""
+    """Return whether it may be the name of a suite's own task: Hydra takes a choice's name for a path."""
     return isinstance(name, str) and "/" not in name
 
 

@@ -30,7 +30,7 @@ def is_line(value: Any) -> bool:
 
 
 def is_stop_list(value: Any) -> bool:
-    """Whether it is a list of texts that an answer can contain: none is empty, or the replacement character."""
+    """Return whether it is a list of texts that an answer can contain: none is empty, or the replacement character."""
     return isinstance(value, list) and 1 <= len(value) <= MOST_STOPS and all(map(is_stop, value))
 
 

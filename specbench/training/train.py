@@ -36,7 +36,7 @@ class TrainingMode(Protocol):
     DONE: str
 
     def check(self, settings: TrainSettings, drafter: type[Any]) -> None:
-        """Raises InputError for settings that do not fit the drafter."""
+        """Raise InputError for settings that do not fit the drafter."""
 
     def make(self, settings: TrainSettings, label: str, drafter: type[Any], out: Path, watch: Watch) -> None:
         """Write the drafter's checkpoint into `out`; resume from what `out` holds."""
@@ -86,7 +86,7 @@ def _check_config(settings: TrainSettings, label: str) -> tuple[type[Any], Train
 
 
 def _check_unused_settings(settings: TrainSettings, label: str, mode: TrainingMode) -> None:
-    """Raises InputError if a setting of another mode was given: it would have no effect."""
+    """Raise InputError if a setting of another mode was given: it would have no effect."""
     for name in (name for other in MODES.values() if other is not mode for name in other.SETTINGS):
         if name in settings.changed:
             value = look_up(settings.plain, name)
