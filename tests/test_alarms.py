@@ -58,7 +58,7 @@ def test_a_run_says_what_is_missing_and_that_its_code_changed(tmp_path: Path) ->
     directory.write_provenance({**directory.read_provenance(), "turns": 2, "continued": continued})
     lines = [str(alarm) for alarm in find_alarms(read_run(tmp_path), summarise(read_run(tmp_path)))]
     assert "notice: pld: 5 of 6 turns still to be run; run the same command again to resume" in lines
-    assert "notice: the run: resumed on 2026-01-02 with another commit, package versions" in lines
+    assert "notice: the run: resumed on 2026-01-02 with a different commit, package versions" in lines
 
 
 def test_a_profiled_run_is_no_headline(tmp_path: Path) -> None:
