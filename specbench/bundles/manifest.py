@@ -105,8 +105,8 @@ def read_manifest(path: Path) -> Manifest:
 
 def find_differences(listed: Manifest, computed: Manifest) -> Iterator[str]:
     """Yield, in words, what a manifest says other than its records."""
-    heads = [{name: one[name] for name in ("run", "texts")} for one in (listed, computed)]
-    yield from _compare_rows(*heads, "bundle")
+    head, computed_head = ({"run": one["run"], "texts": one["texts"]} for one in (listed, computed))
+    yield from _compare_rows(head, computed_head, "bundle")
     yield from _compare_rows(listed["about"], computed["about"], "about")
     if len(listed["claims"]) != len(computed["claims"]):
         yield f"claims holds {len(listed['claims'])} rows, its records give {len(computed['claims'])}"
