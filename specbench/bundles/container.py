@@ -28,7 +28,9 @@ RECORDS = ("config.yaml", "run.json", "prompts.jsonl", "trials.jsonl", "texts.js
 NEEDED = tuple(f"{RUN}/{name}" for name in ("config.yaml", "run.json", "trials.jsonl"))
 NAME = re.compile(rf"{MANIFEST}|{RUN}/(?:{'|'.join(map(re.escape, RECORDS))})|certificates/([^/]+)/certificate\.json")
 MOST_FILES = 64
-MOST_BYTES = 256 * 2**20  # of all files together, unpacked
+MOST_BYTES = 128 * 2**20  # of all files together, unpacked; parsed records take about nine times as much memory
+MOST_CONFIG = 2**20  # bytes of config.yaml, of which YAML makes a thousand times as many
+MOST_LINES = 10**6  # of a file
 LARGEST = 64 * 2**20  # bytes of a bundle
 LONGEST_LINE = 16 * 2**20  # bytes
 MOST_RATIO = 200  # of a file's size to its packed one; records reach 40
@@ -126,7 +128,7 @@ def _find_faults(entry: zipfile.ZipInfo, seen: set[str]) -> Iterator[str]:
         yield "no file of a bundle"
     if entry.flag_bits & ~UTF8 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         yield "encrypted, streamed or packed in another way"
-    if entry.file_size > (MOST_BYTES if name.endswith(".jsonl") else DOCUMENT):
+    if entry.file_size > (MOST_BYTES if name.endswith(".jsonl") else MOST_CONFIG if name.endswith(".yaml") else DOCUMENT):
         yield f"declares {entry.file_size:,} bytes, too many"
     if entry.file_size > max(SMALL, MOST_RATIO * entry.compress_size):
         yield f"would grow from {entry.compress_size:,} bytes to {entry.file_size:,}: no records do"
@@ -135,13 +137,15 @@ def _find_faults(entry: zipfile.ZipInfo, seen: set[str]) -> Iterator[str]:
 def _unpack_file(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> HeldFile:
     path = folder / entry.filename
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest, size, line = hashlib.sha256(), 0, 0
+    digest, size, line, lines = hashlib.sha256(), 0, 0, 0
     with archive.open(entry) as source, path.open("xb") as copy:
         for piece in _read_pieces(source):
             first, *others = piece.split(b"\n")
             line = len(others[-1]) if others else line + len(first)
-            if line > LONGEST_LINE:
-                raise InputError(f"{entry.filename!a}: a line has more than {LONGEST_LINE:,} bytes")
+            lines += piece.count(b"\n") + piece.count(b"\r")
+            if line > LONGEST_LINE or lines > MOST_LINES:
+                limit = f"more than {MOST_LINES:,} lines" if lines > MOST_LINES else f"a line of more than {LONGEST_LINE:,} bytes"
+                raise InputError(f"{entry.filename!a}: holds {limit}")
             size += len(piece)
             digest.update(piece)
             copy.write(piece)

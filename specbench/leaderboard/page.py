@@ -44,9 +44,8 @@ class Board:
             for row in overall[overall["rank_best"] == 1].to_dict("records")
         ]
         alarmed = overall[overall["alarms"] != ""]["run"].nunique()
-        counts = (
-            f"{self.rows['run'].nunique()} runs, {alarmed} with alarms; {self.rows['speed_group'].nunique()} groups of speeds"
-        )
+        groups = self.rows["speed_group"].nunique()
+        counts = f"runs: {self.rows['run'].nunique()}, with alarms: {alarmed}, groups whose speeds compare: {groups}"
         return [counts, *(f"rank 1: {leader}" for leader in leaders)]
 
     @property
