@@ -129,6 +129,10 @@ def test_texts_are_kept_only_under_an_open_licence(tmp_path: Path) -> None:
     [
         ({"run.json": lambda run: run.update(turns=8)}, "not finished: 4 turns are missing"),
         ({"run.json": lambda run: run.pop("turns")}, "does not say how many turns it needs"),
+        (
+            {"trials.jsonl": lambda row: row.update(error="401: Bearer " + "a" * 30, finish_reason="error")},
+            "trials.jsonl holds what looks like a secret, Bearer…",
+        ),
         ({"run.json": lambda run: run.update(note="hf_" + "a" * 30)}, "holds what looks like a secret, hf_aaa…"),
     ],
 )

@@ -93,6 +93,7 @@ def _stage_run(path: Path, staged: Path, strips: bool, mask: Mask) -> None:
 
 
 def _mask_trial(row: dict[str, Any], mask: Mask) -> dict[str, Any]:
+    check_keys(row["error"] or "", "trials.jsonl")
     return {**row, **{name: mask(row[name]) for name in ("error", "disturbed", "throttled")}}
 
 
