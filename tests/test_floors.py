@@ -22,7 +22,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not import each other
     ("engine", "exchange"),
     ("setup",),
     ("report",),
-    ("paper",),
+    ("paper", "bundles", "leaderboard"),
     ("datastore", "training", "diagnose"),
     ("running",),
     ("certify", "replay", "compare"),
@@ -34,6 +34,8 @@ PURE = {  # rooms without a model and without torch, and all that they may impor
     "analysis": ("errors", "records"),
     "report": ("errors", "records", "analysis"),
     "paper": ("errors", "records", "analysis", "report"),
+    "bundles": ("errors", "records", "analysis", "report"),
+    "leaderboard": ("errors", "records", "analysis", "report"),
 }
 METHODS_MAY = ("errors", "bounds", "decoding", "models", "drafters", "datastore")
 TASKS_MAY = ("errors", "bounds")

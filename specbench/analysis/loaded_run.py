@@ -69,8 +69,8 @@ class LoadedRun:
         return datetime.fromisoformat(str(self.provenance.get("started") or EPOCH).replace("Z", "+00:00")).timestamp()
 
 
-def read_run(path: Path) -> LoadedRun:
-    """Read a run, and the certificates of this checkout and next to the run.
+def read_run(path: Path, folders: Sequence[Path] | None = None) -> LoadedRun:
+    """Read a run and its certificates. folders: of these, by default this checkout's and `certificates` next to the run.
 
     Raises InputError when the directory is not a run, cannot be read, or holds no trial yet.
     """
@@ -79,7 +79,7 @@ def read_run(path: Path) -> LoadedRun:
     if not attempts:
         raise InputError(f"{path} holds no trial yet")
     config, provenance = directory.read_config(), directory.read_provenance()
-    certificates, unreadable = read_certificates(list_folders(path))
+    certificates, unreadable = read_certificates(list_folders(path) if folders is None else folders)
     trials = select_counted(attempts)
     return LoadedRun(
         name=directory.name,

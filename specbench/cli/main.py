@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from specbench.cli import finished_runs as commands
+from specbench.cli import leaderboard as bundles
 from specbench.cli.last_line import explain, flush_output, open_closed_streams
 from specbench.cli.parser import (
     Parser,
@@ -201,9 +202,10 @@ def list_(argv: list[str]) -> int:
 
 
 FINISHED = (commands.compare, commands.plan, commands.replay, commands.paper, commands.export, commands.import_)
+BUNDLES = (bundles.submit, bundles.verify, bundles.leaderboard)
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__.rstrip("_"): command
-    for command in (run, report, *FINISHED, certify, train, datastore, target, cost, doctor, list_)
+    for command in (run, report, *FINISHED, *BUNDLES, certify, train, datastore, target, cost, doctor, list_)
 }
 
 
@@ -221,7 +223,7 @@ def _report(runs: list[Path], out: Path, strata: bool = False) -> int:
 def _call_command(argv: list[str]) -> int:
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
-        lines = [f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()]
+        lines = [f"  {name:11} {command.__doc__}" for name, command in COMMANDS.items()]
         print_lines("usage: specbench COMMAND …\n", *lines)
         return 0
     if name not in COMMANDS:

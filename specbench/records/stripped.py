@@ -37,14 +37,14 @@ def strip_run(path: Path, folder: Path) -> Path:
     texts = list(map(_strip_text, run.read_texts()))
     copy.write_provenance(provenance)
     for name, rows in (("prompts", prompts), ("trials", trials), ("texts", texts)):
-        write_atomic(copy.path / f"{name}.jsonl", _format_rows(rows))
+        write_atomic(copy.path / f"{name}.jsonl", format_rows(rows))
     if (path / "summary.csv").is_file():
         write_atomic(copy.path / "summary.csv", read_bytes(path / "summary.csv"))
-    write_atomic(copy.path / "config.yaml", _name_files(read_bytes(path / "config.yaml")))  # last: a torn copy is not a run
+    write_atomic(copy.path / "config.yaml", name_files(read_bytes(path / "config.yaml")))  # last: a torn copy is not a run
     return copy.path
 
 
-def _name_files(config: bytes) -> str:
+def name_files(config: bytes) -> str:
     """Return a config that names its suite by the file alone: the folder is private."""
     settings = yaml.safe_load(config)
     suite = settings.get("suite")
@@ -58,7 +58,8 @@ def _strip_text(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "text": None, "sha256": hashlib.sha256(text.encode()).hexdigest()} if text is not None else dict(row)
 
 
-def _format_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+def format_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the lines of a file of rows."""
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n" for row in rows)
 
 

@@ -69,13 +69,17 @@ def collect_turns(trials: Iterable[Trial], prompts: Iterable[Prompt], max_new_to
     turns = []
     for trial in trials:
         if trial.method == BASELINE and not trial.failed and trial.output_ids and trial.prompt_sha256 in ids:
-            limit = len(trial.output_ids) if trial.finish_reason == "capacity" else max_new_tokens
-            stops = tuple(trial.output_ids[-1:]) if trial.finish_reason == "eos" else ()
-            ended = trial.finish_reason == "stop_string"
-            turns.append((trial, RecordedAnswer(ids[trial.prompt_sha256], trial.output_ids, limit, stops, ended)))
+            turns.append((trial, build_recorded(trial, ids[trial.prompt_sha256], trial.output_ids, max_new_tokens)))
     if not turns:
         raise InputError(f"nothing to replay: no answer of {BASELINE} has its prompt and output ids")
     return turns
+
+
+def build_recorded(trial: Trial, prompt: list[int], output: list[int], max_new_tokens: int) -> RecordedAnswer:
+    """Return the answer of a recorded turn, to be replayed. prompt, output: its ids."""
+    limit = len(output) if trial.finish_reason == "capacity" else max_new_tokens
+    stops = tuple(output[-1:]) if trial.finish_reason == "eos" else ()
+    return RecordedAnswer(prompt, output, limit, stops, trial.finish_reason == "stop_string")
 
 
 def read_id_file(path: Path, max_new_tokens: int) -> Recordings:
