@@ -30,6 +30,8 @@ def check_trial(trial: Trial) -> None:
     """Raise InputError for a turn that cannot have happened."""
     if trial.task == OVERALL:
         raise InputError(f"task is {OVERALL}, which stands for all tasks")
+    if trial.turns is not None and trial.turn >= trial.turns:
+        raise InputError(f"turn is {trial.turn} of a question with {trial.turns} turns")
     if (trial.attempt > 1) != (trial.arms is not None):
         raise InputError(f"arms is {trial.arms} in attempt {trial.attempt}; expected null in the first, else a number")
     if trial.attempt > 1 and trial.state != "cold":
@@ -119,6 +121,7 @@ class Questions:
     def __init__(self) -> None:
         self._places: dict[QuestionId, tuple[str, str, str]] = {}
         self._spelled: dict[str, QuestionId] = {}
+        self._turns: dict[QuestionId, int] = {}
 
     def check(self, trial: Trial) -> None:
         """Raise InputError if an earlier trial of the same question belongs to another suite, task or category."""
@@ -127,6 +130,8 @@ class Questions:
         place = (trial.suite, trial.task, trial.category)
         if (before := self._places.setdefault(trial.question_id, place)) != place:
             raise InputError(f"question {trial.question_id} belongs to {'/'.join(place)}, but above to {'/'.join(before)}")
+        if trial.turns is not None and (turns := self._turns.setdefault(trial.question_id, trial.turns)) != trial.turns:
+            raise InputError(f"question {trial.question_id} has {trial.turns} turns, but above {turns}")
 
 
 class Turns:

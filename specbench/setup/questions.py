@@ -32,7 +32,8 @@ def select_questions(settings: Settings, suite: Suite, limit: int | None) -> lis
     missing = [task for task in tasks if task not in has]
     if missing or not has:
         raise _refuse_tasks(missing or settings.tasks, suite.name, has)
-    choices = {"category": settings.category, "question": settings.question and [str(one) for one in settings.question]}
+    ids = None if settings.question is None else [str(one) for one in settings.question]
+    choices: dict[str, list[str] | None] = {"category": settings.category, "question": ids}
     for name, chosen in choices.items():
         _check_known(name, chosen or [], questions, suite.name)
     choices["task"] = None if tasks is has else tasks

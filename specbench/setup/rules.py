@@ -173,7 +173,5 @@ def check_rules(plain: Mapping[str, Any], root: str) -> None:
         if not holds(value := look_up(plain, name)):
             raise InputError(f"{name}={show_value(value)}: expected {expected}")
     if plain.get("budget") and plain["concurrency"] > 1:
-        under = f"concurrency={plain['concurrency']}"
-        raise InputError(
-            f"budget={plain['budget']}: expected null with {under}, as a pass under load counts as a whole or not at all"
-        )
+        given = f"budget={plain['budget']} concurrency={plain['concurrency']}"
+        raise InputError(f"{given}: under load a pass counts as a whole or not at all; expected budget=null")
