@@ -18,6 +18,7 @@ from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import Trial
 from specbench.running.harness import Harness
 from specbench.running.schedule import Arm, Schedule
+from specbench.running.time_budget import TimeBudget
 from tasks.question import Question
 from tasks.suite import Suite
 
@@ -120,6 +121,7 @@ def harness(
     repeats: int = 2,
     seed: int = 0,
     context: str = "reference",
+    budget: TimeBudget | None = None,
 ) -> Harness:
     """A harness on the fake engine, with an existing run directory."""
     run = RunDirectory(folder)
@@ -130,4 +132,4 @@ def harness(
     target = Target("fake", model, ByteTokenizer(), Chat("plain"))  # type: ignore[arg-type]
     arms = [Arm(method, method, engine) for method in methods]
     schedule = Schedule(repeats, seed, context, Sampling(max_new_tokens=16))
-    return Harness(run, target, FakeSuite(), list(questions), arms, schedule, Quiet())
+    return Harness(run, target, FakeSuite(), list(questions), arms, schedule, Quiet(), budget or TimeBudget())

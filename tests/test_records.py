@@ -20,6 +20,7 @@ DESIGN_FIELDS = [
     "category",
     "question_id",
     "turn",
+    "turns",
     "context",
     "method",
     "seed",

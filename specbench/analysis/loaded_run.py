@@ -17,7 +17,7 @@ from specbench.analysis.groups import merge_groups
 from specbench.analysis.metrics import build_trial_frame
 from specbench.analysis.windows import select_window
 from specbench.errors import InputError
-from specbench.records.attempts import select_complete, select_counted
+from specbench.records.attempts import select_complete, select_counted, select_whole
 from specbench.records.certificates import Certification, find_certifications, list_folders, read_certificates
 from specbench.records.nested import look_up
 from specbench.records.run_directory import RunDirectory
@@ -33,7 +33,7 @@ class LoadedRun:
     name: str
     config: dict[str, Any]
     provenance: dict[str, Any]
-    trials: list[Trial]  # those that count
+    trials: list[Trial]  # those that count, of whole questions
     attempts: list[Trial]  # and earlier attempts at blocks that were measured again
     frame: pd.DataFrame  # build_trial_frame(trials)
     texts: list[dict[str, Any]]
@@ -45,7 +45,7 @@ class LoadedRun:
     def missing(self) -> dict[str, int]:
         """The number of turns still to be run, by method; empty if the run does not record how many it needs."""
         needed = (self.provenance.get("turns") or 0) * (self.config.get("repeats") or 0)
-        finished = Counter(trial.method for trial in self.trials)
+        finished = Counter(method for method, *_ in {trial.key for trial in self.attempts})
         methods = sorted({*finished, *(self.config.get("method") or {})})
         return {method: needed - finished[method] for method in methods if finished[method] < needed}
 
@@ -80,7 +80,9 @@ def read_run(path: Path, folders: Sequence[Path] | None = None) -> LoadedRun:
         raise InputError(f"{path} holds no trial yet")
     config, provenance = directory.read_config(), directory.read_provenance()
     certificates, unreadable = read_certificates(list_folders(path) if folders is None else folders)
-    trials = select_counted(attempts)
+    trials = select_whole(select_counted(attempts))
+    if not trials:
+        raise InputError(f"{path} holds no question with all its turns yet")
     return LoadedRun(
         name=directory.name,
         config=config,

@@ -90,11 +90,17 @@ def stratified_mean(strata: Sequence[Array]) -> tuple[float, float, float]:
     mean = float(np.mean([values.mean() for values in strata]))
     if any(len(values) == 1 for values in strata):
         return mean, np.nan, np.nan
-    variances = np.array([values.var(ddof=1) / len(values) for values in strata])
-    freedom = np.array([len(values) - 1 for values in strata])
+    return mean, *pool_variances(
+        np.array([values.var(ddof=1) for values in strata]), np.array([float(len(values)) for values in strata])
+    )
+
+
+def pool_variances(spreads: Array, sizes: Array) -> tuple[float, float]:
+    """Return the variance of the mean of strata's means, and its degrees of freedom, from each stratum's variance and size."""
+    variances, freedom = spreads / sizes, sizes - 1
     total = float(variances.sum())
     pooled = total**2 / float((variances**2 / freedom).sum()) if total else float(freedom.sum())
-    return mean, total / len(strata) ** 2, pooled
+    return total / len(sizes) ** 2, pooled
 
 
 def rank_methods(strata: Mapping[str, Sequence[Array]], level: float = 0.05) -> dict[str, tuple[int, int]]:

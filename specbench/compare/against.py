@@ -20,6 +20,8 @@ from specbench.running.progress import ProgressDisplay
 from specbench.running.sweep import check_single_run
 from specbench.setup.compose import compose_run
 
+HERE = ("out", "engine", "budget", "question", "category")  # settings that the other commit need not know
+
 
 def run_both(ref: str, overrides: Sequence[str], config_dir: Path | None, console: Console) -> Path:
     """Run both; the other commit's methods are METHOD@reference. Raises InputError for an unknown ref."""
@@ -27,7 +29,7 @@ def run_both(ref: str, overrides: Sequence[str], config_dir: Path | None, consol
     check_single_run(settings, overrides, "compare --against")
     console.print(describe_paired_power(len({BASELINE, *settings.method})), highlight=False, soft_wrap=True)
     with _check_out(ref, console) as root:
-        other = [override for override in overrides if override.partition("=")[0] not in ("out", "engine")]
+        other = [override for override in overrides if override.partition("=")[0] not in HERE]
         folder = str(config_dir.resolve()) if config_dir else None
         settings = settings.with_engine(REFERENCE_ENGINE, root=str(root), overrides=other, config_dir=folder)
         with ProgressDisplay(console) as display:

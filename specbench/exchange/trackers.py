@@ -134,6 +134,7 @@ def _collect_times(rows: pd.DataFrame) -> list[list[float | None]]:
 def _hash_questions(run: LoadedRun) -> str:
     """Return a fingerprint of the questions and the settings of the run."""
     settings = [run.config.get(key) for key in ("suite", "task", "limit", "seed", "context", "threads", "profile", "sampling")]
+    settings += [{key: chosen} for key in ("question", "category") if (chosen := run.config.get(key))]  # older runs have neither
     return sha256(json.dumps([settings, run.provenance.get("suite_sha256")], sort_keys=True).encode()).hexdigest()
 
 

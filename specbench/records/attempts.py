@@ -26,6 +26,16 @@ def select_complete(trials: Iterable[Trial]) -> list[Trial]:
     return [trial for trial in last.values() if trial.arms is None or done[trial.block, trial.attempt] >= trial.arms]
 
 
+def select_whole(trials: Iterable[Trial]) -> list[Trial]:
+    """Return the trials without questions of which a method's repeat lacks a turn, where their number of turns is recorded.
+
+    The run was stopped or killed there: part of a question is another question. A replay leaves out what failed in its run.
+    """
+    listed = list(trials)
+    found = Counter(trial.key[:3] for trial in listed)
+    return [trial for trial in listed if trial.kind == "replayed" or found[trial.key[:3]] >= (trial.turns or 0)]
+
+
 def select_counted(trials: Iterable[Trial]) -> list[Trial]:
     """Return one trial per turn, in the order of the first attempts: that of the last complete attempt at its block."""
     counted: dict[TrialKey, Trial] = {}

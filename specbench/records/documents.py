@@ -15,7 +15,7 @@ import yaml
 from specbench.bounds import Within
 from specbench.errors import InputError
 from specbench.records.files import parse_object, read_text
-from specbench.records.trial import LIMITS
+from specbench.records.trial import LIMITS, Seconds
 from specbench.records.typed import Label, Name, Sha256, check, find_odd
 
 YAML = 4 * 2**20  # bytes of the largest YAML that is read
@@ -169,6 +169,17 @@ class Chat(TypedDict, total=False):
     system: str | None
 
 
+class Budget(TypedDict):
+    """What a budget gave. seconds: given; ready_s: until the first block; questions: of the whole run, by task; question_s: the
+    mean seconds of one by all methods."""
+
+    seconds: Seconds
+    used_s: Seconds
+    ready_s: Seconds
+    questions: dict[str, Annotated[int, Within(1, 1e9)]]
+    question_s: dict[str, Seconds]
+
+
 class Provenance(Fingerprints, total=False):
     started: Name | None
     dtype: Name | None
@@ -198,6 +209,7 @@ class Provenance(Fingerprints, total=False):
     leakage: dict[str, list[Store]] | None
     continued: list[Continued] | None
     stripped: bool | None
+    budget: Budget | None
 
 
 class Answer(TypedDict):

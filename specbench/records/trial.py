@@ -34,6 +34,7 @@ LIMITS: dict[str, Any] = {
     "task": Label,
     "category": Name,
     "question_id": Annotated[int, Within(-LARGEST, LARGEST)] | Name,
+    "turns": Annotated[int, Within(1, 1e6)] | None,
     "context": Literal["reference", "own"],
     "method": Label,
     "seed": Annotated[int, Within(-(2**63), 2**63)],
@@ -81,6 +82,7 @@ class Trial:
     category: str
     question_id: QuestionId
     turn: int
+    turns: int | None = None  # of the question, which counts once all of them are there; None: not known
     context: str  # reference: turn 2 continues from autoregressive's answer; own: from the method's own
     method: str  # the label
     seed: int

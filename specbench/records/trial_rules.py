@@ -30,6 +30,8 @@ def check_trial(trial: Trial) -> None:
     """Raise InputError for a turn that cannot have happened."""
     if trial.task == OVERALL:
         raise InputError(f"task is {OVERALL}, which means all tasks")
+    if trial.turns is not None and trial.turn >= trial.turns:
+        raise InputError(f"turn is {trial.turn} of a question with {trial.turns} turns")
     if (trial.attempt > 1) != (trial.arms is not None):
         raise InputError(f"arms is {trial.arms} in attempt {trial.attempt}; expected null in the first, else a number")
     if trial.attempt > 1 and trial.state != "cold":
@@ -119,6 +121,7 @@ class Questions:
     def __init__(self) -> None:
         self._places: dict[QuestionId, tuple[str, str, str]] = {}
         self._spelled: dict[str, QuestionId] = {}
+        self._turns: dict[QuestionId, int] = {}
 
     def check(self, trial: Trial) -> None:
         """Raise InputError if an earlier trial of the same question belongs to another suite, task or category."""
@@ -128,6 +131,8 @@ class Questions:
         if (before := self._places.setdefault(trial.question_id, place)) != place:
             there = f"{'/'.join(before)} in an earlier row"
             raise InputError(f"question {trial.question_id} belongs to {'/'.join(place)}, but to {there}")
+        if trial.turns is not None and (turns := self._turns.setdefault(trial.question_id, trial.turns)) != trial.turns:
+            raise InputError(f"question {trial.question_id} has {trial.turns} turns, but {turns} in an earlier row")
 
 
 class Turns:

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from specbench.analysis import metrics
+from specbench.analysis.budget import describe_stop
 from specbench.analysis.groups import count_left_out, is_batched
 from specbench.analysis.loaded_run import LoadedRun, find_first
 from specbench.analysis.windows import is_loaded
@@ -53,6 +54,7 @@ def find_alarms(run: LoadedRun, summary: pd.DataFrame) -> list[Alarm]:
         warn_endless, _warn_batch, warn_texts, warn_text_only, warn_window,
     )  # fmt: skip
     alarms = [*_warn_disturbed(run), *_warn_baseline(run, summary), *_warn_estimators(summary), *_warn_unsure_conversion(summary)]
+    alarms += _warn_budget(run, summary)
     alarms += [alarm for check in run_checks for alarm in check(run)]
     for row in summary.to_dict("records"):
         alarms += [*_warn_one_question(row), *_warn_conversion(row), *_warn_no_drafts(row), *_warn_unfinished(row)]
@@ -116,7 +118,14 @@ def _warn_resumed(run: LoadedRun) -> Iterator[Alarm]:
         yield Alarm("notice", "the run", OVERALL, message)
 
 
+def _warn_budget(run: LoadedRun, summary: pd.DataFrame) -> Iterator[Alarm]:
+    if stopped := describe_stop(run, summary):
+        yield Alarm("notice", "the run", OVERALL, stopped)
+
+
 def _warn_missing(run: LoadedRun) -> Iterator[Alarm]:
+    if run.provenance.get("budget"):
+        return
     for method, count in run.missing.items():
         needed = run.provenance["turns"] * run.config["repeats"]
         message = f"{count} of {needed} turns still to be run; run the same command again to resume"

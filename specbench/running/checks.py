@@ -11,7 +11,7 @@ from specbench.drafters.checkpoints import BUILT_IN, find_folder
 from specbench.drafters.network_drafter import NetworkDrafter, require_checkpoint
 from specbench.drafters.skip_sets import check_shape, find_skip_set
 from specbench.drafters.skipping_drafter import SkippingDrafter
-from specbench.errors import InputError, name_place, show_value
+from specbench.errors import InputError, abbreviate, name_place, show_value
 from specbench.machine.devices import pick_device, pick_dtype
 from specbench.models.chat import render_prompt
 from specbench.models.load import load_tokenizer
@@ -47,6 +47,14 @@ def check_drafters(drafters: Mapping[str, Drafter], target: TargetSettings, toke
     for label, drafter in drafters.items():
         for part in drafter.iter_family():
             check_checkpoint(part, target, label)
+
+
+def check_stoppable(drafters: Mapping[str, Drafter], budget: str | None) -> None:
+    """Raise InputError for a warm method in a run that may stop between questions: its repeat counts as a whole or not at all."""
+    if budget and (warm := [label for label, drafter in drafters.items() if drafter.warm]):
+        raise InputError(
+            f"budget={budget}: {abbreviate(warm)} keeps what it has seen, so only its whole repeats count; expected budget=null"
+        )
 
 
 def check_draft_tokenizer(target: TargetSettings, tokenizer: PreTrainedTokenizerBase) -> None:

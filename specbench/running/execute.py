@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from specbench.analysis.budget import estimate_least, format_time
 from specbench.analysis.summary import write_summary
 from specbench.datastore.leakage import measure_leakage
 from specbench.decoding.drafter import Drafter
@@ -23,15 +25,17 @@ from specbench.machine.locks import lock_devices, lock_run
 from specbench.models.chat import Chat
 from specbench.models.products import PRODUCTS
 from specbench.models.target import Target
+from specbench.records.attempts import select_whole
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
 from specbench.running.announce import Announcement, announce
 from specbench.running.baseline import measure_baselines, measure_rows
-from specbench.running.checks import check_batch, check_draft_tokenizer, check_drafters, check_prompts
+from specbench.running.checks import check_batch, check_draft_tokenizer, check_drafters, check_prompts, check_stoppable
 from specbench.running.harness import Harness
 from specbench.running.resume import choose_run_directory, open_run
 from specbench.running.schedule import Schedule, build_arms
 from specbench.running.servers import check_concurrency, check_served, load_wanted_target, prepare_engines, probe
+from specbench.running.time_budget import TimeBudget
 from specbench.setup import objects
 from specbench.setup.instantiate import instantiate
 from specbench.setup.provenance import collect_provenance
@@ -85,9 +89,27 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
             watcher.set_run(run.path)
             info = _collect_run_info(settings, run, target, suite, questions, drafters, engines, watcher)
             open_run(run, settings.recorded, info)
-            Harness(run, target, suite, questions, arms, schedule, watcher).run_schedule()
+            budget = TimeBudget(settings.budget_s or inf, settings.started)
+            harness = Harness(run, target, suite, questions, arms, schedule, watcher, budget)
+            harness.run_schedule()
+            _note_budget(harness, settings)
             write_summary(run.path)
     return run.path
+
+
+def _note_budget(harness: Harness, settings: RunSettings) -> None:
+    """Write what the budget reached into run.json. Raises InputError if that is not one question, of which there is no report."""
+    if not harness.budget.limited:
+        return
+    run, reached = harness.run, harness.budget.describe(harness.questions, settings.batch)
+    run.write_provenance({**run.read_provenance(), "budget": reached})
+    if not select_whole(run.read_trials()):
+        ready, least = format_time(reached["ready_s"] or reached["used_s"]), format_time(estimate_least(reached))
+        known = f", and {least} with a question of each task" if any(reached["question_s"].values()) else ""
+        raise InputError(
+            f"budget={settings.budget}: too short for one question: loading and warming up took {ready}{known};"
+            f" the same command with a larger one resumes out={run.path}"
+        )
 
 
 def say_needs(
@@ -113,6 +135,7 @@ def _prepare_drafters(settings: RunSettings, tokenizer: PreTrainedTokenizerBase)
         check_draft_tokenizer(settings.target, tokenizer)
     drafters = objects.instantiate_methods({label: node for label, node in settings.method.items() if label not in drafting})
     check_drafters(drafters, settings.target, tokenizer)
+    check_stoppable(drafters, settings.budget)
     return drafters
 
 
@@ -122,6 +145,7 @@ def _complete_drafters(
     """Return all methods in their order: those that load a model of their own join the others."""
     others = objects.instantiate_methods({label: node for label, node in settings.method.items() if label not in prepared})
     check_drafters(others, settings.target, tokenizer)
+    check_stoppable(others, settings.budget)
     drafters = {**prepared, **others}
     return {label: drafters[label] for label in settings.method}
 

@@ -19,7 +19,17 @@ from specbench.running.announce import bound_prompt
 from specbench.running.attempts import Attempts
 from specbench.running.passes import Outcome, Pass
 from specbench.running.results import NoContextError, collect_results, describe_failure
-from specbench.running.schedule import Arm, Block, Schedule, form_groups, order_passes, order_questions, schedule_blocks
+from specbench.running.schedule import (
+    Arm,
+    Block,
+    Schedule,
+    form_groups,
+    order_groups,
+    order_passes,
+    order_questions,
+    schedule_blocks,
+)
+from specbench.running.time_budget import TimeBudget
 from specbench.watch import Watcher
 from tasks.question import Question
 from tasks.suite import Suite
@@ -41,6 +51,7 @@ class Harness:
     arms: list[Arm]
     schedule: Schedule
     watcher: Watcher
+    budget: TimeBudget = field(default_factory=TimeBudget)
     finished: dict[TrialKey, Trial] = field(default_factory=dict, init=False)
     _prompts: dict[tuple[QuestionId, int, str], list[int]] = field(default_factory=dict, init=False)  # question, turn, source
     _recorded: set[tuple[QuestionId, int, str]] = field(default_factory=set, init=False)  # question, turn, sha256
@@ -50,11 +61,12 @@ class Harness:
         self._meters = Meters(self.target.model.device)
         self._load = LoadMeter(self.target.model.device)
         self._attempts = Attempts([], self.arms)
-        self._groups = form_groups(self.questions, self.schedule.batch)
+        groups = form_groups(self.questions, self.schedule.batch)
+        self._groups = order_groups(groups, self.schedule.seed) if self.budget.limited else groups
         self._hashes_texts = not all(arm.engine.returns_ids for arm in self.arms)
 
     def run_schedule(self) -> None:
-        """Run the missing trials, and after each repeat the blocks again that were disturbed.
+        """Run the missing trials, and after each repeat the blocks again that were disturbed, as long as the budget has time.
 
         Keeps the trials on disk, except those of a warm arm's unfinished repeat.
         """
@@ -65,7 +77,7 @@ class Harness:
         self._recorded = {(prompt.question_id, prompt.turn, prompt.sha256) for prompt in self.run.read_prompts()}
         self._texts = {(row["method"], row["question_id"], row["turn"]): row["text"] for row in self.run.read_texts()}
         self.watcher.begin(self.run.path, total, len(self.finished))
-        if len(self.finished) < total or self._list_affordable(self.schedule.repeats):
+        if not self.budget.over and (len(self.finished) < total or self._list_affordable(self.schedule.repeats)):
             self._warm_up()
         for repeat in range(self.schedule.repeats):
             for arm in self.arms:
@@ -74,8 +86,8 @@ class Harness:
                 for arm in order_passes(self.arms, repeat, self.schedule.seed):
                     self._run_pass(arm, repeat)
                 continue
-            for block in schedule_blocks(self._groups, self.arms, repeat, self.schedule.seed):
-                self._run_block(block)
+            if not all(map(self._run_in_time, schedule_blocks(self._groups, self.arms, repeat, self.schedule.seed))):
+                return
             self._measure_again(repeat + 1)
 
     def _select_finished(self, on_disk: list[Trial]) -> dict[TrialKey, Trial]:
@@ -100,7 +112,8 @@ class Harness:
             by_task.setdefault(question.task, []).append(self._render_prompt(question, 0, BASELINE))
         longest = [sorted(prompts, key=len, reverse=True)[: self.schedule.batch] for prompts in by_task.values()]
         sampling = self.schedule.sampling
-        longest_prompt = self._bound_prompt()
+        longest_prompt = bound_prompt(self.questions, self.target.chat, self.target.tokenizer, sampling.max_new_tokens)
+        longest_prompt = min(longest_prompt, self.target.model.context - 1)
         short = replace(sampling, max_new_tokens=min(WARM_UP_TOKENS, sampling.max_new_tokens))
         for arm in self.arms:
             self.watcher.show_status(f"warming up {arm.label}")
@@ -111,16 +124,24 @@ class Harness:
                 except (Exception, SystemExit):  # its trial will report the error
                     continue
 
-    def _bound_prompt(self) -> int:
-        """Return an upper bound of prompt tokens: whole conversations in which every answer has its maximum length."""
-        target = self.target
-        longest = bound_prompt(self.questions, target.chat, target.tokenizer, self.schedule.sampling.max_new_tokens)
-        return min(longest, self.target.model.context - 1)
+    def _run_in_time(self, block: Block) -> bool:
+        """Run what is missing of a block; return False if the budget has no time for it."""
+        missing = [arm for arm in block.order if not self._is_finished(arm, block)]
+        if missing and not self.budget.admits(block):
+            return False
+        began = self.budget.clock()
+        self._run_block(block)
+        if len(missing) == len(block.order):
+            self.budget.add(block, self.budget.clock() - began)
+        return True
+
+    def _is_finished(self, arm: Arm, block: Block) -> bool:
+        keys = [(arm.label, block.repeat, question.id, block.turn) for question in block.group.questions]
+        return block.attempt == 1 and all(key in self.finished for key in keys)
 
     def _run_block(self, block: Block) -> None:
         for order, arm in enumerate(block.order):
-            keys = [(arm.label, block.repeat, question.id, block.turn) for question in block.group.questions]
-            if block.attempt == 1 and all(key in self.finished for key in keys):
+            if self._is_finished(arm, block):
                 continue
             trials = self._run_turn(arm, block, order)
             self.run.append_trials(*trials)
@@ -151,10 +172,10 @@ class Harness:
     def _measure_again(self, repeats: int) -> None:
         """Measure the disturbed blocks of the first repeats again, while there is time for it."""
         every = range(repeats)
-        while blocks := self._list_affordable(repeats):
+        while not self.budget.spent and (blocks := self._list_affordable(repeats)):
             planned = {b.key: b for r in every for b in schedule_blocks(self._groups, self.arms, r, self.schedule.seed)}
             for block in blocks:
-                if self._attempts.can_afford(block):
+                if self._attempts.can_afford(block) and self.budget.admits(planned[block]):
                     self.watcher.show_status(f"measuring {len(blocks)} disturbed blocks again")
                     self._run_block(planned[block].plan_again(self._attempts.count_attempts(block) + 1))
 
@@ -217,26 +238,13 @@ class Harness:
             return parse_trial(Trial(**about, **describe_failure(error)).to_row())
 
     def _describe_trial(self, arm: Arm, block: Block, place: int) -> dict[str, Any]:
-        group, question = block.group, block.group.questions[place]
         return {
             "run_id": self.run.name,
             "suite": self.suite.name,
-            "task": question.task,
-            "category": question.category,
-            "question_id": question.id,
-            "turn": block.turn,
             "context": self.schedule.context,
-            "method": arm.label,
             "seed": self.schedule.get_seed(block.repeat),
-            "repeat": block.repeat,
-            "state": arm.state,
-            "kind": arm.kind,
-            "attempt": block.attempt,
-            "arms": len(block.order) * len(group.questions) if block.attempt > 1 else None,
-            "batch": len(group.questions),
             "concurrency": self.schedule.concurrency,
-            "group": group.number,
-            "place": None if group.number is None else place,
+            **block.describe_turn(arm, place),
         }
 
     def _get_prompt(self, arm: Arm, block: Block, question: Question) -> list[int]:

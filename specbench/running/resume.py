@@ -36,7 +36,7 @@ def open_run(run: RunDirectory, config: Mapping[str, Any], info: Mapping[str, An
     started = (run.path / "run.json").is_file()
     if started:
         before = run.read_provenance()
-        comparable = _drop_incomparable(before, info)
+        comparable = _drop_incomparable({key: value for key, value in before.items() if key != "budget"}, info)
         _check_place(run, before, info)
         _check_methods(run, comparable, info)
         merged = {key: (comparable.get(key) or {}) | (info.get(key) or {}) for key in PER_METHOD if key in info}

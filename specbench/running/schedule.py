@@ -8,6 +8,8 @@ cent, turns some seconds apart by twenty.
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any
 
 from specbench.decoding.sampling import Sampling
 from specbench.engine.base import Engine
@@ -84,6 +86,26 @@ class Block:
     def key(self) -> BlockKey:
         return (self.repeat, self.group.id, self.turn)
 
+    def describe_turn(self, arm: Arm, place: int) -> dict[str, Any]:
+        """Return what the record of an arm's turn says of its place in the run. place: of the question in its group."""
+        group, question = self.group, self.group.questions[place]
+        return {
+            "task": question.task,
+            "category": question.category,
+            "question_id": question.id,
+            "turn": self.turn,
+            "turns": len(question.turns),
+            "method": arm.label,
+            "repeat": self.repeat,
+            "state": arm.state,
+            "kind": arm.kind,
+            "attempt": self.attempt,
+            "arms": len(self.order) * len(group.questions) if self.attempt > 1 else None,
+            "batch": len(group.questions),
+            "group": group.number,
+            "place": None if group.number is None else place,
+        }
+
     def plan_again(self, attempt: int) -> "Block":
         """Return a later attempt at the block, without its warm arms: their state has seen the answer."""
         return replace(self, order=tuple(arm for arm in self.order if arm.state == "cold"), attempt=attempt)
@@ -98,6 +120,32 @@ def form_groups(questions: Sequence[Question], batch: int) -> list[Group]:
         alike.setdefault((question.task, len(question.turns)), []).append(question)
     parts = [every[start : start + batch] for every in alike.values() for start in range(0, len(every), batch)]
     return [Group(tuple(part), number) for number, part in enumerate(parts)]
+
+
+def order_groups(groups: Sequence[Group], seed: int) -> list[Group]:
+    """Return the groups in an order drawn from the seed, for a run that may stop at any of them: the tasks in turn.
+
+    Inside a task its categories are spread evenly, and each group is equally likely to be among the first, whatever its category.
+    Groups smaller than the largest, which no speedup counts, come last.
+    """
+    by_task: dict[str, dict[str, list[Group]]] = {}
+    for group in groups:
+        by_task.setdefault(group.questions[0].task, {}).setdefault(group.questions[0].category, []).append(group)
+    drawn = [_spread(categories, f"{seed}/{task}") for task, categories in by_task.items()]
+    rounds = [[group for group in one if group is not None] for one in zip_longest(*drawn)]
+    order = [group for number, one in enumerate(rounds) for group in random.Random(f"{seed}/{number}").sample(one, len(one))]
+    largest = max((len(group.questions) for group in groups), default=1)
+    return sorted(order, key=lambda group: len(group.questions) < largest)
+
+
+def _spread(categories: Mapping[str, Sequence[Group]], seed: str) -> list[Group]:
+    """Return a task's groups: the k-th drawn of a category's n lies at (k + u) / n, u drawn for the category."""
+    places = []
+    for name, members in categories.items():
+        draw = random.Random(f"{seed}/{name}")
+        start = draw.random()
+        places += [((k + start) / len(members), group) for k, group in enumerate(draw.sample(members, len(members)))]
+    return [group for _, group in sorted(places, key=lambda place: place[0])]
 
 
 def schedule_blocks(groups: Sequence[Group], arms: Sequence[Arm], repeat: int, seed: int) -> Iterator[Block]:

@@ -72,7 +72,7 @@ def _compose(kind: type[settings.S], overrides: Sequence[str], config_dir: Path 
         given = parse_overrides(overrides)
         named = frozenset(override.key_or_group.partition(".")[0] for override in given)
         parsed = replace(_parse_config(kind, config, list_asked(given)), named=named)
-    if any(task not in list_options("task", config_dir) for task in parsed.tasks):
+    if parsed.question or parsed.category or any(task not in list_options("task", config_dir) for task in parsed.tasks):
         check_tasks(parsed)
     return parsed
 
@@ -249,7 +249,8 @@ def _explain_error(error: Exception, overrides: Sequence[str], config_dir: Path 
         return f"{error.name}: invalid YAML: {error.reason} at character {error.position}"
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'", text):
         key, value = ambiguous.groups()
-        expected = f"{key}=[{value}] for one run with all of them" if key in LISTS else "one value"
+        several = key in (*LISTS, "question", "category")
+        expected = f"{key}=[{value}] for one run with all of them" if several else "one value"
         return f"{key}={value}: expected {expected}" + ", or -m for one run each" * (root == RUN)
     if missing := re.match(r"You must specify '(\w+)'", text):
         return f"{missing[1]}: expected one, such as {missing[1]}=NAME; `specbench list` shows them"

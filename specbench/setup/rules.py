@@ -1,5 +1,6 @@
 """The values that settings may have, beyond their types. Imports no torch."""
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -38,6 +39,21 @@ def is_stop(text: Any) -> bool:
     return is_text(text) and "\ufffd" not in text and len(text.encode(errors="replace")) <= LONGEST_STOP
 
 
+def is_choice(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether it is a list of names, at least one; of questions, numbers may be names."""
+    return isinstance(value, list) and value != [] and all(type(one) in kinds and str(one).strip() for one in value)
+
+
+def parse_duration(value: Any) -> int | None:
+    """Return the seconds of a time such as 90s, 30m, 2h or 1h30m; None for anything else."""
+    found = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s)?", value, re.ASCII) if is_text(value) else None
+    return sum(int(number or 0) * unit for number, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else None
+
+
+def is_budget(value: Any) -> bool:
+    return (parse_duration(value) or 0) >= LEAST_BUDGET
+
+
 def or_null(test: Test) -> Test:
     return lambda value: value is None or test(value)
 
@@ -59,6 +75,7 @@ LONGEST_STOP = 256
 MOST_BATCH = 4096
 MOST_CONCURRENCY = 4096
 MOST_THREADS = 1024  # `objects.check_threads` knows how many cores there are
+LEAST_BUDGET = 10  # seconds; no run has loaded, warmed up and timed anything worth a table before
 LEAST_LEVEL = 0.0001  # far below, the p-value of a G-test is a poor approximation
 LEAST_SHARE = 0.0001  # of top_p: below, only one token is left, as at temperature 0
 SEED: Rule = (partial(is_whole, least=0), f"a whole number, at least 0 and at most {LARGEST:,}")
@@ -67,6 +84,10 @@ SHARED: Rules = {
     "out": (or_null(is_text), "a folder, or null"),
     "target.shape": (or_null(is_text), "the name of a shape, or null"),
     **dict.fromkeys(("suite.licence", "suite.source"), (or_null(is_line), "a line of text, or null")),
+}
+QUESTIONS: Rules = {
+    "question": (or_null(partial(is_choice, kinds=(int, str))), "a list of questions' ids, such as [81, q2], or null for all"),
+    "category": (or_null(partial(is_choice, kinds=(str,))), "a list of categories, such as [writing, math], or null for all"),
 }
 SAMPLING: Rules = {
     "sampling.max_new_tokens": count(MOST_TOKENS),
@@ -90,6 +111,10 @@ SAMPLING: Rules = {
 }
 RUN: Rules = {
     "seed": SEED,
+    "budget": (
+        or_null(is_budget),
+        f"a time with its unit, such as 90s, 30m, 2h or 1h30m (at least {LEAST_BUDGET}s), or null for none",
+    ),
     "repeats": count(10_000),
     "batch": count(MOST_BATCH),
     "concurrency": count(MOST_CONCURRENCY),
@@ -135,8 +160,8 @@ DATASTORE: Rules = {
     ),
 }
 RULES: dict[str, Rules] = {  # by root config
-    "config": SHARED | SAMPLING | RUN,
-    "certify": SHARED | SAMPLING | CERTIFY,
+    "config": SHARED | QUESTIONS | SAMPLING | RUN,
+    "certify": SHARED | QUESTIONS | SAMPLING | CERTIFY,
     "train": SHARED | TRAIN,
     "datastore": SHARED | DATASTORE,
 }
@@ -147,3 +172,6 @@ def check_rules(plain: Mapping[str, Any], root: str) -> None:
     for name, (holds, expected) in RULES[root].items():
         if not holds(value := look_up(plain, name)):
             raise InputError(f"{name}={show_value(value)}: expected {expected}")
+    if plain.get("budget") and plain["concurrency"] > 1:
+        given = f"budget={plain['budget']} concurrency={plain['concurrency']}"
+        raise InputError(f"{given}: under load a pass counts as a whole or not at all; expected budget=null")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
 from specbench.bounds import MOST_LAYERS, find_depth
@@ -12,12 +13,13 @@ from specbench.errors import InputError, show_value, suggest_choices
 from specbench.records.nested import flatten, look_up
 from specbench.records.typed import find_odd
 from specbench.setup.instantiate import check_types
-from specbench.setup.rules import check_rules
+from specbench.setup.rules import check_rules, parse_duration
 
 Node = dict[str, Any]  # a YAML mapping of `_target_`, the class, and its arguments
 # The whole config, and nodes, which `instantiate` checks.
 UNTYPED = ("plain", "left_out", "named", "suite", "about_suite", "method", "engine")
 ABOUT = ("licence", "source")  # keys of a suite's YAML that run.json and reports show; no class reads them
+UNRECORDED = ("out", "budget")  # of a run; run.json says which budget it had
 EXTRA = ("checkpoints", "datastore", "draft_dtypes", "draft_shapes")  # keys of a target's YAML that YAMLs of methods refer to
 
 
@@ -133,7 +135,7 @@ class Settings:
 
     plain: the whole resolved config. changed: dotted names of settings that are not the default. named: sections that the command
     line names. left_out: methods whose weights the target lacks, and what each needs. about_suite: licence and source of its
-    questions.
+    questions. question, category: only these, None for all; train and datastore do not have them.
     """
 
     root: ClassVar[str]
@@ -149,11 +151,13 @@ class Settings:
     seed: int
     out: str | None
     named: frozenset[str]
+    question: list[int | str] | None = field(default=None, kw_only=True)
+    category: list[str] | None = field(default=None, kw_only=True)
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The config as config.yaml records it: without `out` and `about_suite`, and with ~ for the home folder."""
-        return {key: hide_home(value) for key, value in {**self.plain, "suite": self.suite}.items() if key != "out"}
+        """The config as config.yaml records it: with ~ for the home folder, and without what another command may change."""
+        return {key: hide_home(value) for key, value in {**self.plain, "suite": self.suite}.items() if key not in UNRECORDED}
 
     def check_recorded(self) -> None:
         """Raise InputError for what could not be read again from config.yaml, such as .nan or a key that is a number."""
@@ -166,7 +170,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class RunSettings(Settings):
-    """The settings of `specbench run`, and of the commands about one run: plan, replay, cost, compare --against."""
+    """The settings of `specbench run`, and of the commands about one run: plan, replay, cost, compare --against.
+
+    started: when they were composed, by the monotonic clock; the budget counts from then on.
+    """
 
     root = "config"
 
@@ -182,6 +189,13 @@ class RunSettings(Settings):
     check_baseline: bool
     threads: int | None
     sweep: Mapping[str, Any]
+    budget: str | None
+    started: float = field(default_factory=monotonic, kw_only=True, compare=False)
+
+    @property
+    def budget_s(self) -> float | None:
+        """Seconds that the run may take; None: as long as it needs."""
+        return parse_duration(self.budget)
 
     def with_engine(self, name: str, **changes: Any) -> RunSettings:
         """Return a copy with other arguments for one engine."""
