@@ -81,9 +81,9 @@ def test_a_name_with_an_end_inside(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_names_that_come_twice(tmp_path: Path) -> None:
-    assert "comes twice" in find_refusal(write_zip(tmp_path / "bad.zip", MANIFEST, MANIFEST))
+    assert "is given twice" in find_refusal(write_zip(tmp_path / "bad.zip", MANIFEST, MANIFEST))
     names = ("certificates/a/certificate.json", "certificates/A/certificate.json")
-    assert "comes twice" in find_refusal(write_zip(tmp_path / "bad.zip", MANIFEST, *names)), "one folder on some file systems"
+    assert "is given twice" in find_refusal(write_zip(tmp_path / "bad.zip", MANIFEST, *names)), "one folder on some file systems"
 
 
 def link(entry: zipfile.ZipInfo) -> None:
@@ -123,7 +123,7 @@ def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
         (b"[]", "manifest.json: not a JSON object"),
         (b'{"schema": 2}', "manifest.json: schema version 2, this specbench reads version 1"),
         (b'{"schema": 1}', "is missing, expected"),
-        (b'{"schema": 1, "schema": 1}', "comes twice"),
+        (b'{"schema": 1, "schema": 1}', "is given twice"),
         (b'{"schema": 1, "more": 1}', "unknown fields"),
     ]:
         (tmp_path / "bad.zip").write_bytes(pack({MANIFEST: content}))
@@ -206,7 +206,7 @@ def test_bytes_between_the_files_and_overlapping_files(made: Path, tmp_path: Pat
     (tmp_path / "two.zip").write_bytes(one[:at] + listed + other + end)
     assert "no file of a bundle" in find_refusal(tmp_path / "two.zip")
     (tmp_path / "two.zip").write_bytes(one[:at] + listed + listed.replace(b"trials", b"TRIALS") + end)
-    assert "comes twice" in find_refusal(tmp_path / "two.zip")
+    assert "is given twice" in find_refusal(tmp_path / "two.zip")
 
 
 def test_streamed_and_otherwise_packed_files(tmp_path: Path) -> None:
