@@ -1,7 +1,7 @@
 """A hook of MkDocs: a link to a file of the repository leads to that file in the site.
 
 On GitHub, `../specbench/decoding/loop.py` is the file. In the site, pictures and data are copied to `repository/`, Markdown is
-rendered there, and any other text file or folder gets a page that shows it.
+rendered there, and any other text file or folder gets a page that shows it. A line that is only a link to a YAML shows the YAML.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mkdocs.structure.pages import Page
 DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
 LINK = re.compile(r"(?<=\]\()[^)\s#:]+(?=[)#])")
+YAML = re.compile(r"^\[[^]]+\]\(([^)]+\.yaml)\)$", re.MULTILINE)
 COPIED = (".png", ".csv", ".json")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".cff": "yaml"}
 FENCE = "`" * 8  # longer than any fence of a file that is shown
@@ -48,12 +49,17 @@ def find_links(markdown: str, source: Path) -> Iterator[Path]:
             yield path
 
 
+def quote(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    return f"{FENCE}{LANGUAGES.get(path.suffix, 'text')}\n{text}\n{FENCE}\n"
+
+
 def show(path: Path) -> str:
     """Return a page that shows a text file or lists a folder."""
     title = f"{HIDDEN}# {path.relative_to(ROOT).as_posix()}\n\n"
     if path.is_dir():
         return title + "\n".join(f"- `{file.name}`{'/' if file.is_dir() else ''}" for file in sorted(path.iterdir())) + "\n"
-    return f"{title}{FENCE}{LANGUAGES.get(path.suffix, 'text')}\n{path.read_text(encoding='utf-8')}\n{FENCE}\n"
+    return title + quote(path)
 
 
 def add_file(path: Path, config: MkDocsConfig) -> File:
@@ -80,9 +86,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite a page's links to what the site has of the repository."""
+    """Rewrite a page's links to what the site has of the repository, and show linked YAMLs."""
     here = page.file.src_uri
     source = find_source(here)
+    markdown = YAML.sub(lambda line: f"{line[0]}\n\n{quote(source.parent / line[1])}", markdown)
 
     def rewrite(link: re.Match[str]) -> str:
         path = (source.parent / link[0]).resolve()
