@@ -8,7 +8,7 @@ ALL := results/bench-all
 REAL := results/real
 QUESTIONS := $(if $(SPEC_BENCH_QUESTIONS),suite=spec_bench suite.path=$(SPEC_BENCH_QUESTIONS),suite=written)
 
-.PHONY: bench real bench-all benchmarks check test test-slow fast full report lint format zoo gpu setup clean
+.PHONY: bench real bench-all benchmarks check test test-slow fast full report docs lint format zoo gpu setup clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,9 @@ benchmarks: setup  ## what no report shows: overhead, memory, large datastores, 
 
 report: setup  ## tables, figures and page of the last bench again
 	$(BIN)/specbench report $(RUN)
+
+docs: setup  ## the pages of docs/ as a site in build/docs
+	$(BIN)/mkdocs build --strict
 
 check: setup  ## before every commit, under two minutes: lint and strict types beside the fast tests
 	$(MAKE) --no-print-directory -j2 lint fast

@@ -107,9 +107,10 @@ def stop_after(parser: Parser, argv: list[str] | None = None) -> argparse.Namesp
 
 
 def write_own_conf(folder: Path) -> Path:
-    """The YAMLs of the worked methods and of docs/machines.md's launcher."""
+    """The YAMLs of the worked methods, of docs/machines.md's launcher and of docs/howto_server.md's experiment."""
     pages = {f"method/{method}": f"method_{kind}.md" for method, kind in METHODS.items()}
-    for name, page in {**pages, "hydra/launcher/cluster": "machines.md"}.items():
+    others = {"hydra/launcher/cluster": "machines.md", "experiment/draft_lengths": "howto_server.md"}
+    for name, page in {**pages, **others}.items():
         if (CONF / f"{name}.yaml").is_file():
             continue  # a reader has followed the page in this very checkout
         (text,) = blocks(ROOT / "docs" / page, "yaml")
@@ -127,8 +128,8 @@ def test_every_command_line_parses_and_its_settings_compose(line: str, tmp_path:
     monkeypatch.setattr(Parser, "parse_args", stop_after)
     line, _, _ = line.partition(" '>' ")  # into a file
     _, command, *argv = [word for word in shlex.split(line) if not re.search("…|=NAME$", word)]
+    write_own_conf(tmp_path)
     if any(re.search(rf"method=\[?({'|'.join(METHODS)})\b", word) for word in argv):
-        write_own_conf(tmp_path)
         argv += ["--config-dir", OWN_CONF]
     with pytest.raises((Understood, SystemExit)) as end:
         cli.COMMANDS[command](argv)
