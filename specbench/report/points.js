@@ -40,4 +40,4 @@ for (const figure of document.querySelectorAll("figure:has([data-value])")) {
     show(point);
   });
 }
-addEventListener("scroll", () => show(null));
+addEventListener("scroll", () => show(shown), { capture: true });
