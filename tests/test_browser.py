@@ -135,7 +135,7 @@ def test_a_point_says_its_value_to_the_pointer_and_to_the_keyboard(report: Path,
     assert re.fullmatch(r"sps, overall: \d\.\d\d \[\d\.\d\d, \d\.\d\d\], rank 1", tip.inner_text()) and tip.is_visible()
     page.mouse.move(1, 1)
     assert tip.inner_text() == ""
-    page.locator("figure > div > svg use[data-value]").first.hover()
+    page.locator("figure > div > svg use[data-value]").first.hover(force=True)
     assert re.fullmatch(r"\w+, \w+: speedup \d\.\d\d, \d\.\d\d tokens", tip.inner_text())
     page.mouse.move(1, 1)
     page.locator("figure").first.focus()
