@@ -27,7 +27,7 @@ KNOWN = (  # methods in the order of their colour and marker above
     "suffix", "dflash", "dspark", "mtp", "p_eagle",
 )  # fmt: skip
 STYLES = (("full", "-"), ("none", ":"), ("left", "--"), ("right", "--"))  # fill and line
-SHADES = {"full": 0.0, "none": 0.45, "left": 0.25, "right": 0.6, "bottom": 0.35, "top": 0.15}  # of colours, by fill
+SHADES = {"full": 0.0, "none": 0.45, "left": 0.25, "right": 0.55, "bottom": 0.35, "top": 0.15}  # of colours, by fill
 VARIANTS = {
     **dict.fromkeys(("warm", "static", "confidence", "typical", "paper", "depth7", "cold", "beyond"), STYLES[1]),
     **dict.fromkeys(("spec_bench", "tree"), STYLES[2]),
@@ -103,7 +103,7 @@ def _assign_known(name: str, label: str) -> Look:
 def _shade(colour: str, share: float) -> str:
     """Return a light colour that is darker by this share, or a dark one that is lighter; hue and saturation stay."""
     hue, lightness, saturation = rgb_to_hls(*to_rgb(colour))
-    shaded = lightness * (1 - share) if _compute_luminance(colour) > 0.3 else 1 - (1 - lightness) * (1 - share)
+    shaded = lightness * (1 - share) if _compute_luminance(colour) > 0.2 else 1 - (1 - lightness) * (1 - share)
     return to_hex(hls_to_rgb(hue, shaded, saturation))
 
 

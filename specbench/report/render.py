@@ -38,14 +38,15 @@ FILES = (
 )
 FILES_ALONE = ("forest", "speedup")  # the page draws both itself, as forest.Panel
 CAPTIONS = {
-    "questions": "Boxes span the quartiles over questions, whiskers 1.5 times the interquartile range.",
+    "questions": "Boxes span the quartiles over questions. Whiskers reach up to 1.5 times the interquartile range.",
     "prompt_length": "Speedup and mean accepted tokens over the length of the prompt, in buckets from one power of two to the"
-    " next; below each bucket its questions. The buckets hold different tasks.",
-    "conversion": "Speedup against mean accepted tokens. On the line ×0.8, a speedup is 0.8 of the mean"
-    " accepted tokens (its conversion). The lines leave out prefill, one more forward per turn.",
-    "time": "What a step of every method costs in steps of autoregressive decoding, and the tokens it commits. A diamond to the"
-    " right of its bar is a speedup. Measured with profiling, which synchronises the device at every step.",
-    "acceptance": f"Acceptance by draft position, all tasks together, where at least {figures.LEAST_REACHED} steps get there.",
+    " next. The number of questions is below each bucket. Different buckets hold different tasks.",
+    "conversion": "Speedup against mean accepted tokens. On the line ×0.8, the speedup is 0.8 times the mean"
+    " accepted tokens: the conversion is 0.8. The lines leave out prefill, which is one more forward per turn.",
+    "time": "What a step of every method costs in steps of autoregressive decoding, and the tokens it commits. A method is"
+    " faster if its diamond is to the right of its bar. Measured with profiling, which synchronises the device at every step.",
+    "acceptance": "Acceptance by draft position over all tasks. A position is drawn if at least"
+    f" {figures.LEAST_REACHED} steps reach it.",
 }
 
 
