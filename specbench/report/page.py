@@ -61,11 +61,19 @@ class Across:
     table: pd.DataFrame | None = None
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. seconds: until the page loads itself again; None: never."""
+
+    text: str
+    seconds: int | None
+
+
 NOTHING = Across()
 
 
-def render_page(sections: Sequence[Section], across: Across = NOTHING) -> str:
-    """Return the HTML text, which fetches nothing."""
+def render_page(sections: Sequence[Section], across: Across = NOTHING, progress: Progress | None = None) -> str:
+    """Return the HTML text, which fetches nothing. progress: of a run that is not finished."""
     environment = build_environment(Path(__file__).parent)
     environment.filters.update(
         share=format_share,
@@ -77,11 +85,17 @@ def render_page(sections: Sequence[Section], across: Across = NOTHING) -> str:
     return environment.get_template("page.html.jinja").render(
         views=views,
         across=across,
+        progress=progress,
         targets=", ".join(dict.fromkeys(view["target"] for view in views)),
         longest=max(len(method["label"]) for view in views for method in view["methods"]),
         methods=looks,
         tasks=dict.fromkeys(task for view in views for task in view["tasks"]),
     )
+
+
+def render_waiting(text: str, seconds: int) -> str:
+    """Return the page of a run without a number yet; it loads itself again after so many seconds."""
+    return build_environment().get_template("waiting.html.jinja").render(text=text, seconds=seconds)
 
 
 def build_environment(*folders: Path) -> Environment:
