@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
+from colorsys import rgb_to_hls
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 
 from specbench import ROOT
 from specbench.analysis.loaded_run import read_run
@@ -14,7 +16,7 @@ from specbench.analysis.summary import summarise
 from specbench.records.run_directory import RunDirectory
 from specbench.report.canvas import add_legend, create_canvas, fold_label, use_figure_settings
 from specbench.report.figures import plot_task_speedups
-from specbench.report.palette import GREY, KNOWN, assign_looks
+from specbench.report.palette import GREY, KNOWN, assign_looks, list_colours, strip_variant
 from specbench.report.render import render_report
 from tests.fake_run import CONFIG, made_up_trials, write_run
 
@@ -45,7 +47,8 @@ def test_a_method_looks_the_same_in_every_report() -> None:
     presets = [path.stem for path in (ROOT / "conf/method").glob("*.yaml")]
     labels = {name: name for name in ["autoregressive", "mine", *presets]}
     together = assign_looks(labels)
-    assert all(assign_looks({name: name})[name] == together[name] for name in labels if name not in ("oracle", "synthetic"))
+    known = [name for name in labels if strip_variant(name) in KNOWN]
+    assert len(known) > 40 and all(assign_looks({name: name})[name] == together[name] for name in known)
     assert together["autoregressive"].colour == GREY
     looks = {(look.colour, look.marker, look.fill) for look in together.values()}
     assert len(looks) == len(labels), "no two presets look the same"
@@ -54,13 +57,23 @@ def test_a_method_looks_the_same_in_every_report() -> None:
 def test_known_methods_have_colours_of_their_own() -> None:
     assert len({look.colour for look in assign_looks({name: name for name in KNOWN}).values()}) == len(KNOWN) + 1, "and grey"
     looks = assign_looks({name: name for name in ["pld", "pld_spec_bench", "pld@hf", "pld_spec_bench@hf"]})
-    assert len({look.colour for look in looks.values()} - {GREY}) == 1, "a variant has its method's colour"
+    hues = {round(rgb_to_hls(*to_rgb(look.colour))[0], 1) for look in looks.values() if look.colour != GREY}
+    assert len(hues) == 1 and len({look.colour for look in looks.values()}) == 5, "a variant has a shade of its method's colour"
     assert len({look.fill for name, look in looks.items() if name != "autoregressive"}) == 4
 
 
 def test_other_methods_share_no_look() -> None:
     looks = assign_looks({f"n{at}": f"n{at}" for at in range(30)})
     assert len({(look.colour, look.fill) for name, look in looks.items() if name != "autoregressive"}) == 30
+
+
+@pytest.mark.parametrize(
+    "names", [[f"n{at}" for at in range(25)], [*KNOWN, "mine", "yours", "sps_tli", "pld_vllm", "suffix_cold"]]
+)
+def test_methods_that_stand_together_have_colours_of_their_own(names: list[str]) -> None:
+    looks = assign_looks({name: name for name in names})
+    assert len({look.colour for look in looks.values()}) == len(names) + 1, "and grey"
+    assert {look.colour for look in looks.values()} <= set(list_colours()), "the page knows them"
 
 
 def test_long_labels_fold_and_short_ones_do_not() -> None:

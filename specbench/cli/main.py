@@ -66,9 +66,14 @@ def report(argv: list[str]) -> int:
     parser = Parser(prog="specbench report", description=report.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="or a folder of runs, such as a sweep's")
     parser.add_argument("--out", type=parse_folder, help="default: reports/<name of the first RUN>")
+    parser.add_argument("--serve", nargs="?", const=8000, type=int, metavar="PORT", help="show a run in progress (default: 8000)")
     options = parser.parse_args(argv)
     from specbench.records.run_directory import expand_paths
 
+    if options.serve is not None:
+        from specbench.cli.serve import serve_run
+
+        serve_run(options.runs[0], options.serve, print_lines)
     out = options.out or Path("reports") / options.runs[0].resolve().name
     return _report(expand_paths(options.runs), out, strata=True)
 

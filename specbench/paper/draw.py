@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from specbench.paper.items import TASKS, Item
@@ -15,6 +16,7 @@ from specbench.paper.matching import METHODS
 from specbench.records.trial import BASELINE
 from specbench.report.canvas import add_legend, create_canvas, mark_baseline
 from specbench.report.palette import INK, Look, Style, assign_looks, strip_variant
+from specbench.report.points import name_points
 
 OUTLINES = {"full": "-", "none": (0, (2, 1)), "left": ":"}  # of measured bars, by the fill of their marker
 OURS = {name: strip_variant(preset) for preset, name in METHODS.items()}  # published methods and their names in a run
@@ -50,7 +52,9 @@ def plot_bars(item: Item, published: pd.DataFrame, measured: pd.DataFrame, style
         rows = kinds[kind][kinds[kind]["method"] == method]
         heights = _average_by_group(rows, item.across, "speedup", groups)
         x = np.arange(len(groups)) + (place + 0.5) * width - 0.42
-        _plot_bar(axes, x, heights, width, style[method], kind)
+        bars = _plot_bar(axes, x, heights, width, style[method], kind)
+        for bar, group, height in zip(bars, groups, heights, strict=True):
+            name_points(bar, method, [f"{kind}, {_format_group(group)}: {height:.2f}".replace("\n", " ")])
         if kind == "published" and "sd" in rows:
             spread = _average_by_group(rows, item.across, "sd", groups)
             axes.errorbar(x, heights, yerr=spread, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.5)
@@ -66,13 +70,13 @@ def _average_by_group(rows: pd.DataFrame, across: str, column: str, groups: Sequ
     return [float(value) for value in means.reindex(pd.Index(groups)).to_numpy(dtype=float)]
 
 
-def _plot_bar(axes: Axes, x: np.ndarray, heights: Sequence[float], width: float, look: Look, kind: str) -> None:
+def _plot_bar(axes: Axes, x: np.ndarray, heights: Sequence[float], width: float, look: Look, kind: str) -> BarContainer:
     label = look.label if kind == "published" else f"{look.label}, measured"
     pale = 1.0 if look.fill == "full" else 0.45
     options: dict[str, Any] = {"edgecolor": look.colour, "facecolor": (look.colour, pale), "linewidth": 0.8}
     if kind == "measured":  # no hatches: Chromium takes minutes to print hundreds of SVG patterns
         options |= {"facecolor": "none", "linewidth": 1.4, "linestyle": OUTLINES[look.fill]}
-    axes.bar(x, heights, 0.86 * width, label=label, **options)
+    return axes.bar(x, heights, 0.86 * width, label=label, **options)
 
 
 def _format_group(group: object) -> str:
@@ -87,7 +91,9 @@ def plot_over_days(wide: pd.DataFrame, device: str, target: str, style: Style) -
     for method in (name for name in style if name in rows.index):
         values, look = rows.loc[method].to_numpy(dtype=float), style[method]
         known = ~np.isnan(values)
-        axes.plot(days[known], values[known], label=look.label, ls=look.line, **look.marks)
+        (line,) = axes.plot(days[known], values[known], label=look.label, ls=look.line, **look.marks)
+        numbers = zip(days[known], values[known], strict=True)
+        name_points(line, method, (f"{day.date()}: {value:.2f}" for day, value in numbers))
     mark_baseline(axes)
     axes.set(ylabel=f"speedup over {BASELINE}", title=f"Published overall speedups, {device}, {target}, by day")
     figure.autofmt_xdate()

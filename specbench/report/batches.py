@@ -14,6 +14,7 @@ from specbench.analysis.loaded_run import LoadedRun
 from specbench.records.trial import BASELINE, OVERALL, Trial
 from specbench.report.canvas import add_legend, mark_baseline
 from specbench.report.palette import Style
+from specbench.report.points import format_limits, name_points, repeat_name
 from specbench.report.tables import format_words
 
 SETTING = "batch"
@@ -137,9 +138,14 @@ def plot_batches(summary: pd.DataFrame, style: Style) -> Figure:
         look, cells = style[str(method)], rows[rows["method"] == method].sort_values(SETTING)
         shifted = cells[SETTING] * (1 + 0.03 * (position - len(methods) / 2))  # intervals side by side
         if method != BASELINE:
-            left.vlines(shifted, cells["speedup_low"], cells["speedup_high"], color=look.colour, linewidth=1.4)
-            left.plot(shifted, cells["speedup"], label=look.label, ls=look.line, **look.marks)
-        right.plot(cells[SETTING], cells["tokens_per_second"], ls=look.line, **look.marks)
+            bars = left.vlines(shifted, cells["speedup_low"], cells["speedup_high"], color=look.colour, linewidth=1.4)
+            (speedups,) = left.plot(shifted, cells["speedup"], label=look.label, ls=look.line, **look.marks)
+            values = (f"batch {row[SETTING]}: {format_limits(row)}" for _, row in cells.iterrows())
+            name_points(speedups, str(method), values)
+            repeat_name(speedups, [bars])
+        (rates,) = right.plot(cells[SETTING], cells["tokens_per_second"], ls=look.line, **look.marks)
+        numbers = zip(cells[SETTING], cells["tokens_per_second"], strict=True)
+        name_points(rates, str(method), (f"batch {batch}: {rate:.1f} tokens/s" for batch, rate in numbers))
     mark_baseline(left)
     left.set_title(f"Speedup over {BASELINE} at the same batch")
     left.set_ylim(bottom=0)

@@ -20,9 +20,11 @@ from matplotlib.figure import Figure
 
 from specbench.records.files import write_atomic
 from specbench.records.trial import BASELINE
-from specbench.report.palette import GREY, INK
+from specbench.report.palette import GREY, INK, list_colours
+from specbench.report.points import describe_figure, finish_svg, repeat_name
 
 DPI = 200
+COLOUR = re.compile(r"#([0-9a-f]{6})\b")
 LONGEST_LABEL = 28  # characters per line of a label beside an axis
 
 
@@ -86,23 +88,27 @@ def add_legend(figure: Figure, axes: Axes) -> None:
     rows = math.ceil(len(handles) / max(1, int(width / (0.55 + 0.91 * measure_breadth(labels)))))
     figure.set_size_inches(width, height + 0.21 * (rows - 1))
     spacing = {"handletextpad": 0.4, "columnspacing": 1.4}
-    figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(handles) / rows), **spacing)
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(handles) / rows), **spacing)
+    for handle, *entry in zip(handles, legend.legend_handles, legend.get_texts(), strict=True):
+        repeat_name(handle, filter(None, entry))
 
 
 def render_svg(figure: Figure) -> str:
-    """Return the figure as SVG text, transparent, without a date."""
+    """Return the figure as SVG text, transparent, without a date; see points.finish_svg."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    return finish_svg(buffer.getvalue(), describe_figure(figure))
 
 
 def inline_svg(text: str) -> str:
-    """Return SVG to put into an HTML page: no prologue or metadata, its width in points as --width, ink in the text colour."""
-    body = text[text.index("<svg") :].replace(INK, "currentColor")
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    opening, rest = body.split(">", 1)
+    """Return SVG to put into an HTML page: its width in points as --width, ink in the text colour, other colours as variables.
+
+    The variables of page.css are called like their colours on a white page: --0072b2 is #0072b2 there.
+    """
+    opening, rest = text.replace(INK, "currentColor").replace("xlink:href", "href").split(">", 1)
     sized = re.sub(r' width="([\d.]+)pt"', r' style="--width: \1"', opening)
-    return re.sub(r' height="[^"]*"', "", sized) + ">" + rest
+    coloured = COLOUR.sub(lambda found: f"var(--{found[1]})" if found[0] in list_colours() else found[0], rest)
+    return re.sub(r' height="[^"]*"', "", sized) + ">" + coloured
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from specbench.records.trial import BASELINE, OVERALL
 from specbench.report.canvas import add_legend, create_canvas, fold_label, mark_baseline, measure_breadth, measure_crowding
 from specbench.report.palette import GREY, INK, PALETTE, Look, Style
+from specbench.report.points import format_limits, name_points, repeat_name
 from specbench.report.tables import format_interval, format_rank, list_shown_tasks
 
 CONVERSIONS = (1.0, 0.8, 0.6, 0.4)
@@ -31,7 +32,7 @@ def plot_task_speedups(summary: pd.DataFrame, style: Style) -> Figure:
         rows = drafting[drafting["method"] == method].set_index("task").reindex(tasks)
         offset = (position + 0.5) / len(methods) - 0.5
         places = [index + 0.8 * offset for index in range(len(tasks))]
-        _plot_points(axes, places, rows, style[method], top)
+        _plot_points(axes, places, rows, (method, style[method]), top)
     for index in range(0, len(tasks), 2):
         axes.axvspan(index - 0.5, index + 0.5, color=INK, alpha=0.04, linewidth=0)
     mark_baseline(axes)
@@ -51,10 +52,13 @@ def _compute_top(rows: pd.DataFrame) -> float:
     return float(1.05 * max(1.0, min(highest, TALLEST * rows["speedup"].max())))
 
 
-def _plot_points(axes: Axes, places: list[float], rows: pd.DataFrame, look: Look, top: float) -> None:
+def _plot_points(axes: Axes, places: list[float], rows: pd.DataFrame, drawn: tuple[str, Look], top: float) -> None:
+    """rows: by task or level. drawn: a method and its look."""
+    method, look = drawn
     middle, low, high = (rows[name].to_numpy(float) for name in ("speedup", "speedup_low", "speedup_high"))
-    axes.vlines(places, low, high, color=look.colour, linewidth=1.8, zorder=2)
-    axes.plot(places, middle, ls="", label=look.label, markersize=6, zorder=3, **look.marks)
+    name_points(axes.vlines(places, low, high, color=look.colour, linewidth=1.8, zorder=2), method)
+    (line,) = axes.plot(places, middle, ls="", label=look.label, markersize=6, zorder=3, **look.marks)
+    name_points(line, method, (f"{name}: {format_limits(row)}" for name, row in rows.iterrows()))
     cut = [place for place, limit in zip(places, high, strict=True) if limit > top]
     if cut:
         axes.plot(cut, [top] * len(cut), ls="", marker="^", color=look.colour, markersize=5, clip_on=False)
@@ -70,13 +74,15 @@ def plot_prompt_lengths(buckets: pd.DataFrame, style: Style) -> Figure:
     figure = Figure(figsize=(max(11, 1.2 * (last - first) + 1.5), 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for position, method in enumerate(methods):
-        look, rows = style[method], buckets[buckets["method"] == method]
-        shifted = [places[level] + 0.6 * ((position + 0.5) / len(methods) - 0.5) for level in rows["level"]]
-        _plot_points(left, shifted, rows, look, top)
+        look, rows = style[method], buckets[buckets["method"] == method].set_index("level")
+        shifted = [places[level] + 0.6 * ((position + 0.5) / len(methods) - 0.5) for level in rows.index]
+        _plot_points(left, shifted, rows.rename("{} prompt tokens".format), (method, look), top)
         options: dict[str, Any] = {"ls": look.line, "linewidth": 1, "alpha": 0.6, "color": look.colour}
-        left.plot(shifted, rows["speedup"], **options)
-        right.plot(shifted, rows["mean_accepted_tokens"], **options)
-        right.plot(shifted, rows["mean_accepted_tokens"], ls="", markersize=6, **look.marks)
+        accepted = rows["mean_accepted_tokens"]
+        lines = left.plot(shifted, rows["speedup"], **options) + right.plot(shifted, accepted, **options)
+        (points,) = right.plot(shifted, accepted, ls="", markersize=6, **look.marks)
+        name_points(points, method, (f"{level} prompt tokens: {one:.2f}" for level, one in accepted.items()))
+        repeat_name(points, lines)
     mark_baseline(left)
     left.set(title="Speedup, 95 % intervals over questions")
     left.set_ylim(min(0.5, 0.9 * buckets[["speedup_low", "speedup"]].min().min()), top)
@@ -107,45 +113,12 @@ def plot_forest(summary: pd.DataFrame, style: Style) -> Figure:
             without = [math.exp(np.log(tasks.drop(index)).mean()) for index in tasks.index]
             axes.hlines(place, min(without), max(without), color=look.colour, linewidth=6, alpha=0.25)
         axes.hlines(place, row["speedup_low"], row["speedup_high"], color=look.colour, linewidth=2)
-        axes.plot(row["speedup"], place, marker="D", color=look.colour, fillstyle=look.fill, markersize=7, zorder=3)
+        axes.plot(row["speedup"], place, markersize=8, zorder=3, **look.marks)
         text = format_interval(row) + f", rank {format_rank(row)}" * pd.notna(row["rank_best"])
         axes.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", size=9.5)
     axes.axvline(1, color=GREY, linewidth=1.4, zorder=1)
     axes.set_yticks(range(len(overall)), labels)
     axes.set(xlabel=f"speedup over {BASELINE}", title="Overall, and how much it owes to single tasks")
-    return figure
-
-
-def plot_questions(latencies: pd.DataFrame, style: Style) -> Figure:
-    """Plot boxes over questions: milliseconds per token by method (left), tokens per answer by task (right).
-
-    latencies: see metrics.compute_question_latencies.
-    """
-    methods = [method for method in style if method in set(latencies["method"])]
-    tasks = list(latencies["task"].unique())
-    labels = {
-        "method": [fold_label(style[name].label) for name in methods],
-        "task": [fold_label(name.replace("_", " ")) for name in tasks],
-    }
-    all_labels = [*labels["method"], *labels["task"]]
-    height = 1.6 + (0.34 + measure_crowding(all_labels)) * max(len(methods), len(tasks))
-    figure = Figure(figsize=(8 + measure_breadth(all_labels), height), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for axes, column, key, names in ((left, "ms_per_token", "method", methods), (right, "new_tokens", "task", tasks)):
-        rows = latencies if key == "method" else latencies[latencies["method"] == BASELINE]
-        values = [rows.loc[rows[key] == name, column].dropna().to_numpy(float) for name in names][::-1]
-        colours = [style[name].colour if key == "method" else GREY for name in names][::-1]
-        options: dict[str, Any] = {"patch_artist": True, "flierprops": {"markersize": 3, "markeredgecolor": INK}}
-        boxes = axes.boxplot(values, widths=0.6, orientation="horizontal", tick_labels=labels[key][::-1], **options)
-        for box, colour in zip(boxes["boxes"], colours, strict=True):
-            box.set(facecolor=colour, alpha=0.55, edgecolor=INK)
-        for part in ("medians", "whiskers", "caps"):
-            for line in boxes[part]:
-                line.set_color(INK)
-        axes.set_xlim(left=0)
-        axes.grid(axis="x")
-    left.set_title("Milliseconds per token, over questions")
-    right.set_title("Tokens per question")
     return figure
 
 
@@ -164,11 +137,15 @@ def plot_conversion(summary: pd.DataFrame, style: Style) -> Figure:
         look = style[str(method)]
         options: dict[str, Any] = {"ls": "", "zorder": 3, **look.marks}
         tasks = cells[cells["task"] != OVERALL]
-        axes.plot(tasks["mean_accepted_tokens"], tasks["speedup"], **options, markersize=5.5, alpha=0.5)
-        overall = cells.loc[cells["task"] == OVERALL, "speedup"]
+        (small,) = axes.plot(tasks["mean_accepted_tokens"], tasks["speedup"], **options, markersize=5.5, alpha=0.5)
+        overall = cells[cells["task"] == OVERALL]
         places = [math.exp(np.log(tasks["mean_accepted_tokens"]).mean())] * len(overall)
-        axes.plot(places, overall, **options, markersize=10)
-        axes.plot([], [], **options, label=look.label)
+        (large,) = axes.plot(places, overall["speedup"], **options, markersize=10)
+        for points, part, accepted in ((small, tasks, tasks["mean_accepted_tokens"]), (large, overall, places)):
+            numbers = zip(part["task"], part["speedup"], accepted, strict=True)
+            values = [f"{task}: speedup {one:.2f}, {tokens:.2f} tokens" for task, one, tokens in numbers]
+            name_points(points, str(method), values, part["task"])
+        repeat_name(large, axes.plot([], [], **options, label=look.label))
     axes.plot(1, 1, ls="", marker="o", color=GREY, markersize=8, label=BASELINE, zorder=3)
     bottom = min(0.5, 0.9 * rows["speedup"].min()) if len(rows) else 0.5
     axes.set(xlim=(1 - 0.05 * (right - 1), right), ylim=(bottom, top))
@@ -196,12 +173,18 @@ def plot_step_time(split: pd.DataFrame, style: Style) -> Figure:
     left = np.zeros(len(rows))
     for part, colour in zip(("draft", "verify", "rest"), PALETTE, strict=False):
         width = rows[part].to_numpy(float)
-        axes.barh(names, width, left=left, color=colour, height=0.62, label=part)
+        bars = axes.barh(names, width, left=left, color=colour, height=0.62, label=part)
+        for bar, method, steps in zip(bars, rows["method"], width, strict=True):
+            name_points(bar, method, [f"{part}: {steps:.2f} steps of {BASELINE}"])
         left += width
-    axes.plot(rows["mean_accepted_tokens"], names, ls="", marker="D", color=INK, markersize=6, label="tokens that it yields")
+    for place, (method, tokens) in enumerate(zip(rows["method"], rows["mean_accepted_tokens"], strict=True)):
+        label = "tokens that it yields" if place == 0 else "_"
+        (diamond,) = axes.plot([tokens], [names[place]], ls="", marker="D", color=INK, markersize=6, label=label)
+        name_points(diamond, method, [f"{tokens:.2f} tokens per step"])
     axes.axvline(1, color=GREY, linewidth=1.4, zorder=1, label=f"a step of {BASELINE} = 1")
     axes.set(xlabel=f"steps of {BASELINE}; tokens", title="Where a step's time goes, and what it yields")
     axes.set_xlim(left=0)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     add_legend(figure, axes)
     return figure
 
@@ -216,7 +199,9 @@ def plot_acceptance(positions: pd.DataFrame, style: Style) -> Figure:
         cells, look = rows[rows["method"] == method], style[method]
         for axes, share in ((joint, "joint"), (conditional, "conditional")):
             options: dict[str, Any] = {"ls": look.line, "label": look.label, "markersize": 5, **look.marks}
-            axes.plot(cells["position"], cells[share], linewidth=1.6, clip_on=False, **options)
+            (line,) = axes.plot(cells["position"], cells[share], linewidth=1.6, clip_on=False, **options)
+            numbers = zip(cells["position"], cells[share], strict=True)
+            name_points(line, method, (f"draft position {k}: {one:.2f}" for k, one in numbers))
     joint.set_title("Joint: accepted at least k draft tokens")
     joint.set_ylabel("share of steps")
     conditional.set_title("Conditional: the k-th, if all before it were")
@@ -249,9 +234,13 @@ def plot_setting_speedups(summary: pd.DataFrame, setting: str, style: Style) -> 
         cells = rows[rows["method"] == method].sort_values(setting, key=lambda column: column.map(places))
         x = cells[setting].map(places) + (0.12 if numbers else 0.5) * step * ((position + 0.5) / len(methods) - 0.5)
         line = look.line if numbers else "none"  # no line between names
-        left.vlines(x, cells["speedup_low"], cells["speedup_high"], color=look.colour, linewidth=1.4)
-        left.plot(x, cells["speedup"], label=look.label, ls=line, **look.marks)
-        right.plot(x, cells["mean_accepted_tokens"], ls=line, **look.marks)
+        bars = left.vlines(x, cells["speedup_low"], cells["speedup_high"], color=look.colour, linewidth=1.4)
+        (speedups,) = left.plot(x, cells["speedup"], label=look.label, ls=line, **look.marks)
+        (accepted,) = right.plot(x, cells["mean_accepted_tokens"], ls=line, **look.marks)
+        named = [(f"{setting} {row[setting]}", row) for _, row in cells.iterrows()]
+        name_points(speedups, str(method), (f"{name}: {format_limits(row)}" for name, row in named))
+        name_points(accepted, str(method), (f"{name}: {row['mean_accepted_tokens']:.2f} tokens per step" for name, row in named))
+        repeat_name(speedups, [bars])
     mark_baseline(left)
     left.set_title("Speedup, 95 % intervals over questions")
     right.set_title("Mean accepted tokens")

@@ -14,6 +14,7 @@ from specbench.records.trial import BASELINE
 from specbench.report.alarm import Alarm
 from specbench.report.canvas import add_legend, mark_baseline
 from specbench.report.palette import Style
+from specbench.report.points import format_limits, name_points, repeat_name
 from specbench.report.tables import format_number
 
 SETTING = "concurrency"
@@ -63,14 +64,20 @@ def plot_load(table: pd.DataFrame, style: Style) -> Figure:
     methods = list(dict.fromkeys(table["method"]))
     for position, method in enumerate(methods):
         look, rows = style[str(method)], table[table["method"] == method].dropna(subset=["tokens_per_second"])
-        left.plot(rows["tokens_per_second"], 1e3 * rows["token_s_p50"], label=look.label, ls=look.line, **look.marks)
+        (line,) = left.plot(rows["tokens_per_second"], 1e3 * rows["token_s_p50"], label=look.label, ls=look.line, **look.marks)
+        named = [(f"{row[SETTING]} requests at a time", row) for _, row in rows.iterrows()]
+        speeds = (f"{row['tokens_per_second']:.1f} tokens/s, {1e3 * row['token_s_p50']:.1f} ms per token" for _, row in named)
+        name_points(line, str(method), (f"{name}: {speed}" for (name, _), speed in zip(named, speeds, strict=True)))
         for _, row in rows.iterrows():
             place = (row["tokens_per_second"], 1e3 * row["token_s_p50"])
-            left.annotate(str(row[SETTING]), place, xytext=(4, 4), textcoords="offset points", fontsize=8, color=look.colour)
+            left.annotate(str(row[SETTING]), place, xytext=(4, 4), textcoords="offset points", fontsize=8)
         if method != BASELINE:
             shifted = rows[SETTING] * (1 + 0.03 * (position - len(methods) / 2))  # intervals side by side
-            right.vlines(shifted, rows["throughput_ratio_low"], rows["throughput_ratio_high"], color=look.colour, linewidth=1.4)
-            right.plot(shifted, rows["throughput_ratio"], ls=look.line, **look.marks)
+            limits = (rows["throughput_ratio_low"], rows["throughput_ratio_high"])
+            bars = right.vlines(shifted, *limits, color=look.colour, linewidth=1.4)
+            (ratios,) = right.plot(shifted, rows["throughput_ratio"], ls=look.line, **look.marks)
+            name_points(ratios, str(method), (f"{name}: {format_limits(row, 'throughput_ratio')}" for name, row in named))
+            repeat_name(ratios, [bars])
     left.set_title("Time per token over throughput")
     left.set_xlabel("tokens per second of the server")
     left.set_ylabel("milliseconds per token, median")

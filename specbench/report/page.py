@@ -26,6 +26,8 @@ from specbench.records.trial import BASELINE, OVERALL
 from specbench.report.alarm import Alarm
 from specbench.report.baseline import describe_rivals
 from specbench.report.disturbance import list_disturbed_blocks
+from specbench.report.forest import Panel
+from specbench.report.palette import Style, list_colours
 from specbench.report.strata import describe_few, list_levels
 from specbench.report.tables import format_interval, format_label, format_number, format_rank, format_share, list_shown_tasks
 
@@ -36,7 +38,10 @@ COSTS = {"memory": "peak_memory_mb", "energy": "joules_per_token"}  # not measur
 
 @dataclass(frozen=True)
 class Section:
-    """One run on the page. figures: (caption, inline SVG); engines: tables of words; strata: see tabulate_strata."""
+    """One run on the page. figures: (caption, inline SVG); engines: tables of words; strata: see tabulate_strata.
+
+    panels: the page's own figure.
+    """
 
     run: LoadedRun
     summary: pd.DataFrame
@@ -44,6 +49,8 @@ class Section:
     figures: Sequence[tuple[str, str]]
     engines: Sequence[pd.DataFrame] = ()
     strata: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS))
+    looks: Style = field(default_factory=dict)
+    panels: Sequence[Panel] = ()
 
 
 @dataclass(frozen=True)
@@ -54,35 +61,56 @@ class Across:
     table: pd.DataFrame | None = None
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. seconds: until the page loads itself again; None: never."""
+
+    text: str
+    seconds: int | None
+
+
 NOTHING = Across()
 
 
-def render_page(sections: Sequence[Section], across: Across = NOTHING) -> str:
-    """Return the HTML text, which fetches nothing."""
+def render_page(sections: Sequence[Section], across: Across = NOTHING, progress: Progress | None = None) -> str:
+    """Return the HTML text, which fetches nothing. progress: of a run that is not finished."""
     environment = build_environment(Path(__file__).parent)
     environment.filters.update(
         share=format_share,
         rank=format_rank,
-        breakable=lambda label: Markup("_<wbr>").join(str(label).split("_")),
         seeds=lambda value: "" if value != value else f" ± {value:.2f}",
     )
     views = [_build_view(section) for section in sections]
-    targets = ", ".join(dict.fromkeys(view["target"] for view in views))
-    longest = max(len(method["label"]) for view in views for method in view["methods"])
-    template = environment.get_template("page.html.jinja")
-    return template.render(views=views, across=across, targets=targets, longest=longest)
+    looks = {name: look for section in sections for name, look in section.looks.items() if name != BASELINE}
+    return environment.get_template("page.html.jinja").render(
+        views=views,
+        across=across,
+        progress=progress,
+        targets=", ".join(dict.fromkeys(view["target"] for view in views)),
+        longest=max(len(method["label"]) for view in views for method in view["methods"]),
+        methods=looks,
+        tasks=dict.fromkeys(task for view in views for task in view["tasks"]),
+    )
+
+
+def render_waiting(text: str, seconds: int) -> str:
+    """Return the page of a run without a number yet; it loads itself again after so many seconds."""
+    return build_environment().get_template("waiting.html.jinja").render(text=text, seconds=seconds)
 
 
 def build_environment(*folders: Path) -> Environment:
-    """Return an environment with the templates of these folders, page.css and sort.js; it escapes all values."""
+    """Return an environment with the templates of these folders and of this one, which escapes all values."""
     loader = FileSystemLoader([*folders, Path(__file__).parent])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = format_number
+    environment.filters.update(number=format_number, breakable=lambda label: Markup("_<wbr>").join(str(label).split("_")))
+    environment.globals["colours"] = list_colours()
     return environment
 
 
 def _build_view(section: Section) -> dict[str, Any]:
     run, summary = section.run, section.summary
+    ordered = _order_by_speed(summary)
+    methods = _list_methods(run, ordered)
     return {
         "name": run.name,
         "target": _format_target(summary.iloc[0]) or run.name,
@@ -90,9 +118,11 @@ def _build_view(section: Section) -> dict[str, Any]:
         "headline": _format_headline(summary),
         "facts": _collect_facts(run, summary),
         "tasks": list_shown_tasks(summary),
-        "methods": _list_methods(run, summary),
+        "methods": methods,
+        "reference": next((method["overall"] for method in methods if method["baseline"]), methods[0]["overall"]),
+        "panels": section.panels,
         "unmeasured": [name for name, column in COSTS.items() if summary[column].isna().all()],
-        "rows": summary.to_dict("records"),
+        "rows": ordered.to_dict("records"),
         "alarms": section.alarms,
         "disturbed": list_disturbed_blocks(run),
         "figures": [(caption, Markup(svg)) for caption, svg in section.figures],
@@ -100,20 +130,31 @@ def _build_view(section: Section) -> dict[str, Any]:
         "levels": list_levels(section.strata),
         "few": describe_few(section.strata),
         "examples": select_examples(run),
-        "settings": _list_settings(run, summary),
+        "settings": _list_settings(run, ordered),
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, default_flow_style=None),
         "provenance": json.dumps(run.provenance, indent=2, ensure_ascii=False),
     }
 
 
+def _order_by_speed(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with the fastest method overall first; autoregressive decoding, which is 1.00, has its place among them."""
+    speeds = summary[summary["task"] == OVERALL].set_index("method")["speedup"]
+    order = speeds.sort_values(ascending=False, na_position="last", kind="stable").index
+    return summary.sort_values("method", key=lambda names: names.map(order.get_loc), kind="stable")
+
+
 def _format_headline(summary: pd.DataFrame) -> str:
-    """Name the fastest method, and those that do not differ from it significantly."""
+    """Name the fastest method and those that do not differ from it significantly, or say that none is faster than 1."""
     rows = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE) & (summary["kind"] != "synthetic")]
     rows = rows.dropna(subset=["speedup"]).sort_values("speedup", ascending=False)
     if rows.empty:
         return ""
-    others = ", ".join(format_label(row) for row in rows[1:].to_dict("records") if row["rank_best"] == 1)
-    headline = f"Fastest: {format_label(rows.iloc[0])}, {format_interval(rows.iloc[0])} times autoregressive decoding."
+    fastest = f"{format_label(rows.iloc[0])}, {format_interval(rows.iloc[0])} times autoregressive decoding."
+    if rows.iloc[0]["speedup"] <= 1:
+        return f"No method is faster than autoregressive decoding. The nearest to it is {fastest}"
+    others = ", ".join(format_label(row) for row in rows[1:].to_dict("records") if row["rank_best"] == 1 and row["speedup"] > 1)
+    equal = bool((summary.loc[(summary["task"] == OVERALL) & (summary["method"] == BASELINE), "rank_best"] == 1).any())
+    headline = f"{'No method is significantly faster than autoregressive decoding. ' * equal}Fastest: {fastest}"
     return headline + f" Not significantly slower: {others}." * bool(others)
 
 

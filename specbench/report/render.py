@@ -17,7 +17,7 @@ from specbench.analysis.strata import LENGTH, tabulate_strata
 from specbench.analysis.summary import format_csv, summarise
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
-from specbench.report import canvas, engines, figures, palette, strata, tables, tree_sizes
+from specbench.report import boxes, canvas, engines, figures, forest, palette, strata, tables, tree_sizes
 from specbench.report.across import Comparison, compare_runs
 from specbench.report.alarms import find_alarms
 from specbench.report.folder import claim_folder
@@ -36,18 +36,17 @@ FILES = (
     "conventions.csv",
     "time.csv",
 )
+FILES_ALONE = ("forest", "speedup")  # the page draws both itself, as forest.Panel
 CAPTIONS = {
-    "forest": "Overall speedups, every task weighing the same. Line: 95 % interval; broad band: the range without any one task;"
-    " small points: tasks. A rank is a range where methods do not differ significantly (Holm's procedure over all pairs, 5 %).",
-    "questions": "Boxes span the quartiles over questions, whiskers 1.5 times the interquartile range.",
-    "speedup": "Speedup of every method on every task. Bars are 95 % intervals over questions; an arrow marks a cut one.",
+    "questions": "Boxes span the quartiles over questions. Whiskers reach up to 1.5 times the interquartile range.",
     "prompt_length": "Speedup and mean accepted tokens over the length of the prompt, in buckets from one power of two to the"
-    " next; below each bucket its questions. The buckets hold different tasks.",
-    "conversion": "Speedup against mean accepted tokens. On the line ×0.8, a speedup is 0.8 of the mean"
-    " accepted tokens (its conversion). The lines leave out prefill, one more forward per turn.",
-    "time": "What a step of every method costs in steps of autoregressive decoding, and the tokens it commits. A diamond to the"
-    " right of its bar is a speedup. Measured with profiling, which synchronises the device at every step.",
-    "acceptance": f"Acceptance by draft position, all tasks together, where at least {figures.LEAST_REACHED} steps get there.",
+    " next. The number of questions is below each bucket. Different buckets hold different tasks.",
+    "conversion": "Speedup against mean accepted tokens. On the line ×0.8, the speedup is 0.8 times the mean"
+    " accepted tokens: the conversion is 0.8. The lines leave out prefill, which is one more forward per turn.",
+    "time": "What a step of every method costs in steps of autoregressive decoding, and the tokens it commits. A method is"
+    " faster if its diamond is to the right of its bar. Measured with profiling, which synchronises the device at every step.",
+    "acceptance": "Acceptance by draft position over all tasks. A position is drawn if at least"
+    f" {figures.LEAST_REACHED} steps reach it.",
 }
 
 
@@ -161,7 +160,7 @@ def _build_section(run: LoadedRun, style: palette.Style, out: Path, prefix: str)
         if len(buckets := levels[levels["factor"] == LENGTH]) and buckets["level"].nunique() > 1:
             plots["prompt_length"] = figures.plot_prompt_lengths(buckets, style)
         if len(latencies):
-            plots["questions"] = figures.plot_questions(latencies, style)
+            plots["questions"] = boxes.plot_questions(latencies, style)
         captions = dict(CAPTIONS)
         if len(split := metrics.split_step_time(run.turns)) > 1:
             plots["time"] = figures.plot_step_time(split, style)
@@ -169,5 +168,9 @@ def _build_section(run: LoadedRun, style: palette.Style, out: Path, prefix: str)
             plots["tree_size"] = tree_sizes.plot_tree_sizes(sizes)
             captions["tree_size"] = tree_sizes.describe_best_size(sizes)
         paths = [path for name, figure in plots.items() for path in canvas.save_figure(figure, out / f"{prefix}{name}")]
-        inlined = [(captions[name], canvas.inline_svg(canvas.render_svg(figure))) for name, figure in plots.items()]
-    return Section(run, summary, find_alarms(run, summary), inlined, engines.build_tables(run, summary), levels), paths
+        shown = {name: figure for name, figure in plots.items() if name not in FILES_ALONE}
+        inlined = [(captions[name], canvas.inline_svg(canvas.render_svg(figure))) for name, figure in shown.items()]
+    looks = {method: style[method] for method in summary["method"].unique()}
+    panels = forest.build_panels(summary, style)
+    tables_ = engines.build_tables(run, summary)
+    return Section(run, summary, find_alarms(run, summary), inlined, tables_, levels, looks, panels), paths

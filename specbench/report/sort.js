@@ -1,4 +1,4 @@
-// A click on a heading sorts its table, numbers from the largest, text from A; the next click reverses the order.
+// A button in each heading sorts its table: numbers from the largest, text from A; pressed again, it reverses the order.
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
@@ -12,15 +12,19 @@ for (const table of document.querySelectorAll("table")) {
       if (typeof x !== typeof y) return typeof x === "number" ? 1 : -1;
       return typeof x === "number" ? x - y : x.localeCompare(y);
     };
+    const button = document.createElement("span"); // Chromium prints no <button> where a heading is repeated on the next page
+    button.role = "button";
+    button.tabIndex = 0;
+    button.append(...head.childNodes);
+    head.append(button);
     const sort = () => {
       const up = head.ariaSort === "descending" || (textual && head.ariaSort !== "ascending");
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.ariaSort = up ? "ascending" : "descending";
       [...body.rows].sort((a, b) => (up ? order(a, b) : order(b, a))).forEach((row) => body.append(row));
     };
-    head.tabIndex = 0;
     head.addEventListener("click", sort);
-    head.addEventListener("keydown", (event) => {
+    button.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" && event.key !== " ") return;
       event.preventDefault();
       sort();

@@ -13,6 +13,7 @@ from specbench.analysis.loaded_run import LoadedRun
 from specbench.records.trial import BASELINE, OVERALL
 from specbench.report.canvas import add_legend, create_canvas, mark_baseline
 from specbench.report.palette import MARKERS, PALETTE
+from specbench.report.points import format_limits, name_points
 
 LEAST = 3  # sizes of a method that make a figure
 
@@ -43,7 +44,10 @@ def plot_tree_sizes(sizes: pd.DataFrame) -> Figure:
         colour, marker = PALETTE[position % len(PALETTE)], MARKERS[position % len(MARKERS)]
         shifted = rows["total_tokens"] * (1 + 0.015 * position)  # intervals of equal sizes side by side
         axes.vlines(shifted, rows["speedup_low"], rows["speedup_high"], color=colour, linewidth=1.4, alpha=0.6)
-        axes.plot(shifted, rows["speedup"], marker=marker, color=colour, markersize=6, linewidth=1.6, label=str(series))
+        (line,) = axes.plot(shifted, rows["speedup"], marker=marker, color=colour, markersize=6, linewidth=1.6, label=str(series))
+        name_points(
+            line, "", (f"{row['method']}, {row['total_tokens']} nodes: {format_limits(row)}" for _, row in rows.iterrows())
+        )
     mark_baseline(axes)
     axes.set_xscale("log", base=2)
     ticks = sorted(set(sizes["total_tokens"]))
@@ -59,10 +63,8 @@ def plot_tree_sizes(sizes: pd.DataFrame) -> Figure:
 
 
 def describe_best_size(sizes: pd.DataFrame) -> str:
-    """Return the caption, which names the fastest size."""
+    """Return the caption, which names the fastest size, or says that none is faster than autoregressive decoding."""
     row = sizes.sort_values("speedup").iloc[-1]
-    interval = f"[{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
-    return (
-        f"Speedup by tree size. The fastest here: {row['method']}, {row['total_tokens']} nodes and depth {row['depth']}, "
-        f"{row['speedup']:.2f} {interval}."
-    )
+    start = "The fastest here" if row["speedup"] >= 1 else f"None is faster than {BASELINE} decoding; the nearest"
+    size = f"{row['total_tokens']} nodes and depth {row['depth']}"
+    return f"Speedup by tree size. {start}: {row['method']}, {size}, {format_limits(row)}."
