@@ -120,7 +120,7 @@ def _find_faults(entry: zipfile.ZipInfo, seen: set[str]) -> Iterator[str]:
     if "\\" in name or ":" in name or name.startswith("/") or ".." in name.split("/"):
         yield "its path leads out of the folder"
     if name.casefold() in seen:
-        yield "comes twice"
+        yield "is given twice"
     if kind not in (0, stat.S_IFREG):
         yield "a link" if kind == stat.S_IFLNK else "not a regular file"
     known = NAME.fullmatch(name)
