@@ -27,7 +27,15 @@ from specbench.report.alarm import Alarm
 from specbench.report.baseline import describe_rivals
 from specbench.report.disturbance import list_disturbed_blocks
 from specbench.report.strata import describe_few, list_levels
-from specbench.report.tables import format_interval, format_label, format_number, format_rank, format_share, list_shown_tasks
+from specbench.report.tables import (
+    describe_fastest,
+    format_interval,
+    format_label,
+    format_number,
+    format_rank,
+    format_share,
+    list_shown_tasks,
+)
 
 EXAMPLES = 6
 LONGEST = 160  # characters of a method's settings; config.yaml has all
@@ -87,7 +95,7 @@ def _build_view(section: Section) -> dict[str, Any]:
         "name": run.name,
         "target": _format_target(summary.iloc[0]) or run.name,
         "expanded": bool(summary["shape"].iloc[0]),
-        "headline": _format_headline(summary),
+        "headline": describe_fastest(summary),
         "facts": _collect_facts(run, summary),
         "tasks": list_shown_tasks(summary),
         "methods": _list_methods(run, summary),
@@ -104,17 +112,6 @@ def _build_view(section: Section) -> dict[str, Any]:
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, default_flow_style=None),
         "provenance": json.dumps(run.provenance, indent=2, ensure_ascii=False),
     }
-
-
-def _format_headline(summary: pd.DataFrame) -> str:
-    """Name the fastest method, and those that do not differ from it significantly."""
-    rows = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE) & (summary["kind"] != "synthetic")]
-    rows = rows.dropna(subset=["speedup"]).sort_values("speedup", ascending=False)
-    if rows.empty:
-        return ""
-    others = ", ".join(format_label(row) for row in rows[1:].to_dict("records") if row["rank_best"] == 1)
-    headline = f"Fastest: {format_label(rows.iloc[0])}, {format_interval(rows.iloc[0])} times autoregressive decoding."
-    return headline + f" Not significantly slower: {others}." * bool(others)
 
 
 def _list_methods(run: LoadedRun, summary: pd.DataFrame) -> list[dict[str, Any]]:
