@@ -29,7 +29,6 @@ from specbench.report.disturbance import list_disturbed_blocks
 from specbench.report.strata import describe_few, list_levels
 from specbench.report.tables import (
     describe_fastest,
-    format_interval,
     format_label,
     format_number,
     format_rank,

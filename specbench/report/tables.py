@@ -160,7 +160,7 @@ def format_latex(summary: pd.DataFrame) -> str:
 
 
 def describe_fastest(summary: pd.DataFrame) -> str:
-    """Name the fastest method, and those that do not differ from it significantly; or say that none is faster than the baseline."""
+    """Name the fastest method, and those that do not differ from it significantly; or say that none beats the baseline."""
     rows = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE) & (summary["kind"] != "synthetic")]
     rows = rows.dropna(subset=["speedup"]).sort_values("speedup", ascending=False)
     if rows.empty:

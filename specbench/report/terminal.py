@@ -16,6 +16,7 @@ from rich.text import Text
 
 from specbench.records.trial import BASELINE, OVERALL
 from specbench.report.tables import (
+    SummaryRow,
     describe_fastest,
     describe_rows,
     format_interval,
@@ -71,7 +72,7 @@ def _choose_columns(overall: pd.DataFrame, room: int) -> list[Column]:
     rows = [row for _, row in overall.iterrows()]
     always = [
         Column("overall", [format_interval(row) for row in rows]),
-        Column("mean accepted", [format_spread(row["mean_accepted_tokens"], row["mean_accepted_tokens_seed_sd"]) for row in rows]),
+        Column("mean accepted", [_format_accepted(row) for row in rows]),
         Column("tokens/s", [format_number(row["tokens_per_second"], 1) for row in rows]),
         Column("identical", [format_share(row["identical"]) for row in rows]),
     ]
@@ -82,6 +83,10 @@ def _choose_columns(overall: pd.DataFrame, room: int) -> list[Column]:
     }
     chosen = ([*always, *(others[name] for name in names)] for names in EXTRAS)
     return next((columns for columns in chosen if _measure(columns) <= room), always)
+
+
+def _format_accepted(row: SummaryRow) -> str:
+    return format_spread(row["mean_accepted_tokens"], row["mean_accepted_tokens_seed_sd"])
 
 
 def _measure(columns: Sequence[Column]) -> int:

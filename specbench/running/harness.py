@@ -102,14 +102,15 @@ class Harness:
         sampling = self.schedule.sampling
         longest_prompt = self._bound_prompt()
         short = replace(sampling, max_new_tokens=min(WARM_UP_TOKENS, sampling.max_new_tokens))
-        for arm in self.arms:
-            self.watcher.show_status(f"warming up {arm.label}")
+        for number, arm in enumerate(self.arms, start=1):
+            self.watcher.show_status(f"warming up {arm.label}, {number} of {len(self.arms)} methods")
             for prompts in longest:
                 try:
                     arm.engine.reserve(longest_prompt, sampling, self.schedule.batch)
                     arm.engine.generate_group(arm.method, prompts, [short] * len(prompts))
                 except (Exception, SystemExit):  # its trial will report the error
                     continue
+        self.watcher.show_status("measuring", timed=True)
 
     def _bound_prompt(self) -> int:
         """Return an upper bound of prompt tokens: whole conversations in which every answer has its maximum length."""
@@ -133,7 +134,7 @@ class Harness:
         """Run an arm's turns of one repeat by several clients at a time; record them once all are done."""
         if all((arm.label, repeat, question, turn) in self.finished for question, turn in self._list_turns()):
             return
-        self.watcher.show_status(f"{arm.label}, {self.schedule.concurrency} requests at a time")
+        self.watcher.show_status(f"{arm.label}, {self.schedule.concurrency} requests at a time", timed=True)
         helpers = arm.engine.find_processes(arm.method)
         self._load.start(helpers=helpers or ())
         one_pass = Pass(arm, repeat, self.schedule, self._get_prompt, self._record_under_load)
@@ -155,7 +156,7 @@ class Harness:
             planned = {b.key: b for r in every for b in schedule_blocks(self._groups, self.arms, r, self.schedule.seed)}
             for block in blocks:
                 if self._attempts.can_afford(block):
-                    self.watcher.show_status(f"measuring {len(blocks)} disturbed blocks again")
+                    self.watcher.show_status(f"measuring {len(blocks)} disturbed blocks again", timed=True)
                     self._run_block(planned[block].plan_again(self._attempts.count_attempts(block) + 1))
 
     def _list_affordable(self, repeats: int) -> list[BlockKey]:

@@ -90,6 +90,7 @@ SAMPLING: Rules = {
 }
 RUN: Rules = {
     "seed": SEED,
+    "log": (or_null(is_text), "a file, or null"),
     "repeats": count(10_000),
     "batch": count(MOST_BATCH),
     "concurrency": count(MOST_CONCURRENCY),

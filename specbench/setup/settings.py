@@ -18,6 +18,7 @@ Node = dict[str, Any]  # a YAML mapping of `_target_`, the class, and its argume
 # The whole config, and nodes, which `instantiate` checks.
 UNTYPED = ("plain", "left_out", "named", "suite", "about_suite", "method", "engine")
 ABOUT = ("licence", "source")  # keys of a suite's YAML that run.json and reports show; no class reads them
+PLACES = ("out", "log")  # where a command writes; no part of what it does
 EXTRA = ("checkpoints", "datastore", "draft_dtypes", "draft_shapes")  # keys of a target's YAML that YAMLs of methods refer to
 
 
@@ -152,8 +153,8 @@ class Settings:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The config as config.yaml records it: without `out` and `about_suite`, and with ~ for the home folder."""
-        return {key: hide_home(value) for key, value in {**self.plain, "suite": self.suite}.items() if key != "out"}
+        """The config as config.yaml records it: without `out`, `log` and `about_suite`, and with ~ for the home folder."""
+        return {key: hide_home(value) for key, value in {**self.plain, "suite": self.suite}.items() if key not in PLACES}
 
     def check_recorded(self) -> None:
         """Raise InputError for what could not be read again from config.yaml, such as .nan or a key that is a number."""
@@ -181,6 +182,7 @@ class RunSettings(Settings):
     profile: bool
     check_baseline: bool
     threads: int | None
+    log: str | None
     sweep: Mapping[str, Any]
 
     def with_engine(self, name: str, **changes: Any) -> RunSettings:
