@@ -145,7 +145,7 @@ def add_replay_options(parser: Parser) -> None:
 
 
 def replay(options: Namespace) -> Result:
-    """Say what methods that need only tokens would have accepted of recorded answers. Loads no model."""
+    """Replay recorded answers: what would have been accepted of drafts. Loads no model."""
     from specbench.setup.compose import compose_run
 
     settings = compose_run(options.overrides, options.config_dir)

@@ -73,7 +73,7 @@ def _list_help() -> list[str]:
         lines += [family, *(f"  {command.name:15} {command.summary}" for command in commands), ""]
     example = COMMANDS["run"]
     lines += [f"example: specbench {example.name} {example.example}"]
-    return [*lines, "specbench COMMAND --help explains a command; specbench --version says what is installed."]
+    return [*lines, "help: specbench COMMAND --help; what is installed: specbench --version"]
 
 
 def main() -> None:

@@ -125,7 +125,7 @@ def _find_problem(announced: "Announcement") -> str:
 
 
 def cost(options: Namespace) -> Result:
-    """Write the roofline card of a target: what a forward over 1, 2, 4, … tokens costs."""
+    """Write the roofline card of a target: what a forward over many tokens costs."""
     settings = compose(options)
     from specbench.running.progress import Display
 

@@ -81,7 +81,7 @@ def _describe_settings(root: str | None) -> str:
 
 
 def parse_options(command: Command, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command's arguments. Raises InputError for anything but KEY=VALUE as a setting, and for a --json that is no file."""
+    """Parse a command's arguments. Raises InputError for a setting that is no KEY=VALUE, and for a --json that is no file."""
     words = [f"--json={STDOUT}" if word == "--json" else word for word in argv]  # else it would take the next word
     parser = build_parser(command)
     mixed = command.mixed or command.root

@@ -127,9 +127,8 @@ def _build_table(title: str, columns: Sequence[Column], width: int, notes: Seque
     """Return a table whose first column names methods: where nothing else helps, that one is folded."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.caption, table.caption_justify = "\n".join(notes) or None, "left"
-    table.min_width = min(width, max(_measure(columns), *map(len, [title, *notes]), 0))
     first, *others = columns
-    table.add_column(Text(first.head), overflow="fold", max_width=max(12, width - _measure(others)), ratio=1)
+    table.add_column(Text(first.head), overflow="fold", max_width=max(12, width - _measure(others)))
     for column in others:
         left = column.head == "lossless"
         table.add_column(Text("\n".join(column.lines)), justify="left" if left else "right", no_wrap=True, min_width=column.width)
