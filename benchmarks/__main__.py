@@ -13,7 +13,7 @@ from statistics import median
 from rich.table import Table
 
 from benchmarks import batches, datastore, forwards, memory, overhead, servers, suffix, verification
-from specbench.cli.parser import console, widen_console
+from specbench.cli.output import console, widen_console
 from specbench.records.trial import BASELINE
 
 WIDE = "target.shape=100m"

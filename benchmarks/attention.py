@@ -26,7 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.embedded import exit_with, parse_numbers
 from specbench import ROOT
 from specbench.analysis.summary import format_csv
-from specbench.cli.parser import Parser, console
+from specbench.cli.output import console
+from specbench.cli.parser import Parser
 from specbench.decoding.attention import _attend_grouped
 from specbench.decoding.masks import share
 from specbench.errors import InputError, format_error

@@ -10,7 +10,7 @@ from statistics import median
 from rich.table import Table
 
 from benchmarks.embedded import Bench, exit_with, load_bench
-from specbench.cli.parser import console
+from specbench.cli.output import console
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
 from specbench.records.trial import BASELINE

@@ -12,7 +12,6 @@ from rich.table import Table
 from benchmarks.embedded import check_complete
 from specbench.analysis.loaded_run import read_run
 from specbench.analysis.summary import summarise
-from specbench.cli.parser import console
 from specbench.records.files import write_atomic
 from specbench.records.trial import OVERALL
 from specbench.running.execute import execute
@@ -59,7 +58,7 @@ def measure(out: Path, lengths: Sequence[int], limit: int, *overrides: str) -> T
         write_questions(file, length, limit)
         chosen = [f"method=[{','.join(METHODS)}]", f"task=[{TASK}]", "suite=jsonl", f"suite.path={file}", f"limit={limit}"]
         chosen += ["check_baseline=false", "sampling.max_new_tokens=64", *overrides, f"out={out / str(length)}"]
-        with ProgressDisplay(console) as display:
+        with ProgressDisplay() as display:
             run = read_run(check_complete(execute(compose_run(chosen), display)))
         rows = summarise(run)
         for row in rows[rows["task"] == OVERALL].itertuples():

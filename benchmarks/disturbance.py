@@ -29,7 +29,7 @@ from specbench import ROOT
 from specbench.analysis.loaded_run import LoadedRun, read_run
 from specbench.analysis.metrics import build_trial_frame
 from specbench.analysis.summary import summarise
-from specbench.cli.parser import console, widen_console
+from specbench.cli.output import console, widen_console
 from specbench.machine.load import SHARE, Load, LoadMeter
 from specbench.records.files import write_atomic
 from specbench.records.run_directory import RunDirectory
@@ -55,7 +55,7 @@ def execute_logged(overrides: Sequence[str], out: Path) -> None:
             loads.append(super().stop(in_process))
             return loads[-1]
 
-    with patch("specbench.running.harness.LoadMeter", LoggingMeter), ProgressDisplay(console) as display:
+    with patch("specbench.running.harness.LoadMeter", LoggingMeter), ProgressDisplay() as display:
         execute(compose_run([*overrides, f"out={out}"]), display)
     trials = RunDirectory(check_complete(out)).read_attempts()
     names = ("method", "repeat", "question_id", "turn", "attempt", "seconds")

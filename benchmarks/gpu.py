@@ -33,7 +33,8 @@ from benchmarks.embedded import build_table, check_complete, decode_questions, e
 from specbench.analysis.summary import format_csv
 from specbench.certify.certify import certify
 from specbench.certify.tables import build_certificate_table
-from specbench.cli.parser import Parser, console, widen_console
+from specbench.cli.output import console, widen_console
+from specbench.cli.parser import Parser
 from specbench.diagnose.roofline import measure_copy_bandwidth, write_card
 from specbench.errors import InputError, format_error
 from specbench.machine.devices import get_device_name, pick_device, release_memory
@@ -108,7 +109,7 @@ def certificates(plan: GpuPlan, dtype: str) -> Table:
     chosen += [f"limit={limit}", "draws=1024", *["forward=eager"] * (plan.device.type == "cpu")]
     folder = Path("results/reference/certificates") / f"{plan.runs.name}-{dtype}"
     if not (folder / FILE).exists():
-        with TrainingDisplay(console) as display:
+        with TrainingDisplay() as display:
             certify(compose_certify([*chosen, f"out={folder}"]), display.update)
     return build_certificate_table(read_certificate(folder / FILE))
 
@@ -129,7 +130,7 @@ def primitives(plan: GpuPlan) -> Table:
 
 
 def roofline(plan: GpuPlan, shape: str) -> Table:
-    return write_card(compose_run(plan.on_device(f"target.shape={shape}", _half(plan))), plan.reports / f"cost-{shape}")
+    return write_card(compose_run(plan.on_device(f"target.shape={shape}", _half(plan))), plan.reports / f"cost-{shape}").table
 
 
 def bench(plan: GpuPlan) -> RenderableType:
@@ -138,10 +139,10 @@ def bench(plan: GpuPlan) -> RenderableType:
     timed = compose_run([*chosen, f"limit={plan.limit}", f"out={plan.runs}"])
     once = ["limit=1", "repeats=1", "profile=true", "check_baseline=false"]
     phases = compose_run([*chosen, *once, f"out={plan.runs}-phases"])
-    with ProgressDisplay(console) as display:
+    with ProgressDisplay() as display:
         paths = [check_complete(execute(config, display)) for config in (timed, phases)]
     report, _ = (render_report([path], plan.reports.with_name(path.name)) for path in paths)
-    return Group(*report.terminal, *(Text(alarm) for alarm in report.alarms))
+    return Group(*report.build_tables(console.width), *(Text(alarm) for alarm in report.alarms))
 
 
 def growing(plan: GpuPlan) -> Table:

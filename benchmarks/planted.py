@@ -23,7 +23,7 @@ from specbench.certify import enumeration
 from specbench.certify.miniature import TOKENS, build_drafter, build_miniature
 from specbench.certify.texts import count_leaks
 from specbench.certify.token_check import GeneratedText, bound_error_rate, check_tokens, measure_noise
-from specbench.cli.parser import console
+from specbench.cli.output import console
 from specbench.decoding import language_model, loop, verify
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.kv_store import KVStore

@@ -20,7 +20,7 @@ from benchmarks.embedded import build_table
 from specbench import ROOT
 from specbench.analysis.loaded_run import read_run
 from specbench.analysis.summary import format_csv
-from specbench.cli.parser import console
+from specbench.cli.output import console
 from specbench.compare.comparison import REFERENCE_ENGINE, Comparison, compare_checkouts
 from specbench.compare.gate import Change, estimate_paired_change
 from specbench.compare.runs import compute_log_ratios
@@ -51,7 +51,7 @@ def measure_waits(out: Path, chosen: Sequence[str]) -> dict[str, float]:
     """Return the seconds per step that slow each kind by SLOWED, from a short run."""
     pilot = out / "pilot"
     if not RunDirectory(pilot).is_run():
-        with ProgressDisplay(console) as display:
+        with ProgressDisplay() as display:
             execute(compose_run([*chosen, "limit=1", f"out={pilot}"]), display)
     sums = read_run(pilot).frame.groupby("method")[["seconds", "steps"]].sum()
     per_step = (1 / (1 - SLOWED) - 1) * sums["seconds"] / sums["steps"]
@@ -80,7 +80,7 @@ def run_comparison(root: Path, out: Path, seed: int, chosen: Sequence[str]) -> C
         config = compose_run([*chosen, f"seed={seed}", f"out={out}", f"engine=[native,{REFERENCE_ENGINE}]"])
         other = [word for word in chosen if not word.startswith("limit=")]
         config = config.with_engine(REFERENCE_ENGINE, root=str(root), overrides=other)
-        with ProgressDisplay(console) as display:
+        with ProgressDisplay() as display:
             execute(config, display)
     return compare_checkouts(out, exchanged=True)
 

@@ -23,7 +23,7 @@ import httpx2
 import torch
 
 from benchmarks.embedded import Bench, exit_with, load_bench
-from specbench.cli.parser import print_lines
+from specbench.cli.output import print_lines
 from specbench.decoding.sampling import Sampling
 from specbench.engine.server import PAUSE
 from specbench.exchange.gguf_file import export_gguf

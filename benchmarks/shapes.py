@@ -12,7 +12,8 @@ import pandas as pd
 
 from benchmarks.embedded import build_table, decode_questions, exit_with
 from specbench.analysis.summary import format_csv
-from specbench.cli.parser import Parser, console, widen_console
+from specbench.cli.output import console, widen_console
+from specbench.cli.parser import Parser
 from specbench.decoding.loop import Generation
 from specbench.errors import InputError
 from specbench.records.files import write_atomic

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.embedded import load_bench
-from specbench.cli.parser import console
+from specbench.cli.output import console
 from specbench.decoding import verify
 from specbench.decoding.sampling import Dice, Sampling, probabilities
 from specbench.decoding.tree import DraftTree

@@ -22,7 +22,7 @@ from specbench.analysis import metrics
 from specbench.analysis.loaded_run import read_run
 from specbench.analysis.statistics import Array, mean_interval, rank_methods
 from specbench.analysis.summary import format_csv
-from specbench.cli.parser import console
+from specbench.cli.output import console
 from specbench.compare.gate import PAIRED_SD, RUN_SD, estimate_change, estimate_paired_change, plan_paired_size, plan_size
 from specbench.records.files import write_atomic
 from specbench.records.trial import BASELINE

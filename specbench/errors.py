@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import logging
 import re
 import sys
 import traceback
@@ -19,6 +20,7 @@ FULL = ("No space left on device", "disk is full", "Disk quota exceeded", "file 
 UNUSABLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOTDIR, errno.EISDIR)
 NO_MEMORY = ("OutOfMemoryError", "not enough memory", "t allocate memory", "bad_alloc")
 FEW = 12  # choices that a message can list
+RECORD = logging.Logger("specbench")  # hears all that is said, and is silent itself; a run's log listens to it
 
 
 class InputError(Exception):
@@ -42,8 +44,11 @@ def refuse(error: InputError) -> int:
 
 def warn(message: str) -> None:
     """Print a message in one line on stderr, if anybody reads it."""
+    line = escape_controls(" ".join(message.split()))
     with suppress(OSError):
-        print(f"specbench: {escape_controls(' '.join(message.split()))}", file=sys.stderr)
+        print(f"specbench: {line}", file=sys.stderr)
+    with suppress(OSError):
+        RECORD.info(line)
 
 
 def escape_controls(text: str) -> str:

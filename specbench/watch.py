@@ -14,11 +14,11 @@ class Watcher(Protocol):
     def set_run(self, run: Path) -> None:
         """The run directory is known, and locked for this process."""
 
-    def show_status(self, what: str, long: bool = False) -> None:
-        """Something other than a trial is running; long: it takes more than a few seconds."""
+    def show_status(self, what: str, timed: bool = False) -> None:
+        """Something other than a trial is running; timed: its time is taken, so nothing is drawn until the next call."""
 
     def announce(self, lines: list[str]) -> None:
-        """What the run needs is known, before anything is loaded."""
+        """There is something to say, such as what the run needs."""
 
     def begin(self, run: Path, total: int, done: int) -> None:
         """The run has `total` turns; `done` of them are on disk."""

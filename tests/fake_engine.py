@@ -98,7 +98,7 @@ class Quiet:
     def announce(self, lines: list[str]) -> None:
         pass
 
-    def show_status(self, what: str, long: bool = False) -> None:
+    def show_status(self, what: str, timed: bool = False) -> None:
         pass
 
     def add_trial(self, trial: Trial) -> None:

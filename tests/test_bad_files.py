@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
+from specbench.cli.output import Result
 from specbench.datastore.build import build_datastore
 from specbench.errors import InputError
 from specbench.models.load import create_config, load_model
@@ -262,7 +263,7 @@ def test_a_template_that_fails_at_the_second_turn(refuse: Refuse, tiny: Tiny, tm
 
 
 def test_a_bin_of_plain_tensors_is_read(cli: Cli, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specbench.cli.main._report", lambda runs, out: 0)
+    monkeypatch.setattr("specbench.cli.finished_runs.report_runs", lambda *_, **__: Result({}, []))
     folder = Path(shutil.copytree(tiny.target, tmp_path / "plain"))
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()

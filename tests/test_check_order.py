@@ -37,7 +37,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     with lock_devices(["cpu"], wait):
         monkeypatch.setattr("specbench.running.execute._say_waiting", lambda watcher, message: wait(message))
-        monkeypatch.setattr("specbench.cli.main.warn", wait)
+        monkeypatch.setattr("specbench.running.progress.Display.announce", lambda display, lines: list(map(wait, lines)))
         yield
 
 
@@ -151,9 +151,9 @@ def test_a_run_that_waits_says_so_on_stderr_with_the_lock_s_file(tiny: Tiny, tmp
         assert holder.stdout and holder.stdin and holder.stdout.readline() == "held\n"
         with subprocess.Popen(command, stderr=-1, stdout=-1, cwd=tmp_path, **options) as run:
             assert run.stderr and run.stdout
-            line = run.stderr.readline()
+            line = next(line for line in run.stderr if "waiting" in line)
             holder.stdin.close()
             run.stdout.read()
             assert run.wait() == 0
-    assert line.startswith("specbench: waiting for another run on this device, which holds ")
+    assert line.startswith("waiting for another run on this device, which holds ")
     assert f"{tmp_path}/specbench-cpu.lock (TMPDIR" in line

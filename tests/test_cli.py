@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from specbench import ROOT
+from specbench.cli.output import Result
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import QuestionId
 from specbench.running.execute import execute
@@ -35,11 +36,11 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> list[list[Path]]:
     """The runs that would be reported; no report is rendered."""
     reported: list[list[Path]] = []
 
-    def record(runs: list[Path], out: Path) -> int:
+    def record(runs: list[Path], *_: object, problem: str = "") -> Result:
         reported.append(runs)
-        return 0
+        return Result({}, [], problem=problem)
 
-    monkeypatch.setattr("specbench.cli.main._report", record)
+    monkeypatch.setattr("specbench.cli.finished_runs.report_runs", record)
     return reported
 
 
@@ -72,8 +73,8 @@ def test_help_of_run_names_every_setting(cli: Cli) -> None:
 def test_a_run_prints_its_table_and_leaves_its_files(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     status, out, err = cli("run", *tiny.overrides("task=[qa,mt_bench]", "repeats=1", "out=results/first"))
     assert status == 0, err
-    assert "Loading weights" not in out + err and "warn" not in (out + err).lower() and err == ""
-    assert "results/first: 18 turns" in out and "18/18 turns" in out and "page: reports/first/index.html" in out
+    assert "Loading weights" not in out + err and "warn" not in (out + err).lower()
+    assert "results/first: 18 turns" in err and "18/18 turns" in err and "page: reports/first/index.html" in out
     assert (tmp_path / "reports" / "first" / "index.html").is_file()
     run = RunDirectory(tmp_path / "results" / "first")
     assert {trial.method for trial in run.read_trials()} == {"autoregressive", "pld", "sps"} and len(run.read_trials()) == 18
@@ -107,9 +108,9 @@ def test_a_run_in_which_everything_fails_ends_with_its_error_rows(
         raise RuntimeError("CUDA error: device lost")
 
     monkeypatch.setattr("specbench.engine.native.Native.generate_group", broken)
-    status, out, err = cli("run", *tiny.overrides("task=[qa,mt_bench]", "repeats=1", "limit=1", "out=results/broken"))
-    assert status == 0 and err == ""
-    assert out.count(" failed on question ") == 3, "once per method"
+    status, _, err = cli("run", *tiny.overrides("task=[qa,mt_bench]", "repeats=1", "limit=1", "out=results/broken"))
+    assert status == 0
+    assert err.count(" failed on question ") == 3, "once per method"
     trials = RunDirectory(tmp_path / "results" / "broken").read_trials()
     assert len(trials) == 9 and all(trial.failed for trial in trials)
 
@@ -157,7 +158,7 @@ def test_a_third_party_method_needs_no_edit_here(cli: Cli, tiny: Tiny, tmp_path:
     for run, method in zip(runs, ("mine", "pld"), strict=True):
         assert {trial.method for trial in RunDirectory(run).read_trials()} == {"autoregressive", method}
     again = cli("run", "-m", "method=mine,pld", *tiny.overrides(*chosen, "out=results/sweep"))
-    assert again.status == 0 and again.out.count("2 of them done") == 2, "a sweep resumes like a run"
+    assert again.status == 0 and again.err.count("2 of them done") == 2, "a sweep resumes like a run"
 
 
 def test_jobs_that_cannot_run_end_their_sweep_with_one_line(cli: Cli, tiny: Tiny, no_report: list[list[Path]]) -> None:
@@ -174,7 +175,7 @@ def test_a_datastore_from_the_target_s_own_answers_and_a_run_with_it(cli: Cli, t
     target = [f"target.path={tiny.target}", "target.dtype=float32"]
     chosen = ["suite=mini", "suite.per_task=2", "task=[qa,mt_bench]", "limit=1", "max_new_tokens=8"]
     status, out, err = cli("datastore", "build", *target, *chosen, "out=store")
-    assert status == 0 and "2/2 · the target answers" in out and "datastore: store;" in out, err
+    assert status == 0 and "2/2 · the target answers" in err and "datastore: store;" in out, err
     about = json.loads((tmp_path / "store" / "store.json").read_text())
     assert about["documents"] == 2 and about["source"] == "suite mini, test split, answered by target"
 

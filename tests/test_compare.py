@@ -19,11 +19,12 @@ import pytest
 
 from specbench import ROOT
 from specbench.analysis.loaded_run import read_run
+from specbench.cli.output import format_document
 from specbench.compare.checkout import WORKER, Checkout
 from specbench.compare.comparison import compare_checkouts, compare_runs
 from specbench.compare.gate import RUN_SD
 from specbench.compare.plan import plan_run
-from specbench.compare.render import format_comparison, format_notes, write_json, write_junit
+from specbench.compare.render import build_document, format_comparison, format_notes, write_junit
 from specbench.compare.runs import compute_log_ratios
 from specbench.errors import InputError
 from specbench.exchange.trackers import export_asv, export_bencher, export_github
@@ -226,8 +227,7 @@ def test_what_other_tools_read(tmp_path: Path) -> None:
     suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
     assert suite.get("tests") == "6" and int(suite.get("failures", 0)) >= 1
     assert suite.find("testcase[@name='pld over autoregressive']/failure") is not None
-    write_json(found, tmp_path / "compare.json")
-    plain = json.loads((tmp_path / "compare.json").read_text())
+    plain = json.loads(format_document(build_document(found)))
     assert plain["failed"] and plain["changes"][0]["verdict"] == "fail"
     assert "| pld over autoregressive | 0.9" in format_comparison(found)
 
@@ -302,7 +302,7 @@ def test_the_command(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     assert json.loads(told["json"])["reference"] is None and not json.loads(told["json"])["failed"]
     assert "first reference" in told["markdown"] and 'tests="1" failures="0" skipped="1"' in told["junit"]
     assert "already holds one called old" in cli("compare", "rolling", "old", "--add").err
-    status, out, err = cli("compare", "rolling", "new", "--add", "--json", "second.json")
+    status, out, err = cli("compare", "rolling", "new", "--add", "--json=second.json")
     passed = json.loads((tmp_path / "second.json").read_text())["verdict"] == "pass"
     assert (tmp_path / "rolling" / "new").exists() == passed, err
     assert ("not added to rolling: only a run that passed becomes a reference" in out) == (not passed)
@@ -339,7 +339,7 @@ def test_an_unfinished_run_is_no_reference(refuse: Refuse, tmp_path: Path) -> No
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="specbench is no git checkout here")
 def test_another_commit_takes_turns_with_this_one(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     chosen = tiny.overrides("task=[qa]", "method=[pld]", "repeats=1", "out=both")
-    status, out, err = cli("compare", "--against", "HEAD", *chosen, "--json", "both.json")
+    status, out, err = cli("compare", "--against", "HEAD", *chosen, "--json=both.json")
     assert status in (0, 1) and "autoregressive over autoregressive@reference" in out, err  # times are by chance
     trials = RunDirectory(tmp_path / "both").read_trials()
     paired = {"autoregressive@reference", "pld@reference"}

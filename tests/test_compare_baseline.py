@@ -88,7 +88,7 @@ def test_faster_methods_are_no_slower_baseline(tmp_path: Path, trials: list[Tria
 def test_a_copy_is_called_one(tmp_path: Path, trials: list[Trial], cli: Cli) -> None:
     old = write_run(tmp_path / "old", trials).path
     shutil.copytree(old, tmp_path / "copy")
-    status, out, _ = cli("compare", "old", "copy", "--undecided", "fail", "--json", "found.json")
+    status, out, _ = cli("compare", "old", "copy", "--undecided", "fail", "--json=found.json")
     assert status == 0 and "copy against old: passed, a copy of it" in out
     assert "copy is a copy of old: the same times in every turn, which say nothing about another run" in out
     found = json.loads((tmp_path / "found.json").read_text())

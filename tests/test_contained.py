@@ -133,7 +133,7 @@ def test_a_folder_is_no_file_for_results(refuse: Refuse, stored: Path, tmp_path:
         shutil.copytree(stored, tmp_path / name)
     (tmp_path / "folder").mkdir()
     assert (
-        refuse("compare", "old", "new", option, "folder")
+        refuse("compare", "old", "new", f"{option}=folder")
         == f"{option} folder: expected a file, but this is a folder or something else"
     )
 

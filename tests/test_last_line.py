@@ -18,6 +18,7 @@ import torch
 from specbench import ROOT
 from specbench.cli import main
 from specbench.cli.last_line import explain
+from specbench.cli.parser import Command
 from specbench.errors import InputError, mask_home
 from specbench.records.files import JsonLines
 from tests.conftest import Cli
@@ -40,6 +41,10 @@ def fill_disk(path: Path) -> None:
     with path.open("w") as file:
         file.fileno()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def fail(cause: Callable[[], object]) -> None:
+    cause()
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -77,7 +82,7 @@ ESCAPED: dict[str, tuple[Callable[[], object], int, str]] = {
 def test_an_escaped_error_is_one_line(name: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     cause, expected, message = ESCAPED[name]
     monkeypatch.setattr("specbench.cli.last_line._drop_output", lambda: 141)
-    monkeypatch.setitem(main.COMMANDS, "fail", lambda argv: cause() and 0)
+    monkeypatch.setitem(main.COMMANDS, "fail", Command("fail", lambda options: fail(cause), ""))
     status, out, err = cli("fail")
     assert status == expected and out == "" and err.count("\n") == (name != "no reader")
     assert re.search(message, err.removeprefix("specbench: ").rstrip("\n")), err

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from specbench.cli.output import Result
 from specbench.records.run_directory import RunDirectory
 from specbench.running.sweep import sweep
 from tests.conftest import Cli, Tiny
@@ -25,11 +26,11 @@ def test_jobs_of_a_launcher_take_turns_on_the_device_and_one_that_fails_keeps_no
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # locks of this test alone
     reported: list[list[Path]] = []
 
-    def record(runs: list[Path], out: Path, strata: bool = False) -> int:
+    def record(runs: list[Path], *_: object, **__: object) -> Result:
         reported.append(runs)
-        return 0
+        return Result({}, [], problem=str(__.get("problem", "")))
 
-    monkeypatch.setattr("specbench.cli.main._report", record)
+    monkeypatch.setattr("specbench.cli.finished_runs.report_runs", record)
     chosen = ["task=[qa]", "limit=1", "repeats=1", "target.datastore=/no/where", "out=results/sweep"]
     status, _, err = cli("run", "-m", "method=pld,sps,rest", "hydra/launcher=submitit_local", *tiny.overrides(*chosen))
     assert status == 2 and err.startswith("specbench: out=results/sweep: method=rest: no datastore at /no/where")

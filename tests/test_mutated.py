@@ -30,6 +30,7 @@ from specbench.report import tables
 from specbench.report.alarms import find_alarms
 from specbench.report.page import Section, render_page
 from specbench.report.render import render_report
+from specbench.report.terminal import build_headline_tables
 from tests.fake_run import trial, write_run
 from tests.mutations import dump, mutated, values
 from tests.test_certify import certificate
@@ -55,7 +56,7 @@ def read_everything(folder: Path, reference: Path, out: Path) -> None:
     render_page([Section(run, summary, alarms, [])])
     tables.format_markdown(summary)
     tables.format_latex(summary)
-    tables.build_headline_table(summary)
+    build_headline_tables(summary, 100)
     collect_measured([run])
     attempts: list[Callable[[], object]] = [
         lambda: compare_runs(reference, folder, []),

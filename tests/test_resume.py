@@ -18,7 +18,7 @@ from specbench import ROOT
 from specbench.errors import InputError
 from specbench.records.run_directory import RunDirectory
 from specbench.running.execute import execute
-from specbench.running.resume import SAME, choose_run_directory, open_run
+from specbench.running.resume import SAME, check_same_run, open_run
 from specbench.setup.compose import compose_run
 from tests.conftest import Tiny
 from tests.fake_engine import Quiet
@@ -141,16 +141,16 @@ def test_a_setting_that_is_null_and_one_that_is_absent_differ(tmp_path: Path) ->
     stored = {"method": {}, "engine": {}, "repeats": 1, "sampling": {"temperature": 0, "top_k": None}}
     RunDirectory(tmp_path).write_config(stored)
     with pytest.raises(InputError, match="its sampling.top_k is None, here absent"):
-        choose_run_directory(str(tmp_path), "a", stored | {"sampling": {"temperature": 0}})
+        check_same_run(RunDirectory(tmp_path), stored | {"sampling": {"temperature": 0}})
 
 
 def test_a_setting_that_is_new_and_null_does_not_keep_an_older_run_from_its_end(tmp_path: Path) -> None:
     stored = {"method": {}, "engine": {}, "repeats": 1, "sampling": {"temperature": 0}}
     RunDirectory(tmp_path).write_config(stored)
     new = {"sampling": {"temperature": 0, "stop": None, "ignore_eos": None}}
-    assert choose_run_directory(str(tmp_path), "a", stored | new).path == tmp_path
+    check_same_run(RunDirectory(tmp_path), stored | new)
     with pytest.raises(InputError, match="its sampling.ignore_eos is absent, here True"):
-        choose_run_directory(str(tmp_path), "a", stored | {"sampling": {"temperature": 0, "ignore_eos": True}})
+        check_same_run(RunDirectory(tmp_path), stored | {"sampling": {"temperature": 0, "ignore_eos": True}})
 
 
 def test_other_versions_are_noted_once_and_never_lost(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_card_of_a_configured_target(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr("specbench.diagnose.roofline.load_target", lambda settings: target)
     monkeypatch.setattr(roofline, "measure_forwards", lambda model: frame)
     settings = compose_run(["target.weights=random", "target.config={a: 1}", "target.shape=7b"])
-    table = roofline.write_card(settings, tmp_path)
+    table = roofline.write_card(settings, tmp_path).table
     assert str(table.title).startswith("One eager forward of tiny, expanded to 7b, random weights\nfloat64 on ")
     provenance = json.loads((tmp_path / "run.json").read_text())
     assert (provenance["target"], provenance["settings"]) == ("tiny", settings.recorded["target"])

@@ -19,7 +19,7 @@ from specbench.records.run_directory import COPIED, RunDirectory
 from specbench.records.stripped import strip_run
 from specbench.replay.sources import read_run_answers
 from specbench.report.render import render_report
-from specbench.running.resume import choose_run_directory
+from specbench.running.resume import check_same_run
 from tests.whole_run import WHOLE, copy_with, write_whole_run
 
 STORED = ROOT / "results/reference/cpu-mini-1b"
@@ -112,7 +112,7 @@ def test_what_needs_the_texts_says_so(stripped: Path) -> None:
     with pytest.raises(InputError, match=f"^--of {stripped}: {said}$"):
         read_run_answers(stripped)
     with pytest.raises(InputError, match=f"^out={stripped}: {said}$"):
-        choose_run_directory(str(stripped), "mine", WHOLE)
+        check_same_run(RunDirectory(stripped), WHOLE)
     with pytest.raises(InputError, match=f"^run: {said}$"):
         export_answers(read_run(stripped), stripped.parent / "answers")
 

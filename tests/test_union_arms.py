@@ -25,7 +25,7 @@ from specbench.records.typed import Sha256, list_hints
 from specbench.report.alarms import find_alarms
 from specbench.report.page import Section, render_page
 from specbench.report.tree_sizes import tabulate_tree_sizes
-from specbench.running.resume import SAME, choose_run_directory, open_run
+from specbench.running.resume import SAME, check_same_run, open_run
 from tests.fake_run import trial, write_run
 from tests.test_certify import certificate
 from tests.whole_run import RUN_JSON, WHOLE
@@ -103,7 +103,7 @@ def check_readers(folder: Path, config: Mapping[str, Any], about: dict[str, Any]
     readers: list[Callable[[], object]] = [
         lambda: compare_runs(reference, run, []),
         lambda: plan(run),
-        lambda: choose_run_directory(str(run), "a", WHOLE),
+        lambda: check_same_run(RunDirectory(run), WHOLE),
         lambda: resume(run, about, RUN_JSON),
         lambda: resume(run, about, {}),
     ]

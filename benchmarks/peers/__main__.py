@@ -27,7 +27,8 @@ from benchmarks.peers.llama_cpp import open_llama_cpp
 from benchmarks.peers.openvino import open_openvino
 from benchmarks.peers.own import open_native, open_transformers
 from benchmarks.peers.results import HEADER, OWN, build_rows, format_row, write_results
-from specbench.cli.parser import Parser, console, print_lines, widen_console
+from specbench.cli.output import console, print_lines, widen_console
+from specbench.cli.parser import Parser
 from specbench.errors import InputError, suggest_choices, warn
 from specbench.exchange.gguf_layout import OUTPUT_BIAS
 from specbench.machine.locks import lock_devices

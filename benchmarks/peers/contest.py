@@ -4,7 +4,7 @@ from time import sleep
 
 from benchmarks.peers.arms import Arm, Job
 from benchmarks.peers.results import Turn
-from specbench.cli.parser import print_lines
+from specbench.cli.output import print_lines
 from specbench.machine.load import LoadMeter
 from specbench.records.trial import BASELINE
 

@@ -5,7 +5,7 @@ import sys
 import tempfile
 import traceback
 
-from specbench.cli.parser import name_output
+from specbench.cli.output import name_output
 from specbench.errors import (
     InputError,
     describe_file_error,

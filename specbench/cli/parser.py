@@ -1,45 +1,16 @@
-"""What the commands share: the console, and a parser whose errors are one line."""
+"""Commands and their options: a parser whose errors are one line."""
 
 import argparse
-import codecs
-import io
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from rich.console import Console
+from specbench import ROOT
+from specbench.cli.output import STDOUT, Result
+from specbench.errors import InputError
 
-from specbench.errors import OUTPUT, InputError, escape_controls
-
-PLAIN = {"×": "x", "–": "-", "−": "-", "±": "~", "…": ".", "·": ".", "≤": "<", "≥": ">", "\N{NO-BREAK SPACE}": " ", "τ": "t"}
-
-
-@contextmanager
-def name_output() -> Iterator[None]:
-    """Name standard output in an OSError, such as that of a full disk."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, OUTPUT) from None
-
-
-class _Console(Console):
-    """A console that tells when nobody reads any more; rich's own exits with status 1, which here means "no"."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        with name_output():
-            super().print(*objects, **options)
-
-
-console = _Console(markup=False, emoji=False)  # labels and errors are shown as they are, [brackets] included
-LOG_WIDTH = 140  # columns for tables outside a terminal, where rich would use 80
+WIDTH = 100  # columns of the summaries in a list of commands
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,6 +20,29 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
+def _add_nothing(_: Parser) -> None:
+    """Add no option."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command. run: what it does, its docstring being the help; None: another process tells its result.
+
+    name: one word or two. example: its arguments. root: the root config whose settings it takes as KEY=VALUE.
+    """
+
+    name: str
+    run: Callable[[argparse.Namespace], Result | None]
+    example: str
+    add_options: Callable[[Parser], None] = _add_nothing
+    root: str | None = None
+    mixed: bool = False  # options may stand between words, as they do where there are settings
+
+    @property
+    def summary(self) -> str:
+        return (self.run.__doc__ or "").partition("\n")[0]
+
+
 def parse_folder(text: str) -> Path:
     """Return a folder from the command line. Raises ArgumentTypeError for an empty text: pathlib takes it for the working one."""
     if not text.strip():
@@ -56,31 +50,62 @@ def parse_folder(text: str) -> Path:
     return Path(text)
 
 
-def build_parser(command: str, description: str | None, root: str = "config") -> Parser:
-    """Return the parser of a command that takes KEY=VALUE settings of a root config."""
-    from specbench.setup.compose import CONF
-
-    settings = (CONF / f"{root}.yaml").read_text(encoding="utf-8").split("\nhydra:")[0]
+def build_parser(command: Command) -> Parser:
+    """Return the parser of a command, with the options that all commands share."""
     parser = Parser(
-        prog=f"specbench {command}",
-        description=description,
-        epilog=f"The settings and their defaults (specbench list: the choices)\n\n{settings}",
+        prog=f"specbench {command.name}",
+        description=command.run.__doc__,
+        epilog=f"example: specbench {command.name} {command.example}".rstrip() + _describe_settings(command.root),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as method=[pld,sps] limit=10 out=results/my-run")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a further folder of YAMLs, like conf/")
+    command.add_options(parser)
+    if command.root:
+        parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as method=[pld,sps] limit=10")
+        add_config_dir(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the result, alarms and errors only")
+    document = "print the result as one JSON document; with =FILE write it there, too"
+    parser.add_argument("--json", nargs="?", const=STDOUT, metavar="=FILE", help=document)
     return parser
 
 
-def parse_options(parser: Parser, argv: list[str]) -> argparse.Namespace:
-    """Parse a command line into options and overrides. Raises InputError for anything but KEY=VALUE."""
-    options = parser.parse_intermixed_args(argv)
-    options.overrides = [f"++{given}" if given.startswith("sweep.") else given for given in options.overrides]
-    for given in options.overrides:
+def add_config_dir(parser: Parser) -> None:
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a further folder of YAMLs, like conf/")
+
+
+def _describe_settings(root: str | None) -> str:
+    if root is None:
+        return ""
+    settings = (ROOT / "conf" / f"{root}.yaml").read_text(encoding="utf-8").split("\nhydra:")[0]
+    return f"\n\nThe settings and their defaults (specbench list: the choices)\n\n{settings}"
+
+
+def parse_options(command: Command, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command's arguments. Raises InputError for a setting that is no KEY=VALUE, and for a --json that is no file."""
+    words = [f"--json={STDOUT}" if word == "--json" else word for word in argv]  # else it would take the next word
+    parser = build_parser(command)
+    mixed = command.mixed or command.root
+    options = parser.parse_intermixed_args(words) if mixed else parser.parse_args(words)
+    if command.root:
+        options.overrides = check_overrides(options.overrides, options.config_dir)
+    if options.json != STDOUT:
+        check_file("--json", options.json and Path(options.json))
+    return options
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Raise InputError, before anything is done, for a path that cannot be a file to write."""
+    if path and path.exists() and not path.is_file():
+        raise InputError(f"{option} {path}: expected a file, but this is a folder or something else")
+
+
+def check_overrides(words: Sequence[str], config_dir: Path | None) -> list[str]:
+    """Return words as overrides. Raises InputError for anything but KEY=VALUE."""
+    for given in words:
         key, equals, _ = given.partition("=")
         if not key or not (equals or key.startswith("~")):
-            raise InputError(f"{given}: expected KEY=VALUE, {_suggest_override(given, options.config_dir)}")
-    return options
+            raise InputError(f"{given}: expected KEY=VALUE, {_suggest_override(given, config_dir)}")
+    return [f"++{given}" if given.startswith("sweep.") else given for given in words]
 
 
 def _suggest_override(given: str, config_dir: Path | None) -> str:
@@ -92,29 +117,3 @@ def _suggest_override(given: str, config_dir: Path | None) -> str:
         if given in list_options(group, config_dir):
             return f"such as {group}=[{given}]" if group in LISTS else f"such as {group}={given}"
     return "such as limit=10 or method=[pld,sps]"
-
-
-def widen_console() -> None:
-    """Make room for wide tables outside a terminal."""
-    if not console.is_terminal:
-        console.width = max(console.width, LOG_WIDTH)
-
-
-def print_lines(*lines: object) -> None:
-    """Print each line as it is: no markup, no colours, no wrapping, and no control of the terminal."""
-    for line in lines:
-        console.print(escape_controls(str(line)), highlight=False, soft_wrap=True)
-
-
-def accept_any_text() -> None:
-    """Let standard output take characters that its encoding lacks, such as × in ASCII: like ones or escapes replace them."""
-    codecs.register_error("specbench", _replace_characters)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="specbench")
-
-
-def _replace_characters(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    text = error.object[error.start : error.end]
-    return "".join(PLAIN.get(character) or ascii(character)[1:-1] for character in text), error.end

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-from specbench.errors import InputError
+from specbench.errors import InputError, warn
 from specbench.report.live import is_finished, render_live
 
 HOST = "127.0.0.1"
@@ -54,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
-def serve_run(path: Path, port: int, say: Callable[[str], None]) -> None:
+def serve_run(path: Path, port: int) -> None:
     """Serve a run's page until the run is finished and open pages have loaded the last one. The process becomes a nice one.
 
     port: 0 chooses a free one. Raises InputError if there is no folder, or the port cannot be used.
@@ -68,7 +67,7 @@ def serve_run(path: Path, port: int, say: Callable[[str], None]) -> None:
     if hasattr(os, "nice"):
         os.nice(19)
     with server:
-        say(f"http://{HOST}:{server.server_port}/ shows the run until it is finished; rendering may disturb a turn")
+        warn(f"http://{HOST}:{server.server_port}/ shows the run until it is finished; rendering may disturb a turn")
         while not is_finished(path):
             server.handle_request()
         end = time.monotonic() + 2 * SECONDS

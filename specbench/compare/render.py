@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from math import isfinite, isnan
+from math import isnan
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -98,24 +97,16 @@ def _describe_criterion(comparison: Comparison) -> str:
     return f"{rule} {RATE.capitalize()} also fails if it fell over the methods, too, and {rarely}."
 
 
-def write_json(comparison: Comparison, path: Path) -> None:
-    """Write the comparison as JSON, with null for nan and infinity."""
+def build_document(comparison: Comparison) -> dict[str, Any]:
+    """Return the comparison for programs."""
     plain = {**asdict(comparison), "verdict": comparison.verdict, "failed": comparison.verdict == "fail"}
     plain["changes"] = [_list_figures(change) for change in comparison.changes]
     plain["baseline"] = _list_figures(comparison.baseline) if comparison.baseline else None
-    write_atomic(path, json.dumps(_replace_nonfinite(plain), indent=1, allow_nan=False) + "\n")
+    return plain
 
 
 def _list_figures(change: Change) -> dict[str, Any]:
     return {**asdict(change), "verdict": change.verdict}
-
-
-def _replace_nonfinite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _replace_nonfinite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_replace_nonfinite(inner) for inner in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def write_junit(comparison: Comparison, path: Path) -> None:

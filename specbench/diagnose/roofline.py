@@ -5,8 +5,8 @@ tokens a verification costs little more than a decoding step; that number bounds
 `specbench cost target=…` writes cost.csv, cost.md, cost.png and cost.svg.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -191,18 +191,35 @@ def _time_copies(source: Tensor, target: Tensor) -> float:
     return perf_counter() - started
 
 
-def write_card(settings: RunSettings, out: Path) -> Table:
-    """Load and measure the target, write its card and run.json into `out`, and return its table.
+@dataclass(frozen=True)
+class Card:
+    """A roofline card on disk. rows: see `measure_forwards`."""
 
-    Raises InputError if `out` holds a run, whose run.json would be lost.
+    title: str
+    folder: Path
+    rows: pd.DataFrame
+
+    @property
+    def table(self) -> Table:
+        """The card for the terminal."""
+        return build_cost_table(self.rows, self.title)
+
+
+def write_card(settings: RunSettings, out: Path, say: Callable[[str, bool], None] = lambda what, timed: None) -> Card:
+    """Load and measure the target, write its card and run.json into `out`, and return it.
+
+    say: shows what is running, and whether it is timed. Raises InputError if `out` holds a run, whose run.json would be lost.
     """
     if RunDirectory(out).is_run():
         raise InputError(f"out={out} holds a run; choose another folder for the card")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    say("loading the target", False)
     target = load_target(settings.target)
+    say("preparing the target's forward", False)
     choice = choose_forward(target.model, [Shape(), Shape(several=True)])
     device, dtype = target.model.device, target.model.dtype_name
+    say("timing forwards", True)
     frame = measure_forwards(target.model)
     shaped = f", expanded to {settings.target.shape}" if settings.target.shape else ""
     random = ", random weights" if settings.target.weights == "random" else ""
@@ -215,7 +232,7 @@ def write_card(settings: RunSettings, out: Path) -> Table:
     }
     RunDirectory(out).write_provenance(collect_provenance(device) | about)
     write_files(frame, out, title)
-    return build_cost_table(frame, title)
+    return Card(title, out, frame)
 
 
 def write_files(frame: pd.DataFrame, out: Path, title: str = TITLE) -> list[Path]:

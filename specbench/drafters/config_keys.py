@@ -103,7 +103,7 @@ def _check_key(key: str, value: Any, rules: Rules, where: str) -> None:
 
 
 def _refuse_unknown(key: str, value: Any, rules: Rules, where: str) -> InputError:
-    nearest = suggest_nearest(key, [*rules, *NEUTRAL])
+    nearest = suggest_nearest(key, [*rules, *NEUTRAL]) or "; is this another method's checkpoint?"
     return InputError(f"{where}{format_value(key)}: no such key is supported (its value: {format_value(value)}){nearest}")
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -85,15 +86,35 @@ def _compare_live(label: str, trials: list[Trial], live: Sequence[Trial | None])
     return MethodReplay(label, trials, len(pairs), equal)
 
 
-def build_replay_table(methods: Sequence[MethodReplay]) -> Table:
+def describe_replay(methods: Sequence[MethodReplay]) -> list[dict[str, Any]]:
+    """Return, of every method but the baseline, its mean accepted tokens by task and overall; nan without a step."""
     tasks = list(dict.fromkeys(trial.task for replayed in methods for trial in replayed.turns))
+    return [
+        {
+            "method": replayed.method,
+            "mean_accepted_tokens": {
+                "tasks": {task: _average([trial for trial in replayed.turns if trial.task == task]) for task in tasks},
+                "overall": _average(replayed.turns),
+            },
+            "live": replayed.live,
+            "equal": replayed.equal,
+        }
+        for replayed in methods
+        if replayed.method != BASELINE
+    ]
+
+
+def _average(turns: Sequence[Trial]) -> float:
+    return acceptance.micro(acceptance.collect_steps(turns))
+
+
+def build_replay_table(methods: Sequence[MethodReplay]) -> Table:
+    rows = describe_replay(methods)
+    tasks = list(rows[0]["mean_accepted_tokens"]["tasks"]) if rows else []
     columns = ("method", *(task.replace("_", " ") for task in tasks), "overall", "equal to the live run")
     table = Table(*columns, title="Mean accepted tokens, replayed")
-    for replayed in methods:
-        if replayed.method == BASELINE:
-            continue
-        groups = [[trial for trial in replayed.turns if trial.task == task] for task in tasks]
-        means = [acceptance.micro(acceptance.collect_steps(turns)) for turns in [*groups, replayed.turns]]
-        live = f"{replayed.equal} of {replayed.live} turns" if replayed.live else "-"
-        table.add_row(replayed.method, *("–" if math.isnan(mean) else f"{mean:.2f}" for mean in means), live)
+    for row in rows:
+        means = [*row["mean_accepted_tokens"]["tasks"].values(), row["mean_accepted_tokens"]["overall"]]
+        live = f"{row['equal']} of {row['live']} turns" if row["live"] else "-"
+        table.add_row(row["method"], *("–" if math.isnan(mean) else f"{mean:.2f}" for mean in means), live)
     return table

@@ -29,7 +29,14 @@ from specbench.report.disturbance import list_disturbed_blocks
 from specbench.report.forest import Panel
 from specbench.report.palette import Style, list_colours
 from specbench.report.strata import describe_few, list_levels
-from specbench.report.tables import format_interval, format_label, format_number, format_rank, format_share, list_shown_tasks
+from specbench.report.tables import (
+    describe_fastest,
+    format_label,
+    format_number,
+    format_rank,
+    format_share,
+    list_shown_tasks,
+)
 
 EXAMPLES = 6
 LONGEST = 160  # characters of a method's settings; config.yaml has all
@@ -115,7 +122,7 @@ def _build_view(section: Section) -> dict[str, Any]:
         "name": run.name,
         "target": _format_target(summary.iloc[0]) or run.name,
         "expanded": bool(summary["shape"].iloc[0]),
-        "headline": _format_headline(summary),
+        "headline": describe_fastest(summary),
         "facts": _collect_facts(run, summary),
         "tasks": list_shown_tasks(summary),
         "methods": methods,
@@ -141,21 +148,6 @@ def _order_by_speed(summary: pd.DataFrame) -> pd.DataFrame:
     speeds = summary[summary["task"] == OVERALL].set_index("method")["speedup"]
     order = speeds.sort_values(ascending=False, na_position="last", kind="stable").index
     return summary.sort_values("method", key=lambda names: names.map(order.get_loc), kind="stable")
-
-
-def _format_headline(summary: pd.DataFrame) -> str:
-    """Name the fastest method and those that do not differ from it significantly, or say that none is faster than 1."""
-    rows = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE) & (summary["kind"] != "synthetic")]
-    rows = rows.dropna(subset=["speedup"]).sort_values("speedup", ascending=False)
-    if rows.empty:
-        return ""
-    fastest = f"{format_label(rows.iloc[0])}, {format_interval(rows.iloc[0])} times autoregressive decoding."
-    if rows.iloc[0]["speedup"] <= 1:
-        return f"No method is faster than autoregressive decoding. The nearest to it is {fastest}"
-    others = ", ".join(format_label(row) for row in rows[1:].to_dict("records") if row["rank_best"] == 1 and row["speedup"] > 1)
-    equal = bool((summary.loc[(summary["task"] == OVERALL) & (summary["method"] == BASELINE), "rank_best"] == 1).any())
-    headline = f"{'No method is significantly faster than autoregressive decoding. ' * equal}Fastest: {fastest}"
-    return headline + f" Not significantly slower: {others}." * bool(others)
 
 
 def _list_methods(run: LoadedRun, summary: pd.DataFrame) -> list[dict[str, Any]]:

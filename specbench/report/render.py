@@ -17,7 +17,7 @@ from specbench.analysis.strata import LENGTH, tabulate_strata
 from specbench.analysis.summary import format_csv, summarise
 from specbench.errors import InputError
 from specbench.records.files import write_atomic
-from specbench.report import boxes, canvas, engines, figures, forest, palette, strata, tables, tree_sizes
+from specbench.report import boxes, canvas, engines, figures, forest, palette, strata, tables, terminal, tree_sizes
 from specbench.report.across import Comparison, compare_runs
 from specbench.report.alarms import find_alarms
 from specbench.report.folder import claim_folder
@@ -65,11 +65,11 @@ class Report:
         """The HTML page to open."""
         return self.out / "index.html"
 
-    @property
-    def terminal(self) -> list[Table]:
-        """The headline table of every run, for the terminal."""
+    def build_tables(self, width: int) -> list[Table]:
+        """Return the headline tables of every run, for a terminal of so many columns."""
         groups = list(self.summary.groupby("run", sort=False))
-        return [tables.build_headline_table(rows, str(run) if len(groups) > 1 else "") for run, rows in groups]
+        named = {str(run): str(run) if len(groups) > 1 else "" for run, _ in groups}
+        return [table for run, rows in groups for table in terminal.build_headline_tables(rows, width, named[str(run)])]
 
     def build_strata_tables(self, width: int) -> list[Table]:
         """Return the second table of a report on one run, for a terminal of so many columns."""

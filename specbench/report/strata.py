@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from specbench.records.markdown import format_markdown_table
 from specbench.report.tables import dim_below, format_number
 
 NAME = 24  # columns of the terminal for a level and its questions
-CELL = 11
+CELL = 11  # at least, for a method
 TITLE = "Speedup and mean accepted tokens; below, the speedup's 95 % interval"
 TOO_FEW = "A level of one question has no interval."
 
@@ -66,30 +68,42 @@ def _format_markdown_cell(row: dict[Any, Any]) -> str:
 
 
 def _format_terminal_cell(row: dict[Any, Any]) -> str:
-    limits = "" if pd.isna(row["speedup_low"]) else f"\n{row['speedup_low']:.2f}–{row['speedup_high']:.2f}"
+    limits = "" if pd.isna(row["speedup_low"]) else f"\n{_shorten(row['speedup_low'])}–{_shorten(row['speedup_high'])}"
     return f"{format_number(row['speedup'])} {format_number(row['mean_accepted_tokens']):>4}{limits}"
+
+
+def _shorten(limit: float) -> str:
+    """Return a limit in few characters: with two questions, it may be a thousand."""
+    return f"{limit:.2f}" if limit < 100 else f"{limit:.0f}" if limit < 10_000 else f"{limit:.0e}"
 
 
 def build_strata_tables(strata: pd.DataFrame, width: int) -> list[Table]:
     """Return one run's tables for a terminal of `width` columns; methods that do not fit into one table continue in the next."""
     labels = dict(strata[["method", "label"]].itertuples(index=False, name=None))
-    fitting = max(1, (width - NAME) // CELL)
+    heads = {method: _break_label(label) for method, label in labels.items()}
+    cell = max([CELL - 1, *(len(line) for head in heads.values() for line in head.split("\n"))]) + 1
+    fitting = max(1, (width - NAME) // cell)
     parts = [list(labels)[start : start + fitting] for start in range(0, len(labels), fitting)]
-    tables = [_build_strata_table(strata, {method: labels[method] for method in part}) for part in parts]
+    tables = [_build_strata_table(strata, {method: heads[method] for method in part}, cell) for part in parts]
     tables[-1].caption, tables[-1].caption_justify = "\n".join(describe_few(strata)) or None, "left"
     return tables
 
 
-def _build_strata_table(strata: pd.DataFrame, labels: dict[str, str]) -> Table:
-    table = Table(title=TITLE, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.add_column("(questions)", max_width=NAME)
-    for label in labels.values():
-        table.add_column(Text(label), justify="right", overflow="fold", min_width=CELL - 1, max_width=CELL - 1)
+def _break_label(label: str) -> str:
+    """Return a label with its words below each other."""
+    return "\n".join(textwrap.wrap(re.sub("(_+)", r"\1 ", label), CELL - 1, break_long_words=False)).replace("_ ", "_")
+
+
+def _build_strata_table(strata: pd.DataFrame, heads: dict[str, str], cell: int) -> Table:
+    table = Table(title=TITLE, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table.add_column("(questions)", max_width=NAME, min_width=NAME)
+    for head in heads.values():
+        table.add_column(Text(head), justify="right", no_wrap=True, min_width=cell - 1)
     factor = ""
     for level in list_levels(strata):
         if level.factor != factor:
             factor = level.factor
             table.add_row(Text(factor, "bold"))
-        cells = _format_cells(level, labels, _format_terminal_cell)
+        cells = _format_cells(level, heads, _format_terminal_cell)
         table.add_row(Text(f"  {level.level} ({level.questions})"), *map(dim_below, cells))
     return table

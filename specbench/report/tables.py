@@ -1,4 +1,4 @@
-"""The headline table, methods × tasks, for the terminal, in Markdown and in LaTeX."""
+"""The headline table, methods × tasks, in Markdown and in LaTeX, and what its cells and notes say."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from rich.text import Text
 
 from specbench.analysis.prompting import DEFAULT, NATURAL
@@ -34,13 +32,8 @@ class Grid(NamedTuple):
     rows: list[list[str]]
 
 
-def build_grid(
-    summary: pd.DataFrame, cell: Callable[[SummaryRow], str], missing: str = "–", evidence: str = "{} ({} texts)"
-) -> Grid:
-    """Return strings, one row per run and method; columns: run (if several), method, tasks, overall, totals.
-
-    evidence: the format of the verdict on a method's text and of the texts that it rests on.
-    """
+def build_grid(summary: pd.DataFrame, cell: Callable[[SummaryRow], str], missing: str = "–") -> Grid:
+    """Return strings, one row per run and method; columns: run (if several), method, tasks, overall, totals."""
     tasks = list_shown_tasks(summary)
     several = summary["run"].nunique() > 1
     rows = []
@@ -50,7 +43,7 @@ def build_grid(
         run_label = f"{run}{_describe_settings(by_task[OVERALL])}"
         speedups = [cell(by_task[task]) if task in by_task else missing for task in tasks]
         totals = _format_totals(by_task[OVERALL], missing)
-        rows.append([*[run_label] * several, label, *speedups, *totals, _format_verdict(by_task[OVERALL], evidence)])
+        rows.append([*[run_label] * several, label, *speedups, *totals, format_verdict(by_task[OVERALL])])
     return Grid(["run", "method"] if several else ["method"], [*tasks, *TOTALS], rows)
 
 
@@ -79,10 +72,10 @@ def _format_totals(row: SummaryRow, missing: str) -> list[str]:
     ]
 
 
-def _format_verdict(row: SummaryRow, evidence: str) -> str:
-    return (
-        str(row["lossless"]) if pd.isna(row["lossless_texts"]) else evidence.format(row["lossless"], int(row["lossless_texts"]))
-    )
+def format_verdict(row: SummaryRow) -> str:
+    """Return what certificates say of a method's text, and how many texts that rests on."""
+    texts = "" if pd.isna(row["lossless_texts"]) else f" ({int(row['lossless_texts'])} texts)"
+    return f"{row['lossless']}{texts}"
 
 
 def format_rank(row: SummaryRow | Mapping[Any, Any], missing: str = "–") -> str:
@@ -121,10 +114,6 @@ def format_interval(row: SummaryRow) -> str:
     return _format_cell(row, " [{}, {}]")
 
 
-def _format_terminal_cell(row: SummaryRow) -> str:
-    return _format_cell(row, "\n[{},\n{}]").replace(" ± ", "\n±")
-
-
 def _format_latex_cell(row: SummaryRow) -> str:
     return _format_cell(row, r" {{\scriptsize [{}, {}]}}", missing="--")
 
@@ -134,21 +123,6 @@ def _format_cell(row: SummaryRow, interval: str, missing: str = "–") -> str:
     if row["method"] == BASELINE or pd.isna(row["speedup_low"]):
         return speedup
     return speedup + interval.format(f"{row['speedup_low']:.2f}", f"{row['speedup_high']:.2f}")
-
-
-def build_headline_table(summary: pd.DataFrame, run: str = "") -> Table:
-    """Return the headline for the terminal, intervals below the speedups; eleven columns fit 80 characters. run: its name."""
-    cells = build_grid(summary, _format_terminal_cell, evidence="{}\n{} texts")
-    title = f"{run}: " * bool(run) + "Speedup over autoregressive decoding, with its 95 % interval"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.caption, table.caption_justify = "\n".join(describe_rows(summary)) or None, "left"
-    for name in cells.names:
-        table.add_column(name, no_wrap=name == "method")
-    for name in cells.numbers:
-        table.add_column(Text(name.replace("_", " ")), justify="right", overflow="fold", min_width=4)
-    for values in cells.rows:
-        table.add_row(*map(dim_below, values))
-    return table
 
 
 def dim_below(cell: str) -> Text:
@@ -183,6 +157,21 @@ def format_latex(summary: pd.DataFrame) -> str:
         lines.append(" & ".join(text.replace("–", "--").replace("±", r"$\pm$") for text in texts) + r" \\")
     notes = [f"% {note}" for note in describe_rows(summary)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])
+
+
+def describe_fastest(summary: pd.DataFrame) -> str:
+    """Name the fastest method, and those that do not differ from it significantly; or say that none beats the baseline."""
+    rows = summary[(summary["task"] == OVERALL) & (summary["method"] != BASELINE) & (summary["kind"] != "synthetic")]
+    rows = rows.dropna(subset=["speedup"]).sort_values("speedup", ascending=False)
+    if rows.empty:
+        return ""
+    first = rows.iloc[0]
+    if first["speedup"] <= 1:
+        return "No method is faster than autoregressive decoding."
+    others = ", ".join(format_label(row) for row in rows[1:].to_dict("records") if row["rank_best"] == 1 and row["speedup"] > 1)
+    headline = f"Fastest: {format_label(first)}, {format_interval(first)} times autoregressive decoding."
+    headline += " Its interval includes 1." * bool(first["speedup_low"] <= 1)
+    return headline + f" Not significantly slower: {others}." * bool(others)
 
 
 def describe_rows(summary: pd.DataFrame) -> list[str]:

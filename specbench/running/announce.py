@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -10,9 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from specbench.machine.devices import get_free_memory
 from specbench.models.chat import Chat, render_prompt
+from specbench.records.run_directory import RunDirectory
 from specbench.running.minutes import estimate_minutes
-from specbench.running.needs import Minutes, RunNeed, build_need_table, check_need, format_need
+from specbench.running.needs import Minutes, RunNeed, build_need_table, check_need, format_need, format_time
 from specbench.running.rehearse import rehearse_run
+from specbench.running.schedule import Arm
 from specbench.setup.settings import RunSettings
 from tasks.question import Question
 
@@ -27,8 +29,9 @@ class Announcement:
     max_new_tokens: int
     spread: bool  # over several devices, whose free memory is not known
 
-    def format_lines(self) -> list[str]:
-        return format_need(self.need, self.minutes, self.free)
+    def format_lines(self, left: float = 1.0, stopping: str = "") -> list[str]:
+        """Return what a run says at its start. left: the share that is not on disk yet; stopping: what Ctrl-C does."""
+        return [*format_need(self.need, self.free), *format_time(left * self.minutes.total, stopping)]
 
     def build_table(self) -> Table:
         return build_need_table(self.need, self.minutes, self.free)
@@ -54,6 +57,15 @@ def announce(
     tokens = settings.sampling.max_new_tokens
     minutes = estimate_minutes(need, prompts, tokens, labels, settings.repeats, settings.batch)
     return Announcement(need, minutes, free, tokens, spread)
+
+
+def count_missing(run: RunDirectory, questions: Sequence[Question], arms: Sequence[Arm], repeats: int) -> float:
+    """Return the share of a run's turns that are not on disk."""
+    wanted, labels = {question.id for question in questions}, {arm.label for arm in arms}
+    total = sum(len(question.turns) for question in questions) * len(labels) * repeats
+    done = run.read_attempts() if run.is_run() else []
+    here = {trial.key for trial in done if trial.method in labels and trial.question_id in wanted and trial.repeat < repeats}
+    return 1 - len(here) / total
 
 
 def bound_prompt(questions: Iterable[Question], chat: Chat, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> int:

@@ -1,6 +1,6 @@
 """Check the baseline: time autoregressive decoding in other dtypes by transformers' generate, and forwards by rows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from statistics import median
@@ -34,6 +34,7 @@ ROOM = 0.7  # share of the free memory that all copies of the weights together m
 STATIC = {"cache_implementation": "static"}  # of `generate`, which then compiles its forward on CUDA
 ALTERNATIVES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float16"), "mps": ("bfloat16", "float16")}
 
+Say = Callable[[str, bool], None]  # shows what is running, and whether it is timed
 Rates = list[dict[str, Any]]  # as in run.json: engine, dtype, tokens_per_second of each round; the run's own pair first
 
 
@@ -92,15 +93,18 @@ def _time_node(model: LanguageModel) -> float:
     return median(time_rows(model, [1], CONTEXT, ROUNDS)[1])
 
 
-def measure_rates(engines: Mapping[tuple[str, str], Engine], prompt: list[int]) -> tuple[Rates, dict[str, str]]:
+def measure_rates(
+    engines: Mapping[tuple[str, str], Engine], prompt: list[int], say: Say = lambda what, timed: None
+) -> tuple[Rates, dict[str, str]]:
     """Time plain decoding by each (engine, dtype) in turn, ROUNDS times after a warm-up.
 
-    Also return which of them failed, by name, and why: a model's own code may not know `generate`.
+    Also return which of them failed, by name, and why: a model's own code may not know `generate`. say: shows what is timed.
     """
     measured: dict[tuple[str, str], list[float]] = {pair: [] for pair in engines}
     failed = {}
-    for _ in range(ROUNDS + 1):
+    for number in range(ROUNDS + 1):
         for pair in list(measured):
+            say(f"timing other baselines: {' '.join(pair)}, {f'round {number} of {ROUNDS}' if number else 'warming up'}", True)
             try:
                 measured[pair].append(_measure_rate(engines[pair], prompt))
             except Exception as error:  # of any type
@@ -119,7 +123,7 @@ def _measure_rate(engine: Engine, prompt: list[int]) -> float:
     return len(out.output_ids) / (out.prefill_s + out.decode_s)
 
 
-def measure_baselines(settings: RunSettings, target: Target, questions: list[Question]) -> dict[str, Any]:
+def measure_baselines(settings: RunSettings, target: Target, questions: list[Question], say: Say) -> dict[str, Any]:
     """Time autoregressive decoding on the run's own engine and dtype, and on the others that device and memory allow.
 
     Returns what run.json says: `baseline`, and which rivals failed and why, `baseline_failed`.
@@ -128,14 +132,16 @@ def measure_baselines(settings: RunSettings, target: Target, questions: list[Que
     models = {dtype: target.model}
     if settings.target.device_map is None:
         for other in list_other_dtypes(target.model):
+            say(f"loading the target in {other}, for the comparison of baselines", False)
             with suppress(InputError):  # in that dtype the model cannot be run, so it is no rival
                 models[other] = load_target_model(replace(settings.target, dtype=other))
     shortest = min(map(target.render_first_prompt, questions), key=len)
+    say("preparing the forwards of other baselines", False)
     engines = open_engines(models)
     own = next(iter(settings.engine)), dtype
     if own not in engines:
         return {"baseline": []}
-    rates, failed = measure_rates({own: engines.pop(own), **engines}, shortest)
+    rates, failed = measure_rates({own: engines.pop(own), **engines}, shortest, say)
     return {"baseline": [] if " ".join(own) in failed else rates, "baseline_failed": failed}
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from specbench.datastore.leakage import check_tokenizers
 from specbench.decoding.drafter import Drafter
 from specbench.decoding.language_model import check_token
-from specbench.drafters.checkpoints import BUILT_IN, find_folder
+from specbench.drafters.checkpoints import BUILT_IN, OF_TARGET, find_folder
 from specbench.drafters.network_drafter import NetworkDrafter, require_checkpoint
 from specbench.drafters.skip_sets import check_shape, find_skip_set
 from specbench.drafters.skipping_drafter import SkippingDrafter
@@ -20,6 +20,7 @@ from specbench.running.schedule import form_groups
 from specbench.setup.settings import TargetSettings
 from tasks.question import Question
 
+PLAIN = NetworkDrafter.__mro__  # classes that every method with weights of its own has
 REMEDY = "only methods such as sps_tli take a draft model with another tokenizer"
 PROBE = "The 7 naïve cats wrote:\n\tdef f(x): return x**2\n日本 — Да, ¿por qué?"
 
@@ -90,7 +91,14 @@ def check_checkpoint(drafter: Drafter, target: TargetSettings, label: str) -> No
         if isinstance(drafter, NetworkDrafter):
             if (checkpoint := require_checkpoint(drafter.checkpoint)) not in BUILT_IN:
                 find_folder(checkpoint)
+            elif checkpoint == OF_TARGET and not _reads_target(drafter):
+                drafter.network_class.read_target()  # refuses, before the target is loaded
             pick_dtype(drafter.dtype, pick_device(target.device))
+
+
+def _reads_target(drafter: NetworkDrafter) -> bool:
+    """Whether the class of its network depends on the target, as where weights among the target's own are read."""
+    return "get_network_class" in {name for kind in type(drafter).__mro__ if kind not in PLAIN for name in vars(kind)}
 
 
 def check_prompts(questions: list[Question], target: Target) -> None:

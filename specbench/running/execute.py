@@ -1,7 +1,7 @@
 """Execute one job: instantiate what its settings name, and fill a run directory."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from math import inf
@@ -18,7 +18,7 @@ from specbench.decoding.drafter import Drafter
 from specbench.diagnose.roofline import describe_memory
 from specbench.engine.base import Engine
 from specbench.engine.served import Served
-from specbench.errors import InputError, show_value, warn
+from specbench.errors import InputError, show_value
 from specbench.machine.devices import count_default_threads, list_timed_devices, pick_device, release_memory
 from specbench.machine.load import LoadMeter
 from specbench.machine.locks import lock_devices, lock_run
@@ -28,12 +28,12 @@ from specbench.models.target import Target
 from specbench.records.attempts import select_whole
 from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
-from specbench.running.announce import Announcement, announce
+from specbench.running.announce import Announcement, announce, count_missing
 from specbench.running.baseline import measure_baselines, measure_rows
 from specbench.running.checks import check_batch, check_draft_tokenizer, check_drafters, check_prompts, check_stoppable
 from specbench.running.harness import Harness
-from specbench.running.resume import choose_run_directory, open_run
-from specbench.running.schedule import Schedule, build_arms
+from specbench.running.resume import check_same_run, choose_run_directory, open_run
+from specbench.running.schedule import Arm, Schedule, build_arms
 from specbench.running.servers import check_concurrency, check_served, load_wanted_target, prepare_engines, probe
 from specbench.running.time_budget import TimeBudget
 from specbench.setup import objects
@@ -53,7 +53,8 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
     """
     objects.silence_libraries()
     objects.check_nodes(settings)
-    run = choose_run_directory(settings.out, settings.target.name, settings.recorded)
+    run = choose_run_directory(settings.out, settings.target.name)
+    watcher.show_status("reading the questions and the tokenizer")
     suite = open_suite(settings)
     questions = select_questions(settings, suite, settings.limit)
     default = count_default_threads()  # known before the first job of a sweep sets another number
@@ -66,24 +67,26 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
     tokenizer, chat = objects.load_target_tokenizer(settings.target)
     here = any(engine.loads_target for engine in engines.values())
     drafters: dict[str, Drafter] = _prepare_drafters(settings, tokenizer) if here else dict.fromkeys(settings.method, Served())
-    for label, need in settings.left_out.items():
-        warn(f"notice: {label} is left out: it needs {need}")
+    check_same_run(run, settings.recorded)
+    watcher.announce([f"notice: {label} is left out: it needs {need}" for label, need in settings.left_out.items()])
     devices = list_timed_devices(settings.target.device, settings.target.device_map)
     with lock_devices(devices, partial(_say_waiting, watcher)), ExitStack() as stack:
         release_memory(pick_device(settings.target.device))  # of the previous job
         _recall_choices(run, engines)
         arms = build_arms(engines, _list_labels(settings))
         if any(engine.in_process for engine in engines.values()):
-            say_needs(settings, questions, [arm.label for arm in arms], tokenizer, chat, watcher)
+            say_needs(settings, run, questions, arms, tokenizer, chat, watcher)
+        watcher.show_status("loading the target and the methods")
         drafters = _complete_drafters(settings, drafters, tokenizer) if here else drafters
         target = load_wanted_target(settings.target, engines, _list_labels(settings))
         check_prompts(questions, target)
         prepare_engines(engines, _list_labels(settings), target, settings.target, run.path, stack)
         for engine in engines.values():
-            engine.say = partial(watcher.show_status, long=True)  # type: ignore[method-assign]
+            engine.say = partial(watcher.show_status)  # type: ignore[method-assign]
             engine.open(target.model, drafters, settings.batch)
         sampling = objects.build_sampling(settings.sampling, target)
         schedule = Schedule(settings.repeats, settings.seed, settings.context, sampling, settings.batch, settings.concurrency)
+        watcher.show_status("trying out the methods")
         probe(arms, target.render_first_prompt(questions[0]), sampling)
         with lock_run(run.path):
             watcher.set_run(run.path)
@@ -114,16 +117,19 @@ def _note_budget(harness: Harness, settings: RunSettings) -> None:
 
 def say_needs(
     settings: RunSettings,
+    run: RunDirectory,
     questions: list[Question],
-    labels: list[str],
+    arms: Sequence[Arm],
     tokenizer: PreTrainedTokenizerBase,
     chat: Chat,
     watcher: Watcher,
 ) -> None:
-    """Say what the run needs. Raise InputError for what cannot fit."""
+    """Say what the run needs, or what is left of it. Raise InputError for what cannot fit."""
     watcher.show_status("estimating memory and time")
-    if announced := announce(settings, questions, labels, tokenizer, chat):
-        watcher.announce(announced.format_lines())
+    if announced := announce(settings, questions, [arm.label for arm in arms], tokenizer, chat):
+        left = count_missing(run, questions, arms, settings.repeats)
+        command = "the same command" if settings.out else f"the same command with out={run.path}"
+        watcher.announce(announced.format_lines(left, f"Ctrl-C keeps what is done, {command} resumes"))
         announced.check()
 
 
@@ -160,7 +166,7 @@ def _recall_choices(run: RunDirectory, engines: Mapping[str, Engine]) -> None:
 
 
 def _say_waiting(watcher: Watcher, message: str) -> None:
-    warn(message)
+    watcher.announce([message])
     watcher.show_status("waiting for another run on this device")
 
 
@@ -186,10 +192,10 @@ def _collect_run_info(
     watcher.show_status("searching the datastores for the questions")
     info["leakage"] = hide_home(measure_leakage(drafters, questions, target.tokenizer))
     if settings.check_baseline and not run.is_run() and any(engine.in_process for engine in engines.values()):
-        watcher.show_status("timing other baselines", long=True)
+        watcher.show_status("timing the memory, and forwards by their rows", timed=True)
         info["memory"] = describe_memory(target.model)
         info["forward_ms"] = measure_rows(target, questions)
-        info |= measure_baselines(settings, target, questions)
+        info |= measure_baselines(settings, target, questions, watcher.show_status)
         release_memory(target.model.device)
     return info
 

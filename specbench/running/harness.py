@@ -115,14 +115,15 @@ class Harness:
         longest_prompt = bound_prompt(self.questions, self.target.chat, self.target.tokenizer, sampling.max_new_tokens)
         longest_prompt = min(longest_prompt, self.target.model.context - 1)
         short = replace(sampling, max_new_tokens=min(WARM_UP_TOKENS, sampling.max_new_tokens))
-        for arm in self.arms:
-            self.watcher.show_status(f"warming up {arm.label}")
+        for number, arm in enumerate(self.arms, start=1):
+            self.watcher.show_status(f"warming up {arm.label}, {number} of {len(self.arms)} methods")
             for prompts in longest:
                 try:
                     arm.engine.reserve(longest_prompt, sampling, self.schedule.batch)
                     arm.engine.generate_group(arm.method, prompts, [short] * len(prompts))
                 except (Exception, SystemExit):  # its trial will report the error
                     continue
+        self.watcher.show_status("measuring", timed=True)
 
     def _run_in_time(self, block: Block) -> bool:
         """Run what is missing of a block; return False if the budget has no time for it."""
@@ -154,7 +155,7 @@ class Harness:
         """Run an arm's turns of one repeat by several clients at a time; record them once all are done."""
         if all((arm.label, repeat, question, turn) in self.finished for question, turn in self._list_turns()):
             return
-        self.watcher.show_status(f"{arm.label}, {self.schedule.concurrency} requests at a time")
+        self.watcher.show_status(f"{arm.label}, {self.schedule.concurrency} requests at a time", timed=True)
         helpers = arm.engine.find_processes(arm.method)
         self._load.start(helpers=helpers or ())
         one_pass = Pass(arm, repeat, self.schedule, self._get_prompt, self._record_under_load)
@@ -176,7 +177,7 @@ class Harness:
             planned = {b.key: b for r in every for b in schedule_blocks(self._groups, self.arms, r, self.schedule.seed)}
             for block in blocks:
                 if self._attempts.can_afford(block) and self.budget.admits(planned[block]):
-                    self.watcher.show_status(f"measuring {len(blocks)} disturbed blocks again")
+                    self.watcher.show_status(f"measuring {len(blocks)} disturbed blocks again", timed=True)
                     self._run_block(planned[block].plan_again(self._attempts.count_attempts(block) + 1))
 
     def _list_affordable(self, repeats: int) -> list[BlockKey]:

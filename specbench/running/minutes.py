@@ -18,7 +18,6 @@ from specbench.running.needs import Minutes, RunNeed
 
 PROBE = 1 << 27  # bytes that are read
 ROWS, WIDTH = 256, 1024  # of the products that are timed
-SOURCE = "beside loading and compiling, if every answer has its full length and no draft is accepted"
 
 
 def estimate_minutes(
@@ -28,7 +27,7 @@ def estimate_minutes(
     speed, products = measure_speed(need.device), measure_products(need.device, need.dtype)
     read = (need.target.weights * need.active + need.target.kv / 2) / speed * new_tokens * len(prompts) / batch
     multiplied = 2 * need.parameters * need.active / products * sum(prompts)
-    return Minutes(dict.fromkeys(labels, repeats * (read + multiplied) / 60), SOURCE)
+    return Minutes(dict.fromkeys(labels, repeats * (read + multiplied) / 60))
 
 
 def measure_speed(device: torch.device) -> float:

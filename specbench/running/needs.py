@@ -17,6 +17,8 @@ from specbench.running.baseline import choose_dtypes
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 LEAST_TOKENS = 16  # of an answer worth timing
+LONG = 5  # minutes from which a run says how to stop and resume it
+ASSUMED = "for answers of full length and no accepted draft; loading and compiling come on top"
 
 
 @dataclass(frozen=True)
@@ -116,24 +118,29 @@ def format_bytes(count: float) -> str:
 
 @dataclass(frozen=True)
 class Minutes:
-    """Estimated minutes of a run by method. source: of what, in words."""
+    """Estimated minutes of a run by method, as `ASSUMED` says."""
 
     by_method: Mapping[str, float]
-    source: str
 
     @property
     def total(self) -> float:
         return sum(self.by_method.values())
 
 
-def format_need(need: RunNeed, minutes: Minutes, free: int) -> list[str]:
-    """Return what a run says at its start."""
+def format_need(need: RunNeed, free: int) -> list[str]:
+    """Return what a run says of its memory at its start."""
     parts = [f"target {_describe(need.target)}"]
     parts += [f"{label} {_describe(method)}" for label, method in need.methods.items() if method and method.lasting]
     unknown = [label for label, method in need.methods.items() if method is None]
     beside = f"; {abbreviate(unknown)}: not known" if unknown else ""
     lines = [f"memory: {format_bytes(need.total)} of {format_bytes(free)} free: {'; '.join(parts)}{beside}"]
-    return [*lines, *_format_copies(need), f"time: about {_format_minutes(minutes.total)} {minutes.source}"]
+    return [*lines, *_format_copies(need)]
+
+
+def format_time(minutes: float, stopping: str) -> list[str]:
+    """Return what a run says of its time at its start; of a long one, what Ctrl-C does."""
+    remedy = f"; {stopping}" if stopping and minutes > LONG else ""
+    return [f"time: about {_format_minutes(minutes)}{remedy}", f"estimated {ASSUMED}"]
 
 
 def _describe(need: Need) -> str:
@@ -149,6 +156,8 @@ def _format_copies(need: RunNeed) -> list[str]:
 
 
 def _format_minutes(minutes: float) -> str:
+    if minutes >= 120:
+        return f"{minutes / 60:.1f} hours"
     return f"{minutes:.0f} minutes" if minutes >= 10 else f"{max(minutes, 0.1):.1f} minutes"
 
 
@@ -165,5 +174,5 @@ def build_need_table(need: RunNeed, minutes: Minutes, free: int) -> Table:
         time = minutes.by_method.get(label)
         table.add_row("target" if label == BASELINE else label, *cells, "?" if time is None else f"{time:.1f}")
     memory = f"{format_bytes(need.total)} at once, of {format_bytes(free)} free"
-    table.caption = "\n".join([memory, *_format_copies(need), f"about {_format_minutes(minutes.total)} {minutes.source}"])
+    table.caption = "\n".join([memory, *_format_copies(need), f"about {_format_minutes(minutes.total)}, estimated {ASSUMED}"])
     return table

@@ -19,16 +19,20 @@ REACHED = ("urls", "patience_s", "start_s", "key", "certificates", "check_certif
 ABSENT = "absent"  # of a setting, in a message
 
 
-def choose_run_directory(out: str | None, name: str, config: Mapping[str, Any]) -> RunDirectory:
-    """Return the run directory `out`, by default results/<name>-<time>. Raises InputError if it holds something else."""
+def choose_run_directory(out: str | None, name: str) -> RunDirectory:
+    """Return the run directory `out`, by default results/<name>-<time>. Raises InputError if it holds anything but a run."""
     run = RunDirectory(Path(out).expanduser() if out else stamp_path(Path("results"), name))
+    if not run.is_run() and not run.is_new():
+        raise InputError(f"out={run.path}: expected a run's folder, an empty one or a new one")
+    return run
+
+
+def check_same_run(run: RunDirectory, config: Mapping[str, Any]) -> None:
+    """Raise InputError if the directory holds a run of another config. Comes after all checks of the settings themselves."""
     if run.is_run():
         if (run.path / "run.json").is_file():
             check_texts(run.read_provenance(), f"out={run.path}")
         _check_config(run, config)
-    elif not run.is_new():
-        raise InputError(f"out={run.path}: expected a run's folder, an empty one or a new one")
-    return run
 
 
 def open_run(run: RunDirectory, config: Mapping[str, Any], info: Mapping[str, Any]) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from rich.console import Console
 
-from specbench.errors import InputError, describe_file_error, format_error, is_about_file
+from specbench.errors import RECORD, InputError, describe_file_error, format_error, is_about_file
 from specbench.records.files import write_atomic
 from specbench.records.nested import flatten
 from specbench.records.run_directory import find_runs
+from specbench.running.log import start_log
 from specbench.setup.compose import CONF, add_import_path, compose_run, parse_job, translate_errors
 from specbench.setup.local import imply_local, list_asked
 from specbench.setup.overrides import parse_overrides
@@ -121,10 +121,14 @@ def _run_job(config: Any) -> None:
             add_import_path(Path(source.path))
     out = runtime.output_dir
     try:
-        with ProgressDisplay(Console(markup=False, emoji=False)) as display:
-            execute(parse_job(config, out, list_asked(parse_overrides(HydraConfig.get().overrides.task))), display)
+        settings = parse_job(config, out, list_asked(parse_overrides(HydraConfig.get().overrides.task)))
+        start_log(settings.log)  # in this process, which may be another one
+        with ProgressDisplay() as display:
+            execute(settings, display)
     except Exception as error:  # of any type: the other jobs go on
-        write_atomic(Path(out) / NOTE, " ".join(_describe(error).split()))
+        failure = " ".join(_describe(error).split())
+        RECORD.info(f"{out}: {failure}")
+        write_atomic(Path(out) / NOTE, failure)
 
 
 def _describe(error: Exception) -> str:

@@ -270,6 +270,10 @@ def _explain_unknown_key(given: str, overrides: Sequence[str], config_dir: Path 
     own = given.startswith("hydra")
     names = [name.split(".") for name, _ in flatten(plain) if name.startswith("hydra.") == own]
     known = [prefix for name in names for prefix in accumulate(name, "{}.{}".format) if not prefix.endswith("_target_")]
+    section, _, rest = given.partition(".")
+    label = rest.partition(".")[0]
+    if section in LISTS and label in list_options(section, config_dir) and f"{section}.{label}" not in known:
+        return f"{given}: {section} {label} is not among the chosen ones; expected {section}=[…,{label}]"
     if given in known:
         return f"{given}: cannot be set to a mapping with other keys"
     return f"{given}: no such setting{command}{suggest_nearest(given, known)}"

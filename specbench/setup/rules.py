@@ -115,6 +115,7 @@ RUN: Rules = {
         or_null(is_budget),
         f"a time with its unit, such as 90s, 30m, 2h or 1h30m (at least {LEAST_BUDGET}s), or null for none",
     ),
+    "log": (or_null(is_text), "a file, or null"),
     "repeats": count(10_000),
     "batch": count(MOST_BATCH),
     "concurrency": count(MOST_CONCURRENCY),

@@ -19,7 +19,7 @@ Node = dict[str, Any]  # a YAML mapping of `_target_`, the class, and its argume
 # The whole config, and nodes, which `instantiate` checks.
 UNTYPED = ("plain", "left_out", "named", "suite", "about_suite", "method", "engine")
 ABOUT = ("licence", "source")  # keys of a suite's YAML that run.json and reports show; no class reads them
-UNRECORDED = ("out", "budget")  # of a run; run.json says which budget it had
+UNRECORDED = ("out", "log", "budget")  # of a run: where it writes, and when it stops; run.json says which budget it had
 EXTRA = ("checkpoints", "datastore", "draft_dtypes", "draft_shapes")  # keys of a target's YAML that YAMLs of methods refer to
 
 
@@ -188,6 +188,7 @@ class RunSettings(Settings):
     profile: bool
     check_baseline: bool
     threads: int | None
+    log: str | None
     sweep: Mapping[str, Any]
     budget: str | None
     started: float = field(default_factory=monotonic, kw_only=True, compare=False)

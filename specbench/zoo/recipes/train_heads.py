@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from specbench.cli.parser import console
+from specbench.cli.output import console
 from specbench.drafters.checkpoints import OURS
 from specbench.running.progress import TrainingDisplay
 from specbench.setup.compose import compose_train
