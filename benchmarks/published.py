@@ -25,7 +25,15 @@ from specbench.errors import InputError, suggest_choices
 from specbench.records.files import write_atomic
 from specbench.records.markdown import format_markdown_table
 from specbench.records.trial import BASELINE, OVERALL
-from specbench.report.tables import SummaryRow, format_interval, format_label, format_number, format_rank, format_share
+from specbench.report.tables import (
+    SummaryRow,
+    format_interval,
+    format_label,
+    format_number,
+    format_rank,
+    format_share,
+    order_by_speed,
+)
 
 RUNS = ROOT / "results/reference"
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -80,8 +88,7 @@ def tabulate(summary: pd.DataFrame, columns: tuple[str, ...] | list[str], cell: 
 
 def _format_rows(summary: pd.DataFrame, shown: list[str], cell: Callable[[SummaryRow], str]) -> Iterator[list[str]]:
     by_place = {(row["method"], row["task"]): row for _, row in summary.iterrows()}
-    overall = summary[summary["task"] == OVERALL].sort_values("speedup", ascending=False, kind="stable")
-    for _, row in overall.iterrows():
+    for _, row in order_by_speed(summary[summary["task"] == OVERALL]).iterrows():
         method = row["method"]
         values = [COLUMNS[name](row) if name in COLUMNS else cell(by_place[method, name]) for name in shown]
         yield [f"*{method}*" if method == BASELINE else _quote(row), *values]

@@ -24,8 +24,9 @@ from specbench.analysis.summary import summarise
 from specbench.decoding.loop import Generation
 from specbench.decoding.sampling import Sampling
 from specbench.errors import InputError
+from specbench.records.run_directory import RunDirectory
 from specbench.running.checks import check_stoppable
-from specbench.running.resume import choose_run_directory, open_run
+from specbench.running.resume import check_same_run, open_run
 from specbench.running.schedule import Arm, Group, form_groups, order_groups, schedule_blocks
 from specbench.running.time_budget import TimeBudget
 from specbench.setup.compose import compose_run
@@ -326,7 +327,7 @@ def test_a_budget_does_not_go_with_what_counts_as_a_whole() -> None:
 def test_the_budget_is_no_part_of_what_a_run_is(tmp_path: Path) -> None:
     assert compose_run(["budget=1m"]).recorded == compose_run([]).recorded
     harness(tmp_path, Slow(Clock())).run.write_config(compose_run(["budget=1m"]).recorded)
-    assert choose_run_directory(str(tmp_path), "a", compose_run(["budget=2h"]).recorded).path == tmp_path
+    check_same_run(RunDirectory(tmp_path), compose_run(["budget=2h"]).recorded)
 
 
 @pytest.mark.full

@@ -8,7 +8,7 @@ import pytest
 
 from specbench.errors import InputError
 from specbench.records.run_directory import RunDirectory
-from specbench.running.resume import choose_run_directory
+from specbench.running.resume import check_same_run
 from specbench.setup.compose import compose_certify, compose_run
 from specbench.setup.questions import open_suite, select_questions
 from tests.conftest import Cli, Refuse
@@ -78,14 +78,14 @@ def test_certify_chooses_the_same_way() -> None:
 def test_the_choice_is_part_of_what_a_run_is(tmp_path: Path) -> None:
     stored = compose_run(["question=[qa-1]", f"out={tmp_path}"])
     RunDirectory(tmp_path).write_config(stored.recorded)
-    assert choose_run_directory(str(tmp_path), "a", stored.recorded).path == tmp_path
+    check_same_run(RunDirectory(tmp_path), stored.recorded)
     with pytest.raises(InputError, match=r"holds another run: its question is \['qa-1'\], here None"):
-        choose_run_directory(str(tmp_path), "a", compose_run([]).recorded)
+        check_same_run(RunDirectory(tmp_path), compose_run([]).recorded)
 
 
 def test_an_older_run_without_these_settings_can_be_extended(tmp_path: Path) -> None:
     now = compose_run([]).recorded
     RunDirectory(tmp_path).write_config({key: value for key, value in now.items() if key not in ("question", "category")})
-    assert choose_run_directory(str(tmp_path), "a", now).path == tmp_path
+    check_same_run(RunDirectory(tmp_path), now)
     with pytest.raises(InputError, match=r"its category is None, here \['qa'\]"):
-        choose_run_directory(str(tmp_path), "a", compose_run(["category=[qa]"]).recorded)
+        check_same_run(RunDirectory(tmp_path), compose_run(["category=[qa]"]).recorded)

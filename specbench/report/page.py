@@ -36,6 +36,7 @@ from specbench.report.tables import (
     format_rank,
     format_share,
     list_shown_tasks,
+    order_by_speed,
 )
 
 EXAMPLES = 6
@@ -116,7 +117,7 @@ def build_environment(*folders: Path) -> Environment:
 
 def _build_view(section: Section) -> dict[str, Any]:
     run, summary = section.run, section.summary
-    ordered = _order_by_speed(summary)
+    ordered = order_by_speed(summary)
     methods = _list_methods(run, ordered)
     return {
         "name": run.name,
@@ -141,13 +142,6 @@ def _build_view(section: Section) -> dict[str, Any]:
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, default_flow_style=None),
         "provenance": json.dumps(run.provenance, indent=2, ensure_ascii=False),
     }
-
-
-def _order_by_speed(summary: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with the fastest method overall first; autoregressive decoding, which is 1.00, has its place among them."""
-    speeds = summary[summary["task"] == OVERALL].set_index("method")["speedup"]
-    order = speeds.sort_values(ascending=False, na_position="last", kind="stable").index
-    return summary.sort_values("method", key=lambda names: names.map(order.get_loc), kind="stable")
 
 
 def _list_methods(run: LoadedRun, summary: pd.DataFrame) -> list[dict[str, Any]]:

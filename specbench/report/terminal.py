@@ -27,6 +27,7 @@ from specbench.report.tables import (
     format_spread,
     format_verdict,
     list_shown_tasks,
+    order_by_speed,
 )
 
 TITLE = "Speedup over autoregressive decoding, with its 95 % interval"
@@ -53,18 +54,13 @@ class Column:
 
 def build_headline_tables(summary: pd.DataFrame, width: int, run: str = "") -> list[Table]:
     """Return one run's tables, the fastest method first. width: of the terminal, in columns; run: its name, for the title."""
-    overall = _sort_rows(summary)
+    overall = order_by_speed(summary[summary["task"] == OVERALL])
     methods = Column("method", [format_label(row) + MARK * (row["method"] == BASELINE) for _, row in overall.iterrows()])
     title = f"{run}: " * bool(run) + TITLE
     notes = [*filter(None, [describe_fastest(summary)]), *describe_rows(summary)]
     main = _build_table(title, [methods, *_choose_columns(overall, width - methods.width)], width, notes)
     tasks = [task for task in list_shown_tasks(summary) if task != OVERALL]
     return [main, *_build_task_tables(summary, tasks, methods, overall, width)] if len(tasks) > 1 else [main]
-
-
-def _sort_rows(summary: pd.DataFrame) -> pd.DataFrame:
-    """Return the overall rows from the fastest to the slowest, then those without a speed."""
-    return summary[summary["task"] == OVERALL].sort_values("speedup", ascending=False, kind="stable", na_position="last")
 
 
 def _choose_columns(overall: pd.DataFrame, room: int) -> list[Column]:
