@@ -19,6 +19,7 @@ from specbench.cli.parser import (
     widen_console,
 )
 from specbench.errors import InputError, abbreviate, suggest_choices, warn
+from specbench.report.folder import choose_folder
 
 
 def run(argv: list[str]) -> int:
@@ -35,18 +36,10 @@ def run(argv: list[str]) -> int:
 
     if expand_sweep(settings.sweep, options.overrides):
         return _sweep(options)
-    from specbench.running.early import check_early
+    from specbench.running.start import start_run
 
-    check_early(settings)
-    from specbench.running.execute import execute
-    from specbench.running.progress import ProgressDisplay
-
-    with ProgressDisplay(console) as display:
-        try:
-            path = execute(settings, display)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(*filter(None, [display.run])) from None
-    return _report([path], Path("reports") / path.resolve().name)
+    path = start_run(settings, console)
+    return _report([path], choose_folder(path))
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -54,7 +47,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     result = sweep(options.overrides, options.config_dir)
     if result.runs:
-        _report(result.runs, Path("reports") / result.folder.resolve().name)
+        _report(result.runs, choose_folder(result.folder))
     if result.failed:
         raise InputError(f"out={result.folder}: {abbreviate(result.failed)}")
     return 0
@@ -68,8 +61,7 @@ def report(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     from specbench.records.run_directory import expand_paths
 
-    out = options.out or Path("reports") / options.runs[0].resolve().name
-    return _report(expand_paths(options.runs), out, strata=True)
+    return _report(expand_paths(options.runs), options.out or choose_folder(options.runs[0]), strata=True)
 
 
 def cost(argv: list[str]) -> int:

@@ -75,23 +75,10 @@ def build_parser(command: str, description: str | None, root: str = "config") ->
 def parse_options(parser: Parser, argv: list[str]) -> argparse.Namespace:
     """Parse a command line into options and overrides. Raises InputError for anything but KEY=VALUE."""
     options = parser.parse_intermixed_args(argv)
-    options.overrides = [f"++{given}" if given.startswith("sweep.") else given for given in options.overrides]
-    for given in options.overrides:
-        key, equals, _ = given.partition("=")
-        if not key or not (equals or key.startswith("~")):
-            raise InputError(f"{given}: expected KEY=VALUE, {_suggest_override(given, options.config_dir)}")
+    from specbench.setup.words import check_words
+
+    options.overrides = check_words(options.overrides, options.config_dir)
     return options
-
-
-def _suggest_override(given: str, config_dir: Path | None) -> str:
-    """Return the override that a bare word may stand for."""
-    from specbench.setup.compose import GROUPS, list_options
-    from specbench.setup.overrides import LISTS
-
-    for group in GROUPS:
-        if given in list_options(group, config_dir):
-            return f"such as {group}=[{given}]" if group in LISTS else f"such as {group}={given}"
-    return "such as limit=10 or method=[pld,sps]"
 
 
 def widen_console() -> None:
