@@ -55,7 +55,8 @@ class Results:
         first = self._run.frame["repeat"] == 0
         answers = [written.get(key, {}) if one else {} for key, one in zip(keys, first, strict=True)]
         rows = self._run.frame.assign(run=self._run.name)
-        rows[["text", "score"]] = pd.DataFrame(answers, columns=["text", "score"], index=rows.index)
+        told = pd.DataFrame(answers, columns=["text", "score"], index=rows.index)
+        rows[["text", "score"]] = told.astype({"text": object, "score": float})
         return rows[TRIALS]
 
     @cached_property

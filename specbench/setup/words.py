@@ -35,7 +35,7 @@ def _suggest_word(given: str, config_dir: Path | None) -> str:
 
 
 def format_words(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return settings of Python as words. prefix: what stands before their names. The keys of a section are settings of their own.
+    """Return settings of Python as words, those of a section one by one. prefix: what stands before their names.
 
     Raises InputError for an odd value.
     """
