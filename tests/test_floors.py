@@ -26,7 +26,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not import each other
     ("datastore", "training", "diagnose"),
     ("running",),
     ("certify", "replay", "compare"),
-    ("cli",),
+    ("cli", "api"),
     ("zoo", "__main__"),
 )
 PURE = {  # rooms without a model and without torch, and all that they may import

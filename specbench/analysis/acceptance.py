@@ -54,6 +54,11 @@ def rate(turns: Sequence[Steps]) -> float:
     return _share(sum(sum(turn.accepted) for turn in turns), sum(sum(turn.drafted) for turn in turns))
 
 
+def depth_rate(turns: Sequence[Steps]) -> float:
+    """Return accepted tokens per depth offered: the tables' acceptance rate."""
+    return _share(sum(sum(turn.accepted) for turn in turns), sum(sum(turn.depth) for turn in turns))
+
+
 @dataclass(frozen=True)
 class Position:
     """Counts at draft position k, from 1.

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specbench.cli.output import Result, get_width
-from specbench.cli.parser import Command, Parser, add_config_dir, check_file, check_overrides, parse_folder
+from specbench.cli.parser import Command, Parser, add_config_dir, check_file, parse_folder
 from specbench.errors import InputError, suggest_choices
+from specbench.report.folder import choose_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +31,7 @@ def report(options: Namespace) -> Result:
         from specbench.cli.serve import serve_run
 
         serve_run(options.runs[0], options.serve)
-    out = options.out or Path("reports") / options.runs[0].resolve().name
+    out = options.out or choose_folder(options.runs[0])
     return report_runs(expand_paths(options.runs), out, strata=True)
 
 
@@ -95,7 +96,9 @@ def compare(options: Namespace) -> Result:
 def _compare_checkouts(options: Namespace) -> Result:
     if options.add or options.factor:
         raise InputError("--against runs both versions: --add and --factor are about stored runs")
-    overrides = check_overrides(options.words, options.config_dir)
+    from specbench.setup.words import check_words
+
+    overrides = check_words(options.words, options.config_dir)
     from specbench.compare.against import run_both
     from specbench.compare.comparison import compare_checkouts
 

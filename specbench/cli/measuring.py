@@ -8,6 +8,7 @@ from specbench.cli import finished_runs
 from specbench.cli.output import Result
 from specbench.cli.parser import Command, Parser
 from specbench.errors import InputError, abbreviate
+from specbench.report.folder import choose_folder
 
 if TYPE_CHECKING:
     from specbench.running.announce import Announcement
@@ -37,19 +38,10 @@ def run(options: Namespace) -> Result:
 
     if expand_sweep(settings.sweep, options.overrides):
         return _sweep(options)
-    from specbench.running.early import check_early
+    from specbench.running.start import start_run
 
-    check_early(settings)
-    from specbench.running.progress import ProgressDisplay
-
-    with ProgressDisplay() as display:
-        try:
-            from specbench.running.execute import execute
-
-            path = execute(settings, display)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(*filter(None, [display.run])) from None
-    return finished_runs.report_runs([path], Path("reports") / path.resolve().name)
+    path = start_run(settings)
+    return finished_runs.report_runs([path], choose_folder(path))
 
 
 def _sweep(options: Namespace) -> Result:
@@ -59,7 +51,7 @@ def _sweep(options: Namespace) -> Result:
     problem = f"out={swept.folder}: {abbreviate(swept.failed)}" if swept.failed else ""
     if not swept.runs:
         raise InputError(problem or f"out={swept.folder}: no run was made")
-    return finished_runs.report_runs(swept.runs, Path("reports") / swept.folder.resolve().name, problem=problem)
+    return finished_runs.report_runs(swept.runs, choose_folder(swept.folder), problem=problem)
 
 
 def add_plan_options(parser: Parser) -> None:

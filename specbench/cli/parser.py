@@ -87,7 +87,9 @@ def parse_options(command: Command, argv: Sequence[str]) -> argparse.Namespace:
     mixed = command.mixed or command.root
     options = parser.parse_intermixed_args(words) if mixed else parser.parse_args(words)
     if command.root:
-        options.overrides = check_overrides(options.overrides, options.config_dir)
+        from specbench.setup.words import check_words
+
+        options.overrides = check_words(options.overrides, options.config_dir)
     if options.json != STDOUT:
         check_file("--json", options.json and Path(options.json))
     return options
@@ -97,23 +99,3 @@ def check_file(option: str, path: Path | None) -> None:
     """Raise InputError, before anything is done, for a path that cannot be a file to write."""
     if path and path.exists() and not path.is_file():
         raise InputError(f"{option} {path}: expected a file, but this is a folder or something else")
-
-
-def check_overrides(words: Sequence[str], config_dir: Path | None) -> list[str]:
-    """Return words as overrides. Raises InputError for anything but KEY=VALUE."""
-    for given in words:
-        key, equals, _ = given.partition("=")
-        if not key or not (equals or key.startswith("~")):
-            raise InputError(f"{given}: expected KEY=VALUE, {_suggest_override(given, config_dir)}")
-    return [f"++{given}" if given.startswith("sweep.") else given for given in words]
-
-
-def _suggest_override(given: str, config_dir: Path | None) -> str:
-    """Return the override that a bare word may stand for."""
-    from specbench.setup.compose import GROUPS, list_options
-    from specbench.setup.overrides import LISTS
-
-    for group in GROUPS:
-        if given in list_options(group, config_dir):
-            return f"such as {group}=[{given}]" if group in LISTS else f"such as {group}={given}"
-    return "such as limit=10 or method=[pld,sps]"

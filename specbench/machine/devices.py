@@ -3,8 +3,8 @@
 import gc
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,16 @@ def count_usable_cores() -> int:
 def count_default_threads() -> int:
     """Return the number of threads that torch had chosen in this process at the first call."""
     return torch.get_num_threads()
+
+
+@contextmanager
+def keep_threads() -> Iterator[None]:
+    """Give torch its number of threads back afterwards, whatever a run sets."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def get_total_memory(device: torch.device | None = None) -> int:

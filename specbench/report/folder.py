@@ -15,6 +15,11 @@ HEAD = 1000  # bytes
 UNFINISHED = f"<!DOCTYPE html>\n{MARK.decode()}\n<title>specbench</title>\n<p>This page was not finished.</p>\n"
 
 
+def choose_folder(run: Path) -> Path:
+    """Return the folder of a page that nobody named: reports/<name of the run, or of the folder of runs>."""
+    return Path("reports") / run.resolve().name
+
+
 def claim_folder(out: Path, names: Iterable[str]) -> None:
     """Put an unfinished page into `out`, where there is none of ours. names: of all files that will be written.
 

@@ -30,7 +30,8 @@ from specbench.records.run_directory import RunDirectory
 from specbench.records.trial import BASELINE
 from specbench.running.announce import Announcement, announce, count_missing
 from specbench.running.baseline import measure_baselines, measure_rows
-from specbench.running.checks import check_batch, check_draft_tokenizer, check_drafters, check_prompts, check_stoppable
+from specbench.running.checks import check_batch, check_prompts
+from specbench.running.drafters import complete_drafters, prepare_drafters
 from specbench.running.harness import Harness
 from specbench.running.resume import check_same_run, choose_run_directory, open_run
 from specbench.running.schedule import Arm, Schedule, build_arms
@@ -66,7 +67,7 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
     check_concurrency(questions, settings.concurrency)
     tokenizer, chat = objects.load_target_tokenizer(settings.target)
     here = any(engine.loads_target for engine in engines.values())
-    drafters: dict[str, Drafter] = _prepare_drafters(settings, tokenizer) if here else dict.fromkeys(settings.method, Served())
+    drafters: dict[str, Drafter] = prepare_drafters(settings, tokenizer) if here else dict.fromkeys(settings.method, Served())
     check_same_run(run, settings.recorded)
     watcher.announce([f"notice: {label} is left out: it needs {need}" for label, need in settings.left_out.items()])
     devices = list_timed_devices(settings.target.device, settings.target.device_map)
@@ -77,7 +78,7 @@ def execute(settings: RunSettings, watcher: Watcher) -> Path:
         if any(engine.in_process for engine in engines.values()):
             say_needs(settings, run, questions, arms, tokenizer, chat, watcher)
         watcher.show_status("loading the target and the methods")
-        drafters = _complete_drafters(settings, drafters, tokenizer) if here else drafters
+        drafters = complete_drafters(settings, drafters, tokenizer) if here else drafters
         target = load_wanted_target(settings.target, engines, _list_labels(settings))
         check_prompts(questions, target)
         prepare_engines(engines, _list_labels(settings), target, settings.target, run.path, stack)
@@ -131,29 +132,6 @@ def say_needs(
         command = "the same command" if settings.out else f"the same command with out={run.path}"
         watcher.announce(announced.format_lines(left, f"Ctrl-C keeps what is done, {command} resumes"))
         announced.check()
-
-
-def _prepare_drafters(settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Drafter]:
-    """Return the methods that need no device yet, once all is checked that needs none. Raises InputError."""
-    drafting = [label for label, node in settings.method.items() if objects.drafts_with_model(node)]
-    objects.check_models(settings.target, draft=bool(drafting))
-    if any(not objects.translates_tokens(settings.method[label]) for label in drafting):
-        check_draft_tokenizer(settings.target, tokenizer)
-    drafters = objects.instantiate_methods({label: node for label, node in settings.method.items() if label not in drafting})
-    check_drafters(drafters, settings.target, tokenizer)
-    check_stoppable(drafters, settings.budget)
-    return drafters
-
-
-def _complete_drafters(
-    settings: RunSettings, prepared: Mapping[str, Drafter], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Drafter]:
-    """Return all methods in their order: those that load a model of their own join the others."""
-    others = objects.instantiate_methods({label: node for label, node in settings.method.items() if label not in prepared})
-    check_drafters(others, settings.target, tokenizer)
-    check_stoppable(others, settings.budget)
-    drafters = {**prepared, **others}
-    return {label: drafters[label] for label in settings.method}
 
 
 def _recall_choices(run: RunDirectory, engines: Mapping[str, Engine]) -> None:
@@ -219,7 +197,7 @@ def plan_needs(settings: RunSettings) -> Announcement | None:
     engines = _instantiate_engines(settings)
     if not any(engine.in_process for engine in engines.values()):
         raise InputError(f"engine={next(iter(engines))}: it runs in processes of its own, whose needs are not known before")
-    _prepare_drafters(settings, tokenizer)
+    prepare_drafters(settings, tokenizer)
     labels = [arm.label for arm in build_arms(engines, _list_labels(settings))]
     return announce(settings, questions, labels, tokenizer, chat)
 

@@ -4,8 +4,8 @@ import math
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,16 @@ class Screen(Console):
 
 
 screen = Screen(stderr=True, markup=False, emoji=False)  # quiet: nothing is drawn or said
+
+
+@contextmanager
+def mute(quiet: bool) -> Iterator[None]:
+    """Draw and say nothing on the screen meanwhile, if quiet."""
+    before, screen.quiet = screen.quiet, quiet
+    try:
+        yield
+    finally:
+        screen.quiet = before
 
 
 def say(console: Console, line: str) -> None:

@@ -22,6 +22,7 @@ from specbench.setup.compose import CONF, add_import_path, compose_run, parse_jo
 from specbench.setup.local import imply_local, list_asked
 from specbench.setup.overrides import parse_overrides
 from specbench.setup.settings import RunSettings
+from specbench.setup.words import format_value
 
 MARK = "multirun.yaml"  # written by Hydra into a sweep's folder
 NOTE = ".failed"  # in a job's folder: why it failed, since Hydra does not pass on what jobs return
@@ -91,15 +92,8 @@ def expand_sweep(swept: Mapping[str, Any], overrides: Sequence[str]) -> list[str
         if not isinstance(values, list) or not values or any(isinstance(value, list) for value in values):
             raise InputError(f"sweep.{key}={values}: expected a list of values")
         if key not in given:
-            expanded.append(f"{key}={','.join(map(_format_value, values))}")
+            expanded.append(f"{key}={','.join(format_value(value, f'sweep.{key}') for value in values)}")
     return expanded
-
-
-def _format_value(value: Any) -> str:
-    """Return a value as Hydra reads it: null, true, {enable_thinking: false}."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {_format_value(inner)}" for name, inner in value.items()) + "}"
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def check_single_run(settings: RunSettings, overrides: Sequence[str], command: str) -> None:

@@ -168,9 +168,9 @@ RULES: dict[str, Rules] = {  # by root config
 }
 
 
-def check_rules(plain: Mapping[str, Any], root: str) -> None:
-    """Raise InputError for the first setting of a root config whose rule does not hold."""
-    for name, (holds, expected) in RULES[root].items():
+def check_rules(plain: Mapping[str, Any], rules: Rules) -> None:
+    """Raise InputError for the first setting whose rule does not hold."""
+    for name, (holds, expected) in rules.items():
         if not holds(value := look_up(plain, name)):
             raise InputError(f"{name}={show_value(value)}: expected {expected}")
     if plain.get("budget") and plain["concurrency"] > 1:

@@ -13,7 +13,7 @@ from specbench.errors import InputError, show_value, suggest_choices
 from specbench.records.nested import flatten, look_up
 from specbench.records.typed import find_odd
 from specbench.setup.instantiate import check_types
-from specbench.setup.rules import check_rules, parse_duration
+from specbench.setup.rules import RULES, check_rules, parse_duration
 
 Node = dict[str, Any]  # a YAML mapping of `_target_`, the class, and its arguments
 # The whole config, and nodes, which `instantiate` checks.
@@ -264,7 +264,7 @@ def parse_settings(
     kind: type[S], plain: Mapping[str, Any], changed: frozenset[str], left_out: Mapping[str, str] | None = None
 ) -> S:
     """Return a resolved config as settings. Raises InputError for a value of the wrong type or out of range."""
-    check_rules(plain, kind.root)
+    check_rules(plain, RULES[kind.root])
     for place in ("target.config", "target.draft.config", "target.draft.shape", f"target.shapes.{plain['target'].get('shape')}"):
         _check_layers(look_up(plain, place), place)
     sections = {name: _construct(section, plain[name], name) for name, section in SECTIONS.items() if name in plain}
