@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypedDict
 
@@ -29,7 +28,7 @@ class SamplingOptions(TypedDict, total=False):
     max_new_tokens: int
     min_new_tokens: int | None
     ignore_eos: bool | None
-    stop: Sequence[str] | None
+    stop: list[str] | None
 
 
 @dataclass(frozen=True)
