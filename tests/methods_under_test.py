@@ -2,6 +2,8 @@
 
 from functools import lru_cache
 
+import pytest
+
 from specbench.certify.miniature import add_noise
 from specbench.certify.miniature import build_drafter as made
 from specbench.decoding.drafter import Drafter
@@ -11,8 +13,18 @@ from specbench.setup.settings import Node
 from tests.tiny import tiny_model
 
 LABELS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+NUMBERS_ALONE = (  # tell these presets from another one, whose code is the same: all tiers try them once, the slow one fully
+    *("eagle_spec_bench", "eagle2_spec_bench", "eagle3_depth2", "eagle3_depth7", "eagle3_spec_bench", "hydra_heads_spec_bench"),
+    *("lookahead_spec_bench", "medusa_spec_bench", "medusa_typical", "pld_spec_bench", "pld_vllm", "rest_spec_bench"),
+    *("sam_eagle2_spec_bench", "self_speculative_paper", "suffix_cold", "suffix_vllm", "token_recycling_spec_bench"),
+)
 LAYERS = 2
 NOISE = 0.03  # of each weight's spread: such a draft model is right more often than not
+
+
+each_preset = pytest.mark.parametrize(
+    "label", [pytest.param(label, marks=[pytest.mark.slow] * (label in NUMBERS_ALONE)) for label in LABELS]
+)
 
 
 @lru_cache

@@ -27,7 +27,7 @@ from specbench.running.schedule import Arm, form_groups
 from tasks.question import Question
 from tests.conftest import Cli, Refuse
 from tests.fake_engine import FakeEngine
-from tests.methods_under_test import LABELS, drafter_of, target_of
+from tests.methods_under_test import drafter_of, each_preset, target_of
 from tests.tiny import prompts
 
 RUN = ("limit=5", "repeats=2", "task=[qa]", "method=[pld,sps]", "sampling.max_new_tokens=12", "check_baseline=false", "threads=1")
@@ -36,7 +36,6 @@ SHARING = (  # their rows share what was learned
     *("suffix", "suffix_tree", "suffix_vllm", "suffix_eagle2"),
 )
 COUNTS = (*PER_STEP, "output_ids", "finish_reason", "draft_forwards")
-every_method = pytest.mark.parametrize("label", LABELS)
 
 
 def decode(label: str, samplings: list[Sampling], batch: int, order: list[int] | None = None) -> list[Any]:
@@ -51,7 +50,7 @@ def decode(label: str, samplings: list[Sampling], batch: int, order: list[int] |
     return [tuple(getattr(out, name) for name in COUNTS) for out in outs]
 
 
-@every_method
+@each_preset
 @pytest.mark.parametrize("batch", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_question_in_a_batch_has_the_text_and_the_counts_that_it_has_alone(label: str, batch: int) -> None:
     samplings = [Sampling(max_new_tokens=16)] * 9
@@ -61,7 +60,7 @@ def test_a_question_in_a_batch_has_the_text_and_the_counts_that_it_has_alone(lab
     assert [one[len(PER_STEP)] for one in together] == [one[len(PER_STEP)] for one in alone], "the texts"
 
 
-@every_method
+@each_preset
 @pytest.mark.parametrize("batch", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_random_numbers_belong_to_the_question(label: str, batch: int) -> None:
     samplings = [Sampling(0.9, 0.95, max_new_tokens=16, seed=seed) for seed in range(20, 29)]
@@ -70,7 +69,7 @@ def test_random_numbers_belong_to_the_question(label: str, batch: int) -> None:
         assert together == alone
 
 
-@every_method
+@each_preset
 def test_questions_that_end_early_and_groups_in_another_order_change_no_count(label: str) -> None:
     """Ten questions, seven at a time, which end at their own stop tokens: after 1 to 40 tokens."""
     free = [Sampling(max_new_tokens=40)] * 10
@@ -86,7 +85,7 @@ def test_questions_that_end_early_and_groups_in_another_order_change_no_count(la
         assert others == [alone[place] for place in order]
 
 
-@every_method
+@each_preset
 def test_most_of_a_group_ends_at_its_first_token_in_a_later_turn(label: str) -> None:
     """The drafter's store has been laid out by an earlier turn, and nothing has been written to it in this one."""
     drafter = drafter_of(label, "llama")

@@ -19,7 +19,7 @@ from specbench.errors import InputError
 from specbench.models import forwards
 from specbench.models.forwards import Choice, Shape, choose_forward
 from tests import fake_graph
-from tests.methods_under_test import LABELS, LAYERS, drafter_of
+from tests.methods_under_test import LAYERS, drafter_of, each_preset
 from tests.tiny import VOCABULARY, prompts, tiny_model
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def decode(label: str, architecture: str, kind: Kind, sampling: Sampling) -> lis
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("label", LABELS)
+@each_preset
 def test_graphs_decode_as_eager_forwards(label: str) -> None:
     sampling = Sampling(max_new_tokens=24)
     expected, found = (decode(label, "llama", kind, sampling) for kind in ("eager", "graph"))

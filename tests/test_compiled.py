@@ -17,7 +17,7 @@ from specbench.engine.native import Native
 from specbench.models import forwards, products
 from specbench.models.forwards import Shape, choose_forward
 from specbench.models.packed import Product, can_pack
-from tests.methods_under_test import LABELS, drafter_of, target_of
+from tests.methods_under_test import drafter_of, each_preset, target_of
 from tests.random_trees import random_tree
 from tests.test_lossless import PROMPTS, SAMPLING, expected
 from tests.test_static import list_layered
@@ -40,7 +40,7 @@ def short_context(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled_layers, "CONTEXT", 30)
 
 
-@pytest.mark.parametrize("label", LABELS)
+@each_preset
 def test_every_method_writes_the_targets_text(label: str) -> None:
     target, drafter = target_of("llama"), drafter_of(label, "llama")
     drafter.bind(target)

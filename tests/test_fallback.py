@@ -18,7 +18,7 @@ from specbench.decoding.loop import Generation, generate
 from specbench.decoding.sampling import Sampling
 from specbench.decoding.tree import DraftTree
 from specbench.errors import InputError
-from tests.methods_under_test import LABELS, draft_model_of, drafter_of, target_of
+from tests.methods_under_test import draft_model_of, drafter_of, each_preset, target_of
 from tests.tiny import NO_CONTEXT, prompts, tiny_model
 
 pytestmark = pytest.mark.full
@@ -117,7 +117,7 @@ def test_each_part_sees_its_own_hidden_states() -> None:
     assert len(both.taps) == 4 and torch.equal(three[0].hidden, hidden[:, :96]) and torch.equal(one[0].hidden, hidden[:, 96:])
 
 
-@pytest.mark.parametrize("label", LABELS)
+@each_preset
 @pytest.mark.parametrize("second", [False, True])
 def test_every_method_bears_another_beside_it(label: str, second: bool) -> None:
     """First, or second behind one that offers now and then: the text is the target's own, and both have drafted."""

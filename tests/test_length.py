@@ -19,7 +19,7 @@ from specbench.decoding.sampling import Dice, Sampling, probabilities, spread_se
 from specbench.decoding.stopping import Forbidden, StopStrings
 from specbench.models.chat import decode_whole
 from specbench.setup.compose import compose_run
-from tests.methods_under_test import LABELS, drafter_of, target_of
+from tests.methods_under_test import drafter_of, each_preset, target_of
 from tests.test_prompts import byte_tokenizer
 from tests.tiny import VOCABULARY, prompts
 
@@ -29,7 +29,6 @@ PROMPTS = prompts(9, seed=2)
 GREEDY = Sampling(max_new_tokens=MOST, min_new_tokens=LEAST, stop_token_ids=STOPS)
 SAMPLED = Sampling(0.9, 0.95, 0, MOST, STOPS, seed=3, min_new_tokens=LEAST)
 side_by_side = pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.full), 3])
-every_method = pytest.mark.parametrize("label", LABELS)
 
 
 def letters(ids: Sequence[int]) -> str:
@@ -77,7 +76,7 @@ def expect(sampling: Sampling, batch: int = 1) -> list[list[int]]:
     return [write_slowly(prompt, own) for prompt, own in zip(PROMPTS, samplings, strict=True)]
 
 
-@every_method
+@each_preset
 @side_by_side
 def test_no_stop_token_comes_early(label: str, batch: int) -> None:
     drafter = bound(label)
@@ -88,7 +87,7 @@ def test_no_stop_token_comes_early(label: str, batch: int) -> None:
     assert min(lengths) == LEAST + 1, "some stop token comes as soon as it may"
 
 
-@every_method
+@each_preset
 def test_sampled_text_has_its_least_length_too(label: str) -> None:
     drafter = bound(label)
     if not drafter.lossless:
@@ -131,7 +130,7 @@ def cut_at_text(batch: int = 1, sampling: Sampling = UNTIL) -> list[tuple[list[i
     return ends
 
 
-@every_method
+@each_preset
 @side_by_side
 def test_the_first_stop_string_ends_the_text(label: str, batch: int) -> None:
     outs = decode(bound(label), UNTIL, batch)
@@ -142,7 +141,7 @@ def test_the_first_stop_string_ends_the_text(label: str, batch: int) -> None:
     assert {reason for _, reason in cut_at_text()} == {"stop_string", "length", "eos"}
 
 
-@every_method
+@each_preset
 def test_sampled_text_ends_at_a_stop_string(label: str) -> None:
     drafter, sampling = bound(label), Sampling(0.9, 0.95, 0, MOST, (1, 7), 3, ending=StopStrings(TEXTS, letters))
     outs = decode(drafter, sampling, 3)

@@ -22,7 +22,7 @@ from specbench.drafters.network_drafter import LayerDrafter
 from specbench.engine.native import Native
 from specbench.running.baseline import open_engines
 from specbench.setup.provenance import list_attention_kernels
-from tests.methods_under_test import LABELS, LAYERS, NOISE, build_method
+from tests.methods_under_test import LABELS, LAYERS, NOISE, NUMBERS_ALONE, build_method, each_preset
 from tests.pretend_card import CARD, LEDGER, CardTensor, put_on_card, use_card, why_not
 from tests.tiny import VOCABULARY, tiny_model
 
@@ -70,11 +70,6 @@ MORE_KERNELS = {  # by draft loops, which are not captured
 }
 
 
-NUMBERS_ALONE = (  # tell these presets from another one, whose steps are the same: all tiers try them once, the slow one fully
-    *("eagle_spec_bench", "eagle2_spec_bench", "eagle3_depth2", "eagle3_depth7", "eagle3_spec_bench", "hydra_heads_spec_bench"),
-    *("lookahead_spec_bench", "medusa_spec_bench", "medusa_typical", "pld_spec_bench", "pld_vllm", "rest_spec_bench"),
-    *("sam_eagle2_spec_bench", "self_speculative_paper", "suffix_cold", "suffix_vllm", "token_recycling_spec_bench"),
-)
 each_structure = pytest.mark.parametrize(
     "label", [pytest.param(label, marks=pytest.mark.slow if label in NUMBERS_ALONE else pytest.mark.full) for label in LABELS]
 )
@@ -134,7 +129,7 @@ def watch_steps(steps: list[Step]) -> Iterator[None]:
 
 @pytest.mark.full
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("label", LABELS)
+@each_preset
 def test_card_decodes_as_the_cpu_and_greedy_steps_keep_their_budget(label: str, sampling: Sampling) -> None:
     expected, _ = run(label, sampling, on_card=False)
     found, steps = run(label, sampling, on_card=True)

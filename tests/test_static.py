@@ -17,7 +17,7 @@ from specbench.decoding.loop import generate
 from specbench.decoding.runner import Kind
 from specbench.decoding.tree import DraftTree
 from specbench.drafters.network_drafter import LayerDrafter
-from tests.methods_under_test import LABELS, drafter_of, target_of
+from tests.methods_under_test import drafter_of, each_preset, target_of
 from tests.random_trees import random_tree
 from tests.test_lossless import PROMPTS, SAMPLING, expected, on_architectures
 from tests.tiny import ARCHITECTURES, tiny_language_model
@@ -39,7 +39,7 @@ def running(models: Sequence[LanguageModel | LayerDrafter], kind: Kind) -> Itera
         model.runner.kind = "eager"
 
 
-@pytest.mark.parametrize("label", LABELS)
+@each_preset
 @on_architectures(pytest.mark.slow)
 def test_every_method_writes_the_targets_text(architecture: str, label: str) -> None:
     target, drafter = target_of(architecture), drafter_of(label, architecture)
