@@ -270,7 +270,7 @@ def test_a_run_from_any_folder_gives_frames_and_a_page(
     assert len(more.trials) == 4, "the run is extended"
     assert more.trials["text"].isna().sum() == 2, "texts are those of the first repeat"
     run("suite.per_task=2", **QUICK, target=own, sampling={"max_new_tokens": 8}, out=tmp_path / "shown", progress=True)
-    assert "shown: 2 turns" in capfd.readouterr().out
+    assert "shown: 2 turns" in capfd.readouterr().err, "progress is said where the command line says it"
 
 
 def test_a_finished_run_opens_and_what_is_none_is_refused(tmp_path: Path) -> None:
