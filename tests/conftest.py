@@ -64,6 +64,12 @@ def own_logging() -> Iterator[None]:
     logging.root.handlers[:] = before
 
 
+@pytest.fixture(autouse=True)
+def no_stage_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, no stage of a job is named on stderr, unless a test asks for it."""
+    monkeypatch.setattr("specbench.running.progress.NAMED_AFTER", float("inf"))
+
+
 class Driver:
     """A fake pynvml with one GPU, which gives the answers in `answers`; an unknown function or argument fails the test."""
 

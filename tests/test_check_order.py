@@ -93,7 +93,7 @@ def test_what_needs_no_device_does_not_wait_for_it(command: list[str], expected:
         ["run", "task=[royal]"],
         ["run", "suite=jsonl", "suite.path=nowhere"],
         ["run", "suite.per_task=x"],
-        ["run", "out=conf"],
+        ["run", "out=docs"],
         ["run", "sampling.top_p=1e-300"],
         ["run", "--config-dir", "nowhere"],
         ["certify", "draws=1"],

@@ -157,4 +157,4 @@ def test_standard_output_in_ascii(stored: Path, tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "specbench", *command], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
-        assert done.returncode == 0 and done.stdout.isascii() and not done.stderr, done.stderr
+        assert done.returncode == 0 and done.stdout.isascii() and done.stderr.isascii(), done.stderr

@@ -27,7 +27,7 @@ _specbench() {
 compdef _specbench specbench"""
 
 FISH = """\
-# specbench's completion: specbench completion fish | source
+# specbench's completion: specbench completion fish > ~/.config/fish/completions/specbench.fish
 function __specbench_complete
     set -l found (specbench completion fish (commandline -cp | string collect) 2>/dev/null | string trim -r)
     if test (count $found) -gt 0

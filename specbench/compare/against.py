@@ -27,8 +27,8 @@ def run_both(ref: str, overrides: Sequence[str], config_dir: Path | None) -> Pat
     settings = compose_run([*overrides, f"engine=[native,{REFERENCE_ENGINE}]"], config_dir)
     check_single_run(settings, overrides, "compare --against")
     start_log(settings.log)
-    say(screen, describe_paired_power(len({BASELINE, *settings.method})))
     with _check_out(ref) as root:
+        say(screen, describe_paired_power(len({BASELINE, *settings.method})))
         other = [override for override in overrides if override.partition("=")[0] not in HERE]
         folder = str(config_dir.resolve()) if config_dir else None
         settings = settings.with_engine(REFERENCE_ENGINE, root=str(root), overrides=other, config_dir=folder)

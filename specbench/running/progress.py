@@ -17,7 +17,7 @@ from specbench.errors import RECORD, escape_controls
 from specbench.records.trial import BASELINE, QuestionId, Trial
 
 D = TypeVar("D", bound="Display")
-NAMED_AFTER = 5.0  # seconds after which a stage is named outside a terminal; most are over before
+NAMED_AFTER = 10.0  # seconds after which a stage is named outside a terminal; most are over before
 
 
 class Screen(Console):
