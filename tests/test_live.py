@@ -43,14 +43,14 @@ def run(tmp_path: Path) -> RunDirectory:
 @pytest.fixture
 def server(run: RunDirectory, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", SERVER, str(run.path), str(tmp_path / "out")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
 
 
 def read_address(server: subprocess.Popen[str]) -> str:
-    assert server.stdout is not None
-    found = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())
+    assert server.stderr is not None
+    found = re.search(r"http://127\.0\.0\.1:\d+/", server.stderr.readline())
     assert found
     return found[0]
 
