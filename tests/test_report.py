@@ -314,14 +314,14 @@ def test_a_headline_names_those_that_may_be_the_fastest_too(tmp_path: Path) -> N
 def test_a_headline_never_calls_a_slower_method_the_fastest(tmp_path: Path) -> None:
     slow = write_run(tmp_path / "slow", made_up_trials({"pld": 0.01}, TASKS))
     html = render_report([slow.path], tmp_path / "out").page.read_text()
-    assert "No method is faster than autoregressive decoding. The nearest to it is pld, 0.8" in html and "Fastest" not in html
+    assert "No method is faster than autoregressive decoding." in html and "Fastest" not in html
 
 
 def test_a_headline_says_if_the_fastest_may_be_no_faster(tmp_path: Path) -> None:
     times = {"autoregressive": (1.0, 1.0), "pld": (0.8, 1.2)}  # seconds on odd and even questions
     trials = [trial(name, [1] * 4, times[name][q % 2], question_id=q) for q in range(8) for name in times]
     html = render_report([write_run(tmp_path / "even", trials).path], tmp_path / "out").page.read_text()
-    assert "No method is significantly faster than autoregressive decoding. Fastest: pld, 1.02" in html
+    assert re.search(r"Fastest: pld, 1\.02 \[.*\] times autoregressive decoding\. Its interval includes 1\.", html)
 
 
 def test_a_yardstick_is_marked(tmp_path: Path) -> None:
@@ -369,5 +369,5 @@ def test_a_task_may_be_called_like_a_column(tmp_path: Path, task: str) -> None:
         header
         == f"| method | {first_task} | {second_task} | overall | rank | mean accepted tokens | tokens/s | identical | lossless |"
     )
-    assert first.startswith("| autoregressive | 1.00 | 1.00 | 1.00 |") and second.startswith("| pld | ")
+    assert first.startswith("| pld | ") and second.startswith("| autoregressive | 1.00 | 1.00 | 1.00 |")
     assert tables.format_latex(summary).count("&") == 3 * 8, "a header and two methods"
