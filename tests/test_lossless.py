@@ -18,7 +18,7 @@ from specbench.decoding.tree import DraftTree
 from specbench.decoding.verify import SamplingVerifier
 from specbench.drafters.yardstick import Yardstick
 from specbench.setup.compose import compose_run
-from tests.methods_under_test import LABELS, drafter_of, target_of
+from tests.methods_under_test import LABELS, NUMBERS_ALONE, drafter_of, target_of
 from tests.tiny import ARCHITECTURES, prompts
 
 SAMPLING = Sampling(max_new_tokens=20, stop_token_ids=(1, 7))
@@ -33,7 +33,19 @@ def on_architectures(tier: pytest.MarkDecorator) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("architecture", [first, *(pytest.param(other, marks=tier) for other in others)])
 
 
-every_architecture = on_architectures(pytest.mark.full)
+def tier(label: str) -> pytest.MarkDecorator:
+    """The tier in which a method is tried on further architectures."""
+    return pytest.mark.slow if label in NUMBERS_ALONE else pytest.mark.full
+
+
+every_pair = pytest.mark.parametrize(
+    ("architecture", "label"),
+    [
+        pytest.param(architecture, label, marks=[tier(label)] * (architecture != ARCHITECTURES[0]))
+        for architecture in ARCHITECTURES
+        for label in LABELS
+    ],
+)
 every_architecture_batched = on_architectures(pytest.mark.slow)
 every_method = pytest.mark.parametrize("label", LABELS)
 
@@ -76,8 +88,7 @@ def counts(out: Generation) -> tuple[object, ...]:
     return (out.output_ids, out.finish_reason, out.drafted, out.nodes, out.depth, out.accepted, out.committed)
 
 
-@every_method
-@every_architecture
+@every_pair
 def test_one_sequence_at_a_time(architecture: str, label: str) -> None:
     drafter, outs = decoded_in_order(label, architecture)
     for prompt, out, tokens in zip(PROMPTS, outs, expected(architecture), strict=True):
@@ -108,8 +119,7 @@ def drawn_autoregressively(architecture: str) -> list[list[int]]:
     return [out.output_ids for out in decoded(plain, PROMPTS[:SOME], BATCH, SAMPLED)]
 
 
-@every_method
-@every_architecture
+@every_pair
 def test_sampled_text_is_the_same_with_the_same_random_numbers(architecture: str, label: str) -> None:
     """Of every method whose drafts are not drawn; those that are say so, and say what from."""
     drafter = drafter_of(label, architecture)
