@@ -341,6 +341,6 @@ def test_a_strangers_class_is_never_imported(made: Path, tmp_path: Path) -> None
 def test_verify_says_no_in_one_line(made: Path, cli: Cli, tmp_path: Path) -> None:
     path = forge(made, tmp_path / "forged.zip", change_rows(TRIALS, shift_count))
     status, out, err = cli("verify", str(path))
-    assert (status, out) == (1, "") and err.count("\n") == 1 and "replayed turns take other steps" in err
+    assert (status, err) == (1, "") and out.count("\n") == 1 and "replayed turns take other steps" in out
     status, out, _ = cli("verify", "--json", str(path))
     assert status == 1 and json.loads(out)["holds"] is False

@@ -235,5 +235,5 @@ def test_the_shipped_target_at_100m_writes_its_own_tokens() -> None:
 def test_what_does_not_fit_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "get_free_memory", lambda device: 10**9)
     shape: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "target" / "mini.yaml").shapes["7b"])
-    with pytest.raises(InputError, match=r"6.7 billion weights need 13.5 GB on cpu as float16, where 1.0 GB are free"):
+    with pytest.raises(InputError, match=r"6.7 billion weights need 13.5 GB on cpu as float16; 1.0 GB are free"):
         models.load_model(str(SHIPPED), dtype="float16", device="cpu", shape=shape)

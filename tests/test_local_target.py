@@ -29,7 +29,7 @@ def test_a_path_alone_is_a_local_target(tmp_path: Path) -> None:
 def test_a_run_says_what_is_left_out(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     small = ["limit=1", "repeats=1", "task=[qa]", "sampling.max_new_tokens=4", "check_baseline=false"]
     out = cli("run", f"target.path={tiny.target}", "target.dtype=float32", *small, f"out={tmp_path / 'run'}")
-    assert (out.status, out.err) == (0, "specbench: notice: sps is left out: it needs a draft model: target.draft.path=FOLDER\n")
+    assert out.status == 0 and out.err.startswith("notice: sps is left out: it needs a draft model: target.draft.path=FOLDER\n")
 
 
 def test_names_come_from_hub_ids_and_folders() -> None:

@@ -145,7 +145,7 @@ def test_the_command_gives_notice(cli: Cli, refuse: Refuse, tmp_path: Path) -> N
     (tmp_path / "mt.jsonl").write_text(QUESTIONS)
     files = ["ea.jsonl", "--baseline", "base.jsonl", "--questions", "mt.jsonl"]
     out = cli("import", *files, "--out", "run")
-    assert out.status == 0 and out.err.count("specbench: notice: ") == 2, out.err
+    assert out.status == 0 and out.err.count("notice: ") == 2, out.err
     assert {trial.category for trial in read_run(tmp_path / "run").trials} == {"writing"}
     assert refuse("import", *files[:4], "no.jsonl", "--out", "other") == "no.jsonl: cannot be read: no such file"
 

@@ -92,7 +92,7 @@ def test_every_kind_passes_the_self_test(kind: str, save: Save) -> None:
 def test_one_line_runs_a_sharded_folder(save: Save, cli: Cli, tmp_path: Path) -> None:
     folder = save("qwen3", shard="60KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
-    status, _, err = cli("run", f"target.path={folder}", *RUN, "out=run")
+    status, _, err = cli("run", "-q", f"target.path={folder}", *RUN, "out=run")
     assert (status, err) == (0, "")
     assert {trial.method for trial in read_run(tmp_path / "run").trials} == {"autoregressive", "pld"}
 

@@ -272,7 +272,7 @@ def test_what_was_trained_can_be_run(tiny: Tiny, cli: Cli, tmp_path: Path) -> No
     [
         (["method=pld"], "method=pld: has neither weights to train nor a skip set to search for"),
         (["method=p_eagle"], "PEagle cannot be trained here; expected a published checkpoint"),
-        (["search.trials=3"], "search.trials=3: medusa is trained; expected only batch_tokens, "),
+        (["search.trials=3"], "search.trials=3: has no effect, since medusa is trained; expected only batch_tokens, "),
         (["method=self_speculative", "search.trials=0"], "search.trials=0: expected a whole number, at least 1"),
         (
             ["method=self_speculative", "search.trails=3"],
@@ -298,7 +298,7 @@ def test_mistakes_get_one_line(tiny: Tiny, cli: Cli, tmp_path: Path, more: list[
     given = [
         override for override in overrides(tiny, tmp_path / "out", method) if override.split("=")[0] != more[0].split("=")[0]
     ]
-    outcome = cli("train", *given, *more)
+    outcome = cli("train", "-q", *given, *more)
     assert outcome.status == 2 and outcome.err.count("\n") == 1 and message in outcome.err, outcome.err
 
 

@@ -113,7 +113,7 @@ def test_an_allocator_that_fails_is_one_line(tiny: Tiny, cli: Cli, tmp_path: Pat
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried")
 
     monkeypatch.setattr("specbench.training.trainer.build_lesson", fail)
-    outcome = cli("train", *overrides(tiny, tmp_path / "out", "medusa"))
+    outcome = cli("train", "-q", *overrides(tiny, tmp_path / "out", "medusa"))
     assert outcome.status == 2 and outcome.err.count("\n") == 1
     expected = "batch_tokens=1024: the memory of cpu ran out; expected fewer tokens, and a new out"
     assert outcome.err.startswith(f"specbench: {expected}"), outcome.err
