@@ -159,7 +159,7 @@ def test_a_run_says_what_it_needs_and_plan_shows_it(tiny: Tiny, cli: Cli, monkey
     assert status == 0, err
     line = next(line for line in err.splitlines() if line.startswith("memory: "))
     assert " free: target " in line and "sps " in line
-    assert any(line.startswith("time: about ") for line in err.splitlines())
+    assert any(line.startswith("time: at most about ") for line in err.splitlines())
     status, out, err = cli("plan", *small)
     assert status == 0 and "in a turn" in out and " at once, of " in out and "sps" in out, err
 

@@ -91,9 +91,9 @@ def test_quiet_says_nothing_but_records_it(tmp_path: Path) -> None:
 
 def test_a_long_run_says_how_to_stop_and_resume_it() -> None:
     stopping = "Ctrl-C keeps what is done, the same command resumes"
-    assert format_time(34.2, stopping)[0] == f"time: about 34 minutes; {stopping}"
-    assert format_time(300, stopping)[0] == f"time: about 5.0 hours; {stopping}"
-    assert format_time(2.5, stopping)[0] == "time: about 2.5 minutes"
+    assert format_time(34.2, stopping)[0] == f"time: at most about 34 minutes; {stopping}"
+    assert format_time(300, stopping)[0] == f"time: at most about 5.0 hours; {stopping}"
+    assert format_time(2.5, stopping)[0] == "time: at most about 2.5 minutes"
 
 
 def test_a_resumed_run_counts_what_is_left(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def format_need(need: RunNeed, free: int) -> list[str]:
 def format_time(minutes: float, stopping: str) -> list[str]:
     """Return what a run says of its time at its start; of a long one, what Ctrl-C does."""
     remedy = f"; {stopping}" if stopping and minutes > LONG else ""
-    return [f"time: about {_format_minutes(minutes)}{remedy}", f"estimated {ASSUMED}"]
+    return [f"time: at most about {_format_minutes(minutes)}{remedy}", f"estimated {ASSUMED}"]
 
 
 def _describe(need: Need) -> str:
