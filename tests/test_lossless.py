@@ -46,7 +46,6 @@ every_pair = pytest.mark.parametrize(
         for label in LABELS
     ],
 )
-every_architecture_batched = on_architectures(pytest.mark.slow)
 every_method = pytest.mark.parametrize("label", LABELS)
 
 
@@ -101,8 +100,9 @@ def test_one_sequence_at_a_time(architecture: str, label: str) -> None:
         assert accepted > 0 and some, f"{accepted} of {drafted} drafted tokens: only partial acceptance shows errors"
 
 
+@pytest.mark.slow  # test_batches.py compares three on the first architecture
 @every_method
-@every_architecture_batched
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_three_sequences_side_by_side(architecture: str, label: str) -> None:
     """The same tokens; the same counts too where nothing outlives a turn."""
     drafter, alone = decoded_in_order(label, architecture)

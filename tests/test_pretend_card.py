@@ -128,7 +128,7 @@ def watch_steps(steps: list[Step]) -> Iterator[None]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", [GREEDY, pytest.param(SAMPLED, marks=pytest.mark.slow)], ids=["greedy", "sampled"])
 @each_preset
 def test_card_decodes_as_the_cpu_and_greedy_steps_keep_their_budget(label: str, sampling: Sampling) -> None:
     expected, _ = run(label, sampling, on_card=False)

@@ -147,6 +147,7 @@ def written(*overrides: str) -> dict[str, list[tuple[list[int], list[int], list[
     return found
 
 
+@pytest.mark.slow  # test_trained_drafters.py expands each drafter
 def test_expanded_every_method_writes_drafts_and_accepts_the_same() -> None:
     small = written()
     large = written("target.shape=x", f"+target.shapes.x={SHAPE}", f"+target.draft_shapes.x={DRAFT}")
